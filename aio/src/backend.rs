@@ -1,0 +1,429 @@
+//! The narrow waist between the store and the machine: files, asynchronous operations, time and randomness.
+//!
+//! Two implementations stand behind it: `NativeBackend` (Linux) and `SimBackend` (a simulated disk). Nothing above
+//! this trait touches a file, a clock or a random number in any other way, so a run over the simulated disk replays
+//! from its seed.
+//!
+//! # What a crash may do
+//! *Process crash*: the process dies, the machine lives. Everything that was completed is kept, in
+//! order; operations in flight may or may not happen. *Power cut*: volatile caches are lost as well. For each method
+//! the documentation says what a power cut may leave of its effect. A sector is 512 bytes and is never torn itself.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::buf::Buf;
+use crate::error::{Errno, Error, Result};
+
+/// Bytes that a device writes whole or not at all.
+pub const SECTOR_BYTES: usize = 512;
+
+/// How [`Backend::open`] opens a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// An existing file, for reading.
+    Read,
+    /// An existing file, for reading and writing.
+    Write,
+    /// A new file, for reading and writing; fails with [`Errno::EXISTS`] if the name is taken.
+    Create,
+}
+
+/// What direct I/O on a file needs. Both are powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alignment {
+    /// Of buffer addresses, in bytes; at most [`Buf::ALIGN`].
+    pub memory_bytes: usize,
+    /// Of file offsets and lengths, in bytes.
+    pub offset_bytes: usize,
+}
+
+/// A counted handle to an open file. The file is closed with the last clone; an operation in flight holds one.
+#[derive(Clone)]
+pub struct File(Arc<FileInner>);
+
+struct FileInner {
+    path: Box<Path>,
+    alignment: Alignment,
+    direct: bool,
+    body: FileBody,
+}
+
+/// What a backend keeps in a handle.
+#[derive(Debug)]
+pub(crate) enum FileBody {
+    /// An open descriptor.
+    Native(OwnedFd),
+    /// An inode number of the simulated disk.
+    Sim(u64),
+}
+
+impl File {
+    pub(crate) fn new(path: &Path, alignment: Alignment, direct: bool, body: FileBody) -> File {
+        File(Arc::new(FileInner { path: path.into(), alignment, direct, body }))
+    }
+
+    /// The path that it was opened with.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// What reads and writes must be aligned to.
+    #[must_use]
+    pub fn alignment(&self) -> Alignment {
+        self.0.alignment
+    }
+
+    /// Whether I/O bypasses the page cache. False where the file system has no direct I/O: everything works, but
+    /// submitting may block.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.0.direct
+    }
+
+    pub(crate) fn body(&self) -> &FileBody {
+        &self.0.body
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "File({})", self.path().display())
+    }
+}
+
+/// What an [`Operation`] does.
+#[derive(Debug)]
+pub enum Action {
+    /// Fill the buffer from `offset`. Short at the end of the file.
+    Read {
+        /// First byte in the file.
+        offset: u64,
+        /// Filled up to its length.
+        buf: Buf,
+    },
+    /// Write the whole buffer at `offset`.
+    ///
+    /// *Power cut*: until a sync that was issued after the completion was reaped, any subset of its sectors is on
+    /// stable media, whatever was submitted in which order.
+    Write {
+        /// First byte in the file.
+        offset: u64,
+        /// The bytes.
+        buf: Buf,
+    },
+    /// As `Write`, and complete only when the bytes are on stable media (`RWF_DSYNC`).
+    WriteDurable {
+        /// First byte in the file.
+        offset: u64,
+        /// The bytes.
+        buf: Buf,
+    },
+    /// Make every write to the file that completed before this was submitted durable (`IOCB_CMD_FDSYNC`).
+    Sync,
+}
+
+/// One asynchronous operation: it owns its buffer and its file until its [`Completion`] is reaped.
+#[derive(Debug)]
+pub struct Operation {
+    /// Chosen by the caller, returned in the completion.
+    pub token: u64,
+    /// The file it works on.
+    pub file: File,
+    /// What to do.
+    pub action: Action,
+}
+
+impl Operation {
+    /// The name for errors and traces.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self.action {
+            Action::Read { .. } => "read",
+            Action::Write { .. } => "write",
+            Action::WriteDurable { .. } => "durable write",
+            Action::Sync => "sync",
+        }
+    }
+
+    /// Where in the file it works, in bytes; 0 for a sync.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        match self.action {
+            Action::Read { offset, .. }
+            | Action::Write { offset, .. }
+            | Action::WriteDurable { offset, .. } => offset,
+            Action::Sync => 0,
+        }
+    }
+
+    /// How many bytes it moves when it succeeds; 0 for a sync.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        match &self.action {
+            Action::Read { buf, .. } | Action::Write { buf, .. } | Action::WriteDurable { buf, .. } => {
+                buf.len()
+            }
+            Action::Sync => 0,
+        }
+    }
+
+    /// Gives the buffer back; an empty one for a sync.
+    #[must_use]
+    pub fn into_buf(self) -> Buf {
+        match self.action {
+            Action::Read { buf, .. } | Action::Write { buf, .. } | Action::WriteDurable { buf, .. } => buf,
+            Action::Sync => Buf::zeroed(0),
+        }
+    }
+}
+
+/// A finished operation, with its buffer.
+#[derive(Debug)]
+pub struct Completion {
+    /// What was submitted.
+    pub operation: Operation,
+    /// Bytes moved, or what the kernel said.
+    pub result: std::result::Result<usize, Errno>,
+}
+
+impl Completion {
+    /// The operation, if every byte was moved; else the error, with file, offset and counts.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if the operation failed, [`Error::Short`] if it moved fewer bytes than asked for.
+    pub fn whole(self) -> Result<Operation> {
+        let expected = self.operation.len_bytes();
+        let (call, path, offset) =
+            (self.operation.name(), self.operation.file.path().to_owned(), self.operation.offset());
+        match self.result {
+            Ok(found) if found == expected => Ok(self.operation),
+            Ok(found) => Err(Error::Short { call, path, offset, expected, found }),
+            Err(errno) => Err(Error::Os { call, path, offset, len_bytes: expected, errno }),
+        }
+    }
+}
+
+/// Why [`Queue::wait`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// At least as many completions as asked for.
+    Completed,
+    /// Somebody called [`Waker::wake`].
+    Woken,
+    /// The deadline passed.
+    TimedOut,
+    /// A signal handler of the application ran on this thread.
+    Interrupted,
+}
+
+/// Wakes the thread that waits on a [`Queue`]; a wake that comes before the wait ends the next wait at once.
+pub trait WakeUp: Send + Sync + fmt::Debug {
+    /// Wakes the waiter. Cheap, callable from any thread, never blocks.
+    fn wake(&self);
+}
+
+/// A context of asynchronous I/O, used by one thread at a time. Dropping it waits for everything in flight.
+pub trait Queue: Send + fmt::Debug {
+    /// Hands operations from the front of `operations` to the kernel, as many as it takes; the rest stays.
+    ///
+    /// Returns how many were taken. 0 means that no slot is free: reap first. A misaligned operation is taken and
+    /// completes with [`Errno::INVALID`]. Operations of one call may be executed in any order.
+    ///
+    /// # Errors
+    /// The operation at the front was refused (it stays at the front), or the context is dead.
+    fn submit(&mut self, operations: &mut std::collections::VecDeque<Operation>) -> Result<usize>;
+
+    /// Reaps completions into `completions`, in the order in which they arrive.
+    ///
+    /// Returns when at least `at_least` were reaped (`0`: without waiting), on a wake-up, at the `deadline` (a
+    /// reading of [`Backend::now`]; `None`: never), or after a signal handler ran. Whatever had completed by then was
+    /// reaped, also when it returns for another reason. Waiting for more than is in flight waits for a wake-up.
+    ///
+    /// # Errors
+    /// The context is dead.
+    fn wait(
+        &mut self,
+        at_least: usize,
+        deadline: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> Result<Wake>;
+
+    /// Operations submitted and not yet reaped.
+    fn in_flight(&self) -> usize;
+
+    /// The most that can be in flight.
+    fn capacity(&self) -> usize;
+
+    /// A handle that ends a [`Queue::wait`] from another thread.
+    fn waker(&self) -> Arc<dyn WakeUp>;
+}
+
+/// Memory shared with a file: it survives the death of the process, and what of it survives a power cut is anybody's
+/// guess until the file is synced.
+///
+/// Words are read and written as relaxed atomics, so overlapping access from several threads is defined (and gives
+/// any mixture of the bytes); ordering comes from the caller's own atomics.
+pub trait SharedMap: Send + Sync + fmt::Debug {
+    /// Its size in bytes.
+    fn len_bytes(&self) -> usize;
+
+    /// Copies `bytes` to `offset`. Both are multiples of 8.
+    ///
+    /// *Power cut*: each sector is either as it was last synced, or holds any later state.
+    ///
+    /// # Panics
+    /// If misaligned or out of range.
+    fn write(&self, offset: usize, bytes: &[u8]);
+
+    /// Copies from `offset` into `into`. Both are multiples of 8.
+    ///
+    /// # Panics
+    /// If misaligned or out of range.
+    fn read(&self, offset: usize, into: &mut [u8]);
+
+    /// Whether it is really shared with the file. False where a shared mapping is not safe (copy-on-write, network
+    /// or buffered-only file systems): then it is anonymous and dies with the process.
+    fn is_shared(&self) -> bool;
+}
+
+/// What a directory entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Size in bytes; 0 for a directory.
+    pub size_bytes: u64,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+}
+
+/// Held while a store is open; dropping it releases the lock.
+pub trait Lock: Send + Sync + fmt::Debug {}
+
+/// The machine: file system, asynchronous I/O, clock, randomness.
+pub trait Backend: Send + Sync + fmt::Debug + 'static {
+    /// A new context with room for `slots` operations in flight. Contexts are long-lived: making and dropping one
+    /// can cost tens of milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Slots`] when the machine's limit is reached.
+    fn queue(&self, slots: usize) -> Result<Box<dyn Queue>>;
+
+    /// Opens a file for direct I/O where the file system has it.
+    ///
+    /// *Power cut*: a created name is gone, or there, until its directory is synced, whatever is done to the file.
+    ///
+    /// # Errors
+    /// [`Errno::NOT_FOUND`], [`Errno::EXISTS`], [`Errno::ACCESS`], [`Errno::TOO_MANY_FILES`] and others.
+    fn open(&self, path: &Path, mode: OpenMode) -> Result<File>;
+
+    /// The current size of the file in bytes.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn size_bytes(&self, file: &File) -> Result<u64>;
+
+    /// Makes every completed write to the file, and its size, durable (`fdatasync`). After an error nothing is known
+    /// about any earlier un-synced write, and a second call that succeeds proves nothing: never retry.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn sync(&self, file: &File) -> Result<()>;
+
+    /// Reserves space up to `len_bytes` and makes the file at least that long; new bytes read as zeros.
+    ///
+    /// *Power cut*: the size is old or new until synced.
+    ///
+    /// # Errors
+    /// [`Errno::NO_SPACE`] and others; part of the space may have been reserved.
+    fn allocate(&self, file: &File, len_bytes: u64) -> Result<()>;
+
+    /// Cuts the file to `len_bytes`.
+    ///
+    /// *Power cut*: the size is old or new until synced.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn truncate(&self, file: &File, len_bytes: u64) -> Result<()>;
+
+    /// Renames, replacing an existing target atomically.
+    ///
+    /// *Power cut*: done or not done until the directory is synced; never neither name nor both.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// Makes a second name for a file (`link`).
+    ///
+    /// *Power cut*: there or not until the directory is synced.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn link(&self, from: &Path, to: &Path) -> Result<()>;
+
+    /// Removes a file's name; open handles keep working.
+    ///
+    /// *Power cut*: the name may be back until the directory is synced.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn remove(&self, path: &Path) -> Result<()>;
+
+    /// The names in a directory, sorted.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn list(&self, dir: &Path) -> Result<Vec<String>>;
+
+    /// What stands at a path; `None` if nothing does.
+    ///
+    /// # Errors
+    /// The call failed for another reason than absence.
+    fn stat(&self, path: &Path) -> Result<Option<Stat>>;
+
+    /// Makes a directory; its parent must exist.
+    ///
+    /// *Power cut*: gone or there until the parent is synced.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn make_dir(&self, path: &Path) -> Result<()>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// The call failed.
+    fn sync_dir(&self, path: &Path) -> Result<()>;
+
+    /// Takes the exclusive lock of a store through the file `path` (made if absent), and notes this process's pid in
+    /// it. The lock goes with the process.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with the holder's pid, also when the holder is this process.
+    fn lock(&self, path: &Path) -> Result<Box<dyn Lock>>;
+
+    /// Maps the first `len_bytes` of a file that is at least that long and already written.
+    ///
+    /// # Errors
+    /// The mapping failed.
+    fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>>;
+
+    /// Time since some fixed moment; never goes back.
+    fn now(&self) -> Duration;
+
+    /// A random number; seeded in the simulation, from the kernel otherwise.
+    fn random(&self) -> u64;
+
+    /// Sleeps this thread, at most for `duration`.
+    fn park(&self, duration: Duration);
+
+    /// An error if this process is a fork of the one that made the backend. A few nanoseconds.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    fn check_fork(&self) -> Result<()>;
+}

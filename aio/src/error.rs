@@ -1,0 +1,150 @@
+//! What can go wrong below the store: one cloneable error that names the call, the file and the place in it.
+//!
+//! A group commit fails many waiters with the same cause, so the error is `Clone`; the operating system's code is
+//! kept as a plain number.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An `errno` value of the kernel, always positive.
+///
+/// libaio and the raw system calls report `-errno`; this crate turns that into `Err(Errno)` at the one place where
+/// the kernel's answer is read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Input or output error: the device failed.
+    pub const IO: Errno = Errno(libc::EIO);
+    /// No space left on the device.
+    pub const NO_SPACE: Errno = Errno(libc::ENOSPC);
+    /// No such file or directory.
+    pub const NOT_FOUND: Errno = Errno(libc::ENOENT);
+    /// The file exists.
+    pub const EXISTS: Errno = Errno(libc::EEXIST);
+    /// Permission denied.
+    pub const ACCESS: Errno = Errno(libc::EACCES);
+    /// Try again: no slot, or a resource limit.
+    pub const AGAIN: Errno = Errno(libc::EAGAIN);
+    /// Interrupted by a signal.
+    pub const INTERRUPTED: Errno = Errno(libc::EINTR);
+    /// Invalid argument; for direct I/O usually a misaligned offset, length or buffer.
+    pub const INVALID: Errno = Errno(libc::EINVAL);
+    /// Read-only file system.
+    pub const READ_ONLY: Errno = Errno(libc::EROFS);
+    /// The call is not implemented by this kernel.
+    pub const NOT_IMPLEMENTED: Errno = Errno(libc::ENOSYS);
+    /// Too many open files in this process.
+    pub const TOO_MANY_FILES: Errno = Errno(libc::EMFILE);
+
+    /// The `errno` of the last failed system call of this thread.
+    #[must_use]
+    pub fn last() -> Errno {
+        Errno::from(&std::io::Error::last_os_error())
+    }
+
+    /// The kind that `std::io` gives this code.
+    #[must_use]
+    pub fn kind(self) -> std::io::ErrorKind {
+        std::io::Error::from_raw_os_error(self.0).kind()
+    }
+}
+
+impl From<&std::io::Error> for Errno {
+    fn from(error: &std::io::Error) -> Errno {
+        Errno(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl From<rustix::io::Errno> for Errno {
+    fn from(errno: rustix::io::Errno) -> Errno {
+        Errno(errno.raw_os_error())
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Errno({self})")
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&std::io::Error::from_raw_os_error(self.0), f)
+    }
+}
+
+/// An error of the I/O layer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A call or an operation failed.
+    #[error("{call} {} at offset {offset}, {len_bytes} bytes: {errno}", path.display())]
+    Os {
+        /// The system call or operation.
+        call: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Where in the file, in bytes; 0 where that means nothing.
+        offset: u64,
+        /// How many bytes were asked for; 0 where that means nothing.
+        len_bytes: usize,
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// A read or write moved fewer bytes than asked for.
+    #[error("{call} {} at offset {offset}: {found} of {expected} bytes", path.display())]
+    Short {
+        /// The operation.
+        call: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Where in the file, in bytes.
+        offset: u64,
+        /// Bytes asked for.
+        expected: usize,
+        /// Bytes moved.
+        found: usize,
+    },
+    /// Another open of the same directory holds its lock.
+    #[error("{} is locked by {}", path.display(), match pid { Some(pid) => format!("process {pid}"), None => "another process".to_owned() })]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The holder, if it could be read.
+        pid: Option<u32>,
+    },
+    /// The kernel has no asynchronous I/O slots left.
+    #[error("no AIO slots left for a context of {slots} operations: raise fs.aio-max-nr (sysctl)")]
+    Slots {
+        /// The slots asked for.
+        slots: usize,
+    },
+    /// This handle belongs to the parent process.
+    #[error("this process is a fork: open the store again, the handles of the parent do not work here")]
+    Forked,
+    /// The simulated machine has lost power; nothing works any more. Only the simulated disk returns it.
+    #[error("the simulated machine has crashed")]
+    Crashed,
+}
+
+impl Error {
+    /// An [`Error::Os`] for a call on a path as a whole.
+    #[must_use]
+    pub fn call(call: &'static str, path: &Path, errno: impl Into<Errno>) -> Error {
+        Error::Os { call, path: path.to_owned(), offset: 0, len_bytes: 0, errno: errno.into() }
+    }
+
+    /// What the kernel said, if it was the kernel.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Error::Os { errno, .. } => Some(*errno),
+            Error::Slots { .. } => Some(Errno::AGAIN),
+            _ => None,
+        }
+    }
+}

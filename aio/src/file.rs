@@ -1,0 +1,104 @@
+//! Whole reads, whole writes and zero-filled files on top of a [`Queue`]: what a caller without anything better to do
+//! meanwhile wants.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use crate::backend::{Action, Backend, Completion, File, OpenMode, Operation, Queue};
+use crate::buf::Buf;
+use crate::error::Result;
+
+/// Bytes of one write when a file is filled with zeros.
+const ZERO_CHUNK_BYTES: usize = 1 << 20;
+
+/// Runs operations to their end and returns their completions in the order of their tokens.
+///
+/// The queue must be idle. After an error nothing is in flight any more, and what was done of the rest is unknown.
+///
+/// # Errors
+/// A submit was refused or the context is dead; the outcome of each operation itself is in its completion.
+pub fn run(
+    queue: &mut dyn Queue,
+    operations: impl IntoIterator<Item = Operation>,
+) -> Result<Vec<Completion>> {
+    let mut waiting: VecDeque<Operation> = operations.into_iter().collect();
+    let mut done = Vec::with_capacity(waiting.len());
+    let mut refused = None;
+    while refused.is_none() && !waiting.is_empty() || queue.in_flight() > 0 {
+        if refused.is_none() && !waiting.is_empty() {
+            match queue.submit(&mut waiting) {
+                Ok(_) => {}
+                Err(error) => refused = Some(error),
+            }
+        }
+        if queue.in_flight() > 0 {
+            queue.wait(1, None, &mut done)?;
+        }
+    }
+    done.sort_by_key(|completion| completion.operation.token);
+    refused.map_or(Ok(done), Err)
+}
+
+/// Reads `len_bytes` at `offset`; both aligned as [`File::alignment`] says.
+///
+/// # Errors
+/// The read failed or was short.
+pub fn read_exact(queue: &mut dyn Queue, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
+    let action = Action::Read { offset, buf: Buf::zeroed(len_bytes) };
+    finish(queue, Operation { token: 0, file: file.clone(), action })
+}
+
+/// Writes the whole buffer at `offset` and gives it back; not durable before a sync.
+///
+/// # Errors
+/// The write failed or was short; any part of it may have been written.
+pub fn write_all(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
+    finish(queue, Operation { token: 0, file: file.clone(), action: Action::Write { offset, buf } })
+}
+
+/// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
+///
+/// Space that was written once takes later writes without touching the file system's metadata, so that a sync is
+/// one flush of the device.
+///
+/// # Errors
+/// The name is taken, there is no space, or a call failed.
+pub fn create_zeroed(
+    backend: &dyn Backend,
+    queue: &mut dyn Queue,
+    path: &Path,
+    len_bytes: u64,
+) -> Result<File> {
+    let file = backend.open(path, OpenMode::Create)?;
+    let filled = zero_fill(queue, &file, len_bytes)
+        .and_then(|()| backend.sync(&file))
+        .and_then(|()| backend.sync_dir(path.parent().unwrap_or(Path::new("."))));
+    match filled {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            // The first error is the one to report; a name that stays behind is removed as an orphan at the next open.
+            let _ = backend.remove(path);
+            Err(error)
+        }
+    }
+}
+
+fn zero_fill(queue: &mut dyn Queue, file: &File, len_bytes: u64) -> Result<()> {
+    let mut offset = 0;
+    let chunk_bytes = usize::try_from(len_bytes).map_or(ZERO_CHUNK_BYTES, |len| len.min(ZERO_CHUNK_BYTES));
+    let mut buf = Buf::zeroed(chunk_bytes);
+    while offset < len_bytes {
+        let left = usize::try_from(len_bytes - offset).unwrap_or(usize::MAX);
+        buf.set_len(left.min(chunk_bytes));
+        let written_bytes = buf.len() as u64;
+        buf = write_all(queue, file, offset, buf)?;
+        offset += written_bytes;
+    }
+    Ok(())
+}
+
+fn finish(queue: &mut dyn Queue, operation: Operation) -> Result<Buf> {
+    let mut done = run(queue, [operation])?;
+    let completion = done.pop().expect("run returns a completion for every operation");
+    completion.whole().map(Operation::into_buf)
+}
