@@ -1,0 +1,138 @@
+//! The public error: few variants, and each says what to do.
+//!
+//! `Clone`, since one failed group commit fails many waiters. `Busy`: try again. `InvalidArgument`, `TooLarge`: fix
+//! the call. `NoSpace`: free space; the store goes on by itself. `Halted`: reopen. `Corrupt`: repair or restore.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, and where.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused or failed a call.
+    #[error("{message}")]
+    #[non_exhaustive]
+    Io {
+        /// What `std::io` calls it.
+        kind: std::io::ErrorKind,
+        /// Call, file, offset and cause in one line.
+        message: String,
+    },
+    /// Bytes on disk are not what was written. Nothing was changed; the store refuses to guess.
+    #[error("{} is damaged at offset {offset}: {what} (expected {expected}, found {found})", file.display())]
+    #[non_exhaustive]
+    Corrupt {
+        /// The damaged file.
+        file: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// Which check failed.
+        what: &'static str,
+        /// What should stand there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// The disk is full. Reads go on; writes go on by themselves when there is space again.
+    #[error("no space left on the device for {}: free some, the store goes on by itself", path.display())]
+    #[non_exhaustive]
+    NoSpace {
+        /// The file that could not be written.
+        path: PathBuf,
+    },
+    /// Would have to wait, and was told not to. Try again.
+    #[error("busy: {what}")]
+    #[non_exhaustive]
+    Busy {
+        /// What is full.
+        what: &'static str,
+    },
+    /// A log or manifest write or sync failed earlier. Reads go on; whether a write in flight happened is known after
+    /// the store was closed and opened again.
+    #[error("the store has halted, close and reopen it; first cause: {cause}")]
+    #[non_exhaustive]
+    Halted {
+        /// The first failure.
+        cause: Arc<Error>,
+    },
+    /// Another open holds the store.
+    #[error("the store is open in {}", match pid { Some(pid) => format!("process {pid}"), None => "another process".to_owned() })]
+    #[non_exhaustive]
+    Locked {
+        /// The holder, if known; may be this process.
+        pid: Option<u32>,
+    },
+    /// The store was opened for reading only.
+    #[error("the store was opened read-only")]
+    ReadOnly,
+    /// The store or the keyspace is closed or dropped.
+    #[error("the store or keyspace is closed")]
+    Closed,
+    /// A key, a value or a batch is larger than this store takes.
+    #[error("{what} of {found_bytes} bytes, at most {limit_bytes} are possible")]
+    #[non_exhaustive]
+    TooLarge {
+        /// A key, a value or a batch.
+        what: &'static str,
+        /// Its size.
+        found_bytes: u64,
+        /// The largest possible.
+        limit_bytes: u64,
+    },
+    /// The call makes no sense.
+    #[error("{message}")]
+    #[non_exhaustive]
+    InvalidArgument {
+        /// Why, and what would.
+        message: String,
+    },
+    /// The directory is not a store, or one that this version does not read.
+    #[error("{}: {what}", path.display())]
+    #[non_exhaustive]
+    Format {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is in the way.
+        what: String,
+    },
+}
+
+impl Error {
+    /// A failed check of bytes read from `file`.
+    pub(crate) fn corrupt(
+        file: &Path,
+        offset: u64,
+        what: &'static str,
+        expected: impl ToString,
+        found: impl ToString,
+    ) -> Error {
+        Error::Corrupt {
+            file: file.to_owned(),
+            offset,
+            what,
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Error {
+        Error::InvalidArgument { message: message.into() }
+    }
+}
+
+impl From<aio::Error> for Error {
+    fn from(error: aio::Error) -> Error {
+        match &error {
+            aio::Error::Locked { pid, .. } => Error::Locked { pid: *pid },
+            aio::Error::Os { path, errno: aio::Errno::NO_SPACE, .. } => Error::NoSpace { path: path.clone() },
+            _ => {
+                let kind = error.errno().map_or(std::io::ErrorKind::Other, aio::Errno::kind);
+                Error::Io { kind, message: error.to_string() }
+            }
+        }
+    }
+}

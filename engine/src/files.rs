@@ -1,0 +1,120 @@
+//! Names and places of a store's files, and plain reads and writes on them. The only file that builds file names.
+//!
+//! ```text
+//! DIR/LOCK                  held while the store is open; names the holder's pid
+//! DIR/manifest-NNNNNN       which files are live; the highest complete one counts
+//! DIR/wal/ring-NNNNNN       the mapped ring
+//! DIR/wal/NNNNNN.log        log files
+//! DIR/segments/NNNNNN.seg   sorted, immutable files
+//! ```
+//!
+//! Invariant: file numbers come from one counter in the manifest, so a number is used once.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aio::{Backend, Buf, Completion, File, OpenMode, Operation, Queue};
+use parking_lot::Mutex;
+
+use crate::error::Result;
+
+/// Operations that one caller of [`Files`] has in flight at most.
+const QUEUE_SLOTS: usize = 64;
+
+/// The directory of a store and the machine under it.
+#[derive(Debug)]
+pub(crate) struct Files {
+    backend: Arc<dyn Backend>,
+    root: PathBuf,
+    /// Contexts at rest. One is taken for each read or write and put back: making one costs milliseconds.
+    queues: Mutex<Vec<Box<dyn Queue>>>,
+}
+
+impl Files {
+    pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path) -> Files {
+        Files { backend, root: root.to_owned(), queues: Mutex::default() }
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn lock_path(&self) -> PathBuf {
+        self.root.join("LOCK")
+    }
+
+    pub(crate) fn wal_dir(&self) -> PathBuf {
+        self.root.join("wal")
+    }
+
+    pub(crate) fn ring_path(&self, number: u64) -> PathBuf {
+        self.wal_dir().join(format!("ring-{number:06}"))
+    }
+
+    pub(crate) fn manifest_path(&self, number: u64) -> PathBuf {
+        self.root.join(format!("manifest-{number:06}"))
+    }
+
+    pub(crate) fn segments_dir(&self) -> PathBuf {
+        self.root.join("segments")
+    }
+
+    pub(crate) fn segment_path(&self, number: u64) -> PathBuf {
+        self.segments_dir().join(format!("{number:06}.seg"))
+    }
+
+    /// The number in a name like `prefixNNNNNNsuffix`; `None` if it is not such a name.
+    pub(crate) fn number(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
+        let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
+        let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if plain { digits.parse().ok() } else { None }
+    }
+
+    pub(crate) fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
+        Ok(self.backend.open(path, mode)?)
+    }
+
+    /// Lends an idle context.
+    pub(crate) fn with_queue<R>(&self, work: impl FnOnce(&mut dyn Queue) -> Result<R>) -> Result<R> {
+        let idle = self.queues.lock().pop();
+        let mut queue = match idle {
+            Some(queue) => queue,
+            None => self.backend.queue(QUEUE_SLOTS)?,
+        };
+        let result = work(queue.as_mut());
+        if queue.in_flight() == 0 {
+            self.queues.lock().push(queue);
+        }
+        result
+    }
+
+    /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
+    pub(crate) fn read(&self, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
+        self.with_queue(|queue| Ok(aio::file::read_exact(queue, file, offset, len_bytes)?))
+    }
+
+    /// Runs a set of operations to their end; completions come in the order of their tokens.
+    pub(crate) fn run(&self, operations: VecDeque<Operation>) -> Result<Vec<Completion>> {
+        self.with_queue(|queue| Ok(aio::file::run(queue, operations)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_have_numbers() {
+        assert_eq!(Files::number("manifest-000012", "manifest-", ""), Some(12));
+        assert_eq!(Files::number("1234567.seg", "", ".seg"), Some(1_234_567));
+        for name in ["manifest-12", "manifest-00001x", "manifest-000001.tmp", "+00001.seg", "000001.log"] {
+            assert_eq!(Files::number(name, "manifest-", ""), None);
+            assert_eq!(Files::number(name, "", ".seg"), None);
+        }
+    }
+}
