@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
+use crate::trace::{Counters, Kind};
 
 /// Bytes that a device writes whole or not at all.
 pub const SECTOR_BYTES: usize = 512;
@@ -88,6 +89,17 @@ impl File {
     pub(crate) fn body(&self) -> &FileBody {
         &self.0.body
     }
+
+    /// The descriptor of a file of the native backend.
+    ///
+    /// # Panics
+    /// If it belongs to the simulated disk.
+    pub(crate) fn descriptor(&self) -> &OwnedFd {
+        match self.body() {
+            FileBody::Native(descriptor) => descriptor,
+            FileBody::Sim(_) => unreachable!("a file of the simulated disk used with the native backend"),
+        }
+    }
 }
 
 impl fmt::Debug for File {
@@ -142,11 +154,16 @@ impl Operation {
     /// The name for errors and traces.
     #[must_use]
     pub fn name(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    /// What it is counted as.
+    pub(crate) fn kind(&self) -> Kind {
         match self.action {
-            Action::Read { .. } => "read",
-            Action::Write { .. } => "write",
-            Action::WriteDurable { .. } => "durable write",
-            Action::Sync => "sync",
+            Action::Read { .. } => Kind::Read,
+            Action::Write { .. } => Kind::Write,
+            Action::WriteDurable { .. } => Kind::WriteDurable,
+            Action::Sync => Kind::Sync,
         }
     }
 
@@ -426,4 +443,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`Error::Forked`].
     fn check_fork(&self) -> Result<()>;
+
+    /// What was done so far, through all queues.
+    fn counters(&self) -> Counters;
 }

@@ -5,6 +5,12 @@ pub mod file;
 mod backend;
 mod buf;
 mod error;
+mod native;
+mod probe;
+mod signal;
+mod sys;
+mod trace;
+mod waker;
 
 pub use backend::{
     Action, Alignment, Backend, Completion, File, Lock, OpenMode, Operation, Queue, SECTOR_BYTES, SharedMap,
@@ -12,3 +18,7 @@ pub use backend::{
 };
 pub use buf::Buf;
 pub use error::{Errno, Error, Result};
+pub use native::NativeBackend;
+pub use probe::{Probe, probe};
+pub use signal::{SignalSet, block_all_signals};
+pub use trace::{Counters, LatencyHistogram, OperationCounters};

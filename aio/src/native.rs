@@ -1,0 +1,216 @@
+//! The machine itself as a [`Backend`]: direct files and native AIO.
+//!
+//! File-system calls that change names or sizes are synchronous; only reads, writes and syncs of file contents are
+//! operations of a queue. No call of the `write` family is ever made on a file of a store.
+//!
+//! Invariants: every file that is opened goes through `probe`, so its alignment is known; every method that a
+//! forked child could do harm with refuses there.
+
+mod clock;
+mod lock;
+mod map;
+mod queue;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::retry_on_intr;
+
+use self::clock::Clock;
+use self::lock::NativeLock;
+use self::map::NativeMap;
+use self::queue::{NativeQueue, Shared};
+use crate::backend::{Backend, File, FileBody, Lock, OpenMode, Queue, SharedMap, Stat};
+use crate::error::{Errno, Error, Result};
+use crate::probe;
+use crate::signal::SignalSet;
+use crate::sys::Process;
+use crate::trace::{Counters, Kind};
+
+/// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
+///
+/// # Concurrency
+/// All methods may be called from many threads; those on names and sizes block as long as the file system takes.
+#[derive(Debug)]
+pub struct NativeBackend {
+    shared: Shared,
+    /// For the note in the lock file. Made when first needed and kept, since a context is slow to destroy; held
+    /// across one write, by opens of stores only.
+    notes: Mutex<Option<NativeQueue>>,
+}
+
+impl Default for NativeBackend {
+    fn default() -> NativeBackend {
+        NativeBackend::new()
+    }
+}
+
+impl NativeBackend {
+    /// A backend for this process; its clock starts at 0.
+    #[must_use]
+    pub fn new() -> NativeBackend {
+        let (clock, process) = (Clock::start(), Process::current());
+        NativeBackend { shared: Shared { clock, trace: Arc::default(), process }, notes: Mutex::new(None) }
+    }
+
+    /// As [`Backend::queue`], and while a thread waits its signal mask is `mask`: a signal that the thread blocks
+    /// otherwise and that is not in `mask` can arrive only there, and makes the wait return [`Wake::Interrupted`].
+    ///
+    /// Where the kernel has no `io_pgetevents` the mask is not used.
+    ///
+    /// # Errors
+    /// [`Error::Slots`] when the machine's limit is reached.
+    ///
+    /// # Panics
+    /// If `slots` is 0.
+    ///
+    /// [`Wake::Interrupted`]: crate::Wake::Interrupted
+    pub fn queue_with_mask(&self, slots: usize, mask: SignalSet) -> Result<Box<dyn Queue>> {
+        self.check_fork()?;
+        Ok(Box::new(NativeQueue::new(slots, Some(mask), self.shared.clone())?))
+    }
+}
+
+impl Backend for NativeBackend {
+    fn queue(&self, slots: usize) -> Result<Box<dyn Queue>> {
+        self.check_fork()?;
+        Ok(Box::new(NativeQueue::new(slots, None, self.shared.clone())?))
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
+        let flags = match mode {
+            OpenMode::Read => OFlags::RDONLY,
+            OpenMode::Write => OFlags::RDWR,
+            OpenMode::Create => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+        };
+        let descriptor = open(path, flags)?;
+        let direct =
+            probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
+        Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
+    }
+
+    fn size_bytes(&self, file: &File) -> Result<u64> {
+        let stat = named("fstat", file.path(), rustix::fs::fstat(file.descriptor()))?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        let begin = self.now();
+        // Not retried, whatever the error.
+        let synced = rustix::fs::fdatasync(file.descriptor());
+        self.shared.trace.ended(Kind::Sync, synced.ok().map(|()| 0), self.now().saturating_sub(begin));
+        named("fdatasync", file.path(), synced)
+    }
+
+    fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        let reserved =
+            retry_on_intr(|| rustix::fs::fallocate(file.descriptor(), FallocateFlags::empty(), 0, len_bytes));
+        match reserved {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                if self.size_bytes(file)? < len_bytes { self.truncate(file, len_bytes) } else { Ok(()) }
+            }
+            reserved => named("fallocate", file.path(), reserved),
+        }
+    }
+
+    fn truncate(&self, file: &File, len_bytes: u64) -> Result<()> {
+        let cut = retry_on_intr(|| rustix::fs::ftruncate(file.descriptor(), len_bytes));
+        named("ftruncate", file.path(), cut)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        named("rename", from, rustix::fs::rename(from, to))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        named("link", to, rustix::fs::link(from, to))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        named("unlink", path, rustix::fs::unlink(path))
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<String>> {
+        let failed = |error: std::io::Error| Error::call("readdir", dir, Errno::from(&error));
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            // A name that is not UTF-8 is not ours; it is shown, so that the directory is not taken for empty.
+            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn stat(&self, path: &Path) -> Result<Option<Stat>> {
+        let stat = match rustix::fs::stat(path) {
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+            stat => named("stat", path, stat)?,
+        };
+        let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
+        let size_bytes = if is_dir { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) };
+        Ok(Some(Stat { size_bytes, is_dir }))
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<()> {
+        named("mkdir", path, rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<()> {
+        let dir = open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        named("fsync", path, rustix::fs::fsync(dir))
+    }
+
+    fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {
+        self.check_fork()?;
+        let mut notes = self.notes.lock();
+        let queue = match &mut *notes {
+            Some(queue) => queue,
+            None => notes.insert(NativeQueue::new(1, None, self.shared.clone())?),
+        };
+        Ok(Box::new(NativeLock::take(path, queue, self.shared.process)?))
+    }
+
+    fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>> {
+        Ok(Arc::new(NativeMap::new(file, len_bytes)?))
+    }
+
+    fn now(&self) -> Duration {
+        self.shared.clock.now()
+    }
+
+    fn random(&self) -> u64 {
+        let mut bytes = [0; 8];
+        let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+        assert_eq!(filled, Ok(bytes.len()), "every supported kernel gives random numbers");
+        u64::from_le_bytes(bytes)
+    }
+
+    fn park(&self, duration: Duration) {
+        std::thread::park_timeout(duration);
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        if self.shared.process.is_current() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    fn counters(&self) -> Counters {
+        self.shared.trace.snapshot()
+    }
+}
+
+fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let mode = Mode::from_raw_mode(0o644);
+    named("open", path, retry_on_intr(|| rustix::fs::open(path, flags | OFlags::CLOEXEC, mode)))
+}
+
+/// Says in an error which call on which path it was.
+fn named<T>(call: &'static str, path: &Path, result: rustix::io::Result<T>) -> Result<T> {
+    result.map_err(|errno| Error::call(call, path, errno))
+}

@@ -1,0 +1,19 @@
+//! The one clock: time since the backend was made.
+
+use std::time::{Duration, Instant};
+
+/// A monotonic clock; copies show the same time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "the backend's clock itself")]
+    pub(crate) fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    /// Time since the start.
+    pub(crate) fn now(self) -> Duration {
+        self.0.elapsed()
+    }
+}

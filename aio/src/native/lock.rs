@@ -1,0 +1,93 @@
+//! The lock file of a store: a `flock` on it is the lock, its content only tells who holds it.
+//!
+//! ```text
+//!   +-----------------+-----------------------+
+//!   | decimal pid, \n | zero padding          |
+//!   +-----------------+-----------------------+
+//!   0                                      4096
+//!
+//!   OFFSET  SIZE  FIELD
+//!        0   <11  process id of the last holder, ASCII digits
+//!      ...     1  line feed
+//!      ...   ...  zeros
+//! ```
+//!
+//! Invariants: the note is written by asynchronous I/O like everything else, and only while the lock is held. It
+//! outlives its holder, so it means something only after the lock was found taken; between taking the lock and
+//! the note there is a moment in which the note of the previous holder is seen.
+//!
+//! A child that was forked while the lock was held shares it: dropping its copy does not release the parent's, and the
+//! lock is free when the parent has dropped it or both processes have ended.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::backend::{File, FileBody, Lock, Queue};
+use crate::buf::Buf;
+use crate::error::{Error, Result};
+use crate::file::write_all;
+use crate::probe;
+use crate::sys::Process;
+
+/// Aligned for every device.
+const NOTE_BYTES: usize = Buf::ALIGN;
+
+#[derive(Debug)]
+pub(crate) struct NativeLock {
+    file: File,
+    process: Process,
+}
+
+impl Lock for NativeLock {}
+
+impl NativeLock {
+    /// Takes the lock, and writes the note through `queue`.
+    pub(crate) fn take(path: &Path, queue: &mut dyn Queue, process: Process) -> Result<NativeLock> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o644);
+        let descriptor = rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, mode))
+            .map_err(|errno| Error::call("open", path, errno))?;
+        let direct =
+            probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
+        let file = File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor));
+        match rustix::fs::flock(file.descriptor(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::Locked { path: path.to_owned(), pid: read_note(&file) });
+            }
+            Err(errno) => return Err(Error::call("flock", path, errno)),
+        }
+        let lock = NativeLock { file, process };
+        lock.write_note(queue);
+        Ok(lock)
+    }
+
+    /// The lock holds without the note, so a full disk is no reason to fail; but then no old note may stay.
+    fn write_note(&self, queue: &mut dyn Queue) {
+        let mut note = Buf::zeroed(NOTE_BYTES);
+        let text = format!("{}\n", std::process::id());
+        note[..text.len()].copy_from_slice(text.as_bytes());
+        if write_all(queue, &self.file, 0, note).is_err() {
+            let _ = rustix::fs::ftruncate(self.file.descriptor(), 0);
+        }
+    }
+}
+
+impl Drop for NativeLock {
+    fn drop(&mut self) {
+        // A child that unlocked would unlock its parent's lock. Closing the descriptor, which comes next, releases the
+        // lock anyway if no child has inherited it.
+        if self.process.is_current() {
+            let _ = rustix::fs::flock(self.file.descriptor(), FlockOperation::Unlock);
+        }
+    }
+}
+
+fn read_note(file: &File) -> Option<u32> {
+    let mut note = Buf::zeroed(NOTE_BYTES);
+    let found = rustix::io::pread(file.descriptor(), &mut note[..], 0).ok()?;
+    let line = note[..found].split(|&byte| byte == b'\n').next()?;
+    std::str::from_utf8(line).ok()?.parse().ok()
+}
