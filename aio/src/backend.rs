@@ -58,8 +58,17 @@ struct FileInner {
 pub(crate) enum FileBody {
     /// An open descriptor.
     Native(OwnedFd),
-    /// An inode number of the simulated disk.
-    Sim(u64),
+    /// A file of the simulated disk, which watches how long this lives.
+    Sim(Arc<SimHandle>),
+}
+
+/// An open file of the simulated disk.
+#[derive(Debug)]
+pub(crate) struct SimHandle {
+    /// Its number on the simulated disk.
+    pub(crate) inode: u64,
+    /// Whether it was opened for writing.
+    pub(crate) writable: bool,
 }
 
 impl File {

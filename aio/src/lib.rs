@@ -1,6 +1,7 @@
 //! Linux native AIO, safe. (Under construction.)
 
 pub mod file;
+pub mod sim;
 
 mod backend;
 mod buf;
@@ -21,4 +22,5 @@ pub use error::{Errno, Error, Result};
 pub use native::NativeBackend;
 pub use probe::{Probe, probe};
 pub use signal::{SignalSet, block_all_signals};
+pub use sim::SimBackend;
 pub use trace::{Counters, LatencyHistogram, OperationCounters};

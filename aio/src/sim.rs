@@ -1,0 +1,360 @@
+//! The simulated machine: a disk whose crashes, faults and scheduling come from a seed.
+//!
+//! [`SimBackend`] stands where `NativeBackend` stands in production. Everything happens on the caller's thread and
+//! in memory; two runs with the same seed and the same calls are the same run, which [`SimBackend::trace_hash`] shows.
+//!
+//! # Finding every crash point
+//! Each call that can change the disk is an *event* with an index. Either count them in one run and let each further run
+//! [crash at](SimBackend::crash_at) one index, or let one run [show the disk](SimBackend::on_event) before every
+//! event. In both cases a [`DiskImage`] gives all that a [process crash](DiskImage::process_crash) or
+//! [power cut](DiskImage::power_cut) can leave, and [`SimBackend::from_image`] starts the machine again on it.
+//!
+//! # The disk
+//! Reads see the *volatile* image. Un-synced sectors, sizes and names are *pending*: each may or may not be on the disk,
+//! independently of each other and of their order, with three exceptions that real file systems guarantee too: a
+//! rename is one change; changes to the same name, and of the size of the same file, happen in order; a sector is never
+//! torn. A sync covers what completed before it was submitted, in its own file only; names take a directory sync.
+//! Not simulated: renames across directories or of directories (they fail), sparse space accounting, access rights.
+//!
+//! # Concurrency
+//! All state is behind one lock, so handles may be used from several threads, but waiting never blocks: a wait that
+//! only another thread could end panics.
+
+mod dir;
+mod faults;
+mod image;
+mod inode;
+mod machine;
+mod map;
+mod pages;
+mod queue;
+mod rng;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+
+pub use faults::{EventKind, Fault, FaultPlan};
+pub use image::{DiskImage, PendingUnit};
+pub use machine::Event;
+
+use dir::Entry;
+use machine::{Call, Machine, Shared, sim_handle};
+use map::{SimLock, SimMap};
+use queue::SimQueue;
+
+use crate::backend::{Alignment, Backend, File, Lock, OpenMode, Queue, SECTOR_BYTES, SharedMap, Stat};
+use crate::error::{Errno, Error, Result};
+
+/// A simulated machine. A clone is another handle of the same machine.
+#[derive(Clone)]
+pub struct SimBackend {
+    machine: Shared,
+}
+
+impl std::fmt::Debug for SimBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let machine = self.machine.lock();
+        write!(
+            f,
+            "SimBackend({} events, now {:?}, crashed: {})",
+            machine.events(),
+            machine.now,
+            machine.crashed
+        )
+    }
+}
+
+impl SimBackend {
+    /// A machine with an empty disk.
+    #[must_use]
+    pub fn new(seed: u64) -> SimBackend {
+        SimBackend::from_image(DiskImage::new(), seed)
+    }
+
+    /// A machine that starts with this disk. Make the image by a crash, so that nothing is in flight.
+    #[must_use]
+    pub fn from_image(image: DiskImage, seed: u64) -> SimBackend {
+        SimBackend { machine: Arc::new(Mutex::new(Machine::new(image, seed))) }
+    }
+
+    /// The disk as it is now; cheap.
+    #[must_use]
+    pub fn snapshot(&self) -> DiskImage {
+        self.machine().disk.clone()
+    }
+
+    /// Calls `observer` before each event with the disk as it is then. Clone the image to keep it.
+    ///
+    /// The observer runs under the machine's lock: it may run other machines, not call this one.
+    pub fn on_event(&self, observer: impl FnMut(Event<'_>, &DiskImage) + Send + 'static) {
+        self.machine().observer = Some(Box::new(observer));
+    }
+
+    /// Ends the observation that [`SimBackend::on_event`] began, and drops its observer.
+    pub fn stop_observing(&self) {
+        let observer = self.machine().observer.take();
+        drop(observer);
+    }
+
+    /// Crashes before the event of this index has any effect: from then on every call fails with
+    /// [`Error::Crashed`] and nothing changes.
+    pub fn crash_at(&self, index: u64) {
+        self.machine().crash_at = Some(index);
+    }
+
+    /// Crashes now.
+    pub fn crash(&self) {
+        self.machine().crashed = true;
+    }
+
+    /// Whether the machine has crashed.
+    #[must_use]
+    pub fn has_crashed(&self) -> bool {
+        self.machine().crashed
+    }
+
+    /// Events so far: calls that can change the disk.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.machine().events()
+    }
+
+    /// Calls so far that a fault could have hit, events among them.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.machine().calls()
+    }
+
+    /// Hash over kind, path, offset, length and bytes of every call so far.
+    #[must_use]
+    pub fn trace_hash(&self) -> u64 {
+        self.machine().trace_hash
+    }
+
+    /// Adds a fault.
+    pub fn fail(&self, plan: FaultPlan) {
+        self.machine().faults.add(plan);
+    }
+
+    /// Removes all faults; what they did stays.
+    pub fn clear_faults(&self) {
+        self.machine().faults.clear();
+    }
+
+    /// How often a fault has struck.
+    #[must_use]
+    pub fn faults_struck(&self) -> u64 {
+        self.machine().faults.hits()
+    }
+
+    /// Limits the sum of all file sizes: what would grow beyond it fails with [`Errno::NO_SPACE`]. Removed files count
+    /// until they are closed.
+    pub fn set_capacity_bytes(&self, capacity_bytes: u64) {
+        self.machine().capacity_bytes = Some(capacity_bytes);
+    }
+
+    /// Bytes in files that have a name or an open handle.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.machine().used_bytes()
+    }
+
+    /// What files opened from now on ask for; 512 bytes at first.
+    ///
+    /// # Panics
+    /// If the offset alignment is not a power of two of at least a sector.
+    pub fn set_alignment(&self, alignment: Alignment) {
+        let bytes = alignment.offset_bytes;
+        assert!(bytes.is_power_of_two() && bytes >= SECTOR_BYTES, "alignment below a sector");
+        self.machine().alignment = alignment;
+    }
+
+    /// Lets time pass.
+    pub fn advance(&self, duration: Duration) {
+        self.machine().now += duration;
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock()
+    }
+}
+
+impl Backend for SimBackend {
+    fn queue(&self, slots: usize) -> Result<Box<dyn Queue>> {
+        match self.machine().begin(&Call::new(EventKind::Queue, "".as_ref()))? {
+            Some(Fault::Errno(Errno::AGAIN)) => return Err(Error::Slots { slots }),
+            Some(Fault::Errno(errno)) => return Err(Error::call("io_setup", "".as_ref(), errno)),
+            _ => {}
+        }
+        Ok(Box::new(SimQueue::new(Arc::clone(&self.machine), slots)))
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
+        let mut machine = self.machine();
+        let create = mode == OpenMode::Create;
+        machine.enter("open", if create { EventKind::Create } else { EventKind::Open }, path)?;
+        let found = if create { machine.disk.create(path) } else { machine.disk.file_at(path) };
+        let inode = found.map_err(|errno| Error::call("open", path, errno))?;
+        Ok(machine.handle(path, inode, mode != OpenMode::Read))
+    }
+
+    fn size_bytes(&self, file: &File) -> Result<u64> {
+        let mut machine = self.machine();
+        machine.enter("fstat", EventKind::Stat, file.path())?;
+        Ok(machine.disk.inode(sim_handle(file).inode).size_bytes())
+    }
+
+    fn sync(&self, file: &File) -> Result<()> {
+        let mut machine = self.machine();
+        let fault = machine.begin(&Call::new(EventKind::Sync, file.path()))?;
+        let covers = machine.disk.seq();
+        queue::sync(&mut machine, sim_handle(file).inode, covers, fault)
+            .map_err(|errno| Error::call("fdatasync", file.path(), errno))
+    }
+
+    fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
+        self.resize("fallocate", EventKind::Allocate, file, len_bytes)
+    }
+
+    fn truncate(&self, file: &File, len_bytes: u64) -> Result<()> {
+        self.resize("ftruncate", EventKind::Truncate, file, len_bytes)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let mut machine = self.machine();
+        machine.enter("rename", EventKind::Rename, from)?;
+        machine.disk.rename(from, to).map_err(|errno| Error::call("rename", from, errno))?;
+        machine.sweep();
+        Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        let mut machine = self.machine();
+        machine.enter("link", EventKind::Link, to)?;
+        machine.disk.link(from, to).map_err(|errno| Error::call("link", to, errno))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        let mut machine = self.machine();
+        machine.enter("unlink", EventKind::Remove, path)?;
+        machine.disk.remove(path).map_err(|errno| Error::call("unlink", path, errno))?;
+        machine.sweep();
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<String>> {
+        let mut machine = self.machine();
+        machine.enter("readdir", EventKind::List, dir)?;
+        let names = machine.disk.names(dir).map_err(|errno| Error::call("readdir", dir, errno))?;
+        Ok(names.keys().map(ToString::to_string).collect())
+    }
+
+    fn stat(&self, path: &Path) -> Result<Option<Stat>> {
+        let mut machine = self.machine();
+        machine.enter("stat", EventKind::Stat, path)?;
+        match machine.disk.entry(path) {
+            Ok(Entry::Dir) => Ok(Some(Stat { size_bytes: 0, is_dir: true })),
+            Ok(Entry::File(inode)) => {
+                Ok(Some(Stat { size_bytes: machine.disk.inode(inode).size_bytes(), is_dir: false }))
+            }
+            Err(Errno::NOT_FOUND) => Ok(None),
+            Err(errno) => Err(Error::call("stat", path, errno)),
+        }
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<()> {
+        let mut machine = self.machine();
+        machine.enter("mkdir", EventKind::MakeDir, path)?;
+        machine.disk.make_dir(path).map_err(|errno| Error::call("mkdir", path, errno))
+    }
+
+    fn sync_dir(&self, path: &Path) -> Result<()> {
+        let mut machine = self.machine();
+        let fault = machine.begin(&Call::new(EventKind::SyncDir, path))?;
+        let failed = |errno| Error::call("fsync", path, errno);
+        let dir = machine.disk.dir_mut(path).map_err(failed)?;
+        match fault {
+            Some(Fault::Errno(errno)) => {
+                dir.sync_failed();
+                return Err(failed(errno));
+            }
+            Some(Fault::Dropped) => {}
+            _ => dir.sync(),
+        }
+        machine.sweep();
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {
+        let mut machine = self.machine();
+        machine.enter("open", EventKind::Lock, path)?;
+        if !machine.locks.insert(path.to_owned()) {
+            return Err(Error::Locked { path: path.to_owned(), pid: Some(std::process::id()) });
+        }
+        let lock = SimLock::new(Arc::clone(&self.machine), path);
+        let made = match machine.disk.file_at(path) {
+            Ok(_) => Ok(()),
+            Err(Errno::NOT_FOUND) => machine.enter("open", EventKind::Create, path).and_then(|()| {
+                // The process id is left out: it would make every run's disk another one.
+                machine.disk.create(path).map(|_| ()).map_err(|errno| Error::call("open", path, errno))
+            }),
+            Err(errno) => Err(Error::call("open", path, errno)),
+        };
+        drop(machine);
+        made.map(|()| Box::new(lock) as Box<dyn Lock>)
+    }
+
+    fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>> {
+        let mut machine = self.machine();
+        machine.enter("mmap", EventKind::Map, file.path())?;
+        let size_bytes = machine.disk.inode(sim_handle(file).inode).size_bytes();
+        if len_bytes == 0 || size_bytes < len_bytes as u64 {
+            return Err(Error::call("mmap", file.path(), Errno::INVALID));
+        }
+        Ok(Arc::new(SimMap::new(Arc::clone(&self.machine), file.clone(), len_bytes)))
+    }
+
+    fn now(&self) -> Duration {
+        self.machine().now
+    }
+
+    fn random(&self) -> u64 {
+        self.machine().random.next()
+    }
+
+    fn park(&self, duration: Duration) {
+        self.advance(duration);
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl SimBackend {
+    fn resize(&self, call: &'static str, kind: EventKind, file: &File, len_bytes: u64) -> Result<()> {
+        let mut machine = self.machine();
+        let bytes = len_bytes.to_le_bytes();
+        let failed = |errno| Error::call(call, file.path(), errno);
+        let fault = machine.begin(&Call { kind, path: file.path(), offset: len_bytes, bytes: &bytes })?;
+        if let Some(Fault::Errno(errno)) = fault {
+            return Err(failed(errno));
+        }
+        let handle = sim_handle(file);
+        if !handle.writable {
+            return Err(failed(Errno(libc::EBADF)));
+        }
+        if !machine.has_room(handle.inode, len_bytes) {
+            return Err(failed(Errno::NO_SPACE));
+        }
+        let size_bytes = machine.disk.inode(handle.inode).size_bytes();
+        if len_bytes > size_bytes || len_bytes < size_bytes && kind == EventKind::Truncate {
+            let seq = machine.disk.next_seq();
+            machine.disk.inode_mut(handle.inode).resize(seq, len_bytes);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! One simulated directory: the names that everybody sees, the durable ones, and the changes in between.
+//!
+//! Invariants: applying all of `pending` to `durable` gives `volatile` (of changes marked `lost` nobody knows); a
+//! rename is one change. Directories themselves are known by their path and are never renamed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::image::PendingUnit;
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    File(u64),
+    Dir,
+}
+
+/// Names in order.
+pub(crate) type Names = BTreeMap<Arc<str>, Entry>;
+
+#[derive(Clone, Debug)]
+pub(crate) enum NameChange {
+    Set { name: Arc<str>, entry: Entry },
+    Clear { name: Arc<str> },
+    Rename { from: Arc<str>, to: Arc<str>, entry: Entry },
+}
+
+impl NameChange {
+    fn apply(&self, names: &mut Names) {
+        match self {
+            NameChange::Set { name, entry } => {
+                names.insert(Arc::clone(name), *entry);
+            }
+            NameChange::Clear { name } => {
+                names.remove(name);
+            }
+            NameChange::Rename { from, to, entry } => {
+                names.remove(from);
+                names.insert(Arc::clone(to), *entry);
+            }
+        }
+    }
+
+    fn names(&self) -> [&Arc<str>; 2] {
+        match self {
+            NameChange::Set { name, .. } | NameChange::Clear { name } => [name, name],
+            NameChange::Rename { from, to, .. } => [from, to],
+        }
+    }
+
+    fn entry(&self) -> Option<Entry> {
+        match self {
+            NameChange::Set { entry, .. } | NameChange::Rename { entry, .. } => Some(*entry),
+            NameChange::Clear { .. } => None,
+        }
+    }
+
+    fn shares_name(&self, other: &NameChange) -> bool {
+        self.names().iter().any(|name| other.names().contains(name))
+    }
+}
+
+/// A directory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dir {
+    volatile: Names,
+    durable: Names,
+    pending: Vec<(NameChange, bool)>,
+}
+
+impl Dir {
+    /// A directory whose names are all on stable media.
+    pub(crate) fn durable(names: Names) -> Dir {
+        Dir { volatile: names.clone(), durable: names, pending: Vec::new() }
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.volatile
+    }
+
+    pub(crate) fn durable_names(&self) -> &Names {
+        &self.durable
+    }
+
+    pub(crate) fn change(&mut self, change: NameChange) {
+        change.apply(&mut self.volatile);
+        self.pending.push((change, false));
+    }
+
+    /// Makes the names durable, but for changes that an earlier failed sync has lost.
+    pub(crate) fn sync(&mut self) {
+        for (change, lost) in std::mem::take(&mut self.pending) {
+            if lost {
+                self.pending.push((change, true));
+            } else {
+                change.apply(&mut self.durable);
+                self.pending.retain(|(older, _)| !older.shares_name(&change));
+            }
+        }
+    }
+
+    /// A sync has failed: no later one makes these changes durable.
+    pub(crate) fn sync_failed(&mut self) {
+        for (_, lost) in &mut self.pending {
+            *lost = true;
+        }
+    }
+
+    /// Every entry that a name may come to stand for, now or after a power cut.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = Entry> {
+        let named = self.volatile.values().chain(self.durable.values()).copied();
+        named.chain(self.pending.iter().filter_map(|(change, _)| change.entry()))
+    }
+
+    /// What a power cut leaves: `keep` is asked once for each change, in order. A change is also dropped when an
+    /// earlier change to one of its names was.
+    pub(crate) fn power_cut(&self, path: &Path, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Names {
+        let mut left = self.durable.clone();
+        let mut dropped: Vec<&NameChange> = Vec::new();
+        for (index, (change, _)) in self.pending.iter().enumerate() {
+            let kept = keep(PendingUnit::Name { dir: path, index });
+            if kept && !dropped.iter().any(|older| older.shares_name(change)) {
+                change.apply(&mut left);
+            } else {
+                dropped.push(change);
+            }
+        }
+        left
+    }
+}

@@ -1,0 +1,434 @@
+//! The whole simulated disk as a value: what a crash can leave of it, and ways to damage it.
+//!
+//! Invariants: every file entry of a directory names an inode of `inodes`; inode numbers are never reused. A clone
+//! shares everything; changing one of the two copies pages only where they differ.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use super::dir::{Dir, Entry, NameChange, Names};
+use super::inode::Inode;
+use super::pages::{Contents, to_usize};
+use super::rng::{Rng, hash_bytes, mix};
+use crate::backend::SECTOR_BYTES;
+use crate::error::Errno;
+
+/// Something un-synced that a power cut may keep or drop. See [`DiskImage::power_cut`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PendingUnit<'a> {
+    /// One version of one sector. Versions of the same sector come oldest first, and the last one kept counts.
+    Sector {
+        /// Number of the file, see [`DiskImage::path_of`].
+        inode: u64,
+        /// Offset of the sector in the file, in bytes.
+        offset: u64,
+    },
+    /// One change of a file's size. Dropping it drops the later ones of this file as well.
+    Size {
+        /// Number of the file.
+        inode: u64,
+        /// The size after it.
+        size_bytes: u64,
+    },
+    /// One change of a directory: a name made, linked or removed, or a rename as a whole. Dropping it drops later
+    /// changes to the same names as well.
+    Name {
+        /// The directory.
+        dir: &'a Path,
+        /// Position among the directory's un-synced changes.
+        index: usize,
+    },
+}
+
+impl PendingUnit<'_> {
+    /// The same for all units of one file or directory.
+    fn owner(&self) -> u64 {
+        match self {
+            PendingUnit::Sector { inode, .. } | PendingUnit::Size { inode, .. } => *inode,
+            PendingUnit::Name { dir, .. } => hash_bytes(dir.as_os_str().as_encoded_bytes()),
+        }
+    }
+}
+
+/// A simulated disk at one moment: what reads see, what is on stable media, what is in between. Cloning shares all
+/// pages.
+#[derive(Clone, Debug)]
+pub struct DiskImage {
+    inodes: BTreeMap<u64, Arc<Inode>>,
+    dirs: BTreeMap<Arc<Path>, Arc<Dir>>,
+    next_inode: u64,
+    seq: u64,
+}
+
+impl Default for DiskImage {
+    fn default() -> DiskImage {
+        DiskImage::new()
+    }
+}
+
+impl DiskImage {
+    /// An empty disk: the directories `/` and the current one.
+    #[must_use]
+    pub fn new() -> DiskImage {
+        let roots = ["/", ""].map(|path| (Arc::from(Path::new(path)), Arc::new(Dir::default())));
+        DiskImage { inodes: BTreeMap::new(), dirs: BTreeMap::from(roots), next_inode: 1, seq: 0 }
+    }
+
+    /// What a power cut leaves. `keep` is asked once for every un-synced unit, in an order that is the same for every
+    /// call on this image, whatever it answers; the new image holds what it kept, all of it durable.
+    ///
+    /// Any answers are a legal outcome, so calling it with all of them enumerates the crash states.
+    #[must_use]
+    pub fn power_cut(&self, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> DiskImage {
+        let mut dirs: BTreeMap<Arc<Path>, Arc<Dir>> = BTreeMap::new();
+        let mut reachable = BTreeSet::new();
+        // Parents come before children in path order, and every directory is asked, whether it survives or not.
+        for (path, dir) in &self.dirs {
+            let names = dir.power_cut(path, keep);
+            if is_root(path) || survives(&dirs, path) {
+                reachable.extend(names.values().filter_map(|entry| inode_of(*entry)));
+                dirs.insert(Arc::clone(path), Arc::new(Dir::durable(names)));
+            }
+        }
+        let mut inodes = BTreeMap::new();
+        for (&number, inode) in &self.inodes {
+            let left = inode.power_cut(number, keep);
+            if reachable.contains(&number) {
+                inodes.insert(number, Arc::new(Inode::durable(left)));
+            }
+        }
+        DiskImage { inodes, dirs, next_inode: self.next_inode, seq: self.seq }
+    }
+
+    /// A power cut that loses everything un-synced.
+    #[must_use]
+    pub fn power_cut_none(&self) -> DiskImage {
+        self.power_cut(&mut |_| false)
+    }
+
+    /// A power cut that loses nothing, not even what was in flight.
+    #[must_use]
+    pub fn power_cut_all(&self) -> DiskImage {
+        self.power_cut(&mut |_| true)
+    }
+
+    /// A power cut by seed. Each file and directory by itself keeps all, nothing, or about a tenth, a half or nine
+    /// tenths of its units, so that few and many losses are both likely.
+    #[must_use]
+    pub fn power_cut_random(&self, seed: u64) -> DiskImage {
+        let mut rng = Rng::new(seed);
+        let mut owner = None;
+        let mut percent = 0;
+        self.power_cut(&mut |unit| {
+            if owner != Some(unit.owner()) {
+                owner = Some(unit.owner());
+                percent = [0, 10, 50, 90, 100][rng.index(5)];
+            }
+            rng.chance(percent)
+        })
+    }
+
+    /// The death of the process: everything completed is kept, stores into maps too, each operation in flight is done
+    /// or not by seed. What was not durable still is not: a power cut may follow.
+    #[must_use]
+    pub fn process_crash(&self, seed: u64) -> DiskImage {
+        let mut rng = Rng::new(seed);
+        let mut image = self.clone();
+        image.seq += 1;
+        for inode in image.inodes.values_mut() {
+            if !inode.is_settled() {
+                Arc::make_mut(inode).process_crash(image.seq, || rng.chance(50));
+            }
+        }
+        image.sweep(&BTreeSet::new());
+        image
+    }
+
+    /// Number of units that a power cut may keep or drop: there are up to 2 to its power crash states.
+    #[must_use]
+    pub fn pending_units(&self) -> usize {
+        let mut units = 0;
+        let _ = self.power_cut(&mut |_| {
+            units += 1;
+            false
+        });
+        units
+    }
+
+    /// The un-synced sectors, as (file number, offset in bytes), each once.
+    #[must_use]
+    pub fn pending_sectors(&self) -> Vec<(u64, u64)> {
+        let mut sectors = BTreeSet::new();
+        let _ = self.power_cut(&mut |unit| {
+            if let PendingUnit::Sector { inode, offset } = unit {
+                sectors.insert((inode, offset));
+            }
+            false
+        });
+        sectors.into_iter().collect()
+    }
+
+    /// A hash of names, sizes and bytes, for counting distinct states. Hashes of unchanged pages are remembered.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = 0;
+        for (path, dir) in &self.dirs {
+            hash = mix(hash, hash_bytes(path.as_os_str().as_encoded_bytes()));
+            for (name, entry) in dir.names() {
+                let digest = match entry {
+                    Entry::File(inode) => self.inodes[inode].digest(),
+                    Entry::Dir => 1,
+                };
+                hash = mix(mix(hash, hash_bytes(name.as_bytes())), digest);
+            }
+        }
+        hash
+    }
+
+    /// Every file by its names, with its size in bytes, in path order.
+    #[must_use]
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
+        let mut files = Vec::new();
+        for (path, dir) in &self.dirs {
+            for (name, entry) in dir.names() {
+                if let Entry::File(inode) = entry {
+                    files.push((path.join(&**name), self.inodes[inode].size_bytes()));
+                }
+            }
+        }
+        files
+    }
+
+    /// A name of a file, by the number that a [`PendingUnit`] gives.
+    #[must_use]
+    pub fn path_of(&self, inode: u64) -> Option<PathBuf> {
+        self.dirs.iter().find_map(|(path, dir)| {
+            let mut names = dir.names().iter().chain(dir.durable_names());
+            let (name, _) = names.find(|(_, entry)| **entry == Entry::File(inode))?;
+            Some(path.join(&**name))
+        })
+    }
+
+    /// The bytes of a file; `None` if there is none of this name.
+    #[must_use]
+    pub fn read_file(&self, path: &Path) -> Option<Vec<u8>> {
+        let inode = self.inode(self.file_at(path).ok()?);
+        let mut bytes = vec![0; to_usize(inode.size_bytes())];
+        inode.volatile().read(0, &mut bytes);
+        Some(bytes)
+    }
+
+    /// Makes or replaces the bytes of a file behind the store's back, durably. All of the file's names see it.
+    ///
+    /// # Panics
+    /// If the directory does not exist.
+    pub fn write_file(&mut self, path: &Path, bytes: &[u8]) {
+        let mut contents = Contents::default();
+        contents.write(0, bytes);
+        contents.set_size(bytes.len() as u64);
+        let inode = self.file_at(path).or_else(|_| self.create(path)).expect("the directory exists");
+        self.inodes.insert(inode, Arc::new(Inode::durable(contents)));
+        let (dir, _) = split(path).expect("a file has a name");
+        self.dir_mut(&dir).expect("the file is in it").sync();
+    }
+
+    /// Removes a file behind the store's back, durably. Returns whether it was there.
+    pub fn remove_file(&mut self, path: &Path) -> bool {
+        let Ok((dir, _)) = split(path) else { return false };
+        let removed = self.remove(path).is_ok() && self.dir_mut(&dir).map(Dir::sync).is_ok();
+        self.sweep(&BTreeSet::new());
+        removed
+    }
+
+    /// Changes the bytes of a file in place, durably, as damage does. The length may change too.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn damage(&mut self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = self.read_file(path).expect("a file to damage");
+        change(&mut bytes);
+        self.write_file(path, &bytes);
+    }
+
+    /// Flips one bit of a file, durably: bit 0 is the lowest of byte 0.
+    ///
+    /// # Panics
+    /// If there is no such file or bit.
+    pub fn flip_bit(&mut self, path: &Path, bit: u64) {
+        let inode = self.file_at(path).expect("a file to damage");
+        let (offset, mut byte) = (bit / 8, [0]);
+        assert!(offset < self.inode(inode).size_bytes(), "no such bit");
+        let mut contents = self.inode(inode).volatile().clone();
+        contents.read(offset, &mut byte);
+        contents.write(offset, &[byte[0] ^ 1 << (bit % 8)]);
+        self.inodes.insert(inode, Arc::new(Inode::durable(contents)));
+    }
+
+    /// Overwrites one sector of a file with zeros, durably. `sector` counts from 0; a part beyond the end is left out.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn zero_sector(&mut self, path: &Path, sector: u64) {
+        let inode = self.file_at(path).expect("a file to damage");
+        let mut contents = self.inode(inode).volatile().clone();
+        contents.write(sector * SECTOR_BYTES as u64, &[0; SECTOR_BYTES]);
+        self.inodes.insert(inode, Arc::new(Inode::durable(contents)));
+    }
+}
+
+/// What the machine does with its disk. Errors are those of the kernel.
+impl DiskImage {
+    /// The next position in the order of all changes.
+    pub(crate) fn next_seq(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
+
+    /// Position of the last change.
+    pub(crate) fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    pub(crate) fn inode(&self, number: u64) -> &Inode {
+        &self.inodes[&number]
+    }
+
+    pub(crate) fn inode_mut(&mut self, number: u64) -> &mut Inode {
+        let inode = self.inodes.get_mut(&number).expect("an open handle keeps its inode");
+        Arc::make_mut(inode)
+    }
+
+    /// What stands at a path.
+    pub(crate) fn entry(&self, path: &Path) -> Result<Entry, Errno> {
+        let path = normal(path);
+        if self.dirs.contains_key(&*path) {
+            return Ok(Entry::Dir);
+        }
+        let (dir, name) = split(&path)?;
+        self.dir(&dir)?.names().get(&*name).copied().ok_or(Errno::NOT_FOUND)
+    }
+
+    /// The inode of a file.
+    pub(crate) fn file_at(&self, path: &Path) -> Result<u64, Errno> {
+        inode_of(self.entry(path)?).ok_or(Errno(libc::EISDIR))
+    }
+
+    pub(crate) fn names(&self, path: &Path) -> Result<&Names, Errno> {
+        self.dir(&normal(path)).map(Dir::names)
+    }
+
+    /// Makes an empty file, whose name must be free.
+    pub(crate) fn create(&mut self, path: &Path) -> Result<u64, Errno> {
+        let (dir, name) = self.free_name(path)?;
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        self.inodes.insert(inode, Arc::new(Inode::default()));
+        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: Entry::File(inode) });
+        Ok(inode)
+    }
+
+    pub(crate) fn make_dir(&mut self, path: &Path) -> Result<(), Errno> {
+        let (dir, name) = self.free_name(path)?;
+        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: Entry::Dir });
+        self.dirs.insert(normal(path).into(), Arc::new(Dir::default()));
+        Ok(())
+    }
+
+    pub(crate) fn link(&mut self, from: &Path, to: &Path) -> Result<(), Errno> {
+        let inode = self.file_at(from)?;
+        let (dir, name) = self.free_name(to)?;
+        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: Entry::File(inode) });
+        Ok(())
+    }
+
+    /// Renames a file within its directory.
+    pub(crate) fn rename(&mut self, from: &Path, to: &Path) -> Result<(), Errno> {
+        let inode = self.file_at(from)?;
+        let ((dir, from), (to_dir, to_name)) = (split(from)?, split(to)?);
+        if dir != to_dir {
+            return Err(Errno(libc::EXDEV));
+        }
+        match self.entry(to) {
+            Ok(Entry::Dir) => Err(Errno(libc::EISDIR)),
+            // Two names of one file: rename(2) does nothing and says so to nobody.
+            Ok(Entry::File(other)) if other == inode => Ok(()),
+            _ => {
+                let entry = Entry::File(inode);
+                self.dir_mut(&dir)?.change(NameChange::Rename { from, to: to_name, entry });
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, path: &Path) -> Result<(), Errno> {
+        self.file_at(path)?;
+        let (dir, name) = split(path)?;
+        self.dir_mut(&dir)?.change(NameChange::Clear { name });
+        Ok(())
+    }
+
+    pub(crate) fn dir_mut(&mut self, path: &Path) -> Result<&mut Dir, Errno> {
+        let dir = self.dirs.get_mut(&*normal(path)).ok_or(Errno::NOT_FOUND)?;
+        Ok(Arc::make_mut(dir))
+    }
+
+    /// Forgets files that no name and no open handle can reach.
+    pub(crate) fn sweep(&mut self, open: &BTreeSet<u64>) {
+        let entries = self.dirs.values().flat_map(|dir| dir.entries());
+        let named: BTreeSet<u64> = entries.filter_map(inode_of).collect();
+        self.inodes.retain(|number, _| named.contains(number) || open.contains(number));
+    }
+
+    /// Bytes in files that have a name or an open handle.
+    pub(crate) fn used_bytes(&self, open: &BTreeSet<u64>) -> u64 {
+        let entries = self.dirs.values().flat_map(|dir| dir.names().values().copied());
+        let mut used: BTreeSet<u64> = entries.filter_map(inode_of).collect();
+        used.extend(open);
+        used.iter().map(|number| self.inode(*number).size_bytes()).sum()
+    }
+
+    fn dir(&self, path: &Path) -> Result<&Dir, Errno> {
+        self.dirs.get(path).map(|dir| &**dir).ok_or(Errno::NOT_FOUND)
+    }
+
+    fn free_name(&self, path: &Path) -> Result<(PathBuf, Arc<str>), Errno> {
+        if self.entry(path).is_ok() {
+            return Err(Errno::EXISTS);
+        }
+        let (dir, name) = split(path)?;
+        self.dir(&dir)?;
+        Ok((dir, name))
+    }
+}
+
+fn inode_of(entry: Entry) -> Option<u64> {
+    match entry {
+        Entry::File(inode) => Some(inode),
+        Entry::Dir => None,
+    }
+}
+
+fn is_root(path: &Path) -> bool {
+    path.parent().is_none()
+}
+
+/// Whether the parent survived a power cut with the name of this directory in it.
+fn survives(dirs: &BTreeMap<Arc<Path>, Arc<Dir>>, path: &Path) -> bool {
+    split(path).is_ok_and(|(parent, name)| {
+        dirs.get(&*parent).is_some_and(|dir| dir.names().get(&*name) == Some(&Entry::Dir))
+    })
+}
+
+/// The path without `.` and doubled or trailing slashes.
+fn normal(path: &Path) -> PathBuf {
+    path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
+}
+
+/// Directory and name of a path.
+fn split(path: &Path) -> Result<(PathBuf, Arc<str>), Errno> {
+    let path = normal(path);
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or(Errno::INVALID)?;
+    let dir = path.parent().ok_or(Errno::INVALID)?;
+    Ok((dir.to_owned(), name.into()))
+}

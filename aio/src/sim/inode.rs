@@ -1,0 +1,366 @@
+//! One simulated file: what reads see, what is on stable media, and every change in between.
+//!
+//! Invariants: `pending` is in order of completion; applying all of it to `durable` gives `volatile`, except for
+//! changes marked `lost`, of which nobody knows; writes in flight do not overlap each other; a sector that could only
+//! ever hold the same bytes is not pending.
+
+use std::sync::Arc;
+
+use super::image::PendingUnit;
+use super::pages::{Contents, to_usize};
+use crate::backend::SECTOR_BYTES;
+
+/// Versions of one sector of a mapped file that a power cut can choose from, besides the durable one. A ring writes
+/// its sectors over and over without a sync, and the list must not grow for ever.
+const MAP_VERSIONS: usize = 3;
+
+const SECTOR: u64 = SECTOR_BYTES as u64;
+
+/// A run of whole sectors and their bytes, cheap to copy and to cut.
+#[derive(Clone, Debug)]
+pub(crate) struct Extent {
+    offset: u64,
+    bytes: Arc<[u8]>,
+    from: usize,
+    to: usize,
+}
+
+impl Extent {
+    /// # Panics
+    /// If offset or length is not a multiple of the sector: an operation's alignment was not checked.
+    pub(crate) fn new(offset: u64, bytes: &[u8]) -> Extent {
+        assert!(offset.is_multiple_of(SECTOR), "extent starts inside a sector");
+        assert!(bytes.len().is_multiple_of(SECTOR_BYTES), "extent ends inside a sector");
+        Extent { offset, bytes: bytes.into(), from: 0, to: bytes.len() }
+    }
+
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + (self.to - self.from) as u64
+    }
+
+    fn is_empty(&self) -> bool {
+        self.from == self.to
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.from..self.to]
+    }
+
+    fn overlaps(&self, other: &Extent) -> bool {
+        self.offset < other.end() && other.offset < self.end()
+    }
+
+    /// The part of it that lies in `from..to`, file offsets.
+    pub(crate) fn part(&self, from: u64, to: u64) -> Extent {
+        let from = from.clamp(self.offset, self.end());
+        let to = to.clamp(from, self.end());
+        let start = self.from + to_usize(from - self.offset);
+        Extent { offset: from, bytes: Arc::clone(&self.bytes), from: start, to: start + to_usize(to - from) }
+    }
+
+    /// The same bytes somewhere else.
+    pub(crate) fn moved_to(&self, offset: u64) -> Extent {
+        assert!(offset.is_multiple_of(SECTOR), "extent starts inside a sector");
+        Extent { offset, ..self.clone() }
+    }
+
+    pub(crate) fn sectors(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let sectors = self.bytes().chunks(SECTOR_BYTES).zip(0u64..);
+        sectors.map(|(bytes, index)| (self.offset + index * SECTOR, bytes))
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Effect {
+    Write { extent: Extent, mapped: bool },
+    Size { size_bytes: u64, shrinks: bool },
+}
+
+#[derive(Clone, Debug)]
+struct Change {
+    seq: u64,
+    /// A sync failed over it: no later sync makes it durable.
+    lost: bool,
+    effect: Effect,
+}
+
+/// A file, whatever it is called.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inode {
+    volatile: Contents,
+    durable: Contents,
+    pending: Vec<Change>,
+    in_flight: Vec<(u64, Extent)>,
+}
+
+impl Inode {
+    /// A file whose bytes are all on stable media.
+    pub(crate) fn durable(contents: Contents) -> Inode {
+        Inode { volatile: contents.clone(), durable: contents, ..Inode::default() }
+    }
+
+    pub(crate) fn volatile(&self) -> &Contents {
+        &self.volatile
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.volatile.size_bytes()
+    }
+
+    /// Whether a power cut would leave it as it is.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.pending.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Notes a submitted write: from now on any of its sectors may reach the disk.
+    ///
+    /// # Panics
+    /// If it overlaps another write in flight: the caller's bug, the outcome is undefined on real hardware.
+    pub(crate) fn start_write(&mut self, id: u64, extent: Extent) {
+        let clash = self.in_flight.iter().find(|(_, other)| other.overlaps(&extent));
+        assert!(clash.is_none(), "overlapping writes in flight: {}..{}", extent.offset, extent.end());
+        self.in_flight.push((id, extent));
+    }
+
+    /// Takes a write out of flight, to be completed or forgotten.
+    pub(crate) fn end_flight(&mut self, id: u64) -> Extent {
+        let at = self.in_flight.iter().position(|(other, _)| *other == id);
+        self.in_flight.swap_remove(at.expect("only what was started ends")).1
+    }
+
+    /// A write has completed: everybody sees it, it is not durable yet.
+    pub(crate) fn write(&mut self, seq: u64, extent: Extent) {
+        self.volatile.write(extent.offset, extent.bytes());
+        let end = extent.end();
+        self.add_pending(seq, extent, false);
+        if end > self.size_bytes() {
+            self.resize(seq, end);
+        }
+    }
+
+    /// A write has failed: `seen` says of each sector whether it is visible; all of them may be on the disk.
+    pub(crate) fn write_torn(&mut self, seq: u64, extent: Extent, mut seen: impl FnMut() -> bool) {
+        for (offset, bytes) in extent.sectors() {
+            if offset < self.size_bytes() && seen() {
+                self.volatile.write(offset, bytes);
+            }
+        }
+        let effect = Effect::Write { extent, mapped: false };
+        self.pending.push(Change { seq, lost: true, effect });
+    }
+
+    /// A write that is on stable media when it completes, and with it a size that reaches its end.
+    pub(crate) fn write_durable(&mut self, seq: u64, extent: &Extent) {
+        let end = extent.end();
+        let too_small =
+            |change: &Change| matches!(change.effect, Effect::Size { size_bytes, .. } if size_bytes < end);
+        if self.pending.iter().any(too_small) {
+            self.persist_sizes();
+        }
+        self.write(seq, extent.clone());
+        self.persist(extent, seq);
+        if self.durable.size_bytes() < end {
+            self.persist_sizes();
+        }
+    }
+
+    /// Stores into a mapped file: visible at once, durable after a sync.
+    pub(crate) fn write_mapped(&mut self, seq: u64, offset: usize, bytes: &[u8]) {
+        self.volatile.write(offset as u64, bytes);
+        let mut first = offset - offset % SECTOR_BYTES;
+        while first < offset + bytes.len() {
+            let mut sector = [0; SECTOR_BYTES];
+            self.volatile.read(first as u64, &mut sector);
+            self.forget_old_versions(first as u64);
+            self.add_pending(seq, Extent::new(first as u64, &sector), true);
+            first += SECTOR_BYTES;
+        }
+    }
+
+    /// Changes the size; the new size is pending.
+    pub(crate) fn resize(&mut self, seq: u64, size_bytes: u64) {
+        let shrinks = size_bytes < self.size_bytes();
+        self.volatile.set_size(size_bytes);
+        self.pending.push(Change { seq, lost: false, effect: Effect::Size { size_bytes, shrinks } });
+    }
+
+    /// Makes every change up to `up_to` durable, but for those that an earlier failed sync has lost.
+    pub(crate) fn sync(&mut self, up_to: u64) {
+        if self.pending.iter().all(|change| change.seq <= up_to && !change.lost) {
+            self.durable = self.volatile.clone();
+            self.pending.clear();
+            return;
+        }
+        let changes = std::mem::take(&mut self.pending);
+        for change in changes {
+            if change.seq > up_to || change.lost {
+                self.pending.push(change);
+                continue;
+            }
+            match change.effect {
+                Effect::Write { extent, .. } => self.persist(&extent, change.seq),
+                Effect::Size { size_bytes, shrinks } => self.persist_size(size_bytes, shrinks, change.seq),
+            }
+        }
+    }
+
+    /// A sync has failed: what it covered stays un-synced for ever, although reads still see it.
+    pub(crate) fn sync_failed(&mut self, up_to: u64) {
+        for change in self.pending.iter_mut().filter(|change| change.seq <= up_to) {
+            change.lost = true;
+        }
+    }
+
+    /// What a power cut leaves: `keep` is asked once for each unit, in order.
+    pub(crate) fn power_cut(&self, inode: u64, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Contents {
+        let mut left = self.durable.clone();
+        if self.is_settled() {
+            return left;
+        }
+        let mut size_bytes = left.size_bytes();
+        let mut sizes_go_on = true;
+        let mut blocked_from = u64::MAX;
+        let flights = self.in_flight.iter().flat_map(|(_, extent)| {
+            let size = Effect::Size { size_bytes: extent.end(), shrinks: false };
+            let grows = (extent.end() > self.size_bytes()).then_some(size);
+            [Some(Effect::Write { extent: extent.clone(), mapped: false }), grows]
+        });
+        let flights: Vec<Effect> = flights.flatten().collect();
+        for effect in self.pending.iter().map(|change| &change.effect).chain(&flights) {
+            match effect {
+                Effect::Write { extent, .. } => {
+                    for (offset, bytes) in extent.sectors() {
+                        let kept = keep(PendingUnit::Sector { inode, offset });
+                        if kept && offset < blocked_from {
+                            left.write(offset, bytes);
+                        }
+                    }
+                }
+                Effect::Size { size_bytes: new, shrinks } => {
+                    sizes_go_on = keep(PendingUnit::Size { inode, size_bytes: *new }) && sizes_go_on;
+                    match (sizes_go_on, shrinks) {
+                        (true, true) => left.set_size(*new),
+                        // What came after a cut that did not happen cannot be found behind it either.
+                        (false, true) => blocked_from = blocked_from.min(*new),
+                        _ => {}
+                    }
+                    if sizes_go_on {
+                        size_bytes = *new;
+                    }
+                }
+            }
+        }
+        left.set_size(size_bytes);
+        left
+    }
+
+    /// The process is gone: every write in flight is done or not, as `done` says.
+    pub(crate) fn process_crash(&mut self, seq: u64, mut done: impl FnMut() -> bool) {
+        for (_, extent) in std::mem::take(&mut self.in_flight) {
+            if done() {
+                self.write(seq, extent);
+            }
+        }
+    }
+
+    /// Hash of everything that a later run or crash could tell apart.
+    pub(crate) fn digest(&self) -> u64 {
+        let digest = self.volatile.digest();
+        if self.is_settled() { digest } else { super::rng::mix(digest, self.durable.digest()) }
+    }
+
+    fn add_pending(&mut self, seq: u64, extent: Extent, mapped: bool) {
+        let contested = self.pending.iter().any(|change| match &change.effect {
+            Effect::Write { extent: other, .. } => other.overlaps(&extent),
+            Effect::Size { shrinks, .. } => *shrinks,
+        });
+        if contested || mapped {
+            self.pending.push(Change { seq, lost: false, effect: Effect::Write { extent, mapped } });
+            return;
+        }
+        // Only sectors that differ from the durable ones make a difference at a crash.
+        let mut run_start = extent.offset();
+        let mut at = run_start;
+        while at <= extent.end() {
+            let sector = extent.part(at, at + SECTOR);
+            if sector.is_empty() || self.durable.holds(at, sector.bytes()) {
+                let run = extent.part(run_start, at);
+                if !run.is_empty() {
+                    let effect = Effect::Write { extent: run, mapped };
+                    self.pending.push(Change { seq, lost: false, effect });
+                }
+                run_start = at + SECTOR;
+            }
+            at += SECTOR;
+        }
+    }
+
+    fn forget_old_versions(&mut self, offset: u64) {
+        let is_version = |change: &Change| matches!(&change.effect, Effect::Write { extent, mapped: true } if extent.offset == offset);
+        if self.pending.iter().filter(|change| is_version(change)).count() >= MAP_VERSIONS
+            && let Some(oldest) = self.pending.iter().position(is_version)
+        {
+            self.pending.remove(oldest);
+        }
+    }
+
+    /// Puts an extent on stable media; older versions of its sectors can no longer turn up.
+    fn persist(&mut self, extent: &Extent, seq: u64) {
+        self.durable.write(extent.offset, extent.bytes());
+        self.drop_older(extent.offset, extent.end(), seq);
+    }
+
+    fn persist_size(&mut self, size_bytes: u64, shrinks: bool, seq: u64) {
+        self.durable.set_size(size_bytes);
+        if shrinks {
+            self.drop_older(size_bytes.next_multiple_of(SECTOR), u64::MAX, seq);
+        }
+        self.pending.retain(|change| change.seq > seq || !matches!(change.effect, Effect::Size { .. }));
+    }
+
+    fn persist_sizes(&mut self) {
+        let sizes: Vec<_> = self
+            .pending
+            .iter()
+            .filter_map(|change| match change.effect {
+                Effect::Size { size_bytes, shrinks } => Some((size_bytes, shrinks, change.seq)),
+                Effect::Write { .. } => None,
+            })
+            .collect();
+        for (size_bytes, shrinks, seq) in sizes {
+            self.persist_size(size_bytes, shrinks, seq);
+        }
+    }
+
+    /// Cuts `from..to` out of every pending write up to `seq`.
+    fn drop_older(&mut self, from: u64, to: u64, seq: u64) {
+        let touched = |change: &Change| match &change.effect {
+            Effect::Write { extent, .. } => change.seq <= seq && extent.offset < to && from < extent.end(),
+            Effect::Size { .. } => false,
+        };
+        if !self.pending.iter().any(touched) {
+            return;
+        }
+        for change in std::mem::take(&mut self.pending) {
+            let Effect::Write { extent, mapped } = &change.effect else {
+                self.pending.push(change);
+                continue;
+            };
+            if !touched(&change) {
+                self.pending.push(change);
+                continue;
+            }
+            let (before, after) = (extent.part(0, from), extent.part(to, u64::MAX));
+            for part in [before, after] {
+                if !part.is_empty() {
+                    let effect = Effect::Write { extent: part, mapped: *mapped };
+                    self.pending.push(Change { effect, ..change.clone() });
+                }
+            }
+        }
+    }
+}

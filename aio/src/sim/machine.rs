@@ -1,0 +1,189 @@
+//! State of the simulated machine behind its one lock: disk, clock, randomness, the count of events, faults.
+//!
+//! Invariants: after a crash nothing changes any more; the index of an event is the number of disk-changing events
+//! before it; everything is a function of the seed, the first image and the calls.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::faults::{EventKind, Fault, Faults};
+use super::image::DiskImage;
+use super::rng::{Rng, hash_bytes, mix};
+use crate::backend::{Alignment, File, FileBody, SECTOR_BYTES, SimHandle};
+use crate::error::{Error, Result};
+
+/// Something that is about to change the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a> {
+    /// How many such events came before; what [`SimBackend::crash_at`](super::SimBackend::crash_at) takes.
+    pub index: u64,
+    /// What is about to happen.
+    pub kind: EventKind,
+    /// The file or directory.
+    pub path: &'a Path,
+}
+
+/// Sees the disk before each event.
+pub(crate) type Observer = Box<dyn FnMut(Event<'_>, &DiskImage) + Send>;
+
+/// The machine as its handles share it.
+pub(crate) type Shared = Arc<Mutex<Machine>>;
+
+/// One call, for the trace.
+pub(crate) struct Call<'a> {
+    pub(crate) kind: EventKind,
+    pub(crate) path: &'a Path,
+    pub(crate) offset: u64,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(kind: EventKind, path: &'a Path) -> Call<'a> {
+        Call { kind, path, offset: 0, bytes: &[] }
+    }
+}
+
+pub(crate) struct Machine {
+    pub(crate) disk: DiskImage,
+    pub(crate) rng: Rng,
+    /// A stream of its own for the store, so that what it draws does not depend on how I/O is scheduled.
+    pub(crate) random: Rng,
+    pub(crate) now: Duration,
+    pub(crate) faults: Faults,
+    pub(crate) observer: Option<Observer>,
+    pub(crate) crash_at: Option<u64>,
+    pub(crate) crashed: bool,
+    pub(crate) capacity_bytes: Option<u64>,
+    pub(crate) alignment: Alignment,
+    pub(crate) locks: BTreeSet<PathBuf>,
+    pub(crate) trace_hash: u64,
+    events: u64,
+    calls: u64,
+    flights: u64,
+    handles: Vec<Weak<SimHandle>>,
+}
+
+impl Machine {
+    pub(crate) fn new(disk: DiskImage, seed: u64) -> Machine {
+        let mut rng = Rng::new(seed);
+        Machine {
+            disk,
+            random: Rng::new(rng.next()),
+            rng,
+            now: Duration::from_secs(1),
+            faults: Faults::default(),
+            observer: None,
+            crash_at: None,
+            crashed: false,
+            capacity_bytes: None,
+            alignment: Alignment { memory_bytes: SECTOR_BYTES, offset_bytes: SECTOR_BYTES },
+            locks: BTreeSet::new(),
+            trace_hash: 0,
+            events: 0,
+            calls: 0,
+            flights: 0,
+            handles: Vec::new(),
+        }
+    }
+
+    /// Disk-changing events so far.
+    pub(crate) fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Calls so far that could have failed.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// Counts, traces and times a call that is about to have its effect; the fault that strikes it, if any.
+    pub(crate) fn begin(&mut self, call: &Call<'_>) -> Result<Option<Fault>> {
+        self.check()?;
+        if call.kind.changes_disk() {
+            if self.crash_at.is_some_and(|index| index <= self.events) {
+                self.crashed = true;
+                return Err(Error::Crashed);
+            }
+            if let Some(mut observer) = self.observer.take() {
+                observer(Event { index: self.events, kind: call.kind, path: call.path }, &self.disk);
+                self.observer = Some(observer);
+            }
+            self.events += 1;
+        }
+        self.calls += 1;
+        let path = hash_bytes(call.path.as_os_str().as_encoded_bytes());
+        for word in [call.kind as u64, path, call.offset, hash_bytes(call.bytes)] {
+            self.trace_hash = mix(self.trace_hash, word);
+        }
+        self.now += Duration::from_nanos(10_000 + self.rng.below(90_000));
+        Ok(self.faults.strike(call.kind, call.path))
+    }
+
+    /// As `begin`, for a call of which only an errno is a possible fault.
+    pub(crate) fn enter(&mut self, name: &'static str, kind: EventKind, path: &Path) -> Result<()> {
+        match self.begin(&Call::new(kind, path))? {
+            Some(Fault::Errno(errno)) => Err(Error::call(name, path, errno)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.crashed { Err(Error::Crashed) } else { Ok(()) }
+    }
+
+    /// A number for an operation in flight.
+    pub(crate) fn next_flight(&mut self) -> u64 {
+        self.flights += 1;
+        self.flights
+    }
+
+    /// A handle that keeps the inode alive.
+    pub(crate) fn handle(&mut self, path: &Path, inode: u64, writable: bool) -> File {
+        let handle = Arc::new(SimHandle { inode, writable });
+        self.handles.push(Arc::downgrade(&handle));
+        File::new(path, self.alignment, true, FileBody::Sim(handle))
+    }
+
+    /// Forgets removed files that nobody has open.
+    pub(crate) fn sweep(&mut self) {
+        let open = self.open_inodes();
+        self.disk.sweep(&open);
+    }
+
+    /// Whether a file may grow to `len_bytes` within the capacity.
+    pub(crate) fn has_room(&mut self, inode: u64, len_bytes: u64) -> bool {
+        let size_bytes = self.disk.inode(inode).size_bytes();
+        let Some(capacity_bytes) = self.capacity_bytes else { return true };
+        if len_bytes <= size_bytes {
+            return true;
+        }
+        let open = self.open_inodes();
+        self.disk.used_bytes(&open) - size_bytes + len_bytes <= capacity_bytes
+    }
+
+    /// Bytes in files that have a name or an open handle.
+    pub(crate) fn used_bytes(&mut self) -> u64 {
+        let open = self.open_inodes();
+        self.disk.used_bytes(&open)
+    }
+
+    fn open_inodes(&mut self) -> BTreeSet<u64> {
+        self.handles.retain(|handle| handle.strong_count() > 0);
+        self.handles.iter().filter_map(Weak::upgrade).map(|handle| handle.inode).collect()
+    }
+}
+
+/// The handle of a file of this machine.
+///
+/// # Panics
+/// If the file belongs to another backend: the caller's bug.
+pub(crate) fn sim_handle(file: &File) -> &SimHandle {
+    match file.body() {
+        FileBody::Sim(handle) => handle,
+        FileBody::Native(_) => panic!("{file:?} is not of the simulated disk"),
+    }
+}

@@ -1,0 +1,92 @@
+//! Handles of the simulated machine that are not files: mapped memory and locks.
+//!
+//! Invariant: a mapped range stays within the size that the file had when it was mapped.
+
+use std::path::{Path, PathBuf};
+
+use super::faults::EventKind;
+use super::machine::{Call, Shared, sim_handle};
+use crate::backend::{File, Lock, SharedMap};
+
+/// What mapped memory is read and written in.
+const WORD_BYTES: usize = 8;
+
+/// The first bytes of a file as memory. It holds the file open.
+#[derive(Clone)]
+pub(crate) struct SimMap {
+    machine: Shared,
+    file: File,
+    len_bytes: usize,
+}
+
+impl std::fmt::Debug for SimMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SimMap({}, {} bytes)", self.file.path().display(), self.len_bytes)
+    }
+}
+
+impl SimMap {
+    pub(crate) fn new(machine: Shared, file: File, len_bytes: usize) -> SimMap {
+        SimMap { machine, file, len_bytes }
+    }
+
+    fn check(&self, offset: usize, len: usize) {
+        assert!(offset.is_multiple_of(WORD_BYTES), "offset inside a word");
+        assert!(len.is_multiple_of(WORD_BYTES), "length inside a word");
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.len_bytes);
+        assert!(fits, "{offset}+{len} beyond a map of {} bytes", self.len_bytes);
+    }
+}
+
+impl SharedMap for SimMap {
+    fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) {
+        self.check(offset, bytes.len());
+        let mut machine = self.machine.lock();
+        let call = Call { kind: EventKind::MapWrite, path: self.file.path(), offset: offset as u64, bytes };
+        // A store has no way to say that the machine is gone.
+        if machine.begin(&call).is_ok() {
+            let seq = machine.disk.next_seq();
+            machine.disk.inode_mut(sim_handle(&self.file).inode).write_mapped(seq, offset, bytes);
+        }
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        self.check(offset, into.len());
+        let machine = self.machine.lock();
+        machine.disk.inode(sim_handle(&self.file).inode).volatile().read(offset as u64, into);
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+}
+
+/// A lock on a path, until it is dropped.
+pub(crate) struct SimLock {
+    machine: Shared,
+    path: PathBuf,
+}
+
+impl SimLock {
+    pub(crate) fn new(machine: Shared, path: &Path) -> SimLock {
+        SimLock { machine, path: path.to_owned() }
+    }
+}
+
+impl std::fmt::Debug for SimLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SimLock({})", self.path.display())
+    }
+}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        self.machine.lock().locks.remove(&self.path);
+    }
+}
+
+impl Lock for SimLock {}

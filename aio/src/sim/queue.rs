@@ -1,0 +1,351 @@
+//! The simulated context of asynchronous I/O: operations complete in seeded random order, when they are waited for.
+//!
+//! Invariant: an operation has its effect when its completion is produced; until then a write in flight is on the
+//! disk's list of what a crash may have done in part.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::faults::{EventKind, Fault};
+use super::inode::Extent;
+use super::machine::{Call, Machine, Shared, sim_handle};
+use super::pages::to_usize;
+use crate::backend::{Action, Completion, Operation, Queue, SECTOR_BYTES, Wake, WakeUp};
+use crate::buf::Buf;
+use crate::error::{Errno, Error, Result};
+
+/// One submit in this many takes fewer operations than it has room for, as kernels do under pressure.
+const PARTIAL_SUBMIT_PERCENT: u64 = 12;
+
+#[derive(Debug)]
+struct Flight {
+    id: u64,
+    operation: Operation,
+    ready_at: Duration,
+    last: bool,
+    misaligned: bool,
+    /// For a sync: the last change that it covers.
+    covers: u64,
+}
+
+/// A queue of the simulated machine.
+pub(crate) struct SimQueue {
+    machine: Shared,
+    slots: usize,
+    in_flight: Vec<Flight>,
+    waker: Arc<SimWaker>,
+}
+
+/// Remembers that somebody wants the queue's owner to look up.
+#[derive(Debug, Default)]
+struct SimWaker(AtomicBool);
+
+impl WakeUp for SimWaker {
+    fn wake(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl std::fmt::Debug for SimQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SimQueue({} of {} in flight)", self.in_flight.len(), self.slots)
+    }
+}
+
+impl SimQueue {
+    pub(crate) fn new(machine: Shared, slots: usize) -> SimQueue {
+        assert!(slots > 0, "a queue needs a slot");
+        SimQueue { machine, slots, in_flight: Vec::new(), waker: Arc::default() }
+    }
+
+    /// Position of an operation that can complete now, by seed. One that is to come last waits for all others.
+    fn pick_ready(&self, machine: &mut Machine) -> Option<usize> {
+        let others = self.in_flight.iter().any(|flight| !flight.last);
+        let can_complete = |flight: &Flight| flight.ready_at <= machine.now && !(flight.last && others);
+        let flights = self.in_flight.iter().enumerate();
+        let ready: Vec<usize> =
+            flights.filter(|(_, flight)| can_complete(flight)).map(|(at, _)| at).collect();
+        if ready.is_empty() { None } else { Some(ready[machine.rng.index(ready.len())]) }
+    }
+
+    /// When the next operation can complete. Only those that are late are looked at, nothing is ready now.
+    fn next_ready_at(&self) -> Option<Duration> {
+        let others = self.in_flight.iter().any(|flight| !flight.last);
+        let candidates = self.in_flight.iter().filter(|flight| !(flight.last && others));
+        candidates.map(|flight| flight.ready_at).min()
+    }
+
+    /// Completes one operation; after a crash it stays in flight.
+    fn complete(&mut self, machine: &mut Machine, at: usize) -> Result<Completion> {
+        let result = execute(machine, &mut self.in_flight[at])?;
+        let flight = self.in_flight.swap_remove(at);
+        Ok(Completion { operation: flight.operation, result })
+    }
+
+    /// Completes a random number of operations that are ready, as a real device may have done meanwhile.
+    fn complete_some(&mut self, machine: &mut Machine, completions: &mut Vec<Completion>) -> Result<()> {
+        while machine.rng.chance(50) {
+            let Some(at) = self.pick_ready(machine) else { break };
+            completions.push(self.complete(machine, at)?);
+        }
+        Ok(())
+    }
+}
+
+impl Queue for SimQueue {
+    fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize> {
+        let machine = &mut *self.machine.lock();
+        machine.check()?;
+        let Some(front) = operations.front() else { return Ok(0) };
+        let refused = |errno| Error::Os {
+            call: "io_submit",
+            path: front.file.path().to_owned(),
+            offset: front.offset(),
+            len_bytes: front.len_bytes(),
+            errno,
+        };
+        if let Some(Fault::Errno(errno)) = machine.begin(&Call::new(EventKind::Submit, front.file.path()))? {
+            return Err(refused(errno));
+        }
+        if !may_run(front) {
+            return Err(refused(Errno(libc::EBADF)));
+        }
+        let mut room = operations.len().min(self.slots - self.in_flight.len());
+        if room > 1 && machine.rng.chance(PARTIAL_SUBMIT_PERCENT) {
+            room = 1 + machine.rng.index(room);
+        }
+        let mut taken = 0;
+        while taken < room && operations.front().is_some_and(may_run) {
+            let Some(operation) = operations.pop_front() else { break };
+            self.in_flight.push(start(machine, operation));
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Completes operations in seeded order until `at_least` are done, and sometimes a few more.
+    ///
+    /// # Panics
+    /// "would hang": nothing in flight can end the wait, nobody has woken the queue, and there is no deadline. The
+    /// simulation runs on one thread, so nobody ever will.
+    fn wait(
+        &mut self,
+        at_least: usize,
+        deadline: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> Result<Wake> {
+        let shared = Arc::clone(&self.machine);
+        let machine = &mut *shared.lock();
+        machine.check()?;
+        let before = completions.len();
+        match machine.begin(&Call::new(EventKind::Wait, "".as_ref()))? {
+            Some(Fault::Errno(Errno::INTERRUPTED)) => {
+                self.complete_some(machine, completions)?;
+                return Ok(Wake::Interrupted);
+            }
+            Some(Fault::Errno(errno)) => return Err(Error::call("io_getevents", "".as_ref(), errno)),
+            _ => {}
+        }
+        if self.waker.0.swap(false, Ordering::SeqCst) {
+            self.complete_some(machine, completions)?;
+            return Ok(Wake::Woken);
+        }
+        while completions.len() - before < at_least {
+            if deadline.is_some_and(|deadline| deadline <= machine.now) {
+                self.complete_some(machine, completions)?;
+                let enough = completions.len() - before >= at_least;
+                return Ok(if enough { Wake::Completed } else { Wake::TimedOut });
+            }
+            if let Some(at) = self.pick_ready(machine) {
+                completions.push(self.complete(machine, at)?);
+                continue;
+            }
+            match (self.next_ready_at(), deadline) {
+                (Some(ready), Some(deadline)) => machine.now = ready.min(deadline),
+                (Some(time), None) | (None, Some(time)) => machine.now = time,
+                (None, None) => panic!(
+                    "would hang: waiting for {at_least} completions, {} came, nothing is in flight, no deadline",
+                    completions.len() - before
+                ),
+            }
+        }
+        self.complete_some(machine, completions)?;
+        Ok(Wake::Completed)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.slots
+    }
+
+    fn waker(&self) -> Arc<dyn WakeUp> {
+        Arc::<SimWaker>::clone(&self.waker)
+    }
+}
+
+impl Drop for SimQueue {
+    fn drop(&mut self) {
+        let shared = Arc::clone(&self.machine);
+        let machine = &mut *shared.lock();
+        while !self.in_flight.is_empty() {
+            let at = machine.rng.index(self.in_flight.len());
+            // After a crash the rest stays on the disk's list of what may have happened.
+            if self.complete(machine, at).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Whether the kernel takes the operation: writes need a file open for writing.
+fn may_run(operation: &Operation) -> bool {
+    let writes = matches!(operation.action, Action::Write { .. } | Action::WriteDurable { .. });
+    !writes || sim_handle(&operation.file).writable
+}
+
+fn kind_of(action: &Action) -> EventKind {
+    match action {
+        Action::Read { .. } => EventKind::Read,
+        Action::Write { .. } => EventKind::Write,
+        Action::WriteDurable { .. } => EventKind::WriteDurable,
+        Action::Sync => EventKind::Sync,
+    }
+}
+
+/// Puts an operation in flight.
+fn start(machine: &mut Machine, operation: Operation) -> Flight {
+    let alignment = operation.file.alignment();
+    let len = operation.len_bytes();
+    let misaligned = !operation.offset().is_multiple_of(alignment.offset_bytes as u64)
+        || !len.is_multiple_of(alignment.offset_bytes);
+    let schedule = machine.faults.schedule(kind_of(&operation.action), operation.file.path());
+    let ready_at = match schedule {
+        Some(Fault::Delay(delay)) => machine.now + delay,
+        _ => machine.now,
+    };
+    let id = machine.next_flight();
+    if let Action::Write { offset, buf } | Action::WriteDurable { offset, buf } = &operation.action
+        && !misaligned
+    {
+        let inode = sim_handle(&operation.file).inode;
+        machine.disk.inode_mut(inode).start_write(id, Extent::new(*offset, buf));
+    }
+    let last = schedule == Some(Fault::Last);
+    Flight { id, operation, ready_at, last, misaligned, covers: machine.disk.seq() }
+}
+
+/// Lets an operation have its effect. The outer error is the crash.
+fn execute(machine: &mut Machine, flight: &mut Flight) -> Result<std::result::Result<usize, Errno>> {
+    machine.check()?;
+    if flight.misaligned {
+        return Ok(Err(Errno::INVALID));
+    }
+    let file = flight.operation.file.clone();
+    let inode = sim_handle(&file).inode;
+    let kind = kind_of(&flight.operation.action);
+    match &mut flight.operation.action {
+        Action::Read { offset, buf } => {
+            let offset = *offset;
+            let len = (buf.len() as u64).to_le_bytes();
+            let fault = machine.begin(&Call { kind, path: file.path(), offset, bytes: &len })?;
+            Ok(read(machine, inode, offset, buf, fault))
+        }
+        Action::Write { offset, buf } | Action::WriteDurable { offset, buf } => {
+            let fault = machine.begin(&Call { kind, path: file.path(), offset: *offset, bytes: buf })?;
+            let extent = machine.disk.inode_mut(inode).end_flight(flight.id);
+            let durable = kind == EventKind::WriteDurable;
+            Ok(write(machine, inode, &extent, durable, fault).map(to_usize))
+        }
+        Action::Sync => {
+            let fault = machine.begin(&Call::new(kind, file.path()))?;
+            Ok(sync(machine, inode, flight.covers, fault).map(|()| 0))
+        }
+    }
+}
+
+fn read(
+    machine: &Machine,
+    inode: u64,
+    offset: u64,
+    buf: &mut Buf,
+    fault: Option<Fault>,
+) -> std::result::Result<usize, Errno> {
+    let inode = machine.disk.inode(inode);
+    let mut moved = to_usize(inode.size_bytes().saturating_sub(offset)).min(buf.len());
+    match fault {
+        Some(Fault::Errno(errno)) => return Err(errno),
+        Some(Fault::Short(bytes)) => moved = moved.min(bytes),
+        _ => {}
+    }
+    inode.volatile().read(offset, &mut buf[..moved]);
+    if let Some(Fault::FlipBit(bit)) = fault
+        && moved > 0
+    {
+        let bit = bit % (moved as u64 * 8);
+        buf[to_usize(bit / 8)] ^= 1 << (bit % 8);
+    }
+    Ok(moved)
+}
+
+/// Bytes written, or the error.
+fn write(
+    machine: &mut Machine,
+    inode: u64,
+    extent: &Extent,
+    durable: bool,
+    fault: Option<Fault>,
+) -> std::result::Result<u64, Errno> {
+    if !machine.has_room(inode, extent.end()) {
+        return Err(Errno::NO_SPACE);
+    }
+    let seq = machine.disk.next_seq();
+    let mut whole = extent.clone();
+    match fault {
+        Some(Fault::Errno(errno)) => {
+            let rng = &mut machine.rng;
+            machine.disk.inode_mut(inode).write_torn(seq, whole, || rng.chance(50));
+            return Err(errno);
+        }
+        Some(Fault::Short(bytes)) => {
+            let sectors = bytes / SECTOR_BYTES;
+            whole = extent.part(extent.offset(), extent.offset() + (sectors * SECTOR_BYTES) as u64);
+        }
+        Some(Fault::Dropped) => return Ok(extent.end() - extent.offset()),
+        Some(Fault::Misdirected(offset)) => whole = extent.moved_to(offset),
+        _ => {}
+    }
+    let written = whole.end() - whole.offset();
+    let inode = machine.disk.inode_mut(inode);
+    match (written, durable) {
+        (0, _) => {}
+        (_, true) => inode.write_durable(seq, &whole),
+        (_, false) => inode.write(seq, whole),
+    }
+    Ok(written)
+}
+
+/// Makes every change of the file up to `covers` durable, unless a fault prevents it.
+pub(crate) fn sync(
+    machine: &mut Machine,
+    inode: u64,
+    covers: u64,
+    fault: Option<Fault>,
+) -> std::result::Result<(), Errno> {
+    let inode = machine.disk.inode_mut(inode);
+    match fault {
+        Some(Fault::Errno(errno)) => {
+            inode.sync_failed(covers);
+            Err(errno)
+        }
+        Some(Fault::Dropped) => Ok(()),
+        _ => {
+            inode.sync(covers);
+            Ok(())
+        }
+    }
+}
