@@ -1,0 +1,256 @@
+//! Reading back what groups a file holds: how far they go, and why they stop there.
+//!
+//! Pure: bytes in, findings out; it decides nothing. [`Chain::check`] turns the findings into the verdict that holds
+//! for the last file of a log (and for a manifest).
+//!
+//! # Why the verdict is right
+//! Groups are written one after the other, each after the one before was synced. So if the group at some offset was
+//! acknowledged, all of its sectors and all before it are on stable media: *current*. Hence:
+//! * the first sector at the stop is *older*: the group there was never acknowledged, nor was any behind it. A damaged
+//!   sector further on holds nothing that counts;
+//! * the first sector is current and some sector of the group is older: the group was torn by a power cut and was
+//!   never acknowledged;
+//! * a sector at the stop is damaged: an acknowledged group may have been here. This is no torn tail: a cut leaves
+//!   each sector old or new. Refuse;
+//! * a medium that *lost* sectors (zeros, or an earlier use) looks like a torn tail. That is what the claims are for:
+//!   each group says what was durable when it was sealed, so a claim above the accepted end proves a loss. Refuse.
+//!
+//! Invariant: `end` never passes a group of which a sector is not current.
+
+use std::path::Path;
+
+use aio::SECTOR_BYTES;
+
+use crate::error::{Error, Result};
+use crate::record::Seq;
+use crate::seal::{GROUP_HEADER_BYTES, Group, sealed_bytes};
+use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify};
+
+/// What a chain of groups must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainRules {
+    /// The file and the use of it.
+    pub place: Place,
+    /// The life that writes the file.
+    pub life: u32,
+    /// Where the first group starts in the stream.
+    pub start: Seq,
+    /// Groups start at multiples of this many bytes.
+    pub step_bytes: usize,
+}
+
+/// Why a chain stops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The file is full.
+    EndOfFile,
+    /// The first sector was never persisted in this use of the file.
+    Older,
+    /// The group began, and some of its sectors were never persisted.
+    TornGroup,
+    /// A sector here, or the group as a whole, is not what was written.
+    Damaged {
+        /// Where, in bytes.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+        /// What should stand there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+}
+
+/// The groups of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The accepted stream bytes, from the start on.
+    pub stream: Vec<u8>,
+    /// Where the accepted stream ends.
+    pub end: Seq,
+    /// Groups accepted.
+    pub groups: u64,
+    /// Where in the file it stopped, in bytes: the next group would go here.
+    pub stop_offset: u64,
+    /// Why it stopped.
+    pub stop: Stop,
+    /// The most that any group header in the file, also behind the stop, claims to be durable.
+    pub claim: Seq,
+    /// Whether a group header of this use of the file was found at the stop or behind it.
+    pub more_behind: bool,
+}
+
+/// What the tail of a log looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It ends after a group.
+    Clean,
+    /// It ends in a group that was never acknowledged.
+    TornTail,
+}
+
+impl Chain {
+    /// The verdict if this is the last file of its log.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], with the place, if a sector is damaged where acknowledged data may lie, or if data that was
+    /// acknowledged is missing.
+    pub fn check(&self, file: &Path) -> Result<Verdict> {
+        if let Stop::Damaged { offset, what, expected, found } = &self.stop {
+            return Err(Error::corrupt(file, *offset, what, expected, found));
+        }
+        if self.claim > self.end {
+            let what = "acknowledged groups are missing";
+            return Err(Error::corrupt(file, self.stop_offset, what, &self.claim, &self.end));
+        }
+        let torn = self.stop == Stop::TornGroup || self.more_behind;
+        Ok(if torn { Verdict::TornTail } else { Verdict::Clean })
+    }
+}
+
+/// Reads the chain of groups in the bytes of a whole file. Never panics, whatever the bytes.
+///
+/// # Panics
+/// If the step is not a positive multiple of a sector.
+#[must_use]
+pub fn read_chain(file: &[u8], rules: &ChainRules) -> Chain {
+    assert!(rules.step_bytes > 0, "a step is not empty");
+    assert!(rules.step_bytes.is_multiple_of(SECTOR_BYTES), "a step is whole sectors");
+    let mut chain = Chain {
+        stream: Vec::new(),
+        end: rules.start,
+        groups: 0,
+        stop_offset: 0,
+        stop: Stop::EndOfFile,
+        claim: Seq::ZERO,
+        more_behind: false,
+    };
+    let mut offset = 0;
+    chain.stop = loop {
+        match read_group(file, offset, &mut chain, rules) {
+            Ok(group_bytes) => offset += group_bytes,
+            Err(stop) => break stop,
+        }
+    };
+    chain.stop_offset = offset as u64;
+    look_for_claims(file, offset, &mut chain, rules);
+    chain
+}
+
+/// Adds the group at `offset` to the chain and returns what it takes in the file; changes nothing if it does not
+/// belong to the chain.
+fn read_group(
+    file: &[u8],
+    offset: usize,
+    chain: &mut Chain,
+    rules: &ChainRules,
+) -> std::result::Result<usize, Stop> {
+    let Some(first) = sector_at(file, offset) else { return Err(Stop::EndOfFile) };
+    match classify(&rules.place, index_of(offset), first) {
+        SectorState::Older => return Err(Stop::Older),
+        SectorState::Damaged => return Err(damaged_sector(offset)),
+        SectorState::Current { first: false } => {
+            return Err(damaged(offset, "group chain", &"the first sector of a group", &"a later one"));
+        }
+        SectorState::Current { first: true } => {}
+    }
+    let Some(group) = Group::decode(&first[SECTOR_HEADER_BYTES..]) else {
+        return Err(damaged(offset, "group header", &"a valid one", &"none"));
+    };
+    check_header(&group, offset, chain, rules)?;
+    // A length that does not fit into the file was not sealed for it; do not even multiply it.
+    let room_bytes = file.len() - offset;
+    let stream_bytes = usize::try_from(group.end.since(group.start)).unwrap_or(usize::MAX);
+    if stream_bytes > room_bytes || sealed_bytes(stream_bytes, rules.step_bytes) > room_bytes {
+        return Err(damaged(offset, "group length", &room_bytes, &stream_bytes));
+    }
+    let group_bytes = sealed_bytes(stream_bytes, rules.step_bytes);
+    let sectors = &file[offset..offset + group_bytes];
+    check_sectors(sectors, offset, rules)?;
+    take_stream(sectors, stream_bytes, &mut chain.stream);
+    chain.end = group.end;
+    chain.groups += 1;
+    chain.claim = chain.claim.max(group.durable);
+    Ok(group_bytes)
+}
+
+fn check_header(
+    group: &Group,
+    offset: usize,
+    chain: &Chain,
+    rules: &ChainRules,
+) -> std::result::Result<(), Stop> {
+    if group.life != rules.life {
+        return Err(damaged(offset, "life of a group", &rules.life, &group.life));
+    }
+    if group.number != chain.groups {
+        return Err(damaged(offset, "number of a group", &chain.groups, &group.number));
+    }
+    if group.start != chain.end {
+        return Err(damaged(offset, "start of a group", &chain.end, &group.start));
+    }
+    if group.durable > group.start {
+        return Err(damaged(offset, "durable claim of a group", &group.start, &group.durable));
+    }
+    Ok(())
+}
+
+/// Damage anywhere in the group outweighs a missing sector: a torn write does not damage.
+fn check_sectors(sectors: &[u8], offset: usize, rules: &ChainRules) -> std::result::Result<(), Stop> {
+    let mut torn = false;
+    for (nth, sector) in sectors.as_chunks::<SECTOR_BYTES>().0.iter().enumerate().skip(1) {
+        let at = offset + nth * SECTOR_BYTES;
+        match classify(&rules.place, index_of(at), sector) {
+            SectorState::Current { first: false } => {}
+            SectorState::Current { first: true } => {
+                return Err(damaged(at, "group chain", &"a later sector of a group", &"a first one"));
+            }
+            SectorState::Older => torn = true,
+            SectorState::Damaged => return Err(damaged_sector(at)),
+        }
+    }
+    if torn { Err(Stop::TornGroup) } else { Ok(()) }
+}
+
+fn take_stream(sectors: &[u8], stream_bytes: usize, stream: &mut Vec<u8>) {
+    let mut left = stream_bytes;
+    let mut skip = SECTOR_HEADER_BYTES + GROUP_HEADER_BYTES;
+    for sector in sectors.as_chunks::<SECTOR_BYTES>().0 {
+        let take = left.min(SECTOR_BYTES - skip);
+        stream.extend_from_slice(&sector[skip..skip + take]);
+        left -= take;
+        skip = SECTOR_HEADER_BYTES;
+    }
+}
+
+/// Groups behind the stop cannot be reached through the chain, so every step is looked at.
+fn look_for_claims(file: &[u8], stop: usize, chain: &mut Chain, rules: &ChainRules) {
+    for offset in (stop..file.len()).step_by(rules.step_bytes) {
+        let Some(sector) = sector_at(file, offset) else { break };
+        let state = classify(&rules.place, index_of(offset), sector);
+        if state != (SectorState::Current { first: true }) {
+            continue;
+        }
+        let Some(group) = Group::decode(&sector[SECTOR_HEADER_BYTES..]) else { continue };
+        if group.life == rules.life {
+            chain.claim = chain.claim.max(group.durable);
+            chain.more_behind = true;
+        }
+    }
+}
+
+fn sector_at(file: &[u8], offset: usize) -> Option<&[u8; SECTOR_BYTES]> {
+    file.get(offset..)?.first_chunk()
+}
+
+fn index_of(offset: usize) -> u64 {
+    (offset / SECTOR_BYTES) as u64
+}
+
+fn damaged_sector(offset: usize) -> Stop {
+    damaged(offset, "sector", &"a valid checksum", &"a damaged sector")
+}
+
+fn damaged(offset: usize, what: &'static str, expected: &dyn ToString, found: &dyn ToString) -> Stop {
+    Stop::Damaged { offset: offset as u64, what, expected: expected.to_string(), found: found.to_string() }
+}

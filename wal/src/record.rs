@@ -1,0 +1,230 @@
+//! A record: one payload in the endless stream of the log. All integers are little-endian.
+//!
+//! ```text
+//!   +-------+--------+---------------------+--------------+
+//!   | crc32 | length | payload             | zero padding |   to a multiple of 32 bytes
+//!   +-------+--------+---------------------+--------------+
+//!
+//!   OFFSET  SIZE    FIELD
+//!        0     4    crc32 over payload, length (u32), life (u32), seq (u64), in this order
+//!        4     4    length of the payload in bytes
+//!        8  length  payload: opaque to this crate
+//!      ...  0..31   zeros
+//! ```
+//!
+//! The checksum covers the life and the position although neither is stored, so nothing from an earlier lap of the
+//! ring, an earlier life or another place can validate. They come last, because a writer learns its position only
+//! when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
+//!
+//! Invariants: a record starts at a multiple of [`GRANULE`]; decoding never panics, whatever the bytes.
+//! Written by `ring`, read by `replay`, and by the engine for its manifest.
+
+use std::fmt;
+
+use crc32fast::Hasher;
+
+/// Every record starts at a multiple of this many bytes and is padded to one.
+pub const GRANULE: usize = 32;
+
+/// Bytes before the payload.
+pub const RECORD_HEADER_BYTES: usize = 8;
+
+/// A position in the endless stream of record bytes: of a record's first byte, or an exclusive end.
+///
+/// It is also the order of writes. It never repeats in the life of a store.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(u64);
+
+impl Seq {
+    /// The start of the stream.
+    pub const ZERO: Seq = Seq(0);
+
+    /// The position `bytes` bytes from the start of the stream.
+    #[must_use]
+    pub const fn new(bytes: u64) -> Seq {
+        Seq(bytes)
+    }
+
+    /// Bytes from the start of the stream.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The position `bytes` further on; the end of the stream if there is none.
+    #[must_use]
+    pub fn plus(self, bytes: usize) -> Seq {
+        Seq(self.0.saturating_add(bytes as u64))
+    }
+
+    /// Bytes from `earlier` to here; 0 if it is not earlier.
+    #[must_use]
+    pub fn since(self, earlier: Seq) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl fmt::Debug for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Seq({})", self.0)
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// A record under construction: keeps its memory from one record to the next.
+#[derive(Clone)]
+pub struct RecordBuf {
+    /// Header, payload, and padding once framed.
+    bytes: Vec<u8>,
+    /// Bytes of header and payload.
+    filled: usize,
+}
+
+impl RecordBuf {
+    /// An empty record.
+    #[must_use]
+    pub fn new() -> RecordBuf {
+        RecordBuf { bytes: vec![0; RECORD_HEADER_BYTES], filled: RECORD_HEADER_BYTES }
+    }
+
+    /// Appends to the payload.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.truncate(self.filled);
+        self.bytes.extend_from_slice(bytes);
+        self.filled = self.bytes.len();
+    }
+
+    /// The payload so far.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes[RECORD_HEADER_BYTES..self.filled]
+    }
+
+    /// The payload so far, to change it in place.
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[RECORD_HEADER_BYTES..self.filled]
+    }
+
+    /// Cuts the payload to `payload_bytes`; nothing happens if it is not longer.
+    pub fn truncate(&mut self, payload_bytes: usize) {
+        self.filled = self.filled.min(payload_bytes.saturating_add(RECORD_HEADER_BYTES));
+        self.bytes.truncate(self.filled);
+    }
+
+    /// What it takes in the log: header, payload and padding, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.filled.next_multiple_of(GRANULE)
+    }
+
+    /// Empties the payload and keeps the memory.
+    pub fn clear(&mut self) {
+        self.truncate(0);
+    }
+
+    /// Pads and hashes the payload, so that [`Prepared::frame`] has little left to do.
+    ///
+    /// # Panics
+    /// If the payload is longer than a `u32` can say.
+    pub fn prepare(&mut self) -> Prepared<'_> {
+        let length = u32::try_from(self.filled - RECORD_HEADER_BYTES).expect("payload fits into a record");
+        self.bytes.truncate(self.filled);
+        self.bytes.resize(self.len_bytes(), 0);
+        self.bytes[4..RECORD_HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+        let mut hasher = Hasher::new();
+        hasher.update(&self.bytes[RECORD_HEADER_BYTES..self.filled]);
+        Prepared { bytes: &mut self.bytes, hasher, length }
+    }
+}
+
+impl Default for RecordBuf {
+    fn default() -> RecordBuf {
+        RecordBuf::new()
+    }
+}
+
+impl fmt::Debug for RecordBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RecordBuf({} payload bytes)", self.payload().len())
+    }
+}
+
+/// A record that lacks only its place.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    bytes: &'a mut Vec<u8>,
+    hasher: Hasher,
+    length: u32,
+}
+
+impl<'a> Prepared<'a> {
+    /// The bytes for the log: header, payload, padding.
+    #[must_use]
+    pub fn frame(self, life: u32, seq: Seq) -> &'a [u8] {
+        let crc = finish(self.hasher, self.length, life, seq);
+        self.bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        self.bytes
+    }
+}
+
+/// What stands at a position of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoded<'a> {
+    /// A valid record.
+    Record {
+        /// What was appended.
+        payload: &'a [u8],
+        /// What it takes in the stream, in bytes: the next record starts there.
+        len_bytes: usize,
+    },
+    /// The bytes end before the record does, if it is one.
+    Incomplete {
+        /// Bytes needed to say more, from the start of the record.
+        needed_bytes: usize,
+    },
+    /// No record of this life and position.
+    Invalid(&'static str),
+}
+
+/// Decodes the record at the front of `bytes`, which stand at `seq` in the stream. Never panics.
+#[must_use]
+pub fn decode(bytes: &[u8], life: u32, seq: Seq) -> Decoded<'_> {
+    let Some((header, rest)) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>() else {
+        return Decoded::Incomplete { needed_bytes: GRANULE };
+    };
+    let [c0, c1, c2, c3, l0, l1, l2, l3] = *header;
+    let (crc, length) = (u32::from_le_bytes([c0, c1, c2, c3]), u32::from_le_bytes([l0, l1, l2, l3]));
+    let Some(len_bytes) = framed_bytes(length) else { return Decoded::Invalid("record length") };
+    let Some(payload_and_padding) = rest.get(..len_bytes - RECORD_HEADER_BYTES) else {
+        return Decoded::Incomplete { needed_bytes: len_bytes };
+    };
+    let payload_bytes = usize::try_from(length).unwrap_or(usize::MAX).min(payload_and_padding.len());
+    let (payload, padding) = payload_and_padding.split_at(payload_bytes);
+    let mut hasher = Hasher::new();
+    hasher.update(payload);
+    if finish(hasher, length, life, seq) != crc {
+        return Decoded::Invalid("record checksum");
+    }
+    if padding.iter().any(|&byte| byte != 0) {
+        return Decoded::Invalid("record padding");
+    }
+    Decoded::Record { payload, len_bytes }
+}
+
+fn framed_bytes(length: u32) -> Option<usize> {
+    usize::try_from(length).ok()?.checked_add(RECORD_HEADER_BYTES)?.checked_next_multiple_of(GRANULE)
+}
+
+fn finish(mut hasher: Hasher, length: u32, life: u32, seq: Seq) -> u32 {
+    let mut place = [0; 16];
+    place[..4].copy_from_slice(&length.to_le_bytes());
+    place[4..8].copy_from_slice(&life.to_le_bytes());
+    place[8..].copy_from_slice(&seq.get().to_le_bytes());
+    hasher.update(&place);
+    hasher.finalize()
+}

@@ -1,0 +1,156 @@
+//! A group: what one flush makes durable. Sealing copies a range of the stream into sectors. All integers are
+//! little-endian.
+//!
+//! ```text
+//!   payload of the sectors, put together:
+//!   +--------------+---------------------------+--------------+
+//!   | group header | stream bytes [start, end) | zero padding |   to a multiple of the step, sectors included
+//!   +--------------+---------------------------+--------------+
+//!
+//!   in the file, at a multiple of the step:
+//!   +----------------+---------+---------+-- --+---------+
+//!   | sector, first  | sector  | sector  | ... | sector  |
+//!   +----------------+---------+---------+-- --+---------+
+//!
+//!   OFFSET  SIZE  FIELD OF THE GROUP HEADER
+//!        0     8  magic "ESKERGRP"
+//!        8     4  life
+//!       12     4  zero
+//!       16     8  number: groups before this one in this use of the file
+//!       24     8  start: stream position of the first byte
+//!       32     8  end: stream position after the last byte
+//!       40     8  durable: what was known to be on stable media when the group was sealed
+//!       48    12  zero
+//!       60     4  crc32 over the 60 bytes before
+//! ```
+//!
+//! Groups cut the stream anywhere: a record may begin in one and end in the next. `start == end` is a witness, a group
+//! written only for its `durable`. Padding sectors are sealed like all others, so every sector of a group is checked.
+//!
+//! Invariant: a durable sector is never rewritten, since every group starts at a step of its own.
+//! Written by `flusher` and by the engine's manifest, read by `chain`.
+
+use aio::{Buf, SECTOR_BYTES};
+
+use crate::record::Seq;
+use crate::sector::{Place, SECTOR_HEADER_BYTES, SECTOR_PAYLOAD_BYTES, seal_sector};
+
+/// Groups start at multiples of this many bytes, or of the file's alignment where that is larger.
+pub const STEP: usize = 4096;
+
+/// Bytes of a group header; it lies in the first sector.
+pub const GROUP_HEADER_BYTES: usize = 64;
+
+const MAGIC: [u8; 8] = *b"ESKERGRP";
+
+const _: () = assert!(GROUP_HEADER_BYTES < SECTOR_PAYLOAD_BYTES);
+const _: () = assert!(STEP.is_multiple_of(SECTOR_BYTES));
+
+/// The header of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The life that wrote it.
+    pub life: u32,
+    /// Groups before it in this use of the file.
+    pub number: u64,
+    /// Stream position of its first byte.
+    pub start: Seq,
+    /// Stream position after its last byte.
+    pub end: Seq,
+    /// What was known to be on stable media when it was sealed.
+    pub durable: Seq,
+}
+
+impl Group {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; GROUP_HEADER_BYTES] {
+        let mut bytes = [0; GROUP_HEADER_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&self.life.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.number.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.start.get().to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.end.get().to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.durable.get().to_le_bytes());
+        let crc = crc32fast::hash(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header; `None` if it is not one. Never panics.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Group> {
+        let bytes: &[u8; GROUP_HEADER_BYTES] = bytes.first_chunk()?;
+        let u32_at = |at: usize| bytes[at..].first_chunk().map(|chunk| u32::from_le_bytes(*chunk));
+        let u64_at = |at: usize| bytes[at..].first_chunk().map(|chunk| u64::from_le_bytes(*chunk));
+        let group = Group {
+            life: u32_at(8)?,
+            number: u64_at(16)?,
+            start: Seq::new(u64_at(24)?),
+            end: Seq::new(u64_at(32)?),
+            durable: Seq::new(u64_at(40)?),
+        };
+        // Every byte is determined by the fields, so a header is valid exactly if it encodes back to itself.
+        (group.encode() == *bytes && group.start <= group.end).then_some(group)
+    }
+}
+
+/// What a group with this many stream bytes takes in a file, in bytes: sector headers and padding included.
+///
+/// # Panics
+/// If the sum does not fit into the address space.
+#[must_use]
+pub fn sealed_bytes(stream_bytes: usize, step_bytes: usize) -> usize {
+    let payload_bytes = GROUP_HEADER_BYTES.checked_add(stream_bytes).expect("a group fits into memory");
+    (payload_bytes.div_ceil(SECTOR_PAYLOAD_BYTES) * SECTOR_BYTES).next_multiple_of(step_bytes)
+}
+
+/// The most stream bytes that a group can carry in `room_bytes` of a file, a multiple of the step; 0 if none.
+#[must_use]
+pub fn stream_room_bytes(room_bytes: usize) -> usize {
+    (room_bytes / SECTOR_BYTES * SECTOR_PAYLOAD_BYTES).saturating_sub(GROUP_HEADER_BYTES)
+}
+
+/// Seals a group for byte `offset` of the file: sets the length of `buf` and fills it.
+///
+/// `fill(at, bytes)` copies stream bytes from `start + at` on into `bytes`; it is called in rising order, and if the
+/// stream is a multiple of 8 bytes long, so are `at` and the lengths.
+///
+/// # Panics
+/// If the offset is not a multiple of the step, the step not of a sector, or the group larger than the capacity of
+/// `buf`.
+pub fn seal(
+    place: &Place,
+    offset: u64,
+    group: &Group,
+    (buf, step_bytes): (&mut Buf, usize),
+    fill: &mut dyn FnMut(usize, &mut [u8]),
+) {
+    assert!(step_bytes.is_multiple_of(SECTOR_BYTES), "a step is whole sectors");
+    assert!(offset.is_multiple_of(step_bytes as u64), "groups start at a step");
+    assert!(group.start <= group.end, "a group does not end before it starts");
+    let stream_bytes = usize::try_from(group.end.since(group.start)).expect("a group fits into memory");
+    buf.set_len(sealed_bytes(stream_bytes, step_bytes));
+    let (sectors, []) = buf.as_chunks_mut::<SECTOR_BYTES>() else {
+        unreachable!("the sealed length is whole sectors")
+    };
+    let first_index = offset / SECTOR_BYTES as u64;
+    let mut done = 0;
+    for (nth, sector) in sectors.iter_mut().enumerate() {
+        let mut payload = &mut sector[SECTOR_HEADER_BYTES..];
+        if nth == 0 {
+            let (header, rest) = payload.split_at_mut(GROUP_HEADER_BYTES);
+            header.copy_from_slice(&group.encode());
+            payload = rest;
+        }
+        let take = payload.len().min(stream_bytes - done);
+        let (stream, padding) = payload.split_at_mut(take);
+        if take > 0 {
+            fill(done, stream);
+        }
+        padding.fill(0);
+        done += take;
+        seal_sector(place, first_index + nth as u64, nth == 0, sector);
+    }
+    assert!(done == stream_bytes, "every stream byte was sealed");
+}

@@ -1,0 +1,102 @@
+//! A sector: the 512 bytes that a device writes whole or not at all, with a checksum of their own. All integers are
+//! little-endian.
+//!
+//! ```text
+//!   +-------+-------+---------------------------------+
+//!   | crc32 | epoch | payload                         |
+//!   +-------+-------+---------------------------------+
+//!
+//!   OFFSET  SIZE  FIELD
+//!        0     4  crc32 over store id (u64), file id (u64), sector index in the file (u64), epoch field, payload
+//!        4     4  epoch: one use of a recycled file, 1..2^31; the top bit is set in the first sector of a group
+//!        8   504  payload
+//! ```
+//!
+//! A checksum per sector is what tells a torn tail from damage. A power cut leaves each sector old or new, so after
+//! one every sector is *current* or *older*; a sector that is neither was damaged. A log that stops at the first bad
+//! checksum of a larger unit cannot make this difference, and silently drops everything behind a flipped bit.
+//!
+//! Invariant: epochs rise with every use of a file and are never reused, so a valid sector of a larger epoch than
+//! the file's own is damage too (a misdirected write or a wrong manifest).
+//! Written by `seal`, read by `chain`.
+
+use aio::SECTOR_BYTES;
+use crc32fast::Hasher;
+
+/// Bytes of a sector that carry payload.
+pub const SECTOR_PAYLOAD_BYTES: usize = SECTOR_BYTES - SECTOR_HEADER_BYTES;
+
+/// The largest epoch.
+pub const MAX_EPOCH: u32 = FIRST - 1;
+
+pub(crate) const SECTOR_HEADER_BYTES: usize = 8;
+
+const FIRST: u32 = 1 << 31;
+
+/// The file that a sector belongs to, and the use of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The store, so that a file of another store never validates.
+    pub store_id: u64,
+    /// The file, never reused for another one.
+    pub file_id: u64,
+    /// The use of the file, 1..=[`MAX_EPOCH`].
+    pub epoch: u32,
+}
+
+/// What a sector holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SectorState {
+    /// Written in this use of the file.
+    Current {
+        /// It is the first sector of a group.
+        first: bool,
+    },
+    /// Never persisted in this use of the file: all zero, or valid with an earlier epoch.
+    Older,
+    /// Neither: the device or somebody else changed it.
+    Damaged,
+}
+
+/// Fills in the header of a sector whose payload is in place.
+///
+/// # Panics
+/// If the epoch is 0 or above [`MAX_EPOCH`].
+pub fn seal_sector(place: &Place, index: u64, first: bool, sector: &mut [u8; SECTOR_BYTES]) {
+    assert!(place.epoch != 0, "epoch 0 is reserved for zeroed space");
+    assert!(place.epoch <= MAX_EPOCH, "epochs are used up");
+    let epoch = if first { place.epoch | FIRST } else { place.epoch };
+    sector[4..SECTOR_HEADER_BYTES].copy_from_slice(&epoch.to_le_bytes());
+    let crc = checksum(place, index, sector);
+    sector[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Says what the sector with this index in the file holds.
+#[must_use]
+pub fn classify(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> SectorState {
+    let [c0, c1, c2, c3, e0, e1, e2, e3, ..] = *sector;
+    let (crc, field) = (u32::from_le_bytes([c0, c1, c2, c3]), u32::from_le_bytes([e0, e1, e2, e3]));
+    if field == 0 && sector.iter().all(|&byte| byte == 0) {
+        return SectorState::Older;
+    }
+    let epoch = field & !FIRST;
+    if epoch == 0 || checksum(place, index, sector) != crc {
+        return SectorState::Damaged;
+    }
+    match epoch.cmp(&place.epoch) {
+        std::cmp::Ordering::Equal => SectorState::Current { first: field & FIRST != 0 },
+        std::cmp::Ordering::Less => SectorState::Older,
+        std::cmp::Ordering::Greater => SectorState::Damaged,
+    }
+}
+
+fn checksum(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> u32 {
+    let mut seed = [0; 24];
+    seed[..8].copy_from_slice(&place.store_id.to_le_bytes());
+    seed[8..16].copy_from_slice(&place.file_id.to_le_bytes());
+    seed[16..].copy_from_slice(&index.to_le_bytes());
+    let mut hasher = Hasher::new();
+    hasher.update(&seed);
+    hasher.update(&sector[4..]);
+    hasher.finalize()
+}
