@@ -1,0 +1,151 @@
+//! Ranges of keys, as callers write them and as the engine uses them.
+//!
+//! Invariant: [`KeyBounds`] is half open, whatever was written. The smallest key above `k` is `k` with a zero byte
+//! appended, so an excluded start and an included end need no case of their own anywhere else.
+
+use std::ops::{Bound, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
+
+use bytes::Bytes;
+
+/// A range of keys: `..`, `a..b`, `a..=b`, `a..`, `..b`, `..=b` or `(Bound, Bound)` of anything that is bytes.
+///
+/// Order is bytewise. A range whose start lies above its end is empty; that is no error and no panic.
+/// The trait is sealed.
+pub trait KeyRange: sealed::ToBounds {}
+
+impl<R: sealed::ToBounds> KeyRange for R {}
+
+/// The keys `from <= key < upto`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyBounds {
+    /// Empty: from the first key.
+    pub(crate) from: Bytes,
+    /// `None`: to the last key.
+    pub(crate) upto: Option<Bytes>,
+}
+
+impl KeyBounds {
+    /// Every key.
+    pub(crate) fn all() -> KeyBounds {
+        KeyBounds { from: Bytes::new(), upto: None }
+    }
+
+    /// The keys that begin with `prefix`. No key is above all of them if `prefix` is empty or all `0xFF`.
+    pub(crate) fn prefix(prefix: &[u8]) -> KeyBounds {
+        let kept = prefix.iter().rposition(|byte| *byte != u8::MAX);
+        let upto = kept.map(|last| {
+            let mut upto = prefix[..=last].to_vec();
+            upto[last] += 1;
+            Bytes::from(upto)
+        });
+        KeyBounds { from: Bytes::copy_from_slice(prefix), upto }
+    }
+
+    /// Whether no key can lie in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.upto.as_ref().is_some_and(|upto| *upto <= self.from)
+    }
+
+    fn new(start: Bound<&[u8]>, end: Bound<&[u8]>) -> KeyBounds {
+        let from = match start {
+            Bound::Included(key) => Bytes::copy_from_slice(key),
+            Bound::Excluded(key) => successor(key),
+            Bound::Unbounded => Bytes::new(),
+        };
+        let upto = match end {
+            Bound::Included(key) => Some(successor(key)),
+            Bound::Excluded(key) => Some(Bytes::copy_from_slice(key)),
+            Bound::Unbounded => None,
+        };
+        KeyBounds { from, upto }
+    }
+}
+
+/// The smallest byte string above `key`.
+fn successor(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    Bytes::from(next)
+}
+
+mod sealed {
+    use super::{Bound, KeyBounds, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
+
+    /// What [`super::KeyRange`] can do; out of reach for other crates.
+    pub trait ToBounds {
+        /// The same range, half open.
+        fn to_bounds(&self) -> KeyBounds;
+    }
+
+    impl ToBounds for RangeFull {
+        fn to_bounds(&self) -> KeyBounds {
+            KeyBounds::all()
+        }
+    }
+
+    macro_rules! to_bounds {
+        ($($range:ty),*) => {$(
+            impl<K: AsRef<[u8]>> ToBounds for $range {
+                fn to_bounds(&self) -> KeyBounds {
+                    let start = std::ops::RangeBounds::<K>::start_bound(self).map(AsRef::as_ref);
+                    let end = std::ops::RangeBounds::<K>::end_bound(self).map(AsRef::as_ref);
+                    KeyBounds::new(start, end)
+                }
+            }
+        )*};
+    }
+
+    to_bounds!(Range<K>, RangeInclusive<K>, RangeFrom<K>, RangeTo<K>, RangeToInclusive<K>);
+    to_bounds!((Bound<K>, Bound<K>));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sealed::ToBounds;
+    use super::*;
+
+    fn shown(bounds: &KeyBounds) -> String {
+        let upto = bounds.upto.as_ref().map_or("end".to_owned(), |upto| format!("{upto:?}"));
+        format!("{:?} {upto}", bounds.from)
+    }
+
+    #[test]
+    fn every_way_to_write_a_range_becomes_half_open() {
+        let cases: [(&dyn ToBounds, &str); 8] = [
+            (&(..), r#"b"" end"#),
+            (&("a".."c"), r#"b"a" b"c""#),
+            (&(b"a".to_vec()..=b"c".to_vec()), r#"b"a" b"c\0""#),
+            (&([7_u8]..), r#"b"\x07" end"#),
+            (&(..String::from("c")), r#"b"" b"c""#),
+            (&(..=b"c"), r#"b"" b"c\0""#),
+            (&(Bound::Excluded("a"), Bound::Included("c")), r#"b"a\0" b"c\0""#),
+            (&(Bound::Unbounded::<&str>, Bound::Unbounded), r#"b"" end"#),
+        ];
+        for (range, expected) in cases {
+            assert_eq!(shown(&range.to_bounds()), expected);
+        }
+    }
+
+    #[test]
+    fn a_range_without_room_for_a_key_is_empty() {
+        assert!(("b".."a").to_bounds().is_empty());
+        assert!(("a".."a").to_bounds().is_empty());
+        assert!(("b"..="a").to_bounds().is_empty());
+        assert!((Bound::Excluded("a"), Bound::Included("a")).to_bounds().is_empty());
+        assert!(!("a"..="a").to_bounds().is_empty());
+        assert!(!(..).to_bounds().is_empty());
+    }
+
+    #[test]
+    fn a_prefix_ends_before_its_increment() {
+        for (prefix, expected) in [
+            (&b"ab"[..], r#"b"ab" b"ac""#),
+            (b"a\xff\xff", r#"b"a\xff\xff" b"b""#),
+            (b"\xff\xff", r#"b"\xff\xff" end"#),
+            (b"", r#"b"" end"#),
+        ] {
+            assert_eq!(shown(&KeyBounds::prefix(prefix)), expected);
+        }
+    }
+}
