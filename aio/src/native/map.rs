@@ -35,10 +35,15 @@ impl NativeMap {
     pub(crate) fn new(file: &File, len_bytes: usize) -> Result<NativeMap> {
         assert!(len_bytes > 0, "an empty mapping");
         assert!(len_bytes.is_multiple_of(WORD_BYTES), "a mapping of whole words");
+        let is_shared = probe::is_map_shared(file.descriptor().as_fd())
+            .map_err(|errno| Error::call("fstatfs", file.path(), errno))?;
+        NativeMap::map(file, len_bytes, is_shared)
+    }
+
+    fn map(file: &File, len_bytes: usize, is_shared: bool) -> Result<NativeMap> {
         let failed =
             |call, errno| Error::Os { call, path: file.path().to_owned(), offset: 0, len_bytes, errno };
         let descriptor = file.descriptor();
-        let is_shared = probe::is_map_shared(descriptor.as_fd()).map_err(|errno| failed("fstatfs", errno))?;
         let size = rustix::fs::fstat(descriptor).map_err(|errno| failed("fstat", errno.into()))?.st_size;
         if usize::try_from(size).is_ok_and(|size| size < len_bytes) {
             // Beyond the end of the file every access would be a bus error.
@@ -133,4 +138,35 @@ fn read_full(file: &File, offset: usize, buf: &mut Buf) -> Result<usize> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::backend::{Alignment, FileBody};
+
+    /// This test's own executable: a file that is there without writing one.
+    fn executable() -> (File, Vec<u8>) {
+        let path = Path::new("/proc/self/exe");
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let descriptor = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
+        let alignment = Alignment { memory_bytes: 512, offset_bytes: 512 };
+        let file = File::new(path, alignment, false, FileBody::Native(descriptor));
+        (file, std::fs::read(path).unwrap())
+    }
+
+    #[test]
+    fn a_map_that_cannot_be_shared_begins_with_the_files_bytes() {
+        let (file, bytes) = executable();
+        for len_bytes in [8, 4096, COPY_CHUNK_BYTES + 8, bytes.len() / WORD_BYTES * WORD_BYTES] {
+            let map = NativeMap::map(&file, len_bytes, false).unwrap();
+            assert!(!map.is_shared());
+            let mut found = vec![0; map.len_bytes()];
+            map.read(0, &mut found);
+            assert!(found == bytes[..len_bytes], "{len_bytes} bytes");
+            map.write(0, &[7; 8]);
+        }
+    }
 }
