@@ -47,6 +47,7 @@ use queue::SimQueue;
 
 use crate::backend::{Alignment, Backend, File, Lock, OpenMode, Queue, SECTOR_BYTES, SharedMap, Stat};
 use crate::error::{Errno, Error, Result};
+use crate::trace::{Counters, Kind};
 
 /// A simulated machine. A clone is another handle of the same machine.
 #[derive(Clone)]
@@ -209,10 +210,12 @@ impl Backend for SimBackend {
 
     fn sync(&self, file: &File) -> Result<()> {
         let mut machine = self.machine();
+        let begun = machine.now;
         let fault = machine.begin(&Call::new(EventKind::Sync, file.path()))?;
         let covers = machine.disk.seq();
-        queue::sync(&mut machine, sim_handle(file).inode, covers, fault)
-            .map_err(|errno| Error::call("fdatasync", file.path(), errno))
+        let synced = queue::sync(&mut machine, sim_handle(file).inode, covers, fault);
+        machine.trace.ended(Kind::Sync, synced.ok().map(|()| 0), machine.now.saturating_sub(begun));
+        synced.map_err(|errno| Error::call("fdatasync", file.path(), errno))
     }
 
     fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
@@ -331,6 +334,10 @@ impl Backend for SimBackend {
 
     fn check_fork(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        self.machine().trace.snapshot()
     }
 }
 

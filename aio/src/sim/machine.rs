@@ -15,6 +15,7 @@ use super::image::DiskImage;
 use super::rng::{Rng, hash_bytes, mix};
 use crate::backend::{Alignment, File, FileBody, SECTOR_BYTES, SimHandle};
 use crate::error::{Error, Result};
+use crate::trace::Trace;
 
 /// Something that is about to change the disk.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +62,7 @@ pub(crate) struct Machine {
     pub(crate) alignment: Alignment,
     pub(crate) locks: BTreeSet<PathBuf>,
     pub(crate) trace_hash: u64,
+    pub(crate) trace: Trace,
     events: u64,
     calls: u64,
     flights: u64,
@@ -83,6 +85,7 @@ impl Machine {
             alignment: Alignment { memory_bytes: SECTOR_BYTES, offset_bytes: SECTOR_BYTES },
             locks: BTreeSet::new(),
             trace_hash: 0,
+            trace: Trace::default(),
             events: 0,
             calls: 0,
             flights: 0,

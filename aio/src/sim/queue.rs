@@ -23,6 +23,7 @@ const PARTIAL_SUBMIT_PERCENT: u64 = 12;
 struct Flight {
     id: u64,
     operation: Operation,
+    submitted_at: Duration,
     ready_at: Duration,
     last: bool,
     misaligned: bool,
@@ -81,6 +82,8 @@ impl SimQueue {
     fn complete(&mut self, machine: &mut Machine, at: usize) -> Result<Completion> {
         let result = execute(machine, &mut self.in_flight[at])?;
         let flight = self.in_flight.swap_remove(at);
+        let latency = machine.now.saturating_sub(flight.submitted_at);
+        machine.trace.ended(flight.operation.kind(), result.ok(), latency);
         Ok(Completion { operation: flight.operation, result })
     }
 
@@ -122,6 +125,7 @@ impl Queue for SimQueue {
             self.in_flight.push(start(machine, operation));
             taken += 1;
         }
+        machine.trace.submitted();
         Ok(taken)
     }
 
@@ -148,8 +152,13 @@ impl Queue for SimQueue {
             Some(Fault::Errno(errno)) => return Err(Error::call("io_getevents", "".as_ref(), errno)),
             _ => {}
         }
-        if self.waker.0.swap(false, Ordering::SeqCst) {
+        if at_least > 0 && self.waker.0.load(Ordering::SeqCst) {
             self.complete_some(machine, completions)?;
+            if completions.len() - before >= at_least {
+                // The wake-up is for the next wait.
+                return Ok(Wake::Completed);
+            }
+            self.waker.0.store(false, Ordering::SeqCst);
             return Ok(Wake::Woken);
         }
         while completions.len() - before < at_least {
@@ -236,7 +245,15 @@ fn start(machine: &mut Machine, operation: Operation) -> Flight {
         machine.disk.inode_mut(inode).start_write(id, Extent::new(*offset, buf));
     }
     let last = schedule == Some(Fault::Last);
-    Flight { id, operation, ready_at, last, misaligned, covers: machine.disk.seq() }
+    Flight {
+        id,
+        operation,
+        submitted_at: machine.now,
+        ready_at,
+        last,
+        misaligned,
+        covers: machine.disk.seq(),
+    }
 }
 
 /// Lets an operation have its effect. The outer error is the crash.
