@@ -5,6 +5,8 @@ mod db_iter;
 mod error;
 mod files;
 mod iter;
+#[cfg(test)]
+mod iter_contract;
 mod key;
 mod memtable;
 mod merge;

@@ -120,3 +120,69 @@ impl Cursor for Merge {
         self.inputs[*self.heap.first()?].entry()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iter_contract::{Owned, VecCursor, check_all};
+
+    /// Deals the entries out to `count` inputs, some of which stay empty.
+    fn deal(entries: &[Owned], count: usize) -> Merge {
+        let mut hands = vec![Vec::new(); count];
+        for entry in entries {
+            let hand = (entry.seq.get() * 31 % 7) as usize % count;
+            hands[hand].push(entry.clone());
+        }
+        Merge::new(hands.into_iter().map(|hand| Box::new(VecCursor::new(hand)) as Box<dyn Cursor>).collect())
+    }
+
+    #[test]
+    fn merge_keeps_the_contract_whatever_the_number_of_inputs() {
+        for count in [1, 2, 3, 7, 12] {
+            check_all(|entries| Box::new(deal(entries, count)));
+        }
+    }
+
+    #[test]
+    fn merges_of_merges_keep_the_contract() {
+        check_all(|entries| {
+            let (some, rest): (Vec<_>, Vec<_>) =
+                entries.iter().cloned().partition(|entry| entry.key.len() == 1);
+            Box::new(Merge::new(vec![Box::new(deal(&some, 2)), Box::new(deal(&rest, 3))]))
+        });
+    }
+
+    #[test]
+    fn a_merge_of_nothing_is_empty() {
+        let mut merge = Merge::new(Vec::new());
+        merge.seek(b"").unwrap();
+        assert!(merge.entry().is_none());
+        merge.seek_before(None).unwrap();
+        assert!(merge.entry().is_none());
+    }
+
+    #[test]
+    fn an_error_of_an_input_ends_the_merge_until_the_next_seek() {
+        let entry = |key: &[u8], seq| Owned {
+            key: key.to_vec(),
+            seq: crate::key::Seq::new(seq),
+            kind: crate::key::Kind::Put,
+            value: Vec::new(),
+        };
+        let sound = vec![entry(b"b", 1), entry(b"d", 2)];
+        let failing = vec![entry(b"a", 3), entry(b"c", 4)];
+        for moves in 0..3 {
+            let inputs: Vec<Box<dyn Cursor>> = vec![
+                Box::new(VecCursor::new(sound.clone())),
+                Box::new(VecCursor::failing_after(failing.clone(), moves)),
+            ];
+            let mut merge = Merge::new(inputs);
+            let mut steps = merge.seek(b"");
+            while steps.is_ok() {
+                assert!(merge.entry().is_some(), "the failure was passed over after {moves} moves");
+                steps = merge.next();
+            }
+            assert!(merge.entry().is_none());
+        }
+    }
+}
