@@ -276,3 +276,7 @@ impl DoubleEndedIterator for Keys {
 }
 
 impl FusedIterator for Keys {}
+
+#[cfg(test)]
+#[path = "db_iter_tests.rs"]
+mod tests;

@@ -245,3 +245,7 @@ fn read_op<'a>(reader: &mut Reader<'a>) -> Result<Op<'a>, &'static str> {
     let value = reader.take(value_len).ok_or(SHORT)?;
     Ok(Op { keyspace, kind, key, value })
 }
+
+#[cfg(test)]
+#[path = "ops_tests.rs"]
+mod tests;
