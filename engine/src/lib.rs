@@ -1,5 +1,6 @@
 //! Under construction.
 
+mod cache;
 mod coding;
 mod db_iter;
 mod error;
@@ -13,6 +14,7 @@ mod merge;
 mod ops;
 mod range;
 mod retain;
+mod segment;
 mod snapshots;
 
 pub use db_iter::{Iter, Keys};

@@ -1,0 +1,533 @@
+//! The unit of checksum and cache: about 8 KiB of entries, as columns.
+//!
+//! A point read compares one byte per entry (the fingerprints, which stand side by side) and touches the entries
+//! only where that byte fits; a seek is a binary search over 4-byte key heads and compares keys only on ties.
+//!
+//! ```text
+//!   stored block:  OFFSET  SIZE  FIELD (all integers little-endian)
+//!                       0     4  length of the raw block
+//!                       4     1  codec: 0 none, 1 LZ4 block
+//!                       5     3  zero
+//!                       8   ...  the raw block, or what the codec made of it; then zeros up to a multiple of 512
+//!
+//!   raw block:     OFFSET  SIZE  FIELD
+//!                       0     2  n, number of entries, at least 1
+//!                       2     2  p, length of the prefix that all keys share
+//!                       4     1  bytes of an end: 2 or 4
+//!                       5     1  bytes of a suffix length: 0, 1 or 2
+//!                       6     1  bytes of a Seq delta: 0, 4 or 8
+//!                       7     1  bytes of a kind: 0 (all are puts) or 1
+//!                       8     8  smallest Seq of the block
+//!                      16     2  suffix length of all keys, if their column is absent; else 0
+//!                      18     6  zero
+//!                      24     n  fingerprints: hash >> 56 of each key; then zeros up to a multiple of 32 for the column
+//!                     ...    4n  heads: first 4 bytes of each suffix as a big-endian number, zero-extended
+//!                     ...   e*n  ends: where the entry ends in the heap
+//!                     ...   s*n  suffix lengths
+//!                     ...   q*n  Seq minus the smallest
+//!                     ...   k*n  kinds
+//!                     ...     p  the prefix
+//!                     ...   ...  heap: suffix and value of each entry
+//! ```
+//!
+//! Invariants: [`Block::decode`] checks everything that an accessor relies on, so no bytes whatever make one panic.
+//! Entries rise in internal order: key ascending, newest first. Order, heads and fingerprints are not checked when a
+//! block is read (its checksum stands for them) but by [`Block::check`], which a verification calls.
+#![deny(clippy::indexing_slicing)]
+
+use std::cmp::Ordering;
+
+use super::footer::UNIT_BYTES;
+use crate::coding::{Put, Reader};
+use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
+
+/// An entry whose key and value together are larger stands alone in its block.
+pub(super) const ALONE_BYTES: usize = 32 << 10;
+/// A block holds at most this many entries, however small they are.
+const MAX_ENTRIES: usize = 8192;
+/// The stored block's own header.
+const STORED_HEADER_BYTES: usize = 8;
+const RAW_HEADER_BYTES: usize = 24;
+/// Fingerprints are compared this many at a time.
+const LANES: usize = 32;
+/// LZ4 cannot expand its input more than this many times.
+const MAX_LZ4_RATIO: usize = 255;
+const CODEC_NONE: u8 = 0;
+const CODEC_LZ4: u8 = 1;
+
+/// First 4 bytes as a big-endian number, zero-extended: orders like the bytes, up to ties.
+fn head_of(bytes: &[u8]) -> u32 {
+    (0..4).fold(0, |head, i| head << 8 | u32::from(bytes.get(i).copied().unwrap_or(0)))
+}
+
+/// How many leading bytes two keys share.
+pub(super) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// `[0, len)` is split by `is_before` into a front where it holds and a back where it does not; where is the split?
+pub(super) fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize {
+    let (mut start, mut size) = (0, len);
+    while size > 0 {
+        let half = size / 2;
+        if is_before(start + half) {
+            start += half + 1;
+            size -= half + 1;
+        } else {
+            size = half;
+        }
+    }
+    start
+}
+
+/// A block as the writer wants it.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    /// Padded to a multiple of 512.
+    pub(super) bytes: Vec<u8>,
+    /// Length without the padding.
+    pub(super) len_bytes: usize,
+    /// Whether it was compressed.
+    pub(super) compressed: bool,
+}
+
+/// Collects entries in internal order.
+#[derive(Debug, Default)]
+pub(super) struct BlockBuilder {
+    keys: Vec<u8>,
+    key_ends: Vec<usize>,
+    values: Vec<u8>,
+    value_ends: Vec<usize>,
+    fingerprints: Vec<u8>,
+    seqs: Vec<Seq>,
+    kinds: Vec<Kind>,
+}
+
+impl BlockBuilder {
+    pub(super) fn is_empty(&self) -> bool {
+        self.seqs.is_empty()
+    }
+
+    /// Whether the entry should go into this block; an empty one takes any.
+    pub(super) fn has_room(&self, entry: &Entry<'_>, block_bytes: usize) -> bool {
+        let added = entry.key.len() + entry.value.len();
+        self.is_empty()
+            || added <= ALONE_BYTES
+                && self.seqs.len() < MAX_ENTRIES
+                && self.keys.len() + self.values.len() <= ALONE_BYTES
+                && self.raw_bytes() + added + 12 <= block_bytes
+    }
+
+    /// About what the raw block will take.
+    pub(super) fn raw_bytes(&self) -> usize {
+        RAW_HEADER_BYTES + self.keys.len() + self.values.len() + 12 * self.seqs.len()
+    }
+
+    pub(super) fn last_key(&self) -> &[u8] {
+        self.key(self.seqs.len().saturating_sub(1))
+    }
+
+    pub(super) fn add(&mut self, entry: &Entry<'_>, hash: u64) {
+        self.keys.extend_from_slice(entry.key);
+        self.key_ends.push(self.keys.len());
+        self.values.extend_from_slice(entry.value);
+        self.value_ends.push(self.values.len());
+        self.fingerprints.push(fingerprint(hash));
+        self.seqs.push(entry.seq);
+        self.kinds.push(entry.kind);
+    }
+
+    /// Encodes the entries and becomes empty.
+    pub(super) fn finish(&mut self, compress: bool) -> Encoded {
+        assert!(!self.is_empty(), "a block has at least one entry");
+        let mut raw = Vec::with_capacity(self.raw_bytes() + LANES);
+        self.encode_raw(&mut raw);
+        self.clear();
+        let mut bytes = Vec::new();
+        bytes.put_u32(u32::try_from(raw.len()).expect("a record, so also an entry, is far below 4 GiB"));
+        let packed = if compress { lz4_flex::block::compress(&raw) } else { Vec::new() };
+        // A block that shrinks by less than an eighth is not worth the work of unpacking it.
+        let compressed = compress && packed.len() <= raw.len() - raw.len().div_ceil(8);
+        bytes.put_u8(if compressed { CODEC_LZ4 } else { CODEC_NONE });
+        bytes.extend_from_slice(&[0; 3]);
+        bytes.extend_from_slice(if compressed { &packed } else { &raw });
+        let len_bytes = bytes.len();
+        bytes.resize(len_bytes.next_multiple_of(UNIT_BYTES), 0);
+        Encoded { bytes, len_bytes, compressed }
+    }
+
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.key_ends.clear();
+        self.values.clear();
+        self.value_ends.clear();
+        self.fingerprints.clear();
+        self.seqs.clear();
+        self.kinds.clear();
+    }
+
+    fn key(&self, i: usize) -> &[u8] {
+        part(&self.keys, &self.key_ends, i)
+    }
+
+    fn encode_raw(&self, out: &mut Vec<u8>) {
+        let n = self.seqs.len();
+        let prefix_len = common_prefix(self.key(0), self.last_key());
+        let suffix = |i| self.key(i).get(prefix_len..).unwrap_or_default();
+        let heap_len = self.keys.len() - prefix_len * n + self.values.len();
+        let end_width = if heap_len <= usize::from(u16::MAX) { 2 } else { 4 };
+        let longest = (0..n).map(|i| suffix(i).len()).max().unwrap_or(0);
+        let fixed = (0..n).all(|i| suffix(i).len() == longest);
+        let suffix_width = if fixed {
+            0
+        } else if longest <= usize::from(u8::MAX) {
+            1
+        } else {
+            2
+        };
+        let base = self.seqs.iter().min().map_or(0, |seq| seq.get());
+        let spread = self.seqs.iter().max().map_or(0, |seq| seq.get()) - base;
+        let seq_width = if spread == 0 {
+            0
+        } else if spread <= u64::from(u32::MAX) {
+            4
+        } else {
+            8
+        };
+        let kind_width = u8::from(self.kinds.iter().any(|&kind| kind != Kind::Put));
+
+        out.put_u16(u16::try_from(n).expect("at most MAX_ENTRIES"));
+        out.put_u16(u16::try_from(prefix_len).expect("at most MAX_KEY_BYTES"));
+        out.extend_from_slice(&[end_width, suffix_width, seq_width, kind_width]);
+        out.put_u64(base);
+        out.put_u16(if fixed { u16::try_from(longest).expect("at most MAX_KEY_BYTES") } else { 0 });
+        out.resize(RAW_HEADER_BYTES, 0);
+        out.extend_from_slice(&self.fingerprints);
+        out.resize(RAW_HEADER_BYTES + n.next_multiple_of(LANES), 0);
+        for i in 0..n {
+            out.put_u32(head_of(suffix(i)));
+        }
+        let mut end = 0;
+        for i in 0..n {
+            end += suffix(i).len() + part(&self.values, &self.value_ends, i).len();
+            put_uint(out, end as u64, end_width);
+        }
+        for i in 0..n {
+            put_uint(out, suffix(i).len() as u64, suffix_width);
+        }
+        for seq in &self.seqs {
+            put_uint(out, seq.get() - base, seq_width);
+        }
+        if kind_width == 1 {
+            out.extend(self.kinds.iter().map(|kind| kind.to_byte()));
+        }
+        out.extend_from_slice(self.key(0).get(..prefix_len).unwrap_or_default());
+        for i in 0..n {
+            out.extend_from_slice(suffix(i));
+            out.extend_from_slice(part(&self.values, &self.value_ends, i));
+        }
+    }
+}
+
+/// The byte of a key's hash that stands in the fingerprint column.
+fn fingerprint(hash: u64) -> u8 {
+    u8::try_from(hash >> 56).expect("8 bits are left")
+}
+
+/// The `i`th of strings that stand behind each other.
+fn part<'a>(bytes: &'a [u8], ends: &[usize], i: usize) -> &'a [u8] {
+    let start = if i == 0 { 0 } else { ends.get(i - 1).copied().unwrap_or(0) };
+    bytes.get(start..ends.get(i).copied().unwrap_or(0)).unwrap_or_default()
+}
+
+/// The low `width` bytes of a number; the caller knows that the others are zero.
+fn put_uint(out: &mut Vec<u8>, value: u64, width: u8) {
+    let bytes = value.to_le_bytes();
+    let (low, high) = bytes.split_at(usize::from(width));
+    assert!(high.iter().all(|&byte| byte == 0), "the column is too narrow");
+    out.extend_from_slice(low);
+}
+
+/// Where the columns start in the raw block, and how wide they are.
+#[derive(Clone, Copy, Debug)]
+struct Columns {
+    entries: usize,
+    end_width: usize,
+    suffix_width: usize,
+    suffix_fixed: usize,
+    seq_width: usize,
+    base_seq: u64,
+    heads: usize,
+    ends: usize,
+    suffixes: usize,
+    seqs: usize,
+    /// `None`: all are puts.
+    kinds: Option<usize>,
+    prefix: usize,
+    heap: usize,
+}
+
+/// A decoded block whose structure was checked.
+#[derive(Debug)]
+pub(crate) struct Block {
+    raw: Box<[u8]>,
+    columns: Columns,
+}
+
+impl Block {
+    /// Takes a stored block (padding included or not) apart. On failure says what does not fit.
+    ///
+    /// Reads every column once. Never takes more than 255 times the memory of what is stored.
+    pub(super) fn decode(stored: &[u8], len_bytes: usize) -> Result<Block, &'static str> {
+        let mut reader = Reader::new(stored.get(..len_bytes).ok_or("block length")?);
+        let raw_len = reader.u32().and_then(|len| usize::try_from(len).ok()).ok_or("block header")?;
+        let codec = reader.u8().ok_or("block header")?;
+        if reader.take(STORED_HEADER_BYTES - 5).ok_or("block header")? != [0; 3] {
+            return Err("block header");
+        }
+        let body = reader.rest();
+        let raw: Box<[u8]> = match codec {
+            CODEC_NONE if body.len() == raw_len => body.into(),
+            CODEC_LZ4 if raw_len <= body.len().saturating_mul(MAX_LZ4_RATIO) => {
+                let mut raw = vec![0; raw_len];
+                let found =
+                    lz4_flex::block::decompress_into(body, &mut raw).map_err(|_| "block compression")?;
+                if found != raw_len {
+                    return Err("block decompressed length");
+                }
+                raw.into()
+            }
+            CODEC_NONE | CODEC_LZ4 => return Err("block raw length"),
+            _ => return Err("block codec"),
+        };
+        let columns = Columns::parse(&raw)?;
+        let block = Block { raw, columns };
+        block.check_structure()?;
+        Ok(block)
+    }
+
+    /// What it takes in memory.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        (self.raw.len() + size_of::<Block>()) as u64
+    }
+
+    /// Number of entries, at least 1.
+    pub(super) fn len(&self) -> usize {
+        self.columns.entries
+    }
+
+    /// The prefix that all keys share.
+    pub(super) fn prefix(&self) -> &[u8] {
+        self.raw.get(self.columns.prefix..self.columns.heap).unwrap_or_default()
+    }
+
+    /// What follows the prefix in key `i`.
+    pub(super) fn suffix(&self, i: usize) -> &[u8] {
+        self.pair(i).0
+    }
+
+    /// The value of entry `i`; empty for a tombstone.
+    pub(super) fn value(&self, i: usize) -> &[u8] {
+        self.pair(i).1
+    }
+
+    pub(super) fn seq(&self, i: usize) -> Seq {
+        let delta = self.uint(self.columns.seqs, self.columns.seq_width, i);
+        Seq::new(self.columns.base_seq.wrapping_add(delta))
+    }
+
+    pub(super) fn kind(&self, i: usize) -> Kind {
+        let byte = self.columns.kinds.map_or(0, |kinds| self.raw.get(kinds + i).copied().unwrap_or(0));
+        Kind::from_byte(byte).unwrap_or(Kind::Put)
+    }
+
+    /// Whether key `i` is `key`.
+    pub(super) fn is_key(&self, i: usize, key: &[u8]) -> bool {
+        key.strip_prefix(self.prefix()).is_some_and(|rest| rest == self.suffix(i))
+    }
+
+    /// The newest entry of `key` with `seq < snapshot`.
+    pub(super) fn find(&self, key: &[u8], hash: u64, snapshot: Seq) -> Option<usize> {
+        let rest = key.strip_prefix(self.prefix())?;
+        let wanted = fingerprint(hash);
+        let fingerprints = self.raw.get(RAW_HEADER_BYTES..self.columns.heads).unwrap_or_default();
+        let (chunks, _) = fingerprints.as_chunks::<LANES>();
+        for (chunk, lanes) in chunks.iter().enumerate() {
+            let mut hits = same_lanes(lanes, wanted);
+            while hits != 0 {
+                let i = chunk * LANES + hits.trailing_zeros() as usize;
+                hits &= hits - 1;
+                // The padding after the last fingerprint may fit as well.
+                if i < self.len() && self.suffix(i) == rest && self.seq(i) < snapshot {
+                    return Some(i);
+                }
+            }
+        }
+        None
+    }
+
+    /// The first entry whose key is `>= key`; `len()` if there is none.
+    pub(super) fn lower_bound(&self, key: &[u8]) -> usize {
+        let (front, rest) = key.split_at_checked(self.prefix().len()).unwrap_or((key, &[]));
+        match front.cmp(self.prefix()) {
+            Ordering::Less => 0,
+            Ordering::Greater => self.len(),
+            Ordering::Equal => {
+                let head = head_of(rest);
+                let tie = partition(self.len(), |i| self.head(i) < head);
+                let tie_end = tie + partition(self.len() - tie, |i| self.head(tie + i) == head);
+                tie + partition(tie_end - tie, |i| self.suffix(tie + i) < rest)
+            }
+        }
+    }
+
+    /// What is not checked when a block is read: order, heads, fingerprints. Calls `each` for every entry, in order.
+    pub(super) fn check(&self, mut each: impl FnMut(&Entry<'_>, u64)) -> Result<(), &'static str> {
+        let (mut key, mut previous) = (Vec::new(), Vec::new());
+        for i in 0..self.len() {
+            key.clear();
+            key.extend_from_slice(self.prefix());
+            key.extend_from_slice(self.suffix(i));
+            let entry = Entry { key: &key, seq: self.seq(i), kind: self.kind(i), value: self.value(i) };
+            let hash = key_hash(&key);
+            if self.head(i) != head_of(self.suffix(i)) {
+                return Err("key head in a block");
+            }
+            if self.raw.get(RAW_HEADER_BYTES + i) != Some(&fingerprint(hash)) {
+                return Err("key fingerprint in a block");
+            }
+            let rises = i == 0 || key > previous || key == previous && self.seq(i) < self.seq(i - 1);
+            if !rises {
+                return Err("order of entries in a block");
+            }
+            each(&entry, hash);
+            std::mem::swap(&mut key, &mut previous);
+        }
+        Ok(())
+    }
+
+    fn head(&self, i: usize) -> u32 {
+        self.raw
+            .get(self.columns.heads + 4 * i..)
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+
+    /// Suffix and value of entry `i`.
+    fn pair(&self, i: usize) -> (&[u8], &[u8]) {
+        let start = if i == 0 { 0 } else { self.end(i - 1) };
+        let heap = self.raw.get(self.columns.heap..).unwrap_or_default();
+        let pair = heap.get(start..self.end(i)).unwrap_or_default();
+        pair.split_at_checked(self.suffix_len(i)).unwrap_or_default()
+    }
+
+    fn end(&self, i: usize) -> usize {
+        usize::try_from(self.uint(self.columns.ends, self.columns.end_width, i)).unwrap_or(usize::MAX)
+    }
+
+    fn suffix_len(&self, i: usize) -> usize {
+        if self.columns.suffix_width == 0 {
+            return self.columns.suffix_fixed;
+        }
+        usize::try_from(self.uint(self.columns.suffixes, self.columns.suffix_width, i)).unwrap_or(usize::MAX)
+    }
+
+    /// Number `i` of a column of `width` bytes each.
+    fn uint(&self, column: usize, width: usize, i: usize) -> u64 {
+        let bytes = self.raw.get(column + width * i..).unwrap_or_default();
+        match width {
+            1 => bytes.first().map_or(0, |&byte| u64::from(byte)),
+            2 => bytes.first_chunk().map_or(0, |bytes| u64::from(u16::from_le_bytes(*bytes))),
+            4 => bytes.first_chunk().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes))),
+            8 => bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
+            _ => 0,
+        }
+    }
+
+    /// That all entries lie in the heap, and that numbers have a meaning.
+    fn check_structure(&self) -> Result<(), &'static str> {
+        let columns = &self.columns;
+        let heap_len = self.raw.len() - columns.heap;
+        let prefix_len = columns.heap - columns.prefix;
+        let mut start = 0;
+        for i in 0..columns.entries {
+            let end = self.end(i);
+            let len = end.checked_sub(start).ok_or("ends of a block")?;
+            let suffix_len = self.suffix_len(i);
+            let value_len = len.checked_sub(suffix_len).ok_or("suffix lengths of a block")?;
+            if !(1..=MAX_KEY_BYTES).contains(&(prefix_len + suffix_len)) {
+                return Err("key length in a block");
+            }
+            let kind = columns.kinds.map_or(Some(0), |kinds| self.raw.get(kinds + i).copied());
+            match kind.and_then(Kind::from_byte) {
+                Some(Kind::Put) => {}
+                Some(Kind::Delete) if value_len == 0 => {}
+                _ => return Err("kinds of a block"),
+            }
+            let delta = self.uint(columns.seqs, columns.seq_width, i);
+            columns.base_seq.checked_add(delta).ok_or("sequence numbers of a block")?;
+            start = end;
+        }
+        if start == heap_len { Ok(()) } else { Err("heap length of a block") }
+    }
+}
+
+impl Columns {
+    /// Finds the columns; checks that all of them are there.
+    fn parse(raw: &[u8]) -> Result<Columns, &'static str> {
+        Columns::header(raw).ok_or("block header fields")?.check_widths(raw.len())
+    }
+
+    fn header(raw: &[u8]) -> Option<Columns> {
+        let mut reader = Reader::new(raw.get(..RAW_HEADER_BYTES)?);
+        let entries = usize::from(reader.u16()?);
+        let prefix_len = usize::from(reader.u16()?);
+        let end_width = usize::from(reader.u8()?);
+        let suffix_width = usize::from(reader.u8()?);
+        let seq_width = usize::from(reader.u8()?);
+        let kind_width = usize::from(reader.u8()?);
+        let base_seq = reader.u64()?;
+        let suffix_fixed = usize::from(reader.u16()?);
+        if reader.rest().iter().any(|&byte| byte != 0) || kind_width > 1 {
+            return None;
+        }
+        // No overflow: every factor is below 2^16.
+        let heads = RAW_HEADER_BYTES + entries.next_multiple_of(LANES);
+        let ends = heads + 4 * entries;
+        let suffixes = ends + end_width * entries;
+        let seqs = suffixes + suffix_width * entries;
+        let kinds = seqs + seq_width * entries;
+        let prefix = kinds + kind_width * entries;
+        Some(Columns {
+            entries,
+            end_width,
+            suffix_width,
+            suffix_fixed,
+            seq_width,
+            base_seq,
+            heads,
+            ends,
+            suffixes,
+            seqs,
+            kinds: (kind_width == 1).then_some(kinds),
+            prefix,
+            heap: prefix + prefix_len,
+        })
+    }
+
+    fn check_widths(self, raw_len: usize) -> Result<Columns, &'static str> {
+        let widths = matches!(self.end_width, 2 | 4)
+            && matches!(self.suffix_width, 0..=2)
+            && matches!(self.seq_width, 0 | 4 | 8)
+            && (self.suffix_width == 0 || self.suffix_fixed == 0);
+        if !widths || self.entries == 0 {
+            return Err("block header fields");
+        }
+        if self.heap > raw_len { Err("block columns") } else { Ok(self) }
+    }
+}
+
+/// Bit `i` says whether lane `i` is `wanted`. Without a branch, so that the compiler makes a vector compare of it.
+fn same_lanes(lanes: &[u8; LANES], wanted: u8) -> u32 {
+    lanes.iter().enumerate().fold(0, |hits, (i, &lane)| hits | u32::from(lane == wanted) << i)
+}

@@ -1,0 +1,156 @@
+//! Says "certainly not in this segment" without a read: a Bloom filter whose probes of one key lie in one cache line.
+//!
+//! ```text
+//!   OFFSET  SIZE  FIELD (all integers little-endian)
+//!        0     1  kind: 1 = blocked Bloom; others are free for later kinds
+//!        1     3  zero
+//!        4     4  b, number of 64-byte lines, at least 1
+//!        8   64b  the lines, as 64-bit words
+//! ```
+//!
+//! A key with hash `h` (`key::key_hash`) belongs to line `(h >> 32) * b >> 32`. Its 7 bits in that line are the first
+//! seven 9-bit fields, from the low end, of `mix(h)`. Both are part of the format.
+//!
+//! Invariant: a key that was put in is always found. 14 bits a key find about 0.25 % of the others too.
+#![deny(clippy::indexing_slicing)]
+
+use crate::coding::{Put, Reader};
+
+const KIND_BLOCKED_BLOOM: u8 = 1;
+const LINE_WORDS: usize = 8;
+const LINE_BYTES: usize = 64;
+const LINE_BITS: u64 = 512;
+/// Probes for one key; the best number for 14 bits a key, and what fits into one 64-bit word.
+const PROBES: u32 = 7;
+
+/// Spreads a hash once more, so that the bits in a line do not depend on the choice of the line.
+fn mix(hash: u64) -> u64 {
+    let bits = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// The bits of one key, as (word, mask) in its line.
+fn probes(hash: u64) -> impl Iterator<Item = (usize, u64)> {
+    let bits = mix(hash);
+    (0..PROBES).map(move |probe| {
+        let bit = bits >> (9 * probe) & (LINE_BITS - 1);
+        (usize::try_from(bit / 64).expect("below 8"), 1 << (bit % 64))
+    })
+}
+
+/// A filter over key hashes.
+#[derive(Debug)]
+pub(super) struct Filter {
+    lines: Box<[[u64; LINE_WORDS]]>,
+}
+
+impl Filter {
+    /// A filter with about `bits_per_key` for the keys with these hashes.
+    pub(super) fn build(hashes: &[u64], bits_per_key: u32) -> Filter {
+        let bits = (hashes.len() as u64).saturating_mul(u64::from(bits_per_key));
+        let lines = bits.div_ceil(LINE_BITS).clamp(1, u64::from(u32::MAX));
+        let lines = usize::try_from(lines).expect("a filter fits into memory");
+        let mut filter = Filter { lines: vec![[0; LINE_WORDS]; lines].into() };
+        for &hash in hashes {
+            let line = filter.line(hash);
+            let line = filter.lines.get_mut(line).expect("scaled below the number of lines");
+            for (word, mask) in probes(hash) {
+                *line.get_mut(word).expect("a line has 512 bits") |= mask;
+            }
+        }
+        filter
+    }
+
+    /// Whether a key with this hash may have been put in.
+    pub(super) fn may_contain(&self, hash: u64) -> bool {
+        let Some(line) = self.lines.get(self.line(hash)) else { return true };
+        probes(hash).all(|(word, mask)| line.get(word).is_some_and(|word| word & mask != 0))
+    }
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        (self.lines.len() * LINE_BYTES + size_of::<Filter>()) as u64
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(8 + self.lines.len() * LINE_BYTES);
+        out.extend_from_slice(&[KIND_BLOCKED_BLOOM, 0, 0, 0]);
+        out.put_u32(u32::try_from(self.lines.len()).expect("clamped when built"));
+        for &word in self.lines.as_flattened() {
+            out.put_u64(word);
+        }
+        out
+    }
+
+    /// On failure says what does not fit.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Filter, &'static str> {
+        let mut reader = Reader::new(bytes);
+        match reader.take(4) {
+            Some([KIND_BLOCKED_BLOOM, 0, 0, 0]) => {}
+            _ => return Err("filter kind"),
+        }
+        let lines = reader.u32().and_then(|lines| usize::try_from(lines).ok()).ok_or("filter length")?;
+        let (chunks, rest) = reader.rest().as_chunks::<LINE_BYTES>();
+        if lines == 0 || chunks.len() != lines || !rest.is_empty() {
+            return Err("filter length");
+        }
+        let line = |chunk: &[u8; LINE_BYTES]| {
+            let mut line = [0; LINE_WORDS];
+            for (word, bytes) in line.iter_mut().zip(chunk.as_chunks::<8>().0) {
+                *word = u64::from_le_bytes(*bytes);
+            }
+            line
+        };
+        Ok(Filter { lines: chunks.iter().map(line).collect() })
+    }
+
+    fn line(&self, hash: u64) -> usize {
+        let scaled = (hash >> 32) * self.lines.len() as u64 >> 32;
+        usize::try_from(scaled).expect("below the number of lines")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::key_hash;
+
+    fn hashes(from: u32, count: u32) -> Vec<u64> {
+        (from..from + count).map(|i| key_hash(&i.to_le_bytes())).collect()
+    }
+
+    #[test]
+    fn every_key_is_found_and_few_others() {
+        for count in [1, 10, 1000, 100_000] {
+            let present = hashes(0, count);
+            let filter = Filter::decode(&Filter::build(&present, 14).encode()).unwrap();
+            assert!(present.iter().all(|&hash| filter.may_contain(hash)));
+            if count >= 1000 {
+                let found = hashes(1 << 30, 200_000).iter().filter(|&&hash| filter.may_contain(hash)).count();
+                assert!(found < 200_000 * 4 / 1000, "{found} false positives in 200000 with {count} keys");
+            }
+        }
+    }
+
+    #[test]
+    fn no_keys_give_an_empty_filter() {
+        let filter = Filter::build(&[], 14);
+        assert!(hashes(0, 1000).iter().all(|&hash| !filter.may_contain(hash)));
+    }
+
+    #[test]
+    fn unknown_kinds_and_truncations_are_refused() {
+        let bytes = Filter::build(&hashes(0, 100), 14).encode();
+        for len in 0..bytes.len() {
+            assert!(Filter::decode(&bytes[..len]).is_err(), "{len} bytes");
+        }
+        for bit in 0..64 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Filter::decode(&bad).is_err(), "bit {bit}");
+        }
+        let mut long = bytes.clone();
+        long.push(0);
+        assert!(Filter::decode(&long).is_err());
+    }
+}

@@ -1,0 +1,312 @@
+//! The last 4096 bytes of a segment: what it is, where its index and filter stand, and their checksums.
+//!
+//! ```text
+//!   OFFSET  SIZE  FIELD (all integers little-endian)
+//!        0     8  magic "EskerSeg"
+//!        8     4  format version, 1
+//!       12     4  feature bits; a reader refuses a file with a bit that it does not know
+//!                   bit 0: some blocks are compressed with LZ4
+//!       16     8  segment id, which is its file number
+//!       24     8  id of the store that wrote it
+//!       32     4  keyspace id
+//!       36     4  number of blocks
+//!       40     8  entries
+//!       48     8  tombstones among them
+//!       56     8  raw bytes: keys and values as they were put
+//!       64     8  smallest Seq
+//!       72     8  largest Seq
+//!       80     8  offset of the index section = end of the blocks; a multiple of 512
+//!       88     8  length of the index without its padding
+//!       96     8  offset of the filter section; a multiple of 512
+//!      104     8  length of the filter without its padding
+//!      112     8  size of the file
+//!      120     4  checksum of the index section, padding included
+//!      124     4  checksum of the filter section, padding included
+//!      128  3964  zero
+//!     4092     4  CRC-32 of bytes 0..4092; the manifest holds it too
+//! ```
+//!
+//! Checksums of sections and blocks are CRC-32 (the polynomial of zlib) over: segment id u64, place u32, the bytes.
+//! The place is the block number, or one of [`INDEX_PLACE`] and [`FILTER_PLACE`]; so bytes of another segment or
+//! another place do not pass.
+//!
+//! Invariant: sections follow each other without gaps, so every byte of the file is under exactly one checksum.
+#![deny(clippy::indexing_slicing)]
+
+use std::path::Path;
+
+use bytes::Bytes;
+
+use crate::coding::{Put, Reader};
+use crate::error::{Error, Result};
+use crate::key::Seq;
+
+/// Size of the footer; also what the size of a segment is a multiple of.
+pub(super) const FOOTER_BYTES: usize = 4096;
+/// What block addresses count.
+pub(super) const UNIT_BYTES: usize = 512;
+/// Stands for the block number in the checksum of the index.
+pub(super) const INDEX_PLACE: u32 = u32::MAX;
+/// Stands for the block number in the checksum of the filter.
+pub(super) const FILTER_PLACE: u32 = u32::MAX - 1;
+/// Feature: some blocks are compressed with LZ4.
+pub(super) const FEATURE_LZ4: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"EskerSeg";
+const VERSION: u32 = 1;
+const KNOWN_FEATURES: u32 = FEATURE_LZ4;
+const CRC_OFFSET: usize = FOOTER_BYTES - 4;
+
+/// What the manifest keeps of a segment: enough to plan reads and compactions without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentMeta {
+    /// The file number; used once in a store.
+    pub(crate) id: u64,
+    /// The keyspace whose entries these are.
+    pub(crate) keyspace: u32,
+    /// Size of the file.
+    pub(crate) size_bytes: u64,
+    /// All entries, tombstones included; at least one.
+    pub(crate) entries: u64,
+    /// Tombstones among them.
+    pub(crate) tombstones: u64,
+    /// The first key.
+    pub(crate) smallest: Bytes,
+    /// The last key (inclusive).
+    pub(crate) largest: Bytes,
+    /// The oldest entry's.
+    pub(crate) min_seq: Seq,
+    /// The newest entry's.
+    pub(crate) max_seq: Seq,
+    /// Bytes of all keys and values, before prefix sharing and compression.
+    pub(crate) raw_bytes: u64,
+    /// Checksum of the footer, which holds those of index and filter, which holds those of the blocks.
+    pub(crate) footer_crc: u32,
+}
+
+/// CRC-32 of bytes that belong to one place of one segment.
+pub(super) fn checksum(segment: u64, place: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&segment.to_le_bytes());
+    hasher.update(&place.to_le_bytes());
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// A section of the file: bytes `offset .. offset + len_bytes`, then zeros up to the next section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Section {
+    pub(super) offset: u64,
+    pub(super) len_bytes: u64,
+    pub(super) crc: u32,
+}
+
+/// The fields of the footer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Footer {
+    pub(super) features: u32,
+    pub(super) segment: u64,
+    pub(super) store: u64,
+    pub(super) keyspace: u32,
+    pub(super) blocks: u32,
+    pub(super) entries: u64,
+    pub(super) tombstones: u64,
+    pub(super) raw_bytes: u64,
+    pub(super) min_seq: Seq,
+    pub(super) max_seq: Seq,
+    pub(super) index: Section,
+    pub(super) filter: Section,
+    pub(super) size_bytes: u64,
+}
+
+impl Footer {
+    /// The bytes, and their checksum for the manifest.
+    pub(super) fn encode(&self) -> (Vec<u8>, u32) {
+        let mut out = Vec::with_capacity(FOOTER_BYTES);
+        out.extend_from_slice(&MAGIC);
+        out.put_u32(VERSION);
+        out.put_u32(self.features);
+        out.put_u64(self.segment);
+        out.put_u64(self.store);
+        out.put_u32(self.keyspace);
+        out.put_u32(self.blocks);
+        for word in [self.entries, self.tombstones, self.raw_bytes, self.min_seq.get(), self.max_seq.get()] {
+            out.put_u64(word);
+        }
+        for word in [
+            self.index.offset,
+            self.index.len_bytes,
+            self.filter.offset,
+            self.filter.len_bytes,
+            self.size_bytes,
+        ] {
+            out.put_u64(word);
+        }
+        out.put_u32(self.index.crc);
+        out.put_u32(self.filter.crc);
+        out.resize(CRC_OFFSET, 0);
+        let crc = crc32fast::hash(&out);
+        out.put_u32(crc);
+        assert_eq!(out.len(), FOOTER_BYTES, "the footer has a fixed size");
+        (out, crc)
+    }
+
+    /// Checks the bytes and takes them apart; `offset` is where they stand in `file`. Returns the checksum as well.
+    ///
+    /// # Errors
+    /// `Corrupt`: not what [`Footer::encode`] made. `Format`: a newer version or an unknown feature.
+    pub(super) fn decode(bytes: &[u8], file: &Path, offset: u64) -> Result<(Footer, u32)> {
+        let bad = |what, expected: u64, found: u64| {
+            Error::corrupt(file, offset, what, format!("{expected:#x}"), format!("{found:#x}"))
+        };
+        let (body, crc) = bytes
+            .split_at_checked(CRC_OFFSET)
+            .and_then(|(body, tail)| Some((body, Reader::new(tail).u32()?)))
+            .filter(|_| bytes.len() == FOOTER_BYTES)
+            .ok_or_else(|| bad("segment footer size", FOOTER_BYTES as u64, bytes.len() as u64))?;
+        let found = crc32fast::hash(body);
+        if found != crc {
+            return Err(bad("segment footer checksum", u64::from(crc), u64::from(found)));
+        }
+        let mut reader = Reader::new(body);
+        if reader.take(MAGIC.len()) != Some(&MAGIC) {
+            return Err(Error::corrupt(file, offset, "segment magic", "EskerSeg", "something else"));
+        }
+        let short = || bad("segment footer size", FOOTER_BYTES as u64, bytes.len() as u64);
+        let version = reader.u32().ok_or_else(short)?;
+        let features = reader.u32().ok_or_else(short)?;
+        if version != VERSION {
+            let what = format!("segment format version {version}; this program reads version {VERSION}");
+            return Err(Error::Format { path: file.to_owned(), what });
+        }
+        if features & !KNOWN_FEATURES != 0 {
+            let what = format!(
+                "unknown segment features {:#x}: a newer program wrote it",
+                features & !KNOWN_FEATURES
+            );
+            return Err(Error::Format { path: file.to_owned(), what });
+        }
+        let footer = Footer::fields(features, &mut reader).ok_or_else(short)?;
+        footer.check_layout().map_err(|what| bad(what, footer.size_bytes, footer.filter.offset))?;
+        Ok((footer, crc))
+    }
+
+    fn fields(features: u32, reader: &mut Reader<'_>) -> Option<Footer> {
+        let mut footer = Footer {
+            features,
+            segment: reader.u64()?,
+            store: reader.u64()?,
+            keyspace: reader.u32()?,
+            blocks: reader.u32()?,
+            entries: reader.u64()?,
+            tombstones: reader.u64()?,
+            raw_bytes: reader.u64()?,
+            min_seq: Seq::new(reader.u64()?),
+            max_seq: Seq::new(reader.u64()?),
+            index: Section { offset: reader.u64()?, len_bytes: reader.u64()?, crc: 0 },
+            filter: Section { offset: reader.u64()?, len_bytes: reader.u64()?, crc: 0 },
+            size_bytes: reader.u64()?,
+        };
+        footer.index.crc = reader.u32()?;
+        footer.filter.crc = reader.u32()?;
+        Some(footer)
+    }
+
+    /// That the sections lie in the file, in order, and hold their contents.
+    fn check_layout(&self) -> std::result::Result<(), &'static str> {
+        let footer_offset =
+            self.size_bytes.checked_sub(FOOTER_BYTES as u64).ok_or("segment size in the footer")?;
+        let aligned = self.size_bytes.is_multiple_of(FOOTER_BYTES as u64)
+            && self.index.offset.is_multiple_of(UNIT_BYTES as u64)
+            && self.filter.offset.is_multiple_of(UNIT_BYTES as u64);
+        let fits = |section: &Section, end: u64| {
+            section.offset.checked_add(section.len_bytes).is_some_and(|section_end| section_end <= end)
+        };
+        let ordered = fits(&self.index, self.filter.offset) && fits(&self.filter, footer_offset);
+        if !aligned || !ordered {
+            return Err("segment sections in the footer");
+        }
+        if self.blocks == 0
+            || self.entries == 0
+            || self.tombstones > self.entries
+            || self.min_seq > self.max_seq
+        {
+            return Err("segment counts in the footer");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Footer {
+        Footer {
+            features: FEATURE_LZ4,
+            segment: 7,
+            store: 0x1122_3344_5566_7788,
+            keyspace: 3,
+            blocks: 4,
+            entries: 100,
+            tombstones: 5,
+            raw_bytes: 12_345,
+            min_seq: Seq::new(9),
+            max_seq: Seq::new(1 << 40),
+            index: Section { offset: 8192, len_bytes: 300, crc: 1 },
+            filter: Section { offset: 8704, len_bytes: 200, crc: 2 },
+            size_bytes: 16_384,
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(Footer, u32)> {
+        Footer::decode(bytes, Path::new("000007.seg"), 12_288)
+    }
+
+    /// Replaces bytes and repairs the checksum.
+    fn patched(offset: usize, with: &[u8]) -> Vec<u8> {
+        let (mut bytes, _) = sample().encode();
+        bytes[offset..offset + with.len()].copy_from_slice(with);
+        let crc = crc32fast::hash(&bytes[..CRC_OFFSET]);
+        bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        let (bytes, crc) = sample().encode();
+        assert_eq!(decode(&bytes).unwrap(), (sample(), crc));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_noticed() {
+        let (bytes, _) = sample().encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(matches!(decode(&bytes[..len]), Err(Error::Corrupt { .. })), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn newer_versions_and_unknown_features_are_refused_not_called_damage() {
+        assert!(matches!(decode(&patched(8, &2_u32.to_le_bytes())), Err(Error::Format { .. })));
+        assert!(matches!(decode(&patched(12, &2_u32.to_le_bytes())), Err(Error::Format { .. })));
+        assert!(matches!(decode(&patched(0, b"x")), Err(Error::Corrupt { .. })));
+    }
+
+    #[test]
+    fn impossible_fields_with_a_right_checksum_are_corrupt() {
+        let huge = u64::MAX.to_le_bytes();
+        for offset in [80, 88, 96, 104, 112] {
+            assert!(matches!(decode(&patched(offset, &huge)), Err(Error::Corrupt { .. })), "offset {offset}");
+        }
+        for (offset, word) in [(36, 0_u32), (40, 0), (112, 0), (48, 101), (80, 8193)] {
+            let bad = patched(offset, &word.to_le_bytes());
+            assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
+        }
+    }
+}

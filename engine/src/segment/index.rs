@@ -1,0 +1,374 @@
+//! The index of a segment: for each block its last key (shortened), its place, length and checksum. Always in memory.
+//!
+//! The separator of a block is the shortest key that is `>=` every key in it and `<` every key of the next block; so
+//! the block where a key may stand is the first whose separator is `>=` the key. When one key's entries span two
+//! blocks the separator is that key, and a reader goes on to the next block. The separator of the last block is the
+//! segment's largest key.
+//!
+//! ```text
+//!   OFFSET  SIZE  FIELD (all integers little-endian; n blocks)
+//!        0     4  n, at least 1
+//!        4     4  f, length of the smallest key
+//!        8     4  h, length of all separators together
+//!       12     4  zero
+//!       16    4n  where the block starts, in units of 512 bytes
+//!      ...    4n  length of the stored block in bytes, without its padding
+//!      ...    4n  checksum of the stored block, padding included (see `footer`)
+//!      ...    4n  where the separator ends in the last column
+//!      ...     f  the smallest key of the segment
+//!      ...     h  the separators
+//! ```
+//!
+//! In memory there is also a column of `u64` heads: the 8 bytes of each separator after the prefix that all share.
+//!
+//! Invariants, checked when decoding: blocks follow each other without a gap from offset 0 on; separators do not
+//! fall; every separator is a possible key.
+#![deny(clippy::indexing_slicing)]
+
+use std::cmp::Ordering;
+
+use super::block::{common_prefix, partition};
+use super::footer::UNIT_BYTES;
+use crate::coding::{Put, Reader};
+use crate::key::MAX_KEY_BYTES;
+
+const HEADER_BYTES: usize = 16;
+
+/// First 8 bytes as a big-endian number, zero-extended.
+fn head_of(bytes: &[u8]) -> u64 {
+    (0..8).fold(0, |head, i| head << 8 | u64::from(bytes.get(i).copied().unwrap_or(0)))
+}
+
+/// The shortest key that is `>= last` and `< next`; `last` itself if they are the same key.
+fn separator<'a>(last: &'a [u8], next: &[u8], shortened: &'a mut Vec<u8>) -> &'a [u8] {
+    let common = common_prefix(last, next);
+    for (i, &byte) in last.iter().enumerate().skip(common) {
+        // At the first difference one more must stay below `next`, or at least not end there.
+        let limit = if i == common { next.get(i).copied().unwrap_or(0) } else { u8::MAX };
+        let Some(raised) = byte.checked_add(1) else { continue };
+        let below = raised < limit || i > common || next.len() > common + 1 && raised == limit;
+        if below && i + 1 < last.len() {
+            shortened.clear();
+            shortened.extend_from_slice(last.get(..i).unwrap_or_default());
+            shortened.push(raised);
+            return shortened;
+        }
+    }
+    last
+}
+
+/// Where a block stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// First byte in the file.
+    pub(super) offset: u64,
+    /// Stored bytes without padding.
+    pub(super) len_bytes: usize,
+    /// Over the padded bytes.
+    pub(super) crc: u32,
+}
+
+impl Place {
+    /// Stored bytes with padding.
+    pub(super) fn padded_bytes(&self) -> usize {
+        self.len_bytes.next_multiple_of(UNIT_BYTES)
+    }
+}
+
+/// Collects blocks in order.
+#[derive(Debug, Default)]
+pub(super) struct IndexBuilder {
+    smallest: Vec<u8>,
+    units: Vec<u32>,
+    lengths: Vec<u32>,
+    crcs: Vec<u32>,
+    ends: Vec<u32>,
+    separators: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl IndexBuilder {
+    /// The segment's first key.
+    pub(super) fn set_smallest(&mut self, key: &[u8]) {
+        self.smallest = key.to_vec();
+    }
+
+    /// The next block; `next` is the first key after it, `None` at the end of the segment.
+    pub(super) fn add(&mut self, place: Place, last: &[u8], next: Option<&[u8]>) {
+        let units = place.offset / UNIT_BYTES as u64;
+        self.units.push(u32::try_from(units).expect("a segment is smaller than 2 TiB"));
+        self.lengths.push(u32::try_from(place.len_bytes).expect("a block is smaller than 4 GiB"));
+        self.crcs.push(place.crc);
+        let separator = match next {
+            Some(next) => separator(last, next, &mut self.scratch),
+            None => last,
+        };
+        self.separators.extend_from_slice(separator);
+        self.ends.push(u32::try_from(self.separators.len()).expect("separators take less than 4 GiB"));
+    }
+
+    /// Number of blocks.
+    pub(super) fn blocks(&self) -> u32 {
+        u32::try_from(self.units.len()).expect("fewer blocks than units")
+    }
+
+    /// What [`IndexBuilder::encode`] will make.
+    pub(super) fn len_bytes(&self) -> usize {
+        HEADER_BYTES + 16 * self.units.len() + self.smallest.len() + self.separators.len()
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.len_bytes());
+        out.put_u32(self.blocks());
+        out.put_u32(u32::try_from(self.smallest.len()).expect("at most MAX_KEY_BYTES"));
+        out.put_u32(self.ends.last().copied().unwrap_or(0));
+        out.put_u32(0);
+        for column in [&self.units, &self.lengths, &self.crcs, &self.ends] {
+            for &number in column {
+                out.put_u32(number);
+            }
+        }
+        out.extend_from_slice(&self.smallest);
+        out.extend_from_slice(&self.separators);
+        out
+    }
+}
+
+/// The decoded index.
+#[derive(Debug)]
+pub(super) struct Index {
+    heads: Vec<u64>,
+    units: Vec<u32>,
+    lengths: Vec<u32>,
+    crcs: Vec<u32>,
+    ends: Vec<u32>,
+    separators: Box<[u8]>,
+    prefix_len: usize,
+    smallest: Box<[u8]>,
+}
+
+impl Index {
+    /// Decodes the index of a segment whose blocks end at `blocks_end`. On failure says what does not fit.
+    pub(super) fn decode(bytes: &[u8], blocks_end: u64) -> Result<Index, &'static str> {
+        let mut index = Index::columns(bytes).ok_or("index length")?;
+        index.check(blocks_end)?;
+        let (first, last) = (index.separator(0), index.separator(index.blocks() - 1));
+        index.prefix_len = common_prefix(first, last);
+        index.heads = (0..index.blocks()).map(|block| head_of(index.rest(block))).collect();
+        Ok(index)
+    }
+
+    /// Number of blocks, at least 1.
+    pub(super) fn blocks(&self) -> usize {
+        self.units.len()
+    }
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        (24 * self.blocks() + self.separators.len() + self.smallest.len() + size_of::<Index>()) as u64
+    }
+
+    /// The segment's first key.
+    pub(super) fn smallest(&self) -> &[u8] {
+        &self.smallest
+    }
+
+    /// The first block that may hold a key `>= key`; `None` if all keys are smaller.
+    pub(super) fn find(&self, key: &[u8]) -> Option<usize> {
+        let prefix = self.separator(0).get(..self.prefix_len).unwrap_or_default();
+        let (front, rest) = key.split_at_checked(prefix.len()).unwrap_or((key, &[]));
+        let block = match front.cmp(prefix) {
+            Ordering::Less => 0,
+            Ordering::Greater => self.blocks(),
+            Ordering::Equal => {
+                let head = head_of(rest);
+                let tie = self.heads.partition_point(|&other| other < head);
+                let ties = self.heads.get(tie..).unwrap_or_default().partition_point(|&other| other == head);
+                tie + partition(ties, |i| self.rest(tie + i) < rest)
+            }
+        };
+        (block < self.blocks()).then_some(block)
+    }
+
+    /// Where block `block` stands; `None` past the end.
+    pub(super) fn place(&self, block: usize) -> Option<Place> {
+        Some(Place {
+            offset: u64::from(*self.units.get(block)?) * UNIT_BYTES as u64,
+            len_bytes: usize::try_from(*self.lengths.get(block)?).ok()?,
+            crc: *self.crcs.get(block)?,
+        })
+    }
+
+    /// At least every key of the block, and below every key of the next unless one key spans both. Empty past the end.
+    pub(super) fn separator(&self, block: usize) -> &[u8] {
+        let start = if block == 0 { 0 } else { self.end(block - 1) };
+        self.separators.get(start..self.end(block)).unwrap_or_default()
+    }
+
+    fn end(&self, block: usize) -> usize {
+        self.ends.get(block).and_then(|&end| usize::try_from(end).ok()).unwrap_or(0)
+    }
+
+    /// The separator without the shared prefix.
+    fn rest(&self, block: usize) -> &[u8] {
+        self.separator(block).get(self.prefix_len..).unwrap_or_default()
+    }
+
+    fn columns(bytes: &[u8]) -> Option<Index> {
+        let mut reader = Reader::new(bytes);
+        let blocks = usize::try_from(reader.u32()?).ok()?;
+        let smallest_len = usize::try_from(reader.u32()?).ok()?;
+        let separators_len = usize::try_from(reader.u32()?).ok()?;
+        let zero = reader.u32()?;
+        let mut column = || {
+            let (words, _) = reader.take(blocks.checked_mul(4)?)?.as_chunks::<4>();
+            Some(words.iter().map(|word| u32::from_le_bytes(*word)).collect::<Vec<u32>>())
+        };
+        let (units, lengths, crcs, ends) = (column()?, column()?, column()?, column()?);
+        let smallest = reader.take(smallest_len)?.into();
+        let separators = reader.take(separators_len)?.into();
+        let whole = zero == 0 && reader.is_empty() && blocks > 0;
+        whole.then_some(Index {
+            heads: Vec::new(),
+            units,
+            lengths,
+            crcs,
+            ends,
+            separators,
+            prefix_len: 0,
+            smallest,
+        })
+    }
+
+    fn check(&self, blocks_end: u64) -> Result<(), &'static str> {
+        let possible = |key: &[u8]| (1..=MAX_KEY_BYTES).contains(&key.len());
+        let (mut offset, mut end) = (0, 0);
+        for block in 0..self.blocks() {
+            let place = self.place(block).ok_or("index columns")?;
+            if place.offset != offset || place.len_bytes == 0 {
+                return Err("block places in the index");
+            }
+            offset += place.padded_bytes() as u64;
+            if self.end(block) < end || !possible(self.separator(block)) {
+                return Err("separator lengths in the index");
+            }
+            end = self.end(block);
+            if block > 0 && self.separator(block) < self.separator(block - 1) {
+                return Err("order of the separators in the index");
+            }
+        }
+        if offset != blocks_end {
+            return Err("block places in the index");
+        }
+        if end != self.separators.len() {
+            return Err("separator lengths in the index");
+        }
+        if !possible(&self.smallest) || self.smallest.as_ref() > self.separator(0) {
+            return Err("smallest key in the index");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn place(offset: u64, len_bytes: usize) -> Place {
+        Place { offset, len_bytes, crc: 0xfeed }
+    }
+
+    /// An index over one block per pair of (first, last) keys.
+    fn build(blocks: &[(Vec<u8>, Vec<u8>)]) -> (Vec<u8>, u64) {
+        let mut builder = IndexBuilder::default();
+        builder.set_smallest(&blocks[0].0);
+        let mut offset = 0;
+        for (i, (_, last)) in blocks.iter().enumerate() {
+            let place = place(offset, 700 + i);
+            offset += place.padded_bytes() as u64;
+            builder.add(place, last, blocks.get(i + 1).map(|next| next.0.as_slice()));
+        }
+        let bytes = builder.encode();
+        assert_eq!(bytes.len(), builder.len_bytes());
+        (bytes, offset)
+    }
+
+    fn separate(last: &[u8], next: &[u8]) -> Vec<u8> {
+        separator(last, next, &mut Vec::new()).to_vec()
+    }
+
+    #[test]
+    fn separators_are_short_and_lie_between() {
+        assert_eq!(separate(b"abcdef", b"abxyz"), b"abd");
+        assert_eq!(separate(b"abcdef", b"abd"), b"abce");
+        assert_eq!(separate(b"abcdef", b"abde"), b"abd");
+        assert_eq!(separate(b"abc", b"abcd"), b"abc");
+        assert_eq!(separate(b"ab\xff\xffz1", b"ac"), b"ab\xff\xff{");
+        assert_eq!(separate(b"same", b"same"), b"same");
+    }
+
+    fn short_key() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop::sample::select(vec![0_u8, 1, 2, 0x7f, 0xfe, 0xff]), 1..14)
+    }
+
+    proptest! {
+        #[test]
+        fn a_separator_lies_between_any_two_keys(a in short_key(), b in short_key()) {
+            let (last, next) = if a < b { (a, b) } else { (b, a) };
+            let found = separate(&last, &next);
+            prop_assert!(found >= last && found.len() <= last.len());
+            prop_assert!(found < next || last == next);
+        }
+
+        #[test]
+        fn find_gives_the_first_block_that_may_hold_the_key(
+            mut keys in prop::collection::vec(short_key(), 2..60), probes in prop::collection::vec(short_key(), 1..40),
+        ) {
+            keys.sort();
+            let blocks: Vec<_> = keys.chunks(2).map(|pair| (pair[0].clone(), pair[pair.len() - 1].clone())).collect();
+            let (bytes, end) = build(&blocks);
+            let index = Index::decode(&bytes, end).unwrap();
+            prop_assert_eq!(index.smallest(), keys[0].as_slice());
+            prop_assert_eq!(index.separator(blocks.len() - 1), keys[keys.len() - 1].as_slice());
+            for probe in probes.iter().chain(&keys) {
+                let found = index.find(probe);
+                // The first block with a key >= probe must be the found one, or the one after a block that ends below.
+                let exact = blocks.iter().position(|(_, last)| last >= probe);
+                match (found, exact) {
+                    (Some(found), Some(exact)) => {
+                        prop_assert!(found <= exact && exact <= found + 1);
+                        prop_assert!(found == exact || !keys.contains(probe), "a key that exists is found directly");
+                    }
+                    (found, exact) => prop_assert_eq!(found, exact),
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_an_index_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200), end in 0_u64..4096) {
+            let _ = Index::decode(&bytes, end);
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_noticed_and_no_flipped_bit_panics() {
+        let blocks: Vec<_> = (0..9_u8).map(|i| (vec![b'k', i, 1], vec![b'k', i, 9])).collect();
+        let (bytes, end) = build(&blocks);
+        assert!(Index::decode(&bytes, end).is_ok());
+        assert!(Index::decode(&bytes, end + 512).is_err());
+        for len in 0..bytes.len() {
+            assert!(Index::decode(&bytes[..len], end).is_err(), "{len} bytes");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(index) = Index::decode(&bad, end) {
+                for block in 0..10 {
+                    let _ = index.find(&[b'k', block, 5]);
+                    let _ = index.place(usize::from(block));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The sorted, immutable file: what a memtable becomes when it is flushed, and what compaction reads and writes.
+//!
+//! ```text
+//!   0                                                                     size_bytes, a multiple of 4096
+//!   v                                                                              v
+//!   +---------+---------+-----+---------+-------------+--------------+-----+--------+
+//!   | block 0 | block 1 | ... | block n | index       | filter       | 0 0 | footer |
+//!   +---------+---------+-----+---------+-------------+--------------+-----+--------+
+//!   each starts on 512 bytes            ^ on 512      ^ on 512             ^ 4096 bytes, on 4096
+//! ```
+//!
+//! | part | table in | checked by | when |
+//! |---|---|---|---|
+//! | footer | `footer.rs` | its CRC, and the manifest's copy of it | open |
+//! | index, with their padding | `index.rs` | the footer | open, then pinned |
+//! | filter, with the padding up to the footer | `filter.rs` | the footer | open, then pinned |
+//! | block, with its padding | `block.rs` | its index entry | each read from the device |
+//!
+//! So the manifest vouches for every byte. Checksums are seeded with segment id and place; a block that was written
+//! to the wrong place, or that a device forgot to write, does not pass.
+//!
+//! Cost of a point read that is not ruled out by the filter: index search, cache look-up, at most one device read of
+//! a block (one more only if the key's own versions fill the rest of that block).
+//!
+//! Reading order: `reader` and `writer`, then `block`, `index`, `filter`, `footer`.
+
+mod block;
+mod filter;
+mod footer;
+mod index;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub(crate) use footer::SegmentMeta;
+pub(crate) use reader::{BlockCache, Segment, SegmentCursor};
+pub(crate) use writer::{SegmentWriter, WriterOptions};
