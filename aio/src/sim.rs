@@ -27,6 +27,7 @@ mod inode;
 mod machine;
 mod map;
 mod pages;
+mod pending;
 mod queue;
 mod rng;
 
@@ -37,8 +38,9 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 pub use faults::{EventKind, Fault, FaultPlan};
-pub use image::{DiskImage, PendingUnit};
+pub use image::DiskImage;
 pub use machine::Event;
+pub use pending::PendingUnit;
 
 use dir::Entry;
 use machine::{Call, Machine, Shared, sim_handle};

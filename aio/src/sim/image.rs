@@ -10,46 +10,10 @@ use std::sync::Arc;
 use super::dir::{Dir, Entry, NameChange, Names};
 use super::inode::Inode;
 use super::pages::{Contents, to_usize};
+use super::pending::PendingUnit;
 use super::rng::{Rng, hash_bytes, mix};
 use crate::backend::SECTOR_BYTES;
 use crate::error::Errno;
-
-/// Something un-synced that a power cut may keep or drop. See [`DiskImage::power_cut`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PendingUnit<'a> {
-    /// One version of one sector. Versions of the same sector come oldest first, and the last one kept counts.
-    Sector {
-        /// Number of the file, see [`DiskImage::path_of`].
-        inode: u64,
-        /// Offset of the sector in the file, in bytes.
-        offset: u64,
-    },
-    /// One change of a file's size. Dropping it drops the later ones of this file as well.
-    Size {
-        /// Number of the file.
-        inode: u64,
-        /// The size after it.
-        size_bytes: u64,
-    },
-    /// One change of a directory: a name made, linked or removed, or a rename as a whole. Dropping it drops later
-    /// changes to the same names as well.
-    Name {
-        /// The directory.
-        dir: &'a Path,
-        /// Position among the directory's un-synced changes.
-        index: usize,
-    },
-}
-
-impl PendingUnit<'_> {
-    /// The same for all units of one file or directory.
-    fn owner(&self) -> u64 {
-        match self {
-            PendingUnit::Sector { inode, .. } | PendingUnit::Size { inode, .. } => *inode,
-            PendingUnit::Name { dir, .. } => hash_bytes(dir.as_os_str().as_encoded_bytes()),
-        }
-    }
-}
 
 /// A simulated disk at one moment: what reads see, what is on stable media, what is in between. Cloning shares all
 /// pages.

@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use super::image::PendingUnit;
 use super::pages::{Contents, to_usize};
+use super::pending::PendingUnit;
+use super::rng::mix;
 use crate::backend::SECTOR_BYTES;
 
 /// Versions of one sector of a mapped file that a power cut can choose from, besides the durable one. A ring writes
@@ -270,7 +271,7 @@ impl Inode {
     /// Hash of everything that a later run or crash could tell apart.
     pub(crate) fn digest(&self) -> u64 {
         let digest = self.volatile.digest();
-        if self.is_settled() { digest } else { super::rng::mix(digest, self.durable.digest()) }
+        if self.is_settled() { digest } else { mix(digest, self.durable.digest()) }
     }
 
     fn add_pending(&mut self, seq: u64, extent: Extent, mapped: bool) {
