@@ -23,7 +23,7 @@ use aio::SECTOR_BYTES;
 
 use crate::error::{Error, Result};
 use crate::record::Seq;
-use crate::seal::{GROUP_HEADER_BYTES, Group, sealed_bytes};
+use crate::seal::{GROUP_HEADER_BYTES, Group, STEP};
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify};
 
 /// What a chain of groups must look like.
@@ -35,8 +35,6 @@ pub struct ChainRules {
     pub life: u32,
     /// Where the first group starts in the stream.
     pub start: Seq,
-    /// Groups start at multiples of this many bytes.
-    pub step_bytes: usize,
 }
 
 /// Why a chain stops.
@@ -68,8 +66,8 @@ pub struct Chain {
     pub stream: Vec<u8>,
     /// Where the accepted stream ends.
     pub end: Seq,
-    /// Groups accepted.
-    pub groups: u64,
+    /// The groups accepted: where each starts in the stream, and in the file in bytes.
+    pub groups: Vec<(Seq, u64)>,
     /// Where in the file it stopped, in bytes: the next group would go here.
     pub stop_offset: u64,
     /// Why it stopped.
@@ -90,6 +88,13 @@ pub enum Verdict {
 }
 
 impl Chain {
+    /// Where in the file the group stands that holds stream position `seq`, in bytes.
+    #[must_use]
+    pub fn offset_of(&self, seq: Seq) -> u64 {
+        let behind = self.groups.partition_point(|&(start, _)| start <= seq);
+        behind.checked_sub(1).map_or(0, |nth| self.groups[nth].1)
+    }
+
     /// The verdict if this is the last file of its log.
     ///
     /// # Errors
@@ -109,17 +114,12 @@ impl Chain {
 }
 
 /// Reads the chain of groups in the bytes of a whole file. Never panics, whatever the bytes.
-///
-/// # Panics
-/// If the step is not a positive multiple of a sector.
 #[must_use]
 pub fn read_chain(file: &[u8], rules: &ChainRules) -> Chain {
-    assert!(rules.step_bytes > 0, "a step is not empty");
-    assert!(rules.step_bytes.is_multiple_of(SECTOR_BYTES), "a step is whole sectors");
     let mut chain = Chain {
         stream: Vec::new(),
         end: rules.start,
-        groups: 0,
+        groups: Vec::new(),
         stop_offset: 0,
         stop: Stop::EndOfFile,
         claim: Seq::ZERO,
@@ -158,20 +158,17 @@ fn read_group(
         return Err(damaged(offset, "group header", &"a valid one", &"none"));
     };
     check_header(&group, offset, chain, rules)?;
-    // A length that does not fit into the file was not sealed for it; do not even multiply it.
-    let room_bytes = file.len() - offset;
-    let stream_bytes = usize::try_from(group.end.since(group.start)).unwrap_or(usize::MAX);
-    if stream_bytes > room_bytes || sealed_bytes(stream_bytes, rules.step_bytes) > room_bytes {
-        return Err(damaged(offset, "group length", &room_bytes, &stream_bytes));
-    }
-    let group_bytes = sealed_bytes(stream_bytes, rules.step_bytes);
-    let sectors = &file[offset..offset + group_bytes];
+    let sectors = group.sealed_bytes().and_then(|group_bytes| file[offset..].get(..group_bytes));
+    let Some(sectors) = sectors else {
+        let stream_bytes = group.end.since(group.start);
+        return Err(damaged(offset, "group length", &"one that fits into the file", &stream_bytes));
+    };
     check_sectors(sectors, offset, rules)?;
-    take_stream(sectors, stream_bytes, &mut chain.stream);
+    take_stream(sectors, group.end.since(group.start), &mut chain.stream);
     chain.end = group.end;
-    chain.groups += 1;
+    chain.groups.push((group.start, offset as u64));
     chain.claim = chain.claim.max(group.durable);
-    Ok(group_bytes)
+    Ok(sectors.len())
 }
 
 fn check_header(
@@ -183,8 +180,9 @@ fn check_header(
     if group.life != rules.life {
         return Err(damaged(offset, "life of a group", &rules.life, &group.life));
     }
-    if group.number != chain.groups {
-        return Err(damaged(offset, "number of a group", &chain.groups, &group.number));
+    let number = chain.groups.len() as u64;
+    if group.number != number {
+        return Err(damaged(offset, "number of a group", &number, &group.number));
     }
     if group.start != chain.end {
         return Err(damaged(offset, "start of a group", &chain.end, &group.start));
@@ -212,8 +210,8 @@ fn check_sectors(sectors: &[u8], offset: usize, rules: &ChainRules) -> std::resu
     if torn { Err(Stop::TornGroup) } else { Ok(()) }
 }
 
-fn take_stream(sectors: &[u8], stream_bytes: usize, stream: &mut Vec<u8>) {
-    let mut left = stream_bytes;
+fn take_stream(sectors: &[u8], stream_bytes: u64, stream: &mut Vec<u8>) {
+    let mut left = usize::try_from(stream_bytes).unwrap_or(usize::MAX);
     let mut skip = SECTOR_HEADER_BYTES + GROUP_HEADER_BYTES;
     for sector in sectors.as_chunks::<SECTOR_BYTES>().0 {
         let take = left.min(SECTOR_BYTES - skip);
@@ -225,7 +223,7 @@ fn take_stream(sectors: &[u8], stream_bytes: usize, stream: &mut Vec<u8>) {
 
 /// Groups behind the stop cannot be reached through the chain, so every step is looked at.
 fn look_for_claims(file: &[u8], stop: usize, chain: &mut Chain, rules: &ChainRules) {
-    for offset in (stop..file.len()).step_by(rules.step_bytes) {
+    for offset in (stop..file.len()).step_by(STEP) {
         let Some(sector) = sector_at(file, offset) else { break };
         let state = classify(&rules.place, index_of(offset), sector);
         if state != (SectorState::Current { first: true }) {

@@ -15,7 +15,7 @@
 //!   OFFSET  SIZE  FIELD OF THE GROUP HEADER
 //!        0     8  magic "ESKERGRP"
 //!        8     4  life
-//!       12     4  zero
+//!       12     4  step: the group starts at a multiple of it and is padded to one, a power of two from 4096 up
 //!       16     8  number: groups before this one in this use of the file
 //!       24     8  start: stream position of the first byte
 //!       32     8  end: stream position after the last byte
@@ -59,6 +59,8 @@ pub struct Group {
     pub end: Seq,
     /// What was known to be on stable media when it was sealed.
     pub durable: Seq,
+    /// What it is aligned and padded to, in bytes: [`STEP`], or the file's alignment where that is larger.
+    pub step_bytes: u32,
 }
 
 impl Group {
@@ -68,6 +70,7 @@ impl Group {
         let mut bytes = [0; GROUP_HEADER_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&self.life.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.step_bytes.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.number.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.start.get().to_le_bytes());
         bytes[32..40].copy_from_slice(&self.end.get().to_le_bytes());
@@ -89,20 +92,28 @@ impl Group {
             start: Seq::new(u64_at(24)?),
             end: Seq::new(u64_at(32)?),
             durable: Seq::new(u64_at(40)?),
+            step_bytes: u32_at(12)?,
         };
         // Every byte is determined by the fields, so a header is valid exactly if it encodes back to itself.
-        (group.encode() == *bytes && group.start <= group.end).then_some(group)
+        (group.encode() == *bytes && group.start <= group.end && group.has_valid_step()).then_some(group)
     }
-}
 
-/// What a group with this many stream bytes takes in a file, in bytes: sector headers and padding included.
-///
-/// # Panics
-/// If the sum does not fit into the address space.
-#[must_use]
-pub fn sealed_bytes(stream_bytes: usize, step_bytes: usize) -> usize {
-    let payload_bytes = GROUP_HEADER_BYTES.checked_add(stream_bytes).expect("a group fits into memory");
-    (payload_bytes.div_ceil(SECTOR_PAYLOAD_BYTES) * SECTOR_BYTES).next_multiple_of(step_bytes)
+    /// What the group takes in a file, in bytes: sector headers and padding included; `None` if that is more than
+    /// memory can hold.
+    #[must_use]
+    pub fn sealed_bytes(&self) -> Option<usize> {
+        let stream_bytes = usize::try_from(self.end.since(self.start)).ok()?;
+        let sectors = GROUP_HEADER_BYTES.checked_add(stream_bytes)?.div_ceil(SECTOR_PAYLOAD_BYTES);
+        sectors.checked_mul(SECTOR_BYTES)?.checked_next_multiple_of(self.step()?)
+    }
+
+    fn step(&self) -> Option<usize> {
+        usize::try_from(self.step_bytes).ok()
+    }
+
+    fn has_valid_step(&self) -> bool {
+        self.step().is_some_and(|step| step >= STEP && step.is_power_of_two())
+    }
 }
 
 /// The most stream bytes that a group can carry in `room_bytes` of a file, a multiple of the step; 0 if none.
@@ -117,20 +128,20 @@ pub fn stream_room_bytes(room_bytes: usize) -> usize {
 /// stream is a multiple of 8 bytes long, so are `at` and the lengths.
 ///
 /// # Panics
-/// If the offset is not a multiple of the step, the step not of a sector, or the group larger than the capacity of
-/// `buf`.
+/// If the step is not a power of two from [`STEP`] up, the offset not a multiple of it, or the group larger than the
+/// capacity of `buf`.
 pub fn seal(
     place: &Place,
     offset: u64,
     group: &Group,
-    (buf, step_bytes): (&mut Buf, usize),
+    buf: &mut Buf,
     fill: &mut dyn FnMut(usize, &mut [u8]),
 ) {
-    assert!(step_bytes.is_multiple_of(SECTOR_BYTES), "a step is whole sectors");
-    assert!(offset.is_multiple_of(step_bytes as u64), "groups start at a step");
+    assert!(group.has_valid_step(), "a step is a power of two from 4096 up");
+    assert!(offset.is_multiple_of(u64::from(group.step_bytes)), "groups start at a step");
     assert!(group.start <= group.end, "a group does not end before it starts");
     let stream_bytes = usize::try_from(group.end.since(group.start)).expect("a group fits into memory");
-    buf.set_len(sealed_bytes(stream_bytes, step_bytes));
+    buf.set_len(group.sealed_bytes().expect("a group fits into memory"));
     let (sectors, []) = buf.as_chunks_mut::<SECTOR_BYTES>() else {
         unreachable!("the sealed length is whole sectors")
     };

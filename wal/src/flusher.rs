@@ -1,0 +1,192 @@
+//! One flush round, cut into its steps: plan and seal a group, write it, sync it.
+//!
+//! Invariants:
+//! * a round begins only when every earlier group is durable: one group in flight, so groups are contiguous on stable
+//!   media, and a file is left only when all in it is durable;
+//! * `durable` passes a group only by a sync that began after the group's write was reaped whole. Neither a completion
+//!   nor a successful sync alone proves anything about a write;
+//! * after an error no further step is taken: nobody retries a write or a sync.
+
+use aio::{Backend, Buf, Queue};
+
+use crate::error::Result;
+use crate::log_file::{LogFiles, Opened};
+use crate::record::{GRANULE, Seq};
+use crate::ring::Ring;
+use crate::seal::{Group, STEP, seal, stream_room_bytes};
+use crate::sync::{Arc, AtomicU64, Ordering};
+
+/// The most stream bytes in one group: large enough that a device streams at full speed, small enough that those who
+/// wait for the next group wait about a millisecond.
+const MAX_GROUP_BYTES: usize = 1 << 20;
+
+/// Slots of the log's context: one group is in flight at a time; zero-filling a file uses one as well.
+pub(crate) const QUEUE_SLOTS: usize = 4;
+
+/// What all threads of the log share without a lock.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) ring: Ring,
+    pub(crate) files: LogFiles,
+    pub(crate) life: u32,
+    /// End of the last group whose write was reaped: it survives the process.
+    pub(crate) written: AtomicU64,
+    /// End of the last group on stable media. Stored with release after the flusher read the ring, loaded with acquire
+    /// by writers before they overwrite it.
+    pub(crate) durable: AtomicU64,
+    pub(crate) counters: Counters,
+}
+
+impl Core {
+    pub(crate) fn written(&self) -> Seq {
+        Seq::new(self.written.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn durable(&self) -> Seq {
+        Seq::new(self.durable.load(Ordering::SeqCst))
+    }
+}
+
+/// Counts since the log was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) records: AtomicU64,
+    pub(crate) groups: AtomicU64,
+    pub(crate) witnesses: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
+    pub(crate) activations: AtomicU64,
+    pub(crate) recycled: AtomicU64,
+    pub(crate) space_waits: AtomicU64,
+    pub(crate) waits: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
+
+/// What a round is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Write what was published; nothing if there is nothing.
+    Data,
+    /// Write an empty group that claims what is durable, if none does yet and the file has room.
+    Witness,
+}
+
+/// The state that only the holder of the flush token has.
+#[derive(Debug)]
+pub(crate) struct Flusher {
+    queue: Box<dyn Queue>,
+    buf: Option<Buf>,
+    current: Option<Current>,
+    /// The largest claim written so far.
+    witnessed: Seq,
+}
+
+#[derive(Debug)]
+struct Current {
+    opened: Opened,
+    /// Where the next group goes, in bytes.
+    offset: u64,
+    step_bytes: u32,
+    groups: u64,
+}
+
+impl Flusher {
+    pub(crate) fn new(queue: Box<dyn Queue>, start: Seq) -> Flusher {
+        Flusher { queue, buf: None, current: None, witnessed: start }
+    }
+
+    /// Whether the newest group has no witness, and one can be written.
+    pub(crate) fn needs_witness(&self, core: &Core) -> bool {
+        let room_bytes = self.current.as_ref().map_or(0, |current| current.room_bytes(core));
+        core.durable() > self.witnessed && room_bytes > 0
+    }
+
+    /// Seals the next group into the buffer, in a new file if this one is full; `None` if there is nothing to do.
+    pub(crate) fn plan(&mut self, core: &Core, purpose: Purpose) -> Result<Option<Group>> {
+        let start = core.durable();
+        assert!(start == core.written(), "every earlier group is durable");
+        let waiting_bytes = match purpose {
+            Purpose::Data => core.ring.published().get().since(start),
+            Purpose::Witness => 0,
+        };
+        let due = match purpose {
+            Purpose::Data => waiting_bytes > 0,
+            Purpose::Witness => self.needs_witness(core),
+        };
+        if !due {
+            return Ok(None);
+        }
+        if self.current.as_ref().is_none_or(|current| current.room_bytes(core) == 0) {
+            self.rotate(core, start)?;
+        }
+        let current = self.current.as_ref().expect("a file is open after rotating");
+        let room_bytes = stream_room_bytes(current.room_bytes(core)) / GRANULE * GRANULE;
+        let most = room_bytes.min(MAX_GROUP_BYTES);
+        let stream_bytes = usize::try_from(waiting_bytes).map_or(most, |waiting| waiting.min(most));
+        let group = Group {
+            life: core.life,
+            number: current.groups,
+            start,
+            end: start.plus(stream_bytes),
+            durable: start,
+            step_bytes: current.step_bytes,
+        };
+        let needed_bytes = group.sealed_bytes().expect("a group is bounded");
+        let mut buf = self.buf.take().filter(|buf| buf.capacity() >= needed_bytes);
+        let buf = buf.get_or_insert_with(|| Buf::zeroed(needed_bytes));
+        seal(&current.opened.place, current.offset, &group, buf, &mut |at, bytes| {
+            core.ring.read(start.plus(at), bytes);
+        });
+        self.buf = Some(std::mem::replace(buf, Buf::zeroed(0)));
+        Ok(Some(group))
+    }
+
+    /// Writes the planned group and waits for it.
+    pub(crate) fn write(&mut self, core: &Core, group: &Group) -> Result<()> {
+        let current = self.current.as_mut().expect("a planned group has a file");
+        let buf = self.buf.take().expect("a planned group is sealed");
+        let len_bytes = buf.len() as u64;
+        let buf = aio::file::write_all(&mut *self.queue, &current.opened.file, current.offset, buf)?;
+        self.buf = Some(buf);
+        current.offset += len_bytes;
+        current.groups += 1;
+        count(&core.counters.groups, 1);
+        count(&core.counters.written_bytes, len_bytes);
+        core.written.store(group.end.get(), Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Makes the written group durable.
+    pub(crate) fn sync(&mut self, core: &Core, group: &Group) -> Result<()> {
+        let current = self.current.as_ref().expect("a written group has a file");
+        core.backend.sync(&current.opened.file)?;
+        count(&core.counters.syncs, 1);
+        self.witnessed = self.witnessed.max(group.durable);
+        core.durable.store(group.end.get(), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn rotate(&mut self, core: &Core, start: Seq) -> Result<()> {
+        self.current = None;
+        let opened = core.files.next(&mut *self.queue, start)?;
+        count(&core.counters.activations, 1);
+        count(&core.counters.recycled, u64::from(opened.recycled));
+        let step_bytes = opened.file.alignment().offset_bytes.max(STEP);
+        let step_bytes = u32::try_from(step_bytes).expect("an alignment is small");
+        self.current = Some(Current { opened, offset: 0, step_bytes, groups: 0 });
+        Ok(())
+    }
+}
+
+impl Current {
+    fn room_bytes(&self, core: &Core) -> usize {
+        let left = core.files.file_bytes() - self.offset;
+        let room = left - left % u64::from(self.step_bytes);
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+}

@@ -1,0 +1,411 @@
+//! The log as its user sees it: append, wait, retire, close.
+//!
+//! Invariants: nothing can fail between the reservation of a record's place and its publication; an error that stopped
+//! the log is reported by every later call that writes or waits.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use aio::Backend;
+
+use crate::error::{Error, Result};
+use crate::flusher::{Core, Counters, Flusher, Purpose, QUEUE_SLOTS, count};
+use crate::group_commit::{Due, Level, Shared, start_thread};
+use crate::log_file::{ActiveFile, Host, LogFiles};
+use crate::ordered::Ordered;
+use crate::record::{GRANULE, RecordBuf, Seq};
+use crate::ring::Ring;
+use crate::seal::STEP;
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+
+/// Who runs the rounds that nobody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Background {
+    /// A thread of the log's own.
+    Threads,
+    /// Nobody: a caller that would block runs the round itself, and [`Log::run_due`] does what the thread would do.
+    /// With one calling thread a run over a simulated disk replays from its seed.
+    Manual,
+}
+
+/// How to open a log.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Where the log files go; exists.
+    pub directory: PathBuf,
+    /// Seeds every sector's checksum.
+    pub store_id: u64,
+    /// This writable open, never used before; not 0.
+    pub life: u32,
+    /// Where the stream of this life begins, a multiple of [`GRANULE`]: at or after the end of all lives before.
+    pub start: Seq,
+    /// The ring's file; does not exist yet.
+    pub ring_path: PathBuf,
+    /// Size of the ring in bytes, a multiple of [`STEP`].
+    pub ring_bytes: usize,
+    /// Size of a log file in bytes, a multiple of [`STEP`].
+    pub file_bytes: u64,
+    /// A round is run when so many bytes are published and not durable.
+    pub drain_bytes: u64,
+    /// A round is run when bytes have been published and not durable for so long.
+    pub drain_interval: Duration,
+    /// Who runs these rounds.
+    pub background: Background,
+    /// Log files of an earlier life that ended without an error, which no manifest names any more. Those of another
+    /// size are removed.
+    pub spares: Vec<u64>,
+}
+
+impl LogOptions {
+    /// Options with the defaults: files and ring of 16 MiB, drained after 1 MiB or 10 ms, by a thread.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>, store_id: u64, life: u32, start: Seq) -> LogOptions {
+        let directory = directory.into();
+        LogOptions {
+            ring_path: directory.join(format!("ring-{life:06}")),
+            directory,
+            store_id,
+            life,
+            start,
+            ring_bytes: 16 << 20,
+            file_bytes: 16 << 20,
+            drain_bytes: 1 << 20,
+            drain_interval: Duration::from_millis(10),
+            background: Background::Threads,
+            spares: Vec::new(),
+        }
+    }
+}
+
+/// Where a record went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Of its first byte.
+    pub seq: Seq,
+    /// After its last byte: what to wait for.
+    pub end: Seq,
+}
+
+/// Counts since the log was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogMetrics {
+    /// Records appended.
+    pub records: u64,
+    /// Bytes of records, as framed.
+    pub record_bytes: u64,
+    /// Groups written, witnesses included.
+    pub groups: u64,
+    /// Empty groups, written only to say what is durable.
+    pub witnesses: u64,
+    /// Syncs that succeeded.
+    pub syncs: u64,
+    /// Bytes written to log files, sector headers and padding included.
+    pub written_bytes: u64,
+    /// Log files taken into use.
+    pub activations: u64,
+    /// Log files taken into use that had been in use before.
+    pub recycled: u64,
+    /// Appends that found the ring full.
+    pub space_waits: u64,
+    /// Calls that had to wait for a round.
+    pub waits: u64,
+}
+
+/// The write-ahead log of one life of a store.
+///
+/// # Concurrency
+/// All methods may be called from any thread. An append is one compare-and-swap, a copy and a publication, with no lock
+/// and no system call while the ring has space.
+///
+/// Dropping the log does what [`Log::close`] does, without the report.
+pub struct Log {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Log {
+    /// Creates ring and queue and starts the commit thread. Log files are taken into use by the first round.
+    ///
+    /// # Durability
+    /// When this returns, the ring's file and its name are on stable media: only now may a manifest name the life,
+    /// since a replay calls a missing ring damage. The host is not called.
+    ///
+    /// # Errors
+    /// The ring could not be created or mapped, the machine has no slots left for the context, or no thread could be
+    /// started.
+    ///
+    /// # Panics
+    /// If a size is 0 or not a multiple of [`STEP`], the life is 0, or the start is not a multiple of [`GRANULE`].
+    pub fn open(backend: Arc<dyn Backend>, options: LogOptions, host: Arc<dyn Host>) -> Result<Log> {
+        assert!(options.life != 0, "lives start at 1");
+        assert!(options.start.get().is_multiple_of(GRANULE as u64), "positions are at granules");
+        assert!(options.ring_bytes > 0, "a ring is not empty");
+        assert!(options.ring_bytes.is_multiple_of(STEP), "a ring is whole steps");
+        assert!(options.file_bytes > 0, "a log file is not empty");
+        assert!(options.file_bytes.is_multiple_of(STEP as u64), "a log file is whole steps");
+        let start = options.start;
+        let mut queue = backend.queue(QUEUE_SLOTS)?;
+        let ring = Ring::create(&*backend, &mut *queue, &options.ring_path, options.ring_bytes, start)?;
+        let files = LogFiles::open(
+            (Arc::clone(&backend), Arc::clone(&host)),
+            options.directory,
+            options.store_id,
+            options.file_bytes,
+            &options.spares,
+        )?;
+        let position = || AtomicU64::new(start.get());
+        let core = Core {
+            backend,
+            ring,
+            files,
+            life: options.life,
+            written: position(),
+            durable: position(),
+            counters: Counters::default(),
+        };
+        let flusher = Flusher::new(queue, start);
+        let shared = Shared::new(core, host, flusher, options.drain_bytes, options.drain_interval);
+        let shared = Arc::new(shared);
+        let thread = match options.background {
+            Background::Manual => None,
+            Background::Threads => Some(start_thread(&shared)?),
+        };
+        Ok(Log { shared, thread: Mutex::new(thread) })
+    }
+
+    /// Appends a record: reserves its place in the order of writes, copies it to the ring and publishes it.
+    ///
+    /// Waits while the ring has no space, that is for a round. Whether it is published when this returns depends on
+    /// slower appends before it; [`Log::wait_process`] and [`Log::wait_durable`] wait for that too.
+    ///
+    /// # Durability
+    /// None yet. It survives what [`Log::wait_process`] and [`Log::wait_durable`] say when they return.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Halted`], [`Error::Closed`], a fork: nothing was appended, the record is unchanged.
+    pub fn append(&self, record: &mut RecordBuf) -> Result<Appended> {
+        let shared = &*self.shared;
+        let (len_bytes, max_bytes) = (record.len_bytes(), self.max_record_bytes());
+        if len_bytes > max_bytes {
+            return Err(Error::TooLarge { len_bytes, max_bytes });
+        }
+        shared.core.backend.check_fork()?;
+        // Everything that takes time happens before the reservation: others wait for what is reserved.
+        let prepared = record.prepare();
+        let seq = loop {
+            shared.check_open()?;
+            match shared.core.ring.reserve(len_bytes, shared.core.durable()) {
+                Ok(seq) => break seq,
+                Err(needed) => {
+                    count(&shared.core.counters.space_waits, 1);
+                    shared.wait(Level::Durable, needed)?;
+                }
+            }
+        };
+        let end = shared.core.ring.publish(seq, prepared.frame(shared.core.life, seq));
+        count(&shared.core.counters.records, 1);
+        shared.note_published();
+        Ok(Appended { seq, end })
+    }
+
+    /// Waits until everything below `end` is on stable media.
+    ///
+    /// # Durability
+    /// After `Ok`, everything appended below `end` survives a loss of power.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: the outcome is unknown until the log is replayed.
+    ///
+    /// # Panics
+    /// If nobody appended up to `end`.
+    pub fn wait_durable(&self, end: Seq) -> Result<()> {
+        self.shared.wait(Level::Durable, end)
+    }
+
+    /// Waits until everything below `end` survives the death of the process: published in the ring, or, where the
+    /// ring is not really shared with its file, written.
+    ///
+    /// # Errors
+    /// [`Error::Halted`] where a write was needed and failed.
+    ///
+    /// # Panics
+    /// If nobody appended up to `end`.
+    pub fn wait_process(&self, end: Seq) -> Result<()> {
+        if !self.shared.core.ring.is_shared() {
+            return self.shared.wait(Level::Written, end);
+        }
+        self.shared.check_reserved(end);
+        self.shared.core.ring.published().wait_for(end);
+        Ok(())
+    }
+
+    /// Asks for a round that covers `end`, without waiting for it: the host hears of it through [`Host::progressed`].
+    /// With [`Background::Manual`] nothing happens until somebody waits.
+    pub fn request_durable(&self, end: Seq) {
+        self.shared.check_reserved(end);
+        self.shared.core.ring.published().wait_for(end);
+        let mut state = self.shared.state.lock();
+        state.wanted = state.wanted.max(end);
+        if state.has_thread && state.flusher.is_some() && end > self.shared.core.durable() {
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// Makes everything appended so far durable.
+    ///
+    /// # Errors
+    /// [`Error::Halted`], also if everything happened to be durable before the log stopped.
+    pub fn sync(&self) -> Result<()> {
+        self.health()?;
+        self.wait_durable(self.shared.core.ring.reserved())
+    }
+
+    /// Everything below is filled in and in order.
+    pub fn published(&self) -> Seq {
+        self.shared.core.ring.published().get()
+    }
+
+    /// The watermark behind [`Log::published`], to wait for.
+    pub fn published_order(&self) -> &Ordered {
+        self.shared.core.ring.published()
+    }
+
+    /// Everything below is on stable media.
+    pub fn durable(&self) -> Seq {
+        self.shared.core.durable()
+    }
+
+    /// Where this life begins.
+    pub fn start(&self) -> Seq {
+        self.shared.start
+    }
+
+    /// The largest record that [`Log::append`] takes, as framed: a quarter of the ring.
+    pub fn max_record_bytes(&self) -> usize {
+        self.shared.core.ring.bytes() / 4 / GRANULE * GRANULE
+    }
+
+    /// The log files in use, in stream order; the last one is written to.
+    pub fn active_files(&self) -> Vec<ActiveFile> {
+        self.shared.core.files.active()
+    }
+
+    /// The files that hold nothing at or above `below`, for the manifest to forget.
+    pub fn retirable(&self, below: Seq) -> Vec<u64> {
+        self.shared.core.files.retirable(below.min(self.durable()))
+    }
+
+    /// Gives back files from [`Log::retirable`], after the manifest has durably forgotten them: they become spares or
+    /// are removed.
+    ///
+    /// # Errors
+    /// A file could not be removed: it stays behind as an orphan, and the log goes on.
+    ///
+    /// # Panics
+    /// If a file is not active, or is the current one.
+    pub fn retire(&self, ids: &[u64]) -> Result<()> {
+        self.shared.core.files.retire(ids)
+    }
+
+    /// Makes a spare log file if there is none, with a queue of the caller's own, so that no commit waits for it. Says
+    /// whether it did.
+    ///
+    /// # Errors
+    /// It could not be created; the log goes on.
+    pub fn prepare_spare(&self, queue: &mut dyn aio::Queue) -> Result<bool> {
+        self.shared.core.files.prepare(queue)
+    }
+
+    /// The first failure, if the log has stopped.
+    ///
+    /// # Errors
+    /// [`Error::Halted`] with the cause.
+    pub fn health(&self) -> Result<()> {
+        match &self.shared.state.lock().halted {
+            Some(cause) => Err(cause.halted()),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops the log for good, unless it has stopped before: every waiter and every later write gets
+    /// [`Error::Halted`] with this cause.
+    pub fn halt(&self, cause: &Error) {
+        self.shared.halt(cause);
+    }
+
+    /// Counts since the log was opened.
+    pub fn metrics(&self) -> LogMetrics {
+        let counters = &self.shared.core.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LogMetrics {
+            records: get(&counters.records),
+            record_bytes: self.published().since(self.shared.start),
+            groups: get(&counters.groups),
+            witnesses: get(&counters.witnesses),
+            syncs: get(&counters.syncs),
+            written_bytes: get(&counters.written_bytes),
+            activations: get(&counters.activations),
+            recycled: get(&counters.recycled),
+            space_waits: get(&counters.space_waits),
+            waits: get(&counters.waits),
+        }
+    }
+
+    /// Runs what the commit thread would run now; says whether a round was run. For [`Background::Manual`].
+    ///
+    /// # Errors
+    /// [`Error::Halted`].
+    pub fn run_due(&self) -> Result<bool> {
+        let shared = &*self.shared;
+        let mut state = shared.state.lock();
+        let Due::Now(purpose) = shared.due(&mut state) else { return Ok(false) };
+        let Some(flusher) = state.flusher.take() else { return Ok(false) };
+        let state = shared.run(state, flusher, purpose, 0);
+        state.halted.as_ref().map_or(Ok(true), |cause| Err(cause.halted()))
+    }
+
+    /// Takes no more records, makes everything durable, and ends the commit thread. Later calls do nothing.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: not everything could be made durable.
+    pub fn close(&self) -> Result<()> {
+        let shared = &*self.shared;
+        shared.core.backend.check_fork()?;
+        shared.closed.store(true, Ordering::SeqCst);
+        {
+            let mut state = shared.state.lock();
+            state.stop = true;
+            shared.work.notify_one();
+        }
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic of the thread has stopped the log and shows in the state.
+            let _ = thread.join();
+        }
+        self.sync()?;
+        let mut state = shared.state.lock();
+        if let Some(flusher) = state.flusher.take() {
+            state = shared.run(state, flusher, Purpose::Witness, 0);
+        }
+        state.halted.as_ref().map_or(Ok(()), |cause| Err(cause.halted()))
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // In a fork this does nothing; otherwise an error has been latched, and nobody is left to be told.
+        let _ = self.close();
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("life", &self.shared.core.life)
+            .field("published", &self.published())
+            .field("durable", &self.durable())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,194 @@
+//! The set of log files: made once, zero-filled, then used again and again.
+//!
+//! ```text
+//!   new ----> spare ----> active (one is current) ----> forgotten by the manifest ----> spare, or removed
+//!                  activate                      retire
+//! ```
+//!
+//! A file that was written once takes later writes without a change of the file system's metadata, so a sync costs one
+//! flush of the device and nothing else. Each use has an epoch of its own, which the host makes durable before the
+//! first write: from then on whatever an earlier use left in the file is *older*.
+//!
+//! Invariants: `active` is in stream order and its last entry is the file written now; a spare is durable, of full size,
+//! and no manifest names it.
+
+use std::path::{Path, PathBuf};
+
+use aio::{Backend, File, OpenMode, Queue};
+
+use crate::error::{Error, Result};
+use crate::record::Seq;
+use crate::sector::Place;
+use crate::sync::{Arc, Mutex};
+
+/// Spares kept: one for the next rotation, and one because a flush usually retires two at once. More is disk space
+/// without use.
+const MAX_SPARES: usize = 2;
+
+/// What the log needs from the store around it.
+pub trait Host: Send + Sync + std::fmt::Debug {
+    /// A number for a new file, never handed out before in this store.
+    fn new_file_id(&self) -> u64;
+
+    /// Makes it durable that log file `file_id` is used from stream position `start` on, and returns the epoch of
+    /// this use: `1..=`[`MAX_EPOCH`](crate::MAX_EPOCH), larger than any handed out before. Called with the flush token
+    /// held and no lock.
+    ///
+    /// # Errors
+    /// Stops the log.
+    fn activate(&self, file_id: u64, start: Seq) -> Result<u32>;
+
+    /// `durable` moved, or the log stopped: a chance to wake futures. Called without any lock, from the thread that
+    /// ran the round; must not call back into the log's waiting methods.
+    fn progressed(&self, durable: Seq) {
+        let _ = durable;
+    }
+}
+
+/// A log file in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActiveFile {
+    /// Its number.
+    pub id: u64,
+    /// This use of it.
+    pub epoch: u32,
+    /// Stream position of its first group.
+    pub start: Seq,
+}
+
+/// The path of a log file.
+#[must_use]
+pub fn log_file_path(directory: &Path, id: u64) -> PathBuf {
+    directory.join(format!("{id:06}.log"))
+}
+
+/// The log files of one life.
+#[derive(Debug)]
+pub(crate) struct LogFiles {
+    backend: Arc<dyn Backend>,
+    host: Arc<dyn Host>,
+    directory: PathBuf,
+    store_id: u64,
+    file_bytes: u64,
+    /// Never held across I/O.
+    lists: Mutex<Lists>,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    active: Vec<ActiveFile>,
+    spares: Vec<u64>,
+}
+
+/// The file that groups are written to.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    pub(crate) place: Place,
+    /// Whether it was in use before.
+    pub(crate) recycled: bool,
+}
+
+impl LogFiles {
+    /// Takes over the spares of an earlier life; those of another size are removed.
+    pub(crate) fn open(
+        (backend, host): (Arc<dyn Backend>, Arc<dyn Host>),
+        directory: PathBuf,
+        store_id: u64,
+        file_bytes: u64,
+        spares: &[u64],
+    ) -> Result<LogFiles> {
+        let files =
+            LogFiles { backend, host, directory, store_id, file_bytes, lists: Mutex::new(Lists::default()) };
+        for &id in spares {
+            let path = log_file_path(&files.directory, id);
+            let fits = files.backend.stat(&path)?.is_some_and(|stat| stat.size_bytes == file_bytes);
+            if !(fits && files.keep_as_spare(id)) {
+                files.remove(&path)?;
+            }
+        }
+        Ok(files)
+    }
+
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Makes a spare if there is none; says whether it did.
+    pub(crate) fn prepare(&self, queue: &mut dyn Queue) -> Result<bool> {
+        if !self.lists.lock().spares.is_empty() {
+            return Ok(false);
+        }
+        let (id, _) = self.create(queue)?;
+        Ok(self.keep_as_spare(id))
+    }
+
+    /// Opens a spare or a new file as the one that goes on at `start`.
+    pub(crate) fn next(&self, queue: &mut dyn Queue, start: Seq) -> Result<Opened> {
+        let spare = self.lists.lock().spares.pop();
+        let recycled = spare.is_some();
+        let (id, file) = if let Some(id) = spare {
+            (id, self.backend.open(&log_file_path(&self.directory, id), OpenMode::Write)?)
+        } else {
+            self.create(queue)?
+        };
+        let epoch = self.host.activate(id, start)?;
+        self.lists.lock().active.push(ActiveFile { id, epoch, start });
+        Ok(Opened { file, place: Place { store_id: self.store_id, file_id: id, epoch }, recycled })
+    }
+
+    pub(crate) fn active(&self) -> Vec<ActiveFile> {
+        self.lists.lock().active.clone()
+    }
+
+    /// The files of which every byte is below `below`; never the current one.
+    pub(crate) fn retirable(&self, below: Seq) -> Vec<u64> {
+        let lists = self.lists.lock();
+        let pairs = lists.active.iter().zip(lists.active.iter().skip(1));
+        pairs.take_while(|(_, next)| next.start <= below).map(|(file, _)| file.id).collect()
+    }
+
+    /// Turns files that the manifest has forgotten into spares, or removes them.
+    ///
+    /// A crash in between leaves files that no manifest names, for the next open to remove.
+    pub(crate) fn retire(&self, ids: &[u64]) -> Result<()> {
+        for &id in ids {
+            {
+                let mut lists = self.lists.lock();
+                assert!(lists.active.last().is_none_or(|current| current.id != id), "the current file stays");
+                let before = lists.active.len();
+                lists.active.retain(|file| file.id != id);
+                assert!(lists.active.len() < before, "only an active file can retire");
+            }
+            if !self.keep_as_spare(id) {
+                self.remove(&log_file_path(&self.directory, id))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&self, queue: &mut dyn Queue) -> Result<(u64, File)> {
+        let id = self.host.new_file_id();
+        let path = log_file_path(&self.directory, id);
+        let file = aio::file::create_zeroed(&*self.backend, queue, &path, self.file_bytes)?;
+        Ok((id, file))
+    }
+
+    /// False if there are enough.
+    fn keep_as_spare(&self, id: u64) -> bool {
+        let mut lists = self.lists.lock();
+        let room = lists.spares.len() < MAX_SPARES;
+        if room {
+            lists.spares.push(id);
+        }
+        room
+    }
+
+    /// The name may come back after a power cut: an orphan, harmless, since no manifest names it.
+    fn remove(&self, path: &Path) -> Result<()> {
+        match self.backend.remove(path) {
+            Err(error) if error.errno() == Some(aio::Errno::NOT_FOUND) => Ok(()),
+            removed => removed.map_err(Error::from),
+        }
+    }
+}
