@@ -29,12 +29,8 @@ pub(crate) struct NativeMap {
 
 impl NativeMap {
     /// Maps the first `len_bytes` of the file, or copies them where a shared mapping is not safe.
-    ///
-    /// # Panics
-    /// If `len_bytes` is 0 or not a multiple of 8.
+    /// `len_bytes` must not be 0 and a multiple of 8.
     pub(crate) fn new(file: &File, len_bytes: usize) -> Result<NativeMap> {
-        assert!(len_bytes > 0, "an empty mapping");
-        assert!(len_bytes.is_multiple_of(WORD_BYTES), "a mapping of whole words");
         let is_shared = probe::is_map_shared(file.descriptor().as_fd())
             .map_err(|errno| Error::call("fstatfs", file.path(), errno))?;
         NativeMap::map(file, len_bytes, is_shared)
@@ -45,7 +41,8 @@ impl NativeMap {
             |call, errno| Error::Os { call, path: file.path().to_owned(), offset: 0, len_bytes, errno };
         let descriptor = file.descriptor();
         let size = rustix::fs::fstat(descriptor).map_err(|errno| failed("fstat", errno.into()))?.st_size;
-        if usize::try_from(size).is_ok_and(|size| size < len_bytes) {
+        let is_whole = len_bytes > 0 && len_bytes.is_multiple_of(WORD_BYTES);
+        if !is_whole || usize::try_from(size).is_ok_and(|size| size < len_bytes) {
             // Beyond the end of the file every access would be a bus error.
             return Err(failed("mmap", Errno::INVALID));
         }
