@@ -239,7 +239,7 @@ impl Completion {
 pub enum Wake {
     /// At least as many completions as asked for.
     Completed,
-    /// Somebody called [`Waker::wake`].
+    /// Somebody called [`WakeUp::wake`].
     Woken,
     /// The deadline passed.
     TimedOut,
