@@ -70,9 +70,9 @@ pub(crate) struct Dir {
 }
 
 impl Dir {
-    /// A directory whose names are all on stable media.
-    pub(crate) fn durable(names: Names) -> Dir {
-        Dir { volatile: names.clone(), durable: names, pending: Vec::new() }
+    /// Whether a power cut would leave it as it is.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.pending.is_empty()
     }
 
     pub(crate) fn names(&self) -> &Names {
@@ -115,7 +115,7 @@ impl Dir {
 
     /// What a power cut leaves: `keep` is asked once for each change, in order. A change is also dropped when an
     /// earlier change to one of its names was.
-    pub(crate) fn power_cut(&self, path: &Path, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Names {
+    pub(crate) fn power_cut(&self, path: &Path, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Dir {
         let mut left = self.durable.clone();
         let mut dropped: Vec<&NameChange> = Vec::new();
         for (index, (change, _)) in self.pending.iter().enumerate() {
@@ -126,6 +126,6 @@ impl Dir {
                 dropped.push(change);
             }
         }
-        left
+        Dir { volatile: left.clone(), durable: left, pending: Vec::new() }
     }
 }

@@ -46,20 +46,25 @@ impl DiskImage {
     #[must_use]
     pub fn power_cut(&self, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> DiskImage {
         let mut dirs: BTreeMap<Arc<Path>, Arc<Dir>> = BTreeMap::new();
-        let mut reachable = BTreeSet::new();
-        // Parents come before children in path order, and every directory is asked, whether it survives or not.
+        let mut reachable = Vec::new();
+        // What has nothing pending is shared. Parents come before children in path order, and every directory is asked, whether it survives or not.
         for (path, dir) in &self.dirs {
-            let names = dir.power_cut(path, keep);
+            let left = if dir.is_settled() { Arc::clone(dir) } else { Arc::new(dir.power_cut(path, keep)) };
             if is_root(path) || survives(&dirs, path) {
-                reachable.extend(names.values().filter_map(|entry| inode_of(*entry)));
-                dirs.insert(Arc::clone(path), Arc::new(Dir::durable(names)));
+                reachable.extend(left.names().values().filter_map(|entry| inode_of(*entry)));
+                dirs.insert(Arc::clone(path), left);
             }
         }
+        reachable.sort_unstable();
         let mut inodes = BTreeMap::new();
         for (&number, inode) in &self.inodes {
-            let left = inode.power_cut(number, keep);
-            if reachable.contains(&number) {
-                inodes.insert(number, Arc::new(Inode::durable(left)));
+            let left = if inode.is_settled() {
+                Arc::clone(inode)
+            } else {
+                Arc::new(Inode::durable(inode.power_cut(number, keep)))
+            };
+            if reachable.binary_search(&number).is_ok() {
+                inodes.insert(number, left);
             }
         }
         DiskImage { inodes, dirs, next_inode: self.next_inode, seq: self.seq }

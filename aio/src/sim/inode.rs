@@ -219,9 +219,6 @@ impl Inode {
     /// What a power cut leaves: `keep` is asked once for each unit, in order.
     pub(crate) fn power_cut(&self, inode: u64, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Contents {
         let mut left = self.durable.clone();
-        if self.is_settled() {
-            return left;
-        }
         let mut size_bytes = left.size_bytes();
         let mut sizes_go_on = true;
         let mut blocked_from = u64::MAX;

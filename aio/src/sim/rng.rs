@@ -50,13 +50,17 @@ pub(crate) fn mix(hash: u64, word: u64) -> u64 {
 
 /// Hash of some bytes and their number.
 pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
-    let mut hash = bytes.len() as u64;
-    let mut chunks = bytes.chunks_exact(8);
+    // Four independent lanes, since each step waits for the multiplication before it.
+    let mut lanes = [1, 2, 3, 4];
+    let mut chunks = bytes.chunks_exact(32);
     for chunk in &mut chunks {
-        let word = u64::from_le_bytes(chunk.try_into().expect("chunks of 8"));
-        hash = (hash ^ word).wrapping_mul(STEP);
-        hash ^= hash >> 29;
+        for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(8)) {
+            let word = u64::from_le_bytes(word.try_into().expect("chunks of 8"));
+            *lane = (*lane ^ word).wrapping_mul(STEP);
+            *lane ^= *lane >> 29;
+        }
     }
+    let mut hash = lanes.into_iter().fold(bytes.len() as u64, mix);
     for &byte in chunks.remainder() {
         hash = mix(hash, u64::from(byte));
     }
