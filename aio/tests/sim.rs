@@ -239,6 +239,23 @@ fn changes_of_the_same_name_keep_their_order_and_others_do_not() {
     assert_eq!(name_outcomes(&sim), set(["f", "a f", "b f", "a b f", "c f", "b c f"].map(sorted)));
 }
 
+#[test]
+fn a_name_is_not_taken_again_before_its_file_has_moved_away() {
+    let (sim, mut queue, _f) = machine(21, 1);
+    let g = sim.open(path("/d/g"), OpenMode::Create).unwrap();
+    fill(&mut *queue, &g, 0, 1, 2);
+    sim.sync(&g).unwrap();
+    sim.sync_dir(path("/d")).unwrap();
+    sim.rename(path("/d/g"), path("/d/f")).unwrap();
+    drop(sim.open(path("/d/g"), OpenMode::Create).unwrap());
+    let states: BTreeSet<_> = every_power_cut(&sim.snapshot())
+        .iter()
+        .map(|state| (firsts(state, "/d/f"), state.read_file(path("/d/g")).map(|bytes| bytes.len())))
+        .collect();
+    let expected = [(vec![1], Some(SECTOR)), (vec![2], None), (vec![2], Some(0))];
+    assert_eq!(states, BTreeSet::from(expected), "the bytes of the renamed file have a name in all of them");
+}
+
 fn sorted(names: &'static str) -> &'static str {
     assert!(names.split(' ').is_sorted(), "as the directory lists them: {names}");
     names
