@@ -175,12 +175,12 @@ impl BlockBuilder {
         let prefix_len = common_prefix(self.key(0), self.last_key());
         let suffix = |i| self.key(i).get(prefix_len..).unwrap_or_default();
         let heap_len = self.keys.len() - prefix_len * n + self.values.len();
-        let end_width = if heap_len <= usize::from(u16::MAX) { 2 } else { 4 };
+        let end_width = if u16::try_from(heap_len).is_ok() { 2 } else { 4 };
         let longest = (0..n).map(|i| suffix(i).len()).max().unwrap_or(0);
         let fixed = (0..n).all(|i| suffix(i).len() == longest);
         let suffix_width = if fixed {
             0
-        } else if longest <= usize::from(u8::MAX) {
+        } else if u8::try_from(longest).is_ok() {
             1
         } else {
             2
@@ -189,7 +189,7 @@ impl BlockBuilder {
         let spread = self.seqs.iter().max().map_or(0, |seq| seq.get()) - base;
         let seq_width = if spread == 0 {
             0
-        } else if spread <= u64::from(u32::MAX) {
+        } else if u32::try_from(spread).is_ok() {
             4
         } else {
             8
@@ -212,8 +212,10 @@ impl BlockBuilder {
             end += suffix(i).len() + part(&self.values, &self.value_ends, i).len();
             put_uint(out, end as u64, end_width);
         }
-        for i in 0..n {
-            put_uint(out, suffix(i).len() as u64, suffix_width);
+        if !fixed {
+            for i in 0..n {
+                put_uint(out, suffix(i).len() as u64, suffix_width);
+            }
         }
         for seq in &self.seqs {
             put_uint(out, seq.get() - base, seq_width);

@@ -105,7 +105,7 @@ impl Filter {
     }
 
     fn line(&self, hash: u64) -> usize {
-        let scaled = (hash >> 32) * self.lines.len() as u64 >> 32;
+        let scaled = ((hash >> 32) * self.lines.len() as u64) >> 32;
         usize::try_from(scaled).expect("below the number of lines")
     }
 }

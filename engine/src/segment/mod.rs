@@ -25,6 +25,8 @@
 //! Reading order: `reader` and `writer`, then `block`, `index`, `filter`, `footer`.
 
 mod block;
+#[cfg(test)]
+mod block_tests;
 mod filter;
 mod footer;
 mod index;
