@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::block::{Block, BlockBuilder, Encoded};
+use crate::iter_contract::runner;
 use crate::key::{Entry, Kind, Seq, key_hash};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -124,25 +125,31 @@ fn any_entries() -> impl Strategy<Value = Vec<Owned>> {
     )
 }
 
-proptest! {
-    #[test]
-    fn entries_come_back_and_are_found(
-        entries in any_entries(), probes in prop::collection::vec(any_key(), 0..20), compress in any::<bool>(),
-    ) {
+#[test]
+fn entries_come_back_and_are_found() {
+    let input = (any_entries(), prop::collection::vec(any_key(), 0..20), any::<bool>());
+    let result = runner(256).run(&input, |(entries, probes, compress)| {
         compare(&decode(&encode(&entries, compress)), &entries, &probes);
-    }
+        Ok(())
+    });
+    result.unwrap();
+}
 
-    #[test]
-    fn any_bytes_are_a_block_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+#[test]
+fn any_bytes_are_a_block_or_an_error() {
+    let result = runner(2000).run(&prop::collection::vec(any::<u8>(), 0..300), |bytes| {
         if let Ok(block) = Block::decode(&bytes, bytes.len()) {
             use_all(&block);
         }
-    }
+        Ok(())
+    });
+    result.unwrap();
+}
 
-    #[test]
-    fn several_changed_bytes_never_panic(
-        entries in any_entries(), changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
-    ) {
+#[test]
+fn several_changed_bytes_never_panic() {
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8);
+    let result = runner(1000).run(&(any_entries(), changes), |(entries, changes)| {
         let encoded = encode(&entries, false);
         let mut bytes = encoded.bytes;
         for (at, byte) in changes {
@@ -153,7 +160,9 @@ proptest! {
         if let Ok(block) = Block::decode(&bytes, encoded.len_bytes) {
             use_all(&block);
         }
-    }
+        Ok(())
+    });
+    result.unwrap();
 }
 
 fn small() -> Vec<Owned> {

@@ -274,6 +274,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::iter_contract::runner;
 
     fn place(offset: u64, len_bytes: usize) -> Place {
         Place { offset, len_bytes, crc: 0xfeed }
@@ -312,21 +313,25 @@ mod tests {
         prop::collection::vec(prop::sample::select(vec![0_u8, 1, 2, 0x7f, 0xfe, 0xff]), 1..14)
     }
 
-    proptest! {
-        #[test]
-        fn a_separator_lies_between_any_two_keys(a in short_key(), b in short_key()) {
+    #[test]
+    fn a_separator_lies_between_any_two_keys() {
+        let result = runner(2000).run(&(short_key(), short_key()), |(a, b)| {
             let (last, next) = if a < b { (a, b) } else { (b, a) };
             let found = separate(&last, &next);
             prop_assert!(found >= last && found.len() <= last.len());
             prop_assert!(found < next || last == next);
-        }
+            Ok(())
+        });
+        result.unwrap();
+    }
 
-        #[test]
-        fn find_gives_the_first_block_that_may_hold_the_key(
-            mut keys in prop::collection::vec(short_key(), 2..60), probes in prop::collection::vec(short_key(), 1..40),
-        ) {
+    #[test]
+    fn find_gives_the_first_block_that_may_hold_the_key() {
+        let input = (prop::collection::vec(short_key(), 2..60), prop::collection::vec(short_key(), 1..40));
+        let result = runner(256).run(&input, |(mut keys, probes)| {
             keys.sort();
-            let blocks: Vec<_> = keys.chunks(2).map(|pair| (pair[0].clone(), pair[pair.len() - 1].clone())).collect();
+            let blocks: Vec<_> =
+                keys.chunks(2).map(|pair| (pair[0].clone(), pair[pair.len() - 1].clone())).collect();
             let (bytes, end) = build(&blocks);
             let index = Index::decode(&bytes, end).unwrap();
             prop_assert_eq!(index.smallest(), keys[0].as_slice());
@@ -338,17 +343,27 @@ mod tests {
                 match (found, exact) {
                     (Some(found), Some(exact)) => {
                         prop_assert!(found <= exact && exact <= found + 1);
-                        prop_assert!(found == exact || !keys.contains(probe), "a key that exists is found directly");
+                        prop_assert!(
+                            found == exact || !keys.contains(probe),
+                            "an existing key is found directly"
+                        );
                     }
                     (found, exact) => prop_assert_eq!(found, exact),
                 }
             }
-        }
+            Ok(())
+        });
+        result.unwrap();
+    }
 
-        #[test]
-        fn any_bytes_are_an_index_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200), end in 0_u64..4096) {
+    #[test]
+    fn any_bytes_are_an_index_or_an_error() {
+        let input = (prop::collection::vec(any::<u8>(), 0..200), 0_u64..4096);
+        let result = runner(2000).run(&input, |(bytes, end)| {
             let _ = Index::decode(&bytes, end);
-        }
+            Ok(())
+        });
+        result.unwrap();
     }
 
     #[test]

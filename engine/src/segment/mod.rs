@@ -22,19 +22,22 @@
 //! Cost of a point read that is not ruled out by the filter: index search, cache look-up, at most one device read of
 //! a block (one more only if the key's own versions fill the rest of that block).
 //!
-//! Reading order: `reader` and `writer`, then `block`, `index`, `filter`, `footer`.
+//! Reading order: `cursor`, `verify`, `reader` and `writer`, then `block`, `index`, `filter`, `footer`.
 
 mod block;
 #[cfg(test)]
 mod block_tests;
+mod cursor;
 mod filter;
 mod footer;
 mod index;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod writer;
 
+pub(crate) use cursor::SegmentCursor;
 pub(crate) use footer::SegmentMeta;
-pub(crate) use reader::{BlockCache, Segment, SegmentCursor};
+pub(crate) use reader::{BlockCache, Segment};
 pub(crate) use writer::{SegmentWriter, WriterOptions};
