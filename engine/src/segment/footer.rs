@@ -279,6 +279,15 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_belongs_to_one_segment_and_one_place() {
+        let mut seeded = 7_u64.to_le_bytes().to_vec();
+        seeded.extend_from_slice(&3_u32.to_le_bytes());
+        seeded.extend_from_slice(b"bytes");
+        assert_eq!(checksum(7, 3, b"bytes"), crc32fast::hash(&seeded));
+        assert_eq!(crc32fast::hash(b"123456789"), 0xcbf4_3926, "the polynomial is part of the format");
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_truncation_is_noticed() {
         let (bytes, _) = sample().encode();
         for bit in 0..bytes.len() * 8 {
