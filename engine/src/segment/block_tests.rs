@@ -206,14 +206,14 @@ fn compression_is_kept_only_where_it_saves_an_eighth() {
         })
         .collect();
     assert!(!encode(&[Owned::new("key", 1, Some(&random))], true).compressed);
-    let zeros = encode(&[Owned::new("key", 1, Some(&[0; 1 << 20]))], true);
+    let zeros = encode(&[Owned::new("key", 1, Some(&vec![0; 1 << 20]))], true);
     assert!(zeros.compressed && zeros.len_bytes < 8192);
-    compare(&decode(&zeros), &[Owned::new("key", 1, Some(&[0; 1 << 20]))], &[]);
+    compare(&decode(&zeros), &[Owned::new("key", 1, Some(&vec![0; 1 << 20]))], &[]);
 }
 
 #[test]
 fn a_compressed_block_cannot_ask_for_more_memory_than_it_can_fill() {
-    let mut encoded = encode(&[Owned::new("key", 1, Some(&[0; 100_000]))], true);
+    let mut encoded = encode(&[Owned::new("key", 1, Some(&vec![0; 100_000]))], true);
     encoded.bytes[..4].copy_from_slice(&u32::MAX.to_le_bytes());
     assert_eq!(Block::decode(&encoded.bytes, encoded.len_bytes).unwrap_err(), "block raw length");
 }
@@ -239,7 +239,7 @@ fn order_heads_and_fingerprints_are_part_of_the_check() {
 fn a_full_block_takes_no_more_and_large_entries_stand_alone() {
     let mut builder = BlockBuilder::default();
     let small = Owned::new("a", 1, Some(b"v"));
-    let large = Owned::new("b", 1, Some(&[7; 40_000]));
+    let large = Owned::new("b", 1, Some(&vec![7; 40_000]));
     assert!(builder.has_room(&large.entry(), 8192), "an empty block takes anything");
     builder.add(&small.entry(), 0);
     assert!(!builder.has_room(&large.entry(), 8192));
