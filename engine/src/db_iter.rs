@@ -1,11 +1,12 @@
 //! The iterator that users see: one value per key, as of one snapshot.
 //!
-//! Under it lie merges over memtables and segments, which show every version of every key. A cursor walks one way only,
-//! so each end of the iterator has its own, made when that end is first used. What is left to give lies in
-//! `from <= key < upto`; the front raises `from`, the back lowers `upto`, and that is all they know of each other.
+//! Under it lie merges over memtables and segments, which show every version of every key. A cursor walks one
+//! way only, so each end of the iterator has its own, made when that end is first used. What is left to give
+//! lies in `from <= key < upto`; the front raises `from`, the back lowers `upto`, and that is all they know
+//! of each other.
 //!
 //! Invariants:
-//! - `from` and `upto` alone say where the iterator stands; a cursor can be thrown away and made anew at any time;
+//! - `from` and `upto` alone say where the iterator stands; a cursor can be dropped and made anew any time;
 //! - before each step a cursor of an older generation of its source is replaced, so that what was flushed or
 //!   compacted meanwhile is let go, and no lock is held between steps.
 
@@ -26,26 +27,41 @@ pub(crate) trait Source: Send + Sync {
     /// A cursor over every entry there is, also those that a snapshot does not see.
     fn cursor(&self) -> Result<Box<dyn Cursor>>;
 
-    /// Changes whenever cursors should be made anew: a memtable was frozen or flushed, segments were compacted, the
-    /// keyspace was dropped.
+    /// Changes whenever cursors should be made anew: a memtable was frozen or flushed, segments were
+    /// compacted, the keyspace was dropped.
     fn generation(&self) -> u64;
 }
 
 /// Key-value pairs in ascending order of keys; from the back in descending order.
 ///
-/// Shows the state at its creation, whatever is written meanwhile; also by the thread that iterates, which may put and
-/// delete at will between two steps. Both ends can be used in turn; they stop when they meet.
+/// Shows the state at its creation, whatever is written meanwhile; also by the thread that iterates, which
+/// may put and delete at will between two steps. Both ends can be used in turn; they stop when they meet.
 ///
 /// # Concurrency
 ///
-/// `Send`: may be moved to another thread. A step may read from the device, waits for no writer and holds no lock when it
-/// returns. The iterator keeps its snapshot, and with it older entries, from being compacted away: do not keep it for
-/// longer than it is used. Creating it costs nothing; the first step at either end seeks.
+/// `Send`: may be moved to another thread. A step may read from the device, waits for no writer and holds no
+/// lock when it returns. The iterator keeps its snapshot, and with it older entries, from being compacted
+/// away: do not keep it for longer than it is used. Creating it costs nothing; the first step at either end
+/// seeks.
 ///
 /// # Errors
 ///
-/// A step that fails returns the error, and so does every step after it: what comes next is not known, and skipping it would
-/// lose data silently. (So `filter_map(Result::ok)` never ends.) [`Iter::seek`] tries again.
+/// A step that fails returns the error, and so does every step after it: what comes next is not known, and
+/// skipping it would lose data silently. (So `filter_map(Result::ok)` never ends.) [`Iter::seek`] tries
+/// again.
+///
+/// # Examples
+///
+/// Deleting while iterating is fine; what the loop writes, it does not see:
+///
+/// ```text
+/// for pair in keyspace.prefix("session/") {
+///     let (key, value) = pair?;
+///     if has_expired(&value) {
+///         keyspace.delete(&key)?;
+///     }
+/// }
+/// ```
 pub struct Iter {
     source: Arc<dyn Source>,
     snapshot: SnapshotGuard,
@@ -94,8 +110,8 @@ impl Iter {
     ///
     /// # Errors
     ///
-    /// Those of reading: [`Error::Io`], [`Error::Corrupt`]; [`Error::Closed`] when store or keyspace are gone. See
-    /// [`Iter`] for what follows.
+    /// Those of reading: [`Error::Io`], [`Error::Corrupt`]; [`Error::Closed`] when store or keyspace are
+    /// gone. See [`Iter`] for what follows.
     pub fn next_ref(&mut self) -> Result<Option<(&[u8], &[u8])>> {
         if !self.run(Iter::step_front)? {
             return Ok(None);
@@ -115,8 +131,8 @@ impl Iter {
         Ok(self.upto.as_deref().map(|key| (key, self.back_value.as_slice())))
     }
 
-    /// Continues at the first key `>= key` of the iterator's range, be it ahead or behind, also after an error. The
-    /// back starts again at the end of the range. Costs nothing until the next step.
+    /// Continues at the first key `>= key` of the iterator's range, be it ahead or behind, also after an
+    /// error. The back starts again at the end of the range. Costs nothing until the next step.
     pub fn seek(&mut self, key: impl AsRef<[u8]>) {
         self.from.clear();
         self.from.extend_from_slice(self.bounds.from.as_ref().max(key.as_ref()));
@@ -211,7 +227,8 @@ impl Walk {
         Ok(slot.insert(Walk { generation, cursor }))
     }
 
-    /// Walks back over all versions of `key`, oldest first; gives the kind of the newest below `snapshot`, and its value.
+    /// Walks back over all versions of `key`, oldest first; gives the kind of the newest below `snapshot`,
+    /// and its value.
     fn newest_visible(&mut self, key: &[u8], snapshot: Seq, value: &mut Vec<u8>) -> Result<Option<Kind>> {
         let mut newest = None;
         while let Some(entry) = self.cursor.entry().filter(|entry| entry.key == key) {

@@ -1,4 +1,5 @@
-//! Tests of the public iterator, against `BTreeMap` over a source whose tables are frozen and compacted underneath.
+//! Tests of the public iterator, against `BTreeMap` over a source whose tables are frozen and compacted
+//! underneath.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -146,8 +147,8 @@ fn model_of(writes: &[(Vec<u8>, bool)], (start, end): &Bounds) -> BTreeMap<Vec<u
     model
 }
 
-/// Some writes, then an iterator over a random range; then steps at both ends, seeks, writes and compactions in any order.
-/// The iterator must go on as the model of its first moment does.
+/// Some writes, then an iterator over a random range; then steps at both ends, seeks, writes and compactions
+/// in any order. The iterator must go on as the model of its first moment does.
 #[test]
 fn both_ends_show_the_first_moment_whatever_happens_meanwhile() {
     let writes = vec((any_key(), proptest::bool::weighted(0.7)), 0..60);
@@ -299,8 +300,8 @@ impl Source for Failing {
     }
 }
 
-/// The n-th operation fails, for all n: every pair before it is right, none after it is given, the error stays, and a seek
-/// after the cause is gone goes on.
+/// The n-th operation fails, for all n: every pair before it is right, none after it is given, the error
+/// stays, and a seek after the cause is gone goes on.
 #[test]
 fn a_failure_at_any_step_stays_until_a_seek() {
     let entry = |key: u8, seq, kind| Owned { key: vec![key], seq: Seq::new(seq), kind, value: vec![] };

@@ -1,7 +1,8 @@
 //! The shared test of everything that implements [`Cursor`], and what such tests need.
 //!
-//! [`check`] compares a cursor with a sorted vector: from every key, between all keys and past both ends, in both
-//! directions to the end. [`VecCursor`] is the model, and an input for tests of what is built on cursors.
+//! [`check`] compares a cursor with a sorted vector: from every key, between all keys and past both ends, in
+//! both directions to the end. [`VecCursor`] is the model, and an input for tests of what is built on
+//! cursors.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -74,7 +75,8 @@ pub(crate) fn any_entries(max: usize) -> impl Strategy<Value = Vec<Owned>> {
     })
 }
 
-/// Checks the cursors that `make` gives against `model`, which is what they should walk over, in internal order.
+/// Checks the cursors that `make` gives against `model`, which is what they should walk over, in internal
+/// order.
 pub(crate) fn check(model: &[Owned], make: &mut dyn FnMut() -> Box<dyn Cursor>) {
     assert_eq!(make().entry(), None, "before the first seek");
     let mut cursor = make();

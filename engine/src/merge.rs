@@ -1,10 +1,11 @@
 //! Many cursors as one, in internal order or exactly backwards.
 //!
-//! The inputs stand in a binary heap by their entries. A step moves the input at the top and lets it sink: while it
-//! stays ahead of the others that is two comparisons, whatever the number of inputs.
+//! The inputs stand in a binary heap by their entries. A step moves the input at the top and lets it sink:
+//! while it stays ahead of the others that is two comparisons, whatever the number of inputs.
 //!
-//! Invariant: two inputs never hold the same key and `Seq`. Were it so all the same, both entries would come out side
-//! by side, the earlier input's first going forward and last going backward, and readers and compaction would ignore the copy.
+//! Invariant: two inputs never hold the same key and `Seq`. Were it so all the same, both entries would come
+//! out side by side, the earlier input's first going forward and last going backward, and readers and
+//! compaction would ignore the copy.
 
 use std::cmp::Ordering;
 

@@ -18,8 +18,9 @@
 //!           11 + k     v  value
 //! ```
 //!
-//! Invariant: a finished payload is normalised: it names each key of a keyspace once, so all its entries can share the
-//! record's `Seq`. Written by the commit path, read at replay. The record around it carries the checksum and the version.
+//! Invariant: a finished payload is normalised: it names each key of a keyspace once, so all its entries can
+//! share the record's `Seq`. Written by the commit path, read at replay. The record around it carries the
+//! checksum and the version.
 #![deny(clippy::indexing_slicing)]
 
 use std::ops::Range;
@@ -56,7 +57,8 @@ impl<'a> Op<'a> {
     }
 }
 
-/// Builds a payload at the end of a buffer that somebody else owns; the same buffer must be given to every call.
+/// Builds a payload at the end of a buffer that somebody else owns; the same buffer must be given to every
+/// call.
 #[derive(Clone, Debug)]
 pub(crate) struct OpsBuilder {
     /// Where the payload begins in the buffer.
@@ -77,7 +79,8 @@ impl OpsBuilder {
         self.count
     }
 
-    /// Appends `op`. `InvalidArgument` for an empty key, `TooLarge` for a long key or value; the buffer is unchanged then.
+    /// Appends `op`. `InvalidArgument` for an empty key, `TooLarge` for a long key or value; the buffer is
+    /// unchanged then.
     pub(crate) fn push(&mut self, buffer: &mut Vec<u8>, op: Op<'_>) -> Result<(), Error> {
         let key_len = check_key(op.key)?;
         let value_len = u32::try_from(op.value.len())
@@ -98,8 +101,9 @@ impl OpsBuilder {
         Ok(())
     }
 
-    /// Completes the payload and gives the number of ops in it. Of several ops on one key only the last stays, where
-    /// it stands. May be called again after more pushes. Free for one op and for keys in ascending order, else a sort.
+    /// Completes the payload and gives the number of ops in it. Of several ops on one key only the last
+    /// stays, where it stands. May be called again after more pushes. Free for one op and for keys in
+    /// ascending order, else a sort.
     pub(crate) fn finish(&mut self, buffer: &mut Vec<u8>) -> u32 {
         if self.count > 1 {
             self.normalise(buffer);
@@ -176,8 +180,8 @@ pub(crate) struct Malformed {
     pub(crate) what: &'static str,
 }
 
-/// Reads a payload; `payload` is untrusted. Ends after the first [`Malformed`]. A caller that applies ops must have
-/// walked to the end once before, or half a batch could be applied.
+/// Reads a payload; `payload` is untrusted. Ends after the first [`Malformed`]. A caller that applies ops
+/// must have walked to the end once before, or half a batch could be applied.
 pub(crate) fn ops(payload: &[u8]) -> Ops<'_> {
     let mut reader = Reader::new(payload);
     let count = reader.u32();

@@ -1,13 +1,14 @@
 //! Ranges of keys, as callers write them and as the engine uses them.
 //!
-//! Invariant: [`KeyBounds`] is half open, whatever was written. The smallest key above `k` is `k` with a zero byte
-//! appended, so an excluded start and an included end need no case of their own anywhere else.
+//! Invariant: [`KeyBounds`] is half open, whatever was written. The smallest key above `k` is `k` with a zero
+//! byte appended, so an excluded start and an included end need no case of their own anywhere else.
 
 use std::ops::{Bound, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
 use bytes::Bytes;
 
-/// A range of keys: `..`, `a..b`, `a..=b`, `a..`, `..b`, `..=b` or `(Bound, Bound)` of anything that is bytes.
+/// A range of keys: `..`, `a..b`, `a..=b`, `a..`, `..b`, `..=b` or `(Bound, Bound)` of anything that is
+/// bytes.
 ///
 /// Order is bytewise. A range whose start lies above its end is empty; that is no error and no panic.
 /// The trait is sealed.

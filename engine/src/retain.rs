@@ -1,12 +1,17 @@
 //! Which entries a compaction keeps: those that some reader can still see.
 //!
-//! A reader at `S` sees of each key the newest entry with `seq < S`. The readers are the pinned snapshots, and those
-//! that come later: they see every entry of the inputs, since a memtable is flushed only when all of it is visible.
-//! So an entry that has a newer neighbour is needed only by snapshots between the two, and a tombstone in the lowest
-//! output only if an entry under it is kept.
+//! A reader at `S` sees of each key the newest entry with `seq < S`. The readers are the pinned snapshots,
+//! and those that come later: they see every entry of the inputs, since a memtable is flushed only when all
+//! of it is visible. So an entry that has a newer neighbour is needed only by snapshots between the two, and
+//! a tombstone in the lowest output only if an entry under it is kept.
 //!
-//! Invariant: whatever `S` of the list, and for all later ones, a read of the output gives what a read of the inputs
-//! gives.
+//! A read without a pinned snapshot takes its `S` from the visible position. Were a write, a flush and a
+//! compaction to pass between taking `S` and taking the files, it would miss the entry that was dropped and
+//! not see the one that replaced it. So such a read must make sure that the files it reads were the current
+//! ones when it took `S`.
+//!
+//! Invariant: whatever `S` of the list, and for all later ones, a read of the output gives what a read of the
+//! inputs gives.
 
 use crate::key::{Entry, Kind, Seq};
 
@@ -31,8 +36,8 @@ pub(crate) struct Retain {
 }
 
 impl Retain {
-    /// `snapshots` must have been read (see [`crate::snapshots::Snapshots::retained`]) after the inputs were chosen:
-    /// any snapshot pinned later sees all of the inputs.
+    /// `snapshots` must have been read (see [`crate::snapshots::Snapshots::retained`]) after the inputs were
+    /// chosen: any snapshot pinned later sees all of the inputs.
     pub(crate) fn new(mut snapshots: Vec<Seq>, tombstones: Tombstones) -> Retain {
         snapshots.sort_unstable();
         Retain { snapshots, tombstones, key: Vec::new(), newer: None }
@@ -57,9 +62,9 @@ impl Retain {
         self.snapshots.get(at).is_some_and(|snapshot| *snapshot <= newer)
     }
 
-    /// Nothing lies below the output, and without a snapshot at or below the tombstone every older entry of its key is
-    /// dropped here, too: then no entry is left for it to hide. (With one, an older entry may be kept for it. Whether
-    /// there is one is known only later; keeping the tombstone is always right.)
+    /// Nothing lies below the output, and without a snapshot at or below the tombstone every older entry of
+    /// its key is dropped here, too: then no entry is left for it to hide. (With one, an older entry may be
+    /// kept for it. Whether there is one is known only later; keeping the tombstone is always right.)
     fn is_needless_tombstone(&self, entry: &Entry<'_>) -> bool {
         entry.kind == Kind::Delete
             && self.tombstones == Tombstones::Drop
@@ -91,8 +96,9 @@ mod tests {
         vec((0..45_u64).prop_map(Seq::new), 0..5)
     }
 
-    /// Inputs hold the newer half of the entries or all of them; below them lies the rest, and a tombstone may go only in
-    /// the latter case. Every snapshot, and all later readers, must read the same before and after.
+    /// Inputs hold the newer half of the entries or all of them; below them lies the rest, and a tombstone
+    /// may go only in the latter case. Every snapshot, and all later readers, must read the same before and
+    /// after.
     #[test]
     fn every_reader_reads_the_same_before_and_after() {
         let cases = (any_entries(40), any_snapshots(), any::<bool>());
@@ -120,7 +126,8 @@ mod tests {
             .unwrap();
     }
 
-    /// Nothing more than needed is kept: without the entry some reader would read something else, or it is a tombstone.
+    /// Nothing more than needed is kept: without the entry some reader would read something else, or it is a
+    /// tombstone.
     #[test]
     fn no_value_is_kept_that_nobody_reads() {
         let cases = (any_entries(40), any_snapshots());
@@ -143,7 +150,8 @@ mod tests {
 
     #[test]
     fn text_table() {
-        // Versions of one key, newest first, P put and D delete; snapshots; what is kept; what is kept in the lowest output.
+        // Versions of one key, newest first, P put and D delete; snapshots; what is kept; what is kept in the
+        // lowest output.
         let table = "
             P9 P5 P1 | -    | P9       | P9
             P9 P5 P1 | 9    | P9 P5    | P9 P5

@@ -1,7 +1,7 @@
 //! Which positions of the log must stay readable.
 //!
-//! Invariant: a compaction that reads [`Snapshots::retained`] either finds a snapshot in the list, or that snapshot
-//! reads its `Seq` afterwards and so sees everything the compaction can have taken as input.
+//! Invariant: a compaction that reads [`Snapshots::retained`] either finds a snapshot in the list, or that
+//! snapshot reads its `Seq` afterwards and so sees everything the compaction can have taken as input.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// Pins the position that `at` reads. It is read under the lock, so that no compaction can look at the list between
-    /// the reading and the pinning; it must take no lock itself.
+    /// Pins the position that `at` reads. It is read under the lock, so that no compaction can look at the
+    /// list between the reading and the pinning; it must take no lock itself.
     pub(crate) fn pin(&self, at: impl FnOnce() -> Seq) -> SnapshotGuard {
         let mut pinned = self.pinned.lock();
         let seq = at();

@@ -1,8 +1,8 @@
 //! Walks a memtable by copying out a chunk of entries at a time.
 //!
-//! Copied bytes: keys and values once, into one buffer that is used again. The first chunk is small, since most scans
-//! are short; later ones grow. Invariant: the lock is held for one chunk at most, never between calls, so that whoever
-//! iterates can write to the same table.
+//! Copied bytes: keys and values once, into one buffer that is used again. The first chunk is small, since
+//! most scans are short; later ones grow. Invariant: the lock is held for one chunk at most, never between
+//! calls, so that whoever iterates can write to the same table.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -55,8 +55,8 @@ impl MemtableCursor {
         MemtableCursor { table, chunk: Chunk::default(), at: 0, key: Vec::new() }
     }
 
-    /// To the next entry of the chunk. When there is none: empties the chunk and gives the `Seq` to go on from, its
-    /// key being in `self.key`.
+    /// To the next entry of the chunk. When there is none: empties the chunk and gives the `Seq` to go on
+    /// from, its key being in `self.key`.
     fn step(&mut self) -> Option<Seq> {
         let Some(entry) = self.chunk.entry(self.at) else {
             debug_assert!(false, "a cursor past the end was moved");

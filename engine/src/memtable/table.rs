@@ -1,7 +1,8 @@
 //! An ordered map behind a readers-writer lock.
 //!
-//! Cost: an insert allocates key and value before it takes the lock, then walks the tree once. A lookup copies no key
-//! and takes a counted reference of the value. Invariant: the counters cover every entry a reader can find.
+//! Cost: an insert allocates key and value before it takes the lock, then walks the tree once. A lookup
+//! copies no key and takes a counted reference of the value. Invariant: the counters cover every entry a
+//! reader can find.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
@@ -29,8 +30,8 @@ const VERSION_OVERHEAD_BYTES: usize = 2 * size_of::<Version>();
 
 /// The write buffer of one keyspace: many versions of many keys.
 ///
-/// Any number of threads may insert and read at the same time. An insert that has returned is seen by every later
-/// lookup and seek.
+/// Any number of threads may insert and read at the same time. An insert that has returned is seen by every
+/// later lookup and seek.
 #[derive(Debug)]
 pub(crate) struct Memtable {
     keyspace: u32,
@@ -100,7 +101,9 @@ impl Memtable {
         Some((version.kind, version.seq, version.value.clone()))
     }
 
-    /// Memory it takes, in bytes: keys, values and an estimate of what the tree and the allocator add.
+    /// Memory it takes, in bytes: keys, values and an estimate of what the tree and the allocator add. Meant
+    /// to be no less than what is resident (measured with glibc: 3 to 22 % more, values of 8 to 1000 bytes,
+    /// all of them read).
     pub(crate) fn size_bytes(&self) -> usize {
         self.size_bytes.load(Ordering::Relaxed)
     }
@@ -114,7 +117,8 @@ impl Memtable {
         self.keys.read().is_empty()
     }
 
-    /// Walks it, and keeps it alive. No lock is held between calls; what is inserted later may or may not be seen.
+    /// Walks it, and keeps it alive. No lock is held between calls; what is inserted later may or may not be
+    /// seen.
     pub(crate) fn cursor(self: &Arc<Self>) -> MemtableCursor {
         MemtableCursor::new(Arc::clone(self))
     }
@@ -132,8 +136,8 @@ impl Memtable {
         }
     }
 
-    /// Copies entries downwards until `chunk` is full. `end`: where to begin, and of an included key only versions
-    /// above `above`.
+    /// Copies entries downwards until `chunk` is full. `end`: where to begin, and of an included key only
+    /// versions above `above`.
     pub(super) fn copy_backward(&self, end: Bound<&[u8]>, above: Option<Seq>, chunk: &mut Chunk) {
         let keys = self.keys.read();
         for (here, versions) in keys.range::<[u8], _>((Bound::Unbounded, end)).rev() {

@@ -71,8 +71,9 @@ fn a_new_table_is_empty() {
     assert!(table.size_bytes() > 1);
 }
 
-/// Writers insert disjoint keys, each its own in ascending order, and publish how far they are. Readers check that all that
-/// was published before they looked is there, by lookup and by a whole scan in both directions, in strict order.
+/// Writers insert disjoint keys, each its own in ascending order, and publish how far they are. Readers check
+/// that all that was published before they looked is there, by lookup and by a whole scan in both directions,
+/// in strict order.
 #[test]
 fn readers_see_whatever_was_inserted_before_they_looked() {
     const WRITERS: u64 = 3;
