@@ -119,6 +119,18 @@ impl Error {
         }
     }
 
+    /// As the log passes it on, when it is raised inside one of the log's calls.
+    pub(crate) fn into_wal(self) -> wal::Error {
+        match self {
+            Error::Corrupt { file, offset, what, expected, found } => {
+                wal::Error::Corrupt { file, offset, what, expected, found }
+            }
+            Error::NoSpace { path } => aio::Error::call("allocate", &path, aio::Errno::NO_SPACE).into(),
+            Error::Closed => wal::Error::Closed,
+            other => wal::Error::Host { message: other.to_string() },
+        }
+    }
+
     pub(crate) fn invalid(message: impl Into<String>) -> Error {
         Error::InvalidArgument { message: message.into() }
     }
@@ -133,6 +145,25 @@ impl From<aio::Error> for Error {
                 let kind = error.errno().map_or(std::io::ErrorKind::Other, aio::Errno::kind);
                 Error::Io { kind, message: error.to_string() }
             }
+        }
+    }
+}
+
+impl From<wal::Error> for Error {
+    fn from(error: wal::Error) -> Error {
+        match error {
+            wal::Error::Io(error) => error.into(),
+            wal::Error::Corrupt { file, offset, what, expected, found } => {
+                Error::Corrupt { file, offset, what, expected, found }
+            }
+            wal::Error::Halted { cause } => Error::Halted { cause: Arc::new(Error::from(wal::Error::clone(&cause))) },
+            wal::Error::TooLarge { len_bytes, max_bytes } => Error::TooLarge {
+                what: "a write",
+                found_bytes: len_bytes as u64,
+                limit_bytes: max_bytes as u64,
+            },
+            wal::Error::Closed => Error::Closed,
+            other => Error::Io { kind: std::io::ErrorKind::Other, message: other.to_string() },
         }
     }
 }

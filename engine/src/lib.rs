@@ -1,23 +1,55 @@
-//! Under construction.
+//! Esker: an embedded, durable, ordered key-value store on Linux native AIO and `O_DIRECT`. (Under construction.)
 
+mod batch;
 mod cache;
 mod coding;
+mod commit;
+mod compact;
+mod compaction;
+mod db;
 mod db_iter;
+mod edit;
 mod error;
 mod files;
+mod flush;
+mod handle;
 mod iter;
 #[cfg(test)]
 mod iter_contract;
+mod jobs;
 mod key;
+mod keyspace;
+mod keyspaces;
+mod listener;
+mod manifest;
 mod memtable;
 mod merge;
+mod metrics;
 mod ops;
+mod options;
+mod pacing;
 mod range;
+mod recovery;
+mod report;
 mod retain;
+mod run;
 mod segment;
+mod snapshot;
 mod snapshots;
+mod store;
+mod superversion;
+mod verify;
+mod version;
 
+pub use batch::Batch;
+pub use db::{Builder, Db};
 pub use db_iter::{Iter, Keys};
 pub use error::{Error, Result};
 pub use key::{MAX_KEY_BYTES, Seq};
+pub use keyspace::Keyspace;
+pub use listener::{Event, Listener};
+pub use metrics::{KeyspaceMetrics, Metrics};
+pub use options::{Background, Durability, Sizes};
 pub use range::KeyRange;
+pub use snapshot::Snapshot;
+pub use verify::VerifyReport;

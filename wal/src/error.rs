@@ -45,6 +45,12 @@ pub enum Error {
         /// The most that one record may take, as framed.
         max_bytes: usize,
     },
+    /// The [`Host`](crate::Host) failed for a reason of its own.
+    #[error("{message}")]
+    Host {
+        /// What it said.
+        message: String,
+    },
     /// The log was closed.
     #[error("the log is closed")]
     Closed,

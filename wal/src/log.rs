@@ -41,7 +41,7 @@ pub struct LogOptions {
     pub life: u32,
     /// Where the stream of this life begins, a multiple of [`GRANULE`]: at or after the end of all lives before.
     pub start: Seq,
-    /// The ring's file; does not exist yet.
+    /// The ring's file; created if it does not exist. One of an earlier life may be used again.
     pub ring_path: PathBuf,
     /// Size of the ring in bytes, a multiple of [`STEP`].
     pub ring_bytes: usize,
@@ -127,7 +127,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Creates ring and queue and starts the commit thread. Log files are taken into use by the first round.
+    /// Opens ring and queue and starts the commit thread. Log files are taken into use by the first round.
     ///
     /// # Durability
     /// When this returns, the ring's file and its name are on stable media: only now may a manifest name the life,
@@ -148,7 +148,7 @@ impl Log {
         assert!(options.file_bytes.is_multiple_of(STEP as u64), "a log file is whole steps");
         let start = options.start;
         let mut queue = backend.queue(QUEUE_SLOTS)?;
-        let ring = Ring::create(&*backend, &mut *queue, &options.ring_path, options.ring_bytes, start)?;
+        let ring = Ring::open(&*backend, &mut *queue, &options.ring_path, options.ring_bytes, start)?;
         let files = LogFiles::open(
             (Arc::clone(&backend), Arc::clone(&host)),
             options.directory,

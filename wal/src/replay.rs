@@ -92,7 +92,7 @@ pub fn replay(
     assert!(input.from.get().is_multiple_of(GRANULE as u64), "records start at granules");
     assert!(input.ring_bytes > 0, "a ring is not empty");
     let mut records = Records { input, visit, at: input.from, pending: Vec::new(), visited: 0 };
-    let mut log_end = input.files.first().map_or(input.life_start, |file| file.start);
+    let mut log_end = input.files.first().map_or(input.from, |file| file.start);
     let mut verdict = Verdict::Clean;
     check_begin(input, log_end)?;
     for (nth, file) in input.files.iter().enumerate() {

@@ -19,9 +19,9 @@
 
 use std::path::Path;
 
-use aio::{Backend, Queue, SharedMap};
+use aio::{Backend, Errno, OpenMode, Queue, SharedMap};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ordered::Ordered;
 use crate::record::{GRANULE, Seq};
 use crate::sync::{Arc, AtomicU64, Ordering};
@@ -37,15 +37,25 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// Creates the file, durable and zeroed, and maps it.
-    pub(crate) fn create(
+    /// Maps the file; creates it, durable and zeroed, if there is none. An earlier life may have left its records in
+    /// it: they do not validate in this one.
+    pub(crate) fn open(
         backend: &dyn Backend,
         queue: &mut dyn Queue,
         path: &Path,
         bytes: usize,
         start: Seq,
     ) -> Result<Ring> {
-        let file = aio::file::create_zeroed(backend, queue, path, bytes as u64)?;
+        let file = match backend.open(path, OpenMode::Write) {
+            Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
+                aio::file::create_zeroed(backend, queue, path, bytes as u64)?
+            }
+            opened => opened?,
+        };
+        let found = backend.size_bytes(&file)?;
+        if found < bytes as u64 {
+            return Err(Error::corrupt(path, found, "size of the ring", &bytes, &found));
+        }
         let map = backend.map_shared(&file, bytes)?;
         assert!(map.len_bytes() >= bytes, "the mapping is as long as was asked for");
         let published = Ordered::new(start, bytes);

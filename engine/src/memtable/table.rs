@@ -71,8 +71,9 @@ impl Memtable {
         self.keyspace
     }
 
-    /// Adds one version; in any order of `seq`. The same key and `seq` twice is a bug.
-    pub(crate) fn insert(&self, key: &[u8], seq: Seq, kind: Kind, value: &[u8]) {
+    /// Adds one version; in any order of `seq`. The same key and `seq` twice is a bug. Returns by how much
+    /// [`Memtable::size_bytes`] grew.
+    pub(crate) fn insert(&self, key: &[u8], seq: Seq, kind: Kind, value: &[u8]) -> usize {
         debug_assert!(kind == Kind::Put || value.is_empty(), "a tombstone has no value");
         let mut size_bytes = VALUE_OVERHEAD_BYTES + value.len();
         let owned_key: Box<[u8]> = key.into();
@@ -92,6 +93,7 @@ impl Memtable {
         }
         self.len.fetch_add(1, Ordering::Relaxed);
         self.size_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        size_bytes
     }
 
     /// The newest version of `key` below `snapshot`; a tombstone counts as one.

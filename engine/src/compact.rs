@@ -1,0 +1,110 @@
+//! One compaction from pick to removal of its inputs.
+//!
+//! Order, and what a crash between the steps leaves: the output is written and synced with its names (orphans); the
+//! manifest edit is synced (output live, inputs dead); the superversion is swapped; the inputs' files are removed
+//! (or are orphans that the next open removes). Readers that hold an older superversion keep their open files.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::compaction::picker::{RunShape, pick};
+use crate::compaction::runner::{open_run, remove, write_run};
+use crate::error::{Error, Result};
+use crate::iter::Cursor;
+use crate::listener::Event;
+use crate::merge::Merge;
+use crate::retain::{Retain, Tombstones};
+use crate::run::Run;
+use crate::store::Store;
+use crate::superversion::Tree;
+use crate::version::Edit;
+
+/// How far a compaction goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// What the picker finds due.
+    Due,
+    /// Until each keyspace is one run without anything dead in it.
+    Full,
+}
+
+/// Merges until nothing is left to do, or `stop` says so. One caller at a time; others wait.
+pub(crate) fn compact_all(store: &Store, depth: Depth, stop: &dyn Fn() -> bool) -> Result<()> {
+    let _one = store.compacting.lock();
+    for tree in store.all_trees() {
+        while !stop() {
+            let Some(range) = choose(store, &tree, depth) else { break };
+            compact_runs(store, &tree, range)?;
+            if depth == Depth::Full {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn choose(store: &Store, tree: &Tree, depth: Depth) -> Option<Range<usize>> {
+    let runs = &tree.load().runs;
+    // While a snapshot is held tombstones may have to stay, so a merge for their sake could go on for ever.
+    let droppable = store.snapshots.oldest().is_none();
+    match depth {
+        Depth::Due => {
+            let shapes: Vec<RunShape> = runs.iter().map(|run| shape(run, droppable)).collect();
+            pick(&shapes)
+        }
+        Depth::Full => {
+            let tombstones: u64 = runs.iter().map(|run| shape(run, droppable).tombstones).sum();
+            (runs.len() > 1 || tombstones > 0).then_some(0..runs.len())
+        }
+    }
+}
+
+fn shape(run: &Run, droppable: bool) -> RunShape {
+    let metas = || run.segments().iter().map(|segment| segment.meta());
+    RunShape {
+        bytes: run.size_bytes(),
+        entries: metas().map(|meta| meta.entries).sum(),
+        tombstones: if droppable { metas().map(|meta| meta.tombstones).sum() } else { 0 },
+    }
+}
+
+fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<()> {
+    let started = store.files.backend().now();
+    let before = tree.load();
+    let is_bottom = range.end == before.runs.len();
+    let inputs: Vec<Run> = before.runs.get(range).map(<[Run]>::to_vec).unwrap_or_default();
+    let bytes_in = inputs.iter().map(Run::size_bytes).sum();
+    let removed: Vec<u64> =
+        inputs.iter().flat_map(|run| run.segments().iter().map(|segment| segment.meta().id)).collect();
+    drop(before);
+
+    let output = store.output(tree.id);
+    let cursors = inputs.iter().map(|run| Box::new(run.cursor(false)) as Box<dyn Cursor>).collect();
+    let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };
+    let retain = Retain::new(store.snapshots.retained(), tombstones);
+    let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(cursors), retain)?;
+    let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
+    let installed = open_run(&output, &run).and_then(|opened| {
+        let _installing = tree.lock();
+        let edit = Edit::Compacted { keyspace: tree.id, removed: removed.clone(), run: run.clone() };
+        store.manifest.append(&[edit])?;
+        tree.install_compacted(&removed, opened);
+        Ok(())
+    });
+    if let Err(error) = installed {
+        // After a failed manifest write nobody knows whether the edit is on disk: then nothing may be removed.
+        if !matches!(error, Error::Halted { .. }) {
+            remove(&store.files, run.iter().map(|segment| segment.id));
+        }
+        return Err(error);
+    }
+    remove(&store.files, removed.iter().copied());
+    for &segment in &removed {
+        store.cache.remove_segment(segment);
+    }
+    store.count_runs();
+    store.counters.compacted(bytes_in, bytes_out);
+    let took = store.files.backend().now().saturating_sub(started);
+    store.tell(&Event::Compacted { keyspace: tree.name.clone(), bytes_in, bytes_out, took });
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Which runs to merge: a pure function over their sizes.
+//!
+//! Lazy leveling, without partitions for now: young runs of similar size collect above one bottom run. Four young
+//! runs are merged into one; when the young ones together reach about a third of the bottom run they are merged into
+//! it. So a read meets at most [`MAX_YOUNG_RUNS`] runs and the bottom, an entry is rewritten a few times, and dead
+//! entries take at most about a third of the space on top.
+
+use std::ops::Range;
+
+/// Young runs that may stand above the bottom run.
+pub(crate) const MAX_YOUNG_RUNS: usize = 4;
+
+/// What the picker knows of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunShape {
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+    pub(crate) tombstones: u64,
+}
+
+/// The neighbouring runs to merge, as indexes into `runs` (newest first); `None` if nothing needs to be done.
+pub(crate) fn pick(runs: &[RunShape]) -> Option<Range<usize>> {
+    let (bottom, young) = runs.split_last()?;
+    let young_bytes: u64 = young.iter().map(|run| run.bytes).sum();
+    // A bottom run that is mostly tombstones exists only after deletes met nothing older to delete.
+    let mostly_dead = |run: &RunShape| run.tombstones * 2 > run.entries;
+    if young.len() < MAX_YOUNG_RUNS {
+        return mostly_dead(bottom).then(|| 0..runs.len());
+    }
+    if young_bytes * 3 >= bottom.bytes {
+        return Some(0..runs.len());
+    }
+    Some(similar(young))
+}
+
+/// The longest prefix of the young runs in which no run is larger than all newer ones together, and at least two
+/// runs: merging it costs little and makes room.
+fn similar(young: &[RunShape]) -> Range<usize> {
+    let mut total = 0;
+    let mut len = 0;
+    for run in young {
+        if len >= 2 && run.bytes > total {
+            break;
+        }
+        total += run.bytes;
+        len += 1;
+    }
+    0..len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sizes: &[u64], expected: Option<Range<usize>>) {
+        let runs: Vec<RunShape> =
+            sizes.iter().map(|&bytes| RunShape { bytes, entries: bytes, tombstones: 0 }).collect();
+        assert_eq!(pick(&runs), expected, "{sizes:?}");
+    }
+
+    #[test]
+    fn few_runs_are_left_alone() {
+        check(&[], None);
+        check(&[10], None);
+        check(&[1, 1, 1, 100], None);
+    }
+
+    #[test]
+    fn young_runs_merge_into_the_bottom_when_they_are_a_third_of_it() {
+        check(&[10, 10, 10, 10, 120], Some(0..5));
+        check(&[10, 10, 10, 10, 10], Some(0..5));
+    }
+
+    #[test]
+    fn small_young_runs_merge_among_themselves() {
+        check(&[10, 10, 10, 10, 1000], Some(0..4));
+        check(&[10, 10, 10, 200, 1000], Some(0..3));
+        check(&[1, 50, 60, 70, 9000], Some(0..2));
+    }
+
+    #[test]
+    fn a_bottom_of_tombstones_is_rewritten() {
+        let dead = RunShape { bytes: 10, entries: 10, tombstones: 9 };
+        assert_eq!(pick(&[dead]), Some(0..1));
+    }
+
+    #[test]
+    fn merging_until_nothing_is_due_bounds_the_runs() {
+        let mut runs: Vec<RunShape> = Vec::new();
+        let mut written = 0;
+        for _ in 0..500 {
+            runs.insert(0, RunShape { bytes: 100, entries: 100, tombstones: 0 });
+            while let Some(range) = pick(&runs) {
+                let bytes = runs.drain(range.clone()).map(|run| run.bytes).sum();
+                written += bytes;
+                runs.insert(range.start, RunShape { bytes, entries: bytes, tombstones: 0 });
+            }
+            assert!(runs.len() <= MAX_YOUNG_RUNS + 1);
+        }
+        assert!(written < 500 * 100 * 12, "write amplification {}", written / 50_000);
+    }
+}

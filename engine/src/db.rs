@@ -1,0 +1,255 @@
+//! The store as a whole: open, keyspaces, batches, snapshots, maintenance, close. Routes only.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use aio::{Backend, NativeBackend};
+
+use crate::batch::Batch;
+use crate::commit;
+use crate::compact::{Depth, compact_all};
+use crate::error::Result;
+use crate::flush::flush_frozen;
+use crate::handle::Handle;
+use crate::jobs;
+use crate::keyspace::Keyspace;
+use crate::keyspaces;
+use crate::listener::Listener;
+use crate::metrics::Metrics;
+use crate::options::{Background, Durability, Options, Sizes};
+use crate::recovery;
+use crate::report;
+use crate::snapshot::Snapshot;
+use crate::verify::{self, VerifyReport};
+
+/// An open store. Cheap to clone; clones are the same store.
+///
+/// # Durability
+/// What a write survives is chosen by handle and batch, see [`Durability`]; the default is power loss.
+///
+/// # Concurrency
+/// `Send + Sync`. Reads take no lock that a writer holds across I/O. The store closes with its last handle (`Db`,
+/// [`Keyspace`], [`Batch`], [`Snapshot`], [`Iter`](crate::Iter)); dropping without [`Db::close`] is safe.
+///
+/// # Examples
+/// ```
+/// # fn main() -> esker::Result<()> {
+/// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// let db = esker::Db::open(dir.path().join("store"))?;
+/// let users = db.keyspace("users")?;
+/// users.put("ann", "1")?;
+/// assert_eq!(users.get("ann")?.as_deref(), Some(&b"1"[..]));
+/// db.close()
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Db {
+    handle: Handle,
+}
+
+impl Db {
+    /// Opens the store in a directory, or creates it there if the directory is missing or empty.
+    ///
+    /// # Errors
+    /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere or in this process,
+    /// [`Error::Format`](crate::Error::Format) for a directory of something else (nothing is written to it),
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if acknowledged data is damaged or missing (nothing is changed),
+    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::Io`](crate::Error::Io).
+    pub fn open(path: impl AsRef<Path>) -> Result<Db> {
+        Db::builder().open(path)
+    }
+
+    /// Options for an open.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder { options: Options::default() }
+    }
+
+    /// A keyspace by name (1 to 255 bytes); it is created if it does not exist.
+    ///
+    /// # Durability
+    /// A created keyspace survives power loss when this returns.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for the name, [`Error::Closed`](crate::Error::Closed),
+    /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace).
+    pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
+        let tree = keyspaces::open_or_create(self.handle.store(), name)?;
+        Ok(Keyspace::new(self.handle.clone(), tree))
+    }
+
+    /// The names of all keyspaces, sorted.
+    #[must_use]
+    pub fn keyspaces(&self) -> Vec<String> {
+        keyspaces::names(self.handle.store())
+    }
+
+    /// Removes a keyspace and everything in it. Handles to it get [`Error::Closed`](crate::Error::Closed) from now on.
+    ///
+    /// # Durability
+    /// Survives power loss when this returns.
+    ///
+    /// # Concurrency
+    /// Waits for a flush or compaction under way.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is none of that name.
+    pub fn drop_keyspace(&self, name: &str) -> Result<()> {
+        keyspaces::drop_keyspace(self.handle.store(), name)
+    }
+
+    /// An empty batch: several writes, to several keyspaces, of which a crash leaves all or none.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.handle.clone())
+    }
+
+    /// The state right now, for any number of reads of any keyspace.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.handle.clone(), self.handle.store().pin())
+    }
+
+    /// Returns when everything written so far, by any thread, survives power loss.
+    ///
+    /// # Errors
+    /// [`Error::Halted`](crate::Error::Halted).
+    pub fn sync(&self) -> Result<()> {
+        self.handle.store().check_open()?;
+        Ok(self.handle.store().log.sync()?)
+    }
+
+    /// Moves everything written so far from memory to segments.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`](crate::Error::NoSpace) (nothing is lost, it is tried again),
+    /// [`Error::Halted`](crate::Error::Halted).
+    pub fn flush(&self) -> Result<()> {
+        let store = self.handle.store();
+        store.check_open()?;
+        store.freeze(|_| true);
+        flush_frozen(store)
+    }
+
+    /// Flushes, then merges each keyspace into a single run without dead entries; long work on a large store.
+    ///
+    /// # Errors
+    /// As [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
+    pub fn compact(&self) -> Result<()> {
+        self.flush()?;
+        compact_all(self.handle.store(), Depth::Full, &|| false)
+    }
+
+    /// Reads every file and checks every checksum and every rule between the files. Writes may go on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) with file and offset of the first damage.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        self.handle.store().check_open()?;
+        verify::verify(self.handle.store())
+    }
+
+    /// The largest record that this store takes, in bytes: a batch as [`Batch::size_bytes`] counts it.
+    #[must_use]
+    pub fn max_record_bytes(&self) -> usize {
+        usize::try_from(commit::max_record_bytes(self.handle.store())).unwrap_or(usize::MAX)
+    }
+
+    /// Numbers about what the store does and holds.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        report::metrics(self.handle.store())
+    }
+
+    /// Flushes and closes, for all handles: the others get [`Error::Closed`](crate::Error::Closed) from now on.
+    ///
+    /// # Errors
+    /// [`Error::Halted`](crate::Error::Halted) or [`Error::Io`](crate::Error::Io) if something could not be made
+    /// durable; the store is closed all the same.
+    pub fn close(self) -> Result<()> {
+        self.handle.close()
+    }
+}
+
+impl fmt::Debug for Db {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Db({})", self.handle.store().files.root().display())
+    }
+}
+
+/// Options for [`Db::builder`]; each setter takes and returns the builder.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    options: Options,
+}
+
+impl Builder {
+    /// All memory of the store in bytes: memtables, ring, cache, indexes, filters, I/O buffers. At least 1 MiB;
+    /// default 256 MiB. Sizes of the log files, the ring and the segments follow from it.
+    pub fn memory_budget_bytes(mut self, bytes: u64) -> Builder {
+        self.options.memory_budget_bytes = bytes.max(1 << 20);
+        self
+    }
+
+    /// What writes survive unless a handle or batch says otherwise; default [`Durability::Power`].
+    pub fn durability(mut self, level: Durability) -> Builder {
+        self.options.durability = level;
+        self
+    }
+
+    /// Whether a missing store is created; default true.
+    pub fn create(mut self, create: bool) -> Builder {
+        self.options.create = create;
+        self
+    }
+
+    /// Who hears of events.
+    pub fn listener(mut self, listener: impl Listener) -> Builder {
+        self.options.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// How long a [`Durability::Process`] write may wait for stable media; default 10 ms.
+    pub fn drain_interval(mut self, interval: std::time::Duration) -> Builder {
+        self.options.drain_interval = interval;
+        self
+    }
+
+    /// Whether blocks are compressed with LZ4; default true. Existing segments stay as they are.
+    pub fn compress(mut self, compress: bool) -> Builder {
+        self.options.compress = compress;
+        self
+    }
+
+    /// Who does the background work; default [`Background::Threads`].
+    pub fn background(mut self, background: Background) -> Builder {
+        self.options.background = background;
+        self
+    }
+
+    /// The machine to run on; default this one. For tests over a simulated disk.
+    pub fn backend(mut self, backend: Arc<dyn Backend>) -> Builder {
+        self.options.backend = Some(backend);
+        self
+    }
+
+    /// Overrides sizes that otherwise follow from the memory budget. For tests: small files reach the interesting
+    /// states sooner.
+    pub fn sizes(mut self, sizes: Sizes) -> Builder {
+        self.options.sizes = sizes;
+        self
+    }
+
+    /// Opens or creates the store; see [`Db::open`].
+    ///
+    /// # Errors
+    /// As [`Db::open`].
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
+        let backend = self.options.backend.clone().unwrap_or_else(|| Arc::new(NativeBackend::new()));
+        let (store, lock) = recovery::open(backend, path.as_ref(), self.options)?;
+        let threads = jobs::start(&store)?;
+        Ok(Db { handle: Handle::new(store, threads, lock) })
+    }
+}

@@ -1,0 +1,98 @@
+//! What every public handle holds: the store, its threads and its lock, ended together with the last handle.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use aio::Lock;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::flush::flush_frozen;
+use crate::jobs::Threads;
+use crate::store::Store;
+use crate::version::Edit;
+
+/// Counted by every handle. Background threads hold the store only, so the last handle ends them.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(Arc<Owner>);
+
+struct Owner {
+    store: Arc<Store>,
+    /// Taken by whoever closes; the lock file is released last.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    threads: Threads,
+    _lock: Box<dyn Lock>,
+}
+
+impl Handle {
+    pub(crate) fn new(store: Arc<Store>, threads: Threads, lock: Box<dyn Lock>) -> Handle {
+        Handle(Arc::new(Owner { store, running: Mutex::new(Some(Running { threads, _lock: lock })) }))
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.0.store
+    }
+
+    /// Closes for all handles: later calls get [`Error::Closed`]. The second close does nothing.
+    ///
+    /// What was written is flushed, so that the next open replays nothing; if that fails, the log still has it.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.0.close()
+    }
+}
+
+impl Owner {
+    fn close(&self) -> Result<()> {
+        let mut running = self.running.lock();
+        let Some(mut ending) = running.take() else { return Ok(()) };
+        let store = &self.store;
+        {
+            // Writers that are past their check finish first: they hold the gate.
+            let _alone = store.gate.write();
+            store.closed.store(true, Ordering::Release);
+        }
+        ending.threads.stop(store);
+        let flushed = flush_all(store);
+        let closed = store.log.close().map_err(Error::from);
+        if flushed.is_ok() && closed.is_ok() {
+            forget_log(store)?;
+        }
+        // A full disk is no reason to report a failed close: everything acknowledged is in the log.
+        let flushed = match flushed {
+            Err(Error::NoSpace { .. }) => Ok(()),
+            other => other,
+        };
+        closed.and(flushed)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Nobody is left to tell. Everything acknowledged is durable as promised whatever happens here.
+        let _ = self.close();
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owner").field("store", &self.store.files.root()).finish_non_exhaustive()
+    }
+}
+
+/// Makes everything durable and moves it to segments.
+fn flush_all(store: &Store) -> Result<()> {
+    store.log.sync()?;
+    store.freeze(|_| true);
+    flush_frozen(store)
+}
+
+/// After a clean close the log holds nothing that is not in segments, so the next open need not read it.
+fn forget_log(store: &Store) -> Result<()> {
+    let end = store.log.published();
+    let retired = store.manifest.version().logs.iter().map(|file| file.id).collect();
+    store.manifest.append(&[Edit::Horizon { at: end, retired }])
+}

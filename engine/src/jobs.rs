@@ -1,0 +1,182 @@
+//! Background work: who flushes and compacts, and when. The only file of this crate that starts threads.
+//!
+//! With [`Background::Threads`] two threads wait for work, so that a long merge never delays a flush. With
+//! [`Background::Manual`] whoever asks for work does it before the call returns.
+//!
+//! A job that fails is not lost: the error is kept for the writers (`NoSpace`) and the listener, and the next request
+//! tries again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::compact::{Depth, compact_all};
+use crate::error::{Error, Result};
+use crate::flush::flush_frozen;
+use crate::listener::Event;
+use crate::options::Background;
+use crate::store::{Store, Wanted};
+
+/// After a failed job its thread waits this long before it tries again by itself.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// The threads of a store.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    handles: Vec<JoinHandle<()>>,
+}
+
+/// Starts the background threads; none in manual mode.
+pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
+    let mut threads = Threads { handles: Vec::new() };
+    if store.options.background == Background::Manual {
+        return Ok(threads);
+    }
+    let jobs: [(&str, fn(&Store)); 2] = [("esker-flush", flush_loop), ("esker-compact", compact_loop)];
+    for (name, job) in jobs {
+        let shared = Arc::clone(store);
+        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // The application's signal handlers must never run on our threads.
+            aio::block_all_signals();
+            job(&shared);
+        });
+        match spawned {
+            Ok(handle) => threads.handles.push(handle),
+            Err(error) => {
+                threads.stop(store);
+                return Err(Error::Io { kind: error.kind(), message: format!("start thread {name}: {error}") });
+            }
+        }
+    }
+    Ok(threads)
+}
+
+impl Threads {
+    /// Ends the threads after what they are doing now.
+    pub(crate) fn stop(&mut self, store: &Store) {
+        store.wanted.lock().stop = true;
+        store.changed.notify_all();
+        for handle in self.handles.drain(..) {
+            // A panic on a job's thread was printed where it happened; there is nobody left to pass it to.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Asks for the frozen memtables to be flushed (and for what is due after that).
+pub(crate) fn request_flush(store: &Store) {
+    store.wanted.lock().flush = true;
+    if store.options.background == Background::Manual {
+        run_pending(store);
+    } else {
+        store.changed.notify_all();
+    }
+}
+
+/// Waits until a flush has finished since, or failed; does it itself in manual mode.
+///
+/// # Errors
+/// What the flush failed with.
+pub(crate) fn wait_for_flush(store: &Store) -> Result<()> {
+    if store.options.background == Background::Manual {
+        store.wanted.lock().flush = true;
+        run_pending(store);
+    }
+    let mut wanted = store.wanted.lock();
+    // While one error stands the disk is full or the store has halted: say so at once, instead of hanging.
+    if let Some(error) = &wanted.flush_error {
+        return Err(error.clone());
+    }
+    if store.options.background == Background::Threads && store.frozen_bytes.load(Ordering::Relaxed) > 0 {
+        wanted.flush = true;
+        store.changed.notify_all();
+        store.changed.wait(&mut wanted);
+    }
+    wanted.flush_error.clone().map_or(Ok(()), Err)
+}
+
+/// Manual mode: does everything that is asked for, here and now.
+fn run_pending(store: &Store) {
+    loop {
+        let (flush, compact) = {
+            let mut wanted = store.wanted.lock();
+            (std::mem::take(&mut wanted.flush), std::mem::take(&mut wanted.compact))
+        };
+        if flush {
+            finish_flush(store, flush_frozen(store));
+        } else if compact {
+            finish_compaction(store, compact_all(store, Depth::Due, &|| false));
+        } else {
+            return;
+        }
+    }
+}
+
+fn flush_loop(store: &Store) {
+    while wait_for_work(store, |wanted| std::mem::take(&mut wanted.flush)) {
+        let failed = finish_flush(store, flush_frozen(store));
+        if failed {
+            retry_later(store, |wanted| &mut wanted.flush);
+        }
+    }
+}
+
+fn compact_loop(store: &Store) {
+    let stop = || store.wanted.lock().stop;
+    while wait_for_work(store, |wanted| std::mem::take(&mut wanted.compact)) {
+        finish_compaction(store, compact_all(store, Depth::Due, &stop));
+    }
+}
+
+/// Sleeps until there is work; false when the store closes.
+fn wait_for_work(store: &Store, take: impl Fn(&mut Wanted) -> bool) -> bool {
+    let mut wanted = store.wanted.lock();
+    loop {
+        if wanted.stop {
+            return false;
+        }
+        if take(&mut wanted) {
+            return true;
+        }
+        store.changed.wait(&mut wanted);
+    }
+}
+
+/// Asks again after a while, unless somebody asks earlier or the store closes.
+fn retry_later(store: &Store, flag: impl Fn(&mut Wanted) -> &mut bool) {
+    let mut wanted = store.wanted.lock();
+    if !wanted.stop && store.manifest.health().is_ok() {
+        store.changed.wait_for(&mut wanted, RETRY_AFTER);
+        *flag(&mut wanted) = true;
+    }
+}
+
+/// Notes how a flush ended; true if it failed.
+fn finish_flush(store: &Store, result: Result<()>) -> bool {
+    let failed = result.is_err();
+    {
+        let mut wanted = store.wanted.lock();
+        wanted.compact |= !failed;
+        wanted.flush_error = result.as_ref().err().cloned();
+    }
+    store.changed.notify_all();
+    report(store, result);
+    failed
+}
+
+fn finish_compaction(store: &Store, result: Result<()>) {
+    store.changed.notify_all();
+    report(store, result);
+}
+
+fn report(store: &Store, result: Result<()>) {
+    if let Err(error) = result {
+        store.counters.failed_job();
+        let event = match &error {
+            Error::Halted { cause } => Event::Halted { cause: Error::clone(cause) },
+            _ => Event::BackgroundError { error },
+        };
+        store.tell(&event);
+    }
+}

@@ -1,0 +1,236 @@
+//! One keyspace: puts, deletes, gets, ranges. Routes only.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use wal::RecordBuf;
+
+use crate::commit::commit;
+use crate::db_iter::{Iter, Source};
+use crate::error::Result;
+use crate::handle::Handle;
+use crate::iter::Cursor;
+use crate::ops::{Op, OpsBuilder, check_key};
+use crate::options::Durability;
+use crate::range::{KeyBounds, KeyRange};
+use crate::snapshots::SnapshotGuard;
+use crate::store::Store;
+use crate::superversion::Tree;
+
+thread_local! {
+    /// Each thread encodes its single writes in place of the one before, without allocating.
+    static ENCODER: RefCell<(Vec<u8>, RecordBuf)> = RefCell::new((Vec::new(), RecordBuf::new()));
+}
+
+/// An ordered map from keys (1 to 65,535 bytes) to values, in bytewise order. Cheap to clone.
+///
+/// # Durability
+/// Writes through a handle are acknowledged at its level, the store's default unless changed with
+/// [`Keyspace::with_durability`].
+///
+/// # Concurrency
+/// `Send + Sync`. A write that has returned is seen by every read that starts later.
+///
+/// # Examples
+/// ```
+/// # fn main() -> esker::Result<()> {
+/// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// # let db = esker::Db::open(dir.path().join("store"))?;
+/// let ks = db.keyspace("default")?;
+/// ks.put("b", "2")?;
+/// ks.put("a", "1")?;
+/// ks.delete("b")?;
+/// for pair in ks.iter() {
+///     let (key, value) = pair?;
+///     // Writing while iterating is fine: an iterator shows the state at its creation.
+///     ks.put([&key[..], b"'"].concat(), value)?;
+/// }
+/// assert_eq!(ks.range("a"..).count(), 2);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Keyspace {
+    handle: Handle,
+    tree: Arc<Tree>,
+    durability: Durability,
+}
+
+impl Keyspace {
+    pub(crate) fn new(handle: Handle, tree: Arc<Tree>) -> Keyspace {
+        let durability = handle.store().options.durability;
+        Keyspace { handle, tree, durability }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.tree.name
+    }
+
+    /// The same keyspace, with writes acknowledged at another level.
+    #[must_use]
+    pub fn with_durability(&self, level: Durability) -> Keyspace {
+        Keyspace { durability: level, ..self.clone() }
+    }
+
+    /// Sets the value of a key.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
+    /// [`Error::TooLarge`](crate::Error::TooLarge) for a key or value over the limit,
+    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::Closed`](crate::Error::Closed): nothing was written.
+    /// [`Error::Halted`](crate::Error::Halted): whether it was written is known after a reopen.
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        self.write(Op::put(self.tree.id, key.as_ref(), value.as_ref()))
+    }
+
+    /// Removes a key; fine if it does not exist.
+    ///
+    /// # Errors
+    /// As [`Keyspace::put`].
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.write(Op::delete(self.tree.id, key.as_ref()))
+    }
+
+    /// The value of a key, as a copy.
+    ///
+    /// # Concurrency
+    /// At most one block is read from the device for each run that may hold the key.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
+    /// [`Error::Corrupt`](crate::Error::Corrupt), [`Error::Io`](crate::Error::Io),
+    /// [`Error::Closed`](crate::Error::Closed).
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
+        self.handle.store().check_open()?;
+        self.tree.check()?;
+        check_key(key.as_ref())?;
+        // First what there is, then up to where it may be seen: the other way round a compaction between the two
+        // could drop what this read should see.
+        let superversion = self.tree.load();
+        superversion.get(key.as_ref(), self.handle.store().visible())
+    }
+
+    /// Whether a key exists.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.get(key)?.is_some())
+    }
+
+    /// The pairs whose keys lie in a range, in order from either end. A range that ends before it begins is empty.
+    #[must_use]
+    pub fn range(&self, range: impl KeyRange) -> Iter {
+        self.iterate(range.to_bounds())
+    }
+
+    /// The pairs whose keys begin with `prefix`.
+    #[must_use]
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
+        self.iterate(KeyBounds::prefix(prefix.as_ref()))
+    }
+
+    /// All pairs.
+    #[must_use]
+    pub fn iter(&self) -> Iter {
+        self.iterate(KeyBounds::all())
+    }
+
+    /// The pair with the smallest key.
+    ///
+    /// # Errors
+    /// As [`Iter`].
+    pub fn first(&self) -> Result<Option<(Bytes, Bytes)>> {
+        self.iter().next().transpose()
+    }
+
+    /// The pair with the largest key.
+    ///
+    /// # Errors
+    /// As [`Iter`].
+    pub fn last(&self) -> Result<Option<(Bytes, Bytes)>> {
+        self.iter().next_back().transpose()
+    }
+
+    /// Whether it holds nothing.
+    ///
+    /// # Errors
+    /// As [`Iter`].
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.first()?.is_none())
+    }
+
+    pub(crate) fn tree(&self) -> &Arc<Tree> {
+        &self.tree
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        self.handle.store()
+    }
+
+    /// A read at a fixed position, for [`Snapshot`](crate::Snapshot).
+    pub(crate) fn get_at(&self, key: &[u8], snapshot: &SnapshotGuard) -> Result<Option<Bytes>> {
+        self.handle.store().check_open()?;
+        self.tree.check()?;
+        check_key(key)?;
+        self.tree.load().get(key, snapshot.seq())
+    }
+
+    pub(crate) fn iterate_at(&self, bounds: KeyBounds, snapshot: SnapshotGuard) -> Iter {
+        let source = KeyspaceSource { handle: self.handle.clone(), tree: Arc::clone(&self.tree) };
+        Iter::new(Arc::new(source), snapshot, bounds)
+    }
+
+    fn iterate(&self, bounds: KeyBounds) -> Iter {
+        self.iterate_at(bounds, self.handle.store().pin())
+    }
+
+    fn write(&self, op: Op<'_>) -> Result<()> {
+        ENCODER.with_borrow_mut(|(payload, record)| {
+            payload.clear();
+            let mut ops = OpsBuilder::begin(payload);
+            ops.push(payload, op)?;
+            ops.finish(payload);
+            record.clear();
+            record.push(payload);
+            commit(self.handle.store(), record, std::slice::from_ref(&self.tree), self.durability)?;
+            Ok(())
+        })
+    }
+}
+
+impl fmt::Debug for Keyspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyspace")
+            .field("name", &self.tree.name)
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an iterator walks; it keeps the store open.
+struct KeyspaceSource {
+    handle: Handle,
+    tree: Arc<Tree>,
+}
+
+impl Source for KeyspaceSource {
+    fn cursor(&self) -> Result<Box<dyn Cursor>> {
+        self.handle.store().check_open()?;
+        self.tree.check()?;
+        Ok(self.tree.load().cursor())
+    }
+
+    fn generation(&self) -> u64 {
+        // Dropping or closing must be noticed at the next step, too.
+        if self.tree.is_dropped() || self.handle.store().check_open().is_err() {
+            u64::MAX
+        } else {
+            self.tree.load().number
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! The manifest: the log of edits that says which files are live. A file is live only through it.
+//!
+//! ```text
+//!   manifest-NNNNNN, zero-written once, of fixed size:
+//!   +---------------------------+-------------+-------------+-- --+------------+
+//!   | group: the whole version  | group: edit | group: edit | ... | zeros      |
+//!   +---------------------------+-------------+-------------+-- --+------------+
+//!   groups and sectors as in the log (`wal::seal`), at steps of 4096 bytes, synced one by one
+//!
+//!   OFFSET  SIZE  FIELD
+//!        0     n  first group: an edit list that begins with `Format` and builds the version (see `edit`)
+//!        n     m  one group for each append
+//! ```
+//!
+//! Sectors are sealed with store id 0 (the manifest is where the store's id stands), the manifest's number as file id
+//! and epoch 1; the group header's `life` is 0. Each group claims that all before it are durable, so a lost sector
+//! anywhere but in the newest group is noticed; a cut file is noticed by its size.
+//!
+//! The manifest with the highest number whose first group is complete counts. A new one is written at each open and
+//! when the old one is full; the old one is removed after it is durable.
+//!
+//! Invariant: an edit is durable before anything that depends on it is done, and one that failed poisons: nobody
+//! knows whether it is on disk, so nothing is written or removed after it.
+//! Written and read here. Version gate: [`FORMAT_VERSION`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aio::{Buf, File};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use wal::{ChainRules, Group, Place, STEP, Verdict, read_chain};
+
+use crate::coding::Reader;
+use crate::edit;
+use crate::error::{Error, Result};
+use crate::files::Files;
+use crate::key::Seq;
+use crate::version::{Edit, Version};
+
+/// The version of manifest, log and ring that this program writes.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+const STEP_BYTES: u32 = 4096;
+const _: () = assert!(STEP_BYTES as usize == STEP);
+
+/// Feature bits that this program knows.
+const KNOWN_FEATURES: u64 = 0;
+
+/// The open manifest.
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    files: Arc<Files>,
+    store_id: u64,
+    /// The next file number; those handed out and never named by an edit are not used again either, since an open
+    /// starts above every number that it finds.
+    next_number: AtomicU64,
+    current: ArcSwap<Version>,
+    writer: Mutex<Writer>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    file: File,
+    number: u64,
+    /// Where the next group goes, in bytes.
+    offset: u64,
+    /// Bytes of edits so far: the position in the manifest's own stream.
+    end: Seq,
+    groups: u64,
+    /// The first failure; after it nothing is written any more.
+    halted: Option<Arc<Error>>,
+}
+
+/// What the directory said.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) version: Version,
+    /// An edit that was never acknowledged was cut off at the end.
+    pub(crate) torn_tail: bool,
+}
+
+impl Manifest {
+    /// Writes `version` as a new manifest and makes it the one that counts.
+    pub(crate) fn create(files: &Arc<Files>, number: u64, mut version: Version, min_bytes: u64) -> Result<Manifest> {
+        let writer = write_new(files, number, &mut version, min_bytes)?;
+        Ok(Manifest {
+            files: Arc::clone(files),
+            store_id: version.life.store_id,
+            next_number: AtomicU64::new(version.next_file),
+            current: ArcSwap::from_pointee(version),
+            writer: Mutex::new(writer),
+        })
+    }
+
+    pub(crate) fn store_id(&self) -> u64 {
+        self.store_id
+    }
+
+    /// The live files right now.
+    pub(crate) fn version(&self) -> Arc<Version> {
+        self.current.load_full()
+    }
+
+    /// A file number that nothing else has.
+    pub(crate) fn new_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The sticky first failure, if there was one.
+    pub(crate) fn health(&self) -> Result<()> {
+        self.writer.lock().health()
+    }
+
+    /// Whether the store's files are on direct I/O.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.writer.lock().file.is_direct()
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.files.manifest_path(self.writer.lock().number)
+    }
+
+    /// Makes the edits durable, all or none, and then current.
+    ///
+    /// `NoSpace` leaves everything as it was; any other failure poisons.
+    pub(crate) fn append(&self, edits: &[Edit]) -> Result<()> {
+        self.append_with(|_| edits.to_vec())
+    }
+
+    /// As [`Manifest::append`], with edits that depend on the version they are applied to.
+    pub(crate) fn append_with(&self, edits: impl FnOnce(&Version) -> Vec<Edit>) -> Result<()> {
+        let mut writer = self.writer.lock();
+        writer.health()?;
+        let mut version = Version::clone(&self.current.load());
+        let edits = edits(&version);
+        for edit in &edits {
+            version.apply(edit).expect("an edit fits the version it was made for");
+        }
+        debug_assert_eq!(version.check(), Ok(()), "an edit keeps the version sound");
+        let mut bytes = Vec::new();
+        edit::encode(&edits, &mut bytes);
+        let room = version.format.manifest_bytes - writer.offset;
+        if writer.group(bytes.len()).1 <= room {
+            writer.write_group(&self.files, &bytes)?;
+        } else {
+            self.roll(&mut writer, &mut version)?;
+        }
+        self.current.store(Arc::new(version));
+        Ok(())
+    }
+
+    /// Replaces a full manifest by a new one that holds the version.
+    fn roll(&self, writer: &mut Writer, version: &mut Version) -> Result<()> {
+        let (old, min_bytes) = (writer.number, version.format.manifest_bytes);
+        match write_new(&self.files, old + 1, version, min_bytes) {
+            Ok(new) => *writer = new,
+            Err(error @ Error::NoSpace { .. }) => return Err(error),
+            Err(error) => return Err(writer.halt(error)),
+        }
+        // If it stays behind, the next open removes it: a lower number never counts beside a complete higher one.
+        let _ = self.files.backend().remove(&self.files.manifest_path(old));
+        Ok(())
+    }
+}
+
+impl wal::Host for Manifest {
+    fn new_file_id(&self) -> u64 {
+        self.new_number()
+    }
+
+    fn activate(&self, file_id: u64, start: Seq) -> wal::Result<u32> {
+        let mut epoch = 0;
+        self.append_with(|version| {
+            epoch = version.next_epoch;
+            vec![Edit::FileActivated(wal::ActiveFile { id: file_id, epoch, start })]
+        })
+        .map_err(Error::into_wal)?;
+        Ok(epoch)
+    }
+}
+
+impl Writer {
+    fn health(&self) -> Result<()> {
+        match &self.halted {
+            Some(cause) => Err(Error::Halted { cause: Arc::clone(cause) }),
+            None => Ok(()),
+        }
+    }
+
+    fn halt(&mut self, cause: Error) -> Error {
+        let cause = self.halted.get_or_insert(Arc::new(cause));
+        Error::Halted { cause: Arc::clone(cause) }
+    }
+
+    /// The next group, and what it takes in the file in bytes.
+    fn group(&self, len_bytes: usize) -> (Group, u64) {
+        let group = Group {
+            life: 0,
+            number: self.groups,
+            start: self.end,
+            end: self.end.plus(len_bytes),
+            durable: self.end,
+            step_bytes: STEP_BYTES,
+        };
+        (group, group.sealed_bytes().expect("a list of edits fits into memory") as u64)
+    }
+
+    fn write_group(&mut self, files: &Files, bytes: &[u8]) -> Result<()> {
+        let result = self.try_write_group(files, bytes);
+        result.map_err(|error| self.halt(error))
+    }
+
+    fn try_write_group(&mut self, files: &Files, bytes: &[u8]) -> Result<()> {
+        let (group, group_bytes) = self.group(bytes.len());
+        let mut buf = Buf::zeroed(usize::try_from(group_bytes).expect("a group fits into memory"));
+        let mut rest = bytes;
+        wal::seal(&place(self.number), self.offset, &group, &mut buf, &mut |_, into| {
+            let (head, tail) = rest.split_at(into.len());
+            into.copy_from_slice(head);
+            rest = tail;
+        });
+        files.with_queue(|queue| Ok(aio::file::write_all(queue, &self.file, self.offset, buf)?))?;
+        files.backend().sync(&self.file)?;
+        self.offset += group_bytes;
+        self.end = group.end;
+        self.groups += 1;
+        Ok(())
+    }
+}
+
+/// Reads the manifest that counts. `None`: there is none, and nothing else that only a manifest could have named.
+///
+/// # Errors
+/// `Corrupt` if it is damaged or missing, `Format` if another version wrote it.
+pub(crate) fn load(files: &Files) -> Result<Option<Loaded>> {
+    let numbers = numbers(files)?;
+    for &number in numbers.iter().rev() {
+        if let Some(loaded) = read(files, number)? {
+            return Ok(Some(loaded));
+        }
+    }
+    let only_first = numbers.iter().all(|&number| number == FIRST_NUMBER);
+    if !only_first {
+        return Err(missing(files, numbers.first().copied().unwrap_or(FIRST_NUMBER)));
+    }
+    if has_data(files)? {
+        return Err(missing(files, numbers.last().copied().unwrap_or(FIRST_NUMBER)));
+    }
+    Ok(None)
+}
+
+/// The number of a store's first manifest: only this one may be incomplete without another beside it.
+pub(crate) const FIRST_NUMBER: u64 = 1;
+
+/// The numbers of all manifests in the directory, rising.
+pub(crate) fn numbers(files: &Files) -> Result<Vec<u64>> {
+    let names = files.backend().list(files.root())?;
+    let mut numbers: Vec<u64> =
+        names.iter().filter_map(|name| Files::number(name, "manifest-", "")).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn missing(files: &Files, number: u64) -> Error {
+    Error::corrupt(&files.manifest_path(number), 0, "the manifest is missing", "a complete first group", "none")
+}
+
+/// Whether there is a log file or a segment: those exist only after a manifest was complete.
+fn has_data(files: &Files) -> Result<bool> {
+    let holds = |dir: PathBuf, suffix: &str| -> Result<bool> {
+        if files.backend().stat(&dir)?.is_none() {
+            return Ok(false);
+        }
+        let names = files.backend().list(&dir)?;
+        Ok(names.iter().any(|name| Files::number(name, "", suffix).is_some()))
+    };
+    Ok(holds(files.wal_dir(), ".log")? || holds(files.segments_dir(), ".seg")?)
+}
+
+/// `None` if its first group never became complete.
+fn read(files: &Files, number: u64) -> Result<Option<Loaded>> {
+    let path = files.manifest_path(number);
+    let file = files.open(&path, aio::OpenMode::Read)?;
+    let size_bytes = files.backend().size_bytes(&file)?;
+    let whole_steps = size_bytes - size_bytes % STEP as u64;
+    let len = usize::try_from(whole_steps)
+        .map_err(|_| Error::corrupt(&path, 0, "size of the manifest", "less than memory", size_bytes))?;
+    let bytes = files.read(&file, 0, len)?;
+    let rules = ChainRules { place: place(number), life: 0, start: Seq::ZERO };
+    let chain = read_chain(&bytes, &rules);
+    let torn_tail = chain.check(&path)? == Verdict::TornTail;
+    if chain.groups.is_empty() {
+        return Ok(None);
+    }
+    let version = replay(&path, &chain.stream)?;
+    if version.format.manifest_bytes != size_bytes {
+        return Err(Error::corrupt(
+            &path,
+            size_bytes,
+            "size of the manifest",
+            version.format.manifest_bytes,
+            size_bytes,
+        ));
+    }
+    Ok(Some(Loaded { version, torn_tail }))
+}
+
+fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
+    let corrupt = |what: &'static str, expected: &str| Error::corrupt(path, 0, what, expected, "something else");
+    let mut version = Version::default();
+    let mut reader = Reader::new(stream);
+    while !reader.is_empty() {
+        let edits = edit::decode(&mut reader).ok_or_else(|| corrupt("an edit", "a list of known edits"))?;
+        for edit in &edits {
+            version.apply(edit).map_err(|what| corrupt(what, "a version it applies to"))?;
+            check_format(path, &version)?;
+        }
+    }
+    version.check().map_err(|what| corrupt(what, "a sound version"))?;
+    Ok(version)
+}
+
+fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
+    let format = version.format;
+    let unknown = format.features & !KNOWN_FEATURES;
+    let what = if format.version != FORMAT_VERSION {
+        format!("format version {} is not one that this program reads ({FORMAT_VERSION})", format.version)
+    } else if unknown != 0 {
+        format!("uses features that this program does not know (bits {unknown:#x}): use a newer version")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Format { path: path.to_owned(), what })
+}
+
+/// Creates manifest `number` with the whole version in its first group.
+fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) -> Result<Writer> {
+    version.format.version = FORMAT_VERSION;
+    let mut bytes = Vec::new();
+    // The size that is written into the first group does not change that group's length.
+    edit::encode(&version.to_edits(), &mut bytes);
+    let blank = Group {
+        life: 0,
+        number: 0,
+        start: Seq::ZERO,
+        end: Seq::ZERO.plus(bytes.len()),
+        durable: Seq::ZERO,
+        step_bytes: STEP_BYTES,
+    };
+    let first_bytes = blank.sealed_bytes().expect("a version fits into memory") as u64;
+    // Room for as much again three times over, so that rolling stays rare however large the version is.
+    version.format.manifest_bytes = (first_bytes * 4).max(min_bytes).next_multiple_of(STEP as u64);
+    bytes.clear();
+    edit::encode(&version.to_edits(), &mut bytes);
+    let path = files.manifest_path(number);
+    let file = files.with_queue(|queue| {
+        let bytes = version.format.manifest_bytes;
+        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, bytes)?)
+    })?;
+    let mut writer = Writer { file, number, offset: 0, end: Seq::ZERO, groups: 0, halted: None };
+    writer.write_group(files, &bytes)?;
+    Ok(writer)
+}
+
+fn place(number: u64) -> Place {
+    Place { store_id: 0, file_id: number, epoch: 1 }
+}

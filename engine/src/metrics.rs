@@ -1,0 +1,148 @@
+//! Numbers about a store: counted inside with relaxed atomics, given out as plain data.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What a store did and holds; a snapshot, taken without stopping anything, so parts may differ by an operation.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Whether the files are on direct I/O. False: the file system has none, and calls may block.
+    pub direct_io: bool,
+    /// Which writable open this is, from 1.
+    pub life: u32,
+    /// Records written since open.
+    pub records: u64,
+    /// Their bytes in the log.
+    pub record_bytes: u64,
+    /// Log bytes that a crash now would have to replay.
+    pub log_bytes: u64,
+    /// Log files in use.
+    pub log_files: usize,
+    /// Groups written to the log since open.
+    pub log_groups: u64,
+    /// Syncs of the log since open.
+    pub log_syncs: u64,
+    /// Memory of the memtables in bytes, frozen ones included.
+    pub memtable_bytes: u64,
+    /// Memtables written to segments since open.
+    pub flushes: u64,
+    /// Bytes of the segments written by flushes.
+    pub flushed_bytes: u64,
+    /// Merges since open.
+    pub compactions: u64,
+    /// Bytes that merges read.
+    pub compacted_bytes_in: u64,
+    /// Bytes that merges wrote.
+    pub compacted_bytes_out: u64,
+    /// Flushes and merges that failed.
+    pub failed_jobs: u64,
+    /// Why the newest flush failed, while it does.
+    pub flush_error: Option<String>,
+    /// The first cause, if the store has halted.
+    pub halted: Option<String>,
+    /// Writes that had to wait for memory.
+    pub stalls: u64,
+    /// How long they waited, all together.
+    pub stalled: Duration,
+    /// Block cache: lookups that found their block.
+    pub cache_hits: u64,
+    /// Block cache: lookups that had to read.
+    pub cache_misses: u64,
+    /// Block cache: bytes held.
+    pub cache_bytes: u64,
+    /// Memory of pinned indexes and filters in bytes.
+    pub pinned_bytes: u64,
+    /// Snapshots and iterators that keep old entries.
+    pub snapshots: usize,
+    /// Each keyspace, by name.
+    pub keyspaces: Vec<KeyspaceMetrics>,
+    /// Each kind of I/O operation.
+    pub io: aio::Counters,
+}
+
+/// What one keyspace holds.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct KeyspaceMetrics {
+    /// Its name.
+    pub name: String,
+    /// Runs that a read may have to look into.
+    pub runs: usize,
+    /// Segment files.
+    pub segments: usize,
+    /// Their size in bytes.
+    pub segment_bytes: u64,
+    /// Entries in segments, old versions and tombstones included.
+    pub entries: u64,
+    /// Tombstones in segments.
+    pub tombstones: u64,
+    /// Bytes of keys and values in segments, before compression.
+    pub raw_bytes: u64,
+    /// Memory of its memtables in bytes.
+    pub memtable_bytes: u64,
+}
+
+/// The counters behind [`Metrics`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) records: AtomicU64,
+    pub(crate) record_bytes: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+    pub(crate) flushed_bytes: AtomicU64,
+    pub(crate) compactions: AtomicU64,
+    pub(crate) compacted_bytes_in: AtomicU64,
+    pub(crate) compacted_bytes_out: AtomicU64,
+    pub(crate) failed_jobs: AtomicU64,
+    pub(crate) stalls: AtomicU64,
+    pub(crate) stalled_ns: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn wrote(&self, record_bytes: usize) {
+        add(&self.records, 1);
+        add(&self.record_bytes, record_bytes as u64);
+    }
+
+    pub(crate) fn flushed(&self, bytes: u64) {
+        add(&self.flushes, 1);
+        add(&self.flushed_bytes, bytes);
+    }
+
+    pub(crate) fn compacted(&self, bytes_in: u64, bytes_out: u64) {
+        add(&self.compactions, 1);
+        add(&self.compacted_bytes_in, bytes_in);
+        add(&self.compacted_bytes_out, bytes_out);
+    }
+
+    pub(crate) fn failed_job(&self) {
+        add(&self.failed_jobs, 1);
+    }
+
+    pub(crate) fn stalled(&self, took: Duration) {
+        add(&self.stalls, 1);
+        add(&self.stalled_ns, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Copies what is counted here; the rest of [`Metrics`] comes from where it stands.
+    pub(crate) fn fill(&self, metrics: &mut Metrics) {
+        metrics.records = get(&self.records);
+        metrics.record_bytes = get(&self.record_bytes);
+        metrics.flushes = get(&self.flushes);
+        metrics.flushed_bytes = get(&self.flushed_bytes);
+        metrics.compactions = get(&self.compactions);
+        metrics.compacted_bytes_in = get(&self.compacted_bytes_in);
+        metrics.compacted_bytes_out = get(&self.compacted_bytes_out);
+        metrics.failed_jobs = get(&self.failed_jobs);
+        metrics.stalls = get(&self.stalls);
+        metrics.stalled = Duration::from_nanos(get(&self.stalled_ns));
+    }
+}
+
+fn add(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

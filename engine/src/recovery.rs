@@ -1,0 +1,376 @@
+//! Open: a straight line from a directory to a store, before any thread starts.
+//!
+//! 1. lock; 2. read the manifest; 3. open the segments; 4. read the log and the ring (nothing was changed so far: a
+//!    refusal leaves everything as it was); 5. write what was replayed to segments, synced; 6. write a new manifest
+//!    that begins a new life and forgets the old log; 7. remove what no manifest names.
+//!
+//! A crash before the end of step 6 leaves the old manifest in force and files that nobody names; a crash after it
+//! leaves the new one. Doing it all again gives the same store, so a crash during recovery is like one before it.
+//! Replayed records go to segments, not back to a log, because after a failed write the old log's blocks may be in the
+//! device's cache only, and a life never goes on in a file of another.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use aio::{Backend, Lock};
+use parking_lot::{Condvar, Mutex, RwLock};
+use wal::{Host, Log, LogOptions, Ordered, Replayed};
+
+use crate::compaction::runner::{Output, open_run, write_run};
+use crate::error::{Error, Result};
+use crate::files::Files;
+use crate::key::Seq;
+use crate::listener::Event;
+use crate::manifest::{self, FIRST_NUMBER, Manifest};
+use crate::memtable::Memtable;
+use crate::metrics::Counters;
+use crate::ops;
+use crate::options::{Background, Options};
+use crate::retain::{Retain, Tombstones};
+use crate::segment::BlockCache;
+use crate::snapshots::Snapshots;
+use crate::store::{Store, Wanted};
+use crate::superversion::Tree;
+use crate::version::{Edit, Life, Version};
+
+/// The keyspace that every store has.
+pub(crate) const DEFAULT_KEYSPACE: &str = "default";
+
+/// Opens or creates the store in `root`.
+pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> Result<(Arc<Store>, Box<dyn Lock>)> {
+    let files = Arc::new(Files::new(backend, root));
+    let lock = enter(&files, options.create)?;
+    let loaded = manifest::load(&files)?;
+    if loaded.is_none() && !options.create {
+        return Err(no_store(root));
+    }
+    make_dirs(&files)?;
+    let cache = Arc::new(BlockCache::new(options.cache_bytes()));
+    let mut version = loaded.as_ref().map_or_else(|| first_version(&files), |loaded| loaded.version.clone());
+    let mut replay = Replay::default();
+    let mut replayed = None;
+    if loaded.is_some() {
+        replayed = Some(replay.read(&files, &version)?);
+    }
+    let place = Place { files: &files, cache: &cache, options: &options };
+    let trees = open_trees(&place, &version)?;
+    version.next_file = number_above_all(&files)?.max(version.next_file);
+    replay.write(&place, &mut version, &trees)?;
+    begin_life(&files, &options, &mut version, replayed.as_ref())?;
+    let number = manifest::numbers(&files)?.last().map_or(FIRST_NUMBER, |last| last + 1);
+    let manifest = Manifest::create(&files, number, version, options.manifest_bytes())?;
+    remove_orphans(&files, &manifest, number)?;
+    let store = assemble(files, cache, options, manifest, trees)?;
+    announce(&store, replayed.as_ref());
+    Ok((store, lock))
+}
+
+/// Makes the directory if asked to, and takes its lock; refuses a directory of something else untouched.
+fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
+    let (backend, root) = (files.backend(), files.root());
+    match backend.stat(root)? {
+        Some(stat) if !stat.is_dir => {
+            return Err(Error::Format { path: root.to_owned(), what: "is not a directory".to_owned() });
+        }
+        Some(_) => {
+            let names = backend.list(root)?;
+            let ours = |name: &String| {
+                name == "LOCK" || Files::number(name, "manifest-", "").is_some() || name == "lost+found"
+            };
+            let is_store = names.iter().any(|name| Files::number(name, "manifest-", "").is_some());
+            let is_interrupted = names.iter().all(|name| ours(name) || name == "wal" || name == "segments");
+            if !is_store && !is_interrupted {
+                let what = "is not an Esker store, and not empty: nothing was written to it".to_owned();
+                return Err(Error::Format { path: root.to_owned(), what });
+            }
+            if !is_store && !create {
+                return Err(no_store(root));
+            }
+        }
+        None if !create => return Err(no_store(root)),
+        None => {
+            backend.make_dir(root)?;
+            if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                backend.sync_dir(parent)?;
+            }
+        }
+    }
+    Ok(backend.lock(&files.lock_path())?)
+}
+
+fn no_store(root: &Path) -> Error {
+    Error::Format { path: root.to_owned(), what: "holds no Esker store".to_owned() }
+}
+
+fn make_dirs(files: &Files) -> Result<()> {
+    for dir in [files.wal_dir(), files.segments_dir()] {
+        if files.backend().stat(&dir)?.is_none() {
+            files.backend().make_dir(&dir)?;
+        }
+    }
+    Ok(files.backend().sync_dir(files.root())?)
+}
+
+fn first_version(files: &Files) -> Version {
+    let mut version = Version { next_file: 1, next_epoch: 1, next_keyspace: 1, ..Version::default() };
+    version.life.store_id = files.backend().random();
+    let edit = Edit::KeyspaceCreated { keyspace: 1, name: DEFAULT_KEYSPACE.to_owned() };
+    version.apply(&edit).expect("an empty version takes a keyspace");
+    version
+}
+
+type Trees = BTreeMap<u32, Arc<Tree>>;
+
+/// Where and how this store keeps its files.
+#[derive(Clone, Copy, Debug)]
+struct Place<'a> {
+    files: &'a Arc<Files>,
+    cache: &'a Arc<BlockCache>,
+    options: &'a Options,
+}
+
+impl<'a> Place<'a> {
+    fn output(self, store_id: u64, keyspace: u32) -> Output<'a> {
+        Output {
+            files: self.files,
+            cache: self.cache,
+            store_id,
+            keyspace,
+            segment_bytes: self.options.segment_bytes(),
+            block_bytes: self.options.block_bytes(),
+            compress: self.options.compress,
+        }
+    }
+}
+
+/// What the log holds beyond the segments, by keyspace.
+#[derive(Debug, Default)]
+struct Replay {
+    tables: BTreeMap<u32, Arc<Memtable>>,
+    end: Seq,
+}
+
+impl Replay {
+    /// Reads log and ring; changes nothing.
+    fn read(&mut self, files: &Files, version: &Version) -> Result<Replayed> {
+        let life = &version.life;
+        let input = wal::ReplayInput {
+            directory: files.wal_dir(),
+            store_id: life.store_id,
+            life: life.number,
+            files: version.logs.clone(),
+            file_bytes: life.log_file_bytes,
+            from: version.horizon.max(life.start),
+            life_start: life.start,
+            ring_path: files.ring_path(life.ring),
+            ring_bytes: ring_bytes(version),
+        };
+        let place = files.wal_dir();
+        let replayed = files.with_queue(|queue| {
+            let mut visit = |seq: Seq, payload: &[u8]| self.take(&place, version, seq, payload).map_err(Error::into_wal);
+            Ok(wal::replay(files.backend().as_ref(), queue, &input, &mut visit)?)
+        })?;
+        self.end = replayed.end;
+        Ok(replayed)
+    }
+
+    /// Applies one record, all of it or nothing.
+    fn take(&mut self, place: &Path, version: &Version, seq: Seq, payload: &[u8]) -> Result<()> {
+        for op in ops::ops(payload) {
+            let op = op.map_err(|bad| {
+                Error::corrupt(place, seq.get(), bad.what, "operations", format!("byte {} of a record", bad.offset))
+            })?;
+            if !version.keyspaces.contains_key(&op.keyspace) && !version.dropped.contains(&op.keyspace) {
+                return Err(Error::corrupt(place, seq.get(), "keyspace of an operation", "a known one", op.keyspace));
+            }
+        }
+        for op in ops::ops(payload).flatten() {
+            // Segments hold what is below the flushed position; dropped keyspaces are skipped.
+            if version.keyspaces.get(&op.keyspace).is_some_and(|keyspace| seq >= keyspace.flushed) {
+                let table =
+                    self.tables.entry(op.keyspace).or_insert_with(|| Arc::new(Memtable::new(op.keyspace)));
+                table.insert(op.key, seq, op.kind, op.value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was read to segments and adds them to the version and to the trees.
+    fn write(&self, place: &Place<'_>, version: &mut Version, trees: &Trees) -> Result<()> {
+        let next = AtomicU64::new(version.next_file);
+        for (&keyspace, tree) in trees {
+            let mut run = Vec::new();
+            if let Some(table) = self.tables.get(&keyspace) {
+                let output = place.output(version.life.store_id, keyspace);
+                let number = || next.fetch_add(1, Ordering::Relaxed);
+                let retain = Retain::new(Vec::new(), Tombstones::Keep);
+                run = write_run(&output, &number, &mut table.cursor(), retain)?;
+                tree.install_flushed(self.end, open_run(&output, &run)?);
+            }
+            apply(version, &Edit::Flushed { keyspace, to: self.end, run });
+        }
+        version.next_file = next.into_inner();
+        Ok(())
+    }
+}
+
+/// Ends the old life where its log ended and begins a new one; makes the new ring if the old one cannot be kept.
+fn begin_life(
+    files: &Files,
+    options: &Options,
+    version: &mut Version,
+    replayed: Option<&Replayed>,
+) -> Result<()> {
+    let old = version.life.clone();
+    let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
+    let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes();
+    let ring = if keeps_ring { old.ring } else { make_ring(files, options, version)? };
+    let number = old.number.checked_add(1).ok_or_else(|| Error::invalid("this store was opened too often"))?;
+    let life = Life {
+        store_id: old.store_id,
+        number,
+        start: end,
+        ring,
+        ring_bytes: options.ring_bytes(),
+        log_file_bytes: options.log_file_bytes(),
+    };
+    apply(version, &Edit::Life(life));
+    apply(version, &Edit::Horizon { at: end, retired: Vec::new() });
+    version.dropped.clear();
+    Ok(())
+}
+
+fn make_ring(files: &Files, options: &Options, version: &mut Version) -> Result<u64> {
+    let number = version.next_file;
+    version.next_file += 1;
+    let path = files.ring_path(number);
+    files.with_queue(|queue| {
+        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, options.ring_bytes())?)
+    })?;
+    Ok(number)
+}
+
+/// One more than every file number in use, orphans included.
+fn number_above_all(files: &Files) -> Result<u64> {
+    let mut highest = 0;
+    for (dir, prefix, suffix) in
+        [(files.wal_dir(), "ring-", ""), (files.wal_dir(), "", ".log"), (files.segments_dir(), "", ".seg")]
+    {
+        let names = files.backend().list(&dir)?;
+        let numbers = names.iter().filter_map(|name| Files::number(name, prefix, suffix));
+        highest = numbers.fold(highest, u64::max);
+    }
+    Ok(highest + 1)
+}
+
+fn open_trees(place: &Place<'_>, version: &Version) -> Result<Trees> {
+    let mut trees = BTreeMap::new();
+    for (&keyspace, state) in &version.keyspaces {
+        let output = place.output(version.life.store_id, keyspace);
+        let mut runs = Vec::new();
+        for run in &state.runs {
+            runs.extend(open_run(&output, run)?);
+        }
+        trees.insert(keyspace, Arc::new(Tree::new(keyspace, &state.name, runs)));
+    }
+    Ok(trees)
+}
+
+/// Removes files that the manifest does not name. The new manifest is durable, so nothing else can come back.
+fn remove_orphans(files: &Files, manifest: &Manifest, number: u64) -> Result<()> {
+    let version = manifest.version();
+    let live_segments: Vec<u64> = version.segments().map(|segment| segment.id).collect();
+    let ring = version.life.ring;
+    let stale = [
+        (files.root().to_owned(), "manifest-", "", vec![number]),
+        (files.wal_dir(), "ring-", "", vec![ring]),
+        (files.wal_dir(), "", ".log", Vec::new()),
+        (files.segments_dir(), "", ".seg", live_segments),
+    ];
+    for (dir, prefix, suffix, live) in stale {
+        let mut removed = false;
+        for name in files.backend().list(&dir)? {
+            if Files::number(&name, prefix, suffix).is_some_and(|number| !live.contains(&number)) {
+                files.backend().remove(&dir.join(&name))?;
+                removed = true;
+            }
+        }
+        if removed {
+            files.backend().sync_dir(&dir)?;
+        }
+    }
+    Ok(())
+}
+
+fn assemble(
+    files: Arc<Files>,
+    cache: Arc<BlockCache>,
+    options: Options,
+    manifest: Manifest,
+    trees: Trees,
+) -> Result<Arc<Store>> {
+    let manifest = Arc::new(manifest);
+    let life = manifest.version().life.clone();
+    let log = LogOptions {
+        directory: files.wal_dir(),
+        store_id: life.store_id,
+        life: life.number,
+        start: life.start,
+        ring_path: files.ring_path(life.ring),
+        ring_bytes: ring_bytes(&manifest.version()),
+        file_bytes: life.log_file_bytes,
+        drain_bytes: DRAIN_BYTES.min(life.ring_bytes / 2),
+        drain_interval: options.drain_interval,
+        background: match options.background {
+            Background::Threads => wal::Background::Threads,
+            Background::Manual => wal::Background::Manual,
+        },
+        spares: Vec::new(),
+    };
+    let host = Arc::clone(&manifest) as Arc<dyn Host>;
+    let log = Log::open(Arc::clone(files.backend()), log, host)?;
+    Ok(Arc::new(Store {
+        visible: Ordered::new(life.start, ring_bytes(&manifest.version())),
+        last_cut: AtomicU64::new(life.start.get()),
+        files,
+        cache,
+        options,
+        manifest,
+        log,
+        trees: RwLock::new(trees),
+        gate: RwLock::new(()),
+        snapshots: Snapshots::default(),
+        counters: Counters::default(),
+        flushing: Mutex::new(()),
+        compacting: Mutex::new(()),
+        wanted: Mutex::new(Wanted::default()),
+        changed: Condvar::new(),
+        active_bytes: AtomicU64::new(0),
+        frozen_bytes: AtomicU64::new(0),
+        most_runs: AtomicUsize::new(0),
+        closed: AtomicBool::new(false),
+    }))
+}
+
+/// With `Process`, power loss takes at most this much of the log (or what came in the drain interval).
+const DRAIN_BYTES: u64 = 1 << 20;
+
+fn announce(store: &Store, replayed: Option<&Replayed>) {
+    if !store.manifest.is_direct() {
+        store.tell(&Event::BufferedIo { directory: store.files.root().to_owned() });
+    }
+    let torn_tail = replayed.is_some_and(|replayed| replayed.verdict == wal::Verdict::TornTail);
+    let replayed_records = replayed.map_or(0, |replayed| replayed.records);
+    store.tell(&Event::Opened { replayed_records, torn_tail });
+}
+
+/// The ring is mapped, so its size fits into the address space.
+fn ring_bytes(version: &Version) -> usize {
+    usize::try_from(version.life.ring_bytes).unwrap_or(usize::MAX)
+}
+
+fn apply(version: &mut Version, edit: &Edit) {
+    version.apply(edit).expect("recovery makes edits that fit");
+}

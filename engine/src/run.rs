@@ -1,0 +1,136 @@
+//! A run: open segments in key order without overlap, read as one sorted sequence.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::iter::Cursor;
+use crate::key::{Entry, Kind, Seq};
+use crate::segment::{Segment, SegmentCursor};
+
+/// What one flush or one compaction made, open for reading. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    /// Rising by key, without overlap; never empty.
+    segments: Arc<[Arc<Segment>]>,
+}
+
+impl Run {
+    pub(crate) fn new(segments: Vec<Arc<Segment>>) -> Run {
+        assert!(!segments.is_empty(), "a run has at least one segment");
+        Run { segments: segments.into() }
+    }
+
+    pub(crate) fn segments(&self) -> &[Arc<Segment>] {
+        &self.segments
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.meta().size_bytes).sum()
+    }
+
+    /// The newest entry of `key` below `snapshot`. At most one block is read.
+    pub(crate) fn get(&self, key: &[u8], hash: u64, snapshot: Seq) -> Result<Option<(Kind, Seq, Bytes)>> {
+        match self.segments.get(self.first_reaching(key)) {
+            Some(segment) if segment.meta().smallest <= key => segment.get(key, hash, snapshot),
+            _ => Ok(None),
+        }
+    }
+
+    /// A cursor over the whole run; `fill_cache` keeps what it reads.
+    pub(crate) fn cursor(&self, fill_cache: bool) -> RunCursor {
+        RunCursor { run: self.clone(), fill_cache, at: 0, inner: None }
+    }
+
+    /// Index of the first segment whose largest key is `>= key`.
+    fn first_reaching(&self, key: &[u8]) -> usize {
+        self.segments.partition_point(|segment| segment.meta().largest < key)
+    }
+}
+
+/// Walks the segments of a run one after the other; one of them is open at a time.
+pub(crate) struct RunCursor {
+    run: Run,
+    fill_cache: bool,
+    /// The segment that `inner` walks.
+    at: usize,
+    inner: Option<SegmentCursor>,
+}
+
+impl fmt::Debug for RunCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RunCursor(segment {} of {})", self.at, self.run.segments.len())
+    }
+}
+
+impl RunCursor {
+    /// Opens segment `index`, or none past the end.
+    fn enter(&mut self, index: usize) -> Option<&mut SegmentCursor> {
+        self.at = index;
+        self.inner = self.run.segments.get(index).map(|segment| segment.cursor(self.fill_cache));
+        self.inner.as_mut()
+    }
+
+    fn is_exhausted(&self) -> bool {
+        self.inner.as_ref().is_some_and(|cursor| cursor.entry().is_none())
+    }
+}
+
+impl Cursor for RunCursor {
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        let first = self.run.first_reaching(key);
+        if let Some(cursor) = self.enter(first) {
+            cursor.seek(key)?;
+        }
+        Ok(())
+    }
+
+    fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
+        let behind = match key {
+            None => self.run.segments.len(),
+            Some(key) => self.run.segments.partition_point(|segment| segment.meta().smallest < key),
+        };
+        match behind.checked_sub(1) {
+            Some(last) => self.enter(last).map_or(Ok(()), |cursor| cursor.seek_before(key)),
+            None => {
+                self.inner = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<()> {
+        if let Some(cursor) = &mut self.inner {
+            cursor.next()?;
+        }
+        if self.is_exhausted()
+            && let Some(cursor) = self.enter(self.at + 1)
+        {
+            cursor.seek(b"")?;
+        }
+        Ok(())
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        if let Some(cursor) = &mut self.inner {
+            cursor.prev()?;
+        }
+        if self.is_exhausted() {
+            match self.at.checked_sub(1) {
+                Some(before) => {
+                    if let Some(cursor) = self.enter(before) {
+                        cursor.seek_before(None)?;
+                    }
+                }
+                None => self.inner = None,
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&self) -> Option<Entry<'_>> {
+        self.inner.as_ref()?.entry()
+    }
+}

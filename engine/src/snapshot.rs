@@ -1,0 +1,85 @@
+//! A state that stays readable: the position in the log up to which its reads see.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::db_iter::Iter;
+use crate::error::{Error, Result};
+use crate::handle::Handle;
+use crate::key::Seq;
+use crate::keyspace::Keyspace;
+use crate::range::{KeyBounds, KeyRange};
+use crate::snapshots::SnapshotGuard;
+
+/// The store as it was at one moment, across keyspaces. Owned, cheap to clone.
+///
+/// While it lives, older entries that it sees are kept through flushes and compactions; do not keep it for longer than
+/// it is used. Keyspaces dropped since are gone for it, too.
+#[derive(Clone)]
+pub struct Snapshot {
+    handle: Handle,
+    guard: SnapshotGuard,
+}
+
+impl Snapshot {
+    pub(crate) fn new(handle: Handle, guard: SnapshotGuard) -> Snapshot {
+        Snapshot { handle, guard }
+    }
+
+    /// Its position: it sees every record below.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.guard.seq()
+    }
+
+    /// The value that a key had.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
+        if !std::sync::Arc::ptr_eq(keyspace.store(), self.handle.store()) {
+            return Err(Error::invalid("the keyspace belongs to another store than the snapshot"));
+        }
+        keyspace.get_at(key.as_ref(), &self.guard)
+    }
+
+    /// The pairs whose keys lay in a range.
+    ///
+    /// # Panics
+    /// If the keyspace belongs to another store.
+    #[must_use]
+    pub fn range(&self, keyspace: &Keyspace, range: impl KeyRange) -> Iter {
+        self.iterate(keyspace, range.to_bounds())
+    }
+
+    /// The pairs whose keys began with `prefix`.
+    ///
+    /// # Panics
+    /// If the keyspace belongs to another store.
+    #[must_use]
+    pub fn prefix(&self, keyspace: &Keyspace, prefix: impl AsRef<[u8]>) -> Iter {
+        self.iterate(keyspace, KeyBounds::prefix(prefix.as_ref()))
+    }
+
+    /// All pairs.
+    ///
+    /// # Panics
+    /// If the keyspace belongs to another store.
+    #[must_use]
+    pub fn iter(&self, keyspace: &Keyspace) -> Iter {
+        self.iterate(keyspace, KeyBounds::all())
+    }
+
+    fn iterate(&self, keyspace: &Keyspace, bounds: KeyBounds) -> Iter {
+        let same = std::sync::Arc::ptr_eq(keyspace.store(), self.handle.store());
+        assert!(same, "the keyspace belongs to another store than the snapshot");
+        keyspace.iterate_at(bounds, self.guard.clone())
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Snapshot({:?})", self.seq())
+    }
+}

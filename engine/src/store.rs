@@ -1,0 +1,156 @@
+//! The open store: everything that the write path, the reads and the background jobs share.
+//!
+//! # Locks, in the order in which they may be taken
+//! 1. `flushing` / `compacting`: one flush and one compaction at a time; held across I/O.
+//! 2. `gate`: writers hold it shared from reserving a place in the log until their entries are in the memtables;
+//!    freezing holds it alone, and so knows that every record below the cut is in the old tables. Never held across
+//!    a flush or a wait for durability.
+//! 3. `Tree::lock`: replacing the superversion of one keyspace, together with the manifest.
+//! 4. `trees`, the manifest's lock, the log's own locks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use wal::{Log, Ordered};
+
+use crate::compaction::runner::Output;
+use crate::error::{Error, Result};
+use crate::files::Files;
+use crate::key::Seq;
+use crate::listener::Event;
+use crate::manifest::Manifest;
+use crate::metrics::Counters;
+use crate::options::Options;
+use crate::segment::BlockCache;
+use crate::snapshots::{SnapshotGuard, Snapshots};
+use crate::superversion::Tree;
+
+/// Memory of the memtables, and what background work is wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) flush: bool,
+    pub(crate) compact: bool,
+    pub(crate) stop: bool,
+    /// The last flush failed with this; cleared by the next one that succeeds.
+    pub(crate) flush_error: Option<Error>,
+}
+
+/// An open store, without its threads.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) files: Arc<Files>,
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) options: Options,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) log: Log,
+    pub(crate) trees: RwLock<BTreeMap<u32, Arc<Tree>>>,
+    pub(crate) gate: RwLock<()>,
+    /// Records below are in the ring and in every memtable they belong to: what reads may see.
+    pub(crate) visible: Ordered,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) counters: Counters,
+    pub(crate) flushing: Mutex<()>,
+    pub(crate) compacting: Mutex<()>,
+    pub(crate) wanted: Mutex<Wanted>,
+    /// Work was asked for, or a job finished.
+    pub(crate) changed: Condvar,
+    /// Bytes in active memtables.
+    pub(crate) active_bytes: AtomicU64,
+    /// Bytes in frozen memtables.
+    pub(crate) frozen_bytes: AtomicU64,
+    /// Runs of the keyspace that has most.
+    pub(crate) most_runs: AtomicUsize,
+    pub(crate) closed: AtomicBool,
+    /// Where the last freeze cut the log, for the limit on log bytes.
+    pub(crate) last_cut: AtomicU64,
+}
+
+impl Store {
+    /// Whether calls are possible: not closed, and not in a fork.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.files.backend().check_fork()?;
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The sticky first failure of log or manifest, if there was one.
+    pub(crate) fn health(&self) -> Result<()> {
+        self.manifest.health()?;
+        Ok(self.log.health()?)
+    }
+
+    /// What a read without a snapshot sees: everything acknowledged before.
+    pub(crate) fn visible(&self) -> Seq {
+        self.visible.get()
+    }
+
+    /// Keeps everything readable that is visible now.
+    pub(crate) fn pin(&self) -> SnapshotGuard {
+        self.snapshots.pin(|| self.visible())
+    }
+
+    pub(crate) fn tree(&self, id: u32) -> Option<Arc<Tree>> {
+        self.trees.read().get(&id).cloned()
+    }
+
+    /// All keyspaces, by id.
+    pub(crate) fn all_trees(&self) -> Vec<Arc<Tree>> {
+        self.trees.read().values().cloned().collect()
+    }
+
+    /// Where segments of a keyspace go.
+    pub(crate) fn output(&self, keyspace: u32) -> Output<'_> {
+        Output {
+            files: &self.files,
+            cache: &self.cache,
+            store_id: self.manifest.store_id(),
+            keyspace,
+            segment_bytes: self.options.segment_bytes(),
+            block_bytes: self.options.block_bytes(),
+            compress: self.options.compress,
+        }
+    }
+
+    /// Tells the listener, if there is one.
+    pub(crate) fn tell(&self, event: &Event) {
+        if let Some(listener) = &self.options.listener {
+            listener.event(event);
+        }
+    }
+
+    /// Freezes the active tables of keyspaces that `choose` picks and that are not empty.
+    ///
+    /// Every record below the cut is in the frozen table or an older place: the gate is held alone, so no writer is
+    /// between its place in the log and the memtable.
+    pub(crate) fn freeze(&self, choose: impl Fn(&Tree) -> bool) {
+        let _alone = self.gate.write();
+        let cut = self.visible();
+        assert_eq!(cut, self.log.published(), "no writer is under way while the gate is held alone");
+        for tree in self.all_trees() {
+            let bytes = tree.active().size_bytes() as u64;
+            if tree.active().is_empty() || tree.is_dropped() || !choose(&tree) {
+                continue;
+            }
+            let _installing = tree.lock();
+            tree.freeze(cut);
+            self.active_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.frozen_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.last_cut.store(cut.get(), Ordering::Relaxed);
+    }
+
+    /// Counts the runs again, after they changed.
+    pub(crate) fn count_runs(&self) {
+        let most = self.all_trees().iter().map(|tree| tree.load().runs.len()).max();
+        self.most_runs.store(most.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Freezes what frees most memory: the largest active table.
+    pub(crate) fn freeze_largest(&self) {
+        let largest = self.all_trees().into_iter().max_by_key(|tree| tree.active().size_bytes());
+        if let Some(largest) = largest {
+            self.freeze(|tree| tree.id == largest.id);
+        }
+    }
+}

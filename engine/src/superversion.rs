@@ -1,0 +1,174 @@
+//! What one read of a keyspace sees: its memtables and its runs, swapped as one.
+//!
+//! Invariants: `active` takes writes at and above the newest cut, `frozen` tables (newest first) hold what is below
+//! their cut and are not written any more, `runs` stand newest first. Every entry of a key in an earlier place is
+//! newer than every entry of it in a later one. A superversion never changes; changes make a new one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::error::{Error, Result};
+use crate::iter::Cursor;
+use crate::key::{Kind, Seq, key_hash};
+use crate::memtable::Memtable;
+use crate::merge::Merge;
+use crate::run::Run;
+
+/// A memtable that takes no more writes.
+#[derive(Clone, Debug)]
+pub(crate) struct Frozen {
+    pub(crate) table: Arc<Memtable>,
+    /// Records below this position are in this table or an older place; others are not.
+    pub(crate) cut: Seq,
+}
+
+/// Memtables and runs at one moment.
+#[derive(Debug)]
+pub(crate) struct Superversion {
+    /// Counts the superversions of this keyspace.
+    pub(crate) number: u64,
+    pub(crate) active: Arc<Memtable>,
+    /// Newest first.
+    pub(crate) frozen: Vec<Frozen>,
+    /// Newest first.
+    pub(crate) runs: Vec<Run>,
+}
+
+impl Superversion {
+    /// The newest entry of `key` below `snapshot`: memtables first, then runs, newest first.
+    pub(crate) fn get(&self, key: &[u8], snapshot: Seq) -> Result<Option<Bytes>> {
+        let value = |(kind, _, value): (Kind, Seq, Bytes)| (kind == Kind::Put).then_some(value);
+        let tables = std::iter::once(&self.active).chain(self.frozen.iter().map(|frozen| &frozen.table));
+        for table in tables {
+            if let Some(found) = table.get(key, snapshot) {
+                return Ok(value(found));
+            }
+        }
+        if self.runs.is_empty() {
+            return Ok(None);
+        }
+        let hash = key_hash(key);
+        for run in &self.runs {
+            if let Some(found) = run.get(key, hash, snapshot)? {
+                return Ok(value(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A cursor over everything, old versions and tombstones included.
+    pub(crate) fn cursor(&self) -> Box<dyn Cursor> {
+        let mut inputs: Vec<Box<dyn Cursor>> = vec![Box::new(self.active.cursor())];
+        for frozen in &self.frozen {
+            inputs.push(Box::new(frozen.table.cursor()));
+        }
+        for run in &self.runs {
+            inputs.push(Box::new(run.cursor(true)));
+        }
+        Box::new(Merge::new(inputs))
+    }
+
+    /// Whether nothing waits for a flush.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.active.is_empty() && self.frozen.is_empty()
+    }
+}
+
+/// One keyspace: its current superversion and the lock under which it is replaced.
+///
+/// Lock order: `install` before the manifest's own lock, so that the manifest and the superversions change together.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    current: ArcSwap<Superversion>,
+    install: Mutex<()>,
+    dropped: AtomicBool,
+}
+
+impl Tree {
+    pub(crate) fn new(id: u32, name: &str, runs: Vec<Run>) -> Tree {
+        let first = Superversion { number: 0, active: Arc::new(Memtable::new(id)), frozen: Vec::new(), runs };
+        Tree {
+            id,
+            name: name.to_owned(),
+            current: ArcSwap::from_pointee(first),
+            install: Mutex::new(()),
+            dropped: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn load(&self) -> Arc<Superversion> {
+        self.current.load_full()
+    }
+
+    /// The table that writes go to; the caller holds the store's write gate, so it stays the one.
+    pub(crate) fn active(&self) -> Arc<Memtable> {
+        Arc::clone(&self.current.load().active)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, ()> {
+        self.install.lock()
+    }
+
+    /// Puts an empty table in front; the caller holds the write gate exclusively and [`Tree::lock`].
+    pub(crate) fn freeze(&self, cut: Seq) {
+        let old = self.load();
+        let mut frozen = vec![Frozen { table: Arc::clone(&old.active), cut }];
+        frozen.extend(old.frozen.iter().cloned());
+        self.replace(&old, |new| {
+            new.active = Arc::new(Memtable::new(self.id));
+            new.frozen = frozen;
+        });
+    }
+
+    /// Takes the flushed tables (cut at or below `cut`) away and puts their run in front. Under [`Tree::lock`].
+    pub(crate) fn install_flushed(&self, cut: Seq, run: Option<Run>) {
+        let old = self.load();
+        self.replace(&old, |new| {
+            new.frozen.retain(|frozen| frozen.cut > cut);
+            if let Some(run) = run {
+                new.runs.insert(0, run);
+            }
+        });
+    }
+
+    /// Replaces the runs made of `removed` segments by `run`. Under [`Tree::lock`].
+    pub(crate) fn install_compacted(&self, removed: &[u64], run: Option<Run>) {
+        let old = self.load();
+        self.replace(&old, |new| {
+            let gone = |run: &Run| run.segments().iter().all(|segment| removed.contains(&segment.meta().id));
+            let first = new.runs.iter().position(&gone).expect("compacted runs stay until they are replaced");
+            let count = new.runs.iter().skip(first).take_while(|run| gone(run)).count();
+            new.runs.splice(first..first + count, run);
+        });
+    }
+
+    /// After this every call on the keyspace says `Closed`.
+    pub(crate) fn mark_dropped(&self) {
+        self.dropped.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_dropped() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    fn replace(&self, old: &Superversion, change: impl FnOnce(&mut Superversion)) {
+        let mut new = Superversion {
+            number: old.number + 1,
+            active: Arc::clone(&old.active),
+            frozen: old.frozen.clone(),
+            runs: old.runs.clone(),
+        };
+        change(&mut new);
+        self.current.store(Arc::new(new));
+    }
+}

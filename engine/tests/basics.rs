@@ -1,0 +1,92 @@
+//! The everyday promises of the API on a real disk.
+
+use esker::{Db, Durability, Error, Sizes};
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn small() -> Sizes {
+    Sizes {
+        ring_bytes: Some(64 << 10),
+        log_file_bytes: Some(64 << 10),
+        memtable_bytes: Some(64 << 10),
+        segment_bytes: Some(256 << 10),
+        manifest_bytes: Some(16 << 10),
+        block_bytes: Some(1 << 10),
+    }
+}
+
+#[test]
+fn what_was_put_is_there_after_a_reopen() {
+    let dir = dir();
+    let path = dir.path().join("store");
+    let db = Db::open(&path).unwrap();
+    let ks = db.keyspace("default").unwrap();
+    for i in 0..200u32 {
+        ks.put(i.to_be_bytes(), format!("value {i}")).unwrap();
+    }
+    ks.delete(7u32.to_be_bytes()).unwrap();
+    db.close().unwrap();
+    let db = Db::open(&path).unwrap();
+    let ks = db.keyspace("default").unwrap();
+    for i in 0..200u32 {
+        let expected = (i != 7).then(|| format!("value {i}"));
+        assert_eq!(ks.get(i.to_be_bytes()).unwrap().map(|v| String::from_utf8(v.to_vec()).unwrap()), expected);
+    }
+    assert_eq!(ks.iter().count(), 199);
+    assert_eq!(ks.iter().rev().count(), 199);
+    db.verify().unwrap();
+}
+
+#[test]
+fn dropping_without_close_keeps_everything() {
+    let dir = dir();
+    let path = dir.path().join("store");
+    {
+        let db = Db::builder().durability(Durability::Process).open(&path).unwrap();
+        db.keyspace("a").unwrap().put("k", "v").unwrap();
+    }
+    let db = Db::open(&path).unwrap();
+    assert_eq!(db.keyspace("a").unwrap().get("k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert_eq!(db.keyspaces(), ["a", "default"]);
+}
+
+#[test]
+fn many_writes_through_small_files_flush_compact_and_recycle() {
+    let dir = dir();
+    let path = dir.path().join("store");
+    let db = Db::builder().durability(Durability::Process).sizes(small()).open(&path).unwrap();
+    let ks = db.keyspace("default").unwrap();
+    for round in 0..20u32 {
+        for i in 0..1000u32 {
+            ks.put(format!("key {:05}", (i * 7919 + round) % 3000), format!("{round} {i} {}", "x".repeat(60))).unwrap();
+        }
+    }
+    let metrics = db.metrics();
+    assert!(metrics.flushes > 5, "{metrics:?}");
+    assert!(metrics.compactions > 0, "{metrics:?}");
+    let expected: Vec<_> = ks.iter().map(Result::unwrap).collect();
+    assert_eq!(expected.len(), 3000);
+    db.compact().unwrap();
+    assert_eq!(ks.iter().map(Result::unwrap).collect::<Vec<_>>(), expected);
+    let mut backwards: Vec<_> = ks.iter().rev().map(Result::unwrap).collect();
+    backwards.reverse();
+    assert_eq!(backwards, expected);
+    db.verify().unwrap();
+    db.close().unwrap();
+    let db = Db::builder().sizes(small()).open(&path).unwrap();
+    let ks = db.keyspace("default").unwrap();
+    assert_eq!(ks.iter().map(Result::unwrap).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_store_can_be_open_once() {
+    let dir = dir();
+    let path = dir.path().join("store");
+    let _db = Db::open(&path).unwrap();
+    match Db::open(&path) {
+        Err(Error::Locked { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
+        other => panic!("{other:?}"),
+    }
+}
