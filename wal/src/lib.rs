@@ -1,4 +1,78 @@
-//! A write-ahead log on native AIO. (Under construction.)
+//! A write-ahead log on native AIO.
+//!
+//! # The bytes
+//! The log is one endless stream of records; a position in it is a [`Seq`]. `record`, `sector` and `seal` define the
+//! bytes, each with its table:
+//!
+//! ```text
+//!   stream      | record | record | record     | record | ...        crc over life, position, payload
+//!               |        |        |            |        |
+//!   ring file   [ the newest records, at seq % size, mapped         ]   survives kill -9
+//!               |                      |
+//!   group       | header | stream bytes .. padding |                    what one sync makes durable
+//!               |        |        |    /
+//!   log file    [ sector | sector | sector | ... ]                      512 bytes: crc, epoch, 504 payload
+//! ```
+//!
+//! # The contract
+//! * [`Log::append`] gives a record its place in the order of writes. What a crash leaves is always a prefix of that
+//!   order.
+//! * After [`Log::wait_process`] it survives the death of the process, by whatever signal: it is in a mapped file.
+//! * After [`Log::wait_durable`] it, and everything before it, survives a loss of power: it was written, the write was
+//!   reaped whole, and a sync that began afterwards succeeded.
+//! * [`replay`] gives back a prefix that holds at least all of that, or refuses with file and offset. A torn tail, which
+//!   any power cut may leave, is told from damage, which none can: every sector has a checksum, and is current, older, or
+//!   damaged.
+//! * The first failed write or sync stops the log for good. Nothing is tried again: after a failed sync nobody knows what
+//!   the kernel has dropped.
+//!
+//! The log needs a manifest beside it (the [`Host`]): a few numbers, made durable before a file is used, that tell a
+//! replay where to look. A life, one writable open, never writes to a file of another life in use.
+//!
+//! # Example
+//! ```
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+//!
+//! use aio::Backend;
+//! use wal::{Host, Log, LogOptions, RecordBuf, Seq};
+//!
+//! /// A manifest that forgets everything: enough until the first replay.
+//! #[derive(Debug, Default)]
+//! struct NoManifest(AtomicU64, AtomicU32);
+//!
+//! impl Host for NoManifest {
+//!     fn new_file_id(&self) -> u64 {
+//!         self.0.fetch_add(1, Ordering::Relaxed)
+//!     }
+//!     fn activate(&self, _file_id: u64, _start: Seq) -> wal::Result<u32> {
+//!         Ok(self.1.fetch_add(1, Ordering::Relaxed) + 1)
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A simulated machine; `aio::NativeBackend` is the real one.
+//! let backend = Arc::new(aio::SimBackend::new(1));
+//! backend.make_dir("/wal".as_ref())?;
+//! let log = Log::open(backend, LogOptions::new("/wal", 7, 1, Seq::ZERO), Arc::new(NoManifest::default()))?;
+//!
+//! let mut record = RecordBuf::new();
+//! record.push(b"a batch of writes");
+//! let first = log.append(&mut record)?;
+//! let second = log.append(&mut record)?;
+//! assert_eq!(second.seq, first.end);
+//!
+//! // One sync for both: what is acknowledged is everything up to a position.
+//! log.wait_durable(second.end)?;
+//! assert_eq!(log.metrics().syncs, 1);
+//! log.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Reading order
+//! `log` (the handle), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `ordered`,
+//! `replay`, `chain`, `seal`, `sector`, `record`.
 
 mod chain;
 mod error;

@@ -1,0 +1,136 @@
+//! The bytes: records, sectors, group headers. What was encoded comes back; anything else is noticed.
+
+use super::support::{Random, record, seed};
+use aio::SECTOR_BYTES;
+use proptest::prelude::*;
+use wal::{
+    Decoded, GRANULE, Group, MAX_EPOCH, Place, RecordBuf, SectorState, Seq, classify, decode, seal_sector,
+};
+
+const PLACE: Place = Place { store_id: 77, file_id: 5, epoch: 9 };
+
+fn framed(payload: &[u8], life: u32, seq: Seq) -> Vec<u8> {
+    record(payload).prepare().frame(life, seq).to_vec()
+}
+
+#[test]
+fn records_come_back_at_every_length() {
+    let mut random = Random::new(seed());
+    for len in (0..200).chain([1000, 4095, 70_000]) {
+        let payload = random.bytes(len);
+        let (life, seq) = (random.next().to_le_bytes()[0].into(), Seq::new(random.below(1 << 40)));
+        let bytes = framed(&payload, life, seq);
+        assert!(bytes.len().is_multiple_of(GRANULE));
+        assert_eq!(bytes.len(), record(&payload).len_bytes());
+        assert_eq!(decode(&bytes, life, seq), Decoded::Record { payload: &payload, len_bytes: bytes.len() });
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_record_is_noticed() {
+    let payload = Random::new(seed()).bytes(90);
+    let bytes = framed(&payload, 3, Seq::new(640));
+    for bit in 0..bytes.len() * 8 {
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert!(!matches!(decode(&damaged, 3, Seq::new(640)), Decoded::Record { .. }), "bit {bit}");
+    }
+}
+
+#[test]
+fn every_truncation_of_a_record_is_incomplete() {
+    let bytes = framed(&Random::new(seed()).bytes(90), 3, Seq::new(640));
+    for len in 0..bytes.len() {
+        let Decoded::Incomplete { needed_bytes } = decode(&bytes[..len], 3, Seq::new(640)) else {
+            panic!("{len} bytes")
+        };
+        assert!(needed_bytes > len);
+        assert!(needed_bytes <= bytes.len());
+    }
+}
+
+#[test]
+fn a_record_of_another_life_or_place_does_not_validate() {
+    let bytes = framed(b"payload", 3, Seq::new(640));
+    assert!(matches!(decode(&bytes, 4, Seq::new(640)), Decoded::Invalid(_)));
+    assert!(matches!(decode(&bytes, 3, Seq::new(672)), Decoded::Invalid(_)));
+    assert!(matches!(decode(&[0; 64], 3, Seq::new(0)), Decoded::Invalid(_)));
+}
+
+#[test]
+fn a_record_buf_is_reused_and_changed_in_place() {
+    let mut buf = RecordBuf::new();
+    buf.push(b"abc");
+    assert_eq!(buf.prepare().frame(1, Seq::ZERO), framed(b"abc", 1, Seq::ZERO));
+    buf.push(b"def");
+    buf.payload_mut()[0] = b'X';
+    assert_eq!(buf.payload(), b"Xbcdef");
+    assert_eq!(buf.prepare().frame(1, Seq::ZERO), framed(b"Xbcdef", 1, Seq::ZERO));
+    buf.clear();
+    assert_eq!((buf.payload().len(), buf.len_bytes()), (0, GRANULE));
+    assert_eq!(buf.prepare().frame(1, Seq::ZERO), framed(b"", 1, Seq::ZERO));
+}
+
+fn sector(epoch: u32, index: u64, first: bool) -> [u8; SECTOR_BYTES] {
+    let mut sector = [0x5a; SECTOR_BYTES];
+    seal_sector(&Place { epoch, ..PLACE }, index, first, &mut sector);
+    sector
+}
+
+#[test]
+fn sectors_are_current_older_or_damaged() {
+    assert_eq!(classify(&PLACE, 3, &sector(9, 3, true)), SectorState::Current { first: true });
+    assert_eq!(classify(&PLACE, 3, &sector(9, 3, false)), SectorState::Current { first: false });
+    assert_eq!(classify(&PLACE, 3, &sector(8, 3, true)), SectorState::Older);
+    assert_eq!(classify(&PLACE, 3, &[0; SECTOR_BYTES]), SectorState::Older);
+    assert_eq!(classify(&PLACE, 3, &sector(10, 3, true)), SectorState::Damaged);
+    assert_eq!(classify(&PLACE, 3, &sector(MAX_EPOCH, 3, false)), SectorState::Damaged);
+    assert_eq!(classify(&PLACE, 4, &sector(9, 3, true)), SectorState::Damaged, "misdirected");
+    let (store, file) = (Place { store_id: 78, ..PLACE }, Place { file_id: 6, ..PLACE });
+    assert_eq!(classify(&store, 3, &sector(9, 3, true)), SectorState::Damaged, "of another store");
+    assert_eq!(classify(&file, 3, &sector(9, 3, true)), SectorState::Damaged, "of another file");
+}
+
+#[test]
+fn every_flipped_bit_of_a_sector_is_damage() {
+    for good in [sector(9, 3, true), sector(8, 3, false), [0; SECTOR_BYTES]] {
+        for bit in 0..SECTOR_BYTES * 8 {
+            let mut damaged = good;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(classify(&PLACE, 3, &damaged), SectorState::Damaged, "bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn group_headers_come_back_and_every_flipped_bit_is_noticed() {
+    let group = Group {
+        life: 3,
+        number: 17,
+        start: Seq::new(64),
+        end: Seq::new(640),
+        durable: Seq::new(32),
+        step_bytes: 8192,
+    };
+    let bytes = group.encode();
+    assert_eq!(Group::decode(&bytes), Some(group));
+    assert_eq!(Group::decode(&bytes[..63]), None);
+    for bit in 0..bytes.len() * 8 {
+        let mut damaged = bytes;
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(Group::decode(&damaged), None, "bit {bit}");
+    }
+    assert_eq!(Group::decode(&Group { step_bytes: 512, ..group }.encode()), None);
+    assert_eq!(Group::decode(&Group { end: Seq::ZERO, ..group }.encode()), None);
+}
+
+proptest! {
+    #[test]
+    fn decoders_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), life: u32, seq: u64) {
+        let _ = decode(&bytes, life, Seq::new(seq));
+        let _ = Group::decode(&bytes);
+        if let Some(sector) = bytes.first_chunk() {
+            let _ = classify(&PLACE, seq, sector);
+        }
+    }
+}

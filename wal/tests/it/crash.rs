@@ -1,0 +1,324 @@
+//! The log on the simulated disk: crashes at every event, several lives, recycled files; what comes back is a prefix
+//! that holds everything acknowledged.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::support::{Manifest, Random, record, seed};
+use aio::sim::{DiskImage, SimBackend};
+use aio::{Backend, SECTOR_BYTES};
+use wal::{
+    ActiveFile, Appended, Background, Error, Log, LogOptions, ReplayInput, Replayed, Seq, Verdict,
+    log_file_path, replay,
+};
+
+const STORE: u64 = 99;
+const RING_BYTES: usize = 16 << 10;
+const FILE_BYTES: u64 = 16 << 10;
+
+/// What the test knows of one life.
+#[derive(Default)]
+struct Life {
+    number: u32,
+    start: Seq,
+    /// Everything below is in segments, so to say.
+    from: Seq,
+    /// In order, also those whose append was cut short.
+    appended: Vec<(Seq, Vec<u8>)>,
+    durable: Seq,
+    process: Seq,
+    closed: bool,
+}
+
+fn options(life: u32, start: Seq, spares: Vec<u64>) -> LogOptions {
+    LogOptions {
+        ring_bytes: RING_BYTES,
+        file_bytes: FILE_BYTES,
+        background: Background::Manual,
+        spares,
+        ..LogOptions::new("/wal", STORE, life, start)
+    }
+}
+
+fn input(life: &Life, files: Vec<ActiveFile>) -> ReplayInput {
+    ReplayInput {
+        directory: "/wal".into(),
+        store_id: STORE,
+        life: life.number,
+        life_start: life.start,
+        from: life.from,
+        files,
+        file_bytes: FILE_BYTES,
+        ring_path: options(life.number, life.start, Vec::new()).ring_path,
+        ring_bytes: RING_BYTES,
+    }
+}
+
+/// A disk with a directory for the log.
+fn disk() -> DiskImage {
+    let sim = SimBackend::new(0);
+    sim.make_dir(Path::new("/wal")).unwrap();
+    sim.sync_dir(Path::new("/")).unwrap();
+    sim.snapshot().power_cut_all()
+}
+
+/// Appends random records, waits for some, drains, retires, and at last closes; stops at the first error.
+fn live(sim: &SimBackend, manifest: &Arc<Manifest>, life: &mut Life, spares: Vec<u64>, records: u64) {
+    let mut random = Random::new(u64::from(life.number));
+    let host: Arc<Manifest> = Arc::clone(manifest);
+    let Ok(log) = Log::open(Arc::new(sim.clone()), options(life.number, life.start, spares), host) else {
+        assert!(sim.has_crashed());
+        return;
+    };
+    let outcome = (0..records).try_for_each(|nth| step(sim, manifest, life, (&log, nth, &mut random)));
+    life.closed = outcome.and_then(|()| log.close()).is_ok();
+    assert!(life.closed || sim.has_crashed());
+    if life.closed {
+        life.durable = log.durable();
+        assert_eq!(log.durable(), log.published());
+    }
+}
+
+fn step(
+    sim: &SimBackend,
+    manifest: &Manifest,
+    life: &mut Life,
+    (log, nth, random): (&Log, u64, &mut Random),
+) -> Result<(), Error> {
+    let most = if nth.is_multiple_of(8) { 3900 } else { 300 };
+    let len = usize::try_from(random.below(most)).unwrap();
+    let payload = random.bytes(len);
+    life.appended.push((log.published(), payload.clone()));
+    let Appended { seq, end } = log.append(&mut record(&payload))?;
+    assert_eq!(seq, life.appended.last().unwrap().0);
+    log.wait_process(end)?;
+    if sim.has_crashed() {
+        // Stores into a map do not fail, so nobody was told yet.
+        return Err(Error::Closed);
+    }
+    life.process = end;
+    match random.below(10) {
+        0..4 => log.wait_durable(end)?,
+        4 => {
+            sim.advance(Duration::from_millis(20));
+            log.run_due()?;
+            sim.advance(Duration::from_millis(20));
+            log.run_due()?;
+        }
+        5 => {
+            log.sync()?;
+            life.from = end;
+            let retired = log.retirable(end);
+            manifest.forget(&retired);
+            log.retire(&retired)?;
+        }
+        _ => {}
+    }
+    life.durable = log.durable();
+    Ok(())
+}
+
+fn run_replay(image: DiskImage, life: &Life, files: Vec<ActiveFile>) -> Result<(Replayed, usize), Error> {
+    let sim = SimBackend::from_image(image, 5);
+    let mut queue = sim.queue(4).unwrap();
+    let expected = &life.appended[life.appended.partition_point(|(seq, _)| *seq < life.from)..];
+    let mut visited = 0;
+    let replayed = replay(&sim, &mut *queue, &input(life, files), &mut |seq, payload| {
+        assert!(visited < expected.len(), "a record that nobody appended at {seq}");
+        assert_eq!((seq, payload), (expected[visited].0, &expected[visited].1[..]));
+        visited += 1;
+        Ok(())
+    })?;
+    Ok((replayed, visited))
+}
+
+/// Replays what a crash has left and checks the promise.
+fn check(image: &DiskImage, life: &Life, manifest: &Manifest, acknowledged: Seq) -> Replayed {
+    let files = manifest.files();
+    let (replayed, _) = run_replay(image.clone(), life, files).unwrap_or_else(|error| panic!("{error}"));
+    assert!(replayed.end >= acknowledged, "{replayed:?} lost what was acknowledged up to {acknowledged}");
+    replayed
+}
+
+/// Crashes at every event of a life that recycles files of two lives before; then at a random one of a third life.
+#[test]
+fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
+    let seed = seed();
+    // The first life is the same each time, and closes.
+    let first_manifest = || {
+        let (sim, manifest) = (SimBackend::from_image(disk(), seed), Arc::new(Manifest::default()));
+        let mut life = Life { number: 1, ..Life::default() };
+        live(&sim, &manifest, &mut life, Vec::new(), 40);
+        assert!(life.closed);
+        (sim, manifest, life)
+    };
+    let (sim, _, _) = first_manifest();
+    let before = sim.events();
+    let mut random = Random::new(seed);
+    let (mut k, mut crashed, mut torn, mut from_ring) = (before, true, 0, 0);
+    while crashed {
+        let (sim, manifest, first) = first_manifest();
+        let spares = manifest.forget_all();
+        sim.crash_at(k);
+        let mut life = Life { number: 2, start: first.durable, from: first.durable, ..Life::default() };
+        (life.durable, life.process) = (life.start, life.start);
+        live(&sim, &manifest, &mut life, spares, 45);
+        crashed = sim.has_crashed();
+        k += 1;
+        let image = sim.snapshot();
+        if image.read_file(&input(&life, Vec::new()).ring_path).is_none_or(|ring| ring.len() < RING_BYTES)
+            || life.appended.is_empty()
+        {
+            // Before `open` returned, no manifest names the life.
+            continue;
+        }
+        let process = check(&image.process_crash(random.next()), &life, &manifest, life.process);
+        from_ring += process.ring_bytes;
+        check(&image.power_cut_all(), &life, &manifest, life.durable);
+        check(&image.power_cut_none(), &life, &manifest, life.durable);
+        let mut left = image.power_cut_none();
+        for _ in 0..4 {
+            left = image.power_cut_random(random.next());
+            let replayed = check(&left, &life, &manifest, life.durable);
+            torn += u32::from(replayed.verdict == Verdict::TornTail);
+        }
+        next_life(left, (&life, &manifest), &mut random);
+    }
+    println!("{} crash points, {torn} torn tails, {from_ring} bytes from the ring", k - before);
+    assert!(torn > 0, "some crash tears a group");
+    assert!(from_ring > 0, "some process crash leaves records that only the ring has");
+}
+
+/// The life after a crash never goes on in old files; it begins behind everything replayed.
+fn next_life(image: DiskImage, (life, manifest): (&Life, &Arc<Manifest>), random: &mut Random) {
+    let (replayed, _) = run_replay(image.clone(), life, manifest.files()).unwrap();
+    let sim = SimBackend::from_image(image, random.next());
+    for id in manifest.forget_all() {
+        sim.remove(&log_file_path(Path::new("/wal"), id)).unwrap();
+    }
+    let start = replayed.end;
+    let mut next = Life { number: 3, start, from: start, durable: start, process: start, ..Life::default() };
+    sim.crash_at(sim.events() + 15 + random.below(60));
+    live(&sim, manifest, &mut next, Vec::new(), 20);
+    if next.appended.is_empty() {
+        return;
+    }
+    let image = sim.snapshot();
+    check(&image.process_crash(random.next()), &next, manifest, next.process);
+    check(&image.power_cut_random(random.next()), &next, manifest, next.durable);
+}
+
+/// One life with several files, closed.
+fn closed_life(records: u64) -> (SimBackend, Arc<Manifest>, Life) {
+    let (sim, manifest) = (SimBackend::from_image(disk(), 3), Arc::new(Manifest::default()));
+    let mut life = Life { number: 6, ..Life::default() };
+    live(&sim, &manifest, &mut life, Vec::new(), records);
+    assert!(life.closed);
+    (sim, manifest, life)
+}
+
+#[test]
+fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
+    let (sim, manifest, life) = closed_life(24);
+    let files = manifest.files();
+    assert!(files.len() >= 2, "several files are in use");
+    let whole = run_replay(sim.snapshot(), &life, files.clone()).unwrap();
+    let (mut reported, mut random) = (0, Random::new(seed()));
+    for file in &files {
+        let path = log_file_path(Path::new("/wal"), file.id);
+        for sector in 0..FILE_BYTES / SECTOR_BYTES as u64 {
+            for flip in [false, true] {
+                let mut image = sim.snapshot();
+                if flip {
+                    image.flip_bit(&path, sector * 4096 + random.below(4096));
+                } else {
+                    image.zero_sector(&path, sector);
+                }
+                match run_replay(image, &life, files.clone()) {
+                    // The ring may make good for a group that was lost; and the witness holds no records.
+                    Ok(found) => assert_eq!((found.0.end, found.1), (whole.0.end, whole.1)),
+                    Err(Error::Corrupt { file, .. }) => {
+                        assert_eq!(file, path);
+                        reported += 1;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+    assert!(reported > 20, "damage is reported: {reported}");
+}
+
+#[test]
+fn missing_and_short_files_are_corruption() {
+    let (sim, manifest, life) = closed_life(24);
+    let files = manifest.files();
+    let mut paths: Vec<_> = files.iter().map(|file| log_file_path(Path::new("/wal"), file.id)).collect();
+    paths.push(input(&life, Vec::new()).ring_path);
+    for path in &paths {
+        let mut missing = sim.snapshot();
+        assert!(missing.remove_file(path));
+        let mut short = sim.snapshot();
+        short.damage(path, |bytes| bytes.truncate(bytes.len() - 4096));
+        for image in [missing, short] {
+            let error = run_replay(image, &life, files.clone()).unwrap_err();
+            assert!(matches!(&error, Error::Corrupt { file, .. } if file == path), "{error}");
+        }
+    }
+    let error = run_replay(sim.snapshot(), &life, files[1..].to_vec());
+    assert!(life.from >= files[1].start || error.is_err(), "a file in front is missing");
+    let mut exchanged = files.clone();
+    exchanged.swap(0, 1);
+    assert!(run_replay(sim.snapshot(), &life, exchanged).is_err());
+}
+
+#[test]
+fn a_log_that_ends_before_the_segments_is_corruption() {
+    let (sim, manifest, mut life) = closed_life(10);
+    life.from = life.durable.plus(32);
+    assert!(matches!(run_replay(sim.snapshot(), &life, manifest.files()), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn records_come_back_from_the_ring_alone_after_a_kill() {
+    let (sim, manifest) = (SimBackend::from_image(disk(), 3), Arc::new(Manifest::default()));
+    let mut life = Life { number: 1, ..Life::default() };
+    let host: Arc<Manifest> = Arc::clone(&manifest);
+    let log = Log::open(Arc::new(sim.clone()), options(1, Seq::ZERO, Vec::new()), host).unwrap();
+    for nth in 0..20_u8 {
+        life.appended.push((log.published(), vec![nth; 100]));
+        let appended = log.append(&mut record(&[nth; 100])).unwrap();
+        log.wait_process(appended.end).unwrap();
+    }
+    assert_eq!(log.metrics().groups, 0, "nothing was written");
+    let (replayed, visited) = run_replay(sim.snapshot().process_crash(1), &life, manifest.files()).unwrap();
+    assert_eq!((visited, replayed.log_bytes, replayed.end), (20, 0, log.published()));
+    let (replayed, visited) = run_replay(sim.snapshot().power_cut_none(), &life, manifest.files()).unwrap();
+    assert_eq!((visited, replayed.end), (0, Seq::ZERO));
+}
+
+#[test]
+fn drains_run_after_the_interval_and_leave_a_witness() {
+    let (sim, manifest) = (SimBackend::from_image(disk(), 3), Arc::new(Manifest::default()));
+    let log = Log::open(Arc::new(sim.clone()), options(1, Seq::ZERO, Vec::new()), manifest).unwrap();
+    let end = log.append(&mut record(b"one")).unwrap().end;
+    assert!(!log.run_due().unwrap(), "not due yet");
+    sim.advance(Duration::from_millis(9));
+    assert!(!log.run_due().unwrap(), "not due yet");
+    sim.advance(Duration::from_millis(1));
+    assert!(log.run_due().unwrap());
+    assert_eq!((log.durable(), log.metrics().witnesses), (end, 0));
+    assert!(!log.run_due().unwrap());
+    sim.advance(Duration::from_millis(10));
+    assert!(log.run_due().unwrap());
+    assert_eq!(log.metrics().witnesses, 1);
+    sim.advance(Duration::from_millis(10));
+    assert!(!log.run_due().unwrap(), "one witness is enough");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let hash = || closed_life(30).0.trace_hash();
+    assert_eq!(hash(), hash());
+}

@@ -1,0 +1,162 @@
+//! Failed writes and syncs stop the log: the first cause sticks, everybody is told, nothing is tried again.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::support::{Manifest, record};
+use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
+use aio::{Backend, Errno};
+use wal::{Background, Error, Log, LogOptions, Seq};
+
+fn open(sim: &SimBackend, background: Background) -> Log {
+    sim.make_dir(Path::new("/wal")).unwrap();
+    sim.sync_dir(Path::new("/")).unwrap();
+    let options = LogOptions {
+        ring_bytes: 16 << 10,
+        file_bytes: 16 << 10,
+        background,
+        ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
+    };
+    Log::open(Arc::new(sim.clone()), options, Arc::new(Manifest::default())).unwrap()
+}
+
+/// Counts the writes and syncs of log files from now on.
+fn count_io(sim: &SimBackend) -> Arc<AtomicU64> {
+    let counter = Arc::new(AtomicU64::new(0));
+    let tally = Arc::clone(&counter);
+    sim.on_event(move |event, _| {
+        let io = matches!(event.kind, EventKind::Write | EventKind::Sync);
+        if io && event.path.extension().is_some_and(|extension| extension == "log") {
+            tally.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    counter
+}
+
+fn cause(error: &Error) -> String {
+    match error {
+        Error::Halted { cause } => cause.to_string(),
+        other => panic!("not halted: {other}"),
+    }
+}
+
+#[test]
+fn a_failed_write_or_sync_halts_for_good_and_is_never_retried() {
+    let short = (EventKind::Write, Fault::Short(512));
+    let io = Fault::Errno(Errno::IO);
+    for (kind, fault) in [(EventKind::Write, io), (EventKind::Sync, io), short] {
+        let sim = SimBackend::new(1);
+        let log = open(&sim, Background::Manual);
+        let first = log.append(&mut record(b"durable")).unwrap();
+        log.wait_durable(first.end).unwrap();
+        sim.fail(FaultPlan::new(fault).on(&[kind]).path(".log"));
+        let second = log.append(&mut record(b"lost?")).unwrap();
+        let counter = count_io(&sim);
+        let error = log.wait_durable(second.end).unwrap_err();
+        let seen = counter.load(Ordering::SeqCst);
+        assert_eq!(seen, if kind == EventKind::Sync { 2 } else { 1 }, "a failed write is not synced");
+        sim.clear_faults();
+        assert_eq!(cause(&log.health().unwrap_err()), cause(&error));
+        assert_eq!(log.append(&mut record(b"more")).unwrap_err(), error);
+        assert_eq!(log.sync().unwrap_err(), error);
+        assert_eq!(log.wait_durable(second.end).unwrap_err(), error);
+        assert_eq!(log.run_due(), Ok(false), "nothing is due in a halted log");
+        assert_eq!(log.close().unwrap_err(), error);
+        log.wait_durable(first.end).unwrap();
+        drop(log);
+        assert_eq!(counter.load(Ordering::SeqCst), seen, "no write and no sync after the failure");
+        assert_eq!(sim.faults_struck(), 1);
+    }
+}
+
+#[test]
+fn every_failing_call_halts_or_is_reported_by_open() {
+    let clean = SimBackend::new(1);
+    let log = open(&clean, Background::Manual);
+    for _ in 0..12 {
+        let end = log.append(&mut record(&[7; 2000])).unwrap().end;
+        log.wait_durable(end).unwrap();
+    }
+    drop(log);
+    let calls = clean.calls();
+    for skip in 3..calls {
+        let sim = SimBackend::new(1);
+        sim.make_dir(Path::new("/wal")).unwrap();
+        sim.sync_dir(Path::new("/")).unwrap();
+        sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).skip(skip - 2));
+        let options = LogOptions {
+            ring_bytes: 16 << 10,
+            file_bytes: 16 << 10,
+            background: Background::Manual,
+            ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
+        };
+        let Ok(log) = Log::open(Arc::new(sim.clone()), options, Arc::new(Manifest::default())) else {
+            continue;
+        };
+        let failed = (0..12).any(|_| {
+            let appended = log.append(&mut record(&[7; 2000]));
+            appended.and_then(|appended| log.wait_durable(appended.end)).is_err()
+        });
+        assert_eq!(failed || log.close().is_err(), sim.faults_struck() > 0, "call {skip}");
+        assert_eq!(failed, failed && log.health().is_err());
+    }
+}
+
+#[test]
+fn every_waiter_is_woken_with_the_cause() {
+    let sim = SimBackend::new(1);
+    let log = Arc::new(open(&sim, Background::Threads));
+    let end = log.append(&mut record(b"durable")).unwrap().end;
+    log.wait_durable(end).unwrap();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]).path(".log").skip(20).forever());
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let log = Arc::clone(&log);
+            std::thread::Builder::new()
+                .spawn(move || {
+                    loop {
+                        let result = log.append(&mut record(b"x")).and_then(|at| log.wait_durable(at.end));
+                        if let Err(error) = result {
+                            return error;
+                        }
+                    }
+                })
+                .unwrap()
+        })
+        .collect();
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), log.health().unwrap_err());
+    }
+    assert_eq!(sim.faults_struck(), 1, "the sync is not tried again");
+}
+
+#[test]
+fn a_host_can_halt_the_log_and_close_refuses_later_appends() {
+    let sim = SimBackend::new(1);
+    let log = open(&sim, Background::Threads);
+    let end = log.append(&mut record(b"one")).unwrap().end;
+    log.close().unwrap();
+    assert_eq!(log.durable(), end);
+    assert_eq!(log.append(&mut record(b"two")).unwrap_err(), Error::Closed);
+    log.halt(&Error::Io(aio::Error::Forked));
+    log.halt(&Error::Closed);
+    assert_eq!(cause(&log.health().unwrap_err()), aio::Error::Forked.to_string());
+}
+
+#[test]
+fn records_above_a_quarter_of_the_ring_are_refused() {
+    let sim = SimBackend::new(1);
+    let log = open(&sim, Background::Manual);
+    let most = log.max_record_bytes();
+    assert_eq!(most, 4096);
+    let mut largest = record(&vec![1; most - 8]);
+    log.append(&mut largest).unwrap();
+    largest.push(b"x");
+    let refused = log.append(&mut largest);
+    assert_eq!(refused, Err(Error::TooLarge { len_bytes: most + 32, max_bytes: most }));
+    for _ in 0..20 {
+        log.append(&mut record(&vec![1; most - 8])).unwrap();
+    }
+    assert!(log.metrics().space_waits > 0, "a full ring makes the writer run a round");
+}

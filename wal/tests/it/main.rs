@@ -1,0 +1,11 @@
+//! Tests of the log through its public interface, in one program so that they share their helpers.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
+#![expect(clippy::print_stdout, reason = "seeds and counts are for the reader of a failed run")]
+
+mod chain;
+mod codec;
+mod crash;
+mod faults;
+mod native;
+mod ordered;
+mod support;

@@ -1,0 +1,78 @@
+//! The watermark over out-of-order completion.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::support::{Random, seed};
+use wal::{GRANULE, Ordered, Seq};
+
+#[test]
+fn the_position_moves_only_over_contiguous_ranges() {
+    let ordered = Ordered::new(Seq::new(96), 256);
+    ordered.complete(Seq::new(160), Seq::new(224));
+    ordered.complete(Seq::new(224), Seq::new(256));
+    assert_eq!(ordered.get(), Seq::new(96));
+    ordered.complete(Seq::new(96), Seq::new(160));
+    assert_eq!(ordered.get(), Seq::new(256));
+}
+
+#[test]
+fn entries_of_earlier_laps_never_count() {
+    // Every way to cut laps of 8 granules into ranges of random length, in random order within a lap.
+    let mut random = Random::new(seed());
+    for _ in 0..2000 {
+        let ring = 8 * GRANULE as u64;
+        let ordered = Ordered::new(Seq::ZERO, 8 * GRANULE);
+        let mut at = 0;
+        for _ in 0..6 {
+            let (mut ranges, limit) = (Vec::new(), at + ring);
+            let begin = at;
+            while at < limit {
+                let len = ((1 + random.below(8)) * GRANULE as u64).min(limit - at);
+                ranges.push((at, at + len));
+                at += len;
+            }
+            let mut done = vec![false; ranges.len()];
+            for _ in 0..ranges.len() {
+                let left: Vec<usize> = (0..ranges.len()).filter(|&nth| !done[nth]).collect();
+                let nth = left[usize::try_from(random.below(left.len() as u64)).unwrap()];
+                done[nth] = true;
+                ordered.complete(Seq::new(ranges[nth].0), Seq::new(ranges[nth].1));
+                let whole = done.iter().take_while(|&&done| done).count();
+                let expected = whole.checked_sub(1).map_or(begin, |last| ranges[last].1);
+                assert_eq!(ordered.get(), Seq::new(expected));
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_complete_in_any_order_and_nothing_is_left_behind() {
+    const THREADS: u64 = 4;
+    const RANGES: u64 = 60_000;
+    let ordered = Arc::new(Ordered::new(Seq::ZERO, 64 * GRANULE));
+    let reserved = Arc::new(AtomicU64::new(0));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let (ordered, reserved) = (Arc::clone(&ordered), Arc::clone(&reserved));
+            std::thread::Builder::new()
+                .spawn(move || {
+                    let mut random = Random::new(thread);
+                    for nth in 0..RANGES {
+                        let len = (1 + random.below(9)) * GRANULE as u64;
+                        let seq = reserved.fetch_add(len, Ordering::SeqCst);
+                        ordered.complete(Seq::new(seq), Seq::new(seq + len));
+                        if nth % 5 == thread {
+                            ordered.wait_for(Seq::new(seq + len));
+                            assert!(ordered.get() >= Seq::new(seq + len));
+                        }
+                    }
+                })
+                .unwrap()
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(ordered.get(), Seq::new(reserved.load(Ordering::SeqCst)));
+}

@@ -1,0 +1,80 @@
+//! What the tests of this crate share: a host that stands for the manifest, random records, seeds.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use wal::{ActiveFile, Host, RecordBuf, Result, Seq};
+
+/// A manifest in memory: whatever it is told is durable at once.
+#[derive(Debug, Default)]
+pub(crate) struct Manifest {
+    next_file: AtomicU64,
+    epoch: AtomicU32,
+    files: Mutex<Vec<ActiveFile>>,
+}
+
+impl Manifest {
+    pub(crate) fn files(&self) -> Vec<ActiveFile> {
+        self.files.lock().unwrap().clone()
+    }
+
+    pub(crate) fn forget(&self, ids: &[u64]) {
+        self.files.lock().unwrap().retain(|file| !ids.contains(&file.id));
+    }
+
+    /// Ends a life: its files become nameless.
+    pub(crate) fn forget_all(&self) -> Vec<u64> {
+        self.files.lock().unwrap().drain(..).map(|file| file.id).collect()
+    }
+}
+
+impl Host for Manifest {
+    fn new_file_id(&self) -> u64 {
+        self.next_file.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    fn activate(&self, file_id: u64, start: Seq) -> Result<u32> {
+        let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
+        self.files.lock().unwrap().push(ActiveFile { id: file_id, epoch, start });
+        Ok(epoch)
+    }
+}
+
+/// A small generator; the same seed gives the same numbers.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Random {
+        Random(seed ^ 0x9e37_79b9_7f4a_7c15)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next().to_le_bytes()[0]).collect()
+    }
+}
+
+/// The seed of a random test: `SEED=` if set. Printed, so that a failure can be run again.
+pub(crate) fn seed() -> u64 {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("SEED={seed}");
+    seed
+}
+
+pub(crate) fn record(payload: &[u8]) -> RecordBuf {
+    let mut record = RecordBuf::new();
+    record.push(payload);
+    record
+}
