@@ -137,12 +137,14 @@ impl Flusher {
             step_bytes: current.step_bytes,
         };
         let needed_bytes = group.sealed_bytes().expect("a group is bounded");
-        let mut buf = self.buf.take().filter(|buf| buf.capacity() >= needed_bytes);
-        let buf = buf.get_or_insert_with(|| Buf::zeroed(needed_bytes));
-        seal(&current.opened.place, current.offset, &group, buf, &mut |at, bytes| {
+        let mut buf = match self.buf.take() {
+            Some(buf) if buf.capacity() >= needed_bytes => buf,
+            _ => Buf::zeroed(needed_bytes),
+        };
+        seal(&current.opened.place, current.offset, &group, &mut buf, &mut |at, bytes| {
             core.ring.read(start.plus(at), bytes);
         });
-        self.buf = Some(std::mem::replace(buf, Buf::zeroed(0)));
+        self.buf = Some(buf);
         Ok(Some(group))
     }
 

@@ -24,6 +24,7 @@ struct Life {
     start: Seq,
     /// Everything below is in segments, so to say.
     from: Seq,
+    recycled: u64,
     /// In order, also those whose append was cut short.
     appended: Vec<(Seq, Vec<u8>)>,
     durable: Seq,
@@ -72,6 +73,7 @@ fn live(sim: &SimBackend, manifest: &Arc<Manifest>, life: &mut Life, spares: Vec
         return;
     };
     let outcome = (0..records).try_for_each(|nth| step(sim, manifest, life, (&log, nth, &mut random)));
+    life.recycled = log.metrics().recycled;
     life.closed = outcome.and_then(|()| log.close()).is_ok();
     assert!(life.closed || sim.has_crashed());
     if life.closed {
@@ -156,15 +158,16 @@ fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
     let (sim, _, _) = first_manifest();
     let before = sim.events();
     let mut random = Random::new(seed);
-    let (mut k, mut crashed, mut torn, mut from_ring) = (before, true, 0, 0);
+    let (mut k, mut crashed, mut torn, mut from_ring, mut recycled) = (before, true, 0, 0, 0);
     while crashed {
         let (sim, manifest, first) = first_manifest();
         let spares = manifest.forget_all();
         sim.crash_at(k);
         let mut life = Life { number: 2, start: first.durable, from: first.durable, ..Life::default() };
         (life.durable, life.process) = (life.start, life.start);
-        live(&sim, &manifest, &mut life, spares, 45);
+        live(&sim, &manifest, &mut life, spares, 150);
         crashed = sim.has_crashed();
+        recycled = life.recycled;
         k += 1;
         let image = sim.snapshot();
         if image.read_file(&input(&life, Vec::new()).ring_path).is_none_or(|ring| ring.len() < RING_BYTES)
@@ -186,6 +189,7 @@ fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
         next_life(left, (&life, &manifest), &mut random);
     }
     println!("{} crash points, {torn} torn tails, {from_ring} bytes from the ring", k - before);
+    assert!(recycled > 4, "files of the life before and of this one are used again: {recycled}");
     assert!(torn > 0, "some crash tears a group");
     assert!(from_ring > 0, "some process crash leaves records that only the ring has");
 }
