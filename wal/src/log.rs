@@ -106,7 +106,7 @@ pub struct LogMetrics {
     pub written_bytes: u64,
     /// Log files taken into use.
     pub activations: u64,
-    /// Log files taken into use that had been in use before.
+    /// Log files taken into use that were there already: retired ones, or prepared ahead.
     pub recycled: u64,
     /// Appends that found the ring full.
     pub space_waits: u64,

@@ -85,7 +85,7 @@ struct Lists {
 pub(crate) struct Opened {
     pub(crate) file: File,
     pub(crate) place: Place,
-    /// Whether it was in use before.
+    /// Whether it was a spare.
     pub(crate) recycled: bool,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::support::{Manifest, record};
 use aio::{Backend, NativeBackend};
@@ -112,6 +113,35 @@ fn unwaited_records_are_drained_in_the_background() {
     // Nobody waits in the log; the thread gets there by itself.
     while log.durable() < end {
         std::thread::yield_now();
+    }
+    log.close().unwrap();
+}
+
+/// With an interval of an hour, only the wake-up itself can make the commit thread run a round.
+#[test]
+fn requests_and_full_drains_wake_the_sleeping_commit_thread() {
+    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let options = LogOptions {
+        ring_bytes: 64 << 10,
+        file_bytes: 64 << 10,
+        drain_bytes: 8 << 10,
+        drain_interval: Duration::from_hours(1),
+        ..LogOptions::new(scratch.path(), 11, 1, Seq::ZERO)
+    };
+    let log = Log::open(Arc::new(NativeBackend::new()), options, Arc::new(Manifest::default())).unwrap();
+    for _ in 0..50 {
+        let end = log.append(&mut record(b"asked for")).unwrap().end;
+        log.request_durable(end);
+        while log.durable() < end {
+            std::thread::yield_now();
+        }
+        let begin = log.durable();
+        while log.published().since(begin) < 8 << 10 {
+            log.append(&mut record(&[5; 1000])).unwrap();
+        }
+        while log.durable() == begin {
+            std::thread::yield_now();
+        }
     }
     log.close().unwrap();
 }
