@@ -140,6 +140,9 @@ impl Batch {
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batch").field("ops", &self.ops.count()).field("bytes", &self.size_bytes()).finish_non_exhaustive()
+        f.debug_struct("Batch")
+            .field("ops", &self.ops.count())
+            .field("bytes", &self.size_bytes())
+            .finish_non_exhaustive()
     }
 }

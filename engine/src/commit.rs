@@ -62,7 +62,8 @@ fn append(store: &Store, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<
     let mut grown = 0;
     for op in ops::ops(record.payload()) {
         let op = op.expect("the record was encoded by this process");
-        let tree = trees.iter().find(|tree| tree.id == op.keyspace).expect("a batch holds the keyspaces it names");
+        let tree =
+            trees.iter().find(|tree| tree.id == op.keyspace).expect("a batch holds the keyspaces it names");
         grown += tree.active().insert(op.key, appended.seq, op.kind, op.value);
     }
     store.active_bytes.fetch_add(grown as u64, Ordering::Relaxed);

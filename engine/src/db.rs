@@ -61,7 +61,6 @@ impl Db {
     }
 
     /// Options for an open.
-    #[must_use]
     pub fn builder() -> Builder {
         Builder { options: Options::default() }
     }

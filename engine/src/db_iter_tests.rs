@@ -30,7 +30,7 @@ struct Store {
 impl Store {
     fn new() -> Arc<Store> {
         Arc::new(Store {
-            tables: RwLock::new((Arc::new(Memtable::new(0)), Vec::new())),
+            tables: RwLock::new((Arc::new(Memtable::new()), Vec::new())),
             generation: AtomicU64::new(0),
             next: AtomicU64::new(1),
             snapshots: Snapshots::default(),
@@ -57,7 +57,7 @@ impl Store {
         sort(&mut entries);
         let mut retain = Retain::new(self.snapshots.retained(), Tombstones::Drop);
         entries.retain(|entry| retain.keep(&entry.as_entry()));
-        *tables = (Arc::new(Memtable::new(0)), entries);
+        *tables = (Arc::new(Memtable::new()), entries);
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -66,7 +66,7 @@ impl Store {
     }
 
     fn iter(self: &Arc<Self>, range: impl KeyRange) -> Iter {
-        Iter::new(self.clone(), self.snapshot(), range.to_bounds())
+        Iter::new(self.clone(), self.snapshot(), range.into_bounds())
     }
 }
 
@@ -83,7 +83,7 @@ impl Source for Store {
     }
 }
 
-fn owned(pair: (Bytes, Bytes)) -> (Vec<u8>, Vec<u8>) {
+fn owned(pair: &(Bytes, Bytes)) -> (Vec<u8>, Vec<u8>) {
     (pair.0.to_vec(), pair.1.to_vec())
 }
 
@@ -169,7 +169,7 @@ fn both_ends_show_the_first_moment_whatever_happens_meanwhile() {
             for action in actions {
                 match action {
                     Action::Next => {
-                        let found = iter.next().map(|pair| owned(pair.unwrap()));
+                        let found = iter.next().map(|pair| owned(&pair.unwrap()));
                         assert_eq!(found, left.pop_first());
                     }
                     Action::NextRef => {
@@ -180,7 +180,7 @@ fn both_ends_show_the_first_moment_whatever_happens_meanwhile() {
                         );
                     }
                     Action::NextBack => {
-                        let found = iter.next_back().map(|pair| owned(pair.unwrap()));
+                        let found = iter.next_back().map(|pair| owned(&pair.unwrap()));
                         assert_eq!(found, left.pop_last());
                     }
                     Action::Seek(key) => {
@@ -192,7 +192,7 @@ fn both_ends_show_the_first_moment_whatever_happens_meanwhile() {
                     Action::Compact => store.compact(),
                 }
             }
-            let rest: Vec<_> = iter.by_ref().map(|pair| owned(pair.unwrap())).collect();
+            let rest: Vec<_> = iter.by_ref().map(|pair| owned(&pair.unwrap())).collect();
             assert_eq!(rest, left.into_iter().collect::<Vec<_>>());
             assert!(iter.next().is_none());
             assert!(iter.next_back().is_none());

@@ -148,11 +148,7 @@ fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
             name: String::from_utf8(reader.bytes()?.to_vec()).ok()?,
         },
         6 => Edit::KeyspaceDropped { keyspace: reader.u32()? },
-        7 => Edit::Flushed {
-            keyspace: reader.u32()?,
-            to: Seq::new(reader.u64()?),
-            run: decode_run(reader)?,
-        },
+        7 => Edit::Flushed { keyspace: reader.u32()?, to: Seq::new(reader.u64()?), run: decode_run(reader)? },
         8 => Edit::Compacted {
             keyspace: reader.u32()?,
             removed: decode_ids(reader)?,

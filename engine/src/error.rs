@@ -3,6 +3,7 @@
 //! `Clone`, since one failed group commit fails many waiters. `Busy`: try again. `InvalidArgument`, `TooLarge`: fix
 //! the call. `NoSpace`: free space; the store goes on by itself. `Halted`: reopen. `Corrupt`: repair or restore.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,15 +108,15 @@ impl Error {
         file: &Path,
         offset: u64,
         what: &'static str,
-        expected: impl ToString,
-        found: impl ToString,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
     ) -> Error {
         Error::Corrupt {
             file: file.to_owned(),
             offset,
             what,
-            expected: expected.to_string(),
-            found: found.to_string(),
+            expected: format!("{expected}"),
+            found: format!("{found}"),
         }
     }
 
@@ -156,7 +157,9 @@ impl From<wal::Error> for Error {
             wal::Error::Corrupt { file, offset, what, expected, found } => {
                 Error::Corrupt { file, offset, what, expected, found }
             }
-            wal::Error::Halted { cause } => Error::Halted { cause: Arc::new(Error::from(wal::Error::clone(&cause))) },
+            wal::Error::Halted { cause } => {
+                Error::Halted { cause: Arc::new(Error::from(wal::Error::clone(&cause))) }
+            }
             wal::Error::TooLarge { len_bytes, max_bytes } => Error::TooLarge {
                 what: "a write",
                 found_bytes: len_bytes as u64,

@@ -10,11 +10,11 @@ use std::sync::atomic::Ordering;
 
 use crate::compaction::runner::{open_run, remove, write_run};
 use crate::error::{Error, Result};
-use crate::retain::{Retain, Tombstones};
 use crate::iter::Cursor;
 use crate::key::Seq;
 use crate::listener::Event;
 use crate::merge::Merge;
+use crate::retain::{Retain, Tombstones};
 use crate::store::Store;
 use crate::superversion::{Frozen, Tree};
 use crate::version::Edit;

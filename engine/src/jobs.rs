@@ -21,6 +21,9 @@ use crate::store::{Store, Wanted};
 /// After a failed job its thread waits this long before it tries again by itself.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
+/// What a thread does until the store closes.
+type Job = fn(&Store);
+
 /// The threads of a store.
 #[derive(Debug)]
 pub(crate) struct Threads {
@@ -33,7 +36,7 @@ pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
     if store.options.background == Background::Manual {
         return Ok(threads);
     }
-    let jobs: [(&str, fn(&Store)); 2] = [("esker-flush", flush_loop), ("esker-compact", compact_loop)];
+    let jobs: [(&str, Job); 2] = [("esker-flush", flush_loop), ("esker-compact", compact_loop)];
     for (name, job) in jobs {
         let shared = Arc::clone(store);
         let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
@@ -45,7 +48,10 @@ pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
             Ok(handle) => threads.handles.push(handle),
             Err(error) => {
                 threads.stop(store);
-                return Err(Error::Io { kind: error.kind(), message: format!("start thread {name}: {error}") });
+                return Err(Error::Io {
+                    kind: error.kind(),
+                    message: format!("start thread {name}: {error}"),
+                });
             }
         }
     }

@@ -125,7 +125,7 @@ impl Keyspace {
     /// The pairs whose keys lie in a range, in order from either end. A range that ends before it begins is empty.
     #[must_use]
     pub fn range(&self, range: impl KeyRange) -> Iter {
-        self.iterate(range.to_bounds())
+        self.iterate(range.into_bounds())
     }
 
     /// The pairs whose keys begin with `prefix`.
@@ -200,6 +200,15 @@ impl Keyspace {
             commit(self.handle.store(), record, std::slice::from_ref(&self.tree), self.durability)?;
             Ok(())
         })
+    }
+}
+
+impl IntoIterator for &Keyspace {
+    type Item = Result<(Bytes, Bytes)>;
+    type IntoIter = Iter;
+
+    fn into_iter(self) -> Iter {
+        self.iter()
     }
 }
 

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aio::{Buf, File};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use wal::{ChainRules, Group, Place, STEP, Verdict, read_chain};
+use wal::{ChainRules, Group, Place, STEP, read_chain};
 
 use crate::coding::Reader;
 use crate::edit;
@@ -73,17 +73,14 @@ struct Writer {
     halted: Option<Arc<Error>>,
 }
 
-/// What the directory said.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    pub(crate) version: Version,
-    /// An edit that was never acknowledged was cut off at the end.
-    pub(crate) torn_tail: bool,
-}
-
 impl Manifest {
     /// Writes `version` as a new manifest and makes it the one that counts.
-    pub(crate) fn create(files: &Arc<Files>, number: u64, mut version: Version, min_bytes: u64) -> Result<Manifest> {
+    pub(crate) fn create(
+        files: &Arc<Files>,
+        number: u64,
+        mut version: Version,
+        min_bytes: u64,
+    ) -> Result<Manifest> {
         let writer = write_new(files, number, &mut version, min_bytes)?;
         Ok(Manifest {
             files: Arc::clone(files),
@@ -234,11 +231,11 @@ impl Writer {
 ///
 /// # Errors
 /// `Corrupt` if it is damaged or missing, `Format` if another version wrote it.
-pub(crate) fn load(files: &Files) -> Result<Option<Loaded>> {
+pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
     let numbers = numbers(files)?;
     for &number in numbers.iter().rev() {
-        if let Some(loaded) = read(files, number)? {
-            return Ok(Some(loaded));
+        if let Some(version) = read(files, number)? {
+            return Ok(Some(version));
         }
     }
     let only_first = numbers.iter().all(|&number| number == FIRST_NUMBER);
@@ -264,7 +261,13 @@ pub(crate) fn numbers(files: &Files) -> Result<Vec<u64>> {
 }
 
 fn missing(files: &Files, number: u64) -> Error {
-    Error::corrupt(&files.manifest_path(number), 0, "the manifest is missing", "a complete first group", "none")
+    Error::corrupt(
+        &files.manifest_path(number),
+        0,
+        "the manifest is missing",
+        "a complete first group",
+        "none",
+    )
 }
 
 /// Whether there is a log file or a segment: those exist only after a manifest was complete.
@@ -280,7 +283,7 @@ fn has_data(files: &Files) -> Result<bool> {
 }
 
 /// `None` if its first group never became complete.
-fn read(files: &Files, number: u64) -> Result<Option<Loaded>> {
+fn read(files: &Files, number: u64) -> Result<Option<Version>> {
     let path = files.manifest_path(number);
     let file = files.open(&path, aio::OpenMode::Read)?;
     let size_bytes = files.backend().size_bytes(&file)?;
@@ -290,7 +293,8 @@ fn read(files: &Files, number: u64) -> Result<Option<Loaded>> {
     let bytes = files.read(&file, 0, len)?;
     let rules = ChainRules { place: place(number), life: 0, start: Seq::ZERO };
     let chain = read_chain(&bytes, &rules);
-    let torn_tail = chain.check(&path)? == Verdict::TornTail;
+    // A torn edit at the end was never acknowledged.
+    chain.check(&path)?;
     if chain.groups.is_empty() {
         return Ok(None);
     }
@@ -304,11 +308,12 @@ fn read(files: &Files, number: u64) -> Result<Option<Loaded>> {
             size_bytes,
         ));
     }
-    Ok(Some(Loaded { version, torn_tail }))
+    Ok(Some(version))
 }
 
 fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
-    let corrupt = |what: &'static str, expected: &str| Error::corrupt(path, 0, what, expected, "something else");
+    let corrupt =
+        |what: &'static str, expected: &str| Error::corrupt(path, 0, what, expected, "something else");
     let mut version = Version::default();
     let mut reader = Reader::new(stream);
     while !reader.is_empty() {

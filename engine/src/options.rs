@@ -85,7 +85,10 @@ impl Default for Options {
 impl Options {
     /// The mapped ring of the log.
     pub(crate) fn ring_bytes(&self) -> u64 {
-        self.sizes.ring_bytes.unwrap_or((self.memory_budget_bytes / 16).clamp(MIB, 64 * MIB)).next_multiple_of(4 * KIB)
+        self.sizes
+            .ring_bytes
+            .unwrap_or((self.memory_budget_bytes / 16).clamp(MIB, 64 * MIB))
+            .next_multiple_of(4 * KIB)
     }
 
     /// One file of the log.

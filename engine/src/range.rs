@@ -12,9 +12,9 @@ use bytes::Bytes;
 ///
 /// Order is bytewise. A range whose start lies above its end is empty; that is no error and no panic.
 /// The trait is sealed.
-pub trait KeyRange: sealed::ToBounds {}
+pub trait KeyRange: sealed::IntoBounds {}
 
-impl<R: sealed::ToBounds> KeyRange for R {}
+impl<R: sealed::IntoBounds> KeyRange for R {}
 
 /// The keys `from <= key < upto`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,23 +74,23 @@ mod sealed {
     use super::{Bound, KeyBounds, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
     /// What [`super::KeyRange`] can do; out of reach for other crates.
-    pub trait ToBounds {
+    pub trait IntoBounds {
         /// The same range, half open.
-        fn to_bounds(&self) -> KeyBounds;
+        fn into_bounds(self) -> KeyBounds;
     }
 
-    impl ToBounds for RangeFull {
-        fn to_bounds(&self) -> KeyBounds {
+    impl IntoBounds for RangeFull {
+        fn into_bounds(self) -> KeyBounds {
             KeyBounds::all()
         }
     }
 
     macro_rules! to_bounds {
         ($($range:ty),*) => {$(
-            impl<K: AsRef<[u8]>> ToBounds for $range {
-                fn to_bounds(&self) -> KeyBounds {
-                    let start = std::ops::RangeBounds::<K>::start_bound(self).map(AsRef::as_ref);
-                    let end = std::ops::RangeBounds::<K>::end_bound(self).map(AsRef::as_ref);
+            impl<K: AsRef<[u8]>> IntoBounds for $range {
+                fn into_bounds(self) -> KeyBounds {
+                    let start = std::ops::RangeBounds::<K>::start_bound(&self).map(AsRef::as_ref);
+                    let end = std::ops::RangeBounds::<K>::end_bound(&self).map(AsRef::as_ref);
                     KeyBounds::new(start, end)
                 }
             }
@@ -103,7 +103,7 @@ mod sealed {
 
 #[cfg(test)]
 mod tests {
-    use super::sealed::ToBounds;
+    use super::sealed::IntoBounds;
     use super::*;
 
     fn shown(bounds: &KeyBounds) -> String {
@@ -113,29 +113,29 @@ mod tests {
 
     #[test]
     fn every_way_to_write_a_range_becomes_half_open() {
-        let cases: [(&dyn ToBounds, &str); 8] = [
-            (&(..), r#"b"" end"#),
-            (&("a".."c"), r#"b"a" b"c""#),
-            (&(b"a".to_vec()..=b"c".to_vec()), r#"b"a" b"c\0""#),
-            (&([7_u8]..), r#"b"\x07" end"#),
-            (&(..String::from("c")), r#"b"" b"c""#),
-            (&(..=b"c"), r#"b"" b"c\0""#),
-            (&(Bound::Excluded("a"), Bound::Included("c")), r#"b"a\0" b"c\0""#),
-            (&(Bound::Unbounded::<&str>, Bound::Unbounded), r#"b"" end"#),
+        let cases = [
+            ((..).into_bounds(), r#"b"" end"#),
+            (("a".."c").into_bounds(), r#"b"a" b"c""#),
+            ((b"a".to_vec()..=b"c".to_vec()).into_bounds(), r#"b"a" b"c\0""#),
+            (([7_u8]..).into_bounds(), r#"b"\x07" end"#),
+            ((..String::from("c")).into_bounds(), r#"b"" b"c""#),
+            ((..=b"c").into_bounds(), r#"b"" b"c\0""#),
+            ((Bound::Excluded("a"), Bound::Included("c")).into_bounds(), r#"b"a\0" b"c\0""#),
+            ((Bound::Unbounded::<&str>, Bound::Unbounded).into_bounds(), r#"b"" end"#),
         ];
-        for (range, expected) in cases {
-            assert_eq!(shown(&range.to_bounds()), expected);
+        for (bounds, expected) in cases {
+            assert_eq!(shown(&bounds), expected);
         }
     }
 
     #[test]
     fn a_range_without_room_for_a_key_is_empty() {
-        assert!(("b".."a").to_bounds().is_empty());
-        assert!(("a".."a").to_bounds().is_empty());
-        assert!(("b"..="a").to_bounds().is_empty());
-        assert!((Bound::Excluded("a"), Bound::Included("a")).to_bounds().is_empty());
-        assert!(!("a"..="a").to_bounds().is_empty());
-        assert!(!(..).to_bounds().is_empty());
+        assert!(("b".."a").into_bounds().is_empty());
+        assert!(("a".."a").into_bounds().is_empty());
+        assert!(("b"..="a").into_bounds().is_empty());
+        assert!((Bound::Excluded("a"), Bound::Included("a")).into_bounds().is_empty());
+        assert!(!("a"..="a").into_bounds().is_empty());
+        assert!(!(..).into_bounds().is_empty());
     }
 
     #[test]

@@ -39,7 +39,11 @@ use crate::version::{Edit, Life, Version};
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
 
 /// Opens or creates the store in `root`.
-pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> Result<(Arc<Store>, Box<dyn Lock>)> {
+pub(crate) fn open(
+    backend: Arc<dyn Backend>,
+    root: &Path,
+    options: Options,
+) -> Result<(Arc<Store>, Box<dyn Lock>)> {
     let files = Arc::new(Files::new(backend, root));
     let lock = enter(&files, options.create)?;
     let loaded = manifest::load(&files)?;
@@ -48,7 +52,7 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
     }
     make_dirs(&files)?;
     let cache = Arc::new(BlockCache::new(options.cache_bytes()));
-    let mut version = loaded.as_ref().map_or_else(|| first_version(&files), |loaded| loaded.version.clone());
+    let mut version = loaded.clone().unwrap_or_else(|| first_version(&files));
     let mut replay = Replay::default();
     let mut replayed = None;
     if loaded.is_some() {
@@ -169,7 +173,8 @@ impl Replay {
         };
         let place = files.wal_dir();
         let replayed = files.with_queue(|queue| {
-            let mut visit = |seq: Seq, payload: &[u8]| self.take(&place, version, seq, payload).map_err(Error::into_wal);
+            let mut visit =
+                |seq: Seq, payload: &[u8]| self.take(&place, version, seq, payload).map_err(Error::into_wal);
             Ok(wal::replay(files.backend().as_ref(), queue, &input, &mut visit)?)
         })?;
         self.end = replayed.end;
@@ -180,17 +185,28 @@ impl Replay {
     fn take(&mut self, place: &Path, version: &Version, seq: Seq, payload: &[u8]) -> Result<()> {
         for op in ops::ops(payload) {
             let op = op.map_err(|bad| {
-                Error::corrupt(place, seq.get(), bad.what, "operations", format!("byte {} of a record", bad.offset))
+                Error::corrupt(
+                    place,
+                    seq.get(),
+                    bad.what,
+                    "operations",
+                    format!("byte {} of a record", bad.offset),
+                )
             })?;
             if !version.keyspaces.contains_key(&op.keyspace) && !version.dropped.contains(&op.keyspace) {
-                return Err(Error::corrupt(place, seq.get(), "keyspace of an operation", "a known one", op.keyspace));
+                return Err(Error::corrupt(
+                    place,
+                    seq.get(),
+                    "keyspace of an operation",
+                    "a known one",
+                    op.keyspace,
+                ));
             }
         }
         for op in ops::ops(payload).flatten() {
             // Segments hold what is below the flushed position; dropped keyspaces are skipped.
             if version.keyspaces.get(&op.keyspace).is_some_and(|keyspace| seq >= keyspace.flushed) {
-                let table =
-                    self.tables.entry(op.keyspace).or_insert_with(|| Arc::new(Memtable::new(op.keyspace)));
+                let table = self.tables.entry(op.keyspace).or_insert_with(|| Arc::new(Memtable::new()));
                 table.insert(op.key, seq, op.kind, op.value);
             }
         }
@@ -227,7 +243,8 @@ fn begin_life(
     let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
     let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes();
     let ring = if keeps_ring { old.ring } else { make_ring(files, options, version)? };
-    let number = old.number.checked_add(1).ok_or_else(|| Error::invalid("this store was opened too often"))?;
+    let number =
+        old.number.checked_add(1).ok_or_else(|| Error::invalid("this store was opened too often"))?;
     let life = Life {
         store_id: old.store_id,
         number,

@@ -19,7 +19,8 @@ pub(crate) fn metrics(store: &Store) -> Metrics {
         log_files: version.logs.len(),
         log_groups: log.groups,
         log_syncs: log.syncs,
-        memtable_bytes: store.active_bytes.load(Ordering::Relaxed) + store.frozen_bytes.load(Ordering::Relaxed),
+        memtable_bytes: store.active_bytes.load(Ordering::Relaxed)
+            + store.frozen_bytes.load(Ordering::Relaxed),
         flush_error: store.wanted.lock().flush_error.as_ref().map(ToString::to_string),
         halted: store.health().err().map(|error| error.to_string()),
         cache_hits: cache.hits,
@@ -38,13 +39,13 @@ pub(crate) fn metrics(store: &Store) -> Metrics {
 
 fn pinned_bytes(tree: &Tree) -> u64 {
     let current = tree.load();
-    let segments = current.runs.iter().flat_map(|run| run.segments());
-    segments.map(|segment| segment.memory_bytes() as u64).sum()
+    let segments = current.runs.iter().flat_map(super::run::Run::segments);
+    segments.map(|segment| segment.memory_bytes()).sum()
 }
 
 fn keyspace(tree: &Tree) -> KeyspaceMetrics {
     let current = tree.load();
-    let metas = || current.runs.iter().flat_map(|run| run.segments()).map(|segment| segment.meta());
+    let metas = || current.runs.iter().flat_map(super::run::Run::segments).map(|segment| segment.meta());
     let frozen: usize = current.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
     KeyspaceMetrics {
         name: tree.name.clone(),

@@ -92,12 +92,11 @@ impl Cursor for RunCursor {
             None => self.run.segments.len(),
             Some(key) => self.run.segments.partition_point(|segment| segment.meta().smallest < key),
         };
-        match behind.checked_sub(1) {
-            Some(last) => self.enter(last).map_or(Ok(()), |cursor| cursor.seek_before(key)),
-            None => {
-                self.inner = None;
-                Ok(())
-            }
+        if let Some(last) = behind.checked_sub(1) {
+            self.enter(last).map_or(Ok(()), |cursor| cursor.seek_before(key))
+        } else {
+            self.inner = None;
+            Ok(())
         }
     }
 

@@ -50,7 +50,7 @@ impl Snapshot {
     /// If the keyspace belongs to another store.
     #[must_use]
     pub fn range(&self, keyspace: &Keyspace, range: impl KeyRange) -> Iter {
-        self.iterate(keyspace, range.to_bounds())
+        self.iterate(keyspace, range.into_bounds())
     }
 
     /// The pairs whose keys began with `prefix`.

@@ -90,10 +90,6 @@ impl Store {
         self.snapshots.pin(|| self.visible())
     }
 
-    pub(crate) fn tree(&self, id: u32) -> Option<Arc<Tree>> {
-        self.trees.read().get(&id).cloned()
-    }
-
     /// All keyspaces, by id.
     pub(crate) fn all_trees(&self) -> Vec<Arc<Tree>> {
         self.trees.read().values().cloned().collect()

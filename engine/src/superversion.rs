@@ -92,7 +92,7 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new(id: u32, name: &str, runs: Vec<Run>) -> Tree {
-        let first = Superversion { number: 0, active: Arc::new(Memtable::new(id)), frozen: Vec::new(), runs };
+        let first = Superversion { number: 0, active: Arc::new(Memtable::new()), frozen: Vec::new(), runs };
         Tree {
             id,
             name: name.to_owned(),
@@ -121,7 +121,7 @@ impl Tree {
         let mut frozen = vec![Frozen { table: Arc::clone(&old.active), cut }];
         frozen.extend(old.frozen.iter().cloned());
         self.replace(&old, |new| {
-            new.active = Arc::new(Memtable::new(self.id));
+            new.active = Arc::new(Memtable::new());
             new.frozen = frozen;
         });
     }

@@ -50,7 +50,7 @@ fn verify_manifest(store: &Store) -> Result<()> {
     for _ in 0..8 {
         let before = store.manifest.version();
         let loaded = manifest::load(&store.files)?.ok_or_else(|| damaged("none"))?;
-        if loaded.version == *before {
+        if loaded == *before {
             return Ok(());
         }
         if store.manifest.version() == before {
@@ -95,7 +95,13 @@ fn verify_log(store: &Store, report: &mut VerifyReport) -> Result<()> {
     })?;
     if replayed.end < durable {
         let dir = store.files.wal_dir();
-        return Err(Error::corrupt(&dir, replayed.end.get(), "end of the log", durable.get(), replayed.end.get()));
+        return Err(Error::corrupt(
+            &dir,
+            replayed.end.get(),
+            "end of the log",
+            durable.get(),
+            replayed.end.get(),
+        ));
     }
     report.log_files = version.logs.len() as u64;
     report.log_records = replayed.records;

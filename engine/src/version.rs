@@ -80,17 +80,37 @@ pub(crate) enum Edit {
     /// A life begins; the log files of the one before are forgotten.
     Life(Life),
     /// Lower bounds for the counters.
-    Counters { next_file: u64, next_epoch: u32, next_keyspace: u32 },
+    Counters {
+        next_file: u64,
+        next_epoch: u32,
+        next_keyspace: u32,
+    },
     /// A log file gets a new epoch; its stream begins at `start`.
     FileActivated(ActiveFile),
     /// Everything below `at` is in segments, and these log files are not needed any more.
-    Horizon { at: Seq, retired: Vec<u64> },
-    KeyspaceCreated { keyspace: u32, name: String },
-    KeyspaceDropped { keyspace: u32 },
+    Horizon {
+        at: Seq,
+        retired: Vec<u64>,
+    },
+    KeyspaceCreated {
+        keyspace: u32,
+        name: String,
+    },
+    KeyspaceDropped {
+        keyspace: u32,
+    },
     /// A memtable became a run (or nothing, when it was empty).
-    Flushed { keyspace: u32, to: Seq, run: RunMeta },
+    Flushed {
+        keyspace: u32,
+        to: Seq,
+        run: RunMeta,
+    },
     /// The runs that consist of `removed` segments became one run (or nothing).
-    Compacted { keyspace: u32, removed: Vec<u64>, run: RunMeta },
+    Compacted {
+        keyspace: u32,
+        removed: Vec<u64>,
+        run: RunMeta,
+    },
 }
 
 impl Version {
@@ -152,7 +172,7 @@ impl Version {
             },
             Edit::Horizon { at: self.horizon, retired: Vec::new() },
         ];
-        edits.extend(self.logs.iter().cloned().map(Edit::FileActivated));
+        edits.extend(self.logs.iter().copied().map(Edit::FileActivated));
         for (&keyspace, state) in &self.keyspaces {
             edits.push(Edit::KeyspaceCreated { keyspace, name: state.name.clone() });
             edits.push(Edit::Flushed { keyspace, to: state.flushed, run: Vec::new() });
@@ -212,7 +232,7 @@ impl Version {
         }
         self.next_file = self.next_file.max(file.id.saturating_add(1));
         self.next_epoch = self.next_epoch.max(file.epoch.saturating_add(1));
-        self.logs.push(file.clone());
+        self.logs.push(*file);
         Ok(())
     }
 

@@ -3,7 +3,11 @@
 use esker::{Db, Durability, Error, Sizes};
 
 fn dir() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
+}
+
+fn key(i: u32) -> String {
+    format!("{i:08}")
 }
 
 fn small() -> Sizes {
@@ -24,15 +28,18 @@ fn what_was_put_is_there_after_a_reopen() {
     let db = Db::open(&path).unwrap();
     let ks = db.keyspace("default").unwrap();
     for i in 0..200u32 {
-        ks.put(i.to_be_bytes(), format!("value {i}")).unwrap();
+        ks.put(key(i), format!("value {i}")).unwrap();
     }
-    ks.delete(7u32.to_be_bytes()).unwrap();
+    ks.delete(key(7)).unwrap();
     db.close().unwrap();
     let db = Db::open(&path).unwrap();
     let ks = db.keyspace("default").unwrap();
     for i in 0..200u32 {
         let expected = (i != 7).then(|| format!("value {i}"));
-        assert_eq!(ks.get(i.to_be_bytes()).unwrap().map(|v| String::from_utf8(v.to_vec()).unwrap()), expected);
+        assert_eq!(
+            ks.get(key(i)).unwrap().map(|value| String::from_utf8_lossy(&value).into_owned()),
+            expected
+        );
     }
     assert_eq!(ks.iter().count(), 199);
     assert_eq!(ks.iter().rev().count(), 199);
@@ -60,7 +67,11 @@ fn many_writes_through_small_files_flush_compact_and_recycle() {
     let ks = db.keyspace("default").unwrap();
     for round in 0..20u32 {
         for i in 0..1000u32 {
-            ks.put(format!("key {:05}", (i * 7919 + round) % 3000), format!("{round} {i} {}", "x".repeat(60))).unwrap();
+            ks.put(
+                format!("key {:05}", (i * 7919 + round) % 3000),
+                format!("{round} {i} {}", "x".repeat(60)),
+            )
+            .unwrap();
         }
     }
     let metrics = db.metrics();

@@ -25,7 +25,7 @@ pub(crate) fn pick(runs: &[RunShape]) -> Option<Range<usize>> {
     // A bottom run that is mostly tombstones exists only after deletes met nothing older to delete.
     let mostly_dead = |run: &RunShape| run.tombstones * 2 > run.entries;
     if young.len() < MAX_YOUNG_RUNS {
-        return mostly_dead(bottom).then(|| 0..runs.len());
+        return mostly_dead(bottom).then_some(0..runs.len());
     }
     if young_bytes * 3 >= bottom.bytes {
         return Some(0..runs.len());
@@ -52,10 +52,10 @@ fn similar(young: &[RunShape]) -> Range<usize> {
 mod tests {
     use super::*;
 
-    fn check(sizes: &[u64], expected: Option<Range<usize>>) {
+    fn check(sizes: &[u64], expected: impl Into<Option<Range<usize>>>) {
         let runs: Vec<RunShape> =
             sizes.iter().map(|&bytes| RunShape { bytes, entries: bytes, tombstones: 0 }).collect();
-        assert_eq!(pick(&runs), expected, "{sizes:?}");
+        assert_eq!(pick(&runs), expected.into(), "{sizes:?}");
     }
 
     #[test]
@@ -67,15 +67,15 @@ mod tests {
 
     #[test]
     fn young_runs_merge_into_the_bottom_when_they_are_a_third_of_it() {
-        check(&[10, 10, 10, 10, 120], Some(0..5));
-        check(&[10, 10, 10, 10, 10], Some(0..5));
+        check(&[10, 10, 10, 10, 120], 0..5);
+        check(&[10, 10, 10, 10, 10], 0..5);
     }
 
     #[test]
     fn small_young_runs_merge_among_themselves() {
-        check(&[10, 10, 10, 10, 1000], Some(0..4));
-        check(&[10, 10, 10, 200, 1000], Some(0..3));
-        check(&[1, 50, 60, 70, 9000], Some(0..2));
+        check(&[10, 10, 10, 10, 1000], 0..4);
+        check(&[10, 10, 10, 200, 1000], 0..3);
+        check(&[1, 50, 60, 70, 9000], 0..2);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //! - an entry that was inserted is never changed or removed: a memtable only grows, then is dropped as a
-//! whole;
+//!   whole;
 //! - no two entries have the same key and `Seq`;
 //! - who reads decides by `Seq` what he sees: the memtable knows nothing of visibility.
 

@@ -34,7 +34,6 @@ const VERSION_OVERHEAD_BYTES: usize = 2 * size_of::<Version>();
 /// later lookup and seek.
 #[derive(Debug)]
 pub(crate) struct Memtable {
-    keyspace: u32,
     keys: RwLock<BTreeMap<Box<[u8]>, Versions>>,
     /// Both counters are estimates for deciding when to freeze; they publish nothing, so relaxed is enough.
     len: AtomicUsize,
@@ -57,18 +56,8 @@ struct Version {
 }
 
 impl Memtable {
-    pub(crate) fn new(keyspace: u32) -> Memtable {
-        Memtable {
-            keyspace,
-            keys: RwLock::default(),
-            len: AtomicUsize::new(0),
-            size_bytes: AtomicUsize::new(0),
-        }
-    }
-
-    /// The keyspace it belongs to.
-    pub(crate) fn keyspace(&self) -> u32 {
-        self.keyspace
+    pub(crate) fn new() -> Memtable {
+        Memtable { keys: RwLock::default(), len: AtomicUsize::new(0), size_bytes: AtomicUsize::new(0) }
     }
 
     /// Adds one version; in any order of `seq`. The same key and `seq` twice is a bug. Returns by how much
@@ -111,6 +100,7 @@ impl Memtable {
     }
 
     /// How many versions of how many keys ever, tombstones included.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }

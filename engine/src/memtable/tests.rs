@@ -7,7 +7,7 @@ use crate::iter::Cursor;
 use crate::iter_contract::{Owned, any_entries, check_all, runner};
 
 fn filled(entries: &[Owned]) -> Arc<Memtable> {
-    let table = Arc::new(Memtable::new(3));
+    let table = Arc::new(Memtable::new());
     // Neither in the order of keys nor of `Seq`.
     let (even, odd): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.seq.get() % 2 == 0);
     for entry in even.iter().chain(odd.iter().rev()) {
@@ -23,7 +23,7 @@ fn cursor_keeps_the_contract() {
 
 #[test]
 fn cursor_gives_values_larger_than_a_chunk() {
-    let table = Arc::new(Memtable::new(0));
+    let table = Arc::new(Memtable::new());
     let value = vec![7; 200 << 10];
     for (key, seq) in [(b"a", 1), (b"b", 2), (b"c", 3)] {
         table.insert(key, Seq::new(seq), Kind::Put, &value);
@@ -63,9 +63,9 @@ fn get_sees_newest_version_below_the_snapshot() {
 
 #[test]
 fn a_new_table_is_empty() {
-    let table = Memtable::new(9);
+    let table = Memtable::new();
     assert!(table.is_empty());
-    assert_eq!((table.keyspace(), table.len(), table.size_bytes()), (9, 0, 0));
+    assert_eq!((table.len(), table.size_bytes()), (0, 0));
     table.insert(b"k", Seq::new(1), Kind::Delete, b"");
     assert!(!table.is_empty());
     assert!(table.size_bytes() > 1);
@@ -78,7 +78,7 @@ fn a_new_table_is_empty() {
 fn readers_see_whatever_was_inserted_before_they_looked() {
     const WRITERS: u64 = 3;
     const PER_WRITER: u64 = 4000;
-    let table = Arc::new(Memtable::new(0));
+    let table = Arc::new(Memtable::new());
     let done: [AtomicU64; 3] = Default::default();
     let key = |writer: u64, index: u64| format!("{:08}", index * WRITERS + writer).into_bytes();
     std::thread::scope(|scope| {
@@ -148,7 +148,7 @@ fn count_backward(table: &Arc<Memtable>) -> u64 {
 /// A writer to the table that is being walked must not wait for the walk: one thread does both.
 #[test]
 fn the_thread_that_walks_may_insert() {
-    let table = Arc::new(Memtable::new(0));
+    let table = Arc::new(Memtable::new());
     for index in 0..100_u64 {
         table.insert(&[u8::try_from(index).unwrap()], Seq::new(index), Kind::Put, b"old");
     }

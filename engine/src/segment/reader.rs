@@ -76,38 +76,6 @@ impl Segment {
         }))
     }
 
-    /// What the file itself says it is: for tools and repair, where no manifest vouches for it. Also the store's id.
-    ///
-    /// # Errors
-    /// As [`Segment::open`].
-    pub(crate) fn describe(files: &Files, id: u64) -> Result<(SegmentMeta, u64)> {
-        let path = files.segment_path(id);
-        let file = open_file(files, &path)?;
-        let size_bytes = files.backend().size_bytes(&file)?;
-        if size_bytes < FOOTER_BYTES as u64 || !size_bytes.is_multiple_of(FOOTER_BYTES as u64) {
-            return Err(Error::corrupt(&path, 0, "segment size in bytes", "a multiple of 4096", size_bytes));
-        }
-        let (footer, footer_crc) = read_footer(files, &file, size_bytes, None)?;
-        if footer.size_bytes != size_bytes || footer.segment != id {
-            return Err(Error::corrupt(&path, 0, "segment id and size", id, footer.segment));
-        }
-        let (index, _) = load(files, &file, &footer)?;
-        let meta = SegmentMeta {
-            id,
-            keyspace: footer.keyspace,
-            size_bytes,
-            entries: footer.entries,
-            tombstones: footer.tombstones,
-            smallest: Bytes::copy_from_slice(index.smallest()),
-            largest: Bytes::copy_from_slice(index.separator(index.blocks() - 1)),
-            min_seq: footer.min_seq,
-            max_seq: footer.max_seq,
-            raw_bytes: footer.raw_bytes,
-            footer_crc,
-        };
-        Ok((meta, footer.store))
-    }
-
     pub(crate) fn meta(&self) -> &SegmentMeta {
         &self.meta
     }

@@ -50,20 +50,6 @@ pub(crate) struct WriterOptions {
     pub(crate) filter_bits_per_key: u32,
 }
 
-impl WriterOptions {
-    /// 8 KiB blocks, compressed, 14 filter bits a key.
-    pub(crate) fn new(id: u64, keyspace: u32, store_id: u64) -> WriterOptions {
-        WriterOptions {
-            id,
-            keyspace,
-            store_id,
-            block_bytes: 8 << 10,
-            compress: true,
-            filter_bits_per_key: 14,
-        }
-    }
-}
-
 /// Counts that end up in the footer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
