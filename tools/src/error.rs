@@ -1,0 +1,172 @@
+//! What ends a command early: an exit code and one line that says what, which file, and what to do.
+//!
+//! Invariants: every error of the store is mapped here and nowhere else; a message is always one line.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use esker::Error;
+
+/// Result of a command.
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+/// The table of exit codes, as `--help` shows it.
+pub(crate) const EXIT_CODES: &str = "Exit codes:
+  0  fine
+  1  not found (the key, or the keyspace)
+  2  wrong usage or malformed input
+  3  corruption: the message names the file and the offset
+  4  an I/O error, or something about this machine or directory
+  5  the store is locked by another process";
+
+/// Why a command ended. The number of each kind is its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Standard output was closed by its reader: fine, and nothing to say.
+    Quiet,
+    /// No such key or keyspace.
+    NotFound,
+    /// Wrong usage or malformed input.
+    Input,
+    /// Bytes on disk are not what was written.
+    Corrupt,
+    /// The machine, the file system or the directory.
+    Environment,
+    /// Another process holds the store.
+    Locked,
+}
+
+/// A command that ended early.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    kind: Kind,
+    message: String,
+}
+
+impl Failure {
+    /// A failure with its message; line breaks become spaces.
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Failure {
+        let message = message.into().split_whitespace().collect::<Vec<_>>().join(" ");
+        Failure { kind, message }
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::NotFound, message)
+    }
+
+    pub(crate) fn input(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Input, message)
+    }
+
+    pub(crate) fn environment(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Environment, message)
+    }
+
+    pub(crate) fn corrupt(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Corrupt, message)
+    }
+
+    /// A failed call on a file that is not part of a store.
+    pub(crate) fn file(path: &Path, error: &std::io::Error) -> Failure {
+        Failure::environment(format!("{}: {error}{}", path.display(), advice(error.kind(), "")))
+    }
+
+    /// A failed write to standard output. A closed pipe is how `head` says that it has seen enough.
+    pub(crate) fn output(error: &std::io::Error) -> Failure {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Failure::new(Kind::Quiet, "");
+        }
+        Failure::environment(format!("standard output: {error}"))
+    }
+
+    /// An error of the store in `dir`.
+    pub(crate) fn store(dir: &Path, error: &Error) -> Failure {
+        let dir = dir.display();
+        match error {
+            Error::Locked { .. } => Failure::new(
+                Kind::Locked,
+                format!("{dir}: {error}: stop that process, or wait until it is done with the store"),
+            ),
+            Error::Corrupt { .. } => Failure::corrupt(format!(
+                "{error}: nothing was changed; keep a copy of {dir}, and restore it from a backup"
+            )),
+            Error::Halted { cause, .. } if matches!(**cause, Error::Corrupt { .. }) => {
+                Failure::corrupt(format!("{dir}: {error}"))
+            }
+            Error::InvalidArgument { .. } | Error::TooLarge { .. } => {
+                Failure::input(format!("{dir}: {error}"))
+            }
+            Error::Format { .. } => Failure::environment(format!(
+                "{error}: nothing was written to it; give the directory of a store, or a new one to `kvtool load`"
+            )),
+            Error::Io { kind, message, .. } => {
+                Failure::environment(format!("{dir}: {error}{}", advice(*kind, message)))
+            }
+            _ => Failure::environment(format!("{dir}: {error}")),
+        }
+    }
+
+    /// The same failure with more to say in front.
+    pub(crate) fn context(self, what: impl std::fmt::Display) -> Failure {
+        Failure { kind: self.kind, message: format!("{what}: {}", self.message) }
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self.kind {
+            Kind::Quiet => 0,
+            Kind::NotFound => 1,
+            Kind::Input => 2,
+            Kind::Corrupt => 3,
+            Kind::Environment => 4,
+            Kind::Locked => 5,
+        })
+    }
+}
+
+/// What to do about an error of the operating system.
+fn advice(kind: std::io::ErrorKind, message: &str) -> &'static str {
+    use std::io::ErrorKind as Io;
+    match kind {
+        Io::PermissionDenied => ": run as the owner of the files, or change their permissions",
+        Io::NotFound => ": check the path",
+        Io::ReadOnlyFilesystem => ": mount it writable",
+        Io::StorageFull => ": free some space and run the command again",
+        // EMFILE and ENFILE have no kind of their own; the operating system's text carries the number.
+        _ if message.contains("os error 24") => ": raise the limit of this process (ulimit -n)",
+        _ if message.contains("os error 23") => ": raise the limit of the machine (sysctl fs.file-max)",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line() {
+        let failure = Failure::input("first\n  second\r\nthird");
+        assert_eq!(failure.message(), "first second third");
+        assert_eq!(failure.exit_code(), ExitCode::from(2));
+    }
+
+    #[test]
+    fn too_few_file_handles_say_what_to_raise() {
+        let text = "open wal: Too many open files (os error 24)";
+        assert!(advice(std::io::ErrorKind::Other, text).contains("ulimit -n"));
+    }
+
+    #[test]
+    fn a_closed_pipe_is_fine() {
+        let failure = Failure::output(&std::io::ErrorKind::BrokenPipe.into());
+        assert_eq!(failure.kind(), Kind::Quiet);
+        assert_eq!(failure.exit_code(), ExitCode::SUCCESS);
+    }
+}

@@ -1,0 +1,145 @@
+//! What all commands share: where the store is, how it is opened, and how keys are given.
+//!
+//! Invariants: only the commands that say so create a store or a keyspace; a directory of something else is refused
+//! before anything in it is touched.
+
+use std::path::PathBuf;
+use std::sync::Once;
+
+use clap::{Args, ValueEnum};
+use esker::{Db, Durability, Keyspace};
+
+use crate::error::{Failure, Result};
+use crate::render::{self, Notation, Out, Style};
+
+/// The keyspace that is used when none is named.
+const DEFAULT_KEYSPACE: &str = "default";
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Common {
+    /// The keyspace to work on
+    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_KEYSPACE)]
+    pub(crate) keyspace: String,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// Keys and values are hexadecimal digits, in and out
+    #[arg(long, global = true)]
+    hex: bool,
+}
+
+impl Common {
+    pub(crate) fn out(&self) -> Out {
+        let notation = if self.hex { Notation::Hex } else { Notation::Plain };
+        Out::new(notation, if self.json { Style::Json } else { Style::Text })
+    }
+
+    /// The bytes of a key or value given on the command line.
+    pub(crate) fn bytes(&self, what: &str, text: &str) -> Result<Vec<u8>> {
+        if !self.hex {
+            return Ok(text.as_bytes().to_vec());
+        }
+        render::unhex(text).ok_or_else(|| {
+            Failure::input(format!("{what} `{text}`: --hex wants an even number of hexadecimal digits"))
+        })
+    }
+}
+
+/// The directory of a store.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Dir {
+    /// The directory of the store
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+}
+
+/// What a write survives when the command reports success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Level {
+    /// A power cut
+    Power,
+    /// The death of the process
+    Process,
+}
+
+impl From<Level> for Durability {
+    fn from(level: Level) -> Durability {
+        match level {
+            Level::Power => Durability::Power,
+            Level::Process => Durability::Process,
+        }
+    }
+}
+
+/// Whether a command may make a store where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// Make it.
+    Create,
+    /// Refuse.
+    Refuse,
+}
+
+impl Dir {
+    /// Opens the store. Where there is no direct I/O it works through the page cache, and this says so once.
+    pub(crate) fn open(&self, missing: Missing) -> Result<Db> {
+        static BUFFERED: Once = Once::new();
+        let db = self.open_quietly(missing)?;
+        if !db.metrics().direct_io {
+            BUFFERED.call_once(|| {
+                render::note(&format!(
+                    "{}: this file system has no direct I/O, so the store goes through the page cache",
+                    self.dir.display()
+                ));
+            });
+        }
+        Ok(db)
+    }
+
+    /// Opens the store, without a word about the file system under it.
+    pub(crate) fn open_quietly(&self, missing: Missing) -> Result<Db> {
+        self.check(missing)?;
+        self.map(Db::builder().create(missing == Missing::Create).open(&self.dir))
+    }
+
+    /// Turns an error of the store into one of this tool.
+    pub(crate) fn map<T>(&self, result: esker::Result<T>) -> Result<T> {
+        result.map_err(|error| Failure::store(&self.dir, &error))
+    }
+
+    fn check(&self, missing: Missing) -> Result<()> {
+        let dir = self.dir.display();
+        match std::fs::metadata(&self.dir) {
+            Ok(found) if !found.is_dir() => {
+                Err(Failure::environment(format!("{dir}: not a directory: give the directory of a store")))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && missing == Missing::Refuse => {
+                Err(Failure::environment(format!(
+                    "{dir}: no such directory: `kvtool load {dir} FILE` makes a store there"
+                )))
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Failure::file(&self.dir, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The keyspace to read from. `None`: the default one, which does not exist before the first write.
+pub(crate) fn existing(dir: &Dir, db: &Db, common: &Common) -> Result<Option<Keyspace>> {
+    let names = db.keyspaces();
+    if names.contains(&common.keyspace) {
+        return dir.map(db.keyspace(&common.keyspace)).map(Some);
+    }
+    if common.keyspace == DEFAULT_KEYSPACE {
+        return Ok(None);
+    }
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    Err(Failure::not_found(format!(
+        "{}: no keyspace `{}`: there are: {names}",
+        dir.dir.display(),
+        common.keyspace
+    )))
+}
