@@ -90,19 +90,18 @@ impl Out {
         }
     }
 
-    /// A JSON object, or the same as two aligned columns.
+    /// A JSON object, or the same as two aligned columns with a line for each figure of what is nested.
     pub(crate) fn table(&mut self, rows: &Map<String, Value>) -> Result<()> {
         if self.style == Style::Json {
-            return self.line(serde_json::to_vec(rows).unwrap_or_default());
+            return self.line(Value::from(rows.clone()).to_string());
         }
-        let width = rows.keys().map(String::len).max().unwrap_or(0);
+        let mut lines = Vec::new();
         for (name, value) in rows {
-            let text = match value {
-                Value::String(text) => text.clone(),
-                Value::Number(number) => number.as_u64().map_or_else(|| number.to_string(), thousands),
-                other => other.to_string(),
-            };
-            self.line(format!("{:width$}  {text}", name.replace('_', " ")))?;
+            flatten(&name.replace('_', " "), value, &mut lines);
+        }
+        let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        for (name, text) in lines {
+            self.line(format!("{name:width$}  {text}"))?;
         }
         Ok(())
     }
@@ -116,6 +115,30 @@ impl Out {
 /// A line on standard error. There is nowhere to report that this failed.
 pub(crate) fn note(text: &str) {
     drop(writeln!(std::io::stderr(), "kvtool: {text}"));
+}
+
+/// The lines of a nested value: `io read count  12`. The things of a list are told apart by their `name`.
+fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(fields) => {
+            for (field, value) in fields.iter().filter(|(field, _)| *field != "name") {
+                flatten(&format!("{name} {}", field.replace('_', " ")), value, lines);
+            }
+        }
+        Value::Array(things) => {
+            for thing in things {
+                let which = thing.get("name").and_then(Value::as_str).unwrap_or_default();
+                flatten(&format!("{name} {which}"), thing, lines);
+            }
+        }
+        Value::String(text) => lines.push((name.to_owned(), text.clone())),
+        Value::Number(number) => {
+            let text =
+                number.as_u64().map_or_else(|| format!("{:.3}", number.as_f64().unwrap_or(0.0)), thousands);
+            lines.push((name.to_owned(), text));
+        }
+        other => lines.push((name.to_owned(), other.to_string())),
+    }
 }
 
 /// `{"key":…,"value":…}` without line breaks. What is not text is given as `key_hex`, `value_hex`; text that is not

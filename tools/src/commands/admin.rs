@@ -1,7 +1,9 @@
 //! `stats`, `compact`, `verify`: the store as a whole.
 
+use std::time::Duration;
+
 use clap::Args;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::Result;
 use crate::render::{Out, Stopwatch};
@@ -26,10 +28,67 @@ impl Stats {
 /// The figures of `stats`, in the order in which they are shown.
 pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     let metrics = db.metrics();
-    Map::from_iter([
-        ("direct_io".to_owned(), Value::from(metrics.direct_io)),
-        ("keyspaces".to_owned(), Value::from(db.keyspaces())),
-    ])
+    let mut rows = Map::new();
+    let mut row = |name: &str, value: Value| rows.insert(name.to_owned(), value);
+    row("direct_io", Value::from(metrics.direct_io));
+    row("life", Value::from(metrics.life));
+    row("log_files", Value::from(metrics.log_files));
+    row("log_bytes", Value::from(metrics.log_bytes));
+    row("memtable_bytes", Value::from(metrics.memtable_bytes));
+    row("cache_bytes", Value::from(metrics.cache_bytes));
+    row("pinned_bytes", Value::from(metrics.pinned_bytes));
+    row("flushes", Value::from(metrics.flushes));
+    row("compactions", Value::from(metrics.compactions));
+    row("stalls", Value::from(metrics.stalls));
+    row("failed_jobs", Value::from(metrics.failed_jobs));
+    if let Some(error) = metrics.flush_error {
+        row("flush_error", Value::from(error));
+    }
+    if let Some(cause) = metrics.halted {
+        row("halted", Value::from(cause));
+    }
+    row("io", io(&metrics.io));
+    row("keyspaces", Value::Array(metrics.keyspaces.iter().map(keyspace).collect()));
+    rows
+}
+
+fn io(counters: &aio::Counters) -> Value {
+    let kinds = [
+        ("read", &counters.read),
+        ("write", &counters.write),
+        ("write_durable", &counters.write_durable),
+        ("sync", &counters.sync),
+    ];
+    let kind = |kind: &aio::OperationCounters| {
+        json!({
+            "count": kind.count,
+            "bytes": kind.bytes,
+            "errors": kind.errors,
+            "p50_us": micros(kind.latency.percentile(500)),
+            "p99_us": micros(kind.latency.percentile(990)),
+        })
+    };
+    let mut all: Map<String, Value> =
+        kinds.into_iter().map(|(name, counted)| (name.to_owned(), kind(counted))).collect();
+    all.insert("submit_calls".to_owned(), Value::from(counters.submit_calls));
+    Value::Object(all)
+}
+
+fn micros(time: Duration) -> Value {
+    Value::from(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+}
+
+fn keyspace(keyspace: &esker::KeyspaceMetrics) -> Value {
+    json!({
+        "name": keyspace.name,
+        "runs": keyspace.runs,
+        "segments": keyspace.segments,
+        "segment_bytes": keyspace.segment_bytes,
+        "entries": keyspace.entries,
+        "tombstones": keyspace.tombstones,
+        "raw_bytes": keyspace.raw_bytes,
+        "memtable_bytes": keyspace.memtable_bytes,
+    })
 }
 
 /// Compacts the store.

@@ -1,0 +1,29 @@
+# The verbs of this repository. CI calls them and nothing else.
+
+# List the verbs
+default:
+    @just --list
+
+# Format, lints, documentation, rules of the house
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked
+    cargo test -p kvtool --test tidy --locked
+
+# All tests
+test:
+    cargo test --workspace --locked
+
+# Crashes only: the simulated disk at every I/O, and real processes killed
+crash:
+    cargo test -p esker --locked crash
+    cargo test -p kvtool --test kill --locked
+
+# Check, and the long variants of the random tests
+deep: check
+    ESKER_DEEP=1 cargo test --workspace --locked
+
+# Benches; NAME is a filter
+bench NAME="":
+    cargo bench -p esker-benches --locked -- {{NAME}}
