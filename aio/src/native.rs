@@ -87,7 +87,7 @@ impl Backend for NativeBackend {
             OpenMode::Write => OFlags::RDWR,
             OpenMode::Create => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
-        let descriptor = open(path, flags)?;
+        let descriptor = open_direct(path, flags)?;
         let direct =
             probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
         Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
@@ -208,6 +208,16 @@ impl Backend for NativeBackend {
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     let mode = Mode::from_raw_mode(0o644);
     named("open", path, retry_on_intr(|| rustix::fs::open(path, flags | OFlags::CLOEXEC, mode)))
+}
+
+/// Asks for direct I/O in the `open` itself, so that a trace of system calls shows it; opens without where that is
+/// refused. A refused `open` may have made the file (a name that was taken fails before the flag is looked at), so the
+/// second one takes it as it is.
+fn open_direct(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    match open(path, flags | OFlags::DIRECT) {
+        Err(error) if error.errno() == Some(Errno::INVALID) => open(path, flags.difference(OFlags::EXCL)),
+        other => other,
+    }
 }
 
 /// Says in an error which call on which path it was.

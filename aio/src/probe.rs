@@ -64,8 +64,7 @@ pub(crate) struct Direct {
 
 /// Switches an open file to direct I/O if it can; else it stays as it is.
 ///
-/// The flag is set after opening, because on some file systems an `open` that creates the file and refuses the flag
-/// leaves the file behind.
+/// Also for files whose `open` asked for it already: the flag alone does not say that I/O is direct.
 pub(crate) fn make_direct(descriptor: BorrowedFd<'_>) -> std::result::Result<Direct, Errno> {
     let buffered = Direct { is_direct: false, alignment: BUFFERED };
     match rustix::fs::fcntl_setfl(descriptor, OFlags::DIRECT) {
