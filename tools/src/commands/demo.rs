@@ -30,6 +30,9 @@ const KEYSPACE: &str = "demo";
 /// How many of ten parts are acknowledged when the loader is killed, once each.
 const KILL_AFTER_TENTHS: [usize; 3] = [1, 4, 7];
 
+/// On a busy machine the loader may be done before this process wakes up to kill it; then all is done again.
+const ATTEMPTS: usize = 5;
+
 /// Deletions in a batch when an earlier demo is cleared away.
 const CLEAR_BATCH: usize = 500;
 
@@ -70,8 +73,20 @@ impl Demo {
     pub(crate) fn run(&self, out: &mut Out) -> Result<()> {
         let watch = Stopwatch::start();
         let sample = sample()?;
-        self.clear(&sample)?;
-        let killed_after = self.load_and_kill(&sample)?;
+        let mut killed_after = Vec::new();
+        for _ in 0..ATTEMPTS {
+            self.clear(&sample)?;
+            killed_after = self.load_and_kill(&sample)?;
+            if !killed_after.is_empty() {
+                break;
+            }
+        }
+        if killed_after.is_empty() {
+            return Err(Failure::environment(format!(
+                "{}: the loader was always done before it could be killed: run the demo on a machine that is less busy",
+                self.dir.dir.display()
+            )));
+        }
         let watch_open = Stopwatch::start();
         let db = self.dir.open(Missing::Refuse)?;
         let opened = watch_open.elapsed();
@@ -137,7 +152,8 @@ impl Demo {
         self.dir.map(db.close())
     }
 
-    /// Runs loaders until all is loaded, and kills all but the last. Says after how many writes each kill came.
+    /// Runs loaders until all is loaded, and kills all but the last. Says after how many writes each kill came; none
+    /// if every loader was too fast.
     fn load_and_kill(&self, sample: &[Record<'_>]) -> Result<Vec<usize>> {
         let mut acknowledged = 0;
         let mut kills = Vec::new();
@@ -150,12 +166,6 @@ impl Demo {
             let db = self.dir.open(Missing::Refuse)?;
             self.compare(&self.dir.map(db.keyspace(KEYSPACE))?, sample, acknowledged)?;
             self.dir.map(db.close())?;
-        }
-        if kills.is_empty() {
-            return Err(Failure::environment(format!(
-                "{}: the loader was always done before it could be killed: run the demo again",
-                self.dir.dir.display()
-            )));
         }
         self.run_loader(&mut acknowledged, usize::MAX)?;
         if acknowledged == sample.len() {

@@ -1,0 +1,234 @@
+//! SIGKILL at any moment: everything acknowledged is there, and no half batch is visible.
+//!
+//! The test starts itself again as a writer. Batch `n` writes to two keyspaces, and takes earlier keys out of them; so
+//! the store after `n` batches is known, and a half batch is one keyspace without the other. The writer says `@ack n`
+//! on its standard error, a pipe, when the call has returned; a second thread flushes and compacts all the time and
+//! says when it begins and ends. The parent kills it in the middle of either, opens the store, and compares all of it
+//! with what it must be after everything acknowledged, or with the one batch in flight as well. Then the next writer
+//! goes on from there, so that a store is killed again and again through its whole life.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Random, loud, seed, temp_dir};
+use esker::{Db, Durability};
+
+/// Set for the writer: directory, level, and the number of its first batch.
+const WRITER: &str = "ESKER_TEST_WRITER";
+/// The smallest sensible store, so that flushes and log files come round quickly.
+const BUDGET_BYTES: u64 = 16 << 20;
+const SIGKILL: i32 = 9;
+const KEYSPACES: [&str; 2] = ["left", "right"];
+/// A batch also takes out the key that is so many batches old, in both keyspaces, when the number divides.
+const DELETE_EVERY: u64 = 7;
+const DELETE_BACK: u64 = 5;
+
+fn key(number: u64) -> Vec<u8> {
+    // Spread, so that flushes overlap and compactions have something to merge.
+    format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).into_bytes()
+}
+
+fn value(number: u64) -> Vec<u8> {
+    let length = 64 + usize::try_from(number * 37 % 2000).expect("small");
+    number.to_string().into_bytes().into_iter().cycle().take(length).collect()
+}
+
+/// What each keyspace holds after this many batches.
+fn model(batches: u64) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let deleted = |number: u64| {
+        let by = number + DELETE_BACK;
+        by.is_multiple_of(DELETE_EVERY) && by <= batches
+    };
+    (1..=batches).filter(|number| !deleted(*number)).map(|number| (key(number), value(number))).collect()
+}
+
+fn say(text: &str) {
+    // One call per line, so that lines of two threads do not mix.
+    std::io::stderr().write_all(format!("@{text}\n").as_bytes()).expect("the parent listens");
+}
+
+fn open(dir: &Path) -> Db {
+    Db::builder().memory_budget_bytes(BUDGET_BYTES).open(dir).expect("the store opens")
+}
+
+/// The writer; does nothing in an ordinary run of the tests.
+#[test]
+fn writer() {
+    let Ok(task) = std::env::var(WRITER) else { return };
+    let mut words = task.splitn(3, ' ');
+    let mut word = || words.next().expect("three words");
+    let level = if word() == "power" { Durability::Power } else { Durability::Process };
+    let first: u64 = word().parse().expect("a number");
+    let db = open(Path::new(word()));
+    let [left, right] = KEYSPACES.map(|name| db.keyspace(name).expect("a keyspace"));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut round = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                say("job begins");
+                if round.is_multiple_of(3) { db.compact() } else { db.flush() }.expect("the job runs");
+                say("job ends");
+                round += 1;
+            }
+        });
+        for number in first..first + 1_000_000 {
+            let mut batch = db.batch();
+            batch.durability(level);
+            for keyspace in [&left, &right] {
+                batch.put(keyspace, key(number), value(number));
+                if number.is_multiple_of(DELETE_EVERY) && number > DELETE_BACK {
+                    batch.delete(keyspace, key(number - DELETE_BACK));
+                }
+            }
+            batch.commit().expect("the batch is written");
+            say(&format!("ack {number}"));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// When to kill.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    /// After so many acknowledgements.
+    Acknowledged(u64),
+    /// When the job of this number has begun.
+    InJob(usize),
+}
+
+/// What is known of a writer after its death.
+#[derive(Debug, Default)]
+struct Died {
+    acknowledged: u64,
+    in_job: bool,
+}
+
+/// Runs a writer from batch `done + 1` on, and kills it.
+fn kill(dir: &Path, level: &str, done: u64, when: When) -> Died {
+    let mut child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "writer", "--nocapture"])
+        .env(WRITER, format!("{level} {} {}", done + 1, dir.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the writer starts");
+    let pipe = child.stderr.take().expect("a pipe");
+    let died = listen(pipe, done, when, || child.kill().expect("a child can be killed"));
+    let status = child.wait().expect("a child ends");
+    assert_eq!(status.signal(), Some(SIGKILL), "the writer ended by itself: {status}");
+    died
+}
+
+fn listen(pipe: ChildStderr, done: u64, when: When, mut kill: impl FnMut()) -> Died {
+    let mut died = Died { acknowledged: done, in_job: false };
+    let (mut jobs, mut killed) = (0, false);
+    for line in BufReader::new(pipe).lines() {
+        let line = line.expect("text");
+        if line == "@job begins" {
+            jobs += 1;
+            died.in_job = true;
+        } else if line == "@job ends" {
+            died.in_job = false;
+        } else if let Some(number) = line.strip_prefix("@ack ") {
+            assert_eq!(number.parse(), Ok(died.acknowledged + 1));
+            died.acknowledged += 1;
+        } else {
+            loud(&line);
+        }
+        let now = match when {
+            When::Acknowledged(count) => died.acknowledged >= done + count,
+            // Not before the first acknowledgement: a kill comes between the first and the last record.
+            When::InJob(number) => jobs >= number && died.in_job && died.acknowledged > done,
+        };
+        if now && !killed {
+            kill();
+            killed = true;
+        }
+    }
+    died
+}
+
+/// Compares the store with the model; says after how many batches it stands.
+fn check(dir: &Path, acknowledged: u64) -> u64 {
+    let db = open(dir);
+    let [left, right] = KEYSPACES.map(|name| {
+        let keyspace = db.keyspace(name).expect("a keyspace");
+        let all = keyspace.iter().map(|record| record.map(|(key, value)| (key.to_vec(), value.to_vec())));
+        all.collect::<esker::Result<BTreeMap<_, _>>>().expect("the store can be read")
+    });
+    assert!(left == right, "half a batch: {} keys left, {} right", left.len(), right.len());
+    let in_flight = left.contains_key(&key(acknowledged + 1));
+    let batches = acknowledged + u64::from(in_flight);
+    let expected = model(batches);
+    let keyspace = db.keyspace(KEYSPACES[0]).expect("a keyspace");
+    for (key, value) in &expected {
+        let name = String::from_utf8_lossy(key);
+        assert!(left.get(key) == Some(value), "{name} of {batches} batches is gone or changed");
+        let got = keyspace.get(key).expect("the store can be read");
+        assert_eq!(got.as_deref(), Some(value.as_slice()), "{name}");
+    }
+    assert_eq!(left.len(), expected.len(), "keys that are deleted, or that nobody wrote");
+    db.close().expect("the store closes");
+    batches
+}
+
+fn survive(level: &str) {
+    // Ten times as many for a long run.
+    let factor = if std::env::var_os("ESKER_DEEP").is_some() { 10 } else { 1 };
+    let mut random: Random = seed();
+    let temp = temp_dir();
+    let dir = temp.path().join("store");
+    let (mut batches, mut kills, mut in_job) = (0, 0, 0);
+    let below = |random: &mut Random, limit: usize| u64::try_from(random.below(limit)).expect("small");
+    while kills < 14 * factor || in_job < 8 * factor {
+        assert!(kills < 100 * factor, "of {kills} kills only {in_job} were during a flush or a compaction");
+        let when = if kills % 2 == 0 {
+            When::Acknowledged(1 + below(&mut random, 150))
+        } else {
+            When::InJob(1 + random.below(5))
+        };
+        let died = kill(&dir, level, batches, when);
+        assert!(died.acknowledged > batches, "killed before the first record");
+        kills += 1;
+        in_job += u32::from(died.in_job);
+        batches = check(&dir, died.acknowledged);
+    }
+    // Both levels together: at least 40 in all, 10 during jobs.
+    while kills < 20 * factor {
+        let died = kill(&dir, level, batches, When::Acknowledged(1 + below(&mut random, 150)));
+        batches = check(&dir, died.acknowledged);
+        kills += 1;
+        in_job += u32::from(died.in_job);
+    }
+    open(&dir).verify().expect("the store is sound");
+    loud(&format!(
+        "{level}: {kills} kills, {in_job} of them during a flush or a compaction; {batches} batches"
+    ));
+}
+
+#[test]
+fn acknowledged_power_writes_survive_sigkill() {
+    survive("power");
+}
+
+#[test]
+fn acknowledged_process_writes_survive_sigkill() {
+    survive("process");
+}
+
+#[test]
+fn the_model_deletes_what_the_writer_deletes() {
+    assert_eq!(model(6).len(), 6);
+    assert_eq!(model(7).len(), 6);
+    assert!(!model(7).contains_key(&key(2)));
+    assert_eq!(model(14).len(), 12);
+}

@@ -1,0 +1,169 @@
+//! The tool on a machine that is in the way: full, out of handles, out of AIO slots, forbidden; and on damaged files.
+//!
+//! A fault that needs another tool (strace, unshare) or another user is skipped without it, and says so.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Ended, SAMPLE, kvtool, loud, run, temp_dir, tool};
+
+const KVTOOL: &str = env!("CARGO_BIN_EXE_kvtool");
+
+/// Whether a command can be run here.
+fn works(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+}
+
+fn loaded() -> (tempfile::TempDir, PathBuf) {
+    let temp = temp_dir();
+    let dir = temp.path().join("store");
+    tool("load", &dir, &[SAMPLE]).fine();
+    tool("compact", &dir, &[]).fine();
+    (temp, dir)
+}
+
+fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let all = common::contents(dir).into_iter().map(|(path, _)| path);
+    all.filter(|path| path.is_file() && path.to_str().is_some_and(|name| name.contains(ending))).collect()
+}
+
+#[test]
+fn without_permission_it_says_so() {
+    let (temp, dir) = loaded();
+    let forbid = |mode: u32| std::fs::set_permissions(&dir, PermissionsExt::from_mode(mode)).unwrap();
+    let mut command = kvtool();
+    if rustix::process::getuid().is_root() {
+        use std::os::unix::process::CommandExt;
+        // Nobody must be able to reach the program and the directory's parent, but not the store.
+        std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        command.uid(65_534).gid(65_534);
+        if command.arg("--version").output().is_err() {
+            return loud("skipped: nobody cannot reach the program here, and root may do everything");
+        }
+        command = kvtool();
+        command.uid(65_534).gid(65_534);
+        forbid(0o700);
+    } else {
+        forbid(0o000);
+    }
+    let ended = run(command.arg("scan").arg(&dir), b"");
+    forbid(0o755);
+    ended.fails(4, &["ermission denied", "owner"]);
+    assert_eq!(tool("scan", &dir, &["--count"]).fine(), "1000\n");
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_store_stays_sound() {
+    if !works("unshare", &["-rm", "true"]) {
+        return loud("skipped: no unshare here, so no small file system for the test of a full disk");
+    }
+    let temp = temp_dir();
+    let big = temp.path().join("big.ndjson");
+    let line = |n: u32| format!("{{\"key\":\"{n:08}\",\"value\":\"{}\"}}\n", noise(n));
+    std::fs::write(&big, (0..120_000).map(line).collect::<Vec<_>>().concat()).unwrap();
+    for (megabytes, at_once) in [(2, true), (96, false)] {
+        let script = format!(
+            "mount -t tmpfs -o size={megabytes}m none '{mount}' && '{KVTOOL}' load '{mount}/store' '{file}'; code=$?; \
+             rm -f '{mount}/ballast'; [ $code != 4 ] || [ {at_once} = true ] || '{KVTOOL}' scan '{mount}/store' --count; exit $code",
+            mount = temp.path().join("mount").display(),
+            file = big.display(),
+        );
+        std::fs::create_dir_all(temp.path().join("mount")).unwrap();
+        let ended = run(Command::new("unshare").args(["-rm", "sh", "-c", &script]), b"");
+        ended.fails(4, &["no space left"]);
+        if !at_once {
+            let kept: u32 = ended.out.trim().parse().expect("a count");
+            assert!((1..120_000).contains(&kept), "{kept}");
+        }
+    }
+}
+
+/// Text that does not compress well.
+fn noise(number: u32) -> String {
+    let mut word = u64::from(number) | 1 << 33;
+    let mut text = String::new();
+    while text.len() < 1000 {
+        word = word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        write!(text, "{:08x}", word >> 32).expect("a string takes everything");
+    }
+    text
+}
+
+#[test]
+fn too_few_file_handles_say_what_to_raise() {
+    let (_temp, dir) = loaded();
+    let script = format!("ulimit -n 6 && exec '{KVTOOL}' scan '{}' --count", dir.display());
+    run(Command::new("sh").args(["-c", &script]), b"").fails(4, &["Too many open files", "ulimit -n"]);
+    assert_eq!(tool("scan", &dir, &["--count"]).fine(), "1000\n");
+}
+
+#[test]
+fn too_few_aio_slots_name_the_limit_of_the_machine() {
+    let (_temp, dir) = loaded();
+    let Some(ended) = injected("io_setup:error=EAGAIN", &dir) else { return };
+    ended.fails(4, &["aio-max-nr"]);
+    assert_eq!(tool("scan", &dir, &["--count"]).fine(), "1000\n");
+}
+
+/// Runs a scan with a failing system call; `None` if that cannot be done here.
+fn injected(what: &str, dir: &Path) -> Option<Ended> {
+    if !works("strace", &["-qq", "-o", "/dev/null", "true"]) {
+        loud("skipped: no strace here, so no failing system calls");
+        return None;
+    }
+    let call = what.split(':').next()?;
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"]);
+    command.arg(format!("inject={what}")).args([KVTOOL, "scan"]).arg(dir).arg("--count");
+    Some(run(&mut command, b""))
+}
+
+#[test]
+fn a_flipped_bit_is_found_and_named_with_file_and_offset() {
+    let (_temp, dir) = loaded();
+    let segments = files(&dir, ".seg");
+    assert!(!segments.is_empty());
+    for path in segments {
+        let sound = std::fs::read(&path).unwrap();
+        for at in [100, sound.len() / 2, sound.len() - 4096 + 20] {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 0x10;
+            std::fs::write(&path, &damaged).unwrap();
+            tool("verify", &dir, &[]).fails(3, &[path.to_str().unwrap(), "offset"]);
+        }
+        std::fs::write(&path, &sound).unwrap();
+    }
+    tool("verify", &dir, &[]).fine();
+}
+
+#[test]
+fn a_truncated_or_foreign_file_is_found_and_named() {
+    let (_temp, dir) = loaded();
+    for path in files(&dir, ".seg").into_iter().chain(files(&dir, "manifest-")) {
+        let sound = std::fs::read(&path).unwrap();
+        let foreign = vec![b'x'; sound.len()];
+        for damaged in [&[][..], &sound[..sound.len() / 2], &foreign] {
+            std::fs::write(&path, damaged).unwrap();
+            let ended = tool("verify", &dir, &[]);
+            ended.fails(3, &[path.to_str().unwrap()]);
+        }
+        std::fs::write(&path, &sound).unwrap();
+        assert_eq!(tool("scan", &dir, &["--count"]).fine(), "1000\n");
+    }
+}
+
+#[test]
+fn a_missing_segment_is_corruption() {
+    let (_temp, dir) = loaded();
+    let path = files(&dir, ".seg").remove(0);
+    let removed = path.with_extension("removed");
+    rustix::fs::rename(&path, &removed).unwrap();
+    tool("verify", &dir, &[]).fails(3, &[path.to_str().unwrap()]);
+    rustix::fs::rename(&removed, &path).unwrap();
+    tool("verify", &dir, &[]).fine();
+}
