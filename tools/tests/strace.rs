@@ -47,7 +47,7 @@ impl Trace {
             let line = line.trim_start_matches(|sign: char| sign.is_ascii_digit()).trim_start();
             let Some((call, arguments)) = line.split_once('(') else { continue };
             match call {
-                "openat" | "open" => trace.open(arguments, dir),
+                "open" | "openat" | "openat2" => trace.open(arguments, dir),
                 "io_submit" => trace.submitted_bytes += written(arguments),
                 "io_pgetevents" | "io_pgetevents_time64" => trace.waits += 1,
                 _ if WRITE_FAMILY.contains(&call) && touches(call, arguments, dir) => {
@@ -106,7 +106,7 @@ fn a_load_is_direct_and_asynchronous_and_nothing_else() {
             .args(["-f", "-y", "-v", "-qq", "-s", "0", "-o"])
             .arg(&log)
             .arg("-e")
-            .arg(format!("trace=openat,io_submit,io_pgetevents,{}", WRITE_FAMILY.join(",")))
+            .arg(format!("trace=open,openat,openat2,io_submit,io_pgetevents,{}", WRITE_FAMILY.join(",")))
             .arg(env!("CARGO_BIN_EXE_kvtool"))
             .arg("load")
             .arg(&dir)

@@ -133,8 +133,10 @@ impl Verify {
 /// What was checked, and found to be fine.
 pub(crate) fn checked(report: &esker::VerifyReport) -> Map<String, Value> {
     Map::from_iter([
-        ("files".to_owned(), Value::from(report.files)),
-        ("bytes".to_owned(), Value::from(report.bytes)),
+        ("segments".to_owned(), Value::from(report.segments)),
+        ("segment_bytes".to_owned(), Value::from(report.segment_bytes)),
         ("entries".to_owned(), Value::from(report.entries)),
+        ("log_files".to_owned(), Value::from(report.log_files)),
+        ("log_records".to_owned(), Value::from(report.log_records)),
     ])
 }

@@ -93,7 +93,7 @@ impl Demo {
         let keyspace = self.dir.map(db.keyspace(KEYSPACE))?;
         self.compare(&keyspace, &sample, sample.len())?;
         self.scan(&keyspace, &sample)?;
-        let report = admin::checked(&self.dir.map(db.verify())?);
+        let report = self.dir.map(db.verify())?;
         let mut rows = admin::statistics(&db);
         self.dir.map(db.close())?;
         let count = thousands(u64::try_from(sample.len()).unwrap_or(u64::MAX));
@@ -104,7 +104,7 @@ impl Demo {
             ("reopened", format!("after each kill; the last time in {} ms", opened.as_millis())),
             ("compared", format!("every acknowledged value, {count} in all: equal byte for byte")),
             ("scanned", format!("{count} records forwards and backwards, in order")),
-            ("verified", format!("{} files, every checksum", text(report.get("files")))),
+            ("verified", format!("{} segments and {} log files, every checksum", report.segments, report.log_files)),
             ("took", format!("{:.1} s", watch.elapsed().as_secs_f64())),
         ];
         if out.style() == render::Style::Json {
@@ -259,10 +259,6 @@ fn sample() -> Result<Vec<Record<'static>>> {
         .map(|line| input::parse(line.as_bytes(), Notation::Plain).map_err(Failure::input))
         .collect::<Result<Vec<_>>>()
         .map_err(|failure| failure.context("the built-in sample"))
-}
-
-fn text(value: Option<&Value>) -> String {
-    value.map_or_else(String::new, ToString::to_string)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use clap::Args;
-use esker::{Bytes, Keyspace};
+use esker::Keyspace;
 use serde_json::{Map, Value};
 
 use crate::error::Result;
@@ -64,7 +64,7 @@ impl Scan {
         while found < limit {
             let next = if self.reverse { iter.next_back() } else { iter.next() };
             let Some(record) = next else { break };
-            let (key, value): (Bytes, Bytes) = self.dir.map(record)?;
+            let (key, value) = self.dir.map(record)?;
             found += 1;
             if self.keys_only {
                 out.key(&key)?;
