@@ -109,11 +109,13 @@ fn admit(store: &Store) -> Result<()> {
 /// When the log has grown beyond its limit, the keyspaces that hold it back are flushed.
 fn release_old_log(store: &Store) {
     let published = store.log.published().get();
-    let held = published.saturating_sub(store.manifest.version().horizon.get());
-    let since_cut = published.saturating_sub(store.last_cut.load(Ordering::Relaxed));
     let limit = store.options.log_limit_bytes();
     // Frozen tables are on their way already: another freeze helps only after the log has grown by half again.
-    if held > limit && since_cut > limit / 2 {
+    let since_cut = published.saturating_sub(store.last_cut.load(Ordering::Relaxed));
+    if since_cut <= limit / 2 {
+        return;
+    }
+    if published.saturating_sub(store.manifest.version().horizon.get()) > limit {
         store.freeze(|_| true);
         jobs::request_flush(store);
     }

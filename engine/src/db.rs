@@ -140,7 +140,8 @@ impl Db {
         compact_all(self.handle.store(), Depth::Full, &|| false)
     }
 
-    /// Reads every file and checks every checksum and every rule between the files. Writes may go on meanwhile.
+    /// Reads every file and checks every checksum and every rule between the files. Reads go on
+    /// meanwhile; writes wait while the log is read, flushes and compactions to the end.
     ///
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) with file and offset of the first damage.

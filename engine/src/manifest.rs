@@ -24,8 +24,8 @@
 //! Written and read here. Version gate: [`FORMAT_VERSION`].
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use aio::{Buf, File};
 use arc_swap::ArcSwap;
@@ -57,6 +57,9 @@ pub(crate) struct Manifest {
     /// starts above every number that it finds.
     next_number: AtomicU64,
     current: ArcSwap<Version>,
+    /// The first failure; after it nothing is written any more. Read by every commit, so it stands outside the lock
+    /// that is held across I/O.
+    halted: OnceLock<Arc<Error>>,
     writer: Mutex<Writer>,
 }
 
@@ -69,8 +72,6 @@ struct Writer {
     /// Bytes of edits so far: the position in the manifest's own stream.
     end: Seq,
     groups: u64,
-    /// The first failure; after it nothing is written any more.
-    halted: Option<Arc<Error>>,
 }
 
 impl Manifest {
@@ -87,6 +88,7 @@ impl Manifest {
             store_id: version.life.store_id,
             next_number: AtomicU64::new(version.next_file),
             current: ArcSwap::from_pointee(version),
+            halted: OnceLock::new(),
             writer: Mutex::new(writer),
         })
     }
@@ -107,7 +109,10 @@ impl Manifest {
 
     /// The sticky first failure, if there was one.
     pub(crate) fn health(&self) -> Result<()> {
-        self.writer.lock().health()
+        match self.halted.get() {
+            Some(cause) => Err(Error::Halted { cause: Arc::clone(cause) }),
+            None => Ok(()),
+        }
     }
 
     /// Whether the store's files are on direct I/O.
@@ -129,7 +134,7 @@ impl Manifest {
     /// As [`Manifest::append`], with edits that depend on the version they are applied to.
     pub(crate) fn append_with(&self, edits: impl FnOnce(&Version) -> Vec<Edit>) -> Result<()> {
         let mut writer = self.writer.lock();
-        writer.health()?;
+        self.health()?;
         let mut version = Version::clone(&self.current.load());
         let edits = edits(&version);
         for edit in &edits {
@@ -140,12 +145,17 @@ impl Manifest {
         edit::encode(&edits, &mut bytes);
         let room = version.format.manifest_bytes - writer.offset;
         if writer.group(bytes.len()).1 <= room {
-            writer.write_group(&self.files, &bytes)?;
+            writer.write_group(&self.files, &bytes).map_err(|error| self.halt(error))?;
         } else {
             self.roll(&mut writer, &mut version)?;
         }
         self.current.store(Arc::new(version));
         Ok(())
+    }
+
+    fn halt(&self, cause: Error) -> Error {
+        let cause = self.halted.get_or_init(|| Arc::new(cause));
+        Error::Halted { cause: Arc::clone(cause) }
     }
 
     /// Replaces a full manifest by a new one that holds the version.
@@ -154,7 +164,7 @@ impl Manifest {
         match write_new(&self.files, old + 1, version, min_bytes) {
             Ok(new) => *writer = new,
             Err(error @ Error::NoSpace { .. }) => return Err(error),
-            Err(error) => return Err(writer.halt(error)),
+            Err(error) => return Err(self.halt(error)),
         }
         // If it stays behind, the next open removes it: a lower number never counts beside a complete higher one.
         let _ = self.files.backend().remove(&self.files.manifest_path(old));
@@ -179,18 +189,6 @@ impl wal::Host for Manifest {
 }
 
 impl Writer {
-    fn health(&self) -> Result<()> {
-        match &self.halted {
-            Some(cause) => Err(Error::Halted { cause: Arc::clone(cause) }),
-            None => Ok(()),
-        }
-    }
-
-    fn halt(&mut self, cause: Error) -> Error {
-        let cause = self.halted.get_or_insert(Arc::new(cause));
-        Error::Halted { cause: Arc::clone(cause) }
-    }
-
     /// The next group, and what it takes in the file in bytes.
     fn group(&self, len_bytes: usize) -> (Group, u64) {
         let group = Group {
@@ -205,11 +203,6 @@ impl Writer {
     }
 
     fn write_group(&mut self, files: &Files, bytes: &[u8]) -> Result<()> {
-        let result = self.try_write_group(files, bytes);
-        result.map_err(|error| self.halt(error))
-    }
-
-    fn try_write_group(&mut self, files: &Files, bytes: &[u8]) -> Result<()> {
         let (group, group_bytes) = self.group(bytes.len());
         let mut buf = Buf::zeroed(usize::try_from(group_bytes).expect("a group fits into memory"));
         let mut rest = bytes;
@@ -243,7 +236,7 @@ pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
         return Err(missing(files, numbers.first().copied().unwrap_or(FIRST_NUMBER)));
     }
     if has_data(files)? {
-        return Err(missing(files, numbers.last().copied().unwrap_or(FIRST_NUMBER)));
+        return Err(missing(files, FIRST_NUMBER));
     }
     Ok(None)
 }
@@ -270,16 +263,31 @@ fn missing(files: &Files, number: u64) -> Error {
     )
 }
 
-/// Whether there is a log file or a segment: those exist only after a manifest was complete.
+/// Whether there is a log file, a segment, or a ring with something in it: those exist only after a manifest was
+/// complete.
 fn has_data(files: &Files) -> Result<bool> {
-    let holds = |dir: PathBuf, suffix: &str| -> Result<bool> {
+    let numbered = |dir: PathBuf, prefix: &str, suffix: &str| -> Result<Vec<PathBuf>> {
         if files.backend().stat(&dir)?.is_none() {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let names = files.backend().list(&dir)?;
-        Ok(names.iter().any(|name| Files::number(name, "", suffix).is_some()))
+        let ours = names.iter().filter(|name| Files::number(name, prefix, suffix).is_some());
+        Ok(ours.map(|name| dir.join(name)).collect())
     };
-    Ok(holds(files.wal_dir(), ".log")? || holds(files.segments_dir(), ".seg")?)
+    if !numbered(files.wal_dir(), "", ".log")?.is_empty()
+        || !numbered(files.segments_dir(), "", ".seg")?.is_empty()
+    {
+        return Ok(true);
+    }
+    for ring in numbered(files.wal_dir(), "ring-", "")? {
+        let file = files.open(&ring, aio::OpenMode::Read)?;
+        let size_bytes = files.backend().size_bytes(&file)?;
+        let len = usize::try_from(size_bytes - size_bytes % STEP as u64).unwrap_or(usize::MAX);
+        if files.read(&file, 0, len)?.iter().any(|&byte| byte != 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `None` if its first group never became complete.
@@ -364,7 +372,7 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
         let bytes = version.format.manifest_bytes;
         Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, bytes)?)
     })?;
-    let mut writer = Writer { file, number, offset: 0, end: Seq::ZERO, groups: 0, halted: None };
+    let mut writer = Writer { file, number, offset: 0, end: Seq::ZERO, groups: 0 };
     writer.write_group(files, &bytes)?;
     Ok(writer)
 }

@@ -63,7 +63,7 @@ pub(crate) fn open(
     version.next_file = number_above_all(&files)?.max(version.next_file);
     replay.write(&place, &mut version, &trees)?;
     begin_life(&files, &options, &mut version, replayed.as_ref())?;
-    let number = manifest::numbers(&files)?.last().map_or(FIRST_NUMBER, |last| last + 1);
+    let number = new_manifest_number(&files, loaded.is_none())?;
     let manifest = Manifest::create(&files, number, version, options.manifest_bytes())?;
     remove_orphans(&files, &manifest, number)?;
     let store = assemble(files, cache, options, manifest, trees)?;
@@ -79,13 +79,14 @@ fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
             return Err(Error::Format { path: root.to_owned(), what: "is not a directory".to_owned() });
         }
         Some(_) => {
-            let names = backend.list(root)?;
-            let ours = |name: &String| {
-                name == "LOCK" || Files::number(name, "manifest-", "").is_some() || name == "lost+found"
-            };
+            let mut names = backend.list(root)?;
+            names.retain(|name| name != "lost+found");
             let is_store = names.iter().any(|name| Files::number(name, "manifest-", "").is_some());
-            let is_interrupted = names.iter().all(|name| ours(name) || name == "wal" || name == "segments");
-            if !is_store && !is_interrupted {
+            // An open that was interrupted before the first manifest leaves these, the lock file first.
+            let ours = |name: &String| ["LOCK", "wal", "segments"].contains(&name.as_str());
+            let is_begun =
+                names.is_empty() || names.iter().any(|name| name == "LOCK") && names.iter().all(ours);
+            if !is_store && !is_begun {
                 let what = "is not an Esker store, and not empty: nothing was written to it".to_owned();
                 return Err(Error::Format { path: root.to_owned(), what });
             }
@@ -257,6 +258,18 @@ fn begin_life(
     apply(version, &Edit::Horizon { at: end, retired: Vec::new() });
     version.dropped.clear();
     Ok(())
+}
+
+/// The number of the manifest to write. A first manifest that never became complete is removed and made again: only
+/// number 1 may be incomplete without a complete one beside it.
+fn new_manifest_number(files: &Files, is_new: bool) -> Result<u64> {
+    let last = manifest::numbers(files)?.last().copied();
+    if is_new && last.is_some() {
+        files.backend().remove(&files.manifest_path(FIRST_NUMBER))?;
+        files.backend().sync_dir(files.root())?;
+        return Ok(FIRST_NUMBER);
+    }
+    Ok(last.map_or(FIRST_NUMBER, |last| last + 1))
 }
 
 fn make_ring(files: &Files, options: &Options, version: &mut Version) -> Result<u64> {

@@ -22,7 +22,8 @@ pub struct VerifyReport {
     pub log_records: u64,
 }
 
-/// Checks manifest, log and segments. Flushes and compactions wait, so that no file goes away meanwhile.
+/// Checks manifest, log and segments. Flushes and compactions wait, so that no file goes away meanwhile; writers wait
+/// while the log is read.
 pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
     let _no_flush = store.flushing.lock();
     let _no_compaction = store.compacting.lock();
@@ -76,7 +77,10 @@ fn verify_names(store: &Store) -> Result<()> {
 
 /// What is durable in the log can be replayed.
 fn verify_log(store: &Store, report: &mut VerifyReport) -> Result<()> {
-    // Group by group in the order of writing: what is durable now must be found, whatever is added meanwhile.
+    // No group may be written while the files are read: it would be found half. Writers wait that long; the empty
+    // groups that the log writes by itself claim nothing new.
+    let _alone = store.gate.write();
+    store.log.sync()?;
     let durable = store.log.durable();
     let version = store.manifest.version();
     let input = wal::ReplayInput {

@@ -149,7 +149,8 @@ fn a_truncated_or_foreign_file_is_found_and_named() {
         for keep in [0, 2, 1] {
             let path = files(&dir, kind).pop().expect("a file of this kind");
             let sound = std::fs::read(&path).unwrap();
-            let damaged = if keep == 1 { vec![b'x'; sound.len()] } else { sound[..sound.len() * keep / 4].to_vec() };
+            let damaged =
+                if keep == 1 { vec![b'x'; sound.len()] } else { sound[..sound.len() * keep / 4].to_vec() };
             std::fs::write(&path, damaged).unwrap();
             let name = path.to_str().unwrap();
             tool("verify", &dir, &[]).fails(3, &[name]);

@@ -104,7 +104,10 @@ impl Demo {
             ("reopened", format!("after each kill; the last time in {} ms", opened.as_millis())),
             ("compared", format!("every acknowledged value, {count} in all: equal byte for byte")),
             ("scanned", format!("{count} records forwards and backwards, in order")),
-            ("verified", format!("{} segments and {} log files, every checksum", report.segments, report.log_files)),
+            (
+                "verified",
+                format!("{} segments and {} log files, every checksum", report.segments, report.log_files),
+            ),
             ("took", format!("{:.1} s", watch.elapsed().as_secs_f64())),
         ];
         if out.style() == render::Style::Json {
