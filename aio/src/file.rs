@@ -90,15 +90,29 @@ fn zero_fill(queue: &mut dyn Queue, file: &File, len_bytes: u64) -> Result<()> {
     while offset < len_bytes {
         let left = usize::try_from(len_bytes - offset).unwrap_or(usize::MAX);
         buf.set_len(left.min(chunk_bytes));
-        let written_bytes = buf.len() as u64;
-        buf = write_all(queue, file, offset, buf)?;
-        offset += written_bytes;
+        let action = Action::Write { offset, buf };
+        let completion = complete(queue, Operation { token: 0, file: file.clone(), action })?;
+        // A disk that is nearly full takes a part. Going on from there gets the real error: the kernel's, not ours.
+        let operation = match completion.result {
+            Ok(moved) if moved > 0 && moved.is_multiple_of(Buf::ALIGN) => {
+                offset += moved as u64;
+                completion.operation
+            }
+            _ => {
+                offset += completion.operation.len_bytes() as u64;
+                completion.whole()?
+            }
+        };
+        buf = operation.into_buf();
     }
     Ok(())
 }
 
 fn finish(queue: &mut dyn Queue, operation: Operation) -> Result<Buf> {
+    complete(queue, operation)?.whole().map(Operation::into_buf)
+}
+
+fn complete(queue: &mut dyn Queue, operation: Operation) -> Result<Completion> {
     let mut done = run(queue, [operation])?;
-    let completion = done.pop().expect("run returns a completion for every operation");
-    completion.whole().map(Operation::into_buf)
+    Ok(done.pop().expect("run returns a completion for every operation"))
 }

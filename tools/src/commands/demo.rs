@@ -135,7 +135,7 @@ impl Demo {
         let mut batch = db.batch();
         batch.durability(Level::Power.into());
         let mut keys = Vec::new();
-        for record in keyspace.iter() {
+        for record in &keyspace {
             let (key, _) = self.dir.map(record)?;
             if !ours.contains(key.as_ref()) {
                 return Err(Failure::environment(format!(
