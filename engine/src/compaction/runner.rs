@@ -84,12 +84,10 @@ fn write_segments(
                     written.push(full.finish()?);
                 }
             }
-            let mut writer = match open.take() {
-                Some(writer) => writer,
-                None => create(output, number())?,
-            };
-            writer.add(entry)?;
-            open = Some(writer);
+            match &mut open {
+                Some(writer) => writer.add(entry)?,
+                None => open.insert(create(output, number())?).add(entry)?,
+            }
         }
         input.next()?;
     }
