@@ -7,19 +7,17 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::Memtable;
+use super::chunk::Chunk;
+use super::table::Memtable;
 use crate::error::Result;
 use crate::iter::Cursor;
-use crate::key::{Entry, Kind, Seq};
+use crate::key::{Entry, Seq};
 
 /// Entries in the first chunk after a seek.
 const FIRST_CHUNK_ENTRIES: usize = 8;
 
 /// Entries in a chunk at most.
 const MAX_CHUNK_ENTRIES: usize = 256;
-
-/// Bytes in a chunk at most, except that one entry always fits.
-const MAX_CHUNK_BYTES: usize = 64 << 10;
 
 /// See [`Memtable::cursor`]. Its calls never fail.
 #[derive(Debug)]
@@ -32,29 +30,15 @@ pub(crate) struct MemtableCursor {
     key: Vec<u8>,
 }
 
-/// Entries copied out of a table, in the direction of the walk.
-#[derive(Debug, Default)]
-pub(super) struct Chunk {
-    bytes: Vec<u8>,
-    items: Vec<Item>,
-    limit_entries: usize,
-}
-
-/// Where an entry stands in the chunk's bytes.
-#[derive(Debug)]
-struct Item {
-    key_start: usize,
-    value_start: usize,
-    value_end: usize,
-    seq: Seq,
-    kind: Kind,
+impl Memtable {
+    /// Walks it, and keeps it alive. No lock is held between calls; what is inserted later may or may not be
+    /// seen.
+    pub(crate) fn cursor(self: &Arc<Self>) -> MemtableCursor {
+        MemtableCursor { table: Arc::clone(self), chunk: Chunk::default(), at: 0, key: Vec::new() }
+    }
 }
 
 impl MemtableCursor {
-    pub(super) fn new(table: Arc<Memtable>) -> MemtableCursor {
-        MemtableCursor { table, chunk: Chunk::default(), at: 0, key: Vec::new() }
-    }
-
     /// To the next entry of the chunk. When there is none: empties the chunk and gives the `Seq` to go on
     /// from, its key being in `self.key`.
     fn step(&mut self) -> Option<Seq> {
@@ -62,14 +46,14 @@ impl MemtableCursor {
             debug_assert!(false, "a cursor past the end was moved");
             return None;
         };
-        if self.at + 1 < self.chunk.items.len() {
+        if self.at + 1 < self.chunk.len() {
             self.at += 1;
             return None;
         }
         self.key.clear();
         self.key.extend_from_slice(entry.key);
         let seq = entry.seq;
-        let limit_entries = (self.chunk.limit_entries * 4).min(MAX_CHUNK_ENTRIES);
+        let limit_entries = (self.chunk.limit_entries() * 4).min(MAX_CHUNK_ENTRIES);
         self.restart(limit_entries);
         Some(seq)
     }
@@ -110,41 +94,5 @@ impl Cursor for MemtableCursor {
 
     fn entry(&self) -> Option<Entry<'_>> {
         self.chunk.entry(self.at)
-    }
-}
-
-impl Chunk {
-    /// Empties it. Memory that one huge entry needed is given back.
-    fn clear(&mut self, limit_entries: usize) {
-        self.items.clear();
-        self.bytes.clear();
-        self.bytes.shrink_to(MAX_CHUNK_BYTES);
-        self.limit_entries = limit_entries;
-    }
-
-    /// Copies `entry`, or says `false` when the chunk is full.
-    pub(super) fn push(&mut self, entry: Entry<'_>) -> bool {
-        let bytes = self.bytes.len() + entry.key.len() + entry.value.len();
-        let full = self.items.len() == self.limit_entries || bytes > MAX_CHUNK_BYTES;
-        if full && !self.items.is_empty() {
-            return false;
-        }
-        let key_start = self.bytes.len();
-        self.bytes.extend_from_slice(entry.key);
-        let value_start = self.bytes.len();
-        self.bytes.extend_from_slice(entry.value);
-        let value_end = self.bytes.len();
-        self.items.push(Item { key_start, value_start, value_end, seq: entry.seq, kind: entry.kind });
-        true
-    }
-
-    fn entry(&self, index: usize) -> Option<Entry<'_>> {
-        let item = self.items.get(index)?;
-        Some(Entry {
-            key: &self.bytes[item.key_start..item.value_start],
-            seq: item.seq,
-            kind: item.kind,
-            value: &self.bytes[item.value_start..item.value_end],
-        })
     }
 }

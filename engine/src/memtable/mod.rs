@@ -8,6 +8,7 @@
 //! - no two entries have the same key and `Seq`;
 //! - who reads decides by `Seq` what he sees: the memtable knows nothing of visibility.
 
+mod chunk;
 mod cursor;
 mod table;
 

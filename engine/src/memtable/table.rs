@@ -7,13 +7,12 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::cursor::{Chunk, MemtableCursor};
+use super::chunk::Chunk;
 use crate::key::{Entry, Kind, Seq};
 
 /// What the allocator adds to a small allocation: header and rounding.
@@ -107,12 +106,6 @@ impl Memtable {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.read().is_empty()
-    }
-
-    /// Walks it, and keeps it alive. No lock is held between calls; what is inserted later may or may not be
-    /// seen.
-    pub(crate) fn cursor(self: &Arc<Self>) -> MemtableCursor {
-        MemtableCursor::new(Arc::clone(self))
     }
 
     /// Copies entries from `key` upwards until `chunk` is full; of `key` itself only versions below `below`.

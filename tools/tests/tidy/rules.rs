@@ -176,6 +176,10 @@ fn module_comment(text: &str) -> Vec<&str> {
     text.lines().filter_map(|line| line.strip_prefix("//!")).collect()
 }
 
+fn is_drawn(line: &&str) -> bool {
+    line.contains("+--") || line.matches('|').count() > 2
+}
+
 /// A file that defines bytes shows a table of them, and a drawing, which may stand in the `mod.rs` of its folder.
 pub(crate) fn formats(tree: &Tree, lists: &Lists) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -191,8 +195,10 @@ pub(crate) fn formats(tree: &Tree, lists: &Lists) -> Vec<String> {
         }
         let folder = &path[..=path.rfind('/').unwrap_or(0)];
         let head = tree.get(&format!("{folder}mod.rs")).map_or(Vec::new(), |text| module_comment(text));
-        if !comment.iter().chain(&head).any(|line| line.contains("+--")) {
-            wrong.push(format!("{path}: defines bytes, but has no drawing of them (`+--`) in its `//!`"));
+        if !comment.iter().chain(&head).any(is_drawn) {
+            wrong.push(format!(
+                "{path}: defines bytes, but has no drawing of them (`+--` or `| a | b |`) in its `//!`"
+            ));
         }
     }
     wrong
