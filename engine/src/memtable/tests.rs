@@ -1,5 +1,6 @@
 //! Tests of the memtable and its cursor.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
