@@ -46,6 +46,18 @@ impl Errno {
         Errno::from(&std::io::Error::last_os_error())
     }
 
+    /// Whether the disk, or the share of it that this user may use, is full.
+    #[must_use]
+    pub fn is_no_space(self) -> bool {
+        self == Errno::NO_SPACE || self == Errno(libc::EDQUOT)
+    }
+
+    /// Whether something was used up (space, handles, memory), so that the same call can succeed later.
+    #[must_use]
+    pub fn is_shortage(self) -> bool {
+        self.is_no_space() || [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN].contains(&self.0)
+    }
+
     /// The kind that `std::io` gives this code.
     #[must_use]
     pub fn kind(self) -> std::io::ErrorKind {
@@ -82,7 +94,7 @@ impl fmt::Display for Errno {
 #[non_exhaustive]
 pub enum Error {
     /// A call or an operation failed.
-    #[error("{call} {} at offset {offset}, {len_bytes} bytes: {errno}", path.display())]
+    #[error("{call} {}{}: {errno}", path.display(), Place(*offset, *len_bytes))]
     Os {
         /// The system call or operation.
         call: &'static str,
@@ -129,6 +141,18 @@ pub enum Error {
     /// The simulated machine has lost power; nothing works any more. Only the simulated disk returns it.
     #[error("the simulated machine has crashed")]
     Crashed,
+}
+
+/// Offset and length, where they mean something.
+struct Place(u64, usize);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place(0, 0) => Ok(()),
+            Place(offset, len_bytes) => write!(f, " at offset {offset}, {len_bytes} bytes"),
+        }
+    }
 }
 
 impl Error {

@@ -58,6 +58,8 @@ pub fn write_all(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> R
 
 /// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
 ///
+/// Space is reserved first, so that a full disk is found out by one call and not by filling the rest of it.
+///
 /// Space that was written once takes later writes without touching the file system's metadata, so that a sync is
 /// one flush of the device.
 ///
@@ -70,7 +72,9 @@ pub fn create_zeroed(
     len_bytes: u64,
 ) -> Result<File> {
     let file = backend.open(path, OpenMode::Create)?;
-    let filled = zero_fill(queue, &file, len_bytes)
+    let filled = backend
+        .allocate(&file, len_bytes)
+        .and_then(|()| zero_fill(queue, &file, len_bytes))
         .and_then(|()| backend.sync(&file))
         .and_then(|()| backend.sync_dir(path.parent().unwrap_or(Path::new("."))));
     match filled {

@@ -74,6 +74,13 @@ impl Error {
         }
     }
 
+    /// Whether something was used up (space, handles) before anything was written: the log goes on, and a later call can
+    /// succeed.
+    #[must_use]
+    pub fn is_shortage(&self) -> bool {
+        matches!(self, Error::Io(error) if error.errno().is_some_and(aio::Errno::is_shortage))
+    }
+
     /// The error that later calls get after this one stopped the log.
     #[must_use]
     pub fn halted(&self) -> Error {

@@ -5,11 +5,12 @@
 //!   media, and a file is left only when all in it is durable;
 //! * `durable` passes a group only by a sync that began after the group's write was reaped whole. Neither a completion
 //!   nor a successful sync alone proves anything about a write;
-//! * after an error no further step is taken: nobody retries a write or a sync.
+//! * after an error no further step is taken: nobody retries a write or a sync. A want of space or handles while the
+//!   next file is opened is no such error: nothing was written yet, and a later round begins again.
 
 use aio::{Backend, Buf, Queue};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::log_file::{LogFiles, Opened};
 use crate::record::{GRANULE, Seq};
 use crate::ring::Ring;
@@ -67,6 +68,17 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
+/// What [`Flusher::plan`] found.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    /// There is nothing to write.
+    Nothing,
+    /// A sealed group waits in the buffer.
+    Group(Group),
+    /// There is no file to write to, for want of something that can come back. Nothing has changed.
+    Refused(Error),
+}
+
 /// What a round is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -106,8 +118,8 @@ impl Flusher {
         core.durable() > self.witnessed && room_bytes > 0
     }
 
-    /// Seals the next group into the buffer, in a new file if this one is full; `None` if there is nothing to do.
-    pub(crate) fn plan(&mut self, core: &Core, purpose: Purpose) -> Result<Option<Group>> {
+    /// Seals the next group into the buffer, in a new file if this one is full.
+    pub(crate) fn plan(&mut self, core: &Core, purpose: Purpose) -> Result<Plan> {
         let start = core.durable();
         assert!(start == core.written(), "every earlier group is durable");
         let waiting_bytes = match purpose {
@@ -119,10 +131,14 @@ impl Flusher {
             Purpose::Witness => self.needs_witness(core),
         };
         if !due {
-            return Ok(None);
+            return Ok(Plan::Nothing);
         }
         if self.current.as_ref().is_none_or(|current| current.room_bytes(core) == 0) {
-            self.rotate(core, start)?;
+            match self.rotate(core, start) {
+                Ok(()) => {}
+                Err(error) if error.is_shortage() => return Ok(Plan::Refused(error)),
+                Err(error) => return Err(error),
+            }
         }
         let current = self.current.as_ref().expect("a file is open after rotating");
         let room_bytes = stream_room_bytes(current.room_bytes(core)) / GRANULE * GRANULE;
@@ -145,7 +161,7 @@ impl Flusher {
             core.ring.read(start.plus(at), bytes);
         });
         self.buf = Some(buf);
-        Ok(Some(group))
+        Ok(Plan::Group(group))
     }
 
     /// Writes the planned group and waits for it.
@@ -157,6 +173,7 @@ impl Flusher {
         self.buf = Some(buf);
         current.offset += len_bytes;
         current.groups += 1;
+        core.files.used_room(len_bytes);
         count(&core.counters.groups, 1);
         count(&core.counters.written_bytes, len_bytes);
         core.written.store(group.end.get(), Ordering::SeqCst);
@@ -174,7 +191,9 @@ impl Flusher {
     }
 
     fn rotate(&mut self, core: &Core, start: Seq) -> Result<()> {
-        self.current = None;
+        if let Some(full) = self.current.take() {
+            core.files.used_room(core.files.file_bytes() - full.offset);
+        }
         let opened = core.files.next(&mut *self.queue, start)?;
         count(&core.counters.activations, 1);
         count(&core.counters.recycled, u64::from(opened.recycled));

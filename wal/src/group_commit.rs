@@ -4,13 +4,14 @@
 //! * lock order: `state`, then a lock of `ordered` or `log_file`; none of them is held across I/O or a call of the host;
 //! * the flush token is the [`Flusher`] itself: whoever took it out of the state runs a round and puts it back, so two
 //!   rounds at a time, or a round whose end nobody is told, cannot be written down;
-//! * the first error is latched in `state` and never cleared.
+//! * the first error is latched in `state` and never cleared; a refusal (a round that found no space for its file) is
+//!   told to everybody who waits, and cleared by the next round that is not refused.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::flusher::{Core, Flusher, Purpose, count};
+use crate::flusher::{Core, Flusher, Plan, Purpose, count};
 use crate::log_file::Host;
 use crate::record::Seq;
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
@@ -29,6 +30,10 @@ use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 /// *No wake-up is lost* because everything that decides about sleeping stands in one mutex: a waiter notes its target in
 /// `wanted` before it sleeps, and who puts the token back looks at `wanted` under the same lock, and hands over to the
 /// commit thread (or, without one, to the waiters) if it is above `durable`.
+///
+/// *A full disk* ends a round before it wrote anything. Everybody who waits is told; what is published stays in the
+/// ring, and goes out with the next round that finds space: that of the next caller who waits, or the commit thread's,
+/// which tries once in every drain interval.
 ///
 /// *No needless wake-up* either: waiters whose records are in the group in flight sleep on one condition variable, all
 /// others on a second one, and the two change places each round.
@@ -59,6 +64,10 @@ pub(crate) struct State {
     pub(crate) flusher: Option<Box<Flusher>>,
     /// The first error, and with it the end of all rounds.
     pub(crate) halted: Option<Error>,
+    /// Why the last round could not begin, if it could not.
+    refused: Option<Error>,
+    /// Rounds refused so far.
+    refusals: u64,
     /// The most that anybody waits for.
     pub(crate) wanted: Seq,
     /// Rounds begun.
@@ -155,12 +164,19 @@ impl Shared {
         self.core.ring.published().wait_for(end);
         count(&self.core.counters.waits, 1);
         let mut state = self.state.lock();
+        let refusals = state.refusals;
         loop {
             if self.reached(level) >= end {
                 return Ok(());
             }
             if let Some(cause) = &state.halted {
                 return Err(cause.halted());
+            }
+            // Only what was refused while this caller waited: each caller has at least one round tried for it.
+            if state.refusals != refusals
+                && let Some(refused) = &state.refused
+            {
+                return Err(refused.clone());
             }
             if !(state.has_thread && state.crowd)
                 && let Some(flusher) = state.flusher.take()
@@ -195,6 +211,15 @@ impl Shared {
         self.host.progressed(self.core.durable());
         let mut state = self.state.lock();
         state.flusher = token.flusher.take();
+        if let Ok(refused) = &outcome {
+            state.refused.clone_from(refused);
+        }
+        if state.refused.is_some() {
+            state.refusals += 1;
+            state.sleepers = [0, 0];
+            self.wake_waiters();
+            return state;
+        }
         let side = state.round % 2;
         // Who sleeps on this side is covered by the group, and on the way once notified.
         let acknowledged = std::mem::take(&mut state.sleepers[side]) + callers;
@@ -235,7 +260,9 @@ impl Shared {
         if state.halted.is_some() {
             return Due::WhenPublished;
         }
-        if state.wanted > durable || published.since(durable) >= self.drain_bytes {
+        // After a refusal everything waits for its interval: whoever is in a hurry has been told, and may try itself.
+        let in_a_hurry = state.wanted > durable || published.since(durable) >= self.drain_bytes;
+        if in_a_hurry && state.refused.is_none() {
             return Due::Now(Purpose::Data);
         }
         let purpose = if published > durable {
@@ -311,6 +338,8 @@ impl State {
         State {
             flusher: Some(Box::new(flusher)),
             halted: None,
+            refused: None,
+            refusals: 0,
             wanted: start,
             round: 0,
             in_flight: start,
@@ -330,13 +359,18 @@ struct Token<'a> {
 }
 
 impl Token<'_> {
-    fn round(&mut self, purpose: Purpose) -> Result<()> {
+    /// Runs a round; gives back why it could not begin, if it could not.
+    fn round(&mut self, purpose: Purpose) -> Result<Option<Error>> {
         let shared = self.shared;
         let flusher = self.flusher.as_mut().expect("the token is held");
         if let Some(cause) = &shared.state.lock().halted {
             return Err(cause.clone());
         }
-        let Some(group) = flusher.plan(&shared.core, purpose)? else { return Ok(()) };
+        let group = match flusher.plan(&shared.core, purpose)? {
+            Plan::Nothing => return Ok(None),
+            Plan::Refused(error) => return Ok(Some(error)),
+            Plan::Group(group) => group,
+        };
         {
             let mut state = shared.state.lock();
             state.round += 1;
@@ -350,7 +384,8 @@ impl Token<'_> {
             let state = shared.state.lock();
             shared.rounds[state.round % 2].notify_all();
         }
-        flusher.sync(&shared.core, &group)
+        flusher.sync(&shared.core, &group)?;
+        Ok(None)
     }
 }
 
@@ -358,7 +393,7 @@ impl Drop for Token<'_> {
     fn drop(&mut self) {
         if let Some(flusher) = self.flusher.take() {
             self.shared.state.lock().flusher = Some(flusher);
-            self.shared.halt(&Error::Closed);
+            self.shared.halt(&Error::Host { message: "a flush round of the log panicked".to_owned() });
         }
     }
 }

@@ -185,7 +185,8 @@ impl Log {
     /// None yet. It survives what [`Log::wait_process`] and [`Log::wait_durable`] say when they return.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Halted`], [`Error::Closed`], a fork: nothing was appended, the record is unchanged.
+    /// [`Error::TooLarge`], [`Error::Halted`], [`Error::Closed`], a fork, or, when the ring is full, what
+    /// [`Log::wait_durable`] says of a full disk: nothing was appended, the record is unchanged.
     pub fn append(&self, record: &mut RecordBuf) -> Result<Appended> {
         let shared = &*self.shared;
         let (len_bytes, max_bytes) = (record.len_bytes(), self.max_record_bytes());
@@ -217,7 +218,9 @@ impl Log {
     /// After `Ok`, everything appended below `end` survives a loss of power.
     ///
     /// # Errors
-    /// [`Error::Halted`]: the outcome is unknown until the log is replayed.
+    /// [`Error::Halted`]: the outcome is unknown until the log is replayed. [`Error::Io`] of a
+    /// [shortage](Error::is_shortage): there is no space (or no handle) for the next log file. The log goes on: what
+    /// was appended stays in the ring, and becomes durable with the first round that finds space again.
     ///
     /// # Panics
     /// If nobody appended up to `end`.
@@ -316,7 +319,42 @@ impl Log {
     /// # Errors
     /// It could not be created; the log goes on.
     pub fn prepare_spare(&self, queue: &mut dyn aio::Queue) -> Result<bool> {
-        self.shared.core.files.prepare(queue)
+        let files = &self.shared.core.files;
+        files.prepare(queue, &|| files.room_bytes() >= files.file_bytes())
+    }
+
+    /// Whether a spare should be made soon: less than half a file can be written without one.
+    pub fn wants_spare(&self) -> bool {
+        let files = &self.shared.core.files;
+        files.room_bytes() < files.file_bytes() / 2
+    }
+
+    /// Whether a record of `len_bytes`, and all that is published and not durable, can be written to files that are
+    /// there, whatever becomes of the disk. A few loads.
+    ///
+    /// An eighth of a file (at least [`STEP`] times four, at most half of it) is kept back for witnesses and for what
+    /// other threads append between this answer and the append, so it holds as long as those append less at once.
+    pub fn has_room(&self, len_bytes: usize) -> bool {
+        let (core, files) = (&self.shared.core, &self.shared.core.files);
+        let stream_bytes = core.ring.published().get().since(core.durable()).saturating_add(len_bytes as u64);
+        // Sector headers take a 63rd part; a group's header and padding at most two steps.
+        let needed_bytes = stream_bytes.saturating_add(stream_bytes / 32).saturating_add(2 * STEP as u64);
+        files.room_bytes() >= needed_bytes.saturating_add(files.slack_bytes())
+    }
+
+    /// Sees to it that [`Log::has_room`], by making spares; a caller that finds another one at it waits.
+    ///
+    /// Where the ring is larger than three files and full, as many spares as are ever kept may not be enough.
+    ///
+    /// # Errors
+    /// The file could not be created; the log goes on.
+    pub fn make_room(&self, len_bytes: usize, queue: &mut dyn aio::Queue) -> Result<()> {
+        while !self.has_room(len_bytes) {
+            if !self.shared.core.files.prepare(queue, &|| self.has_room(len_bytes))? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The first failure, if the log has stopped.
@@ -357,7 +395,7 @@ impl Log {
     /// Runs what the commit thread would run now; says whether a round was run. For [`Background::Manual`].
     ///
     /// # Errors
-    /// [`Error::Halted`].
+    /// [`Error::Halted`]. A round that was refused for want of space counts as run.
     pub fn run_due(&self) -> Result<bool> {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
@@ -370,7 +408,8 @@ impl Log {
     /// Takes no more records, makes everything durable, and ends the commit thread. Later calls do nothing.
     ///
     /// # Errors
-    /// [`Error::Halted`]: not everything could be made durable.
+    /// [`Error::Halted`], or a [shortage](Error::is_shortage): not everything could be made durable. What is in a
+    /// shared ring survives the process all the same.
     pub fn close(&self) -> Result<()> {
         let shared = &*self.shared;
         shared.core.backend.check_fork()?;

@@ -10,7 +10,7 @@
 //! first write: from then on whatever an earlier use left in the file is *older*.
 //!
 //! Invariants: `active` is in stream order and its last entry is the file written now; a spare is durable, of full size,
-//! and no manifest names it.
+//! and no manifest names it; `room_bytes` never says more than what the current file and the spares can take.
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,9 @@ use aio::{Backend, File, OpenMode, Queue};
 
 use crate::error::{Error, Result};
 use crate::record::Seq;
+use crate::seal::STEP;
 use crate::sector::Place;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
 /// Spares kept: one for the next rotation, and one because a flush usually retires two at once. More is disk space
 /// without use.
@@ -35,7 +36,8 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// held and no lock.
     ///
     /// # Errors
-    /// Stops the log.
+    /// A want of something that can come back (see [`aio::Errno::is_shortage`]) leaves everything as it was, and a later
+    /// round tries again; anything else stops the log.
     fn activate(&self, file_id: u64, start: Seq) -> Result<u32>;
 
     /// `durable` moved, or the log stopped: a chance to wake futures. Called without any lock, from the thread that
@@ -72,6 +74,11 @@ pub(crate) struct LogFiles {
     file_bytes: u64,
     /// Never held across I/O.
     lists: Mutex<Lists>,
+    /// Held while a spare is made, so that two writers do not make one each. Taken before `lists`.
+    preparing: Mutex<()>,
+    /// Bytes that the current file and the spares can still take. Changed after a file was added and before one is
+    /// left, so a reader may see less than there is.
+    room_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -98,8 +105,16 @@ impl LogFiles {
         file_bytes: u64,
         spares: &[u64],
     ) -> Result<LogFiles> {
-        let files =
-            LogFiles { backend, host, directory, store_id, file_bytes, lists: Mutex::new(Lists::default()) };
+        let files = LogFiles {
+            backend,
+            host,
+            directory,
+            store_id,
+            file_bytes,
+            lists: Mutex::new(Lists::default()),
+            preparing: Mutex::new(()),
+            room_bytes: AtomicU64::new(0),
+        };
         for &id in spares {
             let path = log_file_path(&files.directory, id);
             let fits = files.backend.stat(&path)?.is_some_and(|stat| stat.size_bytes == file_bytes);
@@ -114,9 +129,10 @@ impl LogFiles {
         self.file_bytes
     }
 
-    /// Makes a spare if there is none; says whether it did.
-    pub(crate) fn prepare(&self, queue: &mut dyn Queue) -> Result<bool> {
-        if !self.lists.lock().spares.is_empty() {
+    /// Makes a spare unless `enough` says that none is needed, or there are as many as are kept; says whether it did.
+    pub(crate) fn prepare(&self, queue: &mut dyn Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
+        let _one = self.preparing.lock();
+        if enough() || self.lists.lock().spares.len() >= MAX_SPARES {
             return Ok(false);
         }
         let (id, _) = self.create(queue)?;
@@ -124,17 +140,44 @@ impl LogFiles {
     }
 
     /// Opens a spare or a new file as the one that goes on at `start`.
+    ///
+    /// A file that could not be activated is a spare afterwards: the next round takes it again.
     pub(crate) fn next(&self, queue: &mut dyn Queue, start: Seq) -> Result<Opened> {
-        let spare = self.lists.lock().spares.pop();
+        // Only who holds the flush token takes spares, so the one seen here stays until it is taken below.
+        let spare = self.lists.lock().spares.last().copied();
         let recycled = spare.is_some();
         let (id, file) = if let Some(id) = spare {
             (id, self.backend.open(&log_file_path(&self.directory, id), OpenMode::Write)?)
         } else {
-            self.create(queue)?
+            let (id, file) = self.create(queue)?;
+            self.lists.lock().spares.push(id);
+            self.added_room();
+            (id, file)
         };
         let epoch = self.host.activate(id, start)?;
-        self.lists.lock().active.push(ActiveFile { id, epoch, start });
+        let mut lists = self.lists.lock();
+        lists.spares.retain(|&spare| spare != id);
+        lists.active.push(ActiveFile { id, epoch, start });
         Ok(Opened { file, place: Place { store_id: self.store_id, file_id: id, epoch }, recycled })
+    }
+
+    /// Bytes that can be written before a file has to be made.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        self.room_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the current file were written, or are given up.
+    pub(crate) fn used_room(&self, bytes: u64) {
+        self.room_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn added_room(&self) {
+        self.room_bytes.fetch_add(self.file_bytes, Ordering::Relaxed);
+    }
+
+    /// What is kept free for groups that carry little: witnesses, and single records of other writers.
+    pub(crate) fn slack_bytes(&self) -> u64 {
+        (self.file_bytes / 8).max(4 * STEP as u64).min(self.file_bytes / 2)
     }
 
     pub(crate) fn active(&self) -> Vec<ActiveFile> {
@@ -179,7 +222,9 @@ impl LogFiles {
         let mut lists = self.lists.lock();
         let room = lists.spares.len() < MAX_SPARES;
         if room {
-            lists.spares.push(id);
+            // At the front: the one that a round is about to take stays the last.
+            lists.spares.insert(0, id);
+            self.added_room();
         }
         room
     }

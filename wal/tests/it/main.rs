@@ -8,4 +8,5 @@ mod crash;
 mod faults;
 mod native;
 mod ordered;
+mod space;
 mod support;

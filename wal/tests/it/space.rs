@@ -1,0 +1,238 @@
+//! A full disk: rounds that find no space for their file are refused, and go on when there is space again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::support::{Manifest, record};
+use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
+use aio::{Backend, Errno};
+use wal::{Background, Error, Host, Log, LogOptions, Seq};
+
+const FILE_BYTES: u64 = 32 << 10;
+const RING_BYTES: usize = 16 << 10;
+
+fn open(sim: &SimBackend, background: Background, host: Arc<dyn Host>) -> Log {
+    sim.make_dir(Path::new("/wal")).unwrap();
+    sim.sync_dir(Path::new("/")).unwrap();
+    let options = LogOptions {
+        ring_bytes: RING_BYTES,
+        file_bytes: FILE_BYTES,
+        background,
+        ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
+    };
+    Log::open(Arc::new(sim.clone()), options, host).unwrap()
+}
+
+fn is_no_space(error: &Error) -> bool {
+    matches!(error, Error::Io(error) if error.errno() == Some(Errno::NO_SPACE))
+}
+
+/// Appends and waits until the disk is full; gives back the end of what is durable and of what is not.
+fn fill(log: &Log) -> (Seq, Seq) {
+    let mut durable = log.durable();
+    for _ in 0..100 {
+        let end = log.append(&mut record(&[7; 2000])).unwrap().end;
+        match log.wait_durable(end) {
+            Ok(()) => durable = end,
+            Err(error) => {
+                assert!(is_no_space(&error), "{error}");
+                return (durable, end);
+            }
+        }
+    }
+    panic!("the disk is never full");
+}
+
+#[test]
+fn a_full_disk_is_no_halt_and_what_waited_is_written_when_there_is_space() {
+    for background in [Background::Manual, Background::Threads] {
+        let sim = SimBackend::new(1);
+        let log = open(&sim, background, Arc::new(Manifest::default()));
+        sim.set_capacity_bytes(sim.used_bytes() + 2 * FILE_BYTES);
+        let (durable, end) = fill(&log);
+        assert_eq!(log.health(), Ok(()));
+        assert_eq!(log.durable(), durable);
+        assert_eq!(sim.used_bytes(), RING_BYTES as u64 + 2 * FILE_BYTES, "nothing half made stays behind");
+
+        // The ring takes what it has room for, then appends are refused before they have a place.
+        let mut refused = None;
+        for _ in 0..10 {
+            let before = log.published();
+            if let Err(error) = log.append(&mut record(&[7; 2000])) {
+                assert_eq!(log.published(), before);
+                refused = Some(error);
+            }
+        }
+        assert!(refused.is_some_and(|error| is_no_space(&error)));
+        assert!(is_no_space(&log.sync().unwrap_err()), "asking again tries again");
+
+        sim.set_capacity_bytes(u64::MAX);
+        log.wait_durable(end).unwrap();
+        log.sync().unwrap();
+        assert_eq!(log.durable(), log.published());
+        log.append(&mut record(&[7; 2000])).unwrap();
+        log.close().unwrap();
+    }
+}
+
+#[test]
+fn the_commit_thread_writes_what_waited_without_being_asked() {
+    let sim = SimBackend::new(1);
+    let log = open(&sim, Background::Threads, Arc::new(Manifest::default()));
+    sim.set_capacity_bytes(sim.used_bytes() + FILE_BYTES);
+    let (_, end) = fill(&log);
+    let asked = std::time::Duration::from_millis(1);
+    let attempts = sim.calls();
+    // Simulated time passes only by calls, and each refused round makes some: so this also shows the retries.
+    while sim.calls() < attempts + 20 {
+        sim.advance(asked);
+        std::thread::yield_now();
+    }
+    sim.set_capacity_bytes(u64::MAX);
+    while log.durable() < end {
+        sim.advance(asked);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_refused_commit_thread_does_not_spin() {
+    let sim = SimBackend::new(1);
+    let log = open(&sim, Background::Manual, Arc::new(Manifest::default()));
+    sim.set_capacity_bytes(sim.used_bytes() + FILE_BYTES);
+    let (_, end) = fill(&log);
+    log.request_durable(end);
+    assert_eq!(log.run_due(), Ok(false), "the interval begins");
+    let calls = sim.calls();
+    for _ in 0..100 {
+        assert_eq!(log.run_due(), Ok(false), "not before the interval is over");
+    }
+    assert_eq!(sim.calls(), calls);
+    sim.advance(std::time::Duration::from_millis(10));
+    assert_eq!(log.run_due(), Ok(true));
+    assert!(log.durable() < end);
+    sim.set_capacity_bytes(u64::MAX);
+    sim.advance(std::time::Duration::from_millis(20));
+    while log.durable() < end {
+        log.run_due().unwrap();
+        sim.advance(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn every_waiter_is_told_of_the_full_disk() {
+    let sim = SimBackend::new(1);
+    let log = Arc::new(open(&sim, Background::Threads, Arc::new(Manifest::default())));
+    sim.set_capacity_bytes(sim.used_bytes() + FILE_BYTES);
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let log = Arc::clone(&log);
+            std::thread::Builder::new()
+                .spawn(move || {
+                    loop {
+                        let result =
+                            log.append(&mut record(&[1; 100])).and_then(|at| log.wait_durable(at.end));
+                        if let Err(error) = result {
+                            return error;
+                        }
+                    }
+                })
+                .unwrap()
+        })
+        .collect();
+    for thread in threads {
+        assert!(is_no_space(&thread.join().unwrap()));
+    }
+    sim.set_capacity_bytes(u64::MAX);
+    log.sync().unwrap();
+    log.close().unwrap();
+}
+
+#[test]
+fn who_makes_room_first_is_never_refused_afterwards() {
+    let sim = SimBackend::new(1);
+    let log = open(&sim, Background::Manual, Arc::new(Manifest::default()));
+    sim.set_capacity_bytes(sim.used_bytes() + 3 * FILE_BYTES);
+    let mut queue = sim.queue(1).unwrap();
+    let mut acknowledged = 0;
+    let refused = loop {
+        if let Err(error) = log.make_room(2000, &mut *queue) {
+            break error;
+        }
+        assert!(log.has_room(2000));
+        let end = log.append(&mut record(&[7; 1900])).unwrap().end;
+        log.wait_durable(end).unwrap();
+        // The witness of an idle moment takes room as well.
+        sim.advance(std::time::Duration::from_millis(20));
+        log.run_due().unwrap();
+        sim.advance(std::time::Duration::from_millis(20));
+        log.run_due().unwrap();
+        acknowledged += 1;
+    };
+    assert!(is_no_space(&refused), "{refused}");
+    assert!(acknowledged >= 8, "most of the space was used, not {acknowledged} records of it");
+    assert_eq!(log.durable(), log.published());
+    assert_eq!(log.metrics().recycled, 3, "every file was made ahead");
+    sim.set_capacity_bytes(u64::MAX);
+    log.make_room(2000, &mut *queue).unwrap();
+}
+
+#[test]
+fn too_few_handles_are_no_halt_either() {
+    let sim = SimBackend::new(1);
+    let log = open(&sim, Background::Manual, Arc::new(Manifest::default()));
+    sim.fail(
+        FaultPlan::new(Fault::Errno(Errno::TOO_MANY_FILES))
+            .on(&[EventKind::Create, EventKind::Open])
+            .forever(),
+    );
+    let end = log.append(&mut record(b"x")).unwrap().end;
+    assert!(log.wait_durable(end).unwrap_err().is_shortage());
+    sim.clear_faults();
+    log.wait_durable(end).unwrap();
+    // A spare that could not be opened stays one.
+    log.prepare_spare(&mut *sim.queue(1).unwrap()).unwrap();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::TOO_MANY_FILES)).on(&[EventKind::Open]));
+    let mut refusals = 0;
+    for _ in 0..20 {
+        let end = log.append(&mut record(&[7; 2000])).unwrap().end;
+        refusals += usize::from(log.wait_durable(end).is_err());
+    }
+    assert_eq!(refusals, 1);
+    log.close().unwrap();
+    assert!(log.metrics().recycled > 0);
+}
+
+/// A host whose manifest is full, and the disk as well.
+#[derive(Debug, Default)]
+struct FullManifest(Manifest, std::sync::atomic::AtomicBool);
+
+impl Host for FullManifest {
+    fn new_file_id(&self) -> u64 {
+        self.0.new_file_id()
+    }
+
+    fn activate(&self, file_id: u64, start: Seq) -> wal::Result<u32> {
+        if self.1.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(aio::Error::call("fallocate", Path::new("/manifest"), Errno::NO_SPACE).into());
+        }
+        self.0.activate(file_id, start)
+    }
+}
+
+#[test]
+fn a_file_that_could_not_be_activated_is_kept_for_the_next_round() {
+    let sim = SimBackend::new(1);
+    let host = Arc::new(FullManifest::default());
+    let log = open(&sim, Background::Manual, Arc::clone(&host) as Arc<dyn Host>);
+    host.1.store(true, std::sync::atomic::Ordering::SeqCst);
+    let end = log.append(&mut record(b"x")).unwrap().end;
+    for _ in 0..5 {
+        assert!(is_no_space(&log.wait_durable(end).unwrap_err()));
+        assert_eq!(sim.list(Path::new("/wal")).unwrap(), ["000001.log", "ring-000001"]);
+    }
+    host.1.store(false, std::sync::atomic::Ordering::SeqCst);
+    log.wait_durable(end).unwrap();
+    assert_eq!(log.active_files().iter().map(|file| file.id).collect::<Vec<_>>(), [1]);
+    log.close().unwrap();
+}
