@@ -1,0 +1,172 @@
+//! Snapshots and iterators that are kept while the store changes under them, and how iterators are compared.
+//!
+//! Invariant: what is held shows the state at its creation until its keyspace is dropped or the store closed; from then
+//! on it reports `Closed`, unless it had come to its end.
+
+use std::collections::VecDeque;
+use std::ops::RangeBounds as _;
+
+use bytes::Bytes;
+use esker::{Error, Iter, Keyspace, Snapshot};
+
+use crate::model::{State, Table};
+use crate::report::{Check, Failure};
+use crate::workload::{Range, Walk};
+
+/// A key and its value.
+pub(crate) type Pair = (Bytes, Bytes);
+
+/// At most this many of each are held; the oldest goes.
+const MAX_HELD: usize = 4;
+
+/// A snapshot, and the states that it may show: two, if the last write before it failed half way.
+#[derive(Debug)]
+pub(crate) struct HeldSnapshot {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) views: Vec<State>,
+}
+
+/// An iterator, and what it still has to give, for each state that it may show.
+#[derive(Debug)]
+pub(crate) struct HeldIter {
+    pub(crate) iter: Iter,
+    pub(crate) keyspace: u32,
+    pub(crate) views: Vec<Expected>,
+}
+
+/// What an iterator gives.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Expected {
+    all: Vec<Pair>,
+    left: VecDeque<Pair>,
+}
+
+impl Expected {
+    /// The pairs of a table that lie in a range.
+    pub(crate) fn range(table: &Table, range: &Range) -> Expected {
+        Expected::filtered(table, |key| range.contains(key))
+    }
+
+    /// The pairs of a table whose keys begin with a prefix.
+    pub(crate) fn prefix(table: &Table, prefix: &Bytes) -> Expected {
+        Expected::filtered(table, |key| key.starts_with(prefix))
+    }
+
+    fn filtered(table: &Table, keep: impl Fn(&Bytes) -> bool) -> Expected {
+        let pairs = table.iter().filter(|(key, _)| keep(key));
+        let all: Vec<Pair> = pairs.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Expected { left: all.iter().cloned().collect(), all }
+    }
+
+    pub(crate) fn seek(&mut self, to: &Bytes) {
+        self.left = self.all.iter().filter(|(key, _)| key >= to).cloned().collect();
+    }
+
+    /// The same steps as [`walk`] takes.
+    pub(crate) fn walk(&mut self, how: Walk) -> Vec<Option<Pair>> {
+        let mut seen = Vec::new();
+        for step in 0..how.steps {
+            let pair = if bit(how.ends, step) { self.left.pop_back() } else { self.left.pop_front() };
+            let ended = pair.is_none();
+            seen.push(pair);
+            if ended {
+                break;
+            }
+        }
+        seen
+    }
+}
+
+/// Takes steps until the end or the limit.
+pub(crate) fn walk(iter: &mut Iter, how: Walk) -> esker::Result<Vec<Option<Pair>>> {
+    let mut seen = Vec::new();
+    for step in 0..how.steps {
+        let pair = match (bit(how.ends, step), bit(how.borrow, step)) {
+            (false, false) => iter.next().transpose()?,
+            (true, false) => iter.next_back().transpose()?,
+            (false, true) => iter.next_ref()?.map(copied),
+            (true, true) => iter.next_back_ref()?.map(copied),
+        };
+        let ended = pair.is_none();
+        seen.push(pair);
+        if ended {
+            break;
+        }
+    }
+    Ok(seen)
+}
+
+fn copied((key, value): (&[u8], &[u8])) -> Pair {
+    (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))
+}
+
+fn bit(bits: u64, step: usize) -> bool {
+    bits >> (step % 64) & 1 == 1
+}
+
+/// Everything held.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) snapshots: Vec<HeldSnapshot>,
+    pub(crate) iters: Vec<HeldIter>,
+}
+
+impl Held {
+    pub(crate) fn keep_snapshot(&mut self, held: HeldSnapshot) {
+        if self.snapshots.len() >= MAX_HELD {
+            self.snapshots.remove(0);
+        }
+        self.snapshots.push(held);
+    }
+
+    pub(crate) fn keep_iter(&mut self, held: HeldIter) {
+        if self.iters.len() >= MAX_HELD {
+            self.iters.remove(0);
+        }
+        self.iters.push(held);
+    }
+
+    /// A keyspace was dropped: its iterators must say so.
+    pub(crate) fn keyspace_dropped(&mut self, keyspace: u32) -> Check {
+        for mut held in self.iters.extract_if(.., |held| held.keyspace == keyspace) {
+            must_be_closed(&mut held)?;
+        }
+        Ok(())
+    }
+
+    /// The store was closed: everything held must say so.
+    pub(crate) fn store_closed(&mut self, any: Option<&Keyspace>) -> Check {
+        for mut held in self.iters.drain(..) {
+            must_be_closed(&mut held)?;
+        }
+        for held in self.snapshots.drain(..) {
+            if let Some(keyspace) = any {
+                expect_closed("a snapshot", held.snapshot.get(keyspace, "k"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of everything.
+    pub(crate) fn clear(&mut self) {
+        self.iters.clear();
+        self.snapshots.clear();
+    }
+}
+
+fn must_be_closed(held: &mut HeldIter) -> Check {
+    match held.iter.next() {
+        // It had come to its end before.
+        None if held.views.iter().any(|view| view.left.is_empty()) => Ok(()),
+        None => Err(Failure::new("an iterator ended silently when its source was closed")),
+        Some(step) => expect_closed("an iterator", step),
+    }
+}
+
+/// The call must have failed with `Closed`.
+pub(crate) fn expect_closed<T: std::fmt::Debug>(what: &str, result: esker::Result<T>) -> Check {
+    match result {
+        Err(Error::Closed) => Ok(()),
+        other => Err(Failure::new(format!("{what} of something closed gave {other:?}"))),
+    }
+}

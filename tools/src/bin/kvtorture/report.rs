@@ -1,0 +1,86 @@
+//! What was tried: counts, and how they and a failure are told.
+//!
+//! Invariant: counts are sums over cases, so they do not depend on how the cases were spread over threads.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write as _;
+
+/// Something that the store got wrong, or that the harness did not expect.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure(pub(crate) String);
+
+impl Failure {
+    pub(crate) fn new(what: impl Into<String>) -> Failure {
+        Failure(what.into())
+    }
+
+    /// The same, with where it happened in front.
+    #[must_use]
+    pub(crate) fn at(self, place: impl fmt::Display) -> Failure {
+        Failure(format!("{place}: {}", self.0))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<esker::Error> for Failure {
+    fn from(error: esker::Error) -> Failure {
+        Failure(error.to_string())
+    }
+}
+
+/// Result of everything that can find a failure.
+pub(crate) type Check<T = ()> = Result<T, Failure>;
+
+/// Named numbers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts(BTreeMap<&'static str, u64>);
+
+impl Counts {
+    /// All names with zero, so that what never happened shows.
+    pub(crate) fn of(names: &[&'static str]) -> Counts {
+        Counts(names.iter().map(|name| (*name, 0)).collect())
+    }
+
+    pub(crate) fn add(&mut self, name: &'static str, amount: u64) {
+        *self.0.entry(name).or_default() += amount;
+    }
+
+    pub(crate) fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn merge(&mut self, other: &Counts) {
+        for (name, amount) in &other.0 {
+            self.add(name, *amount);
+        }
+    }
+
+    /// Names whose count is zero.
+    pub(crate) fn zeros(&self) -> Vec<&'static str> {
+        self.0.iter().filter(|(_, count)| **count == 0).map(|(name, _)| *name).collect()
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        self.0.iter().map(|(name, count)| ((*name).to_owned(), serde_json::Value::from(*count))).collect()
+    }
+}
+
+/// Writes one line to standard output. A closed pipe is nobody's problem.
+pub(crate) fn say(line: impl fmt::Display) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+/// Writes one line to standard error.
+pub(crate) fn complain(line: impl fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}

@@ -1,0 +1,499 @@
+//! Seeded operation sequences over everything that the store offers.
+//!
+//! Invariants: a sequence depends on its seed and its mix only, never on what the store answers, so it replays, and the
+//! same one runs on any configuration; every operation is meaningful or harmless whatever was left out before it, so a
+//! failing sequence can be shortened by leaving operations out.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use esker::Durability;
+use fastrand::Rng;
+
+/// Names of the keyspaces, by slot.
+pub(crate) const SLOTS: [&str; 4] = ["default", "a", "b", "users"];
+
+/// At which level a write is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Level {
+    /// The store's own.
+    Default,
+    Process,
+    Power,
+}
+
+impl Level {
+    /// The level, in a store with this one of its own.
+    pub(crate) fn resolve(self, default: Durability) -> Durability {
+        match self {
+            Level::Default => default,
+            Level::Process => Durability::Process,
+            Level::Power => Durability::Power,
+        }
+    }
+}
+
+/// A put, or a delete where there is no value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Write {
+    pub(crate) slot: usize,
+    pub(crate) key: Bytes,
+    pub(crate) value: Option<Bytes>,
+}
+
+/// A range of keys.
+pub(crate) type Range = (Bound<Bytes>, Bound<Bytes>);
+
+/// How an iterator is walked: bit i of `ends` says whether step i is from the back, bit i of `borrow` whether it borrows
+/// the pair.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Walk {
+    pub(crate) steps: usize,
+    pub(crate) ends: u64,
+    pub(crate) borrow: u64,
+}
+
+/// What a crash takes with it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum CrashKind {
+    /// The process dies.
+    Process,
+    /// Power fails; un-synced units are kept or lost by seed.
+    Power,
+    /// Power fails, everything un-synced is lost.
+    PowerNone,
+}
+
+/// One operation on the store.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Op {
+    Put {
+        slot: usize,
+        key: Bytes,
+        value: Bytes,
+        level: Level,
+    },
+    Delete {
+        slot: usize,
+        key: Bytes,
+        level: Level,
+    },
+    Batch {
+        writes: Vec<Write>,
+        level: Level,
+    },
+    TooLarge {
+        slot: usize,
+        key: Bytes,
+    },
+    BadKey {
+        slot: usize,
+    },
+    Get {
+        slot: usize,
+        key: Bytes,
+    },
+    ContainsKey {
+        slot: usize,
+        key: Bytes,
+    },
+    Range {
+        slot: usize,
+        range: Range,
+        walk: Walk,
+    },
+    Prefix {
+        slot: usize,
+        prefix: Bytes,
+        walk: Walk,
+    },
+    Iter {
+        slot: usize,
+        walk: Walk,
+    },
+    Seek {
+        slot: usize,
+        range: Range,
+        walk: Walk,
+        to: Bytes,
+    },
+    Keys {
+        slot: usize,
+        ends: u64,
+    },
+    First {
+        slot: usize,
+    },
+    Last {
+        slot: usize,
+    },
+    IsEmpty {
+        slot: usize,
+    },
+    Sync,
+    Flush,
+    Compact,
+    Verify,
+    Metrics,
+    Keyspaces,
+    Create {
+        slot: usize,
+    },
+    Drop {
+        slot: usize,
+    },
+    UseDropped {
+        slot: usize,
+    },
+    TakeSnapshot,
+    SnapshotGet {
+        held: usize,
+        slot: usize,
+        key: Bytes,
+    },
+    SnapshotRange {
+        held: usize,
+        slot: usize,
+        range: Range,
+        walk: Walk,
+    },
+    SnapshotPrefix {
+        held: usize,
+        slot: usize,
+        prefix: Bytes,
+        walk: Walk,
+    },
+    SnapshotIter {
+        held: usize,
+        slot: usize,
+        walk: Walk,
+    },
+    DropSnapshot {
+        held: usize,
+    },
+    OpenIter {
+        slot: usize,
+        range: Range,
+    },
+    OpenSnapshotIter {
+        held: usize,
+        slot: usize,
+        range: Range,
+    },
+    StepIter {
+        held: usize,
+        walk: Walk,
+    },
+    SeekIter {
+        held: usize,
+        to: Bytes,
+    },
+    DropIter {
+        held: usize,
+    },
+    /// Close, then open with another configuration.
+    Reopen {
+        config: usize,
+    },
+    /// Drop every handle without a close, then open.
+    DropAll {
+        config: usize,
+    },
+    Crash {
+        kind: CrashKind,
+        seed: u64,
+        config: usize,
+    },
+}
+
+/// Every kind of operation, for the counts.
+pub(crate) const KINDS: [&str; 39] = [
+    "put",
+    "delete",
+    "batch",
+    "too_large",
+    "bad_key",
+    "get",
+    "contains_key",
+    "range",
+    "prefix",
+    "iter",
+    "seek",
+    "keys",
+    "first",
+    "last",
+    "is_empty",
+    "sync",
+    "flush",
+    "compact",
+    "verify",
+    "metrics",
+    "keyspaces",
+    "create",
+    "drop",
+    "use_dropped",
+    "take_snapshot",
+    "snapshot_get",
+    "snapshot_range",
+    "snapshot_prefix",
+    "snapshot_iter",
+    "drop_snapshot",
+    "open_iter",
+    "open_snapshot_iter",
+    "step_iter",
+    "seek_iter",
+    "drop_iter",
+    "reopen",
+    "drop_all",
+    "process_crash",
+    "power_cut",
+];
+
+impl Op {
+    /// Its kind, one of [`KINDS`].
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Op::Put { .. } => "put",
+            Op::Delete { .. } => "delete",
+            Op::Batch { .. } => "batch",
+            Op::TooLarge { .. } => "too_large",
+            Op::BadKey { .. } => "bad_key",
+            Op::Get { .. } => "get",
+            Op::ContainsKey { .. } => "contains_key",
+            Op::Range { .. } => "range",
+            Op::Prefix { .. } => "prefix",
+            Op::Iter { .. } => "iter",
+            Op::Seek { .. } => "seek",
+            Op::Keys { .. } => "keys",
+            Op::First { .. } => "first",
+            Op::Last { .. } => "last",
+            Op::IsEmpty { .. } => "is_empty",
+            Op::Sync => "sync",
+            Op::Flush => "flush",
+            Op::Compact => "compact",
+            Op::Verify => "verify",
+            Op::Metrics => "metrics",
+            Op::Keyspaces => "keyspaces",
+            Op::Create { .. } => "create",
+            Op::Drop { .. } => "drop",
+            Op::UseDropped { .. } => "use_dropped",
+            Op::TakeSnapshot => "take_snapshot",
+            Op::SnapshotGet { .. } => "snapshot_get",
+            Op::SnapshotRange { .. } => "snapshot_range",
+            Op::SnapshotPrefix { .. } => "snapshot_prefix",
+            Op::SnapshotIter { .. } => "snapshot_iter",
+            Op::DropSnapshot { .. } => "drop_snapshot",
+            Op::OpenIter { .. } => "open_iter",
+            Op::OpenSnapshotIter { .. } => "open_snapshot_iter",
+            Op::StepIter { .. } => "step_iter",
+            Op::SeekIter { .. } => "seek_iter",
+            Op::DropIter { .. } => "drop_iter",
+            Op::Reopen { .. } => "reopen",
+            Op::DropAll { .. } => "drop_all",
+            Op::Crash { kind: CrashKind::Process, .. } => "process_crash",
+            Op::Crash { .. } => "power_cut",
+        }
+    }
+}
+
+/// What a sequence is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mix {
+    /// Percent of writes; the rest is split over the others by weight.
+    pub(crate) writes: u64,
+    /// Percent of reads, held ones included.
+    pub(crate) reads: u64,
+    /// Percent of flushes, compactions and syncs. What is left to 100 are keyspaces, reopens and crashes.
+    pub(crate) upkeep: u64,
+    /// Whether crashes are operations.
+    pub(crate) crashes: bool,
+    /// Different keys.
+    pub(crate) keys: u32,
+    /// The longest value in bytes, of a put by itself; those in batches have a quarter.
+    pub(crate) value_bytes: usize,
+    /// Number of configurations to choose from at a reopen.
+    pub(crate) configs: usize,
+}
+
+/// Makes operations.
+#[derive(Clone, Debug)]
+pub(crate) struct Generator {
+    rng: Rng,
+    mix: Mix,
+    values: u64,
+}
+
+impl Generator {
+    pub(crate) fn new(seed: u64, mix: Mix) -> Generator {
+        Generator { rng: Rng::with_seed(seed), mix, values: 0 }
+    }
+
+    /// A sequence of this many operations.
+    pub(crate) fn sequence(&mut self, len: usize) -> Vec<Op> {
+        (0..len).map(|_| self.op()).collect()
+    }
+
+    /// The next operation.
+    pub(crate) fn op(&mut self) -> Op {
+        let percent = self.rng.u64(..100);
+        if percent < self.mix.writes {
+            self.write()
+        } else if percent < self.mix.writes + self.mix.reads {
+            match self.rng.u8(..10) {
+                0..5 => self.read(),
+                _ => self.held(),
+            }
+        } else if percent < self.mix.writes + self.mix.reads + self.mix.upkeep {
+            self.upkeep()
+        } else {
+            self.lifecycle()
+        }
+    }
+
+    fn write(&mut self) -> Op {
+        let (slot, key, level) = (self.slot(), self.key(), self.level());
+        match self.rng.u8(..20) {
+            0..10 => Op::Put { slot, key, value: self.value(self.mix.value_bytes), level },
+            10..14 => Op::Delete { slot, key, level },
+            14..19 => {
+                let len = self.rng.usize(0..6);
+                Op::Batch { writes: (0..len).map(|_| self.batch_write()).collect(), level }
+            }
+            _ if self.rng.bool() => Op::TooLarge { slot, key },
+            _ => Op::BadKey { slot },
+        }
+    }
+
+    fn batch_write(&mut self) -> Write {
+        let value = (self.rng.u8(..4) > 0).then(|| self.value(self.mix.value_bytes / 4));
+        Write { slot: self.slot(), key: self.key(), value }
+    }
+
+    fn read(&mut self) -> Op {
+        let slot = self.slot();
+        match self.rng.u8(..13) {
+            0..3 => Op::Get { slot, key: self.key() },
+            3 => Op::ContainsKey { slot, key: self.key() },
+            4 | 5 => Op::Range { slot, range: self.range(), walk: self.walk() },
+            6 => Op::Prefix { slot, prefix: self.prefix(), walk: self.walk() },
+            7 => Op::Iter { slot, walk: self.walk() },
+            8 => Op::Seek { slot, range: self.range(), walk: self.walk(), to: self.key() },
+            9 => Op::Keys { slot, ends: self.rng.u64(..) },
+            10 => Op::First { slot },
+            11 => Op::Last { slot },
+            _ => Op::IsEmpty { slot },
+        }
+    }
+
+    fn held(&mut self) -> Op {
+        let (slot, held) = (self.slot(), self.rng.usize(..4));
+        match self.rng.u8(..14) {
+            0 | 1 => Op::TakeSnapshot,
+            2 | 3 => Op::SnapshotGet { held, slot, key: self.key() },
+            4 => Op::SnapshotRange { held, slot, range: self.range(), walk: self.walk() },
+            5 => Op::SnapshotPrefix { held, slot, prefix: self.prefix(), walk: self.walk() },
+            6 => Op::SnapshotIter { held, slot, walk: self.walk() },
+            7 => Op::DropSnapshot { held },
+            8 => Op::OpenIter { slot, range: self.range() },
+            9 => Op::OpenSnapshotIter { held, slot, range: self.range() },
+            10 | 11 => Op::StepIter { held, walk: self.walk() },
+            12 => Op::SeekIter { held, to: self.key() },
+            _ => Op::DropIter { held },
+        }
+    }
+
+    fn upkeep(&mut self) -> Op {
+        match self.rng.u8(..10) {
+            0..3 => Op::Sync,
+            3..6 => Op::Flush,
+            6..8 => Op::Compact,
+            8 => Op::Verify,
+            _ => Op::Metrics,
+        }
+    }
+
+    fn lifecycle(&mut self) -> Op {
+        let (slot, config) = (self.slot(), self.rng.usize(..self.mix.configs));
+        match self.rng.u8(..12) {
+            0..4 => Op::Create { slot },
+            4 => Op::Drop { slot },
+            5 => Op::UseDropped { slot },
+            6 => Op::Keyspaces,
+            7 => Op::Reopen { config },
+            8 => Op::DropAll { config },
+            _ if !self.mix.crashes => Op::Reopen { config },
+            9 => Op::Crash { kind: CrashKind::Process, seed: self.rng.u64(..), config },
+            10 => Op::Crash { kind: CrashKind::Power, seed: self.rng.u64(..), config },
+            _ => Op::Crash { kind: CrashKind::PowerNone, seed: 0, config },
+        }
+    }
+
+    /// The first keyspace half of the time: it always exists at first.
+    fn slot(&mut self) -> usize {
+        if self.rng.bool() { 0 } else { self.rng.usize(..SLOTS.len()) }
+    }
+
+    /// At most 24 bytes, with common prefixes, and some keys that are prefixes of others.
+    fn key(&mut self) -> Bytes {
+        let number = self.rng.u32(..self.mix.keys);
+        Bytes::from(match number % 5 {
+            0 => format!("{number}").into_bytes(),
+            1 => format!("user/{number:04}").into_bytes(),
+            2 => format!("user/{:04}/{number}", number / 2).into_bytes(),
+            3 => vec![0xff; 1 + number as usize % 5],
+            _ => vec![0, u8::try_from(number % 251).unwrap_or(0), 0, 0],
+        })
+    }
+
+    fn prefix(&mut self) -> Bytes {
+        let key = self.key();
+        let len = self.rng.usize(..=key.len());
+        key.slice(..len)
+    }
+
+    /// A value that no other write has, of 0 to `longest` bytes, mostly short. Half of them compress well.
+    fn value(&mut self, longest: usize) -> Bytes {
+        self.values += 1;
+        let len = match self.rng.u8(..8) {
+            0 => return Bytes::new(),
+            1 => longest,
+            2 | 3 => self.rng.usize(..=longest),
+            _ => self.rng.usize(..=longest.min(40)),
+        };
+        let mut value = format!("v{} ", self.values).into_bytes();
+        let noise = self.rng.bool();
+        let fill = self.rng.u8(..);
+        value.extend((value.len()..len).map(|_| if noise { self.rng.u8(..) } else { fill }));
+        Bytes::from(value)
+    }
+
+    fn level(&mut self) -> Level {
+        match self.rng.u8(..5) {
+            0 => Level::Default,
+            1 | 2 => Level::Process,
+            _ => Level::Power,
+        }
+    }
+
+    fn range(&mut self) -> Range {
+        (self.bound(), self.bound())
+    }
+
+    fn bound(&mut self) -> Bound<Bytes> {
+        match self.rng.u8(..4) {
+            0 => Bound::Unbounded,
+            1 => Bound::Excluded(self.key()),
+            _ => Bound::Included(self.key()),
+        }
+    }
+
+    fn walk(&mut self) -> Walk {
+        let steps = if self.rng.bool() { usize::MAX } else { self.rng.usize(..12) };
+        let ends = match self.rng.u8(..3) {
+            0 => 0,
+            1 => u64::MAX,
+            _ => self.rng.u64(..),
+        };
+        Walk { steps, ends, borrow: self.rng.u64(..) }
+    }
+}
