@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
+use crate::planted::{Bug, planted};
 use crate::trace::{Counters, Kind};
 
 /// Bytes that a device writes whole or not at all.
@@ -227,8 +228,9 @@ impl Completion {
         let (call, path, offset) =
             (self.operation.name(), self.operation.file.path().to_owned(), self.operation.offset());
         match self.result {
-            Ok(found) if found == expected => Ok(self.operation),
+            Ok(found) if found == expected || planted(Bug::ShortTransferTakenAsWhole) => Ok(self.operation),
             Ok(found) => Err(Error::Short { call, path, offset, expected, found }),
+            Err(_) if planted(Bug::FailedOperationTakenAsDone) => Ok(self.operation),
             Err(errno) => Err(Error::Os { call, path, offset, len_bytes: expected, errno }),
         }
     }

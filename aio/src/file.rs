@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::backend::{Action, Backend, Completion, File, OpenMode, Operation, Queue};
 use crate::buf::Buf;
 use crate::error::Result;
+use crate::planted::{Bug, planted};
 
 /// Bytes of one write when a file is filled with zeros.
 const ZERO_CHUNK_BYTES: usize = 1 << 20;
@@ -75,8 +76,11 @@ pub fn create_zeroed(
     let filled = backend
         .allocate(&file, len_bytes)
         .and_then(|()| zero_fill(queue, &file, len_bytes))
-        .and_then(|()| backend.sync(&file))
-        .and_then(|()| backend.sync_dir(path.parent().unwrap_or(Path::new("."))));
+        .and_then(|()| if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(&file) })
+        .and_then(|()| {
+            let unsynced = planted(Bug::NewFileNameNotSynced);
+            if unsynced { Ok(()) } else { backend.sync_dir(path.parent().unwrap_or(Path::new("."))) }
+        });
     match filled {
         Ok(()) => Ok(file),
         Err(error) => {

@@ -7,6 +7,7 @@ mod backend;
 mod buf;
 mod error;
 mod native;
+mod planted;
 mod probe;
 mod signal;
 mod sys;
@@ -20,6 +21,7 @@ pub use backend::{
 pub use buf::Buf;
 pub use error::{Errno, Error, Result};
 pub use native::NativeBackend;
+pub use planted::{Bug, planted};
 pub use probe::{Probe, probe};
 pub use signal::{SignalSet, block_all_signals};
 pub use sim::SimBackend;

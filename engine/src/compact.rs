@@ -7,6 +7,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use aio::{Bug, planted};
+
 use crate::compaction::picker::{RunShape, pick};
 use crate::compaction::runner::{open_run, remove, write_run};
 use crate::error::{Error, Result};
@@ -80,10 +82,16 @@ fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<
 
     let output = store.output(tree.id);
     let cursors = inputs.iter().map(|run| Box::new(run.cursor(false)) as Box<dyn Cursor>).collect();
+    let is_bottom = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };
-    let retain = Retain::new(store.snapshots.retained(), tombstones);
+    let retained =
+        if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.snapshots.retained() };
+    let retain = Retain::new(retained, tombstones);
     let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(cursors), retain)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
+    if planted(Bug::InputsRemovedBeforeTheEdit) {
+        remove(&store.files, removed.iter().copied());
+    }
     let installed = open_run(&output, &run).and_then(|opened| {
         let _installing = tree.lock();
         let edit = Edit::Compacted { keyspace: tree.id, removed: removed.clone(), run: run.clone() };

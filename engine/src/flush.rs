@@ -8,6 +8,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use aio::{Bug, planted};
+
 use crate::compaction::runner::{open_run, remove, write_run};
 use crate::error::{Error, Result};
 use crate::iter::Cursor;
@@ -47,15 +49,19 @@ fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
     let frozen = tree.load().frozen.clone();
     let Some(Frozen { cut, .. }) = frozen.first().cloned() else { return Ok(()) };
     let output = store.output(tree.id);
-    let inputs = frozen.iter().map(|frozen| Box::new(frozen.table.cursor()) as Box<dyn Cursor>).collect();
+    let taken = if planted(Bug::FlushForgetsOldestTable) { frozen.len().div_ceil(2) } else { frozen.len() };
+    let inputs =
+        frozen.iter().take(taken).map(|frozen| Box::new(frozen.table.cursor()) as Box<dyn Cursor>).collect();
     let retain = Retain::new(store.snapshots.retained(), Tombstones::Keep);
     let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(inputs), retain)?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
 
-    let installed = store.log.wait_durable(cut).map_err(Error::from).and_then(|()| {
+    let waited = if planted(Bug::FlushBeforeDurable) { Ok(()) } else { store.log.wait_durable(cut) };
+    let installed = waited.map_err(Error::from).and_then(|()| {
         let opened = open_run(&output, &run)?;
         let _installing = tree.lock();
-        store.manifest.append(&[Edit::Flushed { keyspace: tree.id, to: cut, run: run.clone() }])?;
+        let to = if planted(Bug::FlushedTooFar) { store.log.published() } else { cut };
+        store.manifest.append(&[Edit::Flushed { keyspace: tree.id, to, run: run.clone() }])?;
         tree.install_flushed(cut, opened);
         Ok(())
     });

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
+use aio::{Bug, planted};
 use bytes::Bytes;
 use wal::RecordBuf;
 
@@ -177,7 +178,9 @@ impl Keyspace {
         self.handle.store().check_open()?;
         self.tree.check()?;
         check_key(key)?;
-        self.tree.load().get(key, snapshot.seq())
+        let sees_later = planted(Bug::SnapshotSeesLater);
+        let seq = if sees_later { self.handle.store().visible() } else { snapshot.seq() };
+        self.tree.load().get(key, seq)
     }
 
     pub(crate) fn iterate_at(&self, bounds: KeyBounds, snapshot: SnapshotGuard) -> Iter {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use aio::{Bug, planted};
+
 use crate::compaction::runner::remove;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -28,7 +30,10 @@ pub(crate) fn open_or_create(store: &Store, name: &str) -> Result<Arc<Tree>> {
     }
     let mut keyspace = 0;
     store.manifest.append_with(|version| {
-        keyspace = version.next_keyspace;
+        keyspace = match version.dropped.last() {
+            Some(&dropped) if planted(Bug::KeyspaceIdReused) => dropped,
+            _ => version.next_keyspace,
+        };
         vec![
             Edit::KeyspaceCreated { keyspace, name: name.to_owned() },
             // Nothing below the horizon can belong to it, so it does not hold back the log.
@@ -57,7 +62,9 @@ pub(crate) fn drop_keyspace(store: &Store, name: &str) -> Result<()> {
         // No writer is between its check and its memtable.
         let _alone = store.gate.write();
         tree.check()?;
-        store.manifest.append(&[Edit::KeyspaceDropped { keyspace: tree.id }])?;
+        if !planted(Bug::DroppedKeyspaceStays) {
+            store.manifest.append(&[Edit::KeyspaceDropped { keyspace: tree.id }])?;
+        }
         tree.mark_dropped();
         store.trees.write().remove(&tree.id);
     }

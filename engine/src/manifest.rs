@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use aio::{Buf, File};
+use aio::{Buf, Bug, File, planted};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use wal::{ChainRules, Group, Place, STEP, read_chain};
@@ -154,6 +154,9 @@ impl Manifest {
     }
 
     fn halt(&self, cause: Error) -> Error {
+        if planted(Bug::ManifestErrorNotSticky) {
+            return cause;
+        }
         let cause = self.halted.get_or_init(|| Arc::new(cause));
         Error::Halted { cause: Arc::clone(cause) }
     }
@@ -161,6 +164,9 @@ impl Manifest {
     /// Replaces a full manifest by a new one that holds the version.
     fn roll(&self, writer: &mut Writer, version: &mut Version) -> Result<()> {
         let (old, min_bytes) = (writer.number, version.format.manifest_bytes);
+        if planted(Bug::ManifestWithoutNewestEdit) {
+            *version = Version::clone(&self.current.load());
+        }
         match write_new(&self.files, old + 1, version, min_bytes) {
             Ok(new) => *writer = new,
             Err(error @ Error::NoSpace { .. }) => return Err(error),
@@ -179,6 +185,9 @@ impl wal::Host for Manifest {
 
     fn activate(&self, file_id: u64, start: Seq) -> wal::Result<u32> {
         let mut epoch = 0;
+        if planted(Bug::LogFileUsedBeforeTheManifest) {
+            return Ok(self.version().next_epoch);
+        }
         self.append_with(|version| {
             epoch = version.next_epoch;
             vec![Edit::FileActivated(wal::ActiveFile { id: file_id, epoch, start })]
@@ -212,7 +221,9 @@ impl Writer {
             rest = tail;
         });
         files.with_queue(|queue| Ok(aio::file::write_all(queue, &self.file, self.offset, buf)?))?;
-        files.backend().sync(&self.file)?;
+        if !planted(Bug::ManifestNotSynced) {
+            files.backend().sync(&self.file)?;
+        }
         self.offset += group_bytes;
         self.end = group.end;
         self.groups += 1;
@@ -226,7 +237,10 @@ impl Writer {
 /// `Corrupt` if it is damaged or missing, `Format` if another version wrote it.
 pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
     let numbers = numbers(files)?;
-    for &number in numbers.iter().rev() {
+    for (nth, &number) in numbers.iter().rev().enumerate() {
+        if planted(Bug::OldManifestCounts) && nth == 0 && numbers.len() > 1 {
+            continue;
+        }
         if let Some(version) = read(files, number)? {
             return Ok(Some(version));
         }

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use aio::{Backend, Lock};
+use aio::{Backend, Bug, Lock, planted};
 use parking_lot::{Condvar, Mutex, RwLock};
 use wal::{Host, Log, LogOptions, Ordered, Replayed};
 
@@ -204,7 +204,11 @@ impl Replay {
                 ));
             }
         }
-        for op in ops::ops(payload).flatten() {
+        let mut found: Vec<_> = ops::ops(payload).flatten().collect();
+        if planted(Bug::BatchHalfReplayed) && found.len() > 1 {
+            found.pop();
+        }
+        for op in found {
             // Segments hold what is below the flushed position; dropped keyspaces are skipped.
             if version.keyspaces.get(&op.keyspace).is_some_and(|keyspace| seq >= keyspace.flushed) {
                 let table = self.tables.entry(op.keyspace).or_insert_with(|| Arc::new(Memtable::new()));
@@ -244,8 +248,9 @@ fn begin_life(
     let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
     let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes();
     let ring = if keeps_ring { old.ring } else { make_ring(files, options, version)? };
+    let step = u32::from(!planted(Bug::LifeReused) || old.number == 0);
     let number =
-        old.number.checked_add(1).ok_or_else(|| Error::invalid("this store was opened too often"))?;
+        old.number.checked_add(step).ok_or_else(|| Error::invalid("this store was opened too often"))?;
     let life = Life {
         store_id: old.store_id,
         number,
@@ -322,7 +327,9 @@ fn remove_orphans(files: &Files, manifest: &Manifest, number: u64) -> Result<()>
     for (dir, prefix, suffix, live) in stale {
         let mut removed = false;
         for name in files.backend().list(&dir)? {
-            if Files::number(&name, prefix, suffix).is_some_and(|number| !live.contains(&number)) {
+            let is_orphan =
+                Files::number(&name, prefix, suffix).is_some_and(|number| !live.contains(&number));
+            if is_orphan && !planted(Bug::OrphansAreKept) {
                 files.backend().remove(&dir.join(&name))?;
                 removed = true;
             }

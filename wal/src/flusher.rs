@@ -8,7 +8,7 @@
 //! * after an error no further step is taken: nobody retries a write or a sync. A want of space or handles while the
 //!   next file is opened is no such error: nothing was written yet, and a later round begins again.
 
-use aio::{Backend, Buf, Queue};
+use aio::{Backend, Buf, Bug, Queue, planted};
 
 use crate::error::{Error, Result};
 use crate::log_file::{LogFiles, Opened};
@@ -169,6 +169,9 @@ impl Flusher {
         let current = self.current.as_mut().expect("a planned group has a file");
         let buf = self.buf.take().expect("a planned group is sealed");
         let len_bytes = buf.len() as u64;
+        if planted(Bug::LogSyncedBeforeTheWrite) {
+            core.backend.sync(&current.opened.file)?;
+        }
         let buf = aio::file::write_all(&mut *self.queue, &current.opened.file, current.offset, buf)?;
         self.buf = Some(buf);
         current.offset += len_bytes;
@@ -183,7 +186,17 @@ impl Flusher {
     /// Makes the written group durable.
     pub(crate) fn sync(&mut self, core: &Core, group: &Group) -> Result<()> {
         let current = self.current.as_ref().expect("a written group has a file");
-        core.backend.sync(&current.opened.file)?;
+        if planted(Bug::LogAcknowledgedBeforeTheSync) {
+            core.durable.store(group.end.get(), Ordering::SeqCst);
+        }
+        if !planted(Bug::LogNotSynced) && !planted(Bug::LogSyncedBeforeTheWrite) {
+            let synced = core.backend.sync(&current.opened.file);
+            if synced.is_err() && planted(Bug::FailedSyncRetried) {
+                core.backend.sync(&current.opened.file)?;
+            } else {
+                synced?;
+            }
+        }
         count(&core.counters.syncs, 1);
         self.witnessed = self.witnessed.max(group.durable);
         core.durable.store(group.end.get(), Ordering::SeqCst);

@@ -10,6 +10,8 @@
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use aio::{Bug, planted};
+
 use crate::error::{Error, Result};
 use crate::flusher::{Core, Flusher, Plan, Purpose, count};
 use crate::log_file::Host;
@@ -323,6 +325,9 @@ impl Shared {
 
     pub(crate) fn halt(&self, cause: &Error) {
         let mut state = self.state.lock();
+        if planted(Bug::LogErrorNotSticky) {
+            return;
+        }
         if state.halted.is_none() {
             state.halted = Some(cause.halted());
         }

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Buf, Errno, File, OpenMode};
+use aio::{Buf, Bug, Errno, File, OpenMode, planted};
 use bytes::Bytes;
 
 use super::block::Block;
@@ -100,8 +100,16 @@ impl Segment {
             return Ok(None);
         }
         let Some(first) = self.index.find(key) else { return Ok(None) };
+        let first = if planted(Bug::IndexOffByOne) && self.index.separator(first) == key {
+            (first + 1).min(self.index.blocks() - 1)
+        } else {
+            first
+        };
         for number in first..self.index.blocks() {
-            let block = self.block(number)?;
+            let block = match self.block(number) {
+                Err(_) if planted(Bug::ReadErrorTakenAsMissing) => return Ok(None),
+                read => read?,
+            };
             if let Some(i) = block.find(key, hash, snapshot) {
                 let value = Bytes::copy_from_slice(block.value(i));
                 return Ok(Some((block.kind(i), block.seq(i), value)));
@@ -166,7 +174,7 @@ impl Segment {
             .and_then(|start| span.buf.get(start..start + place.padded_bytes()))
             .expect("the span holds its blocks");
         let found = checksum(self.meta.id, Segment::cache_key(number), stored);
-        if found != place.crc {
+        if found != place.crc && !planted(Bug::BlockChecksumIgnored) {
             let (expected, found) = (format!("{:#x}", place.crc), format!("{found:#x}"));
             return Err(Error::corrupt(&self.path, place.offset, "block checksum", expected, found));
         }

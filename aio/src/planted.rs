@@ -1,0 +1,137 @@
+//! Bugs planted on purpose, to prove that the torture finds them.
+//!
+//! A build with `--cfg planted` carries all of them, asleep; the environment variable `ESKER_PLANTED` wakes one by its
+//! name when the process starts. In every other build [`planted`] is a constant `false` and the compiler removes what
+//! stands behind it.
+//!
+//! The list is [`Bug::ALL`]; each is a mistake that some store has really made, placed where it would be made.
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "each name says what is done wrong; the text beside it in ALL is its documentation"
+)]
+pub enum Bug {
+    NewFileContentNotSynced,
+    NewFileNameNotSynced,
+    ShortTransferTakenAsWhole,
+    FailedOperationTakenAsDone,
+    LogNotSynced,
+    LogSyncedBeforeTheWrite,
+    LogAcknowledgedBeforeTheSync,
+    LogErrorNotSticky,
+    FailedSyncRetried,
+    SectorChecksumIgnored,
+    SectorChecksumWithoutPlace,
+    DamageTakenAsTornTail,
+    ClaimsIgnored,
+    RecordChecksumWithoutSeq,
+    RecordChecksumIgnored,
+    RingReusedTooEarly,
+    RingNotReplayed,
+    LogFileRetiredTooEarly,
+    LogFileUsedBeforeTheManifest,
+    ManifestNotSynced,
+    ManifestErrorNotSticky,
+    ManifestWithoutNewestEdit,
+    OldManifestCounts,
+    SegmentNotSynced,
+    SegmentNameNotSynced,
+    FlushBeforeDurable,
+    FlushedTooFar,
+    FlushForgetsOldestTable,
+    InputsRemovedBeforeTheEdit,
+    SnapshotsIgnoredByMerge,
+    TombstonesDroppedTooEarly,
+    NewestVersionDropped,
+    BatchHalfReplayed,
+    SnapshotSeesLater,
+    FrozenTablesNotRead,
+    BlockChecksumIgnored,
+    ReadErrorTakenAsMissing,
+    FilterForgetsKeys,
+    IndexOffByOne,
+    LifeReused,
+    KeyspaceIdReused,
+    DroppedKeyspaceStays,
+    OrphansAreKept,
+    CloseForgetsUnflushed,
+}
+
+impl Bug {
+    /// Every bug with what it does.
+    pub const ALL: &[(Bug, &str)] = &[
+        (Bug::NewFileContentNotSynced, "a zero-filled file is used before its content is on stable media"),
+        (Bug::NewFileNameNotSynced, "a new file is used before its name is on stable media"),
+        (Bug::ShortTransferTakenAsWhole, "a short read or write counts as complete"),
+        (Bug::FailedOperationTakenAsDone, "a failed write counts as done"),
+        (Bug::LogNotSynced, "a log group is acknowledged without any sync"),
+        (Bug::LogSyncedBeforeTheWrite, "the log is synced before the write has completed"),
+        (Bug::LogAcknowledgedBeforeTheSync, "the durable watermark moves before the sync"),
+        (Bug::LogErrorNotSticky, "the log goes on after a failed write or sync"),
+        (Bug::FailedSyncRetried, "a failed sync is called again and believed"),
+        (Bug::SectorChecksumIgnored, "a sector's checksum is not compared"),
+        (Bug::SectorChecksumWithoutPlace, "a sector's checksum does not cover file and position"),
+        (Bug::DamageTakenAsTornTail, "replay stops at the first damaged sector without a word"),
+        (Bug::ClaimsIgnored, "lost groups are not noticed by what later groups claim"),
+        (Bug::RecordChecksumWithoutSeq, "a record of an earlier lap of the ring validates"),
+        (Bug::RecordChecksumIgnored, "a record's checksum is not compared"),
+        (Bug::RingReusedTooEarly, "ring space is reused before its bytes are durable"),
+        (Bug::RingNotReplayed, "recovery does not look into the ring"),
+        (Bug::LogFileRetiredTooEarly, "a log file is recycled while a memtable still needs it"),
+        (Bug::LogFileUsedBeforeTheManifest, "a log file is written before the manifest names it"),
+        (Bug::ManifestNotSynced, "a manifest edit is not synced"),
+        (Bug::ManifestErrorNotSticky, "edits go on after a failed manifest write"),
+        (Bug::ManifestWithoutNewestEdit, "a new manifest lacks the edit that made it necessary"),
+        (Bug::OldManifestCounts, "recovery takes the manifest before the newest"),
+        (Bug::SegmentNotSynced, "a segment goes live before its content is on stable media"),
+        (Bug::SegmentNameNotSynced, "a segment goes live before its name is on stable media"),
+        (Bug::FlushBeforeDurable, "a segment goes live with records that the log may still lose"),
+        (Bug::FlushedTooFar, "a flush claims records that arrived after its cut"),
+        (Bug::FlushForgetsOldestTable, "a flush of several memtables leaves out the oldest"),
+        (Bug::InputsRemovedBeforeTheEdit, "a merge removes its inputs before the manifest forgets them"),
+        (Bug::SnapshotsIgnoredByMerge, "a merge drops what a snapshot still sees"),
+        (Bug::TombstonesDroppedTooEarly, "a merge drops a tombstone above an older value"),
+        (Bug::NewestVersionDropped, "a merge keeps the older of two versions"),
+        (Bug::BatchHalfReplayed, "recovery applies a batch without its last operation"),
+        (Bug::SnapshotSeesLater, "a snapshot sees writes that came after it"),
+        (Bug::FrozenTablesNotRead, "a read skips memtables that wait for their flush"),
+        (Bug::BlockChecksumIgnored, "a block's checksum is not compared"),
+        (Bug::ReadErrorTakenAsMissing, "a failed read of a block says that the key does not exist"),
+        (Bug::FilterForgetsKeys, "a filter denies some keys that are there"),
+        (Bug::IndexOffByOne, "a key at the edge of a block is looked for in the wrong block"),
+        (Bug::LifeReused, "a reopen continues under the old life"),
+        (Bug::KeyspaceIdReused, "a new keyspace gets the id of a dropped one"),
+        (Bug::DroppedKeyspaceStays, "dropping a keyspace does not reach the manifest"),
+        (Bug::OrphansAreKept, "files that no manifest names are never removed"),
+        (Bug::CloseForgetsUnflushed, "a close forgets the log without flushing"),
+    ];
+
+    /// Its name, as `ESKER_PLANTED` takes it.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// Whether this bug is awake.
+#[cfg(planted)]
+#[must_use]
+pub fn planted(bug: Bug) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
+    let find = || {
+        let name = std::env::var("ESKER_PLANTED").ok()?;
+        let found = Bug::ALL.iter().find(|(bug, _)| bug.name() == name);
+        Some(found.unwrap_or_else(|| panic!("ESKER_PLANTED={name} is not a planted bug")).0)
+    };
+    *CHOSEN.get_or_init(find) == Some(bug)
+}
+
+/// Whether this bug is awake: never, in this build.
+#[cfg(not(planted))]
+#[must_use]
+#[inline]
+pub const fn planted(_: Bug) -> bool {
+    false
+}
