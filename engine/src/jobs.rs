@@ -83,13 +83,17 @@ pub(crate) fn request_flush(store: &Store) {
 /// Waits until a flush has finished since, or failed; does it itself in manual mode.
 ///
 /// # Errors
-/// What the flush failed with.
+/// What the flush failed with; `Closed` when the store is being closed.
 pub(crate) fn wait_for_flush(store: &Store) -> Result<()> {
     if store.options.background == Background::Manual {
         store.wanted.lock().flush = true;
         run_pending(store);
     }
     let mut wanted = store.wanted.lock();
+    // The threads that would flush are gone, and nobody would wake this one.
+    if wanted.stop {
+        return Err(Error::Closed);
+    }
     // While one error stands the disk is full or the store has halted: say so at once, instead of hanging.
     if let Some(error) = &wanted.flush_error {
         return Err(error.clone());
@@ -184,5 +188,28 @@ fn report(store: &Store, result: Result<()>) {
             _ => Event::BackgroundError { error },
         };
         store.tell(&event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aio::SimBackend;
+
+    use super::*;
+    use crate::options::{Options, Sizes};
+    use crate::recovery;
+
+    #[test]
+    fn nobody_waits_for_threads_that_have_ended() {
+        let sizes = Sizes { ring_bytes: Some(1 << 16), log_file_bytes: Some(1 << 16), ..Sizes::default() };
+        let options = Options { background: Background::Manual, sizes, ..Options::default() };
+        let backend = Arc::new(SimBackend::new(1));
+        let (store, _lock) = recovery::open(backend, "/store".as_ref(), options).unwrap();
+        // As a writer finds it that was admitted just before another thread closed the store.
+        let mut store = Arc::into_inner(store).unwrap();
+        store.options.background = Background::Threads;
+        store.frozen_bytes.store(1, Ordering::Relaxed);
+        store.wanted.lock().stop = true;
+        assert!(matches!(wait_for_flush(&store), Err(Error::Closed)));
     }
 }
