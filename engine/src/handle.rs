@@ -47,6 +47,9 @@ impl Handle {
 
 impl Owner {
     fn close(&self) -> Result<()> {
+        // In a forked child the threads do not exist, and log and lock are the parent's: nothing is waited for, written
+        // or released.
+        self.store.files.backend().check_fork()?;
         let mut running = self.running.lock();
         let Some(mut ending) = running.take() else { return Ok(()) };
         let store = &self.store;
