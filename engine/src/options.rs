@@ -31,8 +31,8 @@ pub enum Background {
     Manual,
 }
 
-/// Sizes that otherwise follow from the memory budget; `None` leaves them so. All in bytes, rounded up to what the
-/// files need.
+/// Sizes that otherwise follow from the memory budget; `None` leaves them so. All in bytes; brought into what is
+/// possible, and rounded up to what the files need.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
     /// The mapped ring of the log.
@@ -51,6 +51,12 @@ pub struct Sizes {
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+
+/// The least of ring, log files and memtables: one step of the log, and records of up to 1 KiB.
+const SMALLEST_BYTES: u64 = 4 * KIB;
+
+/// The progress of the ring is kept in tables that are as long.
+const LARGEST_RING_BYTES: u64 = 1 << 30;
 
 /// Everything that [`Builder`](crate::Builder) sets.
 #[derive(Clone, Debug)]
@@ -88,6 +94,7 @@ impl Options {
         self.sizes
             .ring_bytes
             .unwrap_or((self.memory_budget_bytes / 16).clamp(MIB, 64 * MIB))
+            .clamp(SMALLEST_BYTES, LARGEST_RING_BYTES)
             .next_multiple_of(4 * KIB)
     }
 
@@ -96,12 +103,13 @@ impl Options {
         self.sizes
             .log_file_bytes
             .unwrap_or((self.memory_budget_bytes / 16).clamp(MIB, 64 * MIB))
+            .max(SMALLEST_BYTES)
             .next_multiple_of(4 * KIB)
     }
 
     /// All memtables together, frozen ones included.
     pub(crate) fn memtables_bytes(&self) -> u64 {
-        self.sizes.memtable_bytes.map_or(self.memory_budget_bytes / 4, |bytes| bytes * 2)
+        self.sizes.memtable_bytes.map_or(self.memory_budget_bytes / 4, |bytes| bytes.max(SMALLEST_BYTES) * 2)
     }
 
     /// A memtable is frozen when all active ones together reach this: half of them, so that writing goes on while
@@ -128,7 +136,7 @@ impl Options {
 
     /// A block before compression.
     pub(crate) fn block_bytes(&self) -> usize {
-        self.sizes.block_bytes.unwrap_or(8 << 10)
+        self.sizes.block_bytes.unwrap_or(8 << 10).clamp(512, 32 << 10)
     }
 
     /// The first size of a manifest file; it grows with what it must hold.

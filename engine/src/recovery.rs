@@ -93,16 +93,31 @@ fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
             if !is_store && !create {
                 return Err(no_store(root));
             }
+            if !is_store {
+                // It may have been made by an open that ended before its name was durable.
+                match sync_parent(files) {
+                    // Whoever may not look there has been given the directory by somebody else.
+                    Err(Error::Io { kind: std::io::ErrorKind::PermissionDenied, .. }) => {}
+                    other => other?,
+                }
+            }
         }
         None if !create => return Err(no_store(root)),
         None => {
             backend.make_dir(root)?;
-            if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                backend.sync_dir(parent)?;
-            }
+            sync_parent(files)?;
         }
     }
     Ok(backend.lock(&files.lock_path())?)
+}
+
+/// Makes the name of the store's directory durable.
+fn sync_parent(files: &Files) -> Result<()> {
+    match files.root().parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Ok(files.backend().sync_dir(Path::new("."))?),
+        Some(parent) => Ok(files.backend().sync_dir(parent)?),
+        None => Ok(()),
+    }
 }
 
 fn no_store(root: &Path) -> Error {
