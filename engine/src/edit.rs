@@ -33,8 +33,10 @@
 //!    ...   4+n  largest key
 //! ```
 //!
+//! Invariant: bytes of any kind give `None` at worst, never a panic, and never more memory than they have themselves.
 //! An unknown tag is refused. Version gate: the `Format` edit, which covers manifest, log and ring; segments carry
 //! their own version.
+//! Written and read by `manifest`.
 #![deny(clippy::indexing_slicing)]
 
 use bytes::Bytes;
@@ -53,10 +55,12 @@ pub(crate) fn encode(edits: &[Edit], out: &mut Vec<u8>) {
     }
 }
 
-/// Reads one list of edits; `None` if the bytes are not one.
-pub(crate) fn decode(reader: &mut Reader<'_>) -> Option<Vec<Edit>> {
-    let count = reader.u32()?;
-    (0..count).map(|_| decode_edit(reader)).collect()
+/// Reads how many edits follow as one list; `None` if the bytes end before.
+///
+/// The edits are read one by one, so that a `Format` that this program does not know is noticed before what it cannot
+/// read.
+pub(crate) fn decode_count(reader: &mut Reader<'_>) -> Option<u32> {
+    reader.u32()
 }
 
 fn encode_edit(edit: &Edit, out: &mut Vec<u8>) {
@@ -117,7 +121,8 @@ fn encode_edit(edit: &Edit, out: &mut Vec<u8>) {
     }
 }
 
-fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
+/// Reads one edit; `None` if the bytes are not one.
+pub(crate) fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
     Some(match reader.u8()? {
         0 => Edit::Format(Format {
             version: reader.u32()?,
@@ -211,3 +216,7 @@ fn decode_segment(reader: &mut Reader<'_>) -> Option<SegmentMeta> {
 fn count(len: usize) -> u32 {
     u32::try_from(len).expect("lists in an edit are far shorter than four billion")
 }
+
+#[cfg(test)]
+#[path = "edit_tests.rs"]
+mod tests;

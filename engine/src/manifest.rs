@@ -120,10 +120,6 @@ impl Manifest {
         self.writer.lock().file.is_direct()
     }
 
-    pub(crate) fn path(&self) -> PathBuf {
-        self.files.manifest_path(self.writer.lock().number)
-    }
-
     /// Makes the edits durable, all or none, and then current.
     ///
     /// `NoSpace` leaves everything as it was; any other failure poisons.
@@ -151,6 +147,21 @@ impl Manifest {
         }
         self.current.store(Arc::new(version));
         Ok(())
+    }
+
+    /// Reads it back: what stands on disk leads to the version in use. Nothing is appended meanwhile, since a group
+    /// that is half written looks like damage.
+    pub(crate) fn verify(&self) -> Result<()> {
+        let writer = self.writer.lock();
+        // After a failed append nobody knows what is on disk.
+        self.health()?;
+        let loaded = load(&self.files)?;
+        if loaded.as_ref() == Some(&*self.version()) {
+            return Ok(());
+        }
+        let path = self.files.manifest_path(writer.number);
+        let found = if loaded.is_some() { "another one" } else { "none" };
+        Err(Error::corrupt(&path, 0, "manifest", "the version in use", found))
     }
 
     fn halt(&self, cause: Error) -> Error {
@@ -339,9 +350,11 @@ fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
     let mut version = Version::default();
     let mut reader = Reader::new(stream);
     while !reader.is_empty() {
-        let edits = edit::decode(&mut reader).ok_or_else(|| corrupt("an edit", "a list of known edits"))?;
-        for edit in &edits {
-            version.apply(edit).map_err(|what| corrupt(what, "a version it applies to"))?;
+        let unknown = || corrupt("an edit", "a list of known edits");
+        let count = edit::decode_count(&mut reader).ok_or_else(unknown)?;
+        for _ in 0..count {
+            let edit = edit::decode_edit(&mut reader).ok_or_else(unknown)?;
+            version.apply(&edit).map_err(|what| corrupt(what, "a version it applies to"))?;
             check_format(path, &version)?;
         }
     }
@@ -394,3 +407,7 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
 fn place(number: u64) -> Place {
     Place { store_id: 0, file_id: number, epoch: 1 }
 }
+
+#[cfg(test)]
+#[path = "manifest_tests.rs"]
+mod tests;

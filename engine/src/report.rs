@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::metrics::{KeyspaceMetrics, Metrics};
+use crate::run::Run;
 use crate::store::Store;
 use crate::superversion::Tree;
 
@@ -39,13 +40,13 @@ pub(crate) fn metrics(store: &Store) -> Metrics {
 
 fn pinned_bytes(tree: &Tree) -> u64 {
     let current = tree.load();
-    let segments = current.runs.iter().flat_map(super::run::Run::segments);
+    let segments = current.runs.iter().flat_map(Run::segments);
     segments.map(|segment| segment.memory_bytes()).sum()
 }
 
 fn keyspace(tree: &Tree) -> KeyspaceMetrics {
     let current = tree.load();
-    let metas = || current.runs.iter().flat_map(super::run::Run::segments).map(|segment| segment.meta());
+    let metas = || current.runs.iter().flat_map(Run::segments).map(|segment| segment.meta());
     let frozen: usize = current.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
     KeyspaceMetrics {
         name: tree.name.clone(),

@@ -133,3 +133,76 @@ impl Cursor for RunCursor {
         self.inner.as_ref()?.entry()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use aio::{Backend, SimBackend};
+
+    use super::*;
+    use crate::compaction::runner::{Output, open_run, write_run};
+    use crate::files::Files;
+    use crate::iter_contract::{Owned, VecCursor, check_all};
+    use crate::key::key_hash;
+    use crate::retain::{Retain, Tombstones};
+    use crate::segment::BlockCache;
+
+    /// A run of as many segments as there are keys, with every entry in it.
+    fn run(entries: &[Owned]) -> Option<Run> {
+        let sim = SimBackend::new(1);
+        for dir in ["/store", "/store/segments"] {
+            sim.make_dir(Path::new(dir)).unwrap();
+        }
+        let files = Arc::new(Files::new(Arc::new(sim), Path::new("/store")));
+        let cache = Arc::new(BlockCache::new(1 << 20));
+        let output = Output {
+            files: &files,
+            cache: &cache,
+            store_id: 1,
+            keyspace: 1,
+            segment_bytes: 1,
+            block_bytes: 512,
+            compress: true,
+        };
+        let number = std::cell::Cell::new(1);
+        let next = || number.replace(number.get() + 1);
+        // Every position is somebody's snapshot, so nothing is dropped.
+        let retain = Retain::new((0..=1001).map(Seq::new).collect(), Tombstones::Keep);
+        let metas = write_run(&output, &next, &mut VecCursor::new(entries.to_vec()), retain).unwrap();
+        let mut keys: Vec<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
+        keys.dedup();
+        assert_eq!(metas.len(), keys.len(), "each key has a segment of its own");
+        open_run(&output, &metas).unwrap()
+    }
+
+    #[test]
+    fn the_cursor_keeps_the_contract() {
+        check_all(|entries| match run(entries) {
+            Some(run) => Box::new(run.cursor(true)),
+            None => Box::new(VecCursor::new(Vec::new())),
+        });
+    }
+
+    #[test]
+    fn get_finds_the_newest_entry_below_a_position_in_the_right_segment() {
+        let entry = |key: &str, seq, value: &str| Owned {
+            key: key.into(),
+            seq: Seq::new(seq),
+            kind: Kind::Put,
+            value: value.into(),
+        };
+        let run = run(&[entry("b", 7, "new"), entry("b", 3, "old"), entry("d", 5, "d")]).unwrap();
+        let get = |key: &str, below| {
+            let found = run.get(key.as_bytes(), key_hash(key.as_bytes()), Seq::new(below)).unwrap();
+            found.map(|(_, seq, value)| (seq.get(), value))
+        };
+        assert_eq!(get("b", 8), Some((7, "new".into())));
+        assert_eq!(get("b", 7), Some((3, "old".into())));
+        assert_eq!(get("b", 3), None);
+        assert_eq!(get("d", 9), Some((5, "d".into())));
+        for absent in ["a", "c", "e", "bb"] {
+            assert_eq!(get(absent, 9), None);
+        }
+    }
+}

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
-use crate::manifest;
 use crate::store::Store;
 
 /// What a successful check has read.
@@ -28,7 +27,7 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
     let _no_flush = store.flushing.lock();
     let _no_compaction = store.compacting.lock();
     let mut report = VerifyReport::default();
-    verify_manifest(store)?;
+    store.manifest.verify()?;
     verify_names(store)?;
     verify_log(store, &mut report)?;
     for tree in store.all_trees() {
@@ -41,24 +40,6 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
         }
     }
     Ok(report)
-}
-
-/// The manifest on disk leads to the version in memory.
-fn verify_manifest(store: &Store) -> Result<()> {
-    let path = store.manifest.path();
-    let damaged = |found: &str| Error::corrupt(&path, 0, "manifest", "the version in use", found);
-    // An edit may be appended between the two readings: then look again.
-    for _ in 0..8 {
-        let before = store.manifest.version();
-        let loaded = manifest::load(&store.files)?.ok_or_else(|| damaged("none"))?;
-        if loaded == *before {
-            return Ok(());
-        }
-        if store.manifest.version() == before {
-            return Err(damaged("another one"));
-        }
-    }
-    Ok(())
 }
 
 /// Every live segment has a file. (Files that nobody names are removed at the next open, and are no damage.)

@@ -8,7 +8,7 @@
 //! entry of the same key in an older one; segments of a run rise by key and do not overlap; file numbers, keyspace
 //! ids, epochs and lives are never reused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wal::ActiveFile;
 
@@ -133,6 +133,9 @@ impl Version {
                 self.logs.retain(|file| !retired.contains(&file.id));
             }
             Edit::KeyspaceCreated { keyspace, name } => {
+                if self.dropped.contains(keyspace) {
+                    return Err("a keyspace id is used twice");
+                }
                 let fresh = KeyspaceVersion { name: name.clone(), ..KeyspaceVersion::default() };
                 if self.keyspaces.insert(*keyspace, fresh).is_some() {
                     return Err("a keyspace id is used twice");
@@ -197,8 +200,15 @@ impl Version {
 
     /// What must hold between the parts of a version, beyond what each part says of itself.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
-        for keyspace in self.keyspaces.values() {
+        let names: BTreeSet<&str> = self.keyspaces.values().map(|keyspace| keyspace.name.as_str()).collect();
+        if names.len() != self.keyspaces.len() {
+            return Err("two keyspaces have the same name");
+        }
+        for (&id, keyspace) in &self.keyspaces {
             for run in &keyspace.runs {
+                if run.iter().any(|segment| segment.keyspace != id) {
+                    return Err("a segment belongs to another keyspace");
+                }
                 let ordered = run.iter().all(|segment| segment.smallest <= segment.largest);
                 let apart = run.windows(2).all(|pair| pair[0].largest < pair[1].smallest);
                 if !ordered || !apart {
@@ -256,3 +266,7 @@ fn replace_runs(runs: &mut Vec<RunMeta>, removed: &[u64], run: &RunMeta) -> Resu
     runs.splice(first..first + count, replacement);
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "version_tests.rs"]
+mod tests;
