@@ -27,3 +27,8 @@ deep: check
 # Benches; NAME is a filter
 bench NAME="":
     cargo bench -p esker-benches --locked -- {{NAME}}
+
+# Write the golden files of today's format anew; the difference shows in the next commit
+golden:
+    GOLDEN=write cargo test -p esker --test golden --locked the_same_calls_write_the_same_bytes
+    cargo test -p esker --test golden --locked
