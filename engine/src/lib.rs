@@ -1,4 +1,59 @@
-//! Esker: an embedded, durable, ordered key-value store on Linux native AIO and `O_DIRECT`. (Under construction.)
+//! Esker: an embedded, durable, ordered key-value store for Linux. Its only way to the disk is native AIO on
+//! `O_DIRECT` files ([`aio`]), its only promise to a crash is the log ([`wal`]).
+//!
+//! # Promises
+//! * With [`Durability::Power`], the default, a write returns when it and everything before it in the log are on stable
+//!   media. Many writers share one sync.
+//! * With [`Durability::Process`] it returns when it is in the mapped ring: no signal can take it back, and a power cut
+//!   can only within the next 10 ms ([`Builder::drain_interval`]) or 1 MiB of log.
+//! * A [`Batch`] is atomic across keyspaces, whatever happens.
+//! * After a crash the store opens with a prefix of its history that holds at least everything acknowledged, or it
+//!   refuses with file and offset ([`Error::Corrupt`]). It never returns wrong data, never drops acknowledged data
+//!   silently.
+//! * A write that has returned is seen by every read that starts later. An [`Iter`] or a [`Snapshot`] shows one moment,
+//!   whatever is written meanwhile.
+//! * The first failed write or sync of log or manifest stops all writing ([`Error::Halted`]); reads go on. A full disk
+//!   ([`Error::NoSpace`]) is no such failure.
+//!
+//! # Limits
+//! * 64-bit Linux on x86-64 and aarch64, kernel 5.4 or later. Without direct I/O it works through the page cache, and
+//!   says so once ([`Event::BufferedIo`], [`Metrics::direct_io`]).
+//! * Keys have 1 to [`MAX_KEY_BYTES`] bytes, in bytewise order. A value, and a batch, must fit into one record:
+//!   [`Db::max_record_bytes`], 4 MiB at the default memory budget.
+//! * One process has a store open, once. Handles may be used by any number of threads, and may outlive each other.
+//! * Memory is planned from one number, [`Builder::memory_budget_bytes`]. Indexes and filters of all segments (about
+//!   2 bytes a key) are not yet counted in it.
+//! * The file formats may change before the first release. Every file says its version.
+//!
+//! # Example
+//! ```
+//! use esker::{Db, Durability};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR"))?;
+//! # let path = dir.path().join("store");
+//! let db = Db::open(&path)?;
+//! let (users, log) = (db.keyspace("users")?, db.keyspace("log")?);
+//!
+//! users.put("ann", "1")?; // a power cut cannot take it back
+//! let fast = log.with_durability(Durability::Process);
+//! for minute in 0..60 {
+//!     fast.put(format!("{minute:02}"), "ann was here")?; // nor can `kill -9` these
+//! }
+//! db.batch().delete(&users, "ann").put(&log, "60", "ann left").commit()?; // both or none
+//!
+//! assert_eq!(users.get("ann")?, None);
+//! let late: Vec<_> = log.range("58"..).rev().map(|pair| pair.map(|(key, _)| key)).collect::<Result<_, _>>()?;
+//! assert_eq!(late, ["60", "59", "58"]);
+//! db.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Reading order
+//! `ARCHITECTURE.md` has the map. In short: [`Db`], [`Keyspace`] and [`Batch`] route; `commit` is the write path,
+//! `superversion` the read path, `recovery` the way from a directory to a store; `flush` and `compact` move data into
+//! `segment`s, `manifest` says which of them count.
 
 mod batch;
 mod cache;
@@ -53,3 +108,8 @@ pub use options::{Background, Durability, Sizes};
 pub use range::KeyRange;
 pub use snapshot::Snapshot;
 pub use verify::VerifyReport;
+
+/// The example of the README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

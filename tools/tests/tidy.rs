@@ -122,6 +122,23 @@ fn upward_imports_are_caught_in_every_form() {
 }
 
 #[test]
+fn a_program_of_several_files_is_a_tree_of_its_own() {
+    let files = [
+        ("tools/src/main.rs", "//! a\nmod model;"),
+        ("tools/src/model.rs", "//! a\n"),
+        ("tools/src/bin/torture/main.rs", "//! a\nmod model; mod world; use crate::world::World;"),
+        ("tools/src/bin/torture/world.rs", "//! a\nmod life; use crate::model::Model;"),
+        ("tools/src/bin/torture/world/life.rs", "//! a\nuse crate::model::Model;"),
+        ("tools/src/bin/torture/model.rs", "//! a\n"),
+    ];
+    let order: Vec<&str> = files.iter().map(|(path, _)| *path).collect();
+    let (mut tree, lists) = (tree(&files), lists(&order));
+    assert_eq!(rules::imports(&tree, &lists), [""; 0]);
+    tree.insert("tools/src/bin/torture/model.rs".to_owned(), "//! a\nuse crate::world::World;".to_owned());
+    only(&rules::imports(&tree, &lists), "tools/src/bin/torture/world.rs, which stands above it");
+}
+
+#[test]
 fn a_file_in_the_wrong_place_of_the_list_is_caught() {
     let (tree, mut lists) = sound();
     lists.files.swap(3, 4);

@@ -126,10 +126,17 @@ pub(crate) fn imports(tree: &Tree, lists: &Lists) -> Vec<String> {
     wrong
 }
 
-/// The package's folder and the module path of a source file.
+/// The folder of a library or program, and the module path of one of its source files: a program of several files has
+/// a folder of its own in `src/bin`.
 fn module_of(path: &str) -> Option<(&str, Vec<String>)> {
-    let (folder, rest) = path.split_once("/src/")?;
-    let mut module: Vec<String> = rest.strip_suffix(".rs")?.split('/').map(str::to_owned).collect();
+    let mut root = path.find("/src/")? + "/src".len();
+    if let Some(program) = path[root..].strip_prefix("/bin/")
+        && let Some(slash) = program.find('/')
+    {
+        root += "/bin/".len() + slash;
+    }
+    let (folder, rest) = path.split_at(root);
+    let mut module: Vec<String> = rest.strip_suffix(".rs")?.split('/').skip(1).map(str::to_owned).collect();
     if is_head(path) {
         module.pop();
     }
@@ -140,17 +147,20 @@ fn module_of(path: &str) -> Option<(&str, Vec<String>)> {
 fn target(tree: &Tree, folder: &str, own: &[String], named: &source::Named) -> Option<String> {
     let (first, rest) = named.path.split_first()?;
     let (folder, mut module) = if first == "crate" {
-        (folder, rest.to_vec())
+        (folder.to_owned(), rest.to_vec())
     } else {
-        let other = CRATES.iter().find(|(_, library)| library == first);
-        let (folder, _) = other.filter(|(other, _)| named.in_use && *other != folder)?;
-        (*folder, Vec::new())
+        let (package, _) = CRATES.iter().find(|(_, library)| library == first)?;
+        let other = format!("{package}/src");
+        if !named.in_use || other == folder {
+            return None;
+        }
+        (other, Vec::new())
     };
     loop {
         if folder_is_own(&module, own, named) {
             return None;
         }
-        if let Some(file) = file_of(tree, folder, &module) {
+        if let Some(file) = file_of(tree, &folder, &module) {
             return Some(file);
         }
         module.pop()?;
@@ -164,9 +174,9 @@ fn folder_is_own(module: &[String], own: &[String], named: &source::Named) -> bo
 fn file_of(tree: &Tree, folder: &str, module: &[String]) -> Option<String> {
     let joined = module.join("/");
     let candidates = if module.is_empty() {
-        [format!("{folder}/src/lib.rs"), format!("{folder}/src/main.rs")]
+        [format!("{folder}/lib.rs"), format!("{folder}/main.rs")]
     } else {
-        [format!("{folder}/src/{joined}.rs"), format!("{folder}/src/{joined}/mod.rs")]
+        [format!("{folder}/{joined}.rs"), format!("{folder}/{joined}/mod.rs")]
     };
     candidates.into_iter().find(|path| tree.contains_key(path))
 }
