@@ -97,7 +97,7 @@ impl Batch {
             store.check_open()?;
             let end = store.log.published();
             if self.durability == Durability::Power {
-                store.log.wait_durable(end)?;
+                store.latch(store.log.wait_durable(end).map_err(Error::from))?;
             }
             return Ok(end);
         }

@@ -5,7 +5,8 @@
 //! prefix and nothing acknowledged depends on something lost.
 //!
 //! Everything that can fail comes before the place in the log is reserved, except waiting for durability: if that
-//! fails the write is visible, and whether it survives is known after a reopen.
+//! fails the write is visible, and whether it survives is known after a reopen (or, on a full disk, when there is space).
+//! So that a full disk is met before and not after, the next log file is made before the current one is full.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,13 +42,25 @@ pub(crate) fn commit(
         return Err(Error::TooLarge { what: "a write", found_bytes, limit_bytes });
     }
     admit(store)?;
+    make_log_room(store, record.len_bytes())?;
     let appended = append(store, record, trees)?;
     store.visible.wait_for(appended.end);
-    match durability {
-        Durability::Process => store.log.wait_process(appended.end)?,
-        Durability::Power => store.log.wait_durable(appended.end)?,
-    }
+    let waited = match durability {
+        Durability::Process => store.log.wait_process(appended.end),
+        Durability::Power => store.log.wait_durable(appended.end),
+    };
+    store.latch(waited.map_err(Error::from))?;
     Ok(appended.seq)
+}
+
+/// Sees to it that the log has a place for the record whatever becomes of the disk, or refuses.
+fn make_log_room(store: &Store, len_bytes: usize) -> Result<()> {
+    if !store.log.has_room(len_bytes) {
+        store.files.with_queue(|queue| Ok(store.log.make_room(len_bytes, queue)?))?;
+    } else if store.log.wants_spare() {
+        jobs::request_spare(store);
+    }
+    Ok(())
 }
 
 /// Reserves a place, fills it, and inserts into the memtables, all under the shared gate.
@@ -106,16 +119,20 @@ fn admit(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// When the log has grown beyond its limit, the keyspaces that hold it back are flushed.
+/// When the log's files have grown beyond their limit, the keyspaces that hold them back are flushed. Bytes of files
+/// count, not of records: a small durable write takes a whole step of the file.
 fn release_old_log(store: &Store) {
-    let published = store.log.published().get();
     let limit = store.options.log_limit_bytes();
     // Frozen tables are on their way already: another freeze helps only after the log has grown by half again.
-    let since_cut = published.saturating_sub(store.last_cut.load(Ordering::Relaxed));
+    let since_cut = store.log.written_bytes().saturating_sub(store.last_cut.load(Ordering::Relaxed));
     if since_cut <= limit / 2 {
         return;
     }
-    if published.saturating_sub(store.manifest.version().horizon.get()) > limit {
+    // While a flush is under way, or fails, more frozen tables would free nothing and take memory without a bound.
+    if store.frozen_bytes.load(Ordering::Relaxed) > 0 {
+        return;
+    }
+    if store.manifest.version().logs.len() as u64 * store.options.log_file_bytes() > limit {
         store.freeze(|_| true);
         jobs::request_flush(store);
     }

@@ -33,10 +33,11 @@ pub(crate) enum Depth {
 /// Merges until nothing is left to do, or `stop` says so. One caller at a time; others wait.
 pub(crate) fn compact_all(store: &Store, depth: Depth, stop: &dyn Fn() -> bool) -> Result<()> {
     let _one = store.compacting.lock();
+    store.health()?;
     for tree in store.all_trees() {
         while !stop() {
             let Some(range) = choose(store, &tree, depth) else { break };
-            compact_runs(store, &tree, range)?;
+            store.latch(compact_runs(store, &tree, range))?;
             if depth == Depth::Full {
                 break;
             }

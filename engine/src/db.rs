@@ -9,8 +9,7 @@ use aio::{Backend, NativeBackend};
 use crate::batch::Batch;
 use crate::commit;
 use crate::compact::{Depth, compact_all};
-use crate::error::Result;
-use crate::flush::flush_frozen;
+use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::jobs;
 use crate::keyspace::Keyspace;
@@ -115,8 +114,9 @@ impl Db {
     /// # Errors
     /// [`Error::Halted`](crate::Error::Halted).
     pub fn sync(&self) -> Result<()> {
-        self.handle.store().check_open()?;
-        Ok(self.handle.store().log.sync()?)
+        let store = self.handle.store();
+        store.check_open()?;
+        store.latch(store.log.sync().map_err(Error::from))
     }
 
     /// Moves everything written so far from memory to segments.
@@ -128,7 +128,7 @@ impl Db {
         let store = self.handle.store();
         store.check_open()?;
         store.freeze(|_| true);
-        flush_frozen(store)
+        jobs::flush_now(store)
     }
 
     /// Flushes, then merges each keyspace into a single run without dead entries; long work on a large store.
@@ -165,8 +165,9 @@ impl Db {
     /// Flushes and closes, for all handles: the others get [`Error::Closed`](crate::Error::Closed) from now on.
     ///
     /// # Errors
-    /// [`Error::Halted`](crate::Error::Halted) or [`Error::Io`](crate::Error::Io) if something could not be made
-    /// durable; the store is closed all the same.
+    /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace) or
+    /// [`Error::Io`](crate::Error::Io) if something could not be made durable; the store is closed all the same. After
+    /// `NoSpace` what was acknowledged survives this process, and the next open goes on with it.
     pub fn close(self) -> Result<()> {
         self.handle.close()
     }

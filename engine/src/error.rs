@@ -14,12 +14,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused or failed a call.
+    /// The operating system refused or failed a call. Where it says that something is used up (file handles, memory),
+    /// nothing was written and the call can be made again.
     #[error("{message}")]
     #[non_exhaustive]
     Io {
         /// What `std::io` calls it.
         kind: std::io::ErrorKind,
+        /// The system's own code, if there is one.
+        errno: Option<i32>,
         /// Call, file, offset and cause in one line.
         message: String,
     },
@@ -120,6 +123,20 @@ impl Error {
         }
     }
 
+    /// An [`Error::Io`] that does not come from the operating system.
+    pub(crate) fn internal(message: String) -> Error {
+        Error::Io { kind: std::io::ErrorKind::Other, errno: None, message }
+    }
+
+    /// Whether something is used up (space, handles, memory) that can come back: then nothing was written.
+    pub(crate) fn is_shortage(&self) -> bool {
+        match self {
+            Error::NoSpace { .. } => true,
+            Error::Io { errno: Some(code), .. } => aio::Errno(*code).is_shortage(),
+            _ => false,
+        }
+    }
+
     /// As the log passes it on, when it is raised inside one of the log's calls.
     pub(crate) fn into_wal(self) -> wal::Error {
         match self {
@@ -128,6 +145,8 @@ impl Error {
             }
             Error::NoSpace { path } => aio::Error::call("allocate", &path, aio::Errno::NO_SPACE).into(),
             Error::Closed => wal::Error::Closed,
+            // The log adds its own "halted".
+            Error::Halted { cause } => Error::clone(&cause).into_wal(),
             other => wal::Error::Host { message: other.to_string() },
         }
     }
@@ -141,10 +160,13 @@ impl From<aio::Error> for Error {
     fn from(error: aio::Error) -> Error {
         match &error {
             aio::Error::Locked { pid, .. } => Error::Locked { pid: *pid },
-            aio::Error::Os { path, errno: aio::Errno::NO_SPACE, .. } => Error::NoSpace { path: path.clone() },
+            aio::Error::Os { path, errno, .. } if errno.is_no_space() => {
+                Error::NoSpace { path: path.clone() }
+            }
             _ => {
                 let kind = error.errno().map_or(std::io::ErrorKind::Other, aio::Errno::kind);
-                Error::Io { kind, message: error.to_string() }
+                let errno = error.errno().map(|errno| errno.0);
+                Error::Io { kind, errno, message: error.to_string() }
             }
         }
     }
@@ -166,7 +188,7 @@ impl From<wal::Error> for Error {
                 limit_bytes: max_bytes as u64,
             },
             wal::Error::Closed => Error::Closed,
-            other => Error::Io { kind: std::io::ErrorKind::Other, message: other.to_string() },
+            other => Error::internal(other.to_string()),
         }
     }
 }

@@ -22,14 +22,18 @@ use crate::superversion::{Frozen, Tree};
 use crate::version::Edit;
 
 /// Flushes every frozen memtable of every keyspace. One caller at a time; others wait and find nothing left.
+///
+/// # Errors
+/// `NoSpace` and others of the segments' I/O: the outputs are removed, the tables stay, and the next call tries again.
 pub(crate) fn flush_frozen(store: &Store) -> Result<()> {
     let _one = store.flushing.lock();
-    for tree in store.all_trees() {
-        if !tree.load().frozen.is_empty() {
-            flush_tree(store, &tree)?;
-        }
-    }
-    Ok(())
+    store.health()?;
+    let trees = store.all_trees();
+    let mut waiting = trees.iter().filter(|tree| !tree.load().frozen.is_empty());
+    let flushed = waiting.try_for_each(|tree| flush_tree(store, tree));
+    // Also after a failure: what was flushed before it may free space.
+    let released = if flushed.is_ok() || store.health().is_ok() { release_log(store) } else { Ok(()) };
+    store.latch(flushed.and(released))
 }
 
 /// Forgets and recycles log files whose records are all in segments.
@@ -78,7 +82,7 @@ fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
     store.counters.flushed(bytes);
     let took = store.files.backend().now().saturating_sub(started);
     store.tell(&Event::Flushed { keyspace: tree.name.clone(), bytes, took });
-    release_log(store)
+    Ok(())
 }
 
 /// The position below which everything is in segments. It is a record boundary at or below the durable end.

@@ -60,16 +60,14 @@ impl Owner {
         }
         ending.threads.stop(store);
         let flushed = flush_all(store);
-        let closed = store.log.close().map_err(Error::from);
-        if flushed.is_ok() && closed.is_ok() {
-            forget_log(store)?;
-        }
-        // A full disk is no reason to report a failed close: everything acknowledged is in the log.
-        let flushed = match flushed {
+        let closed = store.latch(store.log.close().map_err(Error::from));
+        let forgotten = if flushed.is_ok() && closed.is_ok() { forget_log(store) } else { Ok(()) };
+        // A disk too full for segments or a manifest is no reason to report a failed close: the log has everything.
+        let lenient = |result| match result {
             Err(Error::NoSpace { .. }) => Ok(()),
             other => other,
         };
-        closed.and(flushed)
+        closed.and(lenient(flushed)).and(lenient(forgotten))
     }
 }
 

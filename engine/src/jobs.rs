@@ -3,8 +3,9 @@
 //! With [`Background::Threads`] two threads wait for work, so that a long merge never delays a flush. With
 //! [`Background::Manual`] whoever asks for work does it before the call returns.
 //!
-//! A job that fails is not lost: the error is kept for the writers (`NoSpace`) and the listener, and the next request
-//! tries again.
+//! A job that fails is not lost: the error is kept for the writers (`NoSpace`) and the listener, the next writer that
+//! needs the memory tries again, and so does the thread by itself after a while. A job that panics halts the store: what
+//! it left undone nobody knows, and nobody would do the rest.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,6 +43,7 @@ pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
         let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // The application's signal handlers must never run on our threads.
             aio::block_all_signals();
+            let _guard = PanicGuard { store: &shared, name };
             job(&shared);
         });
         match spawned {
@@ -50,6 +52,7 @@ pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
                 threads.stop(store);
                 return Err(Error::Io {
                     kind: error.kind(),
+                    errno: error.raw_os_error(),
                     message: format!("start thread {name}: {error}"),
                 });
             }
@@ -61,11 +64,28 @@ pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
 impl Threads {
     /// Ends the threads after what they are doing now.
     pub(crate) fn stop(&mut self, store: &Store) {
-        store.wanted.lock().stop = true;
+        store.wanted.lock().ended.get_or_insert(Error::Closed);
         store.changed.notify_all();
         for handle in self.handles.drain(..) {
             // A panic on a job's thread was printed where it happened; there is nobody left to pass it to.
             let _ = handle.join();
+        }
+    }
+}
+
+/// Halts the store if its thread panics, so that no writer waits for what will not come.
+struct PanicGuard<'a> {
+    store: &'a Store,
+    name: &'static str,
+}
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let cause = Error::internal(format!("the background thread {} panicked", self.name));
+            self.store.log.halt(&cause.clone().into_wal());
+            self.store.wanted.lock().ended = Some(Error::Halted { cause: Arc::new(cause) });
+            self.store.changed.notify_all();
         }
     }
 }
@@ -80,28 +100,49 @@ pub(crate) fn request_flush(store: &Store) {
     }
 }
 
-/// Waits until a flush has finished since, or failed; does it itself in manual mode.
+/// Asks for a spare log file; in manual mode nothing happens, and the writer that needs it makes it.
+pub(crate) fn request_spare(store: &Store) {
+    let by_thread = store.options.background == Background::Threads;
+    if by_thread && !store.spare_asked.swap(true, Ordering::Relaxed) {
+        store.wanted.lock().spare = true;
+        store.changed.notify_all();
+    }
+}
+
+/// Flushes on this thread.
 ///
 /// # Errors
-/// What the flush failed with; `Closed` when the store is being closed.
+/// As [`flush_frozen`].
+pub(crate) fn flush_now(store: &Store) -> Result<()> {
+    let result = flush_frozen(store);
+    finish_flush(store, result.clone());
+    if store.options.background == Background::Manual {
+        run_pending(store);
+    }
+    result
+}
+
+/// Waits until a flush has ended since; does it itself in manual mode.
+///
+/// # Errors
+/// What the flush failed with: the disk is full, or the store has halted. `Closed` when the store is being closed.
 pub(crate) fn wait_for_flush(store: &Store) -> Result<()> {
     if store.options.background == Background::Manual {
         store.wanted.lock().flush = true;
         run_pending(store);
     }
     let mut wanted = store.wanted.lock();
-    // The threads that would flush are gone, and nobody would wake this one.
-    if wanted.stop {
-        return Err(Error::Closed);
-    }
-    // While one error stands the disk is full or the store has halted: say so at once, instead of hanging.
-    if let Some(error) = &wanted.flush_error {
-        return Err(error.clone());
-    }
     if store.options.background == Background::Threads && store.frozen_bytes.load(Ordering::Relaxed) > 0 {
+        // Also while an error stands: this writer is the one that finds out whether there is space again.
+        let before = wanted.attempts;
         wanted.flush = true;
         store.changed.notify_all();
-        store.changed.wait(&mut wanted);
+        while wanted.attempts == before {
+            if let Some(why) = &wanted.ended {
+                return Err(why.clone());
+            }
+            store.changed.wait(&mut wanted);
+        }
     }
     wanted.flush_error.clone().map_or(Ok(()), Err)
 }
@@ -124,29 +165,40 @@ fn run_pending(store: &Store) {
 }
 
 fn flush_loop(store: &Store) {
-    while wait_for_work(store, |wanted| std::mem::take(&mut wanted.flush)) {
-        let failed = finish_flush(store, flush_frozen(store));
-        if failed {
+    while wait_for_work(store, |wanted| wanted.flush || wanted.spare) {
+        if std::mem::take(&mut store.wanted.lock().spare) {
+            make_spare(store);
+        }
+        if std::mem::take(&mut store.wanted.lock().flush) && finish_flush(store, flush_frozen(store)) {
             retry_later(store, |wanted| &mut wanted.flush);
         }
     }
 }
 
 fn compact_loop(store: &Store) {
-    let stop = || store.wanted.lock().stop;
+    let stop = || store.wanted.lock().ended.is_some();
     while wait_for_work(store, |wanted| std::mem::take(&mut wanted.compact)) {
-        finish_compaction(store, compact_all(store, Depth::Due, &stop));
+        if finish_compaction(store, compact_all(store, Depth::Due, &stop)) {
+            retry_later(store, |wanted| &mut wanted.compact);
+        }
+    }
+}
+
+/// If it fails, the writer that needs the space tries again and is told; until a flush succeeds it is not tried here.
+fn make_spare(store: &Store) {
+    if store.files.with_queue(|queue| Ok(store.log.prepare_spare(queue)?)).is_ok() {
+        store.spare_asked.store(false, Ordering::Relaxed);
     }
 }
 
 /// Sleeps until there is work; false when the store closes.
-fn wait_for_work(store: &Store, take: impl Fn(&mut Wanted) -> bool) -> bool {
+fn wait_for_work(store: &Store, has_work: impl Fn(&mut Wanted) -> bool) -> bool {
     let mut wanted = store.wanted.lock();
     loop {
-        if wanted.stop {
+        if wanted.ended.is_some() {
             return false;
         }
-        if take(&mut wanted) {
+        if has_work(&mut wanted) {
             return true;
         }
         store.changed.wait(&mut wanted);
@@ -155,10 +207,14 @@ fn wait_for_work(store: &Store, take: impl Fn(&mut Wanted) -> bool) -> bool {
 
 /// Asks again after a while, unless somebody asks earlier or the store closes.
 fn retry_later(store: &Store, flag: impl Fn(&mut Wanted) -> &mut bool) {
+    if store.health().is_err() {
+        return;
+    }
     let mut wanted = store.wanted.lock();
-    if !wanted.stop && store.manifest.health().is_ok() {
-        store.changed.wait_for(&mut wanted, RETRY_AFTER);
-        *flag(&mut wanted) = true;
+    while wanted.ended.is_none() && !*flag(&mut wanted) {
+        if store.changed.wait_for(&mut wanted, RETRY_AFTER).timed_out() {
+            *flag(&mut wanted) = true;
+        }
     }
 }
 
@@ -169,25 +225,31 @@ fn finish_flush(store: &Store, result: Result<()>) -> bool {
         let mut wanted = store.wanted.lock();
         wanted.compact |= !failed;
         wanted.flush_error = result.as_ref().err().cloned();
+        wanted.attempts += 1;
+    }
+    if !failed {
+        store.spare_asked.store(false, Ordering::Relaxed);
     }
     store.changed.notify_all();
     report(store, result);
     failed
 }
 
-fn finish_compaction(store: &Store, result: Result<()>) {
+/// Notes how a compaction ended; true if it may succeed when it is tried again.
+fn finish_compaction(store: &Store, result: Result<()>) -> bool {
+    let again = matches!(result, Err(Error::NoSpace { .. } | Error::Io { .. }));
     store.changed.notify_all();
     report(store, result);
+    again
 }
 
+/// Counts a failed job and tells the listener; of a halt it has been told.
 fn report(store: &Store, result: Result<()>) {
-    if let Err(error) = result {
+    if let Err(error) = store.latch(result) {
         store.counters.failed_job();
-        let event = match &error {
-            Error::Halted { cause } => Event::Halted { cause: Error::clone(cause) },
-            _ => Event::BackgroundError { error },
-        };
-        store.tell(&event);
+        if !matches!(error, Error::Halted { .. }) {
+            store.tell(&Event::BackgroundError { error });
+        }
     }
 }
 
@@ -209,7 +271,7 @@ mod tests {
         let mut store = Arc::into_inner(store).unwrap();
         store.options.background = Background::Threads;
         store.frozen_bytes.store(1, Ordering::Relaxed);
-        store.wanted.lock().stop = true;
+        store.wanted.lock().ended = Some(Error::Closed);
         assert!(matches!(wait_for_flush(&store), Err(Error::Closed)));
     }
 }

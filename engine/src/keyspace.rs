@@ -82,7 +82,13 @@ impl Keyspace {
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
     /// [`Error::TooLarge`](crate::Error::TooLarge) for a key or value over the limit,
-    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::Closed`](crate::Error::Closed): nothing was written.
+    /// [`Error::Closed`](crate::Error::Closed): nothing was written.
+    /// [`Error::NoSpace`](crate::Error::NoSpace), or [`Error::Io`](crate::Error::Io) for want of file handles: nothing
+    /// was written, and the same call succeeds when there is space again. One rare case is different: the store makes
+    /// room for a write in the log before it takes it, with a reserve of an eighth of a log file, and when other threads
+    /// write more than that reserve in the same moment in which the disk fills up, the write is in the log's ring
+    /// already. Then it is visible, survives the process, becomes durable by itself when there is space, and making it
+    /// again does no harm.
     /// [`Error::Halted`](crate::Error::Halted): whether it was written is known after a reopen.
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.write(Op::put(self.tree.id, key.as_ref(), value.as_ref()))

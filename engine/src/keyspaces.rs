@@ -7,6 +7,7 @@ use aio::{Bug, planted};
 
 use crate::compaction::runner::remove;
 use crate::error::{Error, Result};
+use crate::manifest::Reserve;
 use crate::store::Store;
 use crate::superversion::Tree;
 use crate::version::Edit;
@@ -28,8 +29,9 @@ pub(crate) fn open_or_create(store: &Store, name: &str) -> Result<Arc<Tree>> {
     if let Some(tree) = trees.values().find(|tree| tree.name == name) {
         return Ok(Arc::clone(tree));
     }
+    store.health()?;
     let mut keyspace = 0;
-    store.manifest.append_with(|version| {
+    let created = store.manifest.append_with(Reserve::Keep, |version| {
         keyspace = match version.dropped.last() {
             Some(&dropped) if planted(Bug::KeyspaceIdReused) => dropped,
             _ => version.next_keyspace,
@@ -39,7 +41,8 @@ pub(crate) fn open_or_create(store: &Store, name: &str) -> Result<Arc<Tree>> {
             // Nothing below the horizon can belong to it, so it does not hold back the log.
             Edit::Flushed { keyspace, to: version.horizon, run: Vec::new() },
         ]
-    })?;
+    });
+    store.latch(created)?;
     let tree = Arc::new(Tree::new(keyspace, name, Vec::new()));
     trees.insert(keyspace, Arc::clone(&tree));
     Ok(tree)
@@ -54,20 +57,25 @@ pub(crate) fn names(store: &Store) -> Vec<String> {
 
 /// Forgets a keyspace, durably, and removes its files.
 pub(crate) fn drop_keyspace(store: &Store, name: &str) -> Result<()> {
-    store.check_open()?;
+    store.check_writable()?;
     let _no_flush = store.flushing.lock();
     let _no_compaction = store.compacting.lock();
     let tree = find(store, name).ok_or_else(|| Error::invalid(format!("there is no keyspace {name:?}")))?;
-    {
+    let dropped = {
         // No writer is between its check and its memtable.
         let _alone = store.gate.write();
         tree.check()?;
-        if !planted(Bug::DroppedKeyspaceStays) {
-            store.manifest.append(&[Edit::KeyspaceDropped { keyspace: tree.id }])?;
-        }
-        tree.mark_dropped();
-        store.trees.write().remove(&tree.id);
-    }
+        let edits = if planted(Bug::DroppedKeyspaceStays) {
+            Vec::new()
+        } else {
+            vec![Edit::KeyspaceDropped { keyspace: tree.id }]
+        };
+        store.manifest.append_with(Reserve::Use, |_| edits).map(|()| {
+            tree.mark_dropped();
+            store.trees.write().remove(&tree.id);
+        })
+    };
+    store.latch(dropped)?;
     let last = tree.load();
     let frozen: usize = last.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
     store.active_bytes.fetch_sub(last.active.size_bytes() as u64, Ordering::Relaxed);

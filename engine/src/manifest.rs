@@ -45,6 +45,19 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
 
+/// What ordinary edits leave free, so that a full disk, on which the manifest cannot be replaced, still takes the edits
+/// of [`Reserve::Use`]; at most a quarter of the file.
+const RESERVE_STEPS: u64 = 4;
+
+/// Whether an edit may go where ordinary ones may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reserve {
+    /// What needs space anyway.
+    Keep,
+    /// What goes on without space: the activation of a spare log file, the end of a keyspace.
+    Use,
+}
+
 /// Feature bits that this program knows.
 const KNOWN_FEATURES: u64 = 0;
 
@@ -122,13 +135,17 @@ impl Manifest {
 
     /// Makes the edits durable, all or none, and then current.
     ///
-    /// `NoSpace` leaves everything as it was; any other failure poisons.
+    /// `NoSpace` and too few handles leave everything as it was; any other failure poisons.
     pub(crate) fn append(&self, edits: &[Edit]) -> Result<()> {
-        self.append_with(|_| edits.to_vec())
+        self.append_with(Reserve::Keep, |_| edits.to_vec())
     }
 
     /// As [`Manifest::append`], with edits that depend on the version they are applied to.
-    pub(crate) fn append_with(&self, edits: impl FnOnce(&Version) -> Vec<Edit>) -> Result<()> {
+    pub(crate) fn append_with(
+        &self,
+        reserve: Reserve,
+        edits: impl FnOnce(&Version) -> Vec<Edit>,
+    ) -> Result<()> {
         let mut writer = self.writer.lock();
         self.health()?;
         let mut version = Version::clone(&self.current.load());
@@ -139,13 +156,28 @@ impl Manifest {
         debug_assert_eq!(version.check(), Ok(()), "an edit keeps the version sound");
         let mut bytes = Vec::new();
         edit::encode(&edits, &mut bytes);
-        let room = version.format.manifest_bytes - writer.offset;
-        if writer.group(bytes.len()).1 <= room {
-            writer.write_group(&self.files, &bytes).map_err(|error| self.halt(error))?;
+        let manifest_bytes = version.format.manifest_bytes;
+        let room_bytes = manifest_bytes - writer.offset;
+        let group_bytes = writer.group(bytes.len()).1;
+        let reserve_bytes = (RESERVE_STEPS * STEP as u64).min(manifest_bytes / 4);
+        let rolled = if group_bytes + reserve_bytes <= room_bytes {
+            None
         } else {
-            self.roll(&mut writer, &mut version)?;
+            match self.roll(&mut writer, &version) {
+                Ok(rolled) => Some(rolled),
+                Err(error) => {
+                    let fits = reserve == Reserve::Use && group_bytes <= room_bytes;
+                    if !(fits && error.is_shortage()) {
+                        return Err(error);
+                    }
+                    None
+                }
+            }
+        };
+        if rolled.is_none() {
+            writer.write_group(&self.files, &bytes).map_err(|error| self.halt(error))?;
         }
-        self.current.store(Arc::new(version));
+        self.current.store(Arc::new(rolled.unwrap_or(version)));
         Ok(())
     }
 
@@ -172,20 +204,22 @@ impl Manifest {
         Error::Halted { cause: Arc::clone(cause) }
     }
 
-    /// Replaces a full manifest by a new one that holds the version.
-    fn roll(&self, writer: &mut Writer, version: &mut Version) -> Result<()> {
+    /// Replaces a full manifest by a new one that holds the version, and gives back the version with its size.
+    fn roll(&self, writer: &mut Writer, version: &Version) -> Result<Version> {
         let (old, min_bytes) = (writer.number, version.format.manifest_bytes);
+        let mut version = version.clone();
         if planted(Bug::ManifestWithoutNewestEdit) {
-            *version = Version::clone(&self.current.load());
+            version = Version::clone(&self.current.load());
         }
-        match write_new(&self.files, old + 1, version, min_bytes) {
+        match write_new(&self.files, old + 1, &mut version, min_bytes) {
             Ok(new) => *writer = new,
-            Err(error @ Error::NoSpace { .. }) => return Err(error),
+            Err(error) if error.is_shortage() => return Err(error),
+            Err(Error::Halted { cause }) => return Err(self.halt(Error::clone(&cause))),
             Err(error) => return Err(self.halt(error)),
         }
         // If it stays behind, the next open removes it: a lower number never counts beside a complete higher one.
         let _ = self.files.backend().remove(&self.files.manifest_path(old));
-        Ok(())
+        Ok(version)
     }
 }
 
@@ -199,7 +233,7 @@ impl wal::Host for Manifest {
         if planted(Bug::LogFileUsedBeforeTheManifest) {
             return Ok(self.version().next_epoch);
         }
-        self.append_with(|version| {
+        self.append_with(Reserve::Use, |version| {
             epoch = version.next_epoch;
             vec![Edit::FileActivated(wal::ActiveFile { id: file_id, epoch, start })]
         })
@@ -376,6 +410,9 @@ fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
 }
 
 /// Creates manifest `number` with the whole version in its first group.
+///
+/// # Errors
+/// `Halted` if the group could not be written: nobody knows whether this manifest counts. Otherwise it does not exist.
 fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) -> Result<Writer> {
     version.format.version = FORMAT_VERSION;
     let mut bytes = Vec::new();
@@ -400,7 +437,7 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
         Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, bytes)?)
     })?;
     let mut writer = Writer { file, number, offset: 0, end: Seq::ZERO, groups: 0 };
-    writer.write_group(files, &bytes)?;
+    writer.write_group(files, &bytes).map_err(|cause| Error::Halted { cause: Arc::new(cause) })?;
     Ok(writer)
 }
 

@@ -61,14 +61,35 @@ pub(crate) fn open(
     let place = Place { files: &files, cache: &cache, options: &options };
     let trees = open_trees(&place, &version)?;
     version.next_file = number_above_all(&files)?.max(version.next_file);
-    replay.write(&place, &mut version, &trees)?;
-    begin_life(&files, &options, &mut version, replayed.as_ref())?;
-    let number = new_manifest_number(&files, loaded.is_none())?;
-    let manifest = Manifest::create(&files, number, version, options.manifest_bytes())?;
+    let (first_new, is_first) = (version.next_file, loaded.is_none());
+    let begun = replay
+        .write(&place, &mut version, &trees)
+        .and_then(|()| begin_life(&files, &options, &mut version, replayed.as_ref()))
+        .and_then(|()| new_manifest_number(&files, is_first))
+        .and_then(|number| {
+            Ok((number, Manifest::create(&files, number, version, options.manifest_bytes())?))
+        });
+    let (number, manifest) = begun.inspect_err(|error| discard(&files, first_new, error))?;
     remove_orphans(&files, &manifest, number)?;
     let store = assemble(files, cache, options, manifest, trees)?;
     announce(&store, replayed.as_ref());
     Ok((store, lock))
+}
+
+/// Removes what an open that failed has written, so that trying again on a full disk does not fill it further.
+fn discard(files: &Files, first_new: u64, error: &Error) {
+    // Then the new manifest may be on the disk, and what it names must stay.
+    if matches!(error, Error::Halted { .. }) {
+        return;
+    }
+    for (dir, prefix, suffix) in [(files.wal_dir(), "ring-", ""), (files.segments_dir(), "", ".seg")] {
+        for name in files.backend().list(&dir).unwrap_or_default() {
+            if Files::number(&name, prefix, suffix).is_some_and(|number| number >= first_new) {
+                // Best effort: an orphan is removed by the next open that succeeds.
+                let _ = files.backend().remove(&dir.join(&name));
+            }
+        }
+    }
 }
 
 /// Makes the directory if asked to, and takes its lock; refuses a directory of something else untouched.
@@ -385,7 +406,9 @@ fn assemble(
     let log = Log::open(Arc::clone(files.backend()), log, host)?;
     Ok(Arc::new(Store {
         visible: Ordered::new(life.start, ring_bytes(&manifest.version())),
-        last_cut: AtomicU64::new(life.start.get()),
+        last_cut: AtomicU64::new(0),
+        spare_asked: AtomicBool::new(false),
+        halt_told: AtomicBool::new(false),
         files,
         cache,
         options,

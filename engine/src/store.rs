@@ -32,9 +32,14 @@ use crate::superversion::Tree;
 pub(crate) struct Wanted {
     pub(crate) flush: bool,
     pub(crate) compact: bool,
-    pub(crate) stop: bool,
+    /// A spare log file is wanted.
+    pub(crate) spare: bool,
     /// The last flush failed with this; cleared by the next one that succeeds.
     pub(crate) flush_error: Option<Error>,
+    /// Flushes that have ended, one way or the other.
+    pub(crate) attempts: u64,
+    /// The threads end, and why: the store closes, or one of them has panicked.
+    pub(crate) ended: Option<Error>,
 }
 
 /// An open store, without its threads.
@@ -63,8 +68,12 @@ pub(crate) struct Store {
     /// Runs of the keyspace that has most.
     pub(crate) most_runs: AtomicUsize,
     pub(crate) closed: AtomicBool,
-    /// Where the last freeze cut the log, for the limit on log bytes.
+    /// Bytes written to log files when the last freeze cut the log, for the limit on the log.
     pub(crate) last_cut: AtomicU64,
+    /// A spare log file was asked for, and none has been made since.
+    pub(crate) spare_asked: AtomicBool,
+    /// The listener knows that the store has halted.
+    pub(crate) halt_told: AtomicBool,
 }
 
 impl Store {
@@ -76,8 +85,27 @@ impl Store {
 
     /// The sticky first failure of log or manifest, if there was one.
     pub(crate) fn health(&self) -> Result<()> {
-        self.manifest.health()?;
-        Ok(self.log.health()?)
+        self.log.health()?;
+        self.manifest.health()
+    }
+
+    /// Whether writes are possible: open, and neither log nor manifest has failed.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        self.health()
+    }
+
+    /// Passes a result on. What halted one of log and manifest halts the other, and is told to the listener once.
+    ///
+    /// No lock may be held but `flushing`, `compacting` and `trees`.
+    pub(crate) fn latch<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Halted { cause }) = &result {
+            self.log.halt(&Error::clone(cause).into_wal());
+            if !self.halt_told.swap(true, Ordering::Relaxed) {
+                self.tell(&Event::Halted { cause: Error::clone(cause) });
+            }
+        }
+        result
     }
 
     /// What a read without a snapshot sees: everything acknowledged before.
@@ -133,7 +161,7 @@ impl Store {
             self.active_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.frozen_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        self.last_cut.store(cut.get(), Ordering::Relaxed);
+        self.last_cut.store(self.log.written_bytes(), Ordering::Relaxed);
     }
 
     /// Counts the runs again, after they changed.

@@ -281,6 +281,11 @@ impl Log {
         self.shared.core.durable()
     }
 
+    /// Bytes written to log files since the log was opened, sector headers and padding included. One load.
+    pub fn written_bytes(&self) -> u64 {
+        self.shared.core.counters.written_bytes.load(Ordering::Relaxed)
+    }
+
     /// Where this life begins.
     pub fn start(&self) -> Seq {
         self.shared.start

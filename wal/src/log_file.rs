@@ -196,6 +196,8 @@ impl LogFiles {
     ///
     /// A crash in between leaves files that no manifest names, for the next open to remove.
     pub(crate) fn retire(&self, ids: &[u64]) -> Result<()> {
+        // All of them, whatever happens to one: the manifest knows none of them any more.
+        let mut outcome = Ok(());
         for &id in ids {
             {
                 let mut lists = self.lists.lock();
@@ -205,10 +207,10 @@ impl LogFiles {
                 assert!(lists.active.len() < before, "only an active file can retire");
             }
             if !self.keep_as_spare(id) {
-                self.remove(&log_file_path(&self.directory, id))?;
+                outcome = outcome.and(self.remove(&log_file_path(&self.directory, id)));
             }
         }
-        Ok(())
+        outcome
     }
 
     fn create(&self, queue: &mut dyn Queue) -> Result<(u64, File)> {
