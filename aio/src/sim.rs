@@ -175,6 +175,12 @@ impl SimBackend {
         self.machine().alignment = alignment;
     }
 
+    /// Whether files opened from now on are on a file system without direct I/O: they work as before, say that they
+    /// are not direct, and their maps are private memory, as on such file systems of a real machine.
+    pub fn set_buffered(&self, buffered: bool) {
+        self.machine().buffered = buffered;
+    }
+
     /// Lets time pass.
     pub fn advance(&self, duration: Duration) {
         self.machine().now += duration;
@@ -319,7 +325,13 @@ impl Backend for SimBackend {
         if len_bytes == 0 || size_bytes < len_bytes as u64 {
             return Err(Error::call("mmap", file.path(), Errno::INVALID));
         }
-        Ok(Arc::new(SimMap::new(Arc::clone(&self.machine), file.clone(), len_bytes)))
+        let mut private = None;
+        if machine.buffered {
+            let mut bytes = vec![0; len_bytes];
+            machine.disk.inode(sim_handle(file).inode).volatile().read(0, &mut bytes);
+            private = Some(bytes);
+        }
+        Ok(Arc::new(SimMap::new(Arc::clone(&self.machine), file.clone(), len_bytes, private)))
     }
 
     fn now(&self) -> Duration {

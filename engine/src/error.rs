@@ -156,6 +156,16 @@ impl Error {
     }
 }
 
+/// What to do, where the system's own words do not say it.
+fn advice(errno: Option<aio::Errno>) -> &'static str {
+    match errno {
+        Some(aio::Errno::TOO_MANY_FILES) => ": raise the limit on open files (ulimit -n)",
+        Some(aio::Errno::ACCESS) => ": check owner and permissions",
+        Some(aio::Errno::READ_ONLY) => ": mount the file system for writing",
+        _ => "",
+    }
+}
+
 impl From<aio::Error> for Error {
     fn from(error: aio::Error) -> Error {
         match &error {
@@ -166,7 +176,7 @@ impl From<aio::Error> for Error {
             _ => {
                 let kind = error.errno().map_or(std::io::ErrorKind::Other, aio::Errno::kind);
                 let errno = error.errno().map(|errno| errno.0);
-                Error::Io { kind, errno, message: error.to_string() }
+                Error::Io { kind, errno, message: format!("{error}{}", advice(error.errno())) }
             }
         }
     }

@@ -133,13 +133,16 @@ pub(crate) fn wait_for_flush(store: &Store) -> Result<()> {
     }
     let mut wanted = store.wanted.lock();
     if store.options.background == Background::Threads && store.frozen_bytes.load(Ordering::Relaxed) > 0 {
-        // Also while an error stands: this writer is the one that finds out whether there is space again.
+        // Also while an error stands: this writer is the one that finds out whether there is space again. A failure of
+        // the flush under way says nothing about now, so it takes a second one to be told of it.
         let before = wanted.attempts;
-        wanted.flush = true;
-        store.changed.notify_all();
-        while wanted.attempts == before {
+        while wanted.attempts == before || wanted.attempts == before + 1 && wanted.flush_error.is_some() {
             if let Some(why) = &wanted.ended {
                 return Err(why.clone());
+            }
+            // Whoever sets the flag wakes the thread, once: waiting writers must not wake each other in turn.
+            if !std::mem::replace(&mut wanted.flush, true) {
+                store.changed.notify_all();
             }
             store.changed.wait(&mut wanted);
         }

@@ -104,10 +104,7 @@ fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
             names.retain(|name| name != "lost+found");
             let is_store = names.iter().any(|name| Files::number(name, "manifest-", "").is_some());
             // An open that was interrupted before the first manifest leaves these, the lock file first.
-            let ours = |name: &String| ["LOCK", "wal", "segments"].contains(&name.as_str());
-            let is_begun =
-                names.is_empty() || names.iter().any(|name| name == "LOCK") && names.iter().all(ours);
-            if !is_store && !is_begun {
+            if !is_store && !is_begun(files, &names)? {
                 let what = "is not an Esker store, and not empty: nothing was written to it".to_owned();
                 return Err(Error::Format { path: root.to_owned(), what });
             }
@@ -141,8 +138,33 @@ fn sync_parent(files: &Files) -> Result<()> {
     }
 }
 
+/// Whether these are what an open leaves that was interrupted before the first manifest: the lock file first, as long
+/// as a lock file is, then two directories with nothing in them but our own names.
+fn is_begun(files: &Files, names: &[String]) -> Result<bool> {
+    if names.is_empty() {
+        return Ok(true);
+    }
+    let backend = files.backend();
+    let lock = backend.stat(&files.lock_path())?;
+    let mut ours = lock.is_some_and(|stat| !stat.is_dir && [0, 4096].contains(&stat.size_bytes));
+    for name in names.iter().filter(|name| *name != "LOCK") {
+        let dir = files.root().join(name);
+        let is_ours = |name: &String| {
+            [("ring-", ""), ("", ".log"), ("", ".seg")]
+                .iter()
+                .any(|(prefix, suffix)| Files::number(name, prefix, suffix).is_some())
+        };
+        ours = ours
+            && (dir == files.wal_dir() || dir == files.segments_dir())
+            && backend.stat(&dir)?.is_some_and(|stat| stat.is_dir)
+            && backend.list(&dir)?.iter().all(is_ours);
+    }
+    Ok(ours)
+}
+
 fn no_store(root: &Path) -> Error {
-    Error::Format { path: root.to_owned(), what: "holds no Esker store".to_owned() }
+    let what = "holds no Esker store: check the path, or let the open create one";
+    Error::Format { path: root.to_owned(), what: what.to_owned() }
 }
 
 fn make_dirs(files: &Files) -> Result<()> {

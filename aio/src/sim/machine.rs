@@ -60,6 +60,7 @@ pub(crate) struct Machine {
     pub(crate) crashed: bool,
     pub(crate) capacity_bytes: Option<u64>,
     pub(crate) alignment: Alignment,
+    pub(crate) buffered: bool,
     pub(crate) locks: BTreeSet<PathBuf>,
     pub(crate) trace_hash: u64,
     pub(crate) trace: Trace,
@@ -83,6 +84,7 @@ impl Machine {
             crashed: false,
             capacity_bytes: None,
             alignment: Alignment { memory_bytes: SECTOR_BYTES, offset_bytes: SECTOR_BYTES },
+            buffered: false,
             locks: BTreeSet::new(),
             trace_hash: 0,
             trace: Trace::default(),
@@ -148,7 +150,7 @@ impl Machine {
     pub(crate) fn handle(&mut self, path: &Path, inode: u64, writable: bool) -> File {
         let handle = Arc::new(SimHandle { inode, writable });
         self.handles.push(Arc::downgrade(&handle));
-        File::new(path, self.alignment, true, FileBody::Sim(handle))
+        File::new(path, self.alignment, !self.buffered, FileBody::Sim(handle))
     }
 
     /// Forgets removed files that nobody has open.

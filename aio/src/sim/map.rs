@@ -3,6 +3,9 @@
 //! Invariant: a mapped range stays within the size that the file had when it was mapped.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::faults::EventKind;
 use super::machine::{Call, Shared, sim_handle};
@@ -17,6 +20,8 @@ pub(crate) struct SimMap {
     machine: Shared,
     file: File,
     len_bytes: usize,
+    /// Where a map is not shared with its file.
+    private: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
 impl std::fmt::Debug for SimMap {
@@ -26,8 +31,8 @@ impl std::fmt::Debug for SimMap {
 }
 
 impl SimMap {
-    pub(crate) fn new(machine: Shared, file: File, len_bytes: usize) -> SimMap {
-        SimMap { machine, file, len_bytes }
+    pub(crate) fn new(machine: Shared, file: File, len_bytes: usize, private: Option<Vec<u8>>) -> SimMap {
+        SimMap { machine, file, len_bytes, private: private.map(|bytes| Arc::new(Mutex::new(bytes))) }
     }
 
     fn check(&self, offset: usize, len: usize) {
@@ -45,6 +50,10 @@ impl SharedMap for SimMap {
 
     fn write(&self, offset: usize, bytes: &[u8]) {
         self.check(offset, bytes.len());
+        if let Some(private) = &self.private {
+            private.lock()[offset..offset + bytes.len()].copy_from_slice(bytes);
+            return;
+        }
         let mut machine = self.machine.lock();
         let call = Call { kind: EventKind::MapWrite, path: self.file.path(), offset: offset as u64, bytes };
         // A store has no way to say that the machine is gone.
@@ -56,12 +65,16 @@ impl SharedMap for SimMap {
 
     fn read(&self, offset: usize, into: &mut [u8]) {
         self.check(offset, into.len());
+        if let Some(private) = &self.private {
+            into.copy_from_slice(&private.lock()[offset..offset + into.len()]);
+            return;
+        }
         let machine = self.machine.lock();
         machine.disk.inode(sim_handle(&self.file).inode).volatile().read(offset as u64, into);
     }
 
     fn is_shared(&self) -> bool {
-        true
+        self.private.is_none()
     }
 }
 
