@@ -4,40 +4,166 @@
 
 mod check;
 mod config;
+mod explore;
 mod held;
 mod model;
 mod report;
+mod runner;
+mod sim;
 mod workload;
 mod world;
 
-use crate::report::{complain, say};
-use crate::workload::{Generator, KINDS, Mix};
-use crate::world::{Outcome, World};
+use std::process::ExitCode;
+use std::time::Duration;
 
-fn main() -> std::process::ExitCode {
-    let mix =
-        Mix { writes: 45, reads: 30, upkeep: 10, crashes: true, keys: 40, value_bytes: 300, configs: 12 };
-    let mut counts = report::Counts::of(&KINDS);
-    for seed in 0..2000u64 {
-        let mut world = World::new(seed, 0);
-        let bounds = model::Bounds::exactly(world.model.end());
-        let mut run = || -> report::Check {
-            let found = world.open(&bounds)?;
-            world.settle(found)?;
-            for op in Generator::new(seed, mix).sequence(40) {
-                match world.run(&op)? {
-                    Outcome::Done => counts.add(op.kind(), 1),
-                    Outcome::Skipped => {}
-                    Outcome::Refused(error) => return Err(report::Failure::from(error).at(op.kind())),
-                }
-            }
-            Ok(())
-        };
-        if let Err(failure) = run() {
-            complain(format!("seed {seed}: {failure}"));
-            return std::process::ExitCode::FAILURE;
+use aio::{Backend as _, NativeBackend};
+use clap::{Args, Parser, Subcommand};
+
+use crate::explore::Distinct;
+use crate::report::{Check, Tally, complain, say};
+use crate::runner::{Cases, Settings};
+
+/// Breaks an Esker store on a simulated machine and compares what is left with a model.
+///
+/// A failure prints what was found and the one command that replays it, and exits with 1.
+#[derive(Debug, Parser)]
+#[command(name = "kvtorture", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Crashes at every event of many workloads, and of every sequence of at most two operations.
+    Sim {
+        #[command(flatten)]
+        common: Common,
+        /// Stop after at least so many crash states.
+        #[arg(long)]
+        states: Option<u64>,
+        /// Leave the short sequences out.
+        #[arg(long)]
+        no_short: bool,
+        /// Run this workload only.
+        #[arg(long, conflicts_with = "short")]
+        case: Option<u64>,
+        /// Run this short sequence only.
+        #[arg(long)]
+        short: Option<u64>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Stop after so many seconds; without any limit 60.
+    #[arg(long)]
+    time: Option<u64>,
+    /// The same seed and limits (other than time) give the same run.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The last line is one JSON object with the counts.
+    #[arg(long)]
+    json: bool,
+    /// Worker threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+const DEFAULT_TIME: Duration = Duration::from_mins(1);
+
+impl Common {
+    fn settings(&self, has_limit: bool) -> Settings {
+        let clock = NativeBackend::new();
+        let time = self.time.map(Duration::from_secs).or((!has_limit).then_some(DEFAULT_TIME));
+        let deadline = time.map(|time| clock.now() + time);
+        Settings { seed: self.seed, threads: self.threads.max(1), deadline, clock }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let (common, name) = match &cli.command {
+        Command::Sim { common, .. } => (common, "sim"),
+    };
+    let has_limit = match &cli.command {
+        Command::Sim { states, case, short, .. } => states.is_some() || case.is_some() || short.is_some(),
+    };
+    let settings = common.settings(has_limit);
+    let started = settings.clock.now();
+    let result = match &cli.command {
+        Command::Sim { states, no_short, case, short, .. } => run_sim(&settings, *states, *no_short, *case, *short),
+    };
+    let took = settings.clock.now().saturating_sub(started);
+    match result {
+        Ok(tally) => {
+            report(name, &settings, &tally, took, common.json);
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            complain(&failure);
+            ExitCode::FAILURE
         }
     }
-    say(counts.to_json());
-    std::process::ExitCode::SUCCESS
+}
+
+/// The short sequences first, in at most half of the time; then workloads.
+fn run_sim(
+    settings: &Settings,
+    states: Option<u64>,
+    no_short: bool,
+    case: Option<u64>,
+    short: Option<u64>,
+) -> Check<Tally> {
+    let distinct = Distinct::new();
+    let mut tally = Tally::default();
+    let enough = |tally: &Tally| states.is_some_and(|states| tally.counts.get("crash_states") >= states);
+    if case.is_none() && (!no_short || short.is_some()) {
+        let half = settings.deadline.map(|deadline| (settings.clock.now() + deadline) / 2);
+        let settings = &Settings { deadline: half, clock: NativeBackend::new(), ..*settings };
+        tally.merge(&runner::run(
+            settings,
+            &Cases {
+                replay: "sim --short",
+                first: short.unwrap_or(0),
+                count: short.map_or(sim::short_sequences(), |_| 1),
+                enough: &enough,
+                run: &|number| sim::short_sequence(number, settings.seed, &distinct),
+            },
+        )?);
+    }
+    if short.is_none() {
+        let so_far = tally.counts.get("crash_states");
+        let enough = |tally: &Tally| states.is_some_and(|states| so_far + tally.counts.get("crash_states") >= states);
+        tally.merge(&runner::run(
+            settings,
+            &Cases {
+                replay: "sim --case",
+                first: case.unwrap_or(0),
+                count: case.map_or(u64::MAX, |_| 1),
+                enough: &enough,
+                run: &|number| sim::workload(settings.case_seed(number), &distinct),
+            },
+        )?);
+    }
+    Ok(tally)
+}
+
+fn report(name: &str, settings: &Settings, tally: &Tally, took: Duration, json: bool) {
+    say(format!("{name}: no failure in {:.1} s, seed {}", took.as_secs_f64(), settings.seed));
+    say(format!("{}", tally.counts.to_json()));
+    say(format!("operations {}", tally.operations.to_json()));
+    if json {
+        let mut line = serde_json::json!({
+            "command": name,
+            "seed": settings.seed,
+            "threads": settings.threads,
+            "milliseconds": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        });
+        if let (Some(line), serde_json::Value::Object(counts)) = (line.as_object_mut(), tally.counts.to_json()) {
+            line.extend(counts);
+            line.insert("operations".to_owned(), tally.operations.to_json());
+        }
+        say(line);
+    }
 }

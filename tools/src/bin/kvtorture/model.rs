@@ -59,6 +59,10 @@ impl Bounds {
     pub(crate) fn exactly(prefix: Prefix) -> Bounds {
         Bounds { commits: prefix.commits..=prefix.commits, edits: prefix.edits..=prefix.edits }
     }
+
+    pub(crate) fn contain(&self, prefix: Prefix) -> bool {
+        self.commits.contains(&prefix.commits) && self.edits.contains(&prefix.edits)
+    }
 }
 
 /// What was acknowledged and what was submitted, at one moment.
@@ -81,6 +85,17 @@ impl Acks {
     /// What may be found after a power cut.
     pub(crate) fn after_power_cut(&self) -> Bounds {
         self.from(self.power)
+    }
+
+    /// What is known of a disk that was left by a power cut: what was not durable may be gone.
+    #[must_use]
+    pub(crate) fn cut(self) -> Acks {
+        Acks { process: self.power, ..self }
+    }
+
+    /// This prefix and no other.
+    pub(crate) fn exactly(prefix: Prefix) -> Acks {
+        Acks { process: prefix, power: prefix, submitted: prefix }
     }
 
     fn from(&self, least: Prefix) -> Bounds {

@@ -75,6 +75,22 @@ impl Counts {
     }
 }
 
+/// Everything that a run or a part of it counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    /// States, cases, and whatever else the command has.
+    pub(crate) counts: Counts,
+    /// Operations by kind.
+    pub(crate) operations: Counts,
+}
+
+impl Tally {
+    pub(crate) fn merge(&mut self, other: &Tally) {
+        self.counts.merge(&other.counts);
+        self.operations.merge(&other.operations);
+    }
+}
+
 /// Writes one line to standard output. A closed pipe is nobody's problem.
 pub(crate) fn say(line: impl fmt::Display) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");

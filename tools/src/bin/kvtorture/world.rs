@@ -102,6 +102,11 @@ impl World {
         *self.acks.lock()
     }
 
+    /// Says what the disk may hold, before an open after a crash.
+    pub(crate) fn set_acks(&mut self, acks: Acks) {
+        *self.acks.lock() = acks;
+    }
+
     /// Opens the store, which is not open, and finds out which of the allowed prefixes it holds. Changes nothing of the
     /// model: see [`World::settle`].
     ///

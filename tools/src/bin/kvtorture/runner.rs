@@ -1,0 +1,174 @@
+//! Runs numbered cases on a few threads until a limit, watches over them, and says how to replay the one that failed.
+//!
+//! Invariants: a case depends on its number and the seed only; without a time limit the set of cases that are run does
+//! not depend on the threads, since limits are looked at between rounds of a fixed number of cases.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use aio::{Backend as _, NativeBackend};
+use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::{Condvar, Mutex};
+
+use crate::report::{Check, Failure, Tally, complain};
+
+/// Cases between two looks at the limits.
+const ROUND: u64 = 16;
+
+/// A case that takes longer is taken for a hang. Cases take seconds on a slow machine.
+const HANG_AFTER: Duration = Duration::from_mins(5);
+
+/// How often the terminal is told, and hangs are looked for.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What all commands share.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) seed: u64,
+    pub(crate) threads: usize,
+    /// When no further case is begun, as a reading of `clock`.
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) clock: NativeBackend,
+}
+
+impl Settings {
+    /// A number for a case, different for every seed and case.
+    pub(crate) fn case_seed(&self, case: u64) -> u64 {
+        fastrand::Rng::with_seed(self.seed.rotate_left(32) ^ case.wrapping_mul(0x9E37_79B9_7F4A_7C15)).u64(..)
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| self.clock.now() >= deadline)
+    }
+}
+
+/// Which cases to run: from `first`, in order, until `enough` says so.
+pub(crate) struct Cases<'a> {
+    /// The command line without the seed, for the replay; the number of the case follows it.
+    pub(crate) replay: &'a str,
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+    /// Asked after every round.
+    pub(crate) enough: &'a (dyn Fn(&Tally) -> bool + Sync),
+    /// Runs one case.
+    pub(crate) run: &'a (dyn Fn(u64) -> Check<Tally> + Sync),
+}
+
+/// What the threads of a round share.
+struct Round<'a> {
+    settings: &'a Settings,
+    cases: &'a Cases<'a>,
+    next: AtomicU64,
+    end: u64,
+    tally: Mutex<Tally>,
+    failure: Mutex<Option<(u64, Failure)>>,
+    stop: AtomicBool,
+    /// What each thread is at, and since when.
+    running: Mutex<Vec<Option<(u64, Duration)>>>,
+}
+
+/// Runs cases.
+///
+/// # Errors
+/// The first failure, with the command that replays it.
+pub(crate) fn run(settings: &Settings, cases: &Cases<'_>) -> Check<Tally> {
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed_precise} {msg}") {
+        bar.set_style(style);
+    }
+    let mut total = Tally::default();
+    let last = cases.first.saturating_add(cases.count);
+    let mut first = cases.first;
+    while first < last && !settings.is_over() && !(cases.enough)(&total) {
+        let end = last.min(first + ROUND);
+        total.merge(&run_round(settings, cases, first..end, &bar)?);
+        bar.set_message(format!("{} cases {}", cases.replay, total.counts.to_json()));
+        first = end;
+    }
+    bar.finish_and_clear();
+    Ok(total)
+}
+
+fn run_round(
+    settings: &Settings,
+    cases: &Cases<'_>,
+    numbers: std::ops::Range<u64>,
+    bar: &ProgressBar,
+) -> Check<Tally> {
+    let round = Round {
+        settings,
+        cases,
+        next: AtomicU64::new(numbers.start),
+        end: numbers.end,
+        tally: Mutex::default(),
+        failure: Mutex::default(),
+        stop: AtomicBool::new(false),
+        running: Mutex::new(vec![None; settings.threads]),
+    };
+    let (ended, waking) = (Mutex::new(false), Condvar::new());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..settings.threads).map(|thread| scope.spawn({ let round = &round; move || round.work(thread) })).collect();
+        let watchdog = scope.spawn(|| {
+            let mut ended = ended.lock();
+            while !*ended {
+                waking.wait_for(&mut ended, TICK);
+                bar.tick();
+                round.look_for_hangs();
+            }
+        });
+        for worker in workers {
+            // Panics of the store are caught in `work`.
+            let _ = worker.join();
+        }
+        *ended.lock() = true;
+        waking.notify_all();
+        let _ = watchdog.join();
+    });
+    match round.failure.into_inner() {
+        Some((case, failure)) => Err(failure.at(format!("FAILED, replay with: {}", replay(settings, cases, case)))),
+        None => Ok(round.tally.into_inner()),
+    }
+}
+
+impl Round<'_> {
+    fn work(&self, thread: usize) {
+        while !self.stop.load(Ordering::Relaxed) && !self.settings.is_over() {
+            let case = self.next.fetch_add(1, Ordering::Relaxed);
+            if case >= self.end {
+                break;
+            }
+            self.running.lock()[thread] = Some((case, self.settings.clock.now()));
+            let result = catch_unwind(AssertUnwindSafe(|| (self.cases.run)(case)));
+            self.running.lock()[thread] = None;
+            match result.unwrap_or_else(|panic| Err(Failure::new(format!("panic: {}", message(&*panic))))) {
+                Ok(tally) => self.tally.lock().merge(&tally),
+                Err(failure) => {
+                    self.stop.store(true, Ordering::Relaxed);
+                    self.failure.lock().get_or_insert((case, failure));
+                }
+            }
+        }
+    }
+
+    fn look_for_hangs(&self) {
+        let now = self.settings.clock.now();
+        for (case, since) in self.running.lock().iter().flatten() {
+            if now.saturating_sub(*since) > HANG_AFTER {
+                complain(format!("HANG, replay with: {}", replay(self.settings, self.cases, *case)));
+                std::process::exit(1);
+            }
+        }
+    }
+}
+
+fn replay(settings: &Settings, cases: &Cases<'_>, case: u64) -> String {
+    format!("kvtorture {} {case} --seed {}", cases.replay, settings.seed)
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
+}
