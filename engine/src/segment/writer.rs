@@ -26,8 +26,10 @@ use crate::error::Result;
 use crate::files::Files;
 use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
 
-/// Bytes of one write.
+/// Bytes of one write of a large segment.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of the first write; the others are as large as the file so far, up to [`CHUNK_BYTES`].
+const FIRST_CHUNK_BYTES: usize = 64 << 10;
 /// Writes that are submitted together.
 const CHUNKS_TOGETHER: usize = 4;
 /// Space is reserved this far ahead of the writes.
@@ -243,7 +245,7 @@ struct Output {
     files: Arc<Files>,
     file: File,
     path: PathBuf,
-    /// Bytes handed to the disk; a multiple of [`CHUNK_BYTES`] until the end.
+    /// Bytes handed to the disk; a multiple of [`FIRST_CHUNK_BYTES`] until the end.
     written: u64,
     /// Space reserved so far.
     allocated: u64,
@@ -266,7 +268,7 @@ impl Output {
             written: 0,
             allocated: 0,
             pending: VecDeque::new(),
-            filled: CHUNK_BYTES,
+            filled: 0,
             idle: Vec::new(),
             finished: false,
         })
@@ -274,28 +276,36 @@ impl Output {
 
     /// Where the next byte will stand.
     fn end(&self) -> u64 {
-        let full = self.pending.len().saturating_sub(1) * CHUNK_BYTES;
-        let last = if self.pending.is_empty() { 0 } else { self.filled };
-        self.written + (full + last) as u64
+        let full = self.pending.iter().rev().skip(1).map(|chunk| chunk.len()).sum::<usize>();
+        self.written + (full + self.filled) as u64
     }
 
     fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            if self.filled == CHUNK_BYTES || self.pending.is_empty() {
-                if self.pending.len() == CHUNKS_TOGETHER {
-                    let ahead = self.end() + ALLOCATE_BYTES;
-                    self.write_out(ahead)?;
-                }
-                self.pending.push_back(self.idle.pop().unwrap_or_else(|| Buf::zeroed(CHUNK_BYTES)));
-                self.filled = 0;
+            if self.pending.back().is_none_or(|chunk| self.filled == chunk.len()) {
+                self.next_chunk()?;
             }
-            let room = CHUNK_BYTES - self.filled;
-            let (now, later) = bytes.split_at(bytes.len().min(room));
             let chunk = self.pending.back_mut().expect("pushed above if there was none");
+            let (now, later) = bytes.split_at(bytes.len().min(chunk.len() - self.filled));
             chunk[self.filled..self.filled + now.len()].copy_from_slice(now);
             self.filled += now.len();
             bytes = later;
         }
+        Ok(())
+    }
+
+    /// Begins a chunk, after handing out the full ones if there are enough.
+    ///
+    /// Chunks grow with the file: zeroing a megabyte would cost a small segment more than all the rest.
+    fn next_chunk(&mut self) -> Result<()> {
+        let end = self.end();
+        if self.pending.len() == CHUNKS_TOGETHER {
+            self.write_out(end + ALLOCATE_BYTES)?;
+        }
+        let len_bytes = usize::try_from(end).map_or(CHUNK_BYTES, |end| end.clamp(FIRST_CHUNK_BYTES, CHUNK_BYTES));
+        let idle = self.idle.pop().filter(|chunk| chunk.len() >= len_bytes);
+        self.pending.push_back(idle.unwrap_or_else(|| Buf::zeroed(len_bytes)));
+        self.filled = 0;
         Ok(())
     }
 
@@ -334,6 +344,7 @@ impl Output {
             offset += len_bytes;
         }
         assert_eq!(offset, end, "chunks follow each other");
+        self.filled = 0;
         for completion in self.files.run(operations)? {
             self.idle.push(completion.whole()?.into_buf());
         }
