@@ -95,6 +95,7 @@ fn discard(files: &Files, first_new: u64, error: &Error) {
 /// Makes the directory if asked to, and takes its lock; refuses a directory of something else untouched.
 fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
     let (backend, root) = (files.backend(), files.root());
+    let mut is_store = false;
     match backend.stat(root)? {
         Some(stat) if !stat.is_dir => {
             return Err(Error::Format { path: root.to_owned(), what: "is not a directory".to_owned() });
@@ -102,7 +103,7 @@ fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
         Some(_) => {
             let mut names = backend.list(root)?;
             names.retain(|name| name != "lost+found");
-            let is_store = names.iter().any(|name| Files::number(name, "manifest-", "").is_some());
+            is_store = names.iter().any(|name| Files::number(name, "manifest-", "").is_some());
             // An open that was interrupted before the first manifest leaves these, the lock file first.
             if !is_store && !is_begun(files, &names)? {
                 let what = "is not an Esker store, and not empty: nothing was written to it".to_owned();
@@ -126,7 +127,13 @@ fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
             sync_parent(files)?;
         }
     }
-    Ok(backend.lock(&files.lock_path())?)
+    let lock = backend.lock(&files.lock_path())?;
+    if !is_store {
+        // Before anything else is made: a power cut must not leave a part of a store that has no lock file to say whose
+        // it is.
+        backend.sync_dir(root)?;
+    }
+    Ok(lock)
 }
 
 /// Makes the name of the store's directory durable.

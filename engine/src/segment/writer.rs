@@ -302,7 +302,8 @@ impl Output {
         if self.pending.len() == CHUNKS_TOGETHER {
             self.write_out(end + ALLOCATE_BYTES)?;
         }
-        let len_bytes = usize::try_from(end).map_or(CHUNK_BYTES, |end| end.clamp(FIRST_CHUNK_BYTES, CHUNK_BYTES));
+        let len_bytes =
+            usize::try_from(end).map_or(CHUNK_BYTES, |end| end.clamp(FIRST_CHUNK_BYTES, CHUNK_BYTES));
         let idle = self.idle.pop().filter(|chunk| chunk.len() >= len_bytes);
         self.pending.push_back(idle.unwrap_or_else(|| Buf::zeroed(len_bytes)));
         self.filled = 0;
