@@ -303,6 +303,19 @@ pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
 /// The number of a store's first manifest: only this one may be incomplete without another beside it.
 pub(crate) const FIRST_NUMBER: u64 = 1;
 
+/// Makes a store's first manifest durable, if it is the only one: the process that wrote it may have died before its
+/// sync, and there is no earlier one to go back to. Called before anything is made that stands on it.
+///
+/// # Errors
+/// The sync failed.
+pub(crate) fn secure_first(files: &Files) -> Result<()> {
+    if numbers(files)? == [FIRST_NUMBER] {
+        let file = files.open(&files.manifest_path(FIRST_NUMBER), aio::OpenMode::Read)?;
+        files.backend().sync(&file)?;
+    }
+    Ok(())
+}
+
 /// The numbers of all manifests in the directory, rising.
 pub(crate) fn numbers(files: &Files) -> Result<Vec<u64>> {
     let names = files.backend().list(files.root())?;

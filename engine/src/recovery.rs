@@ -50,6 +50,9 @@ pub(crate) fn open(
     if loaded.is_none() && !options.create {
         return Err(no_store(root));
     }
+    if loaded.is_some() {
+        manifest::secure_first(&files)?;
+    }
     make_dirs(&files)?;
     let cache = Arc::new(BlockCache::new(options.cache_bytes()));
     let mut version = loaded.clone().unwrap_or_else(|| first_version(&files));
