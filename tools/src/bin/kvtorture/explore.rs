@@ -14,6 +14,7 @@ use crate::check::compare;
 use crate::config::CONFIGS;
 use crate::model::{Acks, Bounds, Model, Prefix};
 use crate::report::{Check, Counts, Failure};
+use crate::runner::Settings;
 use crate::world::{CrashPoint, Points};
 
 /// Fingerprints of all images of a run, for the count of distinct states. Sharded, since all threads add to it.
@@ -49,14 +50,18 @@ const RANDOM_SUBSETS: usize = 64;
 const SECOND_OPEN: usize = 4;
 const VERIFY: usize = 16;
 const CLEAN_CLOSE: usize = 32;
+/// ... crashed again at every event of its recovery.
+const RECOVERY: usize = 150;
+
+/// Random power cuts at each point of a recovery, whatever is done elsewhere.
+const RECOVERY_CUTS: usize = 3;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Explorer<'a> {
+    settings: &'a Settings,
     distinct: &'a Distinct,
     cuts: Cuts,
-    /// One in so many states has its recovery crashed at every event, too.
-    recovery_one_in: usize,
     rng: Rng,
     seen: HashMap<u64, Prefix>,
     pub(crate) counts: Counts,
@@ -75,20 +80,24 @@ pub(crate) const STATES: [&str; 8] = [
 ];
 
 impl<'a> Explorer<'a> {
-    pub(crate) fn new(distinct: &'a Distinct, cuts: Cuts, recovery_one_in: usize, seed: u64) -> Explorer<'a> {
+    pub(crate) fn new(settings: &'a Settings, distinct: &'a Distinct, cuts: Cuts, seed: u64) -> Explorer<'a> {
         Explorer {
+            settings,
             distinct,
             cuts,
-            recovery_one_in,
             rng: Rng::with_seed(seed),
             seen: HashMap::new(),
             counts: Counts::of(&STATES),
         }
     }
 
-    /// Tries everything that a crash at each of these points can leave.
+    /// Tries everything that a crash at each of these points can leave, while there is time.
     pub(crate) fn explore(&mut self, points: &[CrashPoint], model: &Model) -> Check {
         for point in points {
+            if self.settings.is_over() {
+                self.counts.add("unfinished", 1);
+                break;
+            }
             self.crash_at(point, model, 0).map_err(|failure| failure.at(place(point)))?;
         }
         Ok(())
@@ -99,7 +108,7 @@ impl<'a> Explorer<'a> {
         self.counts.add("process_crashes", 1);
         self.examine(image, point.acks, model, depth).map_err(|failure| failure.at("process crash"))?;
         let acks = point.acks.cut();
-        let mut visit = |explorer: &mut Self, keep: &mut dyn FnMut(usize) -> bool, what: &str| {
+        let visit = |explorer: &mut Self, keep: &mut dyn FnMut(usize) -> bool, what: &str| {
             let mut unit = 0;
             let image = point.image.power_cut(&mut |_| {
                 unit += 1;
@@ -114,10 +123,14 @@ impl<'a> Explorer<'a> {
             return Ok(());
         }
         visit(self, &mut |_| true, "power cut that keeps all")?;
-        match self.cuts {
+        match if depth == 0 { self.cuts } else { Cuts::Random(RECOVERY_CUTS) } {
             Cuts::Exhaustive if units <= MOST_UNITS => {
                 for mask in 1..(1_u32 << units) - 1 {
-                    visit(self, &mut |unit| mask >> unit & 1 == 1, &format!("power cut that keeps {mask:b}"))?;
+                    visit(
+                        self,
+                        &mut |unit| mask >> unit & 1 == 1,
+                        &format!("power cut that keeps {mask:b}"),
+                    )?;
                 }
             }
             Cuts::Exhaustive => {
@@ -155,21 +168,28 @@ impl<'a> Explorer<'a> {
         if self.distinct.add(fingerprint) {
             self.counts.add("distinct", 1);
         }
-        let deeper = depth == 0 && self.one_in(self.recovery_one_in);
+        let deeper = depth == 0 && self.one_in(RECOVERY);
         let (found, points) = self.reopen(image, acks, model, deeper)?;
         self.seen.insert(fingerprint, found);
         if depth > 0 {
             self.counts.add("in_recovery", 1);
         }
         for point in points {
-            self.crash_at(&point, model, depth + 1).map_err(|failure| failure.at(place(&point)).at("then, in recovery"))?;
+            self.crash_at(&point, model, depth + 1)
+                .map_err(|failure| failure.at(place(&point)).at("then, in recovery"))?;
         }
         Ok(())
     }
 
     /// Opens the image; a sample is opened twice, verified, or closed and opened. Gives the crash points of the recovery
     /// if it is watched.
-    fn reopen(&mut self, image: DiskImage, acks: Acks, model: &Model, watch: bool) -> Check<(Prefix, Vec<CrashPoint>)> {
+    fn reopen(
+        &mut self,
+        image: DiskImage,
+        acks: Acks,
+        model: &Model,
+        watch: bool,
+    ) -> Check<(Prefix, Vec<CrashPoint>)> {
         let is_settled = image.pending_units() == 0;
         let sim = SimBackend::from_image(image, self.rng.u64(..));
         let points = Points::default();
@@ -187,13 +207,16 @@ impl<'a> Explorer<'a> {
         let mut points = std::mem::take(&mut *points.lock());
         if is_settled {
             // Everything was durable, so no crash in recovery can change what is found.
-            points.iter_mut().for_each(|point| point.acks = Acks::exactly(found));
+            for point in &mut points {
+                point.acks = Acks::exactly(found);
+            }
         }
         let exactly = Bounds::exactly(found);
         if self.one_in(SECOND_OPEN) {
             self.counts.add("second_opens", 1);
             let again = SimBackend::from_image(sim.snapshot().power_cut_none(), 0);
-            let reopened = config.open(&again).map_err(|error| Failure::new(format!("second open: {error}")))?;
+            let reopened =
+                config.open(&again).map_err(|error| Failure::new(format!("second open: {error}")))?;
             compare(&reopened, model, &exactly).map_err(|failure| failure.at("second open"))?;
             again.crash();
         }
@@ -203,7 +226,8 @@ impl<'a> Explorer<'a> {
         }
         if self.one_in(CLEAN_CLOSE) {
             db.close().map_err(|error| Failure::new(format!("close: {error}")))?;
-            let reopened = config.open(&sim).map_err(|error| Failure::new(format!("open after close: {error}")))?;
+            let reopened =
+                config.open(&sim).map_err(|error| Failure::new(format!("open after close: {error}")))?;
             compare(&reopened, model, &exactly).map_err(|failure| failure.at("open after close"))?;
         }
         // What is left goes with the machine; a close would only take time.

@@ -7,6 +7,7 @@ mod config;
 mod explore;
 mod held;
 mod model;
+mod modelcheck;
 mod report;
 mod runner;
 mod sim;
@@ -52,6 +53,17 @@ enum Command {
         #[arg(long)]
         short: Option<u64>,
     },
+    /// Runs every public operation against a sorted map, under random options, with closes and crashes.
+    Model {
+        #[command(flatten)]
+        common: Common,
+        /// Stop after at least so many sequences.
+        #[arg(long)]
+        sequences: Option<u64>,
+        /// Run this list of operations only.
+        #[arg(long)]
+        case: Option<u64>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -83,16 +95,21 @@ impl Common {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let (common, name) = match &cli.command {
-        Command::Sim { common, .. } => (common, "sim"),
-    };
-    let has_limit = match &cli.command {
-        Command::Sim { states, case, short, .. } => states.is_some() || case.is_some() || short.is_some(),
+    let (common, name, has_limit) = match &cli.command {
+        Command::Sim { common, states, case, short, .. } => {
+            (common, "sim", states.is_some() || case.is_some() || short.is_some())
+        }
+        Command::Model { common, sequences, case } => {
+            (common, "model", sequences.is_some() || case.is_some())
+        }
     };
     let settings = common.settings(has_limit);
     let started = settings.clock.now();
     let result = match &cli.command {
-        Command::Sim { states, no_short, case, short, .. } => run_sim(&settings, *states, *no_short, *case, *short),
+        Command::Sim { states, no_short, case, short, .. } => {
+            run_sim(&settings, *states, *no_short, *case, *short)
+        }
+        Command::Model { sequences, case, .. } => run_model(&settings, *sequences, *case),
     };
     let took = settings.clock.now().saturating_sub(started);
     match result {
@@ -127,24 +144,45 @@ fn run_sim(
                 replay: "sim --short",
                 first: short.unwrap_or(0),
                 count: short.map_or(sim::short_sequences(), |_| 1),
+                round: 16,
                 enough: &enough,
-                run: &|number| sim::short_sequence(number, settings.seed, &distinct),
+                run: &|number| sim::short_sequence(number, settings, &distinct),
             },
         )?);
     }
     if short.is_none() {
         let so_far = tally.counts.get("crash_states");
-        let enough = |tally: &Tally| states.is_some_and(|states| so_far + tally.counts.get("crash_states") >= states);
+        let enough =
+            |tally: &Tally| states.is_some_and(|states| so_far + tally.counts.get("crash_states") >= states);
         tally.merge(&runner::run(
             settings,
             &Cases {
                 replay: "sim --case",
                 first: case.unwrap_or(0),
                 count: case.map_or(u64::MAX, |_| 1),
+                round: 16,
                 enough: &enough,
-                run: &|number| sim::workload(settings.case_seed(number), &distinct),
+                run: &|number| sim::workload(number, settings, &distinct),
             },
         )?);
+    }
+    Ok(tally)
+}
+
+fn run_model(settings: &Settings, sequences: Option<u64>, case: Option<u64>) -> Check<Tally> {
+    let tally = runner::run(
+        settings,
+        &Cases {
+            replay: "model --case",
+            first: case.unwrap_or(0),
+            count: case.map_or(u64::MAX, |_| 1),
+            round: 512,
+            enough: &|tally| sequences.is_some_and(|sequences| tally.counts.get("sequences") >= sequences),
+            run: &|number| modelcheck::sequence(settings.case_seed(number)),
+        },
+    )?;
+    if case.is_none() {
+        modelcheck::judge(&tally)?;
     }
     Ok(tally)
 }
@@ -160,7 +198,9 @@ fn report(name: &str, settings: &Settings, tally: &Tally, took: Duration, json: 
             "threads": settings.threads,
             "milliseconds": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         });
-        if let (Some(line), serde_json::Value::Object(counts)) = (line.as_object_mut(), tally.counts.to_json()) {
+        if let (Some(line), serde_json::Value::Object(counts)) =
+            (line.as_object_mut(), tally.counts.to_json())
+        {
             line.extend(counts);
             line.insert("operations".to_owned(), tally.operations.to_json());
         }

@@ -1,7 +1,8 @@
 //! Runs numbered cases on a few threads until a limit, watches over them, and says how to replay the one that failed.
 //!
 //! Invariants: a case depends on its number and the seed only; without a time limit the set of cases that are run does
-//! not depend on the threads, since limits are looked at between rounds of a fixed number of cases.
+//! not depend on the threads, since whether it is enough is asked between rounds of a fixed
+//! number of cases.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,9 +14,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::{Condvar, Mutex};
 
 use crate::report::{Check, Failure, Tally, complain};
-
-/// Cases between two looks at the limits.
-const ROUND: u64 = 16;
 
 /// A case that takes longer is taken for a hang. Cases take seconds on a slow machine.
 const HANG_AFTER: Duration = Duration::from_mins(5);
@@ -50,6 +48,8 @@ pub(crate) struct Cases<'a> {
     pub(crate) replay: &'a str,
     pub(crate) first: u64,
     pub(crate) count: u64,
+    /// Cases between two looks at the limits.
+    pub(crate) round: u64,
     /// Asked after every round.
     pub(crate) enough: &'a (dyn Fn(&Tally) -> bool + Sync),
     /// Runs one case.
@@ -82,7 +82,7 @@ pub(crate) fn run(settings: &Settings, cases: &Cases<'_>) -> Check<Tally> {
     let last = cases.first.saturating_add(cases.count);
     let mut first = cases.first;
     while first < last && !settings.is_over() && !(cases.enough)(&total) {
-        let end = last.min(first + ROUND);
+        let end = last.min(first + cases.round);
         total.merge(&run_round(settings, cases, first..end, &bar)?);
         bar.set_message(format!("{} cases {}", cases.replay, total.counts.to_json()));
         first = end;
@@ -109,8 +109,14 @@ fn run_round(
     };
     let (ended, waking) = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..settings.threads).map(|thread| scope.spawn({ let round = &round; move || round.work(thread) })).collect();
+        let workers: Vec<_> = (0..settings.threads)
+            .map(|thread| {
+                scope.spawn({
+                    let round = &round;
+                    move || round.work(thread)
+                })
+            })
+            .collect();
         let watchdog = scope.spawn(|| {
             let mut ended = ended.lock();
             while !*ended {
@@ -128,7 +134,9 @@ fn run_round(
         let _ = watchdog.join();
     });
     match round.failure.into_inner() {
-        Some((case, failure)) => Err(failure.at(format!("FAILED, replay with: {}", replay(settings, cases, case)))),
+        Some((case, failure)) => {
+            Err(failure.at(format!("FAILED, replay with: {}", replay(settings, cases, case))))
+        }
         None => Ok(round.tally.into_inner()),
     }
 }

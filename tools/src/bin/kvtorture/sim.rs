@@ -12,26 +12,25 @@ use crate::config::CONFIGS;
 use crate::explore::{Cuts, Distinct, Explorer};
 use crate::model::{Acks, Bounds, Prefix};
 use crate::report::{Check, Counts, Failure, Tally};
+use crate::runner::Settings;
 use crate::workload::{CrashKind, Generator, KINDS, Level, Mix, Op, Write};
 use crate::world::{CrashPoint, Outcome, Points, World};
 
 /// One in so many workloads is run twice, to compare the traces.
 const TWICE: u64 = 8;
 
-/// One in so many states is crashed again in its recovery.
-const RECOVERY_ONE_IN: usize = 150;
-
 /// Random power cuts at each point of a workload.
 const RANDOM_CUTS: usize = 5;
 
 /// Runs a workload and explores its crashes.
-pub(crate) fn workload(seed: u64, distinct: &Distinct) -> Check<Tally> {
-    let mut explorer = Explorer::new(distinct, Cuts::Random(RANDOM_CUTS), RECOVERY_ONE_IN, seed);
+pub(crate) fn workload(case: u64, settings: &Settings, distinct: &Distinct) -> Check<Tally> {
+    let seed = settings.case_seed(case);
+    let mut explorer = Explorer::new(settings, distinct, Cuts::Random(RANDOM_CUTS), seed);
     let mut tally = Tally { operations: Counts::of(&KINDS), ..Tally::default() };
     let hash = play(seed, &mut tally, &mut |points, world| explorer.explore(points, &world.model))?;
     tally.counts.merge(&explorer.counts);
     tally.counts.add("workloads", 1);
-    if seed.is_multiple_of(TWICE) {
+    if case.is_multiple_of(TWICE) {
         let again = play(seed, &mut Tally::default(), &mut |_, _| Ok(()))?;
         if again != hash {
             return Err(Failure::new(format!("the same seed gave the traces {hash:#x} and {again:#x}")));
@@ -84,7 +83,8 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
 fn crash(world: &mut World, point: &CrashPoint, is_cut: bool, rng: &mut Rng) {
     let seed = rng.u64(..);
     let _ = world.crash(CrashKind::Process, seed);
-    let image: DiskImage = if is_cut { point.image.power_cut_random(seed) } else { point.image.process_crash(seed) };
+    let image: DiskImage =
+        if is_cut { point.image.power_cut_random(seed) } else { point.image.process_crash(seed) };
     world.set_acks(if is_cut { point.acks.cut() } else { point.acks });
     world.restart(image, seed, rng.usize(..CONFIGS.len()));
 }
@@ -93,7 +93,9 @@ fn crash(world: &mut World, point: &CrashPoint, is_cut: bool, rng: &mut Rng) {
 fn recovery_points(points: &Points, found: Option<Prefix>) -> Vec<CrashPoint> {
     let mut points = std::mem::take(&mut *points.lock());
     if let Some(found) = found {
-        points.iter_mut().for_each(|point| point.acks = Acks::exactly(found));
+        for point in &mut points {
+            point.acks = Acks::exactly(found);
+        }
     }
     points
 }
@@ -119,7 +121,7 @@ pub(crate) fn short_sequences() -> u64 {
 }
 
 /// Runs a short sequence and explores the crashes of its last operation; the others are those of shorter sequences.
-pub(crate) fn short_sequence(case: u64, seed: u64, distinct: &Distinct) -> Check<Tally> {
+pub(crate) fn short_sequence(case: u64, settings: &Settings, distinct: &Distinct) -> Check<Tally> {
     let alphabet = alphabet();
     let len = alphabet.len();
     let number = usize::try_from(case / 2).map_err(|_| Failure::new("no such sequence"))?;
@@ -132,11 +134,11 @@ pub(crate) fn short_sequence(case: u64, seed: u64, distinct: &Distinct) -> Check
             vec![first.clone(), alphabet[pair % len].clone()]
         }
     };
-    let base = if case % 2 == 0 { Vec::new() } else { base() };
-    let mut explorer = Explorer::new(distinct, Cuts::Exhaustive, RECOVERY_ONE_IN, seed ^ case);
+    let base = if case.is_multiple_of(2) { Vec::new() } else { base() };
+    let mut explorer = Explorer::new(settings, distinct, Cuts::Exhaustive, settings.case_seed(case));
     let mut tally = Tally { operations: Counts::of(&KINDS), ..Tally::default() };
     // The same machine for all, so that longer sequences really begin like shorter ones.
-    let mut world = World::new(seed, 0);
+    let mut world = World::new(settings.seed, 0);
     let points = Points::default();
     world.watch(&points);
     let found = world.open(&Bounds::exactly(Prefix::default()))?;
@@ -154,7 +156,9 @@ pub(crate) fn short_sequence(case: u64, seed: u64, distinct: &Distinct) -> Check
     life.push(end_of(&world));
     explorer.explore(&life, &world.model).map_err(|failure| failure.at(format!("{ops:?}")))?;
     tally.counts.merge(&explorer.counts);
-    tally.counts.add("short_sequences", 1);
+    if !settings.is_over() {
+        tally.counts.add("short_sequences", 1);
+    }
     Ok(tally)
 }
 
@@ -195,7 +199,12 @@ fn alphabet() -> Vec<Op> {
 
 /// Leaves something in segments, in the log on the disk, and in the ring only.
 fn base() -> Vec<Op> {
-    let put = |slot, key: &'static str, len, level| Op::Put { slot, key: key.into(), value: vec![b'b'; len].into(), level };
+    let put = |slot, key: &'static str, len, level| Op::Put {
+        slot,
+        key: key.into(),
+        value: vec![b'b'; len].into(),
+        level,
+    };
     vec![
         Op::Create { slot: 1 },
         put(0, "k1", 30, Level::Power),

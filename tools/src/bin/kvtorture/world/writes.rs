@@ -17,10 +17,10 @@ impl World {
         match op {
             Op::Put { slot, key, value, level } => {
                 let write = Write { slot: *slot, key: key.clone(), value: Some(value.clone()) };
-                self.single(&write, *level)
+                Ok(self.single(&write, *level))
             }
             Op::Delete { slot, key, level } => {
-                self.single(&Write { slot: *slot, key: key.clone(), value: None }, *level)
+                Ok(self.single(&Write { slot: *slot, key: key.clone(), value: None }, *level))
             }
             Op::Batch { writes, level } => self.batch(writes, *level),
             Op::TooLarge { slot, key } => self.too_large(*slot, key),
@@ -29,17 +29,17 @@ impl World {
         }
     }
 
-    fn single(&mut self, write: &Write, level: Level) -> Check<Outcome> {
-        let Some((handle, keyspace)) = self.keyspace(write.slot) else { return Ok(Outcome::Skipped) };
+    fn single(&mut self, write: &Write, level: Level) -> Outcome {
+        let Some((handle, keyspace)) = self.keyspace(write.slot) else { return Outcome::Skipped };
         let handle = match level {
             Level::Default => handle,
             _ => handle.with_durability(level.resolve(self.config.durability)),
         };
         let written = ModelWrite { keyspace, key: write.key.clone(), value: write.value.clone() };
-        Ok(self.commit(&[written], level, |_| match &write.value {
+        self.commit(&[written], level, |_| match &write.value {
             Some(value) => handle.put(&write.key, value),
             None => handle.delete(&write.key),
-        }))
+        })
     }
 
     fn batch(&mut self, writes: &[Write], level: Level) -> Check<Outcome> {

@@ -1,0 +1,68 @@
+//! Short forms of `kvtorture`. `SEED=` chooses the seed; a failure names it and the command that replays it.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Runs the tool to its limit and gives its last line.
+fn torture(args: &[&str]) -> Value {
+    let seed = std::env::var("SEED").unwrap_or_else(|_| "1".to_owned());
+    let output = Command::new(env!("CARGO_BIN_EXE_kvtorture"))
+        .args(args)
+        .args(["--json", "--seed", &seed])
+        .output()
+        .expect("the tool runs");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "SEED={seed} {args:?}\n{out}\n{err}");
+    serde_json::from_str(out.lines().last().expect("a last line")).expect("JSON")
+}
+
+fn must_be_positive(counts: &Value, names: &[&str]) {
+    for name in names {
+        assert!(counts[name].as_u64().is_some_and(|count| count > 0), "{name} in {counts}");
+    }
+}
+
+#[test]
+fn a_store_survives_a_crash_at_every_event_of_some_workloads() {
+    let counts = torture(&["sim", "--no-short", "--states", "20000"]);
+    must_be_positive(
+        &counts,
+        &[
+            "crash_states",
+            "distinct",
+            "process_crashes",
+            "power_cuts",
+            "in_recovery",
+            "second_opens",
+            "verified",
+        ],
+    );
+    must_be_positive(
+        &counts["operations"],
+        &["put", "delete", "batch", "flush", "compact", "sync", "create", "drop"],
+    );
+}
+
+#[test]
+fn a_store_survives_every_subset_after_short_sequences() {
+    let counts = torture(&["sim", "--time", "10"]);
+    must_be_positive(&counts, &["short_sequences", "distinct", "workloads"]);
+}
+
+#[test]
+fn a_store_answers_like_a_sorted_map() {
+    let counts = torture(&["model", "--sequences", "4000"]);
+    must_be_positive(&counts, &["sequences", "lists_on_every_configuration"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = || {
+        let mut counts = torture(&["sim", "--no-short", "--states", "4000"]);
+        let line = counts.as_object_mut().expect("an object");
+        line.remove("milliseconds");
+        counts
+    };
+    assert_eq!(run(), run());
+}
