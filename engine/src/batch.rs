@@ -17,6 +17,12 @@ use crate::superversion::Tree;
 ///
 /// A wrong key or value is remembered and reported by [`Batch::commit`], so calls can be chained.
 ///
+/// # Durability
+/// None before [`Batch::commit`] returns; then that of the store, or what [`Batch::durability`] asked for.
+///
+/// # Concurrency
+/// `Send`, for one thread at a time. It keeps the store open, holds no lock, and copies what is added.
+///
 /// # Examples
 /// ```
 /// # fn main() -> esker::Result<()> {
@@ -46,12 +52,12 @@ impl Batch {
         Batch { handle, payload, ops, trees: Vec::new(), durability, refused: None }
     }
 
-    /// Adds a put.
+    /// Adds a put; replaces an earlier put or delete of the key in this batch.
     pub fn put(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> &mut Batch {
         self.push(keyspace, Op::put(keyspace.tree().id, key.as_ref(), value.as_ref()))
     }
 
-    /// Adds a delete.
+    /// Adds a delete; replaces an earlier put or delete of the key in this batch.
     pub fn delete(&mut self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> &mut Batch {
         self.push(keyspace, Op::delete(keyspace.tree().id, key.as_ref()))
     }
@@ -62,13 +68,14 @@ impl Batch {
         self
     }
 
-    /// Its size as a record, in bytes; at most [`Db::max_record_bytes`](crate::Db::max_record_bytes) can be committed.
+    /// Its size as a record, in bytes with all overhead; at most
+    /// [`Db::max_record_bytes`](crate::Db::max_record_bytes) can be committed.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         (wal::RECORD_HEADER_BYTES + self.payload.len()).next_multiple_of(wal::GRANULE)
     }
 
-    /// How many writes it holds.
+    /// How many writes it holds, each key counted once.
     #[must_use]
     pub fn len(&self) -> usize {
         usize::try_from(self.ops.count()).unwrap_or(usize::MAX)
@@ -82,6 +89,12 @@ impl Batch {
 
     /// Writes everything, and empties the batch for the next use; on an error it stays as it was. An empty batch with
     /// [`Durability::Power`] waits until everything before it survives power loss.
+    ///
+    /// # Durability
+    /// A crash leaves all of it or nothing, and all of it once this has returned.
+    ///
+    /// # Concurrency
+    /// As [`Keyspace::put`], whatever the number of writes in it. Readers see all of it or nothing.
     ///
     /// Returns the position of the record: later batches have a higher one.
     ///
@@ -109,7 +122,7 @@ impl Batch {
         Ok(seq)
     }
 
-    /// Forgets everything in it.
+    /// Forgets everything in it, also what was wrong; the durability stays.
     pub fn clear(&mut self) {
         self.payload.clear();
         self.ops = OpsBuilder::begin(&mut self.payload);

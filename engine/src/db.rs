@@ -48,7 +48,15 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens the store in a directory, or creates it there if the directory is missing or empty.
+    /// Opens the store in a directory, or creates it there if the directory is missing or empty (its parent must
+    /// exist).
+    ///
+    /// What the log holds beyond the segments is replayed and written to segments first, so an open after a crash takes
+    /// as long as writing the memtables that were lost; after [`Db::close`] there is nothing to replay.
+    ///
+    /// # Durability
+    /// Everything that was acknowledged is there, and survives power loss from now on whatever it was acknowledged
+    /// with. A crash during an open loses nothing: the next open does it again.
     ///
     /// # Errors
     /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere or in this process,
@@ -64,10 +72,15 @@ impl Db {
         Builder { options: Options::default() }
     }
 
-    /// A keyspace by name (1 to 255 bytes); it is created if it does not exist.
+    /// A keyspace by name (1 to 255 bytes); it is created if it does not exist. Every store has `default`.
+    ///
+    /// Each keyspace has memtables and runs of its own: it is for a kind of data, not for one user or document.
     ///
     /// # Durability
     /// A created keyspace survives power loss when this returns.
+    ///
+    /// # Concurrency
+    /// Finding one takes no I/O. Making one is a write and a sync of the manifest; one is made at a time.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for the name, [`Error::Closed`](crate::Error::Closed),
@@ -89,10 +102,12 @@ impl Db {
     /// Survives power loss when this returns.
     ///
     /// # Concurrency
-    /// Waits for a flush or compaction under way.
+    /// Waits for a flush or compaction under way. All writes wait while the manifest is written.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is none of that name.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is none of that name,
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted),
+    /// [`Error::NoSpace`](crate::Error::NoSpace): nothing was removed.
     pub fn drop_keyspace(&self, name: &str) -> Result<()> {
         keyspaces::drop_keyspace(self.handle.store(), name)
     }
@@ -103,7 +118,10 @@ impl Db {
         Batch::new(self.handle.clone())
     }
 
-    /// The state right now, for any number of reads of any keyspace.
+    /// The state right now, for any number of reads of any keyspace. Takes no I/O and copies nothing.
+    ///
+    /// It sees what is visible: also writes of other threads that are not durable yet, which a power cut could still
+    /// take back.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::new(self.handle.clone(), self.handle.store().pin())
@@ -111,18 +129,32 @@ impl Db {
 
     /// Returns when everything written so far, by any thread, survives power loss.
     ///
+    /// # Durability
+    /// As if every write before had been made with [`Durability::Power`].
+    ///
+    /// # Concurrency
+    /// One sync of the device, shared with all who wait for one at that moment; none if there is nothing new.
+    ///
     /// # Errors
-    /// [`Error::Halted`](crate::Error::Halted).
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted).
     pub fn sync(&self) -> Result<()> {
         let store = self.handle.store();
         store.check_open()?;
         store.latch(store.log.sync().map_err(Error::from))
     }
 
-    /// Moves everything written so far from memory to segments.
+    /// Moves everything written so far from memory to segments, in the calling thread. Never needed for safety; it frees
+    /// memory and log, and shortens the next open.
+    ///
+    /// # Durability
+    /// Everything written before survives power loss when this returns.
+    ///
+    /// # Concurrency
+    /// Waits for a flush under way. Reads and writes go on meanwhile.
     ///
     /// # Errors
     /// [`Error::NoSpace`](crate::Error::NoSpace) (nothing is lost, it is tried again),
+    /// [`Error::Io`](crate::Error::Io), [`Error::Closed`](crate::Error::Closed),
     /// [`Error::Halted`](crate::Error::Halted).
     pub fn flush(&self) -> Result<()> {
         let store = self.handle.store();
@@ -132,6 +164,12 @@ impl Db {
     }
 
     /// Flushes, then merges each keyspace into a single run without dead entries; long work on a large store.
+    ///
+    /// Reads and rewrites everything, in the calling thread, and needs as much free space as the largest keyspace takes:
+    /// inputs are removed after their output is live. What a snapshot still sees is kept.
+    ///
+    /// # Concurrency
+    /// Waits for a compaction under way. Reads, writes and flushes go on meanwhile.
     ///
     /// # Errors
     /// As [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
@@ -144,7 +182,9 @@ impl Db {
     /// meanwhile; writes wait while the log is read, flushes and compactions to the end.
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) with file and offset of the first damage.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) with file and offset of the first damage; [`Error::Io`](crate::Error::Io),
+    /// [`Error::Closed`](crate::Error::Closed); [`Error::Halted`](crate::Error::Halted), since what is on disk after a
+    /// failed write is known only after a reopen.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.handle.store().check_open()?;
         verify::verify(self.handle.store())
@@ -156,18 +196,27 @@ impl Db {
         usize::try_from(commit::max_record_bytes(self.handle.store())).unwrap_or(usize::MAX)
     }
 
-    /// Numbers about what the store does and holds.
+    /// Numbers about what the store does and holds. Costs microseconds and stops nothing; also after [`Db::close`].
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         report::metrics(self.handle.store())
     }
 
-    /// Flushes and closes, for all handles: the others get [`Error::Closed`](crate::Error::Closed) from now on.
+    /// Flushes and closes, for all handles: the others get [`Error::Closed`](crate::Error::Closed) from now on, iterators
+    /// at their next step. Closing twice is fine.
+    ///
+    /// # Durability
+    /// Everything written survives power loss, at any level. The next open replays nothing, unless the disk was too full
+    /// to flush: then the log keeps it.
+    ///
+    /// # Concurrency
+    /// Waits for writes, flushes and compactions under way.
     ///
     /// # Errors
     /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace) or
     /// [`Error::Io`](crate::Error::Io) if something could not be made durable; the store is closed all the same. After
-    /// `NoSpace` what was acknowledged survives this process, and the next open goes on with it.
+    /// `NoSpace` what was acknowledged survives this process, and the next open goes on with it. In a forked child an
+    /// error, and the parent's store stays open.
     pub fn close(self) -> Result<()> {
         self.handle.close()
     }
@@ -187,8 +236,11 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// All memory of the store in bytes: memtables, ring, cache, indexes, filters, I/O buffers. At least 1 MiB;
-    /// default 256 MiB. Sizes of the log files, the ring and the segments follow from it.
+    /// Memory of the store in bytes: memtables, ring, cache and I/O buffers are planned from it; indexes and filters of
+    /// the segments are not counted yet ([`Metrics::pinned_bytes`]). At least 1 MiB; default 256 MiB.
+    ///
+    /// Sizes of log files, ring and segments follow from it, and with them the largest record
+    /// ([`Db::max_record_bytes`]). A store may be opened with another budget each time.
     pub fn memory_budget_bytes(mut self, bytes: u64) -> Builder {
         self.options.memory_budget_bytes = bytes.max(1 << 20);
         self
@@ -200,19 +252,21 @@ impl Builder {
         self
     }
 
-    /// Whether a missing store is created; default true.
+    /// Whether a missing store is created; default true. Without it a missing or empty directory is
+    /// [`Error::Format`](crate::Error::Format).
     pub fn create(mut self, create: bool) -> Builder {
         self.options.create = create;
         self
     }
 
-    /// Who hears of events.
+    /// Who hears of events; nobody unless this is set.
     pub fn listener(mut self, listener: impl Listener) -> Builder {
         self.options.listener = Some(Arc::new(listener));
         self
     }
 
-    /// How long a [`Durability::Process`] write may wait for stable media; default 10 ms.
+    /// How long a [`Durability::Process`] write may wait for stable media, if 1 MiB of log does not come together before;
+    /// default 10 ms. A shorter interval costs syncs of the device, also when nobody waits for them.
     pub fn drain_interval(mut self, interval: std::time::Duration) -> Builder {
         self.options.drain_interval = interval;
         self

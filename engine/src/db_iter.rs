@@ -54,13 +54,26 @@ pub(crate) trait Source: Send + Sync {
 ///
 /// Deleting while iterating is fine; what the loop writes, it does not see:
 ///
-/// ```text
+/// ```
+/// # fn main() -> esker::Result<()> {
+/// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// # let db = esker::Db::open(dir.path().join("store"))?;
+/// # let keyspace = db.keyspace("default")?;
+/// keyspace.put("session/1", "expired")?;
+/// keyspace.put("session/2", "fresh")?;
 /// for pair in keyspace.prefix("session/") {
 ///     let (key, value) = pair?;
-///     if has_expired(&value) {
+///     if value == "expired" {
 ///         keyspace.delete(&key)?;
 ///     }
 /// }
+/// // From the back, or on from any key.
+/// let mut iter = keyspace.iter();
+/// assert_eq!(iter.next_back().transpose()?, Some(("session/2".into(), "fresh".into())));
+/// iter.seek("session/1");
+/// assert_eq!(iter.next().transpose()?, Some(("session/2".into(), "fresh".into())));
+/// # Ok(())
+/// # }
 /// ```
 pub struct Iter {
     source: Arc<dyn Source>,

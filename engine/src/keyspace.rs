@@ -77,7 +77,15 @@ impl Keyspace {
         Keyspace { durability: level, ..self.clone() }
     }
 
-    /// Sets the value of a key.
+    /// Sets the value of a key: 1 to 65,535 bytes of key, and a value of any length (also 0) that fits into a record with
+    /// it, see [`Db::max_record_bytes`](crate::Db::max_record_bytes).
+    ///
+    /// # Durability
+    /// At this handle's level when it returns. What a crash leaves is always a prefix of all writes to the store.
+    ///
+    /// # Concurrency
+    /// Writers do not wait for each other, except for the order in which they become visible; those who wait for power
+    /// loss share a sync. A write waits while the memtables are full, and up to a millisecond when compaction is behind.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
@@ -94,7 +102,8 @@ impl Keyspace {
         self.write(Op::put(self.tree.id, key.as_ref(), value.as_ref()))
     }
 
-    /// Removes a key; fine if it does not exist.
+    /// Removes a key; fine if it does not exist. A write like any other: durability, concurrency and errors are those of
+    /// [`Keyspace::put`].
     ///
     /// # Errors
     /// As [`Keyspace::put`].
@@ -102,10 +111,11 @@ impl Keyspace {
         self.write(Op::delete(self.tree.id, key.as_ref()))
     }
 
-    /// The value of a key, as a copy.
+    /// The value of a key, as a copy of its own; `None` if there is none.
     ///
     /// # Concurrency
-    /// At most one block is read from the device for each run that may hold the key.
+    /// Takes no lock that is held across I/O. At most one block is read from the device for each run whose filter lets
+    /// the key through, usually one in all, none if it is in memory.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
@@ -121,7 +131,7 @@ impl Keyspace {
         superversion.get(key.as_ref(), self.handle.store().visible())
     }
 
-    /// Whether a key exists.
+    /// Whether a key exists; costs what [`Keyspace::get`] costs.
     ///
     /// # Errors
     /// As [`Keyspace::get`].
@@ -129,19 +139,22 @@ impl Keyspace {
         Ok(self.get(key)?.is_some())
     }
 
-    /// The pairs whose keys lie in a range, in order from either end. A range that ends before it begins is empty.
+    /// The pairs whose keys lie in a range, in order from either end, as of now. A range that ends before it begins is
+    /// empty.
+    ///
+    /// Costs nothing and cannot fail; the first step does, and tells also that the store is closed. See [`Iter`].
     #[must_use]
     pub fn range(&self, range: impl KeyRange) -> Iter {
         self.iterate(range.into_bounds())
     }
 
-    /// The pairs whose keys begin with `prefix`.
+    /// The pairs whose keys begin with `prefix`, as of now; all pairs for an empty one.
     #[must_use]
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
         self.iterate(KeyBounds::prefix(prefix.as_ref()))
     }
 
-    /// All pairs.
+    /// All pairs, as of now.
     #[must_use]
     pub fn iter(&self) -> Iter {
         self.iterate(KeyBounds::all())
@@ -163,7 +176,7 @@ impl Keyspace {
         self.iter().next_back().transpose()
     }
 
-    /// Whether it holds nothing.
+    /// Whether it holds nothing; a seek, which passes over tombstones.
     ///
     /// # Errors
     /// As [`Iter`].

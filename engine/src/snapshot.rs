@@ -16,6 +16,25 @@ use crate::snapshots::SnapshotGuard;
 ///
 /// While it lives, older entries that it sees are kept through flushes and compactions; do not keep it for longer than
 /// it is used. Keyspaces dropped since are gone for it, too.
+///
+/// # Concurrency
+/// `Send + Sync`. Reads through it take no more locks than others.
+///
+/// # Examples
+/// ```
+/// # fn main() -> esker::Result<()> {
+/// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// # let db = esker::Db::open(dir.path().join("store"))?;
+/// let ks = db.keyspace("default")?;
+/// ks.put("a", "old")?;
+/// let before = db.snapshot();
+/// ks.put("a", "new")?;
+/// ks.put("b", "new")?;
+/// assert_eq!(before.get(&ks, "a")?.as_deref(), Some(&b"old"[..]));
+/// assert_eq!(before.iter(&ks).count(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Snapshot {
     handle: Handle,
@@ -27,13 +46,13 @@ impl Snapshot {
         Snapshot { handle, guard }
     }
 
-    /// Its position: it sees every record below.
+    /// Its position: it sees every record below, and none at or above.
     #[must_use]
     pub fn seq(&self) -> Seq {
         self.guard.seq()
     }
 
-    /// The value that a key had.
+    /// The value that a key had; costs what [`Keyspace::get`] costs.
     ///
     /// # Errors
     /// As [`Keyspace::get`]; [`Error::InvalidArgument`] for a keyspace of another store.
@@ -44,7 +63,7 @@ impl Snapshot {
         keyspace.get_at(key.as_ref(), &self.guard)
     }
 
-    /// The pairs whose keys lay in a range.
+    /// The pairs whose keys lay in a range, see [`Keyspace::range`].
     ///
     /// # Panics
     /// If the keyspace belongs to another store.
