@@ -1,4 +1,7 @@
 //! Several writes as one record: a crash leaves all of them or none.
+//!
+//! Invariants: `payload` is what the record will hold, with each key once; `trees` names every keyspace in it, so that
+//! the commit finds each memtable.
 
 use std::fmt;
 use std::sync::Arc;

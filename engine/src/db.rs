@@ -1,4 +1,5 @@
-//! The store as a whole: open, keyspaces, batches, snapshots, maintenance, close. Routes only.
+//! The store as a whole: open, keyspaces, batches, snapshots, maintenance, close. Routes only: no format, no policy, no
+//! I/O of its own.
 
 use std::fmt;
 use std::path::Path;

@@ -1,4 +1,6 @@
 //! Events that an application may want to log or count.
+//!
+//! Invariant: a listener is called without any lock of the store that a read or a write waits for.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,11 @@
 //! What a store is opened with, and the sizes that follow from its memory budget.
+//!
+//! ```text
+//!   budget   | memtables 1/4 | ring 1/16 and its tables | I/O 8 MiB | cache: the rest, at least 1/8 |
+//! ```
+//!
+//! Invariant: whatever was asked for, the sizes are such that the store works; nothing of them is remembered but what
+//! the manifest says of ring and log files.
 
 use std::sync::Arc;
 use std::time::Duration;

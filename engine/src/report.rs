@@ -1,4 +1,6 @@
 //! Gathers [`Metrics`] from where the numbers stand.
+//!
+//! Invariant: nothing is stopped and no I/O is done; locks are held for a copy at most.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,6 @@
 //! A state that stays readable: the position in the log up to which its reads see.
+//!
+//! Invariant: the position stays pinned as long as the snapshot, a clone of it or an iterator made from it lives.
 
 use std::fmt;
 

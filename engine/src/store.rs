@@ -1,12 +1,21 @@
 //! The open store: everything that the write path, the reads and the background jobs share.
 //!
 //! # Locks, in the order in which they may be taken
-//! 1. `flushing` / `compacting`: one flush and one compaction at a time; held across I/O.
+//! 1. `flushing`, then `compacting`: one flush and one compaction at a time; held across I/O.
 //! 2. `gate`: writers hold it shared from reserving a place in the log until their entries are in the memtables;
 //!    freezing holds it alone, and so knows that every record below the cut is in the old tables. Never held across
-//!    a flush or a wait for durability.
-//! 3. `Tree::lock`: replacing the superversion of one keyspace, together with the manifest.
-//! 4. `trees`, the manifest's lock, the log's own locks.
+//!    a flush. A writer holds it shared while it waits for space in the ring, so a round of the log must never need it.
+//!    Held alone across I/O only where no writer may pass: while a keyspace is dropped, and while `verify` reads the log.
+//! 3. `trees`: looked up and released at once, but held across the manifest's write while a keyspace is made.
+//! 4. `Tree::lock`: replacing the superversion of one keyspace, together with the manifest.
+//! 5. the manifest's lock, across its write and sync; the log's own locks.
+//! 6. `wanted`, snapshots, cache, memtables: nothing else is taken while one of them is held.
+//!
+//! # Invariants
+//! * `visible <= log.published()`, and they are equal while the gate is held alone.
+//! * `active_bytes` and `frozen_bytes` cover every memtable of a keyspace that is not dropped. A writer adds after it
+//!   inserted, so they may lag behind by what is under way.
+//! * What the manifest's version says of a keyspace and what its superversion shows change under one `Tree::lock`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

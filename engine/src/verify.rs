@@ -1,4 +1,9 @@
 //! Reading everything and checking every checksum and every rule between files.
+//!
+//! Order: the manifest, the names it gives, the log, then every segment. Cost: one read of every byte of the store.
+//!
+//! Invariant: it changes nothing, and what it finds wrong was wrong on the device: everything is read while nobody
+//! writes to it.
 
 use std::collections::BTreeSet;
 
