@@ -30,12 +30,12 @@ pub(crate) enum Depth {
     Full,
 }
 
-/// Merges until nothing is left to do, or `stop` says so. One caller at a time; others wait.
+/// Merges until nothing is left to do, `stop` says so, or the store is closed. One caller at a time; others wait.
 pub(crate) fn compact_all(store: &Store, depth: Depth, stop: &dyn Fn() -> bool) -> Result<()> {
     let _one = store.compacting.lock();
     store.health()?;
     for tree in store.all_trees() {
-        while !stop() {
+        while !stop() && !store.is_closed() {
             let Some(range) = choose(store, &tree, depth) else { break };
             store.latch(compact_runs(store, &tree, range))?;
             if depth == Depth::Full {

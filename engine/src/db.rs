@@ -161,7 +161,8 @@ impl Db {
         let store = self.handle.store();
         store.check_open()?;
         store.freeze(|_| true);
-        jobs::flush_now(store)
+        jobs::flush_now(store)?;
+        store.check_open()
     }
 
     /// Flushes, then merges each keyspace into a single run without dead entries; long work on a large store.
@@ -176,7 +177,8 @@ impl Db {
     /// As [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
     pub fn compact(&self) -> Result<()> {
         self.flush()?;
-        compact_all(self.handle.store(), Depth::Full, &|| false)
+        compact_all(self.handle.store(), Depth::Full, &|| false)?;
+        self.handle.store().check_open()
     }
 
     /// Reads every file and checks every checksum and every rule between the files. Reads go on

@@ -21,12 +21,23 @@ use crate::store::Store;
 use crate::superversion::{Frozen, Tree};
 use crate::version::Edit;
 
-/// Flushes every frozen memtable of every keyspace. One caller at a time; others wait and find nothing left.
+/// Flushes every frozen memtable of every keyspace, unless the store is closed. One caller at a time; others wait and
+/// find nothing left.
 ///
 /// # Errors
 /// `NoSpace` and others of the segments' I/O: the outputs are removed, the tables stay, and the next call tries again.
 pub(crate) fn flush_frozen(store: &Store) -> Result<()> {
     let _one = store.flushing.lock();
+    if store.is_closed() { Ok(()) } else { flush_trees(store) }
+}
+
+/// As [`flush_frozen`], for the close itself.
+pub(crate) fn flush_at_close(store: &Store) -> Result<()> {
+    let _one = store.flushing.lock();
+    flush_trees(store)
+}
+
+fn flush_trees(store: &Store) -> Result<()> {
     store.health()?;
     let trees = store.all_trees();
     let mut waiting = trees.iter().filter(|tree| !tree.load().frozen.is_empty());

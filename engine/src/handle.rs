@@ -8,7 +8,7 @@ use aio::{Bug, Lock, planted};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::flush::flush_frozen;
+use crate::flush::flush_at_close;
 use crate::jobs::Threads;
 use crate::store::Store;
 use crate::version::Edit;
@@ -59,6 +59,9 @@ impl Owner {
             store.closed.store(true, Ordering::Release);
         }
         ending.threads.stop(store);
+        // A compaction that another thread asked for ends first, and no other begins: its inputs are removed at its
+        // end, when the lock file must still be ours.
+        drop(store.compacting.lock());
         let flushed = flush_all(store);
         let closed = store.latch(store.log.close().map_err(Error::from));
         let forgotten = if flushed.is_ok() && closed.is_ok() { forget_log(store) } else { Ok(()) };
@@ -91,7 +94,7 @@ fn flush_all(store: &Store) -> Result<()> {
         return Ok(());
     }
     store.freeze(|_| true);
-    flush_frozen(store)
+    flush_at_close(store)
 }
 
 /// After a clean close the log holds nothing that is not in segments, so the next open need not read it.
@@ -99,4 +102,62 @@ fn forget_log(store: &Store) -> Result<()> {
     let end = store.log.published();
     let retired = store.manifest.version().logs.iter().map(|file| file.id).collect();
     store.manifest.append(&[Edit::Horizon { at: end, retired }])
+}
+
+#[cfg(test)]
+mod tests {
+    use aio::SimBackend;
+
+    use super::*;
+    use crate::compact::{Depth, compact_all};
+    use crate::db::Db;
+    use crate::flush::flush_frozen;
+    use crate::keyspaces;
+    use crate::options::{Background, Sizes};
+    use crate::verify;
+
+    /// A store with two runs, and the machine under it.
+    fn two_runs() -> (SimBackend, Db, Arc<Store>) {
+        let sim = SimBackend::new(1);
+        let sizes = Sizes { ring_bytes: Some(1 << 16), log_file_bytes: Some(1 << 16), ..Sizes::default() };
+        let builder =
+            Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual).sizes(sizes);
+        let db = builder.open("/store").unwrap();
+        let ks = db.keyspace("default").unwrap();
+        for value in ["1", "2"] {
+            ks.put("key", value).unwrap();
+            db.flush().unwrap();
+        }
+        let store = Arc::clone(ks.store());
+        (sim, db, store)
+    }
+
+    #[test]
+    fn nothing_is_written_or_removed_after_a_close() {
+        let (sim, db, store) = two_runs();
+        db.close().unwrap();
+        // Called as by threads that had found the store open before.
+        let events = sim.events();
+        compact_all(&store, Depth::Full, &|| false).unwrap();
+        flush_frozen(&store).unwrap();
+        assert!(matches!(keyspaces::open_or_create(&store, "new"), Err(Error::Closed)));
+        assert!(matches!(keyspaces::drop_keyspace(&store, "default"), Err(Error::Closed)));
+        assert!(matches!(verify::verify(&store), Err(Error::Closed)));
+        assert_eq!(sim.events(), events);
+    }
+
+    #[test]
+    fn a_close_waits_for_a_compaction_of_another_thread() {
+        let (_sim, db, store) = two_runs();
+        std::thread::scope(|scope| {
+            let compacting = store.compacting.lock();
+            let closing = scope.spawn(|| db.close());
+            while !store.is_closed() {
+                std::thread::yield_now();
+            }
+            assert!(!closing.is_finished());
+            drop(compacting);
+            closing.join().unwrap().unwrap();
+        });
+    }
 }

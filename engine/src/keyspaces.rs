@@ -24,6 +24,8 @@ pub(crate) fn open_or_create(store: &Store, name: &str) -> Result<Arc<Tree>> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return Err(Error::invalid(format!("the name of a keyspace has 1 to {MAX_NAME_BYTES} bytes")));
     }
+    let _gate = store.gate.read();
+    store.check_open()?;
     // One maker at a time: the map's lock is held across the manifest's write, and readers of the map wait that long.
     let mut trees = store.trees.write();
     if let Some(tree) = trees.values().find(|tree| tree.name == name) {
@@ -64,6 +66,7 @@ pub(crate) fn drop_keyspace(store: &Store, name: &str) -> Result<()> {
     let dropped = {
         // No writer is between its check and its memtable.
         let _alone = store.gate.write();
+        store.check_open()?;
         tree.check()?;
         let edits = if planted(Bug::DroppedKeyspaceStays) {
             Vec::new()

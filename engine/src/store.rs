@@ -87,9 +87,17 @@ pub(crate) struct Store {
 
 impl Store {
     /// Whether calls are possible: not closed, and not in a fork.
+    ///
+    /// Whoever is about to write a file asks under a lock that [`Handle`](crate::handle::Handle) takes when it closes
+    /// (`gate`, `flushing` or `compacting`): once the store's lock file is released, the files may be another's.
     pub(crate) fn check_open(&self) -> Result<()> {
         self.files.backend().check_fork()?;
-        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+        if self.is_closed() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Whether a close has begun: what it needs to write, it writes itself.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// The sticky first failure of log or manifest, if there was one.

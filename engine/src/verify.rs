@@ -31,6 +31,7 @@ pub struct VerifyReport {
 pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
     let _no_flush = store.flushing.lock();
     let _no_compaction = store.compacting.lock();
+    store.check_open()?;
     let mut report = VerifyReport::default();
     store.manifest.verify()?;
     verify_names(store)?;
