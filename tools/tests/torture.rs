@@ -25,7 +25,7 @@ fn must_be_positive(counts: &Value, names: &[&str]) {
 
 #[test]
 fn a_store_survives_a_crash_at_every_event_of_some_workloads() {
-    let counts = torture(&["sim", "--no-short", "--states", "20000"]);
+    let counts = torture(&["sim", "--no-short", "--states", "8000"]);
     must_be_positive(
         &counts,
         &[
@@ -59,7 +59,7 @@ fn a_store_answers_like_a_sorted_map() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let run = || {
-        let mut counts = torture(&["sim", "--no-short", "--states", "4000"]);
+        let mut counts = torture(&["sim", "--no-short", "--states", "2000"]);
         let line = counts.as_object_mut().expect("an object");
         line.remove("milliseconds");
         counts

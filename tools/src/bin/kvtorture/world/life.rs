@@ -2,7 +2,7 @@
 
 use esker::Durability;
 
-use super::{Outcome, World};
+use super::state::{Outcome, World};
 use crate::config::CONFIGS;
 use crate::held::expect_closed;
 use crate::model::Bounds;

@@ -6,7 +6,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use esker::Keyspace;
 
-use super::{Outcome, World};
+use super::state::{Outcome, World};
 use crate::held::{Expected, HeldIter, HeldSnapshot, walk};
 use crate::model::Table;
 use crate::report::{Check, Failure};

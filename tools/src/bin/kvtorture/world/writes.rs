@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use esker::{Durability, Error};
 
-use super::{Outcome, World};
+use super::state::{Outcome, World};
 use crate::held::expect_closed;
 use crate::model::{ModelWrite, Prefix};
 use crate::report::{Check, Failure};

@@ -1,0 +1,227 @@
+//! A store on a simulated machine beside its model: runs operations on both, compares, and keeps count of what was
+//! acknowledged.
+//!
+//! Invariants: `acks` is brought up to date before each call into the store and right after it, so that whoever watches
+//! the disk during the call sees what may be asked of it; an error of the store is not a failure of the world: it is
+//! handed to the caller, who knows whether one was due.
+
+use std::sync::Arc;
+
+use aio::SimBackend;
+use aio::sim::{DiskImage, EventKind};
+use esker::{Db, Error, Keyspace, Seq};
+use parking_lot::Mutex;
+
+use crate::check::compare;
+use crate::config::{CONFIGS, Config};
+use crate::held::Held;
+use crate::model::{Acks, Bounds, Model, Prefix, State, Table};
+use crate::report::{Check, Failure};
+use crate::workload::{CrashKind, Op, SLOTS};
+
+/// The disk before one event, and what may be asked of it.
+#[derive(Clone, Debug)]
+pub(crate) struct CrashPoint {
+    pub(crate) image: DiskImage,
+    pub(crate) acks: Acks,
+    /// The event that did not happen: its index and what it was; `None` at the end of a life.
+    pub(crate) event: Option<(u64, EventKind, String)>,
+}
+
+/// Where crash points go while the store runs.
+pub(crate) type Points = Arc<Mutex<Vec<CrashPoint>>>;
+
+/// What became of an operation.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It happened, and everything seen was right.
+    Done,
+    /// It made no sense here: its keyspace does not exist, nothing is held.
+    Skipped,
+    /// The store gave an error that no rule of the model asks for.
+    Refused(Error),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) sim: SimBackend,
+    pub(crate) config: &'static Config,
+    pub(crate) model: Model,
+    pub(super) acks: Arc<Mutex<Acks>>,
+    pub(super) db: Option<Db>,
+    pub(super) handles: [Option<Keyspace>; SLOTS.len()],
+    /// Handles to dropped keyspaces.
+    pub(super) stale: [Option<Keyspace>; SLOTS.len()],
+    pub(crate) held: Held,
+    /// The newest commit failed in a way that leaves open whether it happened.
+    pub(crate) in_doubt: bool,
+    pub(super) last_seq: Option<Seq>,
+    pub(super) points: Option<Points>,
+}
+
+impl World {
+    /// A machine with nothing on it. [`World::open`] makes the store.
+    pub(crate) fn new(seed: u64, config: usize) -> World {
+        World {
+            sim: SimBackend::new(seed),
+            config: &CONFIGS[config],
+            model: Model::new(),
+            acks: Arc::default(),
+            db: None,
+            handles: Default::default(),
+            stale: Default::default(),
+            held: Held::default(),
+            in_doubt: false,
+            last_seq: None,
+            points: None,
+        }
+    }
+
+    /// Collects the disk before every event from now on, on this machine and on later ones.
+    pub(crate) fn watch(&mut self, points: &Points) {
+        self.points = Some(Arc::clone(points));
+        self.observe();
+    }
+
+    pub(super) fn observe(&self) {
+        let Some(points) = self.points.clone() else { return };
+        let acks = Arc::clone(&self.acks);
+        self.sim.on_event(move |event, image| {
+            let path = event.path.display().to_string();
+            points.lock().push(CrashPoint {
+                image: image.clone(),
+                acks: *acks.lock(),
+                event: Some((event.index, event.kind, path)),
+            });
+        });
+    }
+
+    /// What was acknowledged and submitted so far.
+    pub(crate) fn acks(&self) -> Acks {
+        *self.acks.lock()
+    }
+
+    /// Says what the disk may hold, before an open after a crash.
+    pub(crate) fn set_acks(&mut self, acks: Acks) {
+        *self.acks.lock() = acks;
+    }
+
+    /// Opens the store, which is not open, and finds out which of the allowed prefixes it holds. Changes nothing of the
+    /// model: see [`World::settle`].
+    ///
+    /// # Errors
+    /// The store did not open, or holds something else.
+    pub(crate) fn open(&mut self, bounds: &Bounds) -> Check<Prefix> {
+        let db = self.config.open(&self.sim).map_err(|error| Failure::new(format!("open: {error}")))?;
+        let found = compare(&db, &self.model, bounds)?;
+        self.db = Some(db);
+        Ok(found)
+    }
+
+    /// Cuts the model to what an open has found, which is durable from then on.
+    ///
+    /// # Errors
+    /// A keyspace that is listed cannot be opened.
+    pub(crate) fn settle(&mut self, found: Prefix) -> Check {
+        self.model.truncate(found);
+        *self.acks.lock() = Acks { process: found, power: found, submitted: found };
+        self.in_doubt = false;
+        self.last_seq = None;
+        for (slot, name) in SLOTS.iter().enumerate() {
+            self.stale[slot] = None;
+            let exists = self.model.newest_names().contains_key(name);
+            self.handles[slot] = if exists { Some(self.db()?.keyspace(name)?) } else { None };
+        }
+        Ok(())
+    }
+
+    /// The store.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub(crate) fn db(&self) -> Check<&Db> {
+        self.db.as_ref().ok_or_else(|| Failure::new("the store is not open"))
+    }
+
+    /// Ends the machine and lets go of all handles. Returns what is left of the disk, and what it may hold.
+    pub(crate) fn crash(&mut self, kind: CrashKind, seed: u64) -> (DiskImage, Bounds) {
+        self.sim.crash();
+        self.sim.stop_observing();
+        self.let_go();
+        let (disk, acks) = (self.sim.snapshot(), self.acks());
+        match kind {
+            CrashKind::Process => (disk.process_crash(seed), acks.after_process_crash()),
+            CrashKind::Power => (disk.power_cut_random(seed), acks.after_power_cut()),
+            CrashKind::PowerNone => (disk.power_cut_none(), acks.after_power_cut()),
+        }
+    }
+
+    /// Drops every handle, and with them the store.
+    pub(crate) fn let_go(&mut self) {
+        self.held.clear();
+        self.handles = Default::default();
+        self.stale = Default::default();
+        self.db = None;
+    }
+
+    /// A new machine with this disk.
+    pub(crate) fn restart(&mut self, image: DiskImage, seed: u64, config: usize) {
+        self.sim = SimBackend::from_image(image, seed);
+        self.config = &CONFIGS[config];
+        self.observe();
+    }
+
+    /// Runs one operation.
+    ///
+    /// # Errors
+    /// The store gave a wrong answer.
+    pub(crate) fn run(&mut self, op: &Op) -> Check<Outcome> {
+        let outcome = match op {
+            Op::Put { .. }
+            | Op::Delete { .. }
+            | Op::Batch { .. }
+            | Op::TooLarge { .. }
+            | Op::BadKey { .. } => self.run_write(op),
+            Op::Sync
+            | Op::Flush
+            | Op::Compact
+            | Op::Verify
+            | Op::Metrics
+            | Op::Keyspaces
+            | Op::Create { .. }
+            | Op::Drop { .. }
+            | Op::UseDropped { .. } => self.run_upkeep(op),
+            Op::Reopen { .. } | Op::DropAll { .. } | Op::Crash { .. } => self.run_lifecycle(op),
+            Op::Get { .. }
+            | Op::ContainsKey { .. }
+            | Op::Range { .. }
+            | Op::Prefix { .. }
+            | Op::Iter { .. }
+            | Op::Seek { .. }
+            | Op::Keys { .. }
+            | Op::First { .. }
+            | Op::Last { .. }
+            | Op::IsEmpty { .. } => self.run_read(op),
+            _ => self.run_held(op),
+        };
+        outcome.map_err(|failure| failure.at(format!("{op:?}")))
+    }
+
+    /// States that reads may show now: one, or two while the newest commit is in doubt.
+    pub(crate) fn views(&self) -> Vec<State> {
+        let end = self.model.end().commits;
+        let first = if self.in_doubt { end.saturating_sub(1) } else { end };
+        (first..=end).rev().map(|commits| self.model.state(commits).clone()).collect()
+    }
+
+    /// The handle and the model's number of a slot's keyspace, if it exists.
+    pub(super) fn keyspace(&self, slot: usize) -> Option<(Keyspace, u32)> {
+        let number = self.model.newest_names().get(SLOTS[slot])?;
+        Some((self.handles[slot].clone()?, *number))
+    }
+
+    pub(super) fn tables(&self, keyspace: u32) -> Vec<Arc<Table>> {
+        self.views().iter().map(|state| state.table(keyspace)).collect()
+    }
+}
