@@ -68,12 +68,13 @@ pub(crate) fn drop_keyspace(store: &Store, name: &str) -> Result<()> {
         let _alone = store.gate.write();
         store.check_open()?;
         tree.check()?;
-        let edits = if planted(Bug::DroppedKeyspaceStays) {
-            Vec::new()
+        let forgotten = if planted(Bug::DroppedKeyspaceStays) {
+            Ok(())
         } else {
-            vec![Edit::KeyspaceDropped { keyspace: tree.id }]
+            let edit = Edit::KeyspaceDropped { keyspace: tree.id };
+            store.manifest.append_with(Reserve::Use, |_| vec![edit])
         };
-        store.manifest.append_with(Reserve::Use, |_| edits).map(|()| {
+        forgotten.map(|()| {
             tree.mark_dropped();
             store.trees.write().remove(&tree.id);
         })
