@@ -24,6 +24,16 @@ crash:
 deep: check
     ESKER_DEEP=1 cargo test --workspace --locked
 
+# The tests of asynchronous I/O under AddressSanitizer: a buffer freed or touched in flight
+asan:
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
+        cargo test -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
+
+# The same under ThreadSanitizer
+tsan:
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread -Zunstable-options -Cunsafe-allow-abi-mismatch=sanitizer" \
+        cargo test -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked
+
 # Benches; NAME is a filter
 bench NAME="":
     cargo bench -p esker-benches --locked -- {{NAME}}

@@ -37,6 +37,10 @@ impl Errno {
     pub const READ_ONLY: Errno = Errno(libc::EROFS);
     /// The call is not implemented by this kernel.
     pub const NOT_IMPLEMENTED: Errno = Errno(libc::ENOSYS);
+    /// The operation is not supported by this file or kernel.
+    pub const NOT_SUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
+    /// The operation goes on; the answer of a cancellation that works.
+    pub const IN_PROGRESS: Errno = Errno(libc::EINPROGRESS);
     /// Too many open files in this process.
     pub const TOO_MANY_FILES: Errno = Errno(libc::EMFILE);
 
@@ -107,6 +111,18 @@ pub enum Error {
         /// What the kernel said.
         errno: Errno,
     },
+    /// The kernel, or the file, lacks what an operation needs.
+    #[error("{call} {}: {errno}; it needs {needs}", path.display())]
+    Unsupported {
+        /// The operation.
+        call: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What it needs, each with the first kernel that has it.
+        needs: String,
+        /// What the kernel said.
+        errno: Errno,
+    },
     /// A read or write moved fewer bytes than asked for.
     #[error("{call} {} at offset {offset}: {found} of {expected} bytes", path.display())]
     Short {
@@ -138,6 +154,9 @@ pub enum Error {
     /// This handle belongs to the parent process.
     #[error("this process is a fork: open the store again, the handles of the parent do not work here")]
     Forked,
+    /// The reactor was shut down.
+    #[error("the reactor is closed")]
+    Closed,
     /// The simulated machine has lost power; nothing works any more. Only the simulated disk returns it.
     #[error("the simulated machine has crashed")]
     Crashed,
@@ -166,7 +185,7 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Error::Os { errno, .. } => Some(*errno),
+            Error::Os { errno, .. } | Error::Unsupported { errno, .. } => Some(*errno),
             Error::Slots { .. } => Some(Errno::AGAIN),
             _ => None,
         }

@@ -6,7 +6,6 @@
 //! Invariants: every file that is opened goes through `probe`, so its alignment is known; every method that a
 //! forked child could do harm with refuses there.
 
-mod clock;
 mod lock;
 mod map;
 mod queue;
@@ -20,15 +19,14 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::retry_on_intr;
 
-use self::clock::Clock;
 use self::lock::NativeLock;
 use self::map::NativeMap;
-use self::queue::{NativeQueue, Shared};
+use self::queue::NativeQueue;
 use crate::backend::{Backend, File, FileBody, Lock, OpenMode, Queue, SharedMap, Stat};
 use crate::error::{Errno, Error, Result};
+use crate::in_flight::Shared;
 use crate::probe;
 use crate::signal::SignalSet;
-use crate::sys::Process;
 use crate::trace::{Counters, Kind};
 
 /// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
@@ -53,8 +51,7 @@ impl NativeBackend {
     /// A backend for this process; its clock starts at 0.
     #[must_use]
     pub fn new() -> NativeBackend {
-        let (clock, process) = (Clock::start(), Process::current());
-        NativeBackend { shared: Shared { clock, trace: Arc::default(), process }, notes: Mutex::new(None) }
+        NativeBackend { shared: Shared::new(), notes: Mutex::new(None) }
     }
 
     /// As [`Backend::queue`], and while a thread waits its signal mask is `mask`: a signal that the thread blocks

@@ -17,6 +17,12 @@ const SYNCHRONOUS: [i32; 6] =
 pub struct SignalSet(libc::sigset_t);
 
 impl SignalSet {
+    /// No signals.
+    #[must_use]
+    pub fn none() -> SignalSet {
+        SignalSet(sys::empty_sigset())
+    }
+
     /// All signals but those that a fault of the thread itself raises (`SIGSEGV` and its like).
     #[must_use]
     pub fn all() -> SignalSet {

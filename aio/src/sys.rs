@@ -29,10 +29,21 @@ compile_error!("native AIO is implemented for 64-bit Linux on x86-64 and aarch64
 pub(crate) const COMMAND_READ: u16 = 0;
 /// `IOCB_CMD_PWRITE`.
 pub(crate) const COMMAND_WRITE: u16 = 1;
+/// `IOCB_CMD_FSYNC`; buffer, offset, length and flags must be 0.
+pub(crate) const COMMAND_SYNC: u16 = 2;
 /// `IOCB_CMD_FDSYNC`; buffer, offset, length and flags must be 0.
 pub(crate) const COMMAND_DATA_SYNC: u16 = 3;
 /// `IOCB_CMD_POLL`; `buf` holds the events waited for. One shot.
 pub(crate) const COMMAND_POLL: u16 = 5;
+/// `IOCB_CMD_PREADV`; `buf` is the address of [`Piece`]s, `len_bytes` their count.
+pub(crate) const COMMAND_READ_VECTORED: u16 = 7;
+/// `IOCB_CMD_PWRITEV`.
+pub(crate) const COMMAND_WRITE_VECTORED: u16 = 8;
+
+/// `IOCB_FLAG_RESFD`: the completion adds 1 to the eventfd in `event_descriptor`.
+pub(crate) const FLAG_EVENT_DESCRIPTOR: u32 = 1;
+/// `IOCB_FLAG_IOPRIO`: `request_priority` counts.
+pub(crate) const FLAG_PRIORITY: u32 = 2;
 
 /// Most operations that one [`submit`] hands over: the kernel plugs the device's queue for the whole call, so a longer
 /// batch only delays its first operation.
@@ -70,6 +81,15 @@ pub(crate) struct Iocb {
     pub(crate) event_descriptor: u32,
 }
 
+/// `struct iovec`: one buffer of a vectored operation, as addresses so that it can be sent between threads. The kernel
+/// copies the array at submit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) address: u64,
+    pub(crate) len_bytes: u64,
+}
+
 /// `struct io_event`: one completion.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,6 +119,8 @@ const _: () = {
     assert!(offset_of!(Iocb, buf) == 24);
     assert!(offset_of!(Iocb, offset) == 40);
     assert!(offset_of!(Iocb, event_descriptor) == 60);
+    assert!(size_of::<Piece>() == size_of::<libc::iovec>());
+    assert!(offset_of!(Piece, len_bytes) == offset_of!(libc::iovec, iov_len));
     assert!(size_of::<IoEvent>() == 32);
     assert!(offset_of!(IoEvent, result) == 16);
     assert!(size_of::<AioSigset>() == 16);
@@ -109,6 +131,14 @@ const _: () = {
 /// A context of the kernel (`aio_context_t`). Its owner destroys it once.
 #[derive(Debug)]
 pub(crate) struct Context(c_ulong);
+
+impl Context {
+    /// The kernel's number for it, which is the address of its completion ring where there is one.
+    pub(crate) fn address(&self) -> usize {
+        // Pointers are as wide as the kernel's longs, see the `cfg` above.
+        usize::try_from(self.0).unwrap_or(0)
+    }
+}
 
 /// Makes a context with room for at least `slots` operations.
 pub(crate) fn setup(slots: u32) -> Result<Context, Errno> {
@@ -125,24 +155,39 @@ pub(crate) fn destroy(context: &Context) -> Result<(), Errno> {
     check(answer).map(|_| ())
 }
 
-/// Starts operations in order until one is refused; returns how many were started, or the first one's error.
+/// Starts the operations in the `slots` of `iocbs`, in order, until one is refused; returns how many were started, or
+/// the first one's error. The kernel copies an `iocb` and what its pieces say before this returns, and remembers the
+/// address of the `iocb` as the operation's name for [`cancel`].
 ///
 /// # Panics
 /// If there are more than [`SUBMIT_MAX`].
 ///
 /// # Safety
-/// Every buffer that is named in `iocbs` must stay allocated, and for reads untouched, until the event with
+/// Every buffer that is named in those `iocbs` must stay allocated, and for reads untouched, until the event with
 /// the operation's `data` was reaped or the context was destroyed.
-pub(crate) unsafe fn submit(context: &Context, iocbs: &[Iocb]) -> Result<usize, Errno> {
-    assert!(iocbs.len() <= SUBMIT_MAX, "more operations than one submit takes");
-    let mut pointers = [ptr::null::<Iocb>(); SUBMIT_MAX];
-    for (pointer, iocb) in pointers.iter_mut().zip(iocbs) {
-        *pointer = ptr::from_ref(iocb);
+pub(crate) unsafe fn submit(context: &Context, iocbs: &mut [Iocb], slots: &[usize]) -> Result<usize, Errno> {
+    assert!(slots.len() <= SUBMIT_MAX, "more operations than one submit takes");
+    let mut pointers = [ptr::null_mut::<Iocb>(); SUBMIT_MAX];
+    let (first, count) = (iocbs.as_mut_ptr(), iocbs.len());
+    for (pointer, &slot) in pointers.iter_mut().zip(slots) {
+        assert!(slot < count, "a slot is an index");
+        *pointer = first.wrapping_add(slot);
     }
-    // SAFETY: the first `iocbs.len()` pointers are valid, and the kernel copies what they point to; the buffers
-    // behind are the caller's promise.
-    let answer = unsafe { libc::syscall(libc::SYS_io_submit, context.0, iocbs.len(), pointers.as_ptr()) };
+    // SAFETY: the first `slots.len()` pointers are valid for the kernel, which copies what they point to and
+    // writes `key`; the buffers behind are the caller's promise.
+    let answer = unsafe { libc::syscall(libc::SYS_io_submit, context.0, slots.len(), pointers.as_ptr()) };
     check(answer)
+}
+
+/// Asks the kernel to cancel the operation that was submitted from this address. It answers
+/// [`Errno::IN_PROGRESS`] if it does: the event comes like any other.
+pub(crate) fn cancel(context: &Context, iocb: &mut Iocb) -> Result<(), Errno> {
+    let mut unused = IoEvent::default();
+    // SAFETY: the kernel reads the `key` behind the pointer and takes the pointer itself for a name; old
+    // kernels write one event.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_io_cancel, context.0, ptr::from_mut(iocb), &raw mut unused) };
+    check(answer).map(|_| ())
 }
 
 /// How [`reap`] waits.
@@ -209,6 +254,34 @@ fn check(answer: c_long) -> Result<usize, Errno> {
     usize::try_from(answer).map_err(|_| Errno::last())
 }
 
+/// Whether all pages of a range are mapped in this process.
+pub(crate) fn is_mapped(address: usize, len_bytes: usize) -> bool {
+    /// More than any ring has; bounds the answer of the kernel.
+    const PAGES_MAX: usize = 1 << 16;
+    let page = page_bytes();
+    if address == 0 || !address.is_multiple_of(page) || len_bytes.div_ceil(page) > PAGES_MAX {
+        return false;
+    }
+    let mut resident = vec![0_u8; len_bytes.div_ceil(page)];
+    let first = ptr::with_exposed_provenance_mut(address);
+    // SAFETY: the kernel writes one byte for each page of the range, and only looks the range itself up.
+    let answer = unsafe { libc::mincore(first, len_bytes, resident.as_mut_ptr()) };
+    answer == 0
+}
+
+/// Keeps pages out of forked children; false if the kernel refuses.
+pub(crate) fn hide_from_children(address: usize, len_bytes: usize) -> bool {
+    let first = ptr::with_exposed_provenance_mut(address);
+    // SAFETY: changes what a fork does with the pages, not what is in them.
+    let answer =
+        unsafe { libc::madvise(first, len_bytes.next_multiple_of(page_bytes()), libc::MADV_DONTFORK) };
+    answer == 0
+}
+
+fn page_bytes() -> usize {
+    rustix::param::page_size()
+}
+
 /// Every signal, without those that the C library keeps for itself.
 pub(crate) fn full_sigset() -> sigset_t {
     let mut set = MaybeUninit::uninit();
@@ -217,6 +290,58 @@ pub(crate) fn full_sigset() -> sigset_t {
     assert_eq!(answer, 0, "filling a signal set cannot fail");
     // SAFETY: the call above has initialised it.
     unsafe { set.assume_init() }
+}
+
+/// No signals.
+pub(crate) fn empty_sigset() -> sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: `set` is valid for writing a set.
+    let answer = unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    assert_eq!(answer, 0, "emptying a signal set cannot fail");
+    // SAFETY: the call above has initialised it.
+    unsafe { set.assume_init() }
+}
+
+/// Makes sure that a signal has a handler, so that it neither kills the process nor is ignored: one that has its default
+/// action gets a handler that does nothing.
+pub(crate) fn handle_signal(signal: c_int) -> Result<(), Errno> {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: asks for the action of a signal, and `now` is valid for writing one.
+    check(unsafe { libc::sigaction(signal, ptr::null(), now.as_mut_ptr()) }.into())?;
+    // SAFETY: all zeros is a valid `sigaction`, and the call has filled it.
+    let mut action = unsafe { now.assume_init() };
+    match action.sa_sigaction {
+        libc::SIG_DFL => {}
+        libc::SIG_IGN => return Err(Errno::INVALID),
+        _ => return Ok(()),
+    }
+    action.sa_sigaction = do_nothing as extern "C" fn(c_int) as usize;
+    action.sa_flags = 0;
+    // SAFETY: the handler lives as long as the program and does nothing.
+    check(unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) }.into()).map(|_| ())
+}
+
+extern "C" fn do_nothing(_signal: c_int) {}
+
+/// The kernel's number of the calling thread.
+pub(crate) fn this_thread() -> c_int {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// Sends a signal to one thread of this process.
+pub(crate) fn signal_thread(thread: c_int, signal: c_int) {
+    // SAFETY: passes numbers. Nothing can fail: the thread is there, and the signal is one.
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, rustix::process::getpid().as_raw_nonzero().get(), thread, signal)
+    };
+}
+
+/// Takes one pending signal of the set away from the calling thread, if there is one.
+pub(crate) fn take_pending(set: &sigset_t) {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: reads the set and the time; wants no information about the signal.
+    unsafe { libc::sigtimedwait(set, ptr::null_mut(), &raw const at_once) };
 }
 
 /// Puts `signal` into the set.
@@ -316,9 +441,9 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_context_is_refused() {
-        let context = setup(1).expect("slots are free");
-        destroy(&context).expect("the context is alive");
+    fn what_is_no_context_is_refused() {
+        // Not one that was destroyed: another test's may stand at the same address by now.
+        let context = Context(4096);
         assert_eq!(destroy(&context).err(), Some(Errno::INVALID));
         let wait = Wait { at_least: 0, timeout: Some(Duration::ZERO), mask: None };
         let mut events = [IoEvent::default(); 1];

@@ -1,4 +1,4 @@
-//! Counts and times every operation, always: four relaxed additions each, no lock, no allocation.
+//! Counts and times every operation, always: six relaxed atomic accesses each, no lock, no allocation.
 //!
 //! A snapshot is plain data. It is not taken at one moment: a count may already include an operation whose latency it
 //! does not.
@@ -9,6 +9,18 @@ use std::time::Duration;
 /// Buckets of a latency histogram: the last one begins at 2^39 ns, about nine minutes.
 const BUCKETS: usize = 40;
 
+/// Upper bounds, in bytes, of the sizes that are counted apart; what is larger is counted in one more class.
+pub const SIZE_CLASSES_BYTES: [usize; SIZES - 1] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+
+/// Classes of sizes.
+const SIZES: usize = 6;
+
+/// Buckets of the histogram of depths: the last one begins at 2^15.
+const DEPTHS: usize = 16;
+
+/// Recent operations that are remembered, to see whether they are done again.
+const REMEMBERED: usize = 256;
+
 /// What is counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -16,6 +28,7 @@ pub(crate) enum Kind {
     Write,
     WriteDurable,
     Sync,
+    Poll,
 }
 
 impl Kind {
@@ -26,6 +39,7 @@ impl Kind {
             Kind::Write => "write",
             Kind::WriteDurable => "durable write",
             Kind::Sync => "sync",
+            Kind::Poll => "poll",
         }
     }
 }
@@ -41,8 +55,14 @@ pub struct Counters {
     pub write_durable: OperationCounters,
     /// Syncs, as operations and as calls.
     pub sync: OperationCounters,
+    /// Polls of descriptors.
+    pub poll: OperationCounters,
     /// Calls that handed operations to the kernel; the operations divided by this is the size of a batch.
     pub submit_calls: u64,
+    /// How many operations were in flight after such a call: element `i` counts depths from 2^i to 2^(i+1) - 1.
+    pub depths: [u64; DEPTHS],
+    /// Reads and writes with the same file, place and length as one of the recent ones: work that was perhaps done twice.
+    pub repeated: u64,
 }
 
 /// What was done with one kind of operation.
@@ -56,6 +76,10 @@ pub struct OperationCounters {
     pub errors: u64,
     /// Time from submit to reaping.
     pub latency: LatencyHistogram,
+    /// The same by bytes moved, see [`SIZE_CLASSES_BYTES`].
+    pub latency_by_size: [LatencyHistogram; SIZES],
+    /// Sum of those times: divided by the time that has passed it is the mean depth of the queue.
+    pub time_in_flight: Duration,
 }
 
 /// Counts of latencies by powers of two.
@@ -96,15 +120,30 @@ pub(crate) struct Trace {
     write: OperationTrace,
     write_durable: OperationTrace,
     sync: OperationTrace,
+    poll: OperationTrace,
     submit_calls: AtomicU64,
+    depths: [AtomicU64; DEPTHS],
+    repeated: AtomicU64,
+    recent: Recent,
+}
+
+/// Hashes of recent operations, by themselves.
+#[derive(Debug)]
+struct Recent([AtomicU64; REMEMBERED]);
+
+impl Default for Recent {
+    fn default() -> Recent {
+        Recent([const { AtomicU64::new(0) }; REMEMBERED])
+    }
 }
 
 #[derive(Debug)]
 struct OperationTrace {
     bytes: AtomicU64,
     errors: AtomicU64,
-    /// Every operation is in one of them, so their sum is the count.
-    latency: [AtomicU64; BUCKETS],
+    nanos: AtomicU64,
+    /// By size. Every operation is in one of them, so their sum is the count.
+    latency: [[AtomicU64; BUCKETS]; SIZES],
 }
 
 impl Default for OperationTrace {
@@ -112,7 +151,8 @@ impl Default for OperationTrace {
         OperationTrace {
             bytes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
-            latency: [const { AtomicU64::new(0) }; BUCKETS],
+            nanos: AtomicU64::new(0),
+            latency: [const { [const { AtomicU64::new(0) }; BUCKETS] }; SIZES],
         }
     }
 }
@@ -125,8 +165,12 @@ impl Trace {
             Kind::Write => &self.write,
             Kind::WriteDurable => &self.write_durable,
             Kind::Sync => &self.sync,
+            Kind::Poll => &self.poll,
         };
-        trace.latency[bucket(latency)].fetch_add(1, Ordering::Relaxed);
+        let size = size_class(moved_bytes.unwrap_or(0));
+        trace.latency[size][bucket(latency)].fetch_add(1, Ordering::Relaxed);
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        trace.nanos.fetch_add(nanos, Ordering::Relaxed);
         match moved_bytes {
             Some(bytes) => trace.bytes.fetch_add(bytes as u64, Ordering::Relaxed),
             None => trace.errors.fetch_add(1, Ordering::Relaxed),
@@ -138,6 +182,25 @@ impl Trace {
         self.submit_calls.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts how many are in flight after a submit.
+    pub(crate) fn deepened(&self, depth: usize) {
+        let log2 = depth.checked_ilog2().unwrap_or(0);
+        let class = usize::try_from(log2).map_or(DEPTHS - 1, |log2| log2.min(DEPTHS - 1));
+        self.depths[class].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Remembers a read or write; counts it if it was done lately.
+    pub(crate) fn touched(&self, what: Touch) {
+        let hash = what.hash();
+        let index = usize::try_from(hash >> 32).unwrap_or(0) % REMEMBERED;
+        // Two threads at one place may miss a repetition, which is not worth more.
+        if self.recent.0[index].load(Ordering::Relaxed) == hash {
+            self.repeated.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.recent.0[index].store(hash, Ordering::Relaxed);
+        }
+    }
+
     /// The counts so far.
     pub(crate) fn snapshot(&self) -> Counters {
         Counters {
@@ -145,21 +208,63 @@ impl Trace {
             write: self.write.snapshot(),
             write_durable: self.write_durable.snapshot(),
             sync: self.sync.snapshot(),
+            poll: self.poll.snapshot(),
             submit_calls: self.submit_calls.load(Ordering::Relaxed),
+            depths: self.depths.each_ref().map(|count| count.load(Ordering::Relaxed)),
+            repeated: self.repeated.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Arguments of a read or write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Touch {
+    pub(crate) opcode: u16,
+    pub(crate) descriptor: u32,
+    pub(crate) offset: i64,
+    pub(crate) len_bytes: u64,
+}
+
+impl Touch {
+    /// Never 0, which stands for nothing.
+    fn hash(self) -> u64 {
+        // An odd constant with well-spread bits (from the golden ratio); each step mixes one argument in.
+        const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+        let first = u64::from(self.opcode) << 32 | u64::from(self.descriptor);
+        let mut hash = 0_u64;
+        for argument in [first, self.offset.cast_unsigned(), self.len_bytes] {
+            hash = (hash ^ argument).wrapping_mul(FACTOR);
+            hash ^= hash >> 29;
+        }
+        hash | 1
     }
 }
 
 impl OperationTrace {
     fn snapshot(&self) -> OperationCounters {
-        let buckets = self.latency.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let load = |counts: &[AtomicU64; BUCKETS]| LatencyHistogram {
+            buckets: counts.each_ref().map(|count| count.load(Ordering::Relaxed)),
+        };
+        let latency_by_size = self.latency.each_ref().map(load);
+        let mut latency = LatencyHistogram::default();
+        for class in &latency_by_size {
+            for (sum, count) in latency.buckets.iter_mut().zip(class.buckets) {
+                *sum += count;
+            }
+        }
         OperationCounters {
-            count: buckets.iter().sum(),
+            count: latency.buckets.iter().sum(),
             bytes: self.bytes.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
-            latency: LatencyHistogram { buckets },
+            latency,
+            latency_by_size,
+            time_in_flight: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
         }
     }
+}
+
+fn size_class(bytes: usize) -> usize {
+    SIZE_CLASSES_BYTES.partition_point(|&most| most < bytes)
 }
 
 fn bucket(latency: Duration) -> usize {
@@ -194,5 +299,28 @@ mod tests {
         assert_eq!(counters.read.latency.percentile(500), Duration::from_nanos(128));
         assert_eq!(counters.read.latency.percentile(990), Duration::from_nanos(131_072));
         assert_eq!(counters.write.latency.percentile(500), Duration::ZERO);
+    }
+
+    #[test]
+    fn sizes_depths_and_repetitions_are_counted() {
+        let trace = Trace::default();
+        for (bytes, class) in [(0, 0), (4096, 0), (4097, 1), (1 << 20, 4), (1 << 21, 5)] {
+            assert_eq!(size_class(bytes), class, "{bytes} bytes");
+        }
+        trace.ended(Kind::Write, Some(1 << 16), Duration::from_micros(3));
+        trace.deepened(1);
+        trace.deepened(7);
+        let touch = Touch { opcode: 0, descriptor: 3, offset: 4096, len_bytes: 4096 };
+        for offset in 0..8 {
+            trace.touched(Touch { offset: offset << 12, ..touch });
+        }
+        assert_eq!(trace.snapshot().repeated, 0);
+        trace.touched(touch);
+        trace.touched(Touch { descriptor: 4, ..touch });
+        let counters = trace.snapshot();
+        assert_eq!(counters.repeated, 1);
+        assert_eq!(counters.depths[..4], [1, 0, 1, 0]);
+        assert_eq!(counters.write.latency_by_size[2].buckets.iter().sum::<u64>(), 1);
+        assert_eq!(counters.write.time_in_flight, Duration::from_micros(3));
     }
 }

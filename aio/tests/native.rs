@@ -487,6 +487,41 @@ fn a_forked_child_is_refused_and_does_no_harm() {
     fixture.backend.lock(&path).unwrap();
 }
 
+/// The child must answer without touching a lock: a thread that is not there may hold it.
+#[test]
+fn contexts_and_reactors_stay_with_the_parent() {
+    let fixture = Fixture::new();
+    let file = fixture.file(8);
+    let mut context = aio::Context::builder().slots(8).build().unwrap();
+    let reactor = aio::Reactor::new(aio::Context::builder().slots(8)).unwrap();
+    let reads =
+        || (0..8).map(|block| aio::Op::read(&file, block * 4096, Buf::zeroed(4096)).with_token(block));
+    let _ = context.submit(&mut reads().collect()).unwrap();
+    let submissions: Vec<_> = reads().map(|read| reactor.submit(read)).collect();
+    let mut context = Some(context);
+    let refused = in_child(|| {
+        let mut context = context.take().unwrap();
+        let checks = [
+            context.submit(&mut reads().collect()).map(|_| ()),
+            context.wait(1, None, &mut Vec::new()).map(|_| ()),
+            context.cancel(0).map(|_| ()),
+            reactor.submit(reads().next().unwrap()).wait().map(|_| ()).map_err(|refused| refused.error),
+        ];
+        drop(context);
+        reactor.shutdown();
+        checks.iter().all(|check| *check == Err(Error::Forked))
+    });
+    assert!(refused);
+    let mut done = Vec::new();
+    context.as_mut().unwrap().wait(8, None, &mut done).unwrap();
+    done.extend(submissions.into_iter().map(|submission| submission.wait().unwrap()));
+    assert_eq!(done.len(), 16);
+    for done in done {
+        let number = u8::try_from(done.op.token()).unwrap();
+        assert!(done.whole().unwrap().into_buf().iter().all(|&byte| byte == number));
+    }
+}
+
 #[test]
 fn what_is_written_to_a_map_is_in_the_file() {
     let fixture = Fixture::new();

@@ -12,6 +12,11 @@ impl Clock {
         Clock(Instant::now())
     }
 
+    /// What the clock showed, or will show, at this moment; 0 before its start.
+    pub(crate) fn reading(self, moment: Instant) -> Duration {
+        moment.saturating_duration_since(self.0)
+    }
+
     /// Time since the start.
     pub(crate) fn now(self) -> Duration {
         self.0.elapsed()

@@ -1,0 +1,269 @@
+//! The context: everything that Linux native AIO can do, owned and typed.
+//!
+//! Invariants: one thread uses a context at a time (`&mut self`), so there is one consumer of its completion ring. What is in
+//! flight never exceeds its slots, whose default is the length of the device's queue: above that the kernel
+//! would block in the submit.
+//!
+//! [`NativeBackend`](crate::NativeBackend) and its narrow [`Queue`](crate::Queue) work on the same code; they are for
+//! programs that want to run on a simulated disk, too.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::backend::{Wake, WakeUp};
+use crate::error::{Error, Result};
+use crate::in_flight::{Cancel, InFlight, Reaping, Settings, Shared, Waking};
+use crate::op::{Done, Op};
+use crate::payload::Payload;
+use crate::probe::device_queue_slots;
+use crate::signal::SignalSet;
+use crate::trace::Counters;
+
+/// Slots of a context that was told neither a number nor a device.
+const DEFAULT_SLOTS: usize = 128;
+
+/// How a [`Context`] is to be made; see [`Context::builder`].
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct ContextBuilder {
+    slots: Option<usize>,
+    device_slots: Option<usize>,
+    mask: Option<SignalSet>,
+    reaping: Reaping,
+    waking: Waking,
+}
+
+impl ContextBuilder {
+    /// The most operations in flight. The default is the length of the queue of the [device](ContextBuilder::device_of),
+    /// or 128.
+    ///
+    /// The kernel rounds up: for `n` operations (this crate asks for one more, for its waker) it makes room for
+    /// `max(n, 4 * cpus) * 2` events and what else fits into the last page, and charges `n` to the machine's
+    /// `fs.aio-max-nr`. A context here accepts exactly what it was made for.
+    ///
+    /// # Panics
+    /// If it is 0.
+    pub fn slots(mut self, slots: usize) -> ContextBuilder {
+        assert!(slots > 0, "a context without slots");
+        self.slots = Some(slots);
+        self
+    }
+
+    /// Keeps what is in flight within the queue of the device that holds this file or directory (`nr_requests`; where that
+    /// is not known, nothing changes). Above it `io_submit` waits for the device.
+    pub fn device_of(mut self, file: &impl AsFd) -> ContextBuilder {
+        self.device_slots = device_queue_slots(file.as_fd());
+        self
+    }
+
+    /// While a thread waits its signal mask is `mask`: a signal that the thread blocks otherwise and that is not in
+    /// `mask` can arrive only there, so it is never lost between a check and the wait. Every wait of such a context
+    /// enters the kernel. Not used where the kernel has no `io_pgetevents` (before Linux 4.18).
+    pub fn mask(mut self, mask: SignalSet) -> ContextBuilder {
+        self.mask = Some(mask);
+        self
+    }
+
+    /// How completions are fetched.
+    pub fn reaping(mut self, reaping: Reaping) -> ContextBuilder {
+        self.reaping = reaping;
+        self
+    }
+
+    /// How other threads end a wait.
+    pub fn waking(mut self, waking: Waking) -> ContextBuilder {
+        self.waking = waking;
+        self
+    }
+
+    /// Makes the context (`io_setup`). Contexts are long-lived, one for each role of a program: dropping one takes tens
+    /// of milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Slots`] when the machine's `fs.aio-max-nr` is exhausted; [`Error::Unsupported`] for waking by signal without
+    /// `io_pgetevents`; [`Error::Os`] when that signal is ignored or is none, or memory is short.
+    pub fn build(self) -> Result<Context> {
+        let wanted = self.slots.unwrap_or(DEFAULT_SLOTS.max(self.device_slots.unwrap_or(0)));
+        let slots = self.device_slots.map_or(wanted, |device| wanted.min(device));
+        let settings = Settings { slots, mask: self.mask, reaping: self.reaping, waking: self.waking };
+        InFlight::new(&settings, Shared::new()).map(Context)
+    }
+}
+
+/// What one [`Context::submit`] did.
+#[derive(Debug)]
+#[must_use]
+pub struct Submitted {
+    /// How many operations from the front were taken.
+    pub taken: usize,
+    /// The one behind them, if the kernel refused it.
+    pub refused: Option<Box<Refused>>,
+}
+
+/// An operation that was not started.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// It, with its buffers.
+    pub op: Op,
+    /// Why.
+    #[source]
+    pub error: Error,
+}
+
+/// A context of asynchronous I/O.
+///
+/// It owns what is in flight: an operation moves in at [`submit`](Context::submit) and comes out of
+/// [`wait`](Context::wait) as [`Done`]. Dropping a context cancels its polls and waits for the rest. Forgetting one leaks
+/// it, and the buffers in flight, and harms nothing.
+///
+/// # Concurrency
+/// One thread at a time; it can be sent to another between calls, also with operations in flight. After a `fork` the
+/// parent's goes on, and the child's copy answers [`Error::Forked`].
+///
+/// # Examples
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR"))?;
+/// # let path = dir.path().join("file");
+/// use aio::{Buf, Context, Op};
+///
+/// let file = std::sync::Arc::new(std::fs::OpenOptions::new().create(true).read(true).write(true).open(path)?);
+/// let mut context = Context::builder().device_of(&file).build()?;
+/// let write = Op::write(file.clone(), 0, Buf::from(&b"four"[..]));
+/// let done = context.run([write, Op::data_sync(file)])?;
+/// assert_eq!(done[0].result, Ok(4));
+/// # Ok(()) }
+/// ```
+///
+/// # References
+/// `io_setup(2)`, `io_submit(2)`, `io_getevents(2)`, `io_cancel(2)`, `io_destroy(2)`.
+#[derive(Debug)]
+pub struct Context(InFlight<Op>);
+
+impl Context {
+    /// How it is to work.
+    pub fn builder() -> ContextBuilder {
+        ContextBuilder::default()
+    }
+
+    /// Hands operations from the front of `ops` to the kernel, as many as there is room for; the rest stays.
+    ///
+    /// Nothing taken and nothing refused means that no slot is free: [wait](Context::wait) first. The operations of one
+    /// submit run in any order. A misaligned direct read or write is taken, and completes with
+    /// [`Errno::INVALID`](crate::Errno::INVALID). Where a file system writes through the page cache, or has to
+    /// allocate space first, this call blocks: see [`probe`](fn@crate::probe).
+    ///
+    /// # Errors
+    /// [`Error::Forked`]. What is wrong with one operation is in [`Submitted::refused`], together with that operation.
+    ///
+    /// # Panics
+    /// If a file belongs to the simulated disk.
+    pub fn submit(&mut self, ops: &mut VecDeque<Op>) -> Result<Submitted> {
+        let (taken, errno) = self.0.submit(ops)?;
+        let refused = errno.zip(ops.pop_front_if(|_| errno.is_some())).map(|(errno, op)| {
+            let error = op.refused(errno);
+            Box::new(Refused { op, error })
+        });
+        Ok(Submitted { taken, refused })
+    }
+
+    /// Reaps completions into `done`, in the order in which they arrive; whatever has completed is reaped, also above
+    /// `at_least`.
+    ///
+    /// Returns when at least `at_least` were reaped (0: without waiting), on a wake-up, at the `deadline` (`None`: never), or
+    /// after a signal handler ran on this thread, with or without `SA_RESTART`. When signals and completions come
+    /// together the completions win, and the handler runs all the same. Waiting for more than is in flight waits for a
+    /// wake-up.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub fn wait(&mut self, at_least: usize, deadline: Option<Instant>, done: &mut Vec<Done>) -> Result<Wake> {
+        let clock = self.0.shared().clock;
+        self.0.wait(at_least, deadline.map(|deadline| clock.reading(deadline)), done)
+    }
+
+    /// As [`Context::wait`], for at most `timeout`.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub fn wait_for(&mut self, at_least: usize, timeout: Duration, done: &mut Vec<Done>) -> Result<Wake> {
+        let deadline = self.0.shared().clock.now().saturating_add(timeout);
+        self.0.wait(at_least, Some(deadline), done)
+    }
+
+    /// Submits all of `ops` and waits until they are done; their completions are returned in the order of `ops`.
+    ///
+    /// The context must be idle. Signals do not end it.
+    ///
+    /// # Errors
+    /// Of the first operation that was refused, once those before it are done; those behind it were not started.
+    ///
+    /// # Panics
+    /// If something is in flight.
+    pub fn run(&mut self, ops: impl IntoIterator<Item = Op>) -> Result<Vec<Done>> {
+        assert_eq!(self.in_flight(), 0, "an idle context");
+        let mut tokens = Vec::new();
+        let mut waiting = VecDeque::new();
+        for op in ops {
+            tokens.push(op.token());
+            waiting.push_back(op.with_token(tokens.len() as u64 - 1));
+        }
+        let mut done = Vec::with_capacity(tokens.len());
+        let mut refused = None;
+        while !waiting.is_empty() || self.in_flight() > 0 {
+            if let Some(found) = self.submit(&mut waiting)?.refused {
+                refused = Some(found);
+                waiting.clear();
+            }
+            if self.in_flight() > 0 {
+                self.wait(1, None, &mut done)?;
+            }
+        }
+        if let Some(refused) = refused {
+            return Err(refused.error);
+        }
+        done.sort_by_key(|done: &Done| done.op.token());
+        Ok(done
+            .into_iter()
+            .zip(tokens)
+            .map(|(done, token)| Done { op: done.op.with_token(token), ..done })
+            .collect())
+    }
+
+    /// Asks the kernel to cancel the first operation in flight with this token (`io_cancel`). Whatever the answer,
+    /// an operation in flight completes, and must be reaped. Looks through all slots.
+    ///
+    /// # Errors
+    /// [`Error::Forked`], or the context is dead.
+    pub fn cancel(&mut self, token: u64) -> Result<Cancel> {
+        self.0.cancel(|op| op.token() == token)
+    }
+
+    /// Operations submitted and not yet reaped.
+    pub fn in_flight(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The most that can be in flight.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// A handle that ends a [`Context::wait`] from another thread.
+    pub fn waker(&self) -> Arc<dyn WakeUp> {
+        self.0.waker()
+    }
+
+    /// Whether completions are read from the ring in user space.
+    pub fn reads_ring(&self) -> bool {
+        self.0.reads_ring()
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        self.0.shared().trace.snapshot()
+    }
+}

@@ -1,0 +1,527 @@
+//! A context of native AIO: hands operations to the kernel, owns them while they are in flight, waits for them.
+//!
+//! Invariants
+//! - An operation that the kernel has accepted stands in `slots` until its event was reaped, and the number of
+//!   its slot is the event's `data`: so its buffer and its file live as long as the kernel may use them.
+//! - `free` holds the numbers of the empty slots, so in flight + free = capacity.
+//! - The `iocb` of a slot stays where it is while the slot is taken: its address is the operation's name in `io_cancel`.
+//! - The kernel's context has one slot more than `slots`, for the poll on the waker.
+//! - A wake-up that was reaped is remembered in `woken` until a wait has returned [`Wake::Woken`].
+//! - In a forked child nothing is freed or destroyed: the context is the parent's.
+//!
+//! One call of the kernel reaps everything that has completed, since `events` has room for all that is in flight.
+//!
+//! A wait for several completions sleeps until all are there, but only while nobody else has a waker: the
+//! poll counts as one event like any other, so a sleeper that can be woken is woken by every event. A signal
+//! counts as none and needs no such care.
+#![expect(unsafe_code, reason = "hands buffers to the kernel")]
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::{Wake, WakeUp};
+use crate::clock::Clock;
+use crate::completion_ring::CompletionRing;
+use crate::error::{Errno, Error, Result};
+use crate::payload::Payload;
+use crate::signal::SignalSet;
+use crate::sys::{self, IoEvent, Iocb, Process};
+use crate::trace::{Kind, Touch, Trace};
+use crate::waker::{EventWaker, SignalWaker, Waker};
+
+/// `data` of the poll on the waker; no slot has this number.
+const POLL: u64 = u64::MAX;
+
+/// How long a wait sleeps before it looks at the waker, where the kernel has no poll operation.
+const SLICE_WITHOUT_POLL: Duration = Duration::from_millis(1);
+
+/// How completions are fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reaping {
+    /// From the completion ring, without a system call, whatever is ready; by system call to sleep. Falls back where
+    /// there is no ring that this crate understands, and for contexts with a signal mask, whose waits must enter
+    /// the kernel to let signals in.
+    #[default]
+    Ring,
+    /// Always by `io_pgetevents`, so that tracers, fault injectors and sandboxes see every wait; by `io_getevents`
+    /// where the kernel (before Linux 4.18) or a tool (valgrind) has no such call.
+    SystemCall,
+    /// Always by `io_getevents`. Signal masks are not used, so a signal can arrive unseen just before the sleep.
+    OldSystemCall,
+}
+
+/// How other threads end a wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Waking {
+    /// A poll operation on an eventfd in the context itself: a wake-up is one more completion. The wake may be
+    /// called from a signal handler.
+    #[default]
+    Poll,
+    /// This signal, sent to the waiting thread, which blocks it from its first wait on and lets it in only inside
+    /// `io_pgetevents` (Linux 4.18), so that it cannot be lost. The number must be used for nothing else; if it has
+    /// its default action it gets a handler that does nothing. The wake may not be called from a signal handler.
+    Signal(i32),
+}
+
+/// How a context works.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) slots: usize,
+    /// The thread's signal mask while it waits.
+    pub(crate) mask: Option<SignalSet>,
+    pub(crate) reaping: Reaping,
+    pub(crate) waking: Waking,
+}
+
+/// The poll on the waker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Poll {
+    /// Not in flight.
+    Idle,
+    /// In flight: a wake-up will complete it.
+    Armed,
+    /// The kernel refuses poll operations: waits sleep in slices.
+    Refused,
+}
+
+/// What contexts share with their maker.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) clock: Clock,
+    pub(crate) trace: Arc<Trace>,
+    pub(crate) process: Process,
+}
+
+impl Shared {
+    /// For this process; the clock starts at 0.
+    pub(crate) fn new() -> Shared {
+        Shared { clock: Clock::start(), trace: Arc::default(), process: Process::current() }
+    }
+}
+
+/// The answer to a request to cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cancel {
+    /// It is cancelled, and completes with `Ok(0)` like any other. Only polls can be.
+    Cancelled,
+    /// It goes on and completes by itself: the kernel cannot cancel reads, writes and syncs.
+    NotCancelable,
+    /// A poll that is done already; its completion waits to be reaped.
+    AlreadyDone,
+    /// Nothing with this token is in flight.
+    NotInFlight,
+}
+
+#[derive(Debug)]
+struct Flight<P> {
+    payload: P,
+    submitted_at: Duration,
+}
+
+/// A context, and the operations that are in flight in it.
+#[derive(Debug)]
+pub(crate) struct InFlight<P: Payload> {
+    context: sys::Context,
+    slots: Vec<Option<Flight<P>>>,
+    free: Vec<usize>,
+    /// One for each slot, and one for the poll on the waker.
+    iocbs: Box<[Iocb]>,
+    /// Scratch space of `submit`.
+    batch: Vec<usize>,
+    /// Scratch space of `reap`.
+    events: Box<[IoEvent]>,
+    ring: Option<CompletionRing>,
+    waker: Waker,
+    poll: Poll,
+    woken: bool,
+    mask: Option<SignalSet>,
+    /// False once the kernel has refused `io_pgetevents`.
+    has_pgetevents: bool,
+    shared: Shared,
+}
+
+impl<P: Payload> InFlight<P> {
+    /// # Panics
+    /// If there are no slots.
+    pub(crate) fn new(settings: &Settings, shared: Shared) -> Result<InFlight<P>> {
+        let slots = settings.slots;
+        assert!(slots > 0, "a queue without slots");
+        let waker = match settings.waking {
+            Waking::Poll => {
+                let waker = EventWaker::new().map_err(|errno| context_error("eventfd", errno))?;
+                Waker::Event(Arc::new(waker))
+            }
+            Waking::Signal(signal) => {
+                let waker = SignalWaker::new(signal).map_err(|errno| context_error("sigaction", errno))?;
+                Waker::Signal(Arc::new(waker))
+            }
+        };
+        // More than 32 bits, like more than fs.aio-max-nr, is more than the machine has.
+        let kernel_slots = u32::try_from(slots + 1).map_err(|_| Error::Slots { slots })?;
+        let context = match sys::setup(kernel_slots) {
+            Ok(context) => context,
+            Err(Errno::AGAIN | Errno::INVALID) => return Err(Error::Slots { slots }),
+            Err(errno) => return Err(context_error("io_setup", errno)),
+        };
+        // Found in any case, since that hides it from forked children.
+        let ring = CompletionRing::of(&context);
+        let reads_ring = settings.reaping == Reaping::Ring && settings.mask.is_none();
+        let mut in_flight = InFlight {
+            context,
+            slots: std::iter::repeat_with(|| None).take(slots).collect(),
+            free: (0..slots).rev().collect(),
+            iocbs: vec![Iocb::default(); slots + 1].into_boxed_slice(),
+            batch: Vec::new(),
+            events: vec![IoEvent::default(); slots + 1].into_boxed_slice(),
+            ring: ring.filter(|_| reads_ring),
+            waker,
+            poll: Poll::Idle,
+            woken: false,
+            mask: settings.mask,
+            has_pgetevents: settings.reaping != Reaping::OldSystemCall,
+            shared,
+        };
+        in_flight.check_signal_waker()?;
+        Ok(in_flight)
+    }
+
+    /// A signal is a wake-up only where the mask is.
+    fn check_signal_waker(&mut self) -> Result<()> {
+        if let Waker::Signal(_) = self.waker {
+            self.system_call(0, Some(Duration::ZERO), None)?;
+            if !self.has_pgetevents {
+                return Err(Error::Unsupported {
+                    call: "waking by signal",
+                    path: Path::new(CONTEXT).to_owned(),
+                    needs: "io_pgetevents (Linux 4.18)".to_owned(),
+                    errno: Errno::NOT_IMPLEMENTED,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over payloads from the front until there is no room; returns how many were taken, and why the one that
+    /// is then at the front was refused, if it was.
+    pub(crate) fn submit(&mut self, waiting: &mut VecDeque<P>) -> Result<(usize, Option<Errno>)> {
+        self.check_fork()?;
+        let mut taken = 0;
+        while !waiting.is_empty() && !self.free.is_empty() {
+            match self.submit_batch(waiting) {
+                Ok(0) => break,
+                Ok(count) => taken += count,
+                Err(errno) => return Ok((taken, Some(errno))),
+            }
+        }
+        Ok((taken, None))
+    }
+
+    /// Hands over one batch from the front; returns how many were taken.
+    fn submit_batch(&mut self, waiting: &mut VecDeque<P>) -> std::result::Result<usize, Errno> {
+        let batch = waiting.len().min(self.free.len()).min(sys::SUBMIT_MAX);
+        self.batch.clear();
+        self.batch.extend(self.free.iter().rev().take(batch));
+        for (payload, &slot) in waiting.iter().zip(&self.batch) {
+            self.iocbs[slot] = Iocb { data: slot as u64, ..payload.iocb() };
+        }
+        // SAFETY: the buffers are owned by the payloads, which the loop below moves into `slots`; they leave it only
+        // when their event was reaped. Those that were not taken are not known to the kernel.
+        let submitted = unsafe { sys::submit(&self.context, &mut self.iocbs, &self.batch) };
+        let taken = match submitted {
+            Ok(taken) => taken,
+            // Completed events that were not reaped hold slots of the kernel.
+            Err(Errno::AGAIN) if self.len() > 0 => 0,
+            Err(errno) => return Err(errno),
+        };
+        #[cfg(feature = "tracing")]
+        tracing::trace!(target: "aio", asked = batch, taken, in_flight = self.len(), "submitted");
+        let submitted_at = self.shared.clock.now();
+        for payload in waiting.drain(..taken) {
+            let slot = self.free.pop().expect("a batch is not longer than the free list");
+            if matches!(payload.kind(), Kind::Read | Kind::Write | Kind::WriteDurable) {
+                let Iocb { opcode, descriptor, offset, len_bytes, .. } = self.iocbs[slot];
+                self.shared.trace.touched(Touch { opcode, descriptor, offset, len_bytes });
+            }
+            self.slots[slot] = Some(Flight { payload, submitted_at });
+        }
+        self.shared.trace.submitted();
+        self.shared.trace.deepened(self.len());
+        Ok(taken)
+    }
+
+    /// Asks for the cancellation of the first operation in flight that `is_meant`.
+    pub(crate) fn cancel(&mut self, mut is_meant: impl FnMut(&P) -> bool) -> Result<Cancel> {
+        self.check_fork()?;
+        let mut taken =
+            self.slots.iter().enumerate().filter_map(|(slot, flight)| Some((slot, flight.as_ref()?)));
+        let Some((slot, kind)) = taken
+            .find(|(_, flight)| is_meant(&flight.payload))
+            .map(|(slot, flight)| (slot, flight.payload.kind()))
+        else {
+            return Ok(Cancel::NotInFlight);
+        };
+        match sys::cancel(&self.context, &mut self.iocbs[slot]) {
+            // Old kernels answered with success and also sent the event.
+            Ok(()) | Err(Errno::IN_PROGRESS) => Ok(Cancel::Cancelled),
+            Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) if kind == Kind::Poll => {
+                Ok(Cancel::AlreadyDone)
+            }
+            Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) => Ok(Cancel::NotCancelable),
+            Err(errno) => Err(context_error("io_cancel", errno)),
+        }
+    }
+
+    /// As [`Queue::wait`](crate::Queue::wait).
+    pub(crate) fn wait(
+        &mut self,
+        at_least: usize,
+        deadline: Option<Duration>,
+        completions: &mut Vec<P::Completion>,
+    ) -> Result<Wake> {
+        self.check_fork()?;
+        let wanted = completions.len() + at_least;
+        if self.ring.is_some() {
+            self.drain_ring(completions);
+            if completions.len() >= wanted {
+                return Ok(Wake::Completed);
+            }
+        }
+        if let Waker::Signal(waker) = &self.waker {
+            let waker = Arc::clone(waker);
+            waker.enter();
+            let wake = self.sleep(wanted, deadline, completions);
+            waker.leave();
+            wake
+        } else {
+            self.sleep(wanted, deadline, completions)
+        }
+    }
+
+    /// Waits in the kernel until `completions` holds as many as `wanted`, or there is another reason to return.
+    fn sleep(
+        &mut self,
+        wanted: usize,
+        deadline: Option<Duration>,
+        completions: &mut Vec<P::Completion>,
+    ) -> Result<Wake> {
+        loop {
+            let missing = wanted.saturating_sub(completions.len());
+            let can_be_woken = missing > 0 && self.can_be_woken();
+            if can_be_woken && self.waker.is_raised() {
+                self.woken = true;
+            } else if can_be_woken {
+                self.arm();
+            }
+            let mut timeout = self.timeout(deadline);
+            let is_sliced = can_be_woken && self.waker.needs_poll() && self.poll != Poll::Armed;
+            if missing == 0 || self.woken {
+                timeout = Some(Duration::ZERO);
+            } else if is_sliced {
+                timeout = Some(timeout.map_or(SLICE_WITHOUT_POLL, |rest| rest.min(SLICE_WITHOUT_POLL)));
+            }
+            let sleep_until = timeout.map(|timeout| self.shared.clock.now() + timeout);
+            let before = completions.len();
+            let is_polled = can_be_woken && self.waker.needs_poll();
+            let at_once = if is_polled { missing.min(1) } else { missing };
+            let undisturbed = self.reap(at_once, timeout, completions)?;
+            let reaped = completions.len() - before;
+            if completions.len() >= wanted {
+                return Ok(Wake::Completed);
+            }
+            if self.woken || (can_be_woken && self.waker.ends_sleep()) {
+                self.woken = false;
+                self.waker.consume();
+                return Ok(Wake::Woken);
+            }
+            let now = self.shared.clock.now();
+            // With some events at hand the kernel hides the signal: it returns fewer than asked for, and early.
+            let is_early = sleep_until.is_none_or(|end| now < end);
+            if !undisturbed || (reaped > 0 && reaped < at_once && is_early) {
+                return Ok(Wake::Interrupted);
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(Wake::TimedOut);
+            }
+        }
+    }
+
+    /// Puts the poll on the waker in flight, so that a wake-up ends the next call of the kernel. After an error the
+    /// wait sleeps in slices instead.
+    fn arm(&mut self) {
+        let Waker::Event(waker) = &self.waker else { return };
+        if self.poll != Poll::Idle {
+            return;
+        }
+        let slot = self.slots.len();
+        self.iocbs[slot] = Iocb {
+            data: POLL,
+            opcode: sys::COMMAND_POLL,
+            descriptor: waker.descriptor(),
+            buf: u64::from(libc::POLLIN.cast_unsigned()),
+            ..Iocb::default()
+        };
+        // SAFETY: a poll has no buffer.
+        match unsafe { sys::submit(&self.context, &mut self.iocbs, &[slot]) } {
+            Ok(_) => self.poll = Poll::Armed,
+            // For want of memory: tried again at the next wait.
+            Err(Errno::AGAIN) => {}
+            Err(_) => self.poll = Poll::Refused,
+        }
+    }
+
+    /// Whether another thread can wake this one, or has. As nobody but this context makes wakers, the answer holds
+    /// until the next call of [`InFlight::waker`].
+    fn can_be_woken(&mut self) -> bool {
+        self.waker.is_shared() || self.waker.is_raised()
+    }
+
+    /// Moves what stands in the ring to `completions`.
+    fn drain_ring(&mut self, completions: &mut Vec<P::Completion>) {
+        let Some(ring) = &mut self.ring else { return };
+        if ring.is_empty() {
+            return;
+        }
+        let count = ring.drain(&mut self.events);
+        self.harvest(count, completions);
+    }
+
+    /// One call of the kernel; moves all completed operations to `completions`. False if a signal cut it short.
+    fn reap(
+        &mut self,
+        at_least: usize,
+        timeout: Option<Duration>,
+        completions: &mut Vec<P::Completion>,
+    ) -> Result<bool> {
+        let mask = self.waker.mask(self.mask);
+        let Some(count) = self.system_call(at_least, timeout, mask.as_ref())? else { return Ok(false) };
+        self.harvest(count, completions);
+        Ok(true)
+    }
+
+    /// Fills `events`; returns how many, `None` if a signal came first.
+    fn system_call(
+        &mut self,
+        at_least: usize,
+        timeout: Option<Duration>,
+        mask: Option<&SignalSet>,
+    ) -> Result<Option<usize>> {
+        #[cfg(feature = "tracing")]
+        let _span = tracing::trace_span!(target: "aio", "wait", at_least, ?timeout).entered();
+        let wait = sys::Wait { at_least, timeout, mask: mask.map(SignalSet::raw) };
+        let mut reaped = Err(Errno::NOT_IMPLEMENTED);
+        if self.has_pgetevents {
+            reaped = sys::reap(&self.context, &mut self.events, wait);
+            self.has_pgetevents = reaped != Err(Errno::NOT_IMPLEMENTED);
+        }
+        if !self.has_pgetevents {
+            reaped = sys::reap_unmasked(&self.context, &mut self.events, wait);
+        }
+        match reaped {
+            Ok(count) => Ok(Some(count)),
+            Err(Errno::INTERRUPTED) => Ok(None),
+            Err(errno) => Err(context_error("io_getevents", errno)),
+        }
+    }
+
+    /// Ends the operations of the first `count` events.
+    fn harvest(&mut self, count: usize, completions: &mut Vec<P::Completion>) {
+        let now = self.shared.clock.now();
+        for index in 0..count {
+            let event = self.events[index];
+            if event.data == POLL {
+                self.poll = Poll::Idle;
+                self.woken = true;
+            } else {
+                completions.push(self.complete(event, now));
+            }
+        }
+    }
+
+    fn complete(&mut self, event: IoEvent, now: Duration) -> P::Completion {
+        let slot = usize::try_from(event.data).expect("the event's data is a slot's number");
+        let flight = self.slots[slot].take().expect("an event belongs to an operation in flight");
+        self.free.push(slot);
+        let result = usize::try_from(event.result)
+            .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
+        let kind = flight.payload.kind();
+        let moved_bytes = result.ok().map(|moved| if kind == Kind::Poll { 0 } else { moved });
+        let latency = now.saturating_sub(flight.submitted_at);
+        self.shared.trace.ended(kind, moved_bytes, latency);
+        #[cfg(feature = "tracing")]
+        tracing::trace!(target: "aio", kind = kind.name(), slot, ?result, ?latency, "completed");
+        flight.payload.complete(result)
+    }
+
+    /// How long the next call of the kernel may sleep; `None`: for ever.
+    fn timeout(&self, deadline: Option<Duration>) -> Option<Duration> {
+        deadline.map(|deadline| deadline.saturating_sub(self.shared.clock.now()))
+    }
+
+    pub(crate) fn check_fork(&self) -> Result<()> {
+        if self.shared.process.is_current() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    /// How many operations are in flight.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// How many can be.
+    pub(crate) fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Ends a wait from another thread.
+    pub(crate) fn waker(&self) -> Arc<dyn WakeUp> {
+        self.waker.handle()
+    }
+
+    /// Whether completions are read from the ring.
+    pub(crate) fn reads_ring(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl<P: Payload> Drop for InFlight<P> {
+    fn drop(&mut self) {
+        if self.shared.process.is_current() {
+            // Polls may never complete by themselves.
+            for slot in 0..self.slots.len() {
+                if self.slots[slot].as_ref().is_some_and(|flight| flight.payload.kind() == Kind::Poll) {
+                    // Refused if it is done already, and then its event is there.
+                    let _ = sys::cancel(&self.context, &mut self.iocbs[slot]);
+                }
+            }
+            let mut completions = Vec::new();
+            while self.len() > 0 && self.reap(1, None, &mut completions).is_ok() {
+                completions.clear();
+            }
+            // Cancels the poll. A failure leaves a context to the kernel, which frees it with the process.
+            let _ = sys::destroy(&self.context);
+        }
+        // Whatever is still here may be in use by the kernel for ever: rather lost than freed.
+        for slot in &mut self.slots {
+            std::mem::forget(slot.take());
+        }
+    }
+}
+
+/// What errors of a context as a whole name as their file.
+const CONTEXT: &str = "(asynchronous I/O context)";
+
+fn context_error(call: &'static str, errno: Errno) -> Error {
+    Error::call(call, Path::new(CONTEXT), errno)
+}
+
+#[cfg(test)]
+#[path = "in_flight/tests.rs"]
+mod tests;

@@ -1,0 +1,225 @@
+//! What a directory's file system can do with asynchronous I/O, found out by doing it.
+//!
+//! Nothing is concluded from version numbers. Every operation and flag is tried on a scratch file without a name; a
+//! file system is asynchronous if a write was ever still in flight when its submit returned.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::backend::Alignment;
+use crate::buf::Buf;
+use crate::context::Context;
+use crate::error::{Errno, Error, Result};
+use crate::flags::{Flags, Readiness};
+use crate::op::{Op, OpKind};
+use crate::probe::{self as facts};
+
+/// Bytes of the scratch file.
+const SCRATCH_BYTES: usize = 1 << 18;
+
+/// Writes that are looked at to see whether any is still in flight after its submit.
+const TRIALS: usize = 8;
+
+/// What the file system of a directory can do.
+#[expect(clippy::struct_excessive_bools, reason = "a report of independent answers")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Probe {
+    /// The running kernel's name for its version.
+    pub kernel: String,
+    /// The file system's name, as far as it can be told: ext2, ext3 and ext4 cannot be told apart.
+    pub file_system: &'static str,
+    /// Whether I/O bypasses the page cache. If not, everything works, but submitting may block.
+    pub is_direct: bool,
+    /// Whether a submit returns before its operation is done. If not, submit from a thread of its own.
+    pub is_asynchronous: bool,
+    /// Why it is direct and asynchronous, or why not.
+    pub reason: &'static str,
+    /// What reads and writes must be aligned to.
+    pub alignment: Alignment,
+    /// Whether a mapping may be shared with a file that is also written directly.
+    pub maps_are_shared: bool,
+    /// Whether completions can be read in user space.
+    pub has_ring: bool,
+    /// How many requests the device takes before a submit blocks, where that is known.
+    pub device_queue_slots: Option<usize>,
+    /// Each operation, and what the kernel said if it refused.
+    pub operations: Vec<(OpKind, std::result::Result<(), Errno>)>,
+    /// Each flag on a write, and what the kernel said if it refused.
+    pub flags: Vec<(Flags, std::result::Result<(), Errno>)>,
+}
+
+impl fmt::Display for Probe {
+    /// Several lines for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "kernel       {}", self.kernel)?;
+        writeln!(f, "file system  {}", self.file_system)?;
+        writeln!(f, "direct       {}", self.is_direct)?;
+        writeln!(f, "asynchronous {}", self.is_asynchronous)?;
+        writeln!(f, "because      {}", self.reason)?;
+        let Alignment { memory_bytes, offset_bytes } = self.alignment;
+        writeln!(f, "alignment    memory {memory_bytes}, offset and length {offset_bytes}")?;
+        writeln!(f, "ring         {}", self.has_ring)?;
+        if let Some(slots) = self.device_queue_slots {
+            writeln!(f, "device queue {slots}")?;
+        }
+        let answer = |found: &std::result::Result<(), Errno>| match found {
+            Ok(()) => "yes".to_owned(),
+            Err(errno) => errno.to_string(),
+        };
+        for (kind, found) in &self.operations {
+            writeln!(f, "{kind:?}: {}", answer(found))?;
+        }
+        for (flags, found) in &self.flags {
+            writeln!(f, "{flags:?}: {}", answer(found))?;
+        }
+        Ok(())
+    }
+}
+
+/// Finds out what the file system of a directory can do, with a scratch file that has no name. Where no such file can be
+/// made the answer is what is known about the file system. Writes about a megabyte.
+///
+/// # Errors
+/// The directory cannot be opened or asked, or there is no context to be had.
+pub fn probe(dir: &Path) -> Result<Probe> {
+    let opened = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::call("open", dir, errno))?;
+    let magic = facts::magic(opened.as_fd()).map_err(|errno| Error::call("fstatfs", dir, errno))?;
+    let mut context = Context::builder().slots(4).build()?;
+    let mut found = Probe {
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        file_system: facts::file_system_name(magic),
+        is_direct: facts::always_direct(magic),
+        is_asynchronous: facts::always_direct(magic),
+        reason: "no scratch file can be made there, so this is what is known of the file system",
+        alignment: facts::UNKNOWN,
+        maps_are_shared: facts::shares_maps(magic),
+        has_ring: context.reads_ring(),
+        device_queue_slots: facts::device_queue_slots(opened.as_fd()),
+        operations: Vec::new(),
+        flags: Vec::new(),
+    };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let Ok(scratch) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) else { return Ok(found) };
+    let direct = facts::make_direct(scratch.as_fd()).map_err(|errno| Error::call("fcntl", dir, errno))?;
+    (found.is_direct, found.alignment) = (direct.is_direct, direct.alignment);
+    let scratch = Arc::new(scratch);
+    let filled = attempt(&mut context, Op::write(Arc::clone(&scratch), 0, Buf::zeroed(SCRATCH_BYTES)))?;
+    if filled != Ok(SCRATCH_BYTES) {
+        found.reason = "the scratch file cannot be filled, so this is what is known of the file system";
+        return Ok(found);
+    }
+    found.look_at_writes(&mut context, &scratch)?;
+    for kind in OPERATIONS {
+        let answer = attempt(&mut context, operation(kind, &scratch))?;
+        found.operations.push((kind, answer.map(|_| ())));
+    }
+    for (flag, ..) in Flags::known() {
+        let write = Op::write(Arc::clone(&scratch), 0, Buf::zeroed(Buf::ALIGN)).with_flags(flag);
+        let answer = attempt(&mut context, write)?;
+        found.flags.push((flag, answer.map(|_| ())));
+    }
+    Ok(found)
+}
+
+impl Probe {
+    /// Fills in what writes tell.
+    fn look_at_writes(&mut self, context: &mut Context, scratch: &Arc<OwnedFd>) -> Result<()> {
+        let misaligned = attempt(context, Op::write(Arc::clone(scratch), 1, Buf::zeroed(100)))?;
+        let was_direct = self.is_direct;
+        self.is_direct &= misaligned == Err(Errno::INVALID);
+        self.is_asynchronous = false;
+        for _ in 0..TRIALS {
+            self.is_asynchronous |= is_late(context, scratch)?;
+        }
+        self.reason = match (was_direct, self.is_direct, self.is_asynchronous) {
+            (false, ..) => {
+                "the file system does not promise direct I/O (O_DIRECT or statx), so it uses the page cache"
+            }
+            (true, false, _) => "a misaligned direct write was accepted, so writes go through the page cache",
+            (true, true, false) => "writes are direct, but each was done before its submit returned",
+            (true, true, true) => {
+                "a misaligned write was refused, and submits returned before their writes were done"
+            }
+        };
+        Ok(())
+    }
+}
+
+const OPERATIONS: [OpKind; 7] = [
+    OpKind::Read,
+    OpKind::Write,
+    OpKind::ReadVectored,
+    OpKind::WriteVectored,
+    OpKind::Sync,
+    OpKind::DataSync,
+    OpKind::Poll,
+];
+
+/// A harmless operation of that kind.
+fn operation(kind: OpKind, scratch: &Arc<OwnedFd>) -> Op {
+    let file = Arc::clone(scratch);
+    let bufs = || vec![Buf::zeroed(Buf::ALIGN), Buf::zeroed(Buf::ALIGN)];
+    match kind {
+        OpKind::Read => Op::read(file, 0, Buf::zeroed(Buf::ALIGN)),
+        OpKind::Write => Op::write(file, 0, Buf::zeroed(Buf::ALIGN)),
+        OpKind::ReadVectored => Op::read_vectored(file, 0, bufs()),
+        OpKind::WriteVectored => Op::write_vectored(file, 0, bufs()),
+        OpKind::Sync => Op::sync(file),
+        OpKind::DataSync => Op::data_sync(file),
+        OpKind::Poll => Op::poll(file, Readiness::READABLE),
+    }
+}
+
+/// Runs one operation; its outcome, wherever the kernel says it.
+fn attempt(context: &mut Context, op: Op) -> Result<std::result::Result<usize, Errno>> {
+    let submitted = context.submit(&mut VecDeque::from([op]))?;
+    if let Some(refused) = submitted.refused {
+        return Ok(Err(refused.error.errno().unwrap_or(Errno::IO)));
+    }
+    let mut done = Vec::new();
+    while context.in_flight() > 0 {
+        context.wait(1, None, &mut done)?;
+    }
+    Ok(done.pop().map_or(Err(Errno::IO), |done| done.result))
+}
+
+/// Whether a write over written bytes is still in flight when its submit returns.
+fn is_late(context: &mut Context, scratch: &Arc<OwnedFd>) -> Result<bool> {
+    let write = Op::write(Arc::clone(scratch), 0, Buf::zeroed(SCRATCH_BYTES));
+    let _ = context.submit(&mut VecDeque::from([write]))?;
+    let mut done = Vec::new();
+    context.wait(0, None, &mut done)?;
+    let is_late = done.is_empty();
+    while context.in_flight() > 0 {
+        context.wait(1, None, &mut done)?;
+    }
+    Ok(is_late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_without_files_can_be_probed() {
+        let found = probe(Path::new("/proc/self")).unwrap();
+        assert_eq!(found.file_system, "unknown");
+        assert!(!found.is_direct);
+        assert!(!found.maps_are_shared);
+        assert_eq!(found.alignment, facts::UNKNOWN);
+        assert!(found.reason.contains("no scratch file"));
+    }
+
+    #[test]
+    fn an_absent_directory_is_an_error() {
+        let error = probe(Path::new("/proc/self/absent")).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NOT_FOUND));
+    }
+}

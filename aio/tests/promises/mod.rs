@@ -1,0 +1,392 @@
+//! What every backend promises, as functions over a place: one suite for simulated, real and freshly made disks.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aio::{
+    Action, Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, Stat, Wake, file,
+};
+
+/// Aligned on every device: the tests count in these.
+const BLOCK: usize = 4096;
+
+/// `EBADF`: a write to a file that was opened for reading.
+const NOT_OPEN_FOR_THAT: Errno = Errno(9);
+
+/// A backend, and a directory of its own to work in.
+pub(crate) struct Place<'a> {
+    pub(crate) backend: &'a dyn Backend,
+    pub(crate) dir: PathBuf,
+}
+
+impl Place<'_> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn create(&self, name: &str) -> File {
+        self.backend.open(&self.path(name), OpenMode::Create).unwrap()
+    }
+
+    /// A file whose blocks are filled with 1, 2, 3, ...
+    fn numbered(&self, name: &str, blocks: u8) -> File {
+        let f = self.create(name);
+        let mut queue = self.queue(1);
+        for number in 0..blocks {
+            file::write_all(&mut *queue, &f, at(number.into()), block(number + 1)).unwrap();
+        }
+        f
+    }
+
+    fn queue(&self, slots: usize) -> Box<dyn Queue> {
+        self.backend.queue(slots).unwrap()
+    }
+
+    fn first_bytes(&self, name: &str) -> Vec<u8> {
+        let f = self.backend.open(&self.path(name), OpenMode::Read).unwrap();
+        let len = usize::try_from(self.backend.size_bytes(&f).unwrap()).unwrap();
+        let buf = file::read_exact(&mut *self.queue(1), &f, 0, len).unwrap();
+        buf.chunks(BLOCK).map(|block| block[0]).collect()
+    }
+}
+
+/// Offset of a block.
+fn at(block: u64) -> u64 {
+    block * BLOCK as u64
+}
+
+fn block(byte: u8) -> Buf {
+    Buf::from(&[byte; BLOCK][..])
+}
+
+fn read(block: u64) -> Action {
+    Action::Read { offset: at(block), buf: Buf::zeroed(BLOCK) }
+}
+
+fn operations(f: &File, actions: impl IntoIterator<Item = Action>) -> VecDeque<Operation> {
+    let numbered = actions.into_iter().zip(0..);
+    numbered.map(|(action, token)| Operation { token, file: f.clone(), action }).collect()
+}
+
+fn run(queue: &mut dyn Queue, f: &File, action: Action) -> Completion {
+    file::run(queue, operations(f, [action])).unwrap().pop().unwrap()
+}
+
+fn errno<T>(result: aio::Result<T>) -> Option<Errno> {
+    result.err().and_then(|error| error.errno())
+}
+
+pub(crate) fn opening_needs_the_name_to_be_there_or_not(place: &Place<'_>) {
+    let (backend, path) = (place.backend, place.path("f"));
+    for mode in [OpenMode::Read, OpenMode::Write] {
+        assert_eq!(errno(backend.open(&path, mode)), Some(Errno::NOT_FOUND));
+    }
+    let f = backend.open(&path, OpenMode::Create).unwrap();
+    assert_eq!(errno(backend.open(&path, OpenMode::Create)), Some(Errno::EXISTS));
+    assert_eq!(errno(backend.open(&place.path("no/f"), OpenMode::Create)), Some(Errno::NOT_FOUND));
+    assert_eq!((f.path(), backend.size_bytes(&f).unwrap()), (&*path, 0));
+    let alignment = f.alignment();
+    assert!(alignment.offset_bytes.is_power_of_two() && alignment.memory_bytes.is_power_of_two());
+    assert!(alignment.memory_bytes <= Buf::ALIGN && alignment.offset_bytes <= BLOCK);
+    let mut queue = place.queue(1);
+    let readable = backend.open(&path, OpenMode::Read).unwrap();
+    let mut writer = operations(&readable, [Action::Write { offset: 0, buf: block(1) }]);
+    assert_eq!(errno(queue.submit(&mut writer)), Some(NOT_OPEN_FOR_THAT));
+    assert_eq!((writer.len(), queue.in_flight()), (1, 0), "the refused operation stays");
+}
+
+pub(crate) fn what_was_written_is_read_back(place: &Place<'_>) {
+    let f = place.numbered("f", 4);
+    let mut queue = place.queue(4);
+    let buf = block(9);
+    file::write_all(&mut *queue, &f, at(2), buf).unwrap();
+    let durable = Action::WriteDurable { offset: at(4), buf: block(8) };
+    assert_eq!(run(&mut *queue, &f, durable).whole().unwrap().len_bytes(), BLOCK);
+    let all = file::read_exact(&mut *queue, &f, 0, 5 * BLOCK).unwrap();
+    assert!(all.chunks(BLOCK).zip([1, 2, 9, 4, 8]).all(|(block, byte)| *block == [byte; BLOCK]));
+    assert_eq!(run(&mut *queue, &f, Action::Sync).result, Ok(0));
+    place.backend.sync(&f).unwrap();
+    place.backend.sync_dir(&place.dir).unwrap();
+    assert_eq!(place.first_bytes("f"), [1, 2, 9, 4, 8]);
+}
+
+pub(crate) fn reads_are_short_at_the_end(place: &Place<'_>) {
+    let f = place.numbered("f", 1);
+    let mut queue = place.queue(1);
+    let two = Action::Read { offset: 0, buf: Buf::zeroed(2 * BLOCK) };
+    let completion = run(&mut *queue, &f, two);
+    assert_eq!(completion.result, Ok(BLOCK));
+    assert!(matches!(completion.whole(), Err(Error::Short { expected: 8192, found: 4096, .. })));
+    assert_eq!(run(&mut *queue, &f, read(1)).result, Ok(0), "nothing behind the end");
+    place.backend.truncate(&f, 100).unwrap();
+    assert_eq!(run(&mut *queue, &f, read(0)).result, Ok(100));
+    place.backend.truncate(&f, BLOCK as u64).unwrap();
+    let buf = file::read_exact(&mut *queue, &f, 0, BLOCK).unwrap();
+    assert_eq!(buf[..], [[1; 100].as_slice(), &[0; BLOCK - 100]].concat(), "what was cut off reads as zeros");
+}
+
+pub(crate) fn misaligned_operations_complete_as_invalid(place: &Place<'_>) {
+    let f = place.numbered("f", 2);
+    if !f.is_direct() {
+        return;
+    }
+    let mut queue = place.queue(4);
+    let actions = [
+        Action::Read { offset: 1, buf: Buf::zeroed(BLOCK) },
+        Action::Read { offset: 0, buf: Buf::zeroed(100) },
+        Action::Write { offset: 10, buf: block(9) },
+    ];
+    for completion in file::run(&mut *queue, operations(&f, actions)).unwrap() {
+        assert_eq!(completion.result, Err(Errno::INVALID), "{:?}", completion.operation);
+        assert!(matches!(completion.whole(), Err(Error::Os { .. })));
+    }
+    assert_eq!(place.first_bytes("f"), [1, 2]);
+}
+
+pub(crate) fn batches_larger_than_the_queue_wait_their_turn(place: &Place<'_>) {
+    let f = place.numbered("f", 20);
+    let mut queue = place.queue(3);
+    assert_eq!((queue.capacity(), queue.in_flight()), (3, 0));
+    let mut waiting = operations(&f, (0..20).map(read));
+    let mut done = Vec::new();
+    while done.len() < 20 {
+        let before = waiting.len();
+        let taken = queue.submit(&mut waiting).unwrap();
+        assert_eq!(before - taken, waiting.len());
+        assert!(queue.in_flight() <= 3);
+        if queue.in_flight() == 3 {
+            assert_eq!(queue.submit(&mut waiting).unwrap(), 0, "no slot is free");
+        }
+        assert_eq!(queue.wait(1, None, &mut done).unwrap(), Wake::Completed);
+    }
+    assert_eq!(queue.submit(&mut VecDeque::new()).unwrap(), 0);
+    let tokens: BTreeSet<u64> = done.iter().map(|completion| completion.operation.token).collect();
+    assert_eq!(tokens, (0..20).collect());
+    for completion in done {
+        let number = u8::try_from(completion.operation.token).unwrap() + 1;
+        assert_eq!(completion.whole().unwrap().into_buf()[..], [number; BLOCK], "each with its own buffer");
+    }
+}
+
+pub(crate) fn a_wait_for_nothing_returns_at_once(place: &Place<'_>) {
+    let f = place.numbered("f", 1);
+    let mut queue = place.queue(2);
+    let mut done = Vec::new();
+    assert_eq!(queue.wait(0, None, &mut done).unwrap(), Wake::Completed);
+    queue.submit(&mut operations(&f, [read(0)])).unwrap();
+    // Without waiting: it may have completed, and some time it has.
+    while queue.in_flight() > 0 {
+        assert_eq!(queue.wait(0, None, &mut done).unwrap(), Wake::Completed);
+    }
+    assert_eq!(done.len(), 1);
+}
+
+pub(crate) fn a_wake_that_comes_first_ends_the_next_wait(place: &Place<'_>) {
+    let f = place.numbered("f", 1);
+    let mut queue = place.queue(2);
+    let waker = queue.waker();
+    let mut done = Vec::new();
+    waker.wake();
+    waker.wake();
+    assert_eq!(queue.wait(1, None, &mut done).unwrap(), Wake::Woken);
+    let soon = place.backend.now() + Duration::from_millis(5);
+    assert_eq!(queue.wait(1, Some(soon), &mut done).unwrap(), Wake::TimedOut, "two wakes are one");
+    queue.submit(&mut operations(&f, [read(0)])).unwrap();
+    waker.wake();
+    let mut returns = Vec::new();
+    while done.is_empty() || returns.len() < 2 && !returns.contains(&Wake::Woken) {
+        let far = place.backend.now() + Duration::from_mins(1);
+        returns.push(queue.wait(1, Some(far), &mut done).unwrap());
+    }
+    assert_eq!(returns.iter().filter(|wake| **wake == Wake::Woken).count(), 1, "neither lost nor doubled");
+}
+
+pub(crate) fn deadlines_pass(place: &Place<'_>) {
+    let mut queue = place.queue(1);
+    let begin = place.backend.now();
+    let deadline = begin + Duration::from_millis(10);
+    assert_eq!(queue.wait(1, Some(deadline), &mut Vec::new()).unwrap(), Wake::TimedOut);
+    assert!(place.backend.now() >= deadline);
+    assert_eq!(queue.wait(1, Some(begin), &mut Vec::new()).unwrap(), Wake::TimedOut, "long past");
+    let f = place.numbered("f", 1);
+    queue.submit(&mut operations(&f, [read(0)])).unwrap();
+    let mut done = Vec::new();
+    let deadline = place.backend.now() + Duration::from_millis(10);
+    let wake = queue.wait(2, Some(deadline), &mut done).unwrap();
+    assert_eq!((wake, done.len()), (Wake::TimedOut, 1), "what has completed is reaped all the same");
+}
+
+pub(crate) fn sizes_change_as_asked(place: &Place<'_>) {
+    let f = place.numbered("f", 1);
+    let backend = place.backend;
+    backend.allocate(&f, at(3)).unwrap();
+    assert_eq!(backend.size_bytes(&f).unwrap(), at(3));
+    assert_eq!(place.first_bytes("f"), [1, 0, 0]);
+    backend.allocate(&f, at(2)).unwrap();
+    assert_eq!(backend.size_bytes(&f).unwrap(), at(3), "allocating never shrinks");
+    backend.truncate(&f, at(1)).unwrap();
+    assert_eq!(place.first_bytes("f"), [1]);
+    backend.truncate(&f, 0).unwrap();
+    backend.truncate(&f, at(2)).unwrap();
+    assert_eq!(place.first_bytes("f"), [0, 0], "truncating grows too");
+    let zeroed = file::create_zeroed(backend, &mut *place.queue(1), &place.path("z"), at(3)).unwrap();
+    assert_eq!(backend.size_bytes(&zeroed).unwrap(), at(3));
+    assert_eq!(place.first_bytes("z"), [0, 0, 0]);
+}
+
+pub(crate) fn renames_replace(place: &Place<'_>) {
+    let (f, _g) = (place.numbered("f", 1), place.numbered("g", 2));
+    let backend = place.backend;
+    backend.rename(&place.path("f"), &place.path("g")).unwrap();
+    assert_eq!(backend.list(&place.dir).unwrap(), ["g"]);
+    assert_eq!(place.first_bytes("g"), [1]);
+    file::write_all(&mut *place.queue(1), &f, 0, block(7)).unwrap();
+    assert_eq!(place.first_bytes("g"), [7], "the handle follows the file");
+    assert_eq!(errno(backend.rename(&place.path("f"), &place.path("h"))), Some(Errno::NOT_FOUND));
+}
+
+pub(crate) fn links_share_and_removal_spares_open_files(place: &Place<'_>) {
+    let f = place.numbered("f", 1);
+    let backend = place.backend;
+    backend.link(&place.path("f"), &place.path("g")).unwrap();
+    assert_eq!(errno(backend.link(&place.path("f"), &place.path("g"))), Some(Errno::EXISTS));
+    assert_eq!(errno(backend.link(&place.path("no"), &place.path("h"))), Some(Errno::NOT_FOUND));
+    let mut queue = place.queue(1);
+    file::write_all(&mut *queue, &f, 0, block(5)).unwrap();
+    backend.remove(&place.path("f")).unwrap();
+    assert_eq!(errno(backend.remove(&place.path("f"))), Some(Errno::NOT_FOUND));
+    assert_eq!(place.first_bytes("g"), [5]);
+    backend.remove(&place.path("g")).unwrap();
+    backend.sync_dir(&place.dir).unwrap();
+    assert!(backend.list(&place.dir).unwrap().is_empty());
+    assert_eq!(file::read_exact(&mut *queue, &f, 0, BLOCK).unwrap()[..], [5; BLOCK]);
+}
+
+pub(crate) fn directories_list_their_names_sorted(place: &Place<'_>) {
+    let backend = place.backend;
+    for name in ["b", "a", "10", "9", "B"] {
+        drop(place.create(name));
+    }
+    backend.make_dir(&place.path("c")).unwrap();
+    assert_eq!(errno(backend.make_dir(&place.path("c"))), Some(Errno::EXISTS));
+    assert_eq!(errno(backend.make_dir(&place.path("no/c"))), Some(Errno::NOT_FOUND));
+    assert_eq!(backend.list(&place.dir).unwrap(), ["10", "9", "B", "a", "b", "c"]);
+    assert_eq!(errno(backend.list(&place.path("no"))), Some(Errno::NOT_FOUND));
+    assert_eq!(errno(backend.sync_dir(&place.path("no"))), Some(Errno::NOT_FOUND));
+    assert!(backend.list(&place.path("c")).unwrap().is_empty());
+}
+
+pub(crate) fn stat_tells_what_stands_at_a_path(place: &Place<'_>) {
+    let _f = place.numbered("f", 2);
+    let backend = place.backend;
+    let file = Stat { size_bytes: at(2), is_dir: false };
+    assert_eq!(backend.stat(&place.path("f")).unwrap(), Some(file));
+    assert_eq!(backend.stat(&place.dir).unwrap(), Some(Stat { size_bytes: 0, is_dir: true }));
+    for absent in ["no", "no/no", "f/no"] {
+        assert_eq!(backend.stat(&place.path(absent)).unwrap(), None, "{absent}");
+    }
+}
+
+pub(crate) fn a_lock_has_one_holder(place: &Place<'_>) {
+    let (backend, path) = (place.backend, place.path("LOCK"));
+    let lock = backend.lock(&path).unwrap();
+    let expected = Error::Locked { path: path.clone(), pid: Some(std::process::id()) };
+    assert_eq!(backend.lock(&path).unwrap_err(), expected);
+    let other = backend.lock(&place.path("OTHER")).unwrap();
+    drop(lock);
+    drop(backend.lock(&path).unwrap());
+    drop(other);
+    assert_eq!(backend.list(&place.dir).unwrap(), ["LOCK", "OTHER"]);
+}
+
+pub(crate) fn a_map_and_its_file_show_the_same_bytes(place: &Place<'_>) {
+    let f = place.numbered("f", 2);
+    let backend = place.backend;
+    backend.sync(&f).unwrap();
+    let map = backend.map_shared(&f, 2 * BLOCK).unwrap();
+    assert_eq!(map.len_bytes(), 2 * BLOCK);
+    map.write(BLOCK - 8, &[7; 16]);
+    let mut around = [0; 32];
+    map.read(BLOCK - 16, &mut around);
+    if map.is_shared() {
+        assert_eq!(around, *[[1; 8], [7; 8], [7; 8], [2; 8]].as_flattened());
+        let mut queue = place.queue(1);
+        let buf = file::read_exact(&mut *queue, &f, 0, 2 * BLOCK).unwrap();
+        assert_eq!(buf[BLOCK - 16..BLOCK + 16], around);
+        file::write_all(&mut *queue, &f, at(1), block(9)).unwrap();
+        map.read(BLOCK - 16, &mut around);
+        assert_eq!(around, *[[1; 8], [7; 8], [9; 8], [9; 8]].as_flattened());
+    } else {
+        assert_eq!(around[8..24], [7; 16]);
+    }
+    backend.sync(&f).unwrap();
+    assert!(errno(backend.map_shared(&f, 3 * BLOCK)).is_some(), "longer than the file");
+}
+
+pub(crate) fn dropping_a_queue_waits_for_what_is_in_flight(place: &Place<'_>) {
+    let f = place.numbered("f", 8);
+    for round in 10..20 {
+        let mut queue = place.queue(8);
+        let writes =
+            (0..8).map(|block| Action::Write { offset: at(block), buf: Buf::from(&[round; BLOCK][..]) });
+        let mut waiting = operations(&f, writes);
+        while !waiting.is_empty() {
+            queue.submit(&mut waiting).unwrap();
+        }
+        drop(queue);
+        assert_eq!(place.first_bytes("f"), [round; 8]);
+    }
+}
+
+pub(crate) fn everything_is_counted(place: &Place<'_>) {
+    let before = place.backend.counters();
+    let f = place.numbered("f", 3);
+    let mut queue = place.queue(4);
+    file::run(&mut *queue, operations(&f, [read(0), read(2), read(3)])).unwrap();
+    place.backend.sync(&f).unwrap();
+    let after = place.backend.counters();
+    assert_eq!(after.write.count - before.write.count, 3);
+    assert_eq!(after.write.bytes - before.write.bytes, at(3));
+    assert_eq!((after.read.count - before.read.count, after.read.bytes - before.read.bytes), (3, at(2)));
+    assert_eq!((after.sync.count - before.sync.count, after.sync.errors), (1, 0));
+    let batches = after.submit_calls - before.submit_calls;
+    assert!((4..=6).contains(&batches), "{batches} submits");
+}
+
+pub(crate) fn time_passes_and_numbers_differ(place: &Place<'_>) {
+    let backend = place.backend;
+    let begin = backend.now();
+    backend.park(Duration::from_millis(1));
+    assert!(backend.now() >= begin, "parking may end early, time does not go back");
+    let numbers: BTreeSet<u64> = (0..100).map(|_| backend.random()).collect();
+    assert_eq!(numbers.len(), 100);
+    backend.check_fork().unwrap();
+}
+
+/// Gives the names of all promises to a macro.
+macro_rules! with_promises {
+    ($then:ident) => {
+        $then! {
+            opening_needs_the_name_to_be_there_or_not
+            what_was_written_is_read_back
+            reads_are_short_at_the_end
+            misaligned_operations_complete_as_invalid
+            batches_larger_than_the_queue_wait_their_turn
+            a_wait_for_nothing_returns_at_once
+            a_wake_that_comes_first_ends_the_next_wait
+            deadlines_pass
+            sizes_change_as_asked
+            renames_replace
+            links_share_and_removal_spares_open_files
+            directories_list_their_names_sorted
+            stat_tells_what_stands_at_a_path
+            a_lock_has_one_holder
+            a_map_and_its_file_show_the_same_bytes
+            dropping_a_queue_waits_for_what_is_in_flight
+            everything_is_counted
+            time_passes_and_numbers_differ
+        }
+    };
+}
+pub(crate) use with_promises;

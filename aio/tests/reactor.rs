@@ -1,0 +1,237 @@
+//! Futures of the reactor, under several executors and none.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "test helpers")]
+
+#[expect(dead_code, reason = "for contexts, too")]
+mod support;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context as TaskContext, Poll, Wake, Waker};
+
+use aio::{Buf, Context, Errno, Error, EventFd, Op, Reactor, Readiness, Waking};
+use support::{BLOCK, Place, assert_block, read};
+
+fn reactor(slots: usize) -> Reactor {
+    Reactor::new(Context::builder().slots(slots)).unwrap()
+}
+
+/// Reads all blocks of a file at once, many times more than there are slots.
+async fn read_all(reactor: &Reactor, file: &aio::File, blocks: u64) {
+    let reads: Vec<_> = (0..blocks).map(|block| reactor.submit(read(file, block))).collect();
+    for read in reads {
+        assert_block(read.await.unwrap());
+    }
+}
+
+#[test]
+fn blocks_are_read_without_an_executor() {
+    let place = Place::new();
+    let file = place.file("file", 64);
+    let reactor = reactor(4);
+    let reads: Vec<_> = (0..64).map(|block| reactor.submit(read(&file, block))).collect();
+    for read in reads {
+        assert_block(read.wait().unwrap());
+    }
+}
+
+#[test]
+fn blocks_are_read_under_tokio() {
+    let place = Place::new();
+    let file = place.file("file", 64);
+    let reactor = reactor(4);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        read_all(&reactor, &file, 64).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let (reactor, file) = (reactor.clone(), file.clone());
+            tasks.spawn(async move { read_all(&reactor, &file, 64).await });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
+    });
+}
+
+#[test]
+fn blocks_are_read_under_smol() {
+    let place = Place::new();
+    let file = place.file("file", 64);
+    let reactor = reactor(4);
+    smol::block_on(read_all(&reactor, &file, 64));
+    let executor = smol::LocalExecutor::new();
+    let tasks: Vec<_> = (0..10).map(|_| executor.spawn(read_all(&reactor, &file, 64))).collect();
+    smol::block_on(executor.run(async {
+        for task in tasks {
+            task.await;
+        }
+    }));
+}
+
+#[test]
+fn one_reactor_serves_many_threads() {
+    let place = Place::new();
+    let file = place.file("file", 64);
+    for waking in [Waking::Poll, Waking::Signal(libc::SIGRTMIN() + 1)] {
+        let reactor = Reactor::new(Context::builder().slots(8).waking(waking)).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..20).for_each(|_| smol::block_on(read_all(&reactor, &file, 64))));
+            }
+        });
+        reactor.shutdown();
+    }
+}
+
+/// Threads of this process whose name is the reactor's.
+fn reactor_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let name = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+    };
+    tasks.filter_map(name).filter(|name| name.trim() == "aio-reactor").count()
+}
+
+/// The only test that counts threads runs the others' reactors in a process of its own.
+#[test]
+fn there_is_one_thread_for_all_operations() {
+    const MARK: &str = "AIO_TEST_COUNT_THREADS";
+    if std::env::var_os(MARK).is_none() {
+        let test = "there_is_one_thread_for_all_operations";
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = alone.args(["--exact", test]).env(MARK, "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let event = EventFd::new().unwrap();
+    let reactor = reactor(101);
+    let polls: Vec<_> = (0..100).map(|_| reactor.submit(Op::poll(&event, Readiness::READABLE))).collect();
+    // A thread has its name once it runs.
+    reactor.submit(Op::poll(&event, Readiness::WRITABLE)).wait().unwrap();
+    assert_eq!(reactor_threads(), 1);
+    event.add();
+    for poll in polls {
+        assert_eq!(poll.wait().unwrap().readiness(), Readiness::READABLE);
+    }
+    reactor.shutdown();
+    // The list of threads may lag behind.
+    while reactor_threads() > 0 {
+        std::thread::yield_now();
+    }
+}
+
+/// Counts how often a task is woken.
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn futures_can_be_dropped_at_any_stage() {
+    let place = Place::new();
+    let file = place.file("file", 32);
+    let event = EventFd::new().unwrap();
+    let reactor = reactor(4);
+    let count = Arc::new(Count::default());
+    let task = Waker::from(Arc::clone(&count));
+    for round in 0..200 {
+        let mut reads: Vec<_> = (0..32).map(|block| reactor.submit(read(&file, block))).collect();
+        for read in reads.iter_mut().take(round % 32) {
+            let _ = pin!(read).poll(&mut TaskContext::from_waker(&task));
+        }
+        drop(reads);
+        // Never ready: an abandoned one that was not cancelled would keep its slot for ever.
+        drop(reactor.submit(Op::poll(&event, Readiness::READABLE)));
+        let others: Vec<Buf> = (0..32).map(|_| support::block(0xEE)).collect();
+        assert_block(reactor.submit(read(&file, 31)).wait().unwrap());
+        assert!(others.iter().all(|buf| buf[..] == [0xEE; BLOCK]), "nothing is written into freed memory");
+    }
+    reactor.shutdown();
+    assert!(count.0.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn a_task_that_finds_no_room_is_woken() {
+    let event = EventFd::new().unwrap();
+    let reactor = reactor(1);
+    let poll = || reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let mut polls: Vec<_> = (0..8).map(|_| poll()).collect();
+    let task = Waker::from(Arc::new(Count::default()));
+    for poll in &mut polls {
+        assert!(pin!(poll).poll(&mut TaskContext::from_waker(&task)).is_pending());
+    }
+    event.add();
+    for poll in polls {
+        assert_eq!(poll.wait().unwrap().readiness(), Readiness::READABLE);
+    }
+}
+
+#[test]
+fn a_refused_operation_comes_back() {
+    let event = EventFd::new().unwrap();
+    let reactor = reactor(2);
+    let refused = reactor.submit(Op::sync(&event).with_token(7)).wait().unwrap_err();
+    assert_eq!((refused.op.token(), refused.error.errno()), (7, Some(Errno::INVALID)));
+    assert!(refused.to_string().contains("IOCB_CMD_FSYNC"), "{refused}");
+}
+
+#[test]
+fn a_reactor_that_was_shut_down_refuses() {
+    let place = Place::new();
+    let file = place.file("file", 4);
+    let event = EventFd::new().unwrap();
+    let reactor = reactor(2);
+    let reads: Vec<_> = (0..2).map(|block| reactor.submit(read(&file, block))).collect();
+    let poll = reactor.clone().submit(Op::poll(&event, Readiness::READABLE).with_token(5));
+    reactor.shutdown();
+    reactor.shutdown();
+    for read in reads {
+        assert_block(read.wait().unwrap());
+    }
+    match poll.wait() {
+        Ok(done) => assert_eq!((done.op.token(), done.result), (5, Ok(0)), "cancelled"),
+        Err(refused) => assert_eq!(refused.error, Error::Closed, "the list was full"),
+    }
+    let refused = reactor.submit(read(&file, 3)).wait().unwrap_err();
+    assert_eq!((refused.op.token(), refused.error), (3, Error::Closed));
+}
+
+#[test]
+fn what_was_handed_over_is_done_without_the_reactor_handle() {
+    let place = Place::new();
+    let file = place.file("file", 4);
+    let reads: Vec<_> = {
+        let reactor = reactor(4);
+        (0..4).map(|block| reactor.submit(read(&file, block))).collect()
+    };
+    for read in reads {
+        assert_block(read.wait().unwrap());
+    }
+}
+
+#[test]
+fn a_future_is_woken_by_the_last_task_that_polled_it() {
+    let event = EventFd::new().unwrap();
+    let reactor = reactor(1);
+    let mut poll = reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let (first, last) = (Arc::new(Count::default()), Arc::new(Count::default()));
+    for count in [&first, &last] {
+        let task = Waker::from(Arc::clone(count));
+        assert!(pin!(&mut poll).poll(&mut TaskContext::from_waker(&task)).is_pending());
+    }
+    event.add();
+    reactor.shutdown();
+    assert_eq!(first.0.load(Ordering::Relaxed), 0);
+    assert_eq!(last.0.load(Ordering::Relaxed), 1);
+    let task = Waker::from(first);
+    let Poll::Ready(Ok(_)) = pin!(poll).poll(&mut TaskContext::from_waker(&task)) else {
+        panic!("it is done");
+    };
+}

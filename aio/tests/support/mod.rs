@@ -1,0 +1,71 @@
+//! What the tests of contexts share: a directory on a real file system, and files in it.
+#![expect(clippy::unwrap_used, reason = "test helpers")]
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aio::{Backend, Buf, Context, Done, File, NativeBackend, Op, OpenMode};
+
+/// Long enough that a test that waits for it has failed.
+pub(crate) const FOREVER: Duration = Duration::from_mins(1);
+
+/// Bytes of a block.
+pub(crate) const BLOCK: usize = 4096;
+
+/// A directory that goes with its owner.
+pub(crate) struct Place {
+    pub(crate) backend: NativeBackend,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Place {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Place { backend: NativeBackend::new(), dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A file of `blocks` blocks, each filled with its number.
+    pub(crate) fn file(&self, name: &str, blocks: u8) -> File {
+        let file = self.backend.open(&self.path(name), OpenMode::Create).unwrap();
+        let mut context = Context::builder().slots(8).build().unwrap();
+        let writes = (0..blocks).map(|number| Op::write(&file, at(number.into()), block(number)));
+        for done in context.run(writes).unwrap() {
+            done.whole().unwrap();
+        }
+        file
+    }
+}
+
+/// A block full of one byte.
+pub(crate) fn block(byte: u8) -> Buf {
+    Buf::from(&[byte; BLOCK][..])
+}
+
+/// Where a block begins.
+pub(crate) fn at(block: u64) -> u64 {
+    block * BLOCK as u64
+}
+
+/// A read of one block, with its number as token.
+pub(crate) fn read(file: &File, block: u64) -> Op {
+    Op::read(file, at(block), Buf::zeroed(BLOCK)).with_token(block)
+}
+
+/// Every block that [`Place::file`] made holds its number.
+pub(crate) fn assert_block(done: Done) {
+    let number = u8::try_from(done.op.token()).unwrap();
+    let buf = done.whole().unwrap().into_buf();
+    assert!(buf.iter().all(|&byte| byte == number), "block {number}");
+}
+
+/// Submits one operation that must be taken.
+pub(crate) fn start(context: &mut Context, op: Op) {
+    let submitted = context.submit(&mut VecDeque::from([op])).unwrap();
+    assert!(submitted.refused.is_none(), "{submitted:?}");
+    assert_eq!(submitted.taken, 1);
+}
