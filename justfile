@@ -20,9 +20,21 @@ crash:
     cargo test -p esker --locked crash
     cargo test -p kvtool --test kill --locked
 
-# Check, and the long variants of the random tests
+# Check, the long variants of the random tests, and the torture
 deep: check
     ESKER_DEEP=1 cargo test --workspace --locked
+    just torture 600
+
+# Crashes, models and failing calls on the simulated machine, SECONDS for the crashes and half of that for the models
+torture SECONDS="60":
+    cargo build --release --locked -p kvtool --bin kvtorture
+    target/release/kvtorture sim --time {{SECONDS}} --json
+    target/release/kvtorture model --time $(({{SECONDS}} / 2)) --json
+    target/release/kvtorture errors --workloads 10 --json
+
+# Which planted bugs the torture finds; NAME is a filter
+planted NAME="":
+    RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --only "{{NAME}}"
 
 # The tests of asynchronous I/O under AddressSanitizer: a buffer freed or touched in flight
 asan:

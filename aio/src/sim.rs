@@ -108,6 +108,11 @@ impl SimBackend {
         self.machine().crash_at = Some(index);
     }
 
+    /// Crashes when this many calls were made in all: the end of whoever tries the same thing for ever.
+    pub fn crash_after_calls(&self, calls: u64) {
+        self.machine().most_calls = Some(calls);
+    }
+
     /// Crashes now.
     pub fn crash(&self) {
         self.machine().crashed = true;

@@ -41,8 +41,9 @@ pub(crate) fn commit(
     if found_bytes > limit_bytes {
         return Err(Error::TooLarge { what: "a write", found_bytes, limit_bytes });
     }
-    admit(store)?;
-    make_log_room(store, record.len_bytes())?;
+    // A store that has halted says so, not what it stumbled over on the way to finding out.
+    let halted_or = |error| store.health().err().unwrap_or(error);
+    admit(store).and_then(|()| make_log_room(store, record.len_bytes())).map_err(halted_or)?;
     let appended = append(store, record, trees)?;
     store.visible.wait_for(appended.end);
     let waited = match durability {

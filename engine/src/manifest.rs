@@ -80,6 +80,9 @@ pub(crate) struct Manifest {
 struct Writer {
     file: File,
     number: u64,
+    /// The last number that was tried for the next one. What a full disk left of it may still be there, without a first
+    /// group: that file does not count, but its name is taken.
+    tried: u64,
     /// Where the next group goes, in bytes.
     offset: u64,
     /// Bytes of edits so far: the position in the manifest's own stream.
@@ -211,7 +214,8 @@ impl Manifest {
         if planted(Bug::ManifestWithoutNewestEdit) {
             version = Version::clone(&self.current.load());
         }
-        match write_new(&self.files, old + 1, &mut version, min_bytes) {
+        writer.tried += 1;
+        match write_new(&self.files, writer.tried, &mut version, min_bytes) {
             Ok(new) => *writer = new,
             Err(error) if error.is_shortage() => return Err(error),
             Err(Error::Halted { cause }) => return Err(self.halt(Error::clone(&cause))),
@@ -449,7 +453,7 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
         let bytes = version.format.manifest_bytes;
         Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, bytes)?)
     })?;
-    let mut writer = Writer { file, number, offset: 0, end: Seq::ZERO, groups: 0 };
+    let mut writer = Writer { file, number, tried: number, offset: 0, end: Seq::ZERO, groups: 0 };
     writer.write_group(files, &bytes).map_err(|cause| Error::Halted { cause: Arc::new(cause) })?;
     Ok(writer)
 }

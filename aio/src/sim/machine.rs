@@ -57,6 +57,7 @@ pub(crate) struct Machine {
     pub(crate) faults: Faults,
     pub(crate) observer: Option<Observer>,
     pub(crate) crash_at: Option<u64>,
+    pub(crate) most_calls: Option<u64>,
     pub(crate) crashed: bool,
     pub(crate) capacity_bytes: Option<u64>,
     pub(crate) alignment: Alignment,
@@ -81,6 +82,7 @@ impl Machine {
             faults: Faults::default(),
             observer: None,
             crash_at: None,
+            most_calls: None,
             crashed: false,
             capacity_bytes: None,
             alignment: Alignment { memory_bytes: SECTOR_BYTES, offset_bytes: SECTOR_BYTES },
@@ -108,6 +110,10 @@ impl Machine {
     /// Counts, traces and times a call that is about to have its effect; the fault that strikes it, if any.
     pub(crate) fn begin(&mut self, call: &Call<'_>) -> Result<Option<Fault>> {
         self.check()?;
+        if self.most_calls.is_some_and(|most| most <= self.calls) {
+            self.crashed = true;
+            return Err(Error::Crashed);
+        }
         if call.kind.changes_disk() {
             if self.crash_at.is_some_and(|index| index <= self.events) {
                 self.crashed = true;

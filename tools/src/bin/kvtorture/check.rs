@@ -23,8 +23,10 @@ pub(crate) fn compare(db: &Db, model: &Model, bounds: &Bounds) -> Check<Prefix> 
     let mut found = Vec::new();
     for name in db.keyspaces() {
         let handle = db.keyspace(&name)?;
-        let pairs =
-            handle.iter().collect::<esker::Result<Vec<_>>>().map_err(|error| in_keyspace(&name, &error))?;
+        let pairs = handle
+            .iter()
+            .collect::<esker::Result<Vec<_>>>()
+            .map_err(|error| Failure::from(error).at(format!("iterating {name}")))?;
         found.push(Found { name, handle, pairs });
     }
     let prefix = explain(&found, model, bounds)?;
@@ -80,10 +82,6 @@ fn compare_again(found: &Found, model: &Model) -> Check {
         }
     }
     Ok(())
-}
-
-fn in_keyspace(name: &str, error: &esker::Error) -> Failure {
-    Failure::new(format!("iterating {name}: {error}"))
 }
 
 /// Says in words what is wrong, for whoever must find the bug.

@@ -45,6 +45,9 @@ pub(crate) const CONFIGS: [Config; 12] = [
     config([8, 4, 5, 12, 8], 512).plain(),
 ];
 
+/// Of the stores that are damaged: several groups fit into a log file, several blocks into a segment.
+pub(crate) const SWEPT: [Config; 2] = [config([8, 8, 8, 8, 8], 512), config([16, 16, 16, 16, 16], 1024)];
+
 /// KiB of ring, log file, memtable, segment and manifest, and bytes of a block.
 const fn config([ring, log_file, memtable, segment, manifest]: [u64; 5], block: usize) -> Config {
     Config {

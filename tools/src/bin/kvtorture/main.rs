@@ -4,13 +4,16 @@
 
 mod check;
 mod config;
+mod errors;
 mod explore;
 mod held;
 mod model;
 mod modelcheck;
+mod planted;
 mod report;
 mod runner;
 mod sim;
+mod sweep;
 mod workload;
 mod world;
 
@@ -23,6 +26,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::explore::Distinct;
 use crate::report::{Check, Tally, complain, say};
 use crate::runner::{Cases, Settings};
+use crate::sweep::{Size, Sweep};
 
 /// Breaks an Esker store on a simulated machine and compares what is left with a model.
 ///
@@ -64,6 +68,39 @@ enum Command {
         #[arg(long)]
         case: Option<u64>,
     },
+    /// Every call of ten workloads and of their recoveries fails, once and for ever, in every way.
+    Errors {
+        #[command(flatten)]
+        common: Common,
+        /// How many workloads.
+        #[arg(long, default_value_t = 10)]
+        workloads: u64,
+        /// Run this workload only.
+        #[arg(long)]
+        case: Option<u64>,
+        /// Fail at this call only.
+        #[arg(long)]
+        at: Option<u64>,
+    },
+    /// Damages every file of a small store (each bit) and of a larger one (each byte), and reads everything.
+    Sweep {
+        #[command(flatten)]
+        common: Common,
+        /// Run this piece of the small store only.
+        #[arg(long, conflicts_with = "large")]
+        small: Option<u64>,
+        /// Run this piece of the larger store only.
+        #[arg(long)]
+        large: Option<u64>,
+    },
+    /// Wakes each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
+    Planted {
+        #[command(flatten)]
+        common: Common,
+        /// Only the bugs whose name contains this.
+        #[arg(long, default_value = "")]
+        only: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +139,9 @@ fn main() -> ExitCode {
         Command::Model { common, sequences, case } => {
             (common, "model", sequences.is_some() || case.is_some())
         }
+        Command::Errors { common, .. } => (common, "errors", true),
+        Command::Sweep { common, .. } => (common, "sweep", true),
+        Command::Planted { common, .. } => (common, "planted", true),
     };
     let settings = common.settings(has_limit);
     let started = settings.clock.now();
@@ -110,6 +150,9 @@ fn main() -> ExitCode {
             run_sim(&settings, *states, *no_short, *case, *short)
         }
         Command::Model { sequences, case, .. } => run_model(&settings, *sequences, *case),
+        Command::Errors { workloads, case, at, .. } => run_errors(&settings, *workloads, *case, *at),
+        Command::Sweep { small, large, .. } => run_sweep(&settings, *small, *large),
+        Command::Planted { only, .. } => planted::run(&settings, only),
     };
     let took = settings.clock.now().saturating_sub(started);
     match result {
@@ -183,6 +226,53 @@ fn run_model(settings: &Settings, sequences: Option<u64>, case: Option<u64>) -> 
     )?;
     if case.is_none() {
         modelcheck::judge(&tally)?;
+    }
+    Ok(tally)
+}
+
+/// A case is one workload with one way to fail.
+fn run_errors(settings: &Settings, workloads: u64, case: Option<u64>, at: Option<u64>) -> Check<Tally> {
+    let run = |number| {
+        let (workload, way) = errors::case(number);
+        errors::workload(settings.case_seed(workload), way, at, &|| settings.is_over())
+    };
+    let count = case.map_or(workloads * errors::ways(), |_| 1);
+    let cases = Cases {
+        replay: "errors --case",
+        first: case.unwrap_or(0),
+        count,
+        round: u64::MAX,
+        enough: &|_| false,
+        run: &run,
+    };
+    let mut tally = runner::run(settings, &cases)?;
+    tally.counts.add("cases_left_out", count - tally.counts.get("cases"));
+    Ok(tally)
+}
+
+/// The small store, then the larger one.
+fn run_sweep(settings: &Settings, small: Option<u64>, large: Option<u64>) -> Check<Tally> {
+    let mut tally = Tally::default();
+    let parts = [(Size::Small, "sweep --small", small, large), (Size::Large, "sweep --large", large, small)];
+    for (size, replay, only, other) in parts {
+        if only.is_none() && other.is_some() {
+            continue;
+        }
+        let sweep = Sweep::new(settings.seed, size)?;
+        tally.counts.add("content_bytes", sweep.content_bytes());
+        tally.counts.add("pieces", sweep.pieces());
+        let first = only.unwrap_or(0);
+        let count = only.map_or(sweep.pieces(), |_| 1);
+        let run = |number| {
+            sweep.piece(number).map(|mut tally| {
+                tally.counts.add("pieces_swept", 1);
+                tally
+            })
+        };
+        tally.merge(&runner::run(
+            settings,
+            &Cases { replay, first, count, round: u64::MAX, enough: &|_| false, run: &run },
+        )?);
     }
     Ok(tally)
 }

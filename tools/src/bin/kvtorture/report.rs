@@ -8,29 +8,38 @@ use std::io::Write as _;
 
 /// Something that the store got wrong, or that the harness did not expect.
 #[derive(Clone, Debug)]
-pub(crate) struct Failure(pub(crate) String);
+pub(crate) struct Failure {
+    what: String,
+    /// The store gave this error, where an answer was asked for: with a fault in the machine that may be right.
+    refused: Option<esker::Error>,
+}
 
 impl Failure {
     pub(crate) fn new(what: impl Into<String>) -> Failure {
-        Failure(what.into())
+        Failure { what: what.into(), refused: None }
     }
 
     /// The same, with where it happened in front.
     #[must_use]
     pub(crate) fn at(self, place: impl fmt::Display) -> Failure {
-        Failure(format!("{place}: {}", self.0))
+        Failure { what: format!("{place}: {}", self.what), ..self }
+    }
+
+    /// The store's own error, if that is all there is.
+    pub(crate) fn refused(&self) -> Option<&esker::Error> {
+        self.refused.as_ref()
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.what)
     }
 }
 
 impl From<esker::Error> for Failure {
     fn from(error: esker::Error) -> Failure {
-        Failure(error.to_string())
+        Failure { what: error.to_string(), refused: Some(error) }
     }
 }
 

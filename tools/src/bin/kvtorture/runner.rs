@@ -82,7 +82,7 @@ pub(crate) fn run(settings: &Settings, cases: &Cases<'_>) -> Check<Tally> {
     let last = cases.first.saturating_add(cases.count);
     let mut first = cases.first;
     while first < last && !settings.is_over() && !(cases.enough)(&total) {
-        let end = last.min(first + cases.round);
+        let end = last.min(first.saturating_add(cases.round));
         total.merge(&run_round(settings, cases, first..end, &bar)?);
         bar.set_message(format!("{} cases {}", cases.replay, total.counts.to_json()));
         first = end;
@@ -176,7 +176,7 @@ fn replay(settings: &Settings, cases: &Cases<'_>, case: u64) -> String {
     format!("kvtorture {} {case} --seed {}", cases.replay, settings.seed)
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }

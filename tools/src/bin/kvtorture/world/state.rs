@@ -54,8 +54,8 @@ pub(crate) struct World {
     /// Handles to dropped keyspaces.
     pub(super) stale: [Option<Keyspace>; SLOTS.len()],
     pub(crate) held: Held,
-    /// The newest commit failed in a way that leaves open whether it happened.
-    pub(crate) in_doubt: bool,
+    /// The store halted while it made or dropped (`false`) a keyspace: after the next open it may have happened.
+    pub(super) in_doubt: Option<(&'static str, bool)>,
     pub(super) last_seq: Option<Seq>,
     pub(super) points: Option<Points>,
 }
@@ -72,7 +72,7 @@ impl World {
             handles: Default::default(),
             stale: Default::default(),
             held: Held::default(),
-            in_doubt: false,
+            in_doubt: None,
             last_seq: None,
             points: None,
         }
@@ -113,7 +113,7 @@ impl World {
     /// # Errors
     /// The store did not open, or holds something else.
     pub(crate) fn open(&mut self, bounds: &Bounds) -> Check<Prefix> {
-        let db = self.config.open(&self.sim).map_err(|error| Failure::new(format!("open: {error}")))?;
+        let db = self.config.open(&self.sim).map_err(|error| Failure::from(error).at("open"))?;
         let found = compare(&db, &self.model, bounds)?;
         self.db = Some(db);
         Ok(found)
@@ -126,7 +126,7 @@ impl World {
     pub(crate) fn settle(&mut self, found: Prefix) -> Check {
         self.model.truncate(found);
         *self.acks.lock() = Acks { process: found, power: found, submitted: found };
-        self.in_doubt = false;
+        self.in_doubt = None;
         self.last_seq = None;
         for (slot, name) in SLOTS.iter().enumerate() {
             self.stale[slot] = None;
@@ -208,11 +208,19 @@ impl World {
         outcome.map_err(|failure| failure.at(format!("{op:?}")))
     }
 
-    /// States that reads may show now: one, or two while the newest commit is in doubt.
+    /// States that reads may show now.
     pub(crate) fn views(&self) -> Vec<State> {
-        let end = self.model.end().commits;
-        let first = if self.in_doubt { end.saturating_sub(1) } else { end };
-        (first..=end).rev().map(|commits| self.model.state(commits).clone()).collect()
+        vec![self.model.newest().clone()]
+    }
+
+    /// Adds the edit that may or may not have happened to what was submitted. Call it when the life is over.
+    pub(crate) fn end_doubt(&mut self) {
+        match self.in_doubt.take() {
+            Some((name, true)) => self.model.create(name),
+            Some((name, false)) => self.model.drop_keyspace(name),
+            None => return,
+        }
+        self.acks.lock().submitted.edits = self.model.end().edits;
     }
 
     /// The handle and the model's number of a slot's keyspace, if it exists.

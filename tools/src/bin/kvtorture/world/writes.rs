@@ -94,20 +94,26 @@ impl World {
     ) -> Outcome {
         self.model.commit(writes);
         self.acks.lock().submitted.commits = self.model.end().commits;
+        let before = self.records();
         let Err(error) = call(self) else {
             self.acknowledge(level.resolve(self.config.durability));
             return Outcome::Done;
         };
-        // After the first failure that leaves it open, later writes are refused before they begin.
-        let is_open = matches!(error, Error::Halted { .. } | Error::Io { .. }) && !self.in_doubt;
-        if is_open {
-            self.in_doubt = true;
-        } else {
+        // A write that got its place in the log is visible, and stays submitted: only how durable it is is not known.
+        if self.records() == before {
             let end = self.model.end();
             self.model.truncate(Prefix { commits: end.commits - 1, ..end });
             self.acks.lock().submitted.commits = end.commits - 1;
         }
         Outcome::Refused(error)
+    }
+
+    fn records(&self) -> u64 {
+        self.db.as_ref().map_or(0, |db| db.metrics().records)
+    }
+
+    fn has_halted(&self) -> bool {
+        self.db.as_ref().is_some_and(|db| db.metrics().halted.is_some())
     }
 
     /// Everything so far was acknowledged at a level.
@@ -186,6 +192,7 @@ impl World {
     fn create(&mut self, slot: usize) -> Check<Outcome> {
         let name = SLOTS[slot];
         let exists = self.model.newest_names().contains_key(name);
+        let had_halted = self.has_halted();
         if !exists {
             self.model.create(name);
             self.acks.lock().submitted.edits = self.model.end().edits;
@@ -197,7 +204,9 @@ impl World {
                 Ok(Outcome::Done)
             }
             Err(error) => {
-                self.edit_refused(exists, &error);
+                if !exists {
+                    self.edit_refused((name, true), had_halted, &error);
+                }
                 Ok(Outcome::Refused(error))
             }
         }
@@ -206,9 +215,12 @@ impl World {
     fn drop_keyspace(&mut self, slot: usize) -> Check<Outcome> {
         let name = SLOTS[slot];
         let Some((handle, keyspace)) = self.keyspace(slot) else {
-            must_be_invalid(self.db()?.drop_keyspace(name))?;
+            if !self.has_halted() {
+                must_be_invalid(self.db()?.drop_keyspace(name))?;
+            }
             return Ok(Outcome::Skipped);
         };
+        let had_halted = self.has_halted();
         self.model.drop_keyspace(name);
         self.acks.lock().submitted.edits = self.model.end().edits;
         match self.db()?.drop_keyspace(name) {
@@ -220,7 +232,7 @@ impl World {
                 Ok(Outcome::Done)
             }
             Err(error) => {
-                self.edit_refused(false, &error);
+                self.edit_refused((name, false), had_halted, &error);
                 Ok(Outcome::Refused(error))
             }
         }
@@ -233,11 +245,10 @@ impl World {
         acks.power.edits = edits;
     }
 
-    /// An edit failed: it stays submitted where it may have reached the disk, but the open store does not know it.
-    fn edit_refused(&mut self, was_none: bool, error: &Error) {
-        let may_be_there = matches!(error, Error::Halted { .. } | Error::Io { .. });
-        if was_none || may_be_there {
-            return;
+    /// An edit failed: the open store does not know it, but if the store halted in it, it may be on the disk.
+    fn edit_refused(&mut self, edit: (&'static str, bool), had_halted: bool, error: &Error) {
+        if matches!(error, Error::Halted { .. }) && !had_halted {
+            self.in_doubt = Some(edit);
         }
         let end = self.model.end();
         self.model.truncate(Prefix { edits: end.edits - 1, ..end });

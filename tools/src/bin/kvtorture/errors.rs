@@ -1,0 +1,577 @@
+//! `errors`: the k-th call of a workload fails, for every k, once and for ever, in every way that a call can fail; and
+//! the same for every call of a recovery.
+//!
+//! Invariants: `k` rises until a run ends without its fault having struck, so no index is left out; a run differs from
+//! the one without a fault in the fault only, so the calls before it are the same.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aio::sim::{DiskImage, EventKind, Fault, FaultPlan};
+use aio::{Backend as _, Errno, SimBackend};
+use esker::Error;
+use parking_lot::Mutex;
+
+use crate::check::compare;
+use crate::model::{Acks, Bounds, Model, Prefix};
+use crate::report::{Check, Counts, Failure, Tally};
+use crate::workload::{Generator, KINDS, Level, Mix, Op, Write};
+use crate::world::{Outcome, World};
+
+/// A way to fail.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    name: &'static str,
+    fault: Fault,
+    /// Which calls; empty for all that the fault can hit, other than submits and waits.
+    on: &'static [EventKind],
+    /// Only files with this in their path.
+    path: &'static str,
+    /// What the store may answer while it lasts.
+    may: May,
+}
+
+/// The errors that a fault entitles the store to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum May {
+    /// None: it is a delay or an interruption.
+    NotFail,
+    /// A call failed.
+    Fail,
+    /// Bytes that were read are wrong.
+    FindDamage,
+}
+
+const fn errno(name: &'static str, errno: Errno, on: &'static [EventKind]) -> Way {
+    Way { name, fault: Fault::Errno(errno), on, path: "", may: May::Fail }
+}
+
+const fn flip(name: &'static str, path: &'static str) -> Way {
+    Way { name, fault: Fault::FlipBit(0), on: &[], path, may: May::FindDamage }
+}
+
+const fn late(name: &'static str, fault: Fault) -> Way {
+    Way { name, fault, on: &[], path: "", may: May::NotFail }
+}
+
+const LATE: Duration = Duration::from_secs(10);
+
+const WAYS: [Way; 17] = [
+    errno("eio", Errno::IO, &[]),
+    errno("enospc", Errno::NO_SPACE, &[]),
+    errno("erofs", Errno::READ_ONLY, &[]),
+    errno("eagain", Errno::AGAIN, &[]),
+    errno("eintr", Errno::INTERRUPTED, &[]),
+    errno("submit_eagain", Errno::AGAIN, &[EventKind::Submit]),
+    errno("submit_eio", Errno::IO, &[EventKind::Submit]),
+    errno("wait_eio", Errno::IO, &[EventKind::Wait]),
+    errno("sync_eio", Errno::IO, &[EventKind::Sync]),
+    Way {
+        name: "wait_eintr",
+        fault: Fault::Errno(Errno::INTERRUPTED),
+        on: &[EventKind::Wait],
+        path: "",
+        may: May::NotFail,
+    },
+    Way { name: "short", fault: Fault::Short(0), on: &[], path: "", may: May::Fail },
+    late("reordered", Fault::Last),
+    late("late", Fault::Delay(LATE)),
+    flip("flip_manifest", "/manifest-"),
+    flip("flip_log", ".log"),
+    flip("flip_segment", ".seg"),
+    flip("flip_ring", "/ring-"),
+];
+
+/// A fault that strikes once or for ever from the `k`-th call on.
+#[derive(Clone, Copy, Debug)]
+struct Strike {
+    way: &'static Way,
+    k: u64,
+    for_ever: bool,
+}
+
+impl std::fmt::Display for Strike {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at {} {}", self.way.name, self.k, if self.for_ever { "for ever" } else { "once" })
+    }
+}
+
+impl Strike {
+    fn plan(&self) -> FaultPlan {
+        let fault = match self.way.fault {
+            Fault::Short(_) => Fault::Short([0, 512, 1000, 2560][usize::try_from(self.k % 4).unwrap_or(0)]),
+            Fault::FlipBit(_) => Fault::FlipBit(fastrand::Rng::with_seed(self.k).u64(..)),
+            fault => fault,
+        };
+        let plan = FaultPlan::new(fault).on(self.way.on).path(self.way.path).skip(self.k);
+        if self.for_ever { plan.forever() } else { plan }
+    }
+
+    /// A bit that flips while the ring is read cuts its records off: nothing tells that from a store that died before
+    /// the ring's pages reached the disk. What was acknowledged for power cuts stands in the log.
+    fn spares_ring(&self) -> bool {
+        self.way.name != "flip_ring"
+    }
+
+    /// An error that the fault does not explain is a failure.
+    fn judge(&self, error: &Error) -> Check {
+        let fits = match error {
+            Error::Io { .. } | Error::NoSpace { .. } | Error::Halted { .. } | Error::Busy { .. } => {
+                self.way.may != May::NotFail
+            }
+            Error::Corrupt { file, .. } => self.way.may == May::FindDamage && !file.as_os_str().is_empty(),
+            _ => false,
+        };
+        if fits { Ok(()) } else { Err(Failure::new(format!("an error that does not fit: {error:?}"))) }
+    }
+}
+
+/// Names of what is counted, other than the ways to fail.
+const COUNTED: [&str; 9] = [
+    "runs",
+    "error_indexes",
+    "recovery_error_indexes",
+    "loops",
+    "loops_cut_short",
+    "reopens",
+    "runs_that_halted",
+    "opens_refused",
+    "cases",
+];
+
+/// How many ways to fail there are.
+pub(crate) fn ways() -> u64 {
+    WAYS.len() as u64
+}
+
+/// The number of a workload, and which way of failing is tried on it.
+pub(crate) fn case(number: u64) -> (u64, usize) {
+    (number / ways(), usize::try_from(number % ways()).unwrap_or(0))
+}
+
+/// Runs the workload of this seed, failing in one way at every call, or at one; until `is_over`.
+pub(crate) fn workload(seed: u64, way: usize, at: Option<u64>, is_over: &dyn Fn() -> bool) -> Check<Tally> {
+    let mut case = Case::new(seed)?;
+    let way = &WAYS[way];
+    for (for_ever, recovery) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut k = at.unwrap_or(0);
+        case.counts.add("loops", 1);
+        while case.guarded(Strike { way, k, for_ever }, recovery)? && at.is_none() {
+            k += 1;
+            if is_over() {
+                case.counts.add("loops_cut_short", 1);
+                break;
+            }
+        }
+    }
+    case.counts.add("cases", 1);
+    Ok(Tally { counts: case.counts, operations: case.operations })
+}
+
+/// A workload, and what it leaves without a fault.
+struct Case {
+    seed: u64,
+    config: usize,
+    ops: Vec<Op>,
+    /// What a recovery is tried on: after the death of the process, and after a power cut.
+    left: Vec<(DiskImage, Acks)>,
+    model: Model,
+    /// Calls and time of the run without a fault.
+    calls: u64,
+    counts: Counts,
+    operations: Counts,
+}
+
+/// How far a run got.
+struct Ran {
+    world: World,
+    /// The syncs of the life in which the fault struck first.
+    syncs: Syncs,
+    /// The store is open.
+    is_open: bool,
+    has_halted: bool,
+}
+
+impl Case {
+    /// Makes the workload and runs it without a fault.
+    fn new(seed: u64) -> Check<Case> {
+        let mut counts = Counts::of(&COUNTED);
+        for way in &WAYS {
+            counts.add(way.name, 0);
+        }
+        let mut case = Case {
+            seed,
+            config: usize::try_from(seed % 4).unwrap_or(0),
+            ops: operations(seed),
+            left: Vec::new(),
+            model: Model::new(),
+            calls: 0,
+            counts,
+            operations: Counts::of(&KINDS),
+        };
+        let mut ran = case.run(None)?;
+        case.calls = ran.world.sim.calls();
+        let (disk, acks) = (ran.world.sim.snapshot(), ran.world.acks());
+        case.left = vec![(disk.process_crash(seed), acks), (disk.power_cut_random(seed), acks.cut())];
+        let _ = ran.world.crash(crate::workload::CrashKind::Process, seed);
+        case.model = ran.world.model;
+        Ok(case)
+    }
+
+    /// Runs with a fault. Says whether it struck.
+    fn guarded(&mut self, strike: Strike, recovery: bool) -> Check<bool> {
+        let place = if recovery { "recovery" } else { "workload" };
+        let run = || if recovery { self.recover(strike) } else { self.strike(strike) };
+        catch_unwind(AssertUnwindSafe(run))
+            .unwrap_or_else(|panic| Err(Failure::new(format!("panic: {}", crate::runner::message(&*panic)))))
+            .map_err(|failure| failure.at(format!("{place} with {strike} (--at {})", strike.k)))
+    }
+
+    /// The workload with a fault, then everything that may be left of it.
+    fn strike(&mut self, strike: Strike) -> Check<bool> {
+        let ran = self.run(Some(strike))?;
+        if ran.world.sim.faults_struck() == 0 {
+            self.end(ran.world);
+            return Ok(false);
+        }
+        self.counts.add(strike.way.name, 1);
+        self.counts.add("error_indexes", 1);
+        self.counts.add("runs_that_halted", u64::from(ran.has_halted));
+        self.aftermath(ran, strike)?;
+        Ok(true)
+    }
+
+    /// Lets the machine go without any further I/O.
+    fn end(&self, mut world: World) {
+        let _ = world.crash(crate::workload::CrashKind::Process, self.seed);
+    }
+
+    /// Runs the workload until its end or until the store does not open.
+    fn run(&mut self, strike: Option<Strike>) -> Check<Ran> {
+        self.counts.add("runs", 1);
+        let world = World::new(self.seed, self.config);
+        let syncs = watch_syncs(&world.sim);
+        if let Some(strike) = strike {
+            world.sim.fail(strike.plan());
+            world.sim.crash_after_calls(self.calls * 20 + 10_000);
+        }
+        let mut ran = Ran { world, syncs, is_open: false, has_halted: false };
+        let bounds = Bounds::exactly(Prefix::default());
+        let driven = self.drive(&mut ran, strike, &bounds);
+        ran.world.sim.stop_observing();
+        if ran.world.sim.has_crashed() {
+            return Err(Failure::new("hang: the machine was asked far more often than without a fault"));
+        }
+        driven?;
+        if let Some(strike) = strike {
+            check_time(&ran.world.sim, strike, self.calls)?;
+            if strike.way.on == [EventKind::Sync] && ran.world.sim.faults_struck() > 0 {
+                check_syncs(&ran.syncs.lock(), strike.k)?;
+            }
+        }
+        Ok(ran)
+    }
+
+    fn drive(&mut self, ran: &mut Ran, strike: Option<Strike>, bounds: &Bounds) -> Check {
+        if !self.open(ran, strike, bounds)? {
+            return Ok(());
+        }
+        for op in &self.ops.clone() {
+            if let Op::Reopen { config } | Op::DropAll { config } = op {
+                if matches!(op, Op::Reopen { .. })
+                    && let Err(error) = ran.world.close()?
+                {
+                    judge(strike, &error)?;
+                }
+                ran.world.let_go();
+                ran.world.end_doubt();
+                Case::config_of(&mut ran.world, *config);
+                let mut acks = ran.world.acks();
+                if strike.is_some_and(|strike| !strike.spares_ring()) {
+                    acks.process = acks.power;
+                }
+                if !self.open(ran, strike, &acks.after_process_crash())? {
+                    return Ok(());
+                }
+                self.operations.add(op.kind(), 1);
+                continue;
+            }
+            self.step(ran, strike, op).map_err(|failure| failure.at(format!("{op:?}")))?;
+        }
+        Ok(())
+    }
+
+    fn config_of(world: &mut World, config: usize) {
+        world.config = &crate::config::CONFIGS[config];
+    }
+
+    /// Says whether the store is open; if not, the fault is why.
+    fn open(&mut self, ran: &mut Ran, strike: Option<Strike>, bounds: &Bounds) -> Check<bool> {
+        ran.is_open = false;
+        ran.has_halted = false;
+        if ran.world.sim.faults_struck() > 0 {
+            // Another life may sync again what it has read.
+            ran.world.sim.stop_observing();
+        }
+        match ran.world.open(bounds).and_then(|found| ran.world.settle(found)) {
+            Ok(()) => {
+                ran.is_open = true;
+                Ok(true)
+            }
+            Err(failure) => {
+                let Some(error) = failure.refused() else { return Err(failure) };
+                judge(strike, error).map_err(|unfit| unfit.at("open"))?;
+                self.counts.add("opens_refused", 1);
+                ran.world.let_go();
+                Ok(false)
+            }
+        }
+    }
+
+    /// One operation on the open store.
+    fn step(&mut self, ran: &mut Ran, strike: Option<Strike>, op: &Op) -> Check {
+        let is_write = matches!(op, Op::Put { .. } | Op::Delete { .. } | Op::Batch { .. });
+        let is_upkeep = matches!(
+            op,
+            Op::Sync | Op::Flush | Op::Compact | Op::Verify | Op::Create { .. } | Op::Drop { .. }
+        );
+        let before = ran.world.model.end().commits;
+        let outcome = match ran.world.run(op) {
+            Ok(outcome) => outcome,
+            Err(failure) => match failure.refused() {
+                Some(error) => Outcome::Refused(error.clone()),
+                None => return Err(failure),
+            },
+        };
+        match outcome {
+            Outcome::Done => {
+                self.operations.add(op.kind(), 1);
+                if is_write && ran.has_halted && ran.world.model.end().commits > before {
+                    return Err(Failure::new("a write was taken after the store had halted"));
+                }
+            }
+            Outcome::Skipped => {}
+            Outcome::Refused(error) => {
+                judge(strike, &error)?;
+                let is_halted = matches!(error, Error::Halted { .. });
+                if is_halted && !is_write && !is_upkeep {
+                    return Err(Failure::new(format!("a read says that the store has halted: {error}")));
+                }
+                if is_write && ran.has_halted && !is_halted {
+                    return Err(Failure::new(format!("after the store had halted a write says: {error}")));
+                }
+                ran.has_halted |= is_halted;
+            }
+        }
+        Ok(())
+    }
+
+    /// The fault is gone. The open store must work, or have halted; and whatever is left must open.
+    fn aftermath(&mut self, mut ran: Ran, strike: Strike) -> Check {
+        let world = &mut ran.world;
+        world.sim.clear_faults();
+        world.end_doubt();
+        let (disk, acks) = (world.sim.snapshot(), world.acks());
+        let seed = self.seed ^ strike.k;
+        for cut in [disk.power_cut_none(), disk.power_cut_random(seed)] {
+            self.reopen(&SimBackend::from_image(cut, seed), &ran.world, &acks.after_power_cut())
+                .map_err(|failure| failure.at("then a power cut"))?;
+        }
+        if strike.k.is_multiple_of(2) {
+            let image = disk.process_crash(seed);
+            self.reopen(&SimBackend::from_image(image, seed), &ran.world, &acks.after_process_crash())
+                .map_err(|failure| failure.at("then the death of the process"))?;
+            self.end(ran.world);
+            return Ok(());
+        }
+        if ran.is_open {
+            Case::go_on(&mut ran).map_err(|failure| failure.at("when the fault was gone"))?;
+        }
+        ran.world.let_go();
+        let acks = ran.world.acks();
+        let found = self
+            .reopen(&ran.world.sim, &ran.world, &acks.after_process_crash())
+            .map_err(|failure| failure.at("then another open"))?;
+        // Whatever an open has shown is durable, also after a failed sync that the kernel has forgotten.
+        let cut = ran.world.sim.snapshot().power_cut_none();
+        self.reopen(&SimBackend::from_image(cut, seed), &ran.world, &Bounds::exactly(found))
+            .map_err(|failure| failure.at("then another open, then a power cut"))?;
+        Ok(())
+    }
+
+    /// A store that has not halted takes writes again and can be closed.
+    fn go_on(ran: &mut Ran) -> Check {
+        let db = ran.world.db()?;
+        let halted = db.metrics().halted.is_some();
+        if !halted {
+            for op in [put(0, "after", 100, Level::Power), Op::Flush, Op::Compact, Op::Verify] {
+                if let Outcome::Refused(error) = ran.world.run(&op)? {
+                    return Err(Failure::from(error).at(format!("{op:?}")));
+                }
+            }
+        }
+        match ran.world.close()? {
+            Err(error) if !halted => Err(Failure::from(error).at("close")),
+            _ => Ok(()),
+        }
+    }
+
+    fn reopen(&mut self, sim: &SimBackend, world: &World, bounds: &Bounds) -> Check<Prefix> {
+        self.counts.add("reopens", 1);
+        let db = world.config.open(sim).map_err(|error| Failure::new(format!("open: {error}")))?;
+        let found =
+            compare(&db, &world.model, bounds).map_err(|failure| Failure::new(failure.to_string()))?;
+        sim.crash();
+        Ok(found)
+    }
+
+    /// Opens what the workload left, with a fault in it.
+    fn recover(&mut self, strike: Strike) -> Check<bool> {
+        let mut struck = false;
+        for (image, acks) in self.left.clone() {
+            self.counts.add("runs", 1);
+            let sim = SimBackend::from_image(image, self.seed);
+            sim.fail(strike.plan());
+            sim.crash_after_calls(self.calls * 20 + 10_000);
+            struck |= self.recover_one(&sim, strike, acks)?;
+        }
+        if struck {
+            self.counts.add(strike.way.name, 1);
+            self.counts.add("recovery_error_indexes", 1);
+        }
+        Ok(struck)
+    }
+
+    fn recover_one(&mut self, sim: &SimBackend, strike: Strike, acks: Acks) -> Check<bool> {
+        let mut world = World::new(0, self.config);
+        world.sim = sim.clone();
+        world.model = self.model.clone();
+        let mut may_hold = [acks.after_process_crash(), acks.after_power_cut()];
+        let expected = if strike.spares_ring() { &may_hold[0] } else { &may_hold[1] };
+        let opened = match world.open(expected) {
+            Ok(found) => {
+                // Whatever an open has shown is durable.
+                may_hold = [Bounds::exactly(found), Bounds::exactly(found)];
+                true
+            }
+            Err(failure) => {
+                let Some(error) = failure.refused() else { return Err(failure) };
+                strike.judge(error)?;
+                self.counts.add("opens_refused", 1);
+                false
+            }
+        };
+        if sim.has_crashed() {
+            return Err(Failure::new("hang: the machine was asked far more often than without a fault"));
+        }
+        check_time(sim, strike, self.calls)?;
+        let struck = sim.faults_struck() > 0;
+        if struck {
+            sim.clear_faults();
+            let disk = sim.snapshot();
+            let (image, bounds) = if strike.k.is_multiple_of(2) {
+                (disk.process_crash(self.seed), &may_hold[0])
+            } else {
+                (disk.power_cut_random(strike.k), &may_hold[1])
+            };
+            let what = if opened { "then, opened" } else { "then, refused" };
+            self.reopen(&SimBackend::from_image(image, strike.k), &world, bounds)
+                .map_err(|failure| failure.at(what))?;
+        }
+        self.end(world);
+        Ok(struck)
+    }
+}
+
+fn judge(strike: Option<Strike>, error: &Error) -> Check {
+    match strike {
+        Some(strike) => strike.judge(error),
+        None => Err(Failure::from(error.clone()).at("without a fault")),
+    }
+}
+
+/// Nothing waits much longer than the fault makes it.
+fn check_time(sim: &SimBackend, strike: Strike, calls: u64) -> Check {
+    let per_call = if matches!(strike.way.fault, Fault::Delay(_)) { LATE } else { Duration::from_millis(1) };
+    let most = Duration::from_mins(1) + per_call * u32::try_from(calls).unwrap_or(u32::MAX);
+    let took = sim.now();
+    if took > most { Err(Failure::new(format!("took {took:?}, at most {most:?} were due"))) } else { Ok(()) }
+}
+
+/// Creations and syncs of files, in order.
+type Syncs = Arc<Mutex<Vec<(EventKind, std::path::PathBuf)>>>;
+
+fn watch_syncs(sim: &SimBackend) -> Syncs {
+    let syncs = Syncs::default();
+    let seen = Arc::clone(&syncs);
+    sim.on_event(move |event, _| {
+        if matches!(event.kind, EventKind::Sync | EventKind::Create) {
+            seen.lock().push((event.kind, event.path.to_owned()));
+        }
+    });
+    syncs
+}
+
+/// After the `k`-th sync failed, its file is not synced again, unless it was made anew.
+fn check_syncs(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Check {
+    let mut left = k;
+    let mut failed = None;
+    for (kind, path) in events {
+        match (kind, failed) {
+            (EventKind::Create, Some(bad)) if bad == path => return Ok(()),
+            (EventKind::Sync, Some(bad)) if bad == path => {
+                return Err(Failure::new(format!("the failed sync of {} was tried again", path.display())));
+            }
+            (EventKind::Sync, None) if left == 0 => failed = Some(path),
+            (EventKind::Sync, None) => left -= 1,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A seeded sequence, and between its pieces what every workload must have.
+fn operations(seed: u64) -> Vec<Op> {
+    let mix =
+        Mix { writes: 40, reads: 44, upkeep: 6, crashes: false, keys: 10, value_bytes: 200, configs: 4 };
+    let mut generator = Generator::new(seed, mix);
+    let config = usize::try_from(seed % 4).unwrap_or(0);
+    let write = |slot, key: &'static str, value: Option<&'static str>| Write {
+        slot,
+        key: key.into(),
+        value: value.map(Into::into),
+    };
+    let must = [
+        Op::Create { slot: 1 },
+        put(0, "big", 800, Level::Power),
+        Op::Batch {
+            writes: vec![write(0, "user/0001", Some("batch")), write(1, "1", Some("a"))],
+            level: Level::Power,
+        },
+        Op::TakeSnapshot,
+        Op::Flush,
+        Op::Delete { slot: 0, key: "user/0001".into(), level: Level::Process },
+        Op::OpenIter { slot: 0, range: (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded) },
+        put(1, "big", 900, Level::Process),
+        Op::Compact,
+        Op::Verify,
+        Op::Reopen { config },
+        put(0, "5", 500, Level::Power),
+        Op::Sync,
+        Op::Drop { slot: 1 },
+        put(0, "user/0006", 60, Level::Process),
+    ];
+    let mut ops = Vec::new();
+    for op in must {
+        ops.push(op);
+        ops.extend(generator.sequence(3));
+    }
+    // These ask what a dropped keyspace says, and a store with a fault may say something of that first.
+    ops.retain(|op| !matches!(op, Op::UseDropped { .. }));
+    ops
+}
+
+fn put(slot: usize, key: &'static str, len: usize, level: Level) -> Op {
+    Op::Put { slot, key: key.into(), value: vec![b'e'; len].into(), level }
+}

@@ -1,0 +1,112 @@
+//! `sweep`: damages every file of a store that has something of every structure, opens it, reads everything.
+//!
+//! Invariant: an answer is right, or it is an error that names a file. A missing key is a wrong answer. The one
+//! exemption: a sector of the newest group of the log or the manifest that is lost (zero, or as it was before) looks like
+//! a write that a power cut tore, and the ring's bytes beyond the log have no promise against a power cut. Then what is
+//! found must still be a prefix that lacks at most that group, or what only the ring had; such images are counted as
+//! `undetectable_by_design`.
+
+mod damage;
+mod specimen;
+
+use std::path::Path;
+
+use aio::SimBackend;
+use aio::sim::DiskImage;
+use esker::Error;
+
+use crate::check::compare;
+use crate::report::{Check, Counts, Failure, Tally};
+use damage::{Damage, Pieces};
+pub(crate) use specimen::Size;
+use specimen::Specimen;
+
+/// What becomes of a damaged image.
+const CATEGORIES: [&str; 5] = ["detected", "harmless", "recovered", "undetectable_by_design", "silent"];
+
+/// A store and all damages to it, in pieces.
+#[derive(Debug)]
+pub(crate) struct Sweep {
+    specimen: Specimen,
+    pieces: Pieces,
+    seed: u64,
+}
+
+impl Sweep {
+    /// Builds the store.
+    pub(crate) fn new(seed: u64, size: Size) -> Check<Sweep> {
+        let specimen = Specimen::new(seed, size)?;
+        let pieces = Pieces::of(&specimen, size, seed);
+        Ok(Sweep { specimen, pieces, seed })
+    }
+
+    /// How many pieces there are.
+    pub(crate) fn pieces(&self) -> u64 {
+        self.pieces.len()
+    }
+
+    /// Bytes that are not zero, in all files.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.specimen.content_bytes()
+    }
+
+    /// Tries all damages of a piece.
+    pub(crate) fn piece(&self, number: u64) -> Check<Tally> {
+        let mut counts = Counts::of(&CATEGORIES);
+        for damage in self.pieces.damages(&self.specimen, number) {
+            let Some(image) = damage.apply(&self.specimen) else { continue };
+            let category =
+                self.category(&image, &damage).map_err(|failure| failure.at(format!("{damage:?}")))?;
+            counts.add("images", 1);
+            counts.add(damage.kind(), 1);
+            counts.add(category, 1);
+        }
+        Ok(Tally { counts, ..Tally::default() })
+    }
+
+    fn category(&self, image: &DiskImage, damage: &Damage) -> Check<&'static str> {
+        let specimen = &self.specimen;
+        let sim = SimBackend::from_image(image.clone(), self.seed);
+        // An undamaged store takes far less.
+        sim.crash_after_calls(1_000_000);
+        let db = match specimen.open(&sim) {
+            Ok(db) => db,
+            Err(error) => {
+                must_be_found(&error).map_err(|failure| failure.at("open"))?;
+                if !damage.hits_lock() && sim.snapshot().fingerprint() != image.fingerprint() {
+                    return Err(Failure::new("an open that was refused has changed something"));
+                }
+                return Ok("detected");
+            }
+        };
+        let loss = damage.loss(specimen);
+        let bounds = specimen.bounds(loss);
+        let found = compare(&db, &specimen.model, &bounds);
+        let verified = found.is_ok().then(|| db.verify());
+        sim.crash();
+        match (found, verified) {
+            (Err(failure), _) => {
+                let Some(error) = failure.refused() else { return Err(failure.at("SILENT")) };
+                must_be_found(error)?;
+                Ok("detected")
+            }
+            (Ok(_), Some(Err(error))) => {
+                must_be_found(&error).map_err(|failure| failure.at("verify"))?;
+                Ok("detected")
+            }
+            (Ok(found), _) if found != specimen.model.end() => Ok("undetectable_by_design"),
+            (Ok(_), _) => Ok(if loss.is_some() { "recovered" } else { "harmless" }),
+        }
+    }
+}
+
+/// Damage is reported as such, with the file.
+fn must_be_found(error: &Error) -> Check {
+    let file = match error {
+        Error::Corrupt { file, .. } => file,
+        Error::Format { path, .. } => path,
+        other => return Err(Failure::new(format!("neither right nor Corrupt: {other:?}"))),
+    };
+    let is_named = file.starts_with(crate::config::ROOT) && file != Path::new(crate::config::ROOT);
+    if is_named { Ok(()) } else { Err(Failure::new(format!("names no file: {error:?}"))) }
+}

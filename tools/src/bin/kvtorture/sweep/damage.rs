@@ -1,0 +1,253 @@
+//! What can happen to the files of a store, and the list of all of it.
+//!
+//! Invariant: a piece is a bounded number of damages to one file, so pieces are what threads share.
+
+use std::path::{Path, PathBuf};
+
+use aio::sim::DiskImage;
+use fastrand::Rng;
+
+use super::specimen::{Loss, SECTOR_BYTES, Size, Specimen, is_ring};
+
+/// Something that happened to a file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Damage {
+    Bit {
+        path: PathBuf,
+        bit: usize,
+    },
+    Zeroed {
+        path: PathBuf,
+        sector: usize,
+    },
+    /// Changed places with the next one.
+    Swapped {
+        path: PathBuf,
+        sector: usize,
+    },
+    /// As it was in an older version of the file.
+    Aged {
+        path: PathBuf,
+        sector: usize,
+        version: usize,
+    },
+    /// Written over another one.
+    Duplicated {
+        path: PathBuf,
+        sector: usize,
+        over: usize,
+    },
+    Truncated {
+        path: PathBuf,
+        len: usize,
+    },
+    Missing {
+        path: PathBuf,
+    },
+    Exchanged {
+        path: PathBuf,
+        other: PathBuf,
+    },
+    Extended {
+        path: PathBuf,
+        by: usize,
+        fill: u8,
+    },
+}
+
+impl Damage {
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Damage::Bit { .. } => "bits",
+            Damage::Zeroed { .. } => "zeroed",
+            Damage::Swapped { .. } => "swapped",
+            Damage::Aged { .. } => "aged",
+            Damage::Duplicated { .. } => "duplicated",
+            Damage::Truncated { .. } => "truncated",
+            Damage::Missing { .. } => "missing",
+            Damage::Exchanged { .. } => "exchanged",
+            Damage::Extended { .. } => "extended",
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Damage::Bit { path, .. }
+            | Damage::Zeroed { path, .. }
+            | Damage::Swapped { path, .. }
+            | Damage::Aged { path, .. }
+            | Damage::Duplicated { path, .. }
+            | Damage::Truncated { path, .. }
+            | Damage::Missing { path }
+            | Damage::Exchanged { path, .. }
+            | Damage::Extended { path, .. } => path,
+        }
+    }
+
+    pub(super) fn hits_lock(&self) -> bool {
+        self.path().ends_with("LOCK")
+    }
+
+    /// What the loss of sectors may take along unseen. Only a sector that is zero or older looks like one that a power cut
+    /// took; the ring has nothing but the checksums of its records.
+    pub(super) fn loss(&self, specimen: &Specimen) -> Option<Loss> {
+        match self {
+            Damage::Zeroed { path, sector } | Damage::Aged { path, sector, .. } => {
+                specimen.loss_of(path, *sector)
+            }
+            Damage::Missing { .. } | Damage::Truncated { .. } => None,
+            other => is_ring(other.path()).then_some(Loss::Ring),
+        }
+    }
+
+    /// The disk after it; `None` if that is the same disk.
+    pub(super) fn apply(&self, specimen: &Specimen) -> Option<DiskImage> {
+        let mut image = specimen.image.clone();
+        match self {
+            Damage::Bit { path, bit } => image.flip_bit(path, *bit as u64),
+            Damage::Missing { path } => {
+                image.remove_file(path);
+            }
+            Damage::Exchanged { path, other } => {
+                let (one, two) = (specimen.files.get(path)?, specimen.files.get(other)?);
+                image.write_file(path, two);
+                image.write_file(other, one);
+            }
+            _ => {
+                let old = specimen.files.get(self.path())?;
+                let new = self.bytes(old, specimen)?;
+                if new == *old {
+                    return None;
+                }
+                image.write_file(self.path(), &new);
+            }
+        }
+        Some(image)
+    }
+
+    /// The damaged bytes of the one file.
+    fn bytes(&self, old: &[u8], specimen: &Specimen) -> Option<Vec<u8>> {
+        let mut new = old.to_vec();
+        let at = |sector: usize| sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
+        match self {
+            Damage::Zeroed { sector, .. } => new.get_mut(at(*sector))?.fill(0),
+            Damage::Swapped { sector, .. } => {
+                let next = old.get(at(sector + 1))?;
+                new.get_mut(at(*sector))?.copy_from_slice(next);
+                new.get_mut(at(sector + 1))?.copy_from_slice(old.get(at(*sector))?);
+            }
+            Damage::Aged { path, sector, version } => {
+                let older = specimen.older.get(path)?.get(*version)?;
+                new.get_mut(at(*sector))?.copy_from_slice(older.get(at(*sector))?);
+            }
+            Damage::Duplicated { sector, over, .. } => {
+                new.get_mut(at(*over))?.copy_from_slice(old.get(at(*sector))?);
+            }
+            Damage::Truncated { len, .. } => new.truncate(*len),
+            Damage::Extended { by, fill, .. } => new.resize(old.len() + by, *fill),
+            _ => return None,
+        }
+        Some(new)
+    }
+}
+
+/// Part of the list of all damages.
+#[derive(Clone, Debug)]
+enum Piece {
+    /// Bits of the bytes of a sector: all, or one of each byte.
+    Bits { path: PathBuf, sector: usize, seed: Option<u64> },
+    /// The sectors of a file, from one on.
+    Sectors { path: PathBuf, from: usize, seed: u64 },
+    /// The whole file.
+    Whole { path: PathBuf },
+}
+
+/// Sectors of one piece.
+const SECTORS: usize = 16;
+
+/// Older versions of a sector to try.
+const VERSIONS: usize = 3;
+
+/// All damages.
+#[derive(Debug)]
+pub(super) struct Pieces(Vec<Piece>);
+
+impl Pieces {
+    pub(super) fn of(specimen: &Specimen, size: Size, seed: u64) -> Pieces {
+        let mut pieces = Vec::new();
+        for (path, bytes) in &specimen.files {
+            pieces.push(Piece::Whole { path: path.clone() });
+            let sectors = bytes.len().div_ceil(SECTOR_BYTES);
+            for sector in 0..sectors {
+                let seed = (size == Size::Large).then_some(seed ^ sector as u64);
+                pieces.push(Piece::Bits { path: path.clone(), sector, seed });
+            }
+            for from in (0..sectors).step_by(SECTORS) {
+                pieces.push(Piece::Sectors { path: path.clone(), from, seed: seed ^ from as u64 });
+            }
+        }
+        Pieces(pieces)
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    pub(super) fn damages(&self, specimen: &Specimen, number: u64) -> Vec<Damage> {
+        let piece = usize::try_from(number).ok().and_then(|number| self.0.get(number));
+        match piece {
+            Some(Piece::Bits { path, sector, seed }) => bits(specimen, path, *sector, *seed),
+            Some(Piece::Sectors { path, from, seed }) => sectors(specimen, path, *from, *seed),
+            Some(Piece::Whole { path }) => whole(specimen, path),
+            None => Vec::new(),
+        }
+    }
+}
+
+fn bits(specimen: &Specimen, path: &Path, sector: usize, seed: Option<u64>) -> Vec<Damage> {
+    let len = specimen.files.get(path).map_or(0, Vec::len);
+    let bytes = sector * SECTOR_BYTES..len.min((sector + 1) * SECTOR_BYTES);
+    let damage = |bit| Damage::Bit { path: path.to_owned(), bit };
+    match seed {
+        None => (bytes.start * 8..bytes.end * 8).map(damage).collect(),
+        Some(seed) => {
+            let mut rng = Rng::with_seed(seed);
+            bytes.map(|byte| damage(byte * 8 + rng.usize(..8))).collect()
+        }
+    }
+}
+
+fn sectors(specimen: &Specimen, path: &Path, from: usize, seed: u64) -> Vec<Damage> {
+    let all = specimen.files.get(path).map_or(0, |bytes| bytes.len() / SECTOR_BYTES);
+    let versions = specimen.older.get(path).map_or(0, |versions| versions.len().min(VERSIONS));
+    let mut rng = Rng::with_seed(seed);
+    let mut damages = Vec::new();
+    let own = || path.to_owned();
+    for sector in from..all.min(from + SECTORS) {
+        damages.push(Damage::Zeroed { path: own(), sector });
+        damages.push(Damage::Swapped { path: own(), sector });
+        damages.extend((0..versions).map(|version| Damage::Aged { path: own(), sector, version }));
+        damages.push(Damage::Duplicated { path: own(), sector, over: rng.usize(..all) });
+        damages.push(Damage::Truncated { path: own(), len: sector * SECTOR_BYTES });
+    }
+    damages
+}
+
+fn whole(specimen: &Specimen, path: &Path) -> Vec<Damage> {
+    let kind = |path: &Path| path.extension().map(ToOwned::to_owned);
+    let name = |path: &Path| path.parent().map(ToOwned::to_owned);
+    let mut damages = vec![Damage::Missing { path: path.to_owned() }];
+    for by in [1, 512, 4096, 5000] {
+        damages.extend([0, 0xa5].map(|fill| Damage::Extended { path: path.to_owned(), by, fill }));
+    }
+    for other in specimen.files.keys() {
+        if other > &path.to_owned()
+            && kind(other).is_some()
+            && kind(other) == kind(path)
+            && name(other) == name(path)
+        {
+            damages.push(Damage::Exchanged { path: path.to_owned(), other: other.clone() });
+        }
+    }
+    damages
+}

@@ -1,0 +1,276 @@
+//! The store that is damaged: two sizes of it, each with something of every structure.
+//!
+//! Invariant: the image is that of a process that died, with records in the ring that are in no log file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use aio::SimBackend;
+use aio::sim::DiskImage;
+use bytes::Bytes;
+use esker::Db;
+use fastrand::Rng;
+
+use crate::config::{Config, ROOT, SWEPT};
+use crate::model::{Bounds, Model, Prefix};
+use crate::report::{Check, Failure};
+use crate::workload::{CrashKind, Level, Op, Write};
+use crate::world::{Outcome, World};
+
+pub(super) const SECTOR_BYTES: usize = 512;
+
+/// How large the store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// Small enough to flip every bit of it.
+    Small,
+    /// Large enough for runs of several segments.
+    Large,
+}
+
+/// What the loss of a sector may take along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// The newest group of the log.
+    LogGroup,
+    /// The newest group of the manifest.
+    ManifestGroup,
+    /// Records that only the ring has.
+    Ring,
+}
+
+/// The store, the way there, and what it holds.
+#[derive(Debug)]
+pub(super) struct Specimen {
+    pub(super) image: DiskImage,
+    pub(super) model: Model,
+    config: &'static Config,
+    /// The bytes of every file.
+    pub(super) files: BTreeMap<PathBuf, Vec<u8>>,
+    /// What each file was before, newest first, each version once.
+    pub(super) older: BTreeMap<PathBuf, Vec<Vec<u8>>>,
+    /// Sectors of the newest groups.
+    newest: BTreeMap<(PathBuf, usize), Loss>,
+    /// What is in segments or in groups before the newest one.
+    before_newest_group: Prefix,
+    /// What survives a power cut.
+    power: Prefix,
+    /// What was there before the newest edit.
+    before_newest_edit: Prefix,
+}
+
+impl Specimen {
+    pub(super) fn new(seed: u64, size: Size) -> Check<Specimen> {
+        let config = usize::from(size == Size::Large);
+        let mut world = World::new(seed, 0);
+        world.config = &SWEPT[config];
+        let found = world.open(&Bounds::exactly(Prefix::default()))?;
+        world.settle(found)?;
+        let mut way: Vec<(Prefix, Files)> = Vec::new();
+        for op in script(seed, size) {
+            match world.run(&op)? {
+                Outcome::Refused(error) => return Err(Failure::from(error).at(format!("{op:?}"))),
+                _ => way.push((world.acks().power, files_of(&world.sim.snapshot()))),
+            }
+        }
+        let power = world.acks().power;
+        let image = world.crash(CrashKind::Process, seed).0;
+        let image = image.power_cut_all();
+        let files = files_of(&image);
+        let older = older(&way, &files);
+        let (mut newest, mut before) = (BTreeMap::new(), [power, world.model.end()]);
+        for (nth, (loss, ending)) in
+            [(Loss::LogGroup, is_log as fn(&Path) -> bool), (Loss::ManifestGroup, is_manifest)]
+                .into_iter()
+                .enumerate()
+        {
+            if let Some((sectors, prefix)) = newest_change(&way, &files, ending) {
+                before[nth] = prefix;
+                newest.extend(sectors.into_iter().map(|sector| (sector, loss)));
+            }
+        }
+        let specimen = Specimen {
+            image,
+            model: world.model,
+            config: world.config,
+            files,
+            older,
+            newest,
+            before_newest_group: before[0],
+            before_newest_edit: before[1],
+            power,
+        };
+        specimen.check()?;
+        Ok(specimen)
+    }
+
+    pub(super) fn open(&self, sim: &SimBackend) -> esker::Result<Db> {
+        self.config.open(sim)
+    }
+
+    /// What the store may hold when this was lost.
+    pub(super) fn bounds(&self, loss: Option<Loss>) -> Bounds {
+        let end = self.model.end();
+        let least = match loss {
+            None => end,
+            Some(Loss::LogGroup) => Prefix { commits: self.before_newest_group.commits, ..end },
+            Some(Loss::ManifestGroup) => self.before_newest_edit,
+            Some(Loss::Ring) => Prefix { commits: self.power.commits, ..end },
+        };
+        Bounds { commits: least.commits..=end.commits, edits: least.edits..=end.edits }
+    }
+
+    /// What is lost with this sector, if its loss cannot be told from a power cut's.
+    pub(super) fn loss_of(&self, path: &Path, sector: usize) -> Option<Loss> {
+        if is_ring(path) {
+            return Some(Loss::Ring);
+        }
+        self.newest.get(&(path.to_owned(), sector)).copied()
+    }
+
+    pub(super) fn content_bytes(&self) -> u64 {
+        self.files.values().map(|bytes| bytes.iter().filter(|byte| **byte != 0).count() as u64).sum()
+    }
+
+    /// It has what it should have, so that the sweep does not sweep an empty floor.
+    fn check(&self) -> Check {
+        let sim = SimBackend::from_image(self.image.clone(), 0);
+        let db = self.open(&sim)?;
+        let found = crate::check::compare(&db, &self.model, &self.bounds(None))?;
+        let metrics = db.metrics();
+        sim.crash();
+        let segments = self.files.keys().filter(|path| ending(path, ".seg")).count();
+        let logs = self.files.keys().filter(|path| is_log(path)).count();
+        let rolled = self.files.keys().any(|path| is_manifest(path) && !path.ends_with("manifest-000001"));
+        let is_rich = metrics.keyspaces.len() >= 2 && segments >= 4 && logs >= 2 && rolled;
+        let has_ring = self.power.commits < found.commits;
+        let tombstones: u64 = metrics.keyspaces.iter().map(|keyspace| keyspace.tombstones).sum();
+        if !is_rich || !has_ring || tombstones == 0 || self.newest.is_empty() {
+            let names: Vec<_> = self.files.keys().collect();
+            return Err(Failure::new(format!("the store to damage lacks something: {names:?} {metrics:?}")));
+        }
+        Ok(())
+    }
+}
+
+/// Names and bytes.
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+fn files_of(image: &DiskImage) -> Files {
+    let names = image.files().into_iter().map(|(path, _)| path).filter(|path| path.starts_with(ROOT));
+    names.filter_map(|path| image.read_file(&path).map(|bytes| (path, bytes))).collect()
+}
+
+fn ending(path: &Path, part: &str) -> bool {
+    path.to_string_lossy().contains(part)
+}
+
+pub(super) fn is_ring(path: &Path) -> bool {
+    ending(path, "/ring-")
+}
+
+fn is_log(path: &Path) -> bool {
+    ending(path, ".log")
+}
+
+fn is_manifest(path: &Path) -> bool {
+    ending(path, "/manifest-")
+}
+
+/// Every version of every file, other than the last one.
+fn older(way: &[(Prefix, Files)], files: &Files) -> BTreeMap<PathBuf, Vec<Vec<u8>>> {
+    let mut older: BTreeMap<PathBuf, Vec<Vec<u8>>> = BTreeMap::new();
+    for (path, last) in files {
+        let versions = older.entry(path.clone()).or_default();
+        for bytes in way.iter().rev().filter_map(|(_, files)| files.get(path)) {
+            if bytes != last && !versions.contains(bytes) {
+                versions.push(bytes.clone());
+            }
+        }
+    }
+    older
+}
+
+/// The sectors that the newest operation changed that changed a file of this kind, and what was durable before it.
+fn newest_change(
+    way: &[(Prefix, Files)],
+    last: &Files,
+    kind: fn(&Path) -> bool,
+) -> Option<(BTreeSet<(PathBuf, usize)>, Prefix)> {
+    for (before, files) in way.iter().rev() {
+        let mut changed = BTreeSet::new();
+        for (path, bytes) in last.iter().filter(|(path, _)| kind(path)) {
+            let old = files.get(path);
+            for (sector, new) in bytes.chunks(SECTOR_BYTES).enumerate() {
+                let at = sector * SECTOR_BYTES;
+                let is_same = old.map_or(new.iter().all(|byte| *byte == 0), |old| {
+                    old.get(at..at + new.len()) == Some(new)
+                });
+                if !is_same {
+                    changed.insert((path.clone(), sector));
+                }
+            }
+        }
+        if !changed.is_empty() {
+            return Some((changed, *before));
+        }
+    }
+    None
+}
+
+/// The operations that make the store. What comes last differs by seed.
+fn script(seed: u64, size: Size) -> Vec<Op> {
+    let mut rng = Rng::with_seed(seed);
+    let (rounds, keys, len) = if size == Size::Small { (3, 6, 60) } else { (4, 40, 700) };
+    let mut ops = vec![Op::Create { slot: 1 }, Op::Create { slot: 3 }];
+    for round in 0..rounds {
+        for number in 0..keys {
+            let slot = [0, 0, 1, 3][rng.usize(..4)];
+            let key = Bytes::from(format!("key/{number:03}"));
+            let op = if round > 0 && rng.u8(..4) == 0 {
+                Op::Delete { slot, key, level: Level::Power }
+            } else {
+                Op::Put { slot, key, value: value(&mut rng, len), level: Level::Power }
+            };
+            ops.push(op);
+        }
+        if round == 0 {
+            // Keeps the older versions of what is overwritten.
+            ops.push(Op::TakeSnapshot);
+        }
+        ops.push(Op::Flush);
+        if round == 1 && size == Size::Large {
+            ops.push(Op::Compact);
+        }
+    }
+    // Groups in the log, over more than one file.
+    let put = |rng: &mut Rng, slot, key: &'static str, len, level| Op::Put {
+        slot,
+        key: key.into(),
+        value: value(rng, len),
+        level,
+    };
+    for (key, slot) in [("log/1", 0), ("log/2", 1), ("log/3", 0), ("log/4", 3), ("log/5", 0), ("log/6", 0)] {
+        ops.push(put(&mut rng, slot, key, 60, Level::Power));
+    }
+    let write = |slot, key: &'static str| Write { slot, key: key.into(), value: Some("batch".into()) };
+    ops.push(Op::Batch { writes: vec![write(0, "log/batch"), write(1, "log/batch")], level: Level::Power });
+    match seed % 3 {
+        0 => ops.push(Op::Create { slot: 2 }),
+        1 => ops.push(Op::Drop { slot: 3 }),
+        _ => {}
+    }
+    ops.push(put(&mut rng, 0, "log/last", 60, Level::Power));
+    // Only the ring has these.
+    ops.push(put(&mut rng, 1, "ring/1", 60, Level::Process));
+    ops.push(Op::Delete { slot: 0, key: "log/1".into(), level: Level::Process });
+    ops.push(put(&mut rng, 0, "ring/2", 60, Level::Process));
+    ops
+}
+
+/// Half of them can be compressed.
+fn value(rng: &mut Rng, len: usize) -> Bytes {
+    let noise = rng.bool();
+    let fill = rng.u8(..);
+    (0..len).map(|_| if noise { rng.u8(..) } else { fill }).collect()
+}
