@@ -1,23 +1,27 @@
 //! An event loop that ends cleanly on SIGINT or SIGTERM: `signal_loop FILE`.
 //!
-//! The signals are blocked, so that they arrive nowhere, and read as data: a `signalfd` is polled by the same context that
-//! does the reads. So there is no handler, nothing that must be safe in one, and no window in which a signal is lost.
-//! Programs that have a handler already give the context a mask instead, see `ContextBuilder::mask`, or let the handler
-//! call `EventFd::add`.
-#![expect(unsafe_code, reason = "makes a signalfd")]
+//! The handler does the one thing that is safe in a handler and cannot be lost: it adds to an eventfd, which the same
+//! context polls that does the reads. It may run on any thread. A `signalfd` will not do: a worker of the kernel looks
+//! whether it is ready, and sees the worker's own signals, so the poll never completes. A program whose signals all go to
+//! the loop's thread can give the context a mask instead, see `ContextBuilder::mask`.
+#![expect(unsafe_code, reason = "installs a signal handler")]
 #![expect(clippy::print_stdout, reason = "a program")]
 
 use std::collections::VecDeque;
 use std::error::Error;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use aio::{Backend, Buf, Context, NativeBackend, Op, OpKind, OpenMode, Readiness, SignalSet, Wake};
+use aio::{Backend, Buf, Context, EventFd, NativeBackend, Op, OpKind, OpenMode, Readiness, Wake};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: signal_loop FILE")?;
-    let signals = signal_descriptor(&[libc::SIGINT, libc::SIGTERM])?;
+    let event = EventFd::new()?;
+    let signals = STOP.get_or_init(|| event);
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        handle(signal)?;
+    }
     let backend = NativeBackend::new();
     let file = backend.open(Path::new(&path), OpenMode::Read)?;
     let mut context = Context::builder().slots(8).build()?;
@@ -45,20 +49,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A descriptor that is readable when one of the signals has come; they are blocked on this thread and those it starts.
-fn signal_descriptor(signals: &[i32]) -> Result<OwnedFd, Box<dyn Error>> {
-    signals.iter().fold(SignalSet::none(), |set, &signal| set.with(signal)).block();
-    // SAFETY: all zeros is a valid set.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    for &signal in signals {
-        // SAFETY: `set` is a valid set.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
+/// What the handler adds to.
+static STOP: OnceLock<EventFd> = OnceLock::new();
+
+extern "C" fn stop(_signal: libc::c_int) {
+    if let Some(event) = STOP.get() {
+        event.add();
     }
-    // SAFETY: reads the set.
-    let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-    if raw < 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Installs the handler.
+fn handle(signal: i32) -> Result<(), Box<dyn Error>> {
+    // SAFETY: all zeros is a valid action.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = stop as extern "C" fn(libc::c_int) as usize;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler lives as long as the program, and only loads an atomic and writes to an eventfd.
+    let answer = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
 }
