@@ -145,8 +145,10 @@ impl Error {
             }
             Error::NoSpace { path } => aio::Error::call("allocate", &path, aio::Errno::NO_SPACE).into(),
             Error::Closed => wal::Error::Closed,
-            // The log adds its own "halted".
-            Error::Halted { cause } => Error::clone(&cause).into_wal(),
+            // Not the bare cause: a want of space in it would look like one that passes.
+            Error::Halted { cause } => {
+                wal::Error::Halted { cause: Arc::new(Error::clone(&cause).into_wal()) }
+            }
             other => wal::Error::Host { message: other.to_string() },
         }
     }

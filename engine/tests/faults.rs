@@ -76,6 +76,29 @@ fn a_write_that_needs_a_new_log_file_fails_as_long_as_none_can_be_made() {
 }
 
 #[test]
+fn after_a_halt_a_write_that_needs_a_new_log_file_says_so() {
+    let sim = SimBackend::new(1);
+    let db = open(&sim).unwrap();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).forever());
+    let default = db.keyspace("default").unwrap();
+    assert!(matches!(db.keyspace("another"), Err(Error::Halted { .. })));
+    assert!(matches!(default.put("k", vec![7; 4000]), Err(Error::Halted { .. })));
+}
+
+#[test]
+fn a_manifest_that_found_no_space_in_a_write_halts_the_log_too() {
+    let sim = SimBackend::new(1);
+    let db = open(&sim).unwrap();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Write]).path("manifest-"));
+    let default = db.keyspace("default").unwrap();
+    for _ in 0..2 {
+        // The first write needs a log file, which the manifest has to name before.
+        assert!(matches!(default.put("k", "v"), Err(Error::Halted { .. })));
+        assert!(matches!(db.sync(), Err(Error::Halted { .. })));
+    }
+}
+
+#[test]
 fn verify_of_a_store_that_has_halted_says_so_and_finds_no_damage() {
     let sim = SimBackend::new(1);
     let db = open(&sim).unwrap();
