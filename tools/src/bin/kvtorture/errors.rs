@@ -140,6 +140,15 @@ const COUNTED: [&str; 9] = [
     "cases",
 ];
 
+/// Which calls fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Which {
+    /// This one only.
+    pub(crate) at: Option<u64>,
+    /// Every so many-th, at least 1. All, and so every index, only with 1.
+    pub(crate) step: u64,
+}
+
 /// How many ways to fail there are.
 pub(crate) fn ways() -> u64 {
     WAYS.len() as u64
@@ -150,15 +159,15 @@ pub(crate) fn case(number: u64) -> (u64, usize) {
     (number / ways(), usize::try_from(number % ways()).unwrap_or(0))
 }
 
-/// Runs the workload of this seed, failing in one way at every call, or at one; until `is_over`.
-pub(crate) fn workload(seed: u64, way: usize, at: Option<u64>, is_over: &dyn Fn() -> bool) -> Check<Tally> {
+/// Runs the workload of this seed, failing in one way, until `is_over`.
+pub(crate) fn workload(seed: u64, way: usize, which: Which, is_over: &dyn Fn() -> bool) -> Check<Tally> {
     let mut case = Case::new(seed)?;
     let way = &WAYS[way];
     for (for_ever, recovery) in [(false, false), (false, true), (true, false), (true, true)] {
-        let mut k = at.unwrap_or(0);
+        let mut k = which.at.unwrap_or(0);
         case.counts.add("loops", 1);
-        while case.guarded(Strike { way, k, for_ever }, recovery)? && at.is_none() {
-            k += 1;
+        while case.guarded(Strike { way, k, for_ever }, recovery)? && which.at.is_none() {
+            k += which.step;
             if is_over() {
                 case.counts.add("loops_cut_short", 1);
                 break;

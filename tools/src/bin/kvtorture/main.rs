@@ -81,6 +81,9 @@ enum Command {
         /// Fail at this call only.
         #[arg(long)]
         at: Option<u64>,
+        /// Fail at every so many-th call only.
+        #[arg(long, default_value_t = 1)]
+        step: u64,
     },
     /// Damages every file of a small store (each bit) and of a larger one (each byte), and reads everything.
     Sweep {
@@ -92,6 +95,9 @@ enum Command {
         /// Run this piece of the larger store only.
         #[arg(long)]
         large: Option<u64>,
+        /// Flip bits in every so many-th sector only.
+        #[arg(long, default_value_t = 1)]
+        step: u64,
     },
     /// Wakes each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
     Planted {
@@ -150,8 +156,11 @@ fn main() -> ExitCode {
             run_sim(&settings, *states, *no_short, *case, *short)
         }
         Command::Model { sequences, case, .. } => run_model(&settings, *sequences, *case),
-        Command::Errors { workloads, case, at, .. } => run_errors(&settings, *workloads, *case, *at),
-        Command::Sweep { small, large, .. } => run_sweep(&settings, *small, *large),
+        Command::Errors { workloads, case, at, step, .. } => {
+            let which = errors::Which { at: *at, step: (*step).max(1) };
+            run_errors(&settings, *workloads, *case, which)
+        }
+        Command::Sweep { small, large, step, .. } => run_sweep(&settings, [*small, *large], (*step).max(1)),
         Command::Planted { only, .. } => planted::run(&settings, only),
     };
     let took = settings.clock.now().saturating_sub(started);
@@ -231,10 +240,10 @@ fn run_model(settings: &Settings, sequences: Option<u64>, case: Option<u64>) -> 
 }
 
 /// A case is one workload with one way to fail.
-fn run_errors(settings: &Settings, workloads: u64, case: Option<u64>, at: Option<u64>) -> Check<Tally> {
+fn run_errors(settings: &Settings, workloads: u64, case: Option<u64>, which: errors::Which) -> Check<Tally> {
     let run = |number| {
         let (workload, way) = errors::case(number);
-        errors::workload(settings.case_seed(workload), way, at, &|| settings.is_over())
+        errors::workload(settings.case_seed(workload), way, which, &|| settings.is_over())
     };
     let count = case.map_or(workloads * errors::ways(), |_| 1);
     let cases = Cases {
@@ -251,14 +260,14 @@ fn run_errors(settings: &Settings, workloads: u64, case: Option<u64>, at: Option
 }
 
 /// The small store, then the larger one.
-fn run_sweep(settings: &Settings, small: Option<u64>, large: Option<u64>) -> Check<Tally> {
+fn run_sweep(settings: &Settings, [small, large]: [Option<u64>; 2], step: u64) -> Check<Tally> {
     let mut tally = Tally::default();
     let parts = [(Size::Small, "sweep --small", small, large), (Size::Large, "sweep --large", large, small)];
     for (size, replay, only, other) in parts {
         if only.is_none() && other.is_some() {
             continue;
         }
-        let sweep = Sweep::new(settings.seed, size)?;
+        let sweep = Sweep::new(settings.seed, size, step)?;
         tally.counts.add("content_bytes", sweep.content_bytes());
         tally.counts.add("pieces", sweep.pieces());
         let first = only.unwrap_or(0);

@@ -19,7 +19,7 @@ use crate::check::compare;
 use crate::report::{Check, Counts, Failure, Tally};
 use damage::{Damage, Pieces};
 pub(crate) use specimen::Size;
-use specimen::Specimen;
+use specimen::{Loss, Specimen};
 
 /// What becomes of a damaged image.
 const CATEGORIES: [&str; 5] = ["detected", "harmless", "recovered", "undetectable_by_design", "silent"];
@@ -33,10 +33,10 @@ pub(crate) struct Sweep {
 }
 
 impl Sweep {
-    /// Builds the store.
-    pub(crate) fn new(seed: u64, size: Size) -> Check<Sweep> {
+    /// Builds the store. Of the sectors only every `step`-th has its bits flipped.
+    pub(crate) fn new(seed: u64, size: Size, step: u64) -> Check<Sweep> {
         let specimen = Specimen::new(seed, size)?;
-        let pieces = Pieces::of(&specimen, size, seed);
+        let pieces = Pieces::of(&specimen, size, (seed, step));
         Ok(Sweep { specimen, pieces, seed })
     }
 
@@ -95,7 +95,11 @@ impl Sweep {
                 Ok("detected")
             }
             (Ok(found), _) if found != specimen.model.end() => Ok("undetectable_by_design"),
-            (Ok(_), _) => Ok(if loss.is_some() { "recovered" } else { "harmless" }),
+            (Ok(_), _) => match loss {
+                // A group was lost, and the ring had it.
+                Some(Loss::LogGroup | Loss::ManifestGroup) => Ok("recovered"),
+                Some(Loss::Ring) | None => Ok("harmless"),
+            },
         }
     }
 }

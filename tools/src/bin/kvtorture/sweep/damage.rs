@@ -88,16 +88,26 @@ impl Damage {
         self.path().ends_with("LOCK")
     }
 
-    /// What the loss of sectors may take along unseen. Only a sector that is zero or older looks like one that a power cut
-    /// took; the ring has nothing but the checksums of its records.
+    /// What may be lost unseen. Only a sector that is now zero or as it was before looks like one that a power cut took,
+    /// whatever made it so; the ring has nothing but the checksums of its records.
     pub(super) fn loss(&self, specimen: &Specimen) -> Option<Loss> {
+        let path = self.path();
         match self {
-            Damage::Zeroed { path, sector } | Damage::Aged { path, sector, .. } => {
-                specimen.loss_of(path, *sector)
-            }
-            Damage::Missing { .. } | Damage::Truncated { .. } => None,
-            other => is_ring(other.path()).then_some(Loss::Ring),
+            Damage::Missing { .. } | Damage::Truncated { .. } => return None,
+            _ if is_ring(path) => return Some(Loss::Ring),
+            Damage::Bit { .. } | Damage::Exchanged { .. } => return None,
+            _ => {}
         }
+        let old = specimen.files.get(path)?;
+        let new = self.bytes(old, specimen)?;
+        let older = specimen.older.get(path)?;
+        let mut sectors = new.chunks(SECTOR_BYTES).zip(old.chunks(SECTOR_BYTES)).enumerate();
+        sectors.find_map(|(sector, (new, old))| {
+            let at = sector * SECTOR_BYTES..sector * SECTOR_BYTES + new.len();
+            let was = older.iter().any(|bytes| bytes.get(at.clone()) == Some(new));
+            let is_lost = new != old && (was || new.iter().all(|byte| *byte == 0));
+            is_lost.then(|| specimen.loss_of(path, sector))?
+        })
     }
 
     /// The disk after it; `None` if that is the same disk.
@@ -173,12 +183,17 @@ const VERSIONS: usize = 3;
 pub(super) struct Pieces(Vec<Piece>);
 
 impl Pieces {
-    pub(super) fn of(specimen: &Specimen, size: Size, seed: u64) -> Pieces {
+    pub(super) fn of(specimen: &Specimen, size: Size, (seed, step): (u64, u64)) -> Pieces {
         let mut pieces = Vec::new();
+        let mut nth = 0;
         for (path, bytes) in &specimen.files {
             pieces.push(Piece::Whole { path: path.clone() });
             let sectors = bytes.len().div_ceil(SECTOR_BYTES);
             for sector in 0..sectors {
+                nth += 1;
+                if !(seed.wrapping_add(nth)).is_multiple_of(step) {
+                    continue;
+                }
                 let seed = (size == Size::Large).then_some(seed ^ sector as u64);
                 pieces.push(Piece::Bits { path: path.clone(), sector, seed });
             }

@@ -114,7 +114,9 @@ impl Specimen {
         let least = match loss {
             None => end,
             Some(Loss::LogGroup) => Prefix { commits: self.before_newest_group.commits, ..end },
-            Some(Loss::ManifestGroup) => self.before_newest_edit,
+            Some(Loss::ManifestGroup) => {
+                Prefix { commits: self.power.commits, edits: self.before_newest_edit.edits }
+            }
             Some(Loss::Ring) => Prefix { commits: self.power.commits, ..end },
         };
         Bounds { commits: least.commits..=end.commits, edits: least.edits..=end.edits }
