@@ -127,8 +127,9 @@ fn deletes_and_a_compaction_make_room_again() {
         let (mut model, mut next) = (Model::new(), 0);
         fill(&ks, &mut model, &mut next);
         let full = sim.used_bytes();
-        // The user adds a little, deletes most of it, and takes the little back.
-        sim.set_capacity_bytes(capacity + 1024 * KIB);
+        // The user adds space, deletes most of the keys, and takes the space back. A compaction may begin at any of the
+        // deletes and takes as much again as the store holds.
+        sim.set_capacity_bytes(2 * capacity + 1024 * KIB);
         let keys: Vec<Vec<u8>> = model.keys().cloned().collect();
         for (i, key) in keys.iter().enumerate() {
             if i % 10 != 0 {
