@@ -3,7 +3,9 @@
 //! Invariants: every file entry of a directory names an inode of `inodes`; inode numbers are never reused. A clone
 //! shares everything; changing one of the two copies pages only where they differ.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,12 +17,15 @@ use super::rng::{Rng, hash_bytes, mix};
 use crate::backend::SECTOR_BYTES;
 use crate::error::Errno;
 
+type Dirs = BTreeMap<Arc<OsStr>, Arc<Dir>>;
+
 /// A simulated disk at one moment: what reads see, what is on stable media, what is in between. Cloning shares all
 /// pages.
 #[derive(Clone, Debug)]
 pub struct DiskImage {
     inodes: BTreeMap<u64, Arc<Inode>>,
-    dirs: BTreeMap<Arc<Path>, Arc<Dir>>,
+    /// By normal path; in the order of the bytes, which is cheaper than that of the components, and parents come first too.
+    dirs: Dirs,
     next_inode: u64,
     seq: u64,
 }
@@ -35,7 +40,7 @@ impl DiskImage {
     /// An empty disk: the directories `/` and the current one.
     #[must_use]
     pub fn new() -> DiskImage {
-        let roots = ["/", ""].map(|path| (Arc::from(Path::new(path)), Arc::new(Dir::default())));
+        let roots = ["/", ""].map(|path| (Arc::from(OsStr::new(path)), Arc::new(Dir::default())));
         DiskImage { inodes: BTreeMap::new(), dirs: BTreeMap::from(roots), next_inode: 1, seq: 0 }
     }
 
@@ -45,14 +50,15 @@ impl DiskImage {
     /// Any answers are a legal outcome, so calling it with all of them enumerates the crash states.
     #[must_use]
     pub fn power_cut(&self, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> DiskImage {
-        let mut dirs: BTreeMap<Arc<Path>, Arc<Dir>> = BTreeMap::new();
+        let mut dirs = Dirs::new();
         let mut reachable = Vec::new();
         // What has nothing pending is shared. Parents come before children in path order, and every directory is asked, whether it survives or not.
-        for (path, dir) in &self.dirs {
+        for (name, dir) in &self.dirs {
+            let path = Path::new(name);
             let left = if dir.is_settled() { Arc::clone(dir) } else { Arc::new(dir.power_cut(path, keep)) };
             if is_root(path) || survives(&dirs, path) {
                 reachable.extend(left.names().values().filter_map(|entry| inode_of(*entry)));
-                dirs.insert(Arc::clone(path), left);
+                dirs.insert(Arc::clone(name), left);
             }
         }
         reachable.sort_unstable();
@@ -143,7 +149,7 @@ impl DiskImage {
     pub fn fingerprint(&self) -> u64 {
         let mut hash = 0;
         for (path, dir) in &self.dirs {
-            hash = mix(hash, hash_bytes(path.as_os_str().as_encoded_bytes()));
+            hash = mix(hash, hash_bytes(path.as_encoded_bytes()));
             for (name, entry) in dir.names() {
                 let digest = match entry {
                     Entry::File(inode) => self.inodes[inode].digest(),
@@ -162,7 +168,7 @@ impl DiskImage {
         for (path, dir) in &self.dirs {
             for (name, entry) in dir.names() {
                 if let Entry::File(inode) = entry {
-                    files.push((path.join(&**name), self.inodes[inode].size_bytes()));
+                    files.push((Path::new(path).join(&**name), self.inodes[inode].size_bytes()));
                 }
             }
         }
@@ -175,7 +181,7 @@ impl DiskImage {
         self.dirs.iter().find_map(|(path, dir)| {
             let mut names = dir.names().iter().chain(dir.durable_names());
             let (name, _) = names.find(|(_, entry)| **entry == Entry::File(inode))?;
-            Some(path.join(&**name))
+            Some(Path::new(path).join(&**name))
         })
     }
 
@@ -271,11 +277,11 @@ impl DiskImage {
     /// What stands at a path.
     pub(crate) fn entry(&self, path: &Path) -> Result<Entry, Errno> {
         let path = normal(path);
-        if self.dirs.contains_key(&*path) {
+        if self.dirs.contains_key(path.as_os_str()) {
             return Ok(Entry::Dir);
         }
-        let (dir, name) = split(&path)?;
-        self.dir(&dir)?.names().get(&*name).copied().ok_or(Errno::NOT_FOUND)
+        let (dir, name) = parts(&path)?;
+        self.dir(dir)?.names().get(name).copied().ok_or(Errno::NOT_FOUND)
     }
 
     /// The inode of a file.
@@ -300,7 +306,7 @@ impl DiskImage {
     pub(crate) fn make_dir(&mut self, path: &Path) -> Result<(), Errno> {
         let (dir, name) = self.free_name(path)?;
         self.dir_mut(&dir)?.change(NameChange::Set { name, entry: Entry::Dir });
-        self.dirs.insert(normal(path).into(), Arc::new(Dir::default()));
+        self.dirs.insert(normal(path).as_os_str().into(), Arc::new(Dir::default()));
         Ok(())
     }
 
@@ -338,7 +344,7 @@ impl DiskImage {
     }
 
     pub(crate) fn dir_mut(&mut self, path: &Path) -> Result<&mut Dir, Errno> {
-        let dir = self.dirs.get_mut(&*normal(path)).ok_or(Errno::NOT_FOUND)?;
+        let dir = self.dirs.get_mut(normal(path).as_os_str()).ok_or(Errno::NOT_FOUND)?;
         Ok(Arc::make_mut(dir))
     }
 
@@ -358,7 +364,7 @@ impl DiskImage {
     }
 
     fn dir(&self, path: &Path) -> Result<&Dir, Errno> {
-        self.dirs.get(path).map(|dir| &**dir).ok_or(Errno::NOT_FOUND)
+        self.dirs.get(path.as_os_str()).map(|dir| &**dir).ok_or(Errno::NOT_FOUND)
     }
 
     fn free_name(&self, path: &Path) -> Result<(PathBuf, Arc<str>), Errno> {
@@ -383,21 +389,33 @@ fn is_root(path: &Path) -> bool {
 }
 
 /// Whether the parent survived a power cut with the name of this directory in it.
-fn survives(dirs: &BTreeMap<Arc<Path>, Arc<Dir>>, path: &Path) -> bool {
-    split(path).is_ok_and(|(parent, name)| {
-        dirs.get(&*parent).is_some_and(|dir| dir.names().get(&*name) == Some(&Entry::Dir))
+fn survives(dirs: &Dirs, path: &Path) -> bool {
+    parts(path).is_ok_and(|(parent, name)| {
+        dirs.get(parent.as_os_str()).is_some_and(|dir| dir.names().get(name) == Some(&Entry::Dir))
     })
 }
 
 /// The path without `.` and doubled or trailing slashes.
-fn normal(path: &Path) -> PathBuf {
-    path.components().filter(|part| !matches!(part, Component::CurDir)).collect()
+fn normal(path: &Path) -> Cow<'_, Path> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let is_plain = |part: &[u8]| !part.is_empty() && part != b".";
+    // An absolute path begins with an empty part.
+    if bytes.split(|byte| *byte == b'/').skip(usize::from(bytes.starts_with(b"/"))).all(is_plain) {
+        return Cow::Borrowed(path);
+    }
+    Cow::Owned(path.components().filter(|part| !matches!(part, Component::CurDir)).collect())
 }
 
 /// Directory and name of a path.
 fn split(path: &Path) -> Result<(PathBuf, Arc<str>), Errno> {
     let path = normal(path);
+    let (dir, name) = parts(&path)?;
+    Ok((dir.to_owned(), name.into()))
+}
+
+/// Directory and name of a normal path.
+fn parts(path: &Path) -> Result<(&Path, &str), Errno> {
     let name = path.file_name().and_then(|name| name.to_str()).ok_or(Errno::INVALID)?;
     let dir = path.parent().ok_or(Errno::INVALID)?;
-    Ok((dir.to_owned(), name.into()))
+    Ok((dir, name))
 }

@@ -60,9 +60,11 @@ pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
             *lane ^= *lane >> 29;
         }
     }
-    let mut hash = lanes.into_iter().fold(bytes.len() as u64, mix);
-    for &byte in chunks.remainder() {
-        hash = mix(hash, u64::from(byte));
-    }
-    scramble(hash)
+    // The length is in the hash, so the last word may be filled up with zeros.
+    let words = chunks.remainder().chunks(8).map(|part| {
+        let mut word = [0; 8];
+        word[..part.len()].copy_from_slice(part);
+        u64::from_le_bytes(word)
+    });
+    scramble(lanes.into_iter().chain(words).fold(bytes.len() as u64, mix))
 }
