@@ -116,7 +116,7 @@ impl DiskImage {
                 Arc::make_mut(inode).process_crash(image.seq, || rng.chance(50));
             }
         }
-        image.sweep(&BTreeSet::new());
+        image.sweep(&[]);
         image
     }
 
@@ -212,7 +212,7 @@ impl DiskImage {
     pub fn remove_file(&mut self, path: &Path) -> bool {
         let Ok((dir, _)) = split(path) else { return false };
         let removed = self.remove(path).is_ok() && self.dir_mut(&dir).map(Dir::sync).is_ok();
-        self.sweep(&BTreeSet::new());
+        self.sweep(&[]);
         removed
     }
 
@@ -349,14 +349,15 @@ impl DiskImage {
     }
 
     /// Forgets files that no name and no open handle can reach.
-    pub(crate) fn sweep(&mut self, open: &BTreeSet<u64>) {
+    pub(crate) fn sweep(&mut self, open: &[u64]) {
         let entries = self.dirs.values().flat_map(|dir| dir.entries());
-        let named: BTreeSet<u64> = entries.filter_map(inode_of).collect();
-        self.inodes.retain(|number, _| named.contains(number) || open.contains(number));
+        let mut reachable: Vec<u64> = entries.filter_map(inode_of).chain(open.iter().copied()).collect();
+        reachable.sort_unstable();
+        self.inodes.retain(|number, _| reachable.binary_search(number).is_ok());
     }
 
     /// Bytes in files that have a name or an open handle.
-    pub(crate) fn used_bytes(&self, open: &BTreeSet<u64>) -> u64 {
+    pub(crate) fn used_bytes(&self, open: &[u64]) -> u64 {
         let entries = self.dirs.values().flat_map(|dir| dir.names().values().copied());
         let mut used: BTreeSet<u64> = entries.filter_map(inode_of).collect();
         used.extend(open);

@@ -63,7 +63,9 @@ pub(crate) struct Machine {
     pub(crate) alignment: Alignment,
     pub(crate) buffered: bool,
     pub(crate) locks: BTreeSet<PathBuf>,
+    /// Of all calls so far, while [`Machine::is_traced`].
     pub(crate) trace_hash: u64,
+    pub(crate) is_traced: bool,
     pub(crate) trace: Trace,
     events: u64,
     calls: u64,
@@ -89,6 +91,7 @@ impl Machine {
             buffered: false,
             locks: BTreeSet::new(),
             trace_hash: 0,
+            is_traced: true,
             trace: Trace::default(),
             events: 0,
             calls: 0,
@@ -126,9 +129,11 @@ impl Machine {
             self.events += 1;
         }
         self.calls += 1;
-        let path = hash_bytes(call.path.as_os_str().as_encoded_bytes());
-        for word in [call.kind as u64, path, call.offset, hash_bytes(call.bytes)] {
-            self.trace_hash = mix(self.trace_hash, word);
+        if self.is_traced {
+            let path = hash_bytes(call.path.as_os_str().as_encoded_bytes());
+            for word in [call.kind as u64, path, call.offset, hash_bytes(call.bytes)] {
+                self.trace_hash = mix(self.trace_hash, word);
+            }
         }
         self.now += Duration::from_nanos(10_000 + self.rng.below(90_000));
         Ok(self.faults.strike(call.kind, call.path))
@@ -182,7 +187,7 @@ impl Machine {
         self.disk.used_bytes(&open)
     }
 
-    fn open_inodes(&mut self) -> BTreeSet<u64> {
+    fn open_inodes(&mut self) -> Vec<u64> {
         self.handles.retain(|handle| handle.strong_count() > 0);
         self.handles.iter().filter_map(Weak::upgrade).map(|handle| handle.inode).collect()
     }

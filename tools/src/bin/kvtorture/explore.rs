@@ -192,6 +192,7 @@ impl<'a> Explorer<'a> {
     ) -> Check<(Prefix, Vec<CrashPoint>)> {
         let is_settled = image.pending_units() == 0;
         let sim = SimBackend::from_image(image, self.rng.u64(..));
+        sim.stop_tracing();
         let points = Points::default();
         if watch {
             let points = Points::clone(&points);
