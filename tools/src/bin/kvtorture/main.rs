@@ -44,7 +44,7 @@ enum Command {
     Sim {
         #[command(flatten)]
         common: Common,
-        /// Stop after at least so many crash states.
+        /// Stop after at least so many different crash states.
         #[arg(long)]
         states: Option<u64>,
         /// Leave the short sequences out.
@@ -186,7 +186,7 @@ fn run_sim(
 ) -> Check<Tally> {
     let distinct = Distinct::new();
     let mut tally = Tally::default();
-    let enough = |tally: &Tally| states.is_some_and(|states| tally.counts.get("crash_states") >= states);
+    let enough = |tally: &Tally| states.is_some_and(|states| tally.counts.get("distinct") >= states);
     if case.is_none() && (!no_short || short.is_some()) {
         let half = settings.deadline.map(|deadline| (settings.clock.now() + deadline) / 2);
         let settings = &Settings { deadline: half, clock: NativeBackend::new(), ..*settings };
@@ -203,9 +203,9 @@ fn run_sim(
         )?);
     }
     if short.is_none() {
-        let so_far = tally.counts.get("crash_states");
+        let so_far = tally.counts.get("distinct");
         let enough =
-            |tally: &Tally| states.is_some_and(|states| so_far + tally.counts.get("crash_states") >= states);
+            |tally: &Tally| states.is_some_and(|states| so_far + tally.counts.get("distinct") >= states);
         tally.merge(&runner::run(
             settings,
             &Cases {
