@@ -193,6 +193,27 @@ impl Db {
         verify::verify(self.handle.store())
     }
 
+    /// For tests, with [`Background::Manual`]: holds background work back, or lets it go (and does what was asked for
+    /// meanwhile), so that the states in between are reached without threads. What a caller must wait for is done all
+    /// the same.
+    #[doc(hidden)]
+    pub fn hold_jobs(&self, held: bool) {
+        jobs::hold(self.handle.store(), held);
+    }
+
+    /// For tests: freezes every memtable and asks for their flush, as writers do when memory or log are full.
+    ///
+    /// # Errors
+    /// The store is closed or has halted.
+    #[doc(hidden)]
+    pub fn freeze(&self) -> Result<()> {
+        let store = self.handle.store();
+        store.check_writable()?;
+        store.freeze(|_| true);
+        jobs::request_flush(store);
+        Ok(())
+    }
+
     /// The largest record that this store takes, in bytes: a batch as [`Batch::size_bytes`] counts it.
     #[must_use]
     pub fn max_record_bytes(&self) -> usize {

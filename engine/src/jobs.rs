@@ -100,6 +100,15 @@ pub(crate) fn request_flush(store: &Store) {
     }
 }
 
+/// In manual mode: from now on what is asked for waits, or no longer. A writer that waits for memory does it all the
+/// same, and so do a flush and a compaction that are called for.
+pub(crate) fn hold(store: &Store, held: bool) {
+    store.held.store(held, Ordering::Relaxed);
+    if store.options.background == Background::Manual {
+        run_pending(store);
+    }
+}
+
 /// Asks for a spare log file; in manual mode nothing happens, and the writer that needs it makes it.
 pub(crate) fn request_spare(store: &Store) {
     let by_thread = store.options.background == Background::Threads;
@@ -128,7 +137,7 @@ pub(crate) fn flush_now(store: &Store) -> Result<()> {
 /// What the flush failed with: the disk is full, or the store has halted. `Closed` when the store is being closed.
 pub(crate) fn wait_for_flush(store: &Store) -> Result<()> {
     if store.options.background == Background::Manual {
-        store.wanted.lock().flush = true;
+        finish_flush(store, flush_frozen(store));
         run_pending(store);
     }
     let mut wanted = store.wanted.lock();
@@ -150,9 +159,9 @@ pub(crate) fn wait_for_flush(store: &Store) -> Result<()> {
     wanted.flush_error.clone().map_or(Ok(()), Err)
 }
 
-/// Manual mode: does everything that is asked for, here and now.
+/// Manual mode: does everything that is asked for, here and now, unless it is held.
 fn run_pending(store: &Store) {
-    loop {
+    while !store.held.load(Ordering::Relaxed) {
         let (flush, compact) = {
             let mut wanted = store.wanted.lock();
             (std::mem::take(&mut wanted.flush), std::mem::take(&mut wanted.compact))

@@ -453,6 +453,7 @@ fn assemble(
         flushing: Mutex::new(()),
         compacting: Mutex::new(()),
         wanted: Mutex::new(Wanted::default()),
+        held: AtomicBool::new(false),
         changed: Condvar::new(),
         active_bytes: AtomicU64::new(0),
         frozen_bytes: AtomicU64::new(0),

@@ -68,6 +68,8 @@ pub(crate) struct Store {
     pub(crate) flushing: Mutex<()>,
     pub(crate) compacting: Mutex<()>,
     pub(crate) wanted: Mutex<Wanted>,
+    /// In manual mode: what is asked for waits, until it is let go or a caller must wait for it.
+    pub(crate) held: AtomicBool,
     /// Work was asked for, or a job finished.
     pub(crate) changed: Condvar,
     /// Bytes in active memtables.
