@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aio::{Bug, planted};
 use wal::ActiveFile;
 
 use crate::key::Seq;
@@ -133,6 +134,9 @@ impl Version {
                 self.logs.retain(|file| !retired.contains(&file.id));
             }
             Edit::KeyspaceCreated { keyspace, name } => {
+                if planted(Bug::KeyspaceIdReused) {
+                    self.dropped.retain(|dropped| dropped != keyspace);
+                }
                 if self.dropped.contains(keyspace) {
                     return Err("a keyspace id is used twice");
                 }

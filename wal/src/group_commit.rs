@@ -326,6 +326,8 @@ impl Shared {
     pub(crate) fn halt(&self, cause: &Error) {
         let mut state = self.state.lock();
         if planted(Bug::LogErrorNotSticky) {
+            // As if it were a full disk: those who wait are told, and the next round tries again.
+            state.refused = Some(cause.clone());
             return;
         }
         if state.halted.is_none() {
