@@ -19,6 +19,9 @@ use parking_lot::Mutex;
 
 use crate::error::Result;
 
+/// No store makes this many files: a higher number is none of ours, and one more than any of ours can be counted.
+pub(crate) const MAX_FILE: u64 = u64::MAX / 2;
+
 /// Operations that one caller of [`Files`] has in flight at most.
 const QUEUE_SLOTS: usize = 64;
 
@@ -72,7 +75,7 @@ impl Files {
     pub(crate) fn number(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
         let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
         let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        if plain { digits.parse().ok() } else { None }
+        if plain { digits.parse().ok().filter(|number| *number < MAX_FILE) } else { None }
     }
 
     pub(crate) fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
@@ -112,6 +115,7 @@ mod tests {
     fn only_our_own_names_have_numbers() {
         assert_eq!(Files::number("manifest-000012", "manifest-", ""), Some(12));
         assert_eq!(Files::number("1234567.seg", "", ".seg"), Some(1_234_567));
+        assert_eq!(Files::number(&format!("{}.seg", u64::MAX), "", ".seg"), None);
         for name in ["manifest-12", "manifest-00001x", "manifest-000001.tmp", "+00001.seg", "000001.log"] {
             assert_eq!(Files::number(name, "manifest-", ""), None);
             assert_eq!(Files::number(name, "", ".seg"), None);

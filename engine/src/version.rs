@@ -11,8 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aio::{Bug, planted};
-use wal::ActiveFile;
+use wal::{ActiveFile, MAX_EPOCH};
 
+use crate::files::MAX_FILE;
 use crate::key::Seq;
 use crate::segment::SegmentMeta;
 
@@ -233,6 +234,10 @@ impl Version {
         }
         if ids.last().is_some_and(|&last| last >= self.next_file) {
             return Err("a file number above the counter is in use");
+        }
+        // From here on the next number would be one that is in use, and whoever takes it relies on its being free.
+        if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {
+            return Err("a counter is used up");
         }
         Ok(())
     }

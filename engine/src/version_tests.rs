@@ -184,6 +184,20 @@ fn a_number_above_the_counter_is_refused() {
 }
 
 #[test]
+fn a_counter_at_its_end_is_refused() {
+    let most = segment(u64::MAX - 1, 1, ("a", "b"), 5);
+    let cases = [
+        vec![created(u32::MAX, "last")],
+        vec![created(u32::MAX - 1, "last but one")],
+        vec![activated(3, MAX_EPOCH, 0)],
+        vec![created(1, "one"), flushed(vec![most])],
+    ];
+    for edits in cases {
+        assert_eq!(built(&edits), Err("a counter is used up"), "{edits:?}");
+    }
+}
+
+#[test]
 fn a_compaction_takes_the_place_of_its_runs() {
     let run = |id| vec![segment(id, 1, ("a", "b"), 5)];
     let flushes = [created(1, "one"), flushed(run(3)), flushed(run(4)), flushed(run(5)), flushed(run(6))];

@@ -45,6 +45,22 @@ fn a_directory_left_by_an_interrupted_open_survives_a_power_cut() {
 }
 
 #[test]
+fn a_file_with_the_highest_number_is_none_of_ours() {
+    let machine = SimBackend::new(1);
+    for _ in 0..2 {
+        let db = small().backend(Arc::new(machine.clone())).open("/store").unwrap();
+        db.keyspace("default").unwrap().put("key", "value").unwrap();
+        db.close().unwrap();
+        let mut image = machine.snapshot();
+        image.write_file(Path::new(&format!("/store/segments/{}.seg", u64::MAX)), b"not ours");
+        let again = SimBackend::from_image(image, 2);
+        let db = small().backend(Arc::new(again)).open("/store").unwrap();
+        db.keyspace("default").unwrap().put("key", "again").unwrap();
+        db.close().unwrap();
+    }
+}
+
+#[test]
 fn sizes_out_of_range_are_brought_into_it() {
     for (bytes, block_bytes) in [(0, 0), (1, 1), (5_000, 1 << 30)] {
         let sizes = Sizes {
