@@ -1,5 +1,8 @@
-//! Compares a reopened store with the model, in full: every keyspace, every pair in both directions, every key that was
-//! ever used.
+//! Compares a reopened store with the model, in full: every keyspace, every key that was ever used, every pair in both
+//! directions.
+//!
+//! Single keys are read first, when no block of the store is in the cache: so a read that fails is met by `get` as often
+//! as by an iterator.
 //!
 //! Invariant: the store is compared with what it *may* hold. One allowed prefix must explain everything that is seen.
 
@@ -15,6 +18,8 @@ use crate::report::{Check, Failure};
 struct Found {
     name: String,
     handle: Keyspace,
+    /// What each key that was ever used has, in the order of the model.
+    values: Vec<Option<Bytes>>,
     pairs: Vec<(Bytes, Bytes)>,
 }
 
@@ -23,17 +28,38 @@ pub(crate) fn compare(db: &Db, model: &Model, bounds: &Bounds) -> Check<Prefix> 
     let mut found = Vec::new();
     for name in db.keyspaces() {
         let handle = db.keyspace(&name)?;
+        let mut values = Vec::with_capacity(model.used_keys().len());
+        for key in model.used_keys() {
+            let value = handle.get(key).map_err(|error| Failure::from(error).at(format!("get {key:?}")))?;
+            // An iterator may fail below; this must be right by itself.
+            if !may_be(&name, key, value.as_ref(), model, bounds) {
+                return Err(Failure::new(format!(
+                    "get {key:?} of {name} gives {value:?}, as nothing allows"
+                )));
+            }
+            values.push(value);
+        }
         let pairs = handle
             .iter()
             .collect::<esker::Result<Vec<_>>>()
             .map_err(|error| Failure::from(error).at(format!("iterating {name}")))?;
-        found.push(Found { name, handle, pairs });
+        found.push(Found { name, handle, values, pairs });
     }
     let prefix = explain(&found, model, bounds)?;
     for keyspace in &found {
         compare_again(keyspace, model).map_err(|failure| failure.at(&keyspace.name))?;
     }
     Ok(prefix)
+}
+
+/// Whether some allowed prefix has this value.
+fn may_be(name: &str, key: &Bytes, value: Option<&Bytes>, model: &Model, bounds: &Bounds) -> bool {
+    bounds.edits.clone().rev().any(|edits| {
+        model.names(edits).get(name).is_some_and(|keyspace| {
+            let mut states = bounds.commits.clone().rev();
+            states.any(|commits| model.state(commits).table(*keyspace).get(key) == value)
+        })
+    })
 }
 
 fn explain(found: &[Found], model: &Model, bounds: &Bounds) -> Check<Prefix> {
@@ -74,9 +100,8 @@ fn compare_again(found: &Found, model: &Model) -> Check {
     if let Some((key, _)) = backwards.next_back_ref()? {
         return Err(Failure::new(format!("backwards: {key:?} before the first key")));
     }
-    for key in model.used_keys() {
+    for (key, value) in model.used_keys().iter().zip(&found.values) {
         let expected = pairs.binary_search_by(|pair| pair.0.cmp(key)).ok().map(|at| &pairs[at].1);
-        let value = found.handle.get(key)?;
         if value.as_ref() != expected {
             return Err(Failure::new(format!("get {key:?}: expected {expected:?}, found {value:?}")));
         }

@@ -1,4 +1,4 @@
-//! How a store is opened: a dozen ways that must all give the same answers.
+//! How a store is opened: in many ways that must all give the same answers.
 //!
 //! Sizes are tiny, so that a few dozen operations rotate and recycle the log, wrap the ring, fill the manifest, cut
 //! segments and start compactions.
@@ -30,7 +30,7 @@ pub(crate) struct Config {
 const KIB: u64 = 1 << 10;
 
 /// The first is the smallest everywhere.
-pub(crate) const CONFIGS: [Config; 12] = [
+pub(crate) const CONFIGS: [Config; 16] = [
     config([8, 4, 4, 8, 8], 512),
     config([8, 8, 4, 16, 16], 600),
     config([16, 4, 8, 8, 8], 1024).process(),
@@ -43,10 +43,22 @@ pub(crate) const CONFIGS: [Config; 12] = [
     config([8, 4, 32, 8, 32], 512).process(),
     config([256, 256, 256, 256, 256], 8192),
     config([8, 4, 5, 12, 8], 512).plain(),
+    // The ring comes round several times between two flushes.
+    config([4, 8, 64, 16, 8], 512).process(),
+    config([8, 4, 64, 16, 8], 512).process().plain(),
+    config([12, 8, 64, 4, 8], 512).process(),
+    config([16, 4, 32, 4, 12], 600).plain(),
 ];
 
-/// Of the stores that are damaged: several groups fit into a log file, several blocks into a segment.
-pub(crate) const SWEPT: [Config; 2] = [config([8, 8, 8, 8, 8], 512), config([16, 16, 16, 16, 16], 1024)];
+/// Of the stores that are damaged: several groups fit into a log file, several blocks into a segment. In a block that is
+/// not compressed a flipped bit of a value changes nothing but the value.
+///
+/// The second has all that the segments lack in one log file.
+pub(crate) const SWEPT: [Config; 3] = [
+    config([4, 8, 8, 8, 8], 512).plain(),
+    config([4, 32, 8, 8, 8], 512).plain(),
+    config([16, 8, 8, 8, 16], 1024),
+];
 
 /// KiB of ring, log file, memtable, segment and manifest, and bytes of a block.
 const fn config([ring, log_file, memtable, segment, manifest]: [u64; 5], block: usize) -> Config {

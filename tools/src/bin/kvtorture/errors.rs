@@ -4,12 +4,14 @@
 //! Invariants: `k` rises until a run ends without its fault having struck, so no index is left out; a run differs from
 //! the one without a fault in the fault only, so the calls before it are the same.
 
+mod ways;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use aio::sim::{DiskImage, EventKind, Fault, FaultPlan};
-use aio::{Backend as _, Errno, SimBackend};
+use aio::sim::{DiskImage, EventKind, Fault};
+use aio::{Backend as _, SimBackend};
 use esker::Error;
 use parking_lot::Mutex;
 
@@ -18,114 +20,7 @@ use crate::model::{Acks, Bounds, Model, Prefix};
 use crate::report::{Check, Counts, Failure, Tally};
 use crate::workload::{Generator, KINDS, Level, Mix, Op, Write};
 use crate::world::{Outcome, World};
-
-/// A way to fail.
-#[derive(Clone, Copy, Debug)]
-struct Way {
-    name: &'static str,
-    fault: Fault,
-    /// Which calls; empty for all that the fault can hit, other than submits and waits.
-    on: &'static [EventKind],
-    /// Only files with this in their path.
-    path: &'static str,
-    /// What the store may answer while it lasts.
-    may: May,
-}
-
-/// The errors that a fault entitles the store to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum May {
-    /// None: it is a delay or an interruption.
-    NotFail,
-    /// A call failed.
-    Fail,
-    /// Bytes that were read are wrong.
-    FindDamage,
-}
-
-const fn errno(name: &'static str, errno: Errno, on: &'static [EventKind]) -> Way {
-    Way { name, fault: Fault::Errno(errno), on, path: "", may: May::Fail }
-}
-
-const fn flip(name: &'static str, path: &'static str) -> Way {
-    Way { name, fault: Fault::FlipBit(0), on: &[], path, may: May::FindDamage }
-}
-
-const fn late(name: &'static str, fault: Fault) -> Way {
-    Way { name, fault, on: &[], path: "", may: May::NotFail }
-}
-
-const LATE: Duration = Duration::from_secs(10);
-
-const WAYS: [Way; 17] = [
-    errno("eio", Errno::IO, &[]),
-    errno("enospc", Errno::NO_SPACE, &[]),
-    errno("erofs", Errno::READ_ONLY, &[]),
-    errno("eagain", Errno::AGAIN, &[]),
-    errno("eintr", Errno::INTERRUPTED, &[]),
-    errno("submit_eagain", Errno::AGAIN, &[EventKind::Submit]),
-    errno("submit_eio", Errno::IO, &[EventKind::Submit]),
-    errno("wait_eio", Errno::IO, &[EventKind::Wait]),
-    errno("sync_eio", Errno::IO, &[EventKind::Sync]),
-    Way {
-        name: "wait_eintr",
-        fault: Fault::Errno(Errno::INTERRUPTED),
-        on: &[EventKind::Wait],
-        path: "",
-        may: May::NotFail,
-    },
-    Way { name: "short", fault: Fault::Short(0), on: &[], path: "", may: May::Fail },
-    late("reordered", Fault::Last),
-    late("late", Fault::Delay(LATE)),
-    flip("flip_manifest", "/manifest-"),
-    flip("flip_log", ".log"),
-    flip("flip_segment", ".seg"),
-    flip("flip_ring", "/ring-"),
-];
-
-/// A fault that strikes once or for ever from the `k`-th call on.
-#[derive(Clone, Copy, Debug)]
-struct Strike {
-    way: &'static Way,
-    k: u64,
-    for_ever: bool,
-}
-
-impl std::fmt::Display for Strike {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} at {} {}", self.way.name, self.k, if self.for_ever { "for ever" } else { "once" })
-    }
-}
-
-impl Strike {
-    fn plan(&self) -> FaultPlan {
-        let fault = match self.way.fault {
-            Fault::Short(_) => Fault::Short([0, 512, 1000, 2560][usize::try_from(self.k % 4).unwrap_or(0)]),
-            Fault::FlipBit(_) => Fault::FlipBit(fastrand::Rng::with_seed(self.k).u64(..)),
-            fault => fault,
-        };
-        let plan = FaultPlan::new(fault).on(self.way.on).path(self.way.path).skip(self.k);
-        if self.for_ever { plan.forever() } else { plan }
-    }
-
-    /// A bit that flips while the ring is read cuts its records off: nothing tells that from a store that died before
-    /// the ring's pages reached the disk. What was acknowledged for power cuts stands in the log.
-    fn spares_ring(&self) -> bool {
-        self.way.name != "flip_ring"
-    }
-
-    /// An error that the fault does not explain is a failure.
-    fn judge(&self, error: &Error) -> Check {
-        let fits = match error {
-            Error::Io { .. } | Error::NoSpace { .. } | Error::Halted { .. } | Error::Busy { .. } => {
-                self.way.may != May::NotFail
-            }
-            Error::Corrupt { file, .. } => self.way.may == May::FindDamage && !file.as_os_str().is_empty(),
-            _ => false,
-        };
-        if fits { Ok(()) } else { Err(Failure::new(format!("an error that does not fit: {error:?}"))) }
-    }
-}
+use ways::{LATE, Strike, WAYS};
 
 /// Names of what is counted, other than the ways to fail.
 const COUNTED: [&str; 9] = [
@@ -145,6 +40,8 @@ const COUNTED: [&str; 9] = [
 pub(crate) struct Which {
     /// This one only.
     pub(crate) at: Option<u64>,
+    /// Otherwise from this one on.
+    pub(crate) first: u64,
     /// Every so many-th, at least 1. All, and so every index, only with 1.
     pub(crate) step: u64,
 }
@@ -164,9 +61,14 @@ pub(crate) fn workload(seed: u64, way: usize, which: Which, is_over: &dyn Fn() -
     let mut case = Case::new(seed)?;
     let way = &WAYS[way];
     for (for_ever, recovery) in [(false, false), (false, true), (true, false), (true, true)] {
-        let mut k = which.at.unwrap_or(0);
+        let mut k = which.at.unwrap_or(which.first);
         case.counts.add("loops", 1);
-        while case.guarded(Strike { way, k, for_ever }, recovery)? && which.at.is_none() {
+        // A sample must not begin behind the last call.
+        while !case.guarded(Strike { way, k, for_ever }, recovery)? && k > 0 && which.at.is_none() {
+            k /= 2;
+        }
+        k += which.step;
+        while which.at.is_none() && case.guarded(Strike { way, k, for_ever }, recovery)? {
             k += which.step;
             if is_over() {
                 case.counts.add("loops_cut_short", 1);
@@ -338,12 +240,36 @@ impl Case {
         }
     }
 
-    /// One operation on the open store.
+    /// One operation on the open store. If a sync of log or manifest failed in it, the store must have halted.
     fn step(&mut self, ran: &mut Ran, strike: Option<Strike>, op: &Op) -> Check {
+        let before = ran.world.sim.faults_struck();
+        self.answer(ran, strike, op)?;
+        let Some(strike) = strike.filter(|strike| strike.way.on == [EventKind::Sync]) else { return Ok(()) };
+        if before > 0 || ran.world.sim.faults_struck() == 0 {
+            return Ok(());
+        }
+        let Some(path) = promised(&ran.syncs.lock(), strike.k) else { return Ok(()) };
+        if ran.world.db()?.metrics().halted.is_none() {
+            return Err(Failure::new(format!(
+                "the sync of {} failed, and the store goes on",
+                path.display()
+            )));
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, ran: &mut Ran, strike: Option<Strike>, op: &Op) -> Check {
         let is_write = matches!(op, Op::Put { .. } | Op::Delete { .. } | Op::Batch { .. });
         let is_upkeep = matches!(
             op,
-            Op::Sync | Op::Flush | Op::Compact | Op::Verify | Op::Create { .. } | Op::Drop { .. }
+            Op::Sync
+                | Op::Flush
+                | Op::Compact
+                | Op::Freeze
+                | Op::Hold { .. }
+                | Op::Verify
+                | Op::Create { .. }
+                | Op::Drop { .. }
         );
         let before = ran.world.model.end().commits;
         let outcome = match ran.world.run(op) {
@@ -383,10 +309,9 @@ impl Case {
         world.end_doubt();
         let (disk, acks) = (world.sim.snapshot(), world.acks());
         let seed = self.seed ^ strike.k;
-        for cut in [disk.power_cut_none(), disk.power_cut_random(seed)] {
-            self.reopen(&SimBackend::from_image(cut, seed), &ran.world, &acks.after_power_cut())
-                .map_err(|failure| failure.at("then a power cut"))?;
-        }
+        let cut = if strike.k % 4 < 2 { disk.power_cut_none() } else { disk.power_cut_random(seed) };
+        self.reopen(&SimBackend::from_image(cut, seed), &ran.world, &acks.after_power_cut())
+            .map_err(|failure| failure.at("then a power cut"))?;
         if strike.k.is_multiple_of(2) {
             let image = disk.process_crash(seed);
             self.reopen(&SimBackend::from_image(image, seed), &ran.world, &acks.after_process_crash())
@@ -538,6 +463,17 @@ fn check_syncs(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Check {
         }
     }
     Ok(())
+}
+
+/// The file of the `k`-th sync, if it belongs to the log or the manifest and was synced before in this use: then what is
+/// in it was promised. (The first sync of a new file is of zeros only.)
+fn promised(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Option<std::path::PathBuf> {
+    let mut syncs = events.iter().enumerate().filter(|(_, (kind, _))| *kind == EventKind::Sync);
+    let (at, (_, path)) = syncs.nth(usize::try_from(k).ok()?)?;
+    let name = path.to_string_lossy();
+    let before = events.get(..at)?.iter().rev().find(|(_, other)| other == path)?;
+    let is_used = before.0 == EventKind::Sync && (name.contains(".log") || name.contains("/manifest-"));
+    is_used.then(|| path.clone())
 }
 
 /// A seeded sequence, and between its pieces what every workload must have.

@@ -12,6 +12,7 @@ mod modelcheck;
 mod planted;
 mod report;
 mod runner;
+mod shapes;
 mod sim;
 mod sweep;
 mod workload;
@@ -24,9 +25,9 @@ use aio::{Backend as _, NativeBackend};
 use clap::{Args, Parser, Subcommand};
 
 use crate::explore::Distinct;
-use crate::report::{Check, Tally, complain, say};
+use crate::report::{Check, Failure, Tally, complain, say};
 use crate::runner::{Cases, Settings};
-use crate::sweep::{Size, Sweep};
+use crate::sweep::Sweep;
 
 /// Breaks an Esker store on a simulated machine and compares what is left with a model.
 ///
@@ -85,19 +86,17 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         step: u64,
     },
-    /// Damages every file of a small store (each bit) and of a larger one (each byte), and reads everything.
+    /// Damages every file of a small store (each bit), of a larger one (each byte) and the logs of one after a power cut,
+    /// and reads everything.
     Sweep {
         #[command(flatten)]
         common: Common,
-        /// Run this piece of the small store only.
-        #[arg(long, conflicts_with = "large")]
-        small: Option<u64>,
-        /// Run this piece of the larger store only.
+        /// Run this piece only.
         #[arg(long)]
-        large: Option<u64>,
-        /// Flip bits in every so many-th sector only.
+        piece: Option<u64>,
+        /// Flip every so many-th bit only.
         #[arg(long, default_value_t = 1)]
-        step: u64,
+        step: usize,
     },
     /// Wakes each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
     Planted {
@@ -157,10 +156,9 @@ fn main() -> ExitCode {
         }
         Command::Model { sequences, case, .. } => run_model(&settings, *sequences, *case),
         Command::Errors { workloads, case, at, step, .. } => {
-            let which = errors::Which { at: *at, step: (*step).max(1) };
-            run_errors(&settings, *workloads, *case, which)
+            run_errors(&settings, *workloads, *case, (*at, (*step).max(1)))
         }
-        Command::Sweep { small, large, step, .. } => run_sweep(&settings, [*small, *large], (*step).max(1)),
+        Command::Sweep { piece, step, .. } => run_sweep(&settings, *piece, (*step).max(1)),
         Command::Planted { only, .. } => planted::run(&settings, only),
     };
     let took = settings.clock.now().saturating_sub(started);
@@ -196,6 +194,7 @@ fn run_sim(
                 replay: "sim --short",
                 first: short.unwrap_or(0),
                 count: short.map_or(sim::short_sequences(), |_| 1),
+                order: &[],
                 round: 16,
                 enough: &enough,
                 run: &|number| sim::short_sequence(number, settings, &distinct),
@@ -212,6 +211,7 @@ fn run_sim(
                 replay: "sim --case",
                 first: case.unwrap_or(0),
                 count: case.map_or(u64::MAX, |_| 1),
+                order: &[],
                 round: 16,
                 enough: &enough,
                 run: &|number| sim::workload(number, settings, &distinct),
@@ -228,21 +228,28 @@ fn run_model(settings: &Settings, sequences: Option<u64>, case: Option<u64>) -> 
             replay: "model --case",
             first: case.unwrap_or(0),
             count: case.map_or(u64::MAX, |_| 1),
+            order: &[],
             round: 512,
             enough: &|tally| sequences.is_some_and(|sequences| tally.counts.get("sequences") >= sequences),
             run: &|number| modelcheck::sequence(settings.case_seed(number)),
         },
     )?;
-    if case.is_none() {
+    if case.is_none() && tally.counts.get("sequences") >= modelcheck::ENOUGH_TO_JUDGE {
         modelcheck::judge(&tally)?;
     }
     Ok(tally)
 }
 
-/// A case is one workload with one way to fail.
-fn run_errors(settings: &Settings, workloads: u64, case: Option<u64>, which: errors::Which) -> Check<Tally> {
+/// A case is one workload with one way to fail; of its calls every `step`-th fails, from one on that is drawn.
+fn run_errors(
+    settings: &Settings,
+    workloads: u64,
+    case: Option<u64>,
+    (at, step): (Option<u64>, u64),
+) -> Check<Tally> {
     let run = |number| {
         let (workload, way) = errors::case(number);
+        let which = errors::Which { at, first: settings.case_seed(number) % step, step };
         errors::workload(settings.case_seed(workload), way, which, &|| settings.is_over())
     };
     let count = case.map_or(workloads * errors::ways(), |_| 1);
@@ -250,6 +257,7 @@ fn run_errors(settings: &Settings, workloads: u64, case: Option<u64>, which: err
         replay: "errors --case",
         first: case.unwrap_or(0),
         count,
+        order: &if case.is_some() { Vec::new() } else { settings.shuffled(count) },
         round: u64::MAX,
         enough: &|_| false,
         run: &run,
@@ -259,30 +267,36 @@ fn run_errors(settings: &Settings, workloads: u64, case: Option<u64>, which: err
     Ok(tally)
 }
 
-/// The small store, then the larger one.
-fn run_sweep(settings: &Settings, [small, large]: [Option<u64>; 2], step: u64) -> Check<Tally> {
-    let mut tally = Tally::default();
-    let parts = [(Size::Small, "sweep --small", small, large), (Size::Large, "sweep --large", large, small)];
-    for (size, replay, only, other) in parts {
-        if only.is_none() && other.is_some() {
-            continue;
-        }
-        let sweep = Sweep::new(settings.seed, size, step)?;
-        tally.counts.add("content_bytes", sweep.content_bytes());
-        tally.counts.add("pieces", sweep.pieces());
-        let first = only.unwrap_or(0);
-        let count = only.map_or(sweep.pieces(), |_| 1);
-        let run = |number| {
-            sweep.piece(number).map(|mut tally| {
+/// All stores, or one piece.
+fn run_sweep(settings: &Settings, piece: Option<u64>, step: usize) -> Check<Tally> {
+    let sweeps = Sweep::all(settings.seed, step)?;
+    let pieces: u64 = sweeps.iter().map(Sweep::pieces).sum();
+    let run = |mut number| {
+        for sweep in &sweeps {
+            if number < sweep.pieces() {
+                let mut tally = sweep.piece(number)?;
                 tally.counts.add("pieces_swept", 1);
-                tally
-            })
-        };
-        tally.merge(&runner::run(
-            settings,
-            &Cases { replay, first, count, round: u64::MAX, enough: &|_| false, run: &run },
-        )?);
-    }
+                return Ok(tally);
+            }
+            number -= sweep.pieces();
+        }
+        Err(Failure::new("no such piece"))
+    };
+    let mut tally = Tally::default();
+    tally.counts.add("content_bytes", sweeps.iter().map(Sweep::content_bytes).sum());
+    tally.counts.add("pieces", pieces);
+    tally.merge(&runner::run(
+        settings,
+        &Cases {
+            replay: &format!("sweep --step {step} --piece"),
+            first: piece.unwrap_or(0),
+            count: piece.map_or(pieces, |_| 1),
+            order: &if piece.is_some() { Vec::new() } else { Sweep::order(&sweeps, settings) },
+            round: u64::MAX,
+            enough: &|_| false,
+            run: &run,
+        },
+    )?);
     Ok(tally)
 }
 

@@ -10,38 +10,26 @@ use fastrand::Rng;
 use crate::config::CONFIGS;
 use crate::model::Bounds;
 use crate::report::{Check, Counts, Failure, Tally};
-use crate::workload::{Generator, KINDS, Mix, Op, SLOTS};
+use crate::shapes;
+use crate::workload::{KINDS, Op};
 use crate::world::{Outcome, World};
 
 /// One in so many lists runs on every configuration.
 const EVERYWHERE: u64 = 50;
 
-/// Operations of a list; some are skipped, since what they need does not exist.
-const LENGTHS: std::ops::RangeInclusive<usize> = 10..=60;
+/// Runs of a list that failed, for shortening it: a second or two.
+const MOST_TRIES: usize = 300;
 
 /// Runs one list of operations.
 pub(crate) fn sequence(seed: u64) -> Check<Tally> {
     let mut rng = Rng::with_seed(seed);
-    let crashes = rng.bool();
-    let writes = rng.u64(30..50);
-    let mix = Mix {
-        writes,
-        reads: 85 - writes,
-        upkeep: 9,
-        crashes,
-        keys: *rng.choice([4, 15, 60].iter()).unwrap_or(&15),
-        value_bytes: *rng.choice([20, 120, 400].iter()).unwrap_or(&120),
-        configs: CONFIGS.len(),
-    };
-    let created = (1..SLOTS.len()).filter(|_| rng.bool()).map(|slot| Op::Create { slot });
-    let mut ops: Vec<Op> = created.collect();
-    ops.extend(Generator::new(rng.u64(..), mix).sequence(rng.usize(LENGTHS)));
+    let (ops, config) = shapes::list(&mut rng);
     let mut tally = Tally { operations: Counts::of(&KINDS), ..Tally::default() };
     let configs: Vec<usize> = if seed.is_multiple_of(EVERYWHERE) {
         tally.counts.add("lists_on_every_configuration", 1);
         (0..CONFIGS.len()).collect()
     } else {
-        vec![rng.usize(..CONFIGS.len())]
+        vec![config]
     };
     let machine = rng.u64(..);
     for config in configs {
@@ -78,21 +66,33 @@ fn run(ops: &[Op], machine: u64, config: usize, tally: &mut Tally) -> Check {
     Ok(())
 }
 
-/// Leaves out every operation that is not needed for a failure, whichever it is.
+/// Leaves out operations that are not needed for a failure, whichever it is: halves first, single ones at last.
 fn shorten(mut ops: Vec<Op>, machine: u64, config: usize, mut failure: Failure) -> (Vec<Op>, Failure) {
-    let mut at = ops.len();
-    while at > 0 {
-        at -= 1;
-        let mut fewer = ops.clone();
-        fewer.remove(at);
-        let result = catch_unwind(AssertUnwindSafe(|| run(&fewer, machine, config, &mut Tally::default())));
-        match result.unwrap_or_else(|_| Err(Failure::new("panic"))) {
-            Ok(()) => {}
-            Err(other) => (ops, failure) = (fewer, other),
+    let mut len = ops.len().div_ceil(2);
+    let mut tries = MOST_TRIES;
+    loop {
+        let mut end = ops.len();
+        while end > 0 && tries > 0 {
+            tries -= 1;
+            let start = end.saturating_sub(len);
+            let mut fewer = ops.clone();
+            fewer.drain(start..end);
+            let result =
+                catch_unwind(AssertUnwindSafe(|| run(&fewer, machine, config, &mut Tally::default())));
+            if let Err(other) = result.unwrap_or_else(|_| Err(Failure::new("panic"))) {
+                (ops, failure) = (fewer, other);
+            }
+            end = start;
         }
+        if len <= 1 || tries == 0 {
+            return (ops, failure);
+        }
+        len = len.div_ceil(2);
     }
-    (ops, failure)
 }
+
+/// Sequences in which everything should have happened.
+pub(crate) const ENOUGH_TO_JUDGE: u64 = 4000;
 
 /// What must hold of a whole run: every kind of operation happened, and sequences were long enough.
 pub(crate) fn judge(tally: &Tally) -> Check {

@@ -14,17 +14,20 @@ use aio::{Backend as _, Bug, NativeBackend};
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::Settings;
 
-/// The layers, cheapest first.
-const LAYERS: [&str; 4] = ["model", "sim", "errors", "sweep"];
+/// The layers, cheapest first, with what makes a short run of each a broad one.
+const LAYERS: [&[&str]; 4] = [&["model"], &["sim"], &["errors", "--step", "23"], &["sweep", "--step", "97"]];
 
 /// A bug that is not found in this time is a failure.
 const TIME_FOR_A_BUG: Duration = Duration::from_mins(1);
 
 /// The first slice of each layer; every round doubles it.
-const FIRST_SLICE: Duration = Duration::from_secs(2);
+const FIRST_SLICE: Duration = Duration::from_secs(1);
+
+/// How long each layer must find nothing before that.
+const CLEAN_SLICE: Duration = Duration::from_secs(4);
 
 /// A child that runs this much longer than its slice hangs.
-const GRACE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(10);
 
 /// How often a child is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -64,9 +67,8 @@ pub(crate) fn run(settings: &Settings, only: &str) -> Check<Tally> {
 
 fn clean(settings: &Settings) -> Check {
     for layer in LAYERS {
-        let (how, _) = slice(settings, layer, None, FIRST_SLICE);
-        if let Some(how) = how {
-            return Err(Failure::new(format!("{layer} {how} although no bug is awake")));
+        if let Some(how) = slice(settings, layer, None, Slice { length: CLEAN_SLICE, nth: 0 }) {
+            return Err(Failure::new(format!("{} {how} although no bug is awake", layer[0])));
         }
     }
     Ok(())
@@ -74,33 +76,35 @@ fn clean(settings: &Settings) -> Check {
 
 fn hunt(settings: &Settings, bug: Bug) -> Finding {
     let started = settings.clock.now();
-    let mut length = FIRST_SLICE;
+    let mut part = Slice { length: FIRST_SLICE, nth: 0 };
     loop {
         for layer in LAYERS {
-            let (how, _) = slice(settings, layer, Some(bug), length);
+            let how = slice(settings, layer, Some(bug), part);
             let took = settings.clock.now().saturating_sub(started);
             if let Some(how) = how {
-                return Finding { bug, by: Some((layer, how)), took };
+                return Finding { bug, by: Some((layer[0], how)), took };
             }
             if took >= TIME_FOR_A_BUG {
                 return Finding { bug, by: None, took };
             }
         }
-        length *= 2;
+        part = Slice { length: part.length * 2, nth: part.nth + 1 };
     }
 }
 
-/// Runs one layer for a while; how it ended, if not well.
-fn slice(
-    settings: &Settings,
-    layer: &str,
-    bug: Option<Bug>,
+/// How long a layer runs. Each has a seed of its own, so that none begins with the cases of the one before.
+#[derive(Clone, Copy)]
+struct Slice {
     length: Duration,
-) -> (Option<&'static str>, Duration) {
+    nth: u64,
+}
+
+/// Runs one layer for a while; how it ended, if not well.
+fn slice(settings: &Settings, layer: &[&str], bug: Option<Bug>, part: Slice) -> Option<&'static str> {
     let clock = NativeBackend::new();
     let mut command = Command::new(std::env::current_exe().expect("a running program has a path"));
-    let seconds = length.as_secs().to_string();
-    command.args([layer, "--threads", "1", "--time", &seconds, "--seed", &settings.seed.to_string()]);
+    let (seconds, seed) = (part.length.as_secs().to_string(), settings.seed + part.nth);
+    command.args(layer).args(["--threads", "1", "--time", &seconds, "--seed", &seed.to_string()]);
     command.env_remove("ESKER_PLANTED").stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
     if let Some(bug) = bug {
         command.env("ESKER_PLANTED", bug.name());
@@ -109,7 +113,7 @@ fn slice(
     let status = loop {
         match child.try_wait().expect("the child is ours") {
             Some(status) => break Some(status),
-            None if clock.now() > length + GRACE => break None,
+            None if clock.now() > part.length + GRACE => break None,
             None => clock.park(POLL),
         }
     };
@@ -117,7 +121,7 @@ fn slice(
         child.kill().expect("the child is ours");
         child.wait().expect("the child is ours");
     }
-    (how_it_ended(status), clock.now())
+    how_it_ended(status)
 }
 
 fn how_it_ended(status: Option<ExitStatus>) -> Option<&'static str> {

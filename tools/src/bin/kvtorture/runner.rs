@@ -37,6 +37,13 @@ impl Settings {
         fastrand::Rng::with_seed(self.seed.rotate_left(32) ^ case.wrapping_mul(0x9E37_79B9_7F4A_7C15)).u64(..)
     }
 
+    /// The numbers below `count` in an order drawn from the seed, so that a run that is cut short is a fair sample.
+    pub(crate) fn shuffled(&self, count: u64) -> Vec<u64> {
+        let mut order: Vec<u64> = (0..count).collect();
+        fastrand::Rng::with_seed(self.seed).shuffle(&mut order);
+        order
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.deadline.is_some_and(|deadline| self.clock.now() >= deadline)
     }
@@ -48,6 +55,8 @@ pub(crate) struct Cases<'a> {
     pub(crate) replay: &'a str,
     pub(crate) first: u64,
     pub(crate) count: u64,
+    /// The numbers in the order in which they are run; empty: rising.
+    pub(crate) order: &'a [u64],
     /// Cases between two looks at the limits.
     pub(crate) round: u64,
     /// Asked after every round.
@@ -144,10 +153,12 @@ fn run_round(
 impl Round<'_> {
     fn work(&self, thread: usize) {
         while !self.stop.load(Ordering::Relaxed) && !self.settings.is_over() {
-            let case = self.next.fetch_add(1, Ordering::Relaxed);
-            if case >= self.end {
+            let nth = self.next.fetch_add(1, Ordering::Relaxed);
+            if nth >= self.end {
                 break;
             }
+            let case =
+                usize::try_from(nth).ok().and_then(|nth| self.cases.order.get(nth)).map_or(nth, |case| *case);
             self.running.lock()[thread] = Some((case, self.settings.clock.now()));
             let result = catch_unwind(AssertUnwindSafe(|| (self.cases.run)(case)));
             self.running.lock()[thread] = None;

@@ -17,9 +17,9 @@ use esker::Error;
 
 use crate::check::compare;
 use crate::report::{Check, Counts, Failure, Tally};
+use crate::runner::Settings;
 use damage::{Damage, Pieces};
-pub(crate) use specimen::Size;
-use specimen::{Loss, Specimen};
+use specimen::{Loss, Size, Specimen};
 
 /// What becomes of a damaged image.
 const CATEGORIES: [&str; 5] = ["detected", "harmless", "recovered", "undetectable_by_design", "silent"];
@@ -33,11 +33,32 @@ pub(crate) struct Sweep {
 }
 
 impl Sweep {
-    /// Builds the store. Of the sectors only every `step`-th has its bits flipped.
-    pub(crate) fn new(seed: u64, size: Size, step: u64) -> Check<Sweep> {
-        let specimen = Specimen::new(seed, size)?;
-        let pieces = Pieces::of(&specimen, size, (seed, step));
-        Ok(Sweep { specimen, pieces, seed })
+    /// Builds all stores. Of the bits only every `step`-th (at least 1) is flipped.
+    pub(crate) fn all(seed: u64, step: usize) -> Check<Vec<Sweep>> {
+        let new = |size| {
+            let specimen = Specimen::new(seed, size).map_err(|failure| failure.at(format!("{size:?}")))?;
+            let pieces = Pieces::of(&specimen, size, (seed, step));
+            Ok(Sweep { specimen, pieces, seed })
+        };
+        [Size::Small, Size::Cut, Size::Large].into_iter().map(new).collect()
+    }
+
+    /// The numbers of all pieces in an order drawn from the seed. They are taken from the stores in turn, and flipped bits
+    /// and the rest by turns, so that the few pieces of a kind are not lost among the many of another.
+    pub(crate) fn order(sweeps: &[Sweep], settings: &Settings) -> Vec<u64> {
+        let mut first = 0;
+        let mut order: Vec<(usize, u64)> = Vec::new();
+        for sweep in sweeps {
+            let shuffled = settings.shuffled(sweep.pieces());
+            let (bits, rest): (Vec<u64>, Vec<u64>) =
+                shuffled.into_iter().partition(|number| sweep.pieces.is_bits(*number));
+            for numbers in [bits, rest] {
+                order.extend(numbers.into_iter().map(|number| first + number).enumerate());
+            }
+            first += sweep.pieces();
+        }
+        order.sort_unstable();
+        order.into_iter().map(|(_, number)| number).collect()
     }
 
     /// How many pieces there are.
@@ -82,7 +103,7 @@ impl Sweep {
         let loss = damage.loss(specimen);
         let bounds = specimen.bounds(loss);
         let found = compare(&db, &specimen.model, &bounds);
-        let verified = found.is_ok().then(|| db.verify());
+        let verified = (found.is_ok() && damage.is_verified()).then(|| db.verify());
         sim.crash();
         match (found, verified) {
             (Err(failure), _) => {
@@ -94,7 +115,7 @@ impl Sweep {
                 must_be_found(&error).map_err(|failure| failure.at("verify"))?;
                 Ok("detected")
             }
-            (Ok(found), _) if found != specimen.model.end() => Ok("undetectable_by_design"),
+            (Ok(found), _) if found != specimen.end() => Ok("undetectable_by_design"),
             (Ok(_), _) => match loss {
                 // A group was lost, and the ring had it.
                 Some(Loss::LogGroup | Loss::ManifestGroup) => Ok("recovered"),

@@ -133,6 +133,12 @@ pub(crate) enum Op {
     Sync,
     Flush,
     Compact,
+    /// Freeze all memtables, as a full one or a full log does.
+    Freeze,
+    /// Hold background work back, or let it go.
+    Hold {
+        held: bool,
+    },
     Verify,
     Metrics,
     Keyspaces,
@@ -207,7 +213,7 @@ pub(crate) enum Op {
 }
 
 /// Every kind of operation, for the counts.
-pub(crate) const KINDS: [&str; 39] = [
+pub(crate) const KINDS: [&str; 42] = [
     "put",
     "delete",
     "batch",
@@ -226,6 +232,9 @@ pub(crate) const KINDS: [&str; 39] = [
     "sync",
     "flush",
     "compact",
+    "freeze",
+    "hold",
+    "let_go",
     "verify",
     "metrics",
     "keyspaces",
@@ -271,6 +280,9 @@ impl Op {
             Op::Sync => "sync",
             Op::Flush => "flush",
             Op::Compact => "compact",
+            Op::Freeze => "freeze",
+            Op::Hold { held: true } => "hold",
+            Op::Hold { held: false } => "let_go",
             Op::Verify => "verify",
             Op::Metrics => "metrics",
             Op::Keyspaces => "keyspaces",
@@ -321,11 +333,15 @@ pub(crate) struct Generator {
     rng: Rng,
     mix: Mix,
     values: u64,
+    /// Added to the numbers in keys, so that every sequence has keys of its own.
+    salt: u32,
 }
 
 impl Generator {
     pub(crate) fn new(seed: u64, mix: Mix) -> Generator {
-        Generator { rng: Rng::with_seed(seed), mix, values: 0 }
+        let mut rng = Rng::with_seed(seed);
+        let salt = rng.u32(..9000);
+        Generator { rng, mix, values: 0, salt }
     }
 
     /// A sequence of this many operations.
@@ -403,12 +419,15 @@ impl Generator {
     }
 
     fn upkeep(&mut self) -> Op {
-        match self.rng.u8(..10) {
+        match self.rng.u8(..16) {
             0..3 => Op::Sync,
             3..6 => Op::Flush,
             6..8 => Op::Compact,
             8 => Op::Verify,
-            _ => Op::Metrics,
+            9 => Op::Metrics,
+            10..13 => Op::Freeze,
+            13 | 14 => Op::Hold { held: true },
+            _ => Op::Hold { held: false },
         }
     }
 
@@ -437,9 +456,9 @@ impl Generator {
     fn key(&mut self) -> Bytes {
         let number = self.rng.u32(..self.mix.keys);
         Bytes::from(match number % 5 {
-            0 => format!("{number}").into_bytes(),
-            1 => format!("user/{number:04}").into_bytes(),
-            2 => format!("user/{:04}/{number}", number / 2).into_bytes(),
+            0 => format!("{}", self.salt + number).into_bytes(),
+            1 => format!("user/{:04}", self.salt + number).into_bytes(),
+            2 => format!("user/{:04}/{number}", self.salt + number / 2).into_bytes(),
             3 => vec![0xff; 1 + number as usize % 5],
             _ => vec![0, u8::try_from(number % 251).unwrap_or(0), 0, 0],
         })

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use aio::sim::DiskImage;
 use fastrand::Rng;
 
-use super::specimen::{Loss, SECTOR_BYTES, Size, Specimen, is_ring};
+use super::specimen::{Loss, SECTOR_BYTES, Size, Specimen, is_log, is_manifest, is_ring};
 
 /// Something that happened to a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +53,10 @@ pub(super) enum Damage {
         by: usize,
         fill: u8,
     },
+    /// As another store has it that was made in the same way.
+    Foreign {
+        path: PathBuf,
+    },
 }
 
 impl Damage {
@@ -67,6 +71,7 @@ impl Damage {
             Damage::Missing { .. } => "missing",
             Damage::Exchanged { .. } => "exchanged",
             Damage::Extended { .. } => "extended",
+            Damage::Foreign { .. } => "foreign",
         }
     }
 
@@ -80,8 +85,15 @@ impl Damage {
             | Damage::Truncated { path, .. }
             | Damage::Missing { path }
             | Damage::Exchanged { path, .. }
-            | Damage::Extended { path, .. } => path,
+            | Damage::Extended { path, .. }
+            | Damage::Foreign { path } => path,
         }
+    }
+
+    /// Whether the store verifies itself, too, when all that is read is right: of flipped bits for one in eight, since it
+    /// takes as long as the rest together.
+    pub(super) fn is_verified(&self) -> bool {
+        !matches!(self, Damage::Bit { bit, .. } if !(bit / 8 + bit).is_multiple_of(8))
     }
 
     pub(super) fn hits_lock(&self) -> bool {
@@ -95,7 +107,7 @@ impl Damage {
         match self {
             Damage::Missing { .. } | Damage::Truncated { .. } => return None,
             _ if is_ring(path) => return Some(Loss::Ring),
-            Damage::Bit { .. } | Damage::Exchanged { .. } => return None,
+            Damage::Bit { .. } | Damage::Exchanged { .. } | Damage::Foreign { .. } => return None,
             _ => {}
         }
         let old = specimen.files.get(path)?;
@@ -123,6 +135,7 @@ impl Damage {
                 image.write_file(path, two);
                 image.write_file(other, one);
             }
+            Damage::Foreign { path } => image.write_file(path, specimen.foreign.get(path)?),
             _ => {
                 let old = specimen.files.get(self.path())?;
                 let new = self.bytes(old, specimen)?;
@@ -164,8 +177,8 @@ impl Damage {
 /// Part of the list of all damages.
 #[derive(Clone, Debug)]
 enum Piece {
-    /// Bits of the bytes of a sector: all, or one of each byte.
-    Bits { path: PathBuf, sector: usize, seed: Option<u64> },
+    /// Bits of a sector: all, or one of each byte; of these every `step`-th.
+    Bits { path: PathBuf, sector: usize, seed: Option<u64>, step: usize },
     /// The sectors of a file, from one on.
     Sectors { path: PathBuf, from: usize, seed: u64 },
     /// The whole file.
@@ -183,19 +196,18 @@ const VERSIONS: usize = 3;
 pub(super) struct Pieces(Vec<Piece>);
 
 impl Pieces {
-    pub(super) fn of(specimen: &Specimen, size: Size, (seed, step): (u64, u64)) -> Pieces {
+    pub(super) fn of(specimen: &Specimen, size: Size, (seed, step): (u64, usize)) -> Pieces {
         let mut pieces = Vec::new();
-        let mut nth = 0;
         for (path, bytes) in &specimen.files {
+            if size == Size::Cut && !(is_log(path) || is_manifest(path)) {
+                // As in the small store.
+                continue;
+            }
             pieces.push(Piece::Whole { path: path.clone() });
             let sectors = bytes.len().div_ceil(SECTOR_BYTES);
             for sector in 0..sectors {
-                nth += 1;
-                if !(seed.wrapping_add(nth)).is_multiple_of(step) {
-                    continue;
-                }
-                let seed = (size == Size::Large).then_some(seed ^ sector as u64);
-                pieces.push(Piece::Bits { path: path.clone(), sector, seed });
+                let seed = (size != Size::Small).then_some(seed ^ sector as u64);
+                pieces.push(Piece::Bits { path: path.clone(), sector, seed, step });
             }
             for from in (0..sectors).step_by(SECTORS) {
                 pieces.push(Piece::Sectors { path: path.clone(), from, seed: seed ^ from as u64 });
@@ -208,10 +220,19 @@ impl Pieces {
         self.0.len() as u64
     }
 
+    /// Whether this piece flips bits.
+    pub(super) fn is_bits(&self, number: u64) -> bool {
+        let piece = usize::try_from(number).ok().and_then(|number| self.0.get(number));
+        matches!(piece, Some(Piece::Bits { .. }))
+    }
+
     pub(super) fn damages(&self, specimen: &Specimen, number: u64) -> Vec<Damage> {
         let piece = usize::try_from(number).ok().and_then(|number| self.0.get(number));
         match piece {
-            Some(Piece::Bits { path, sector, seed }) => bits(specimen, path, *sector, *seed),
+            Some(Piece::Bits { path, sector, seed, step }) => {
+                let all = bits(specimen, path, *sector, *seed);
+                all.into_iter().skip(*sector % *step).step_by(*step).collect()
+            }
             Some(Piece::Sectors { path, from, seed }) => sectors(specimen, path, *from, *seed),
             Some(Piece::Whole { path }) => whole(specimen, path),
             None => Vec::new(),
@@ -252,6 +273,10 @@ fn whole(specimen: &Specimen, path: &Path) -> Vec<Damage> {
     let kind = |path: &Path| path.extension().map(ToOwned::to_owned);
     let name = |path: &Path| path.parent().map(ToOwned::to_owned);
     let mut damages = vec![Damage::Missing { path: path.to_owned() }];
+    // The records of a ring say of which life they are, not of which store.
+    if !is_ring(path) && specimen.foreign.contains_key(path) {
+        damages.push(Damage::Foreign { path: path.to_owned() });
+    }
     for by in [1, 512, 4096, 5000] {
         damages.extend([0, 0xa5].map(|fill| Damage::Extended { path: path.to_owned(), by, fill }));
     }

@@ -1,6 +1,7 @@
-//! The store that is damaged: two sizes of it, each with something of every structure.
+//! The store that is damaged: three of it, each with something of every structure.
 //!
-//! Invariant: the image is that of a process that died, with records in the ring that are in no log file.
+//! Invariant: the image is that of a process that died, with records in the ring that are in no log file; or of a power
+//! cut that took all of the ring, so that nothing but the log has what was acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ pub(super) const SECTOR_BYTES: usize = 512;
 pub(crate) enum Size {
     /// Small enough to flip every bit of it.
     Small,
+    /// The small one after a power cut that took what the ring had.
+    Cut,
     /// Large enough for runs of several segments.
     Large,
 }
@@ -44,7 +47,11 @@ pub(super) enum Loss {
 pub(super) struct Specimen {
     pub(super) image: DiskImage,
     pub(super) model: Model,
+    size: Size,
     config: &'static Config,
+    end: Prefix,
+    /// The files of a store that was made by the same calls with other values.
+    pub(super) foreign: Files,
     /// The bytes of every file.
     pub(super) files: BTreeMap<PathBuf, Vec<u8>>,
     /// What each file was before, newest first, each version once.
@@ -61,24 +68,18 @@ pub(super) struct Specimen {
 
 impl Specimen {
     pub(super) fn new(seed: u64, size: Size) -> Check<Specimen> {
-        let config = usize::from(size == Size::Large);
-        let mut world = World::new(seed, 0);
-        world.config = &SWEPT[config];
-        let found = world.open(&Bounds::exactly(Prefix::default()))?;
-        world.settle(found)?;
-        let mut way: Vec<(Prefix, Files)> = Vec::new();
-        for op in script(seed, size) {
-            match world.run(&op)? {
-                Outcome::Refused(error) => return Err(Failure::from(error).at(format!("{op:?}"))),
-                _ => way.push((world.acks().power, files_of(&world.sim.snapshot()))),
-            }
-        }
+        let (mut world, way) = build(seed, size, 0)?;
         let power = world.acks().power;
-        let image = world.crash(CrashKind::Process, seed).0;
-        let image = image.power_cut_all();
+        let is_cut = size == Size::Cut;
+        let mut image = world.crash(CrashKind::Process, seed).0.power_cut_all();
+        if is_cut {
+            lose_ring(&mut image);
+        }
+        let end = if is_cut { power } else { world.model.end() };
+        let foreign = files_of(&build(seed ^ FOREIGN, size, 1)?.0.sim.snapshot());
         let files = files_of(&image);
         let older = older(&way, &files);
-        let (mut newest, mut before) = (BTreeMap::new(), [power, world.model.end()]);
+        let (mut newest, mut before) = (BTreeMap::new(), [power, end]);
         for (nth, (loss, ending)) in
             [(Loss::LogGroup, is_log as fn(&Path) -> bool), (Loss::ManifestGroup, is_manifest)]
                 .into_iter()
@@ -92,7 +93,10 @@ impl Specimen {
         let specimen = Specimen {
             image,
             model: world.model,
+            size,
             config: world.config,
+            end,
+            foreign,
             files,
             older,
             newest,
@@ -108,9 +112,14 @@ impl Specimen {
         self.config.open(sim)
     }
 
+    /// What it holds undamaged.
+    pub(super) fn end(&self) -> Prefix {
+        self.end
+    }
+
     /// What the store may hold when this was lost.
     pub(super) fn bounds(&self, loss: Option<Loss>) -> Bounds {
-        let end = self.model.end();
+        let end = self.end;
         let least = match loss {
             None => end,
             Some(Loss::LogGroup) => Prefix { commits: self.before_newest_group.commits, ..end },
@@ -145,7 +154,7 @@ impl Specimen {
         let logs = self.files.keys().filter(|path| is_log(path)).count();
         let rolled = self.files.keys().any(|path| is_manifest(path) && !path.ends_with("manifest-000001"));
         let is_rich = metrics.keyspaces.len() >= 2 && segments >= 4 && logs >= 2 && rolled;
-        let has_ring = self.power.commits < found.commits;
+        let has_ring = (self.power.commits < found.commits) != (self.size == Size::Cut);
         let tombstones: u64 = metrics.keyspaces.iter().map(|keyspace| keyspace.tombstones).sum();
         if !is_rich || !has_ring || tombstones == 0 || self.newest.is_empty() {
             let names: Vec<_> = self.files.keys().collect();
@@ -158,9 +167,41 @@ impl Specimen {
 /// Names and bytes.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
+/// Each version of the files, with what was durable before it.
+type Way = Vec<(Prefix, Files)>;
+
+/// Sets the machine of the foreign store apart, and with it the number that every checksum covers.
+const FOREIGN: u64 = 1 << 40;
+
+/// Makes a store; `twist` changes the bytes of all values, and nothing else.
+fn build(seed: u64, size: Size, twist: u8) -> Check<(World, Way)> {
+    let mut world = World::new(seed, 0);
+    world.config = &SWEPT[size as usize];
+    let found = world.open(&Bounds::exactly(Prefix::default()))?;
+    world.settle(found)?;
+    let mut way: Way = Vec::new();
+    for mut op in script(seed % FOREIGN, size) {
+        if let Op::Put { value, .. } = &mut op {
+            *value = value.iter().map(|byte| byte ^ twist).collect();
+        }
+        match world.run(&op)? {
+            Outcome::Refused(error) => return Err(Failure::from(error).at(format!("{op:?}"))),
+            _ => way.push((world.acks().power, files_of(&world.sim.snapshot()))),
+        }
+    }
+    Ok((world, way))
+}
+
 fn files_of(image: &DiskImage) -> Files {
     let names = image.files().into_iter().map(|(path, _)| path).filter(|path| path.starts_with(ROOT));
     names.filter_map(|path| image.read_file(&path).map(|bytes| (path, bytes))).collect()
+}
+
+/// The ring is never synced: a power cut may leave it as it was made.
+fn lose_ring(image: &mut DiskImage) {
+    for (path, bytes) in files_of(image).into_iter().filter(|(path, _)| is_ring(path)) {
+        image.write_file(&path, &vec![0; bytes.len()]);
+    }
 }
 
 fn ending(path: &Path, part: &str) -> bool {
@@ -171,11 +212,11 @@ pub(super) fn is_ring(path: &Path) -> bool {
     ending(path, "/ring-")
 }
 
-fn is_log(path: &Path) -> bool {
+pub(super) fn is_log(path: &Path) -> bool {
     ending(path, ".log")
 }
 
-fn is_manifest(path: &Path) -> bool {
+pub(super) fn is_manifest(path: &Path) -> bool {
     ending(path, "/manifest-")
 }
 
@@ -223,7 +264,7 @@ fn newest_change(
 /// The operations that make the store. What comes last differs by seed.
 fn script(seed: u64, size: Size) -> Vec<Op> {
     let mut rng = Rng::with_seed(seed);
-    let (rounds, keys, len) = if size == Size::Small { (3, 6, 60) } else { (4, 40, 700) };
+    let (rounds, keys, len) = if size == Size::Large { (4, 40, 500) } else { (3, 6, 60) };
     let mut ops = vec![Op::Create { slot: 1 }, Op::Create { slot: 3 }];
     for round in 0..rounds {
         for number in 0..keys {

@@ -57,6 +57,8 @@ pub(crate) struct World {
     /// The store halted while it made or dropped (`false`) a keyspace: after the next open it may have happened.
     pub(super) in_doubt: Option<(&'static str, bool)>,
     pub(super) last_seq: Option<Seq>,
+    /// Records that the log has taken since the store was opened.
+    pub(super) records: u64,
     pub(super) points: Option<Points>,
 }
 
@@ -74,6 +76,7 @@ impl World {
             held: Held::default(),
             in_doubt: None,
             last_seq: None,
+            records: 0,
             points: None,
         }
     }
@@ -114,8 +117,10 @@ impl World {
     /// The store did not open, or holds something else.
     pub(crate) fn open(&mut self, bounds: &Bounds) -> Check<Prefix> {
         let db = self.config.open(&self.sim).map_err(|error| Failure::from(error).at("open"))?;
+        check_files(&self.sim, &db)?;
         let found = compare(&db, &self.model, bounds)?;
         self.db = Some(db);
+        self.records = 0;
         Ok(found)
     }
 
@@ -186,6 +191,8 @@ impl World {
             Op::Sync
             | Op::Flush
             | Op::Compact
+            | Op::Freeze
+            | Op::Hold { .. }
             | Op::Verify
             | Op::Metrics
             | Op::Keyspaces
@@ -232,4 +239,20 @@ impl World {
     pub(super) fn tables(&self, keyspace: u32) -> Vec<Arc<Table>> {
         self.views().iter().map(|state| state.table(keyspace)).collect()
     }
+}
+
+/// An open leaves no file that the store does not need.
+fn check_files(sim: &SimBackend, db: &Db) -> Check {
+    let metrics = db.metrics();
+    let segments = metrics.keyspaces.iter().map(|keyspace| keyspace.segments).sum();
+    let files = sim.snapshot().files();
+    for (part, due) in [("/manifest-", 1), ("/ring-", 1), (".log", metrics.log_files), (".seg", segments)] {
+        let names: Vec<_> = files.iter().filter(|(path, _)| path.to_string_lossy().contains(part)).collect();
+        if names.len() != due {
+            return Err(Failure::new(format!(
+                "{due} files {part} are due after an open, there are {names:?}"
+            )));
+        }
+    }
+    Ok(())
 }

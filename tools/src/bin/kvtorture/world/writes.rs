@@ -94,22 +94,21 @@ impl World {
     ) -> Outcome {
         self.model.commit(writes);
         self.acks.lock().submitted.commits = self.model.end().commits;
-        let before = self.records();
         let Err(error) = call(self) else {
+            self.records += 1;
             self.acknowledge(level.resolve(self.config.durability));
             return Outcome::Done;
         };
         // A write that got its place in the log is visible, and stays submitted: only how durable it is is not known.
-        if self.records() == before {
+        let records = self.db.as_ref().map_or(0, |db| db.metrics().records);
+        let is_missing = records == self.records;
+        self.records = records;
+        if is_missing {
             let end = self.model.end();
             self.model.truncate(Prefix { commits: end.commits - 1, ..end });
             self.acks.lock().submitted.commits = end.commits - 1;
         }
         Outcome::Refused(error)
-    }
-
-    fn records(&self) -> u64 {
-        self.db.as_ref().map_or(0, |db| db.metrics().records)
     }
 
     fn has_halted(&self) -> bool {
@@ -148,6 +147,13 @@ impl World {
             Op::Sync => db.sync(),
             Op::Flush => db.flush(),
             Op::Compact => db.compact(),
+            Op::Freeze => {
+                return Ok(db.freeze().map_or_else(Outcome::Refused, |()| Outcome::Done));
+            }
+            Op::Hold { held } => {
+                db.hold_jobs(*held);
+                return Ok(Outcome::Done);
+            }
             Op::Verify => {
                 let verified = db.verify();
                 return Ok(verified.map_or_else(Outcome::Refused, |_| Outcome::Done));
