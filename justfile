@@ -58,3 +58,14 @@ bench NAME="":
 golden:
     GOLDEN=write cargo test -p esker --test golden --locked the_same_calls_write_the_same_bytes
     cargo test -p esker --test golden --locked
+
+# Two rivals built, one small workload each: that the comparison works, not what it says
+smoke-peers:
+    cargo run --locked -p esker-benches --features peer-fjall,peer-lmdb --bin compare -- \
+        --stores esker,fjall,lmdb --workloads put/1 --smoke --out target/smoke-peers
+
+# Esker and all rivals side by side, about an hour; RocksDB needs clang and libclang-dev
+bench-peers OUT="report" *ARGS="":
+    cargo run --release --locked -p esker-benches \
+        --features peer-fjall,peer-redb,peer-lmdb,peer-surrealkv,peer-rocksdb,peer-canopydb --bin compare -- \
+        --stores esker,fjall,redb,lmdb,surrealkv,rocksdb,canopydb --out {{OUT}} {{ARGS}}

@@ -1,0 +1,192 @@
+//! What one operation costs: submit and reap at several batch sizes, wake-ups, random reads at several depths, and each
+//! way of making bytes durable.
+//!
+//! Run with `cargo bench -p esker-benches --bench aio`. The files stand below `target`, on whatever disk that is.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aio::{Action, Backend, Buf, File, NativeBackend, OpenMode, Operation, Queue};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use esker_benches::data::Random;
+use tempfile::TempDir;
+
+const PAGE_BYTES: usize = 4096;
+const FILE_BYTES: u64 = 64 << 20;
+
+struct Bed {
+    backend: Arc<dyn Backend>,
+    file: File,
+    _dir: TempDir,
+}
+
+/// A written file on the disk below `target`.
+fn bed() -> Bed {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
+    let file = written_file(&*backend, &dir.path().join("file"));
+    Bed { backend, file, _dir: dir }
+}
+
+fn written_file(backend: &dyn Backend, path: &Path) -> File {
+    let file = backend.open(path, OpenMode::Create).expect("a new file");
+    backend.allocate(&file, FILE_BYTES).expect("space");
+    let mut queue = backend.queue(1).expect("a context");
+    let mut random = Random::new(1);
+    let mut buf = Buf::zeroed(1 << 20);
+    for offset in (0..FILE_BYTES).step_by(1 << 20) {
+        for word in buf.chunks_exact_mut(8) {
+            word.copy_from_slice(&random.number().to_le_bytes());
+        }
+        buf = aio::file::write_all(&mut *queue, &file, offset, buf).expect("a write");
+    }
+    backend.sync(&file).expect("a sync");
+    file
+}
+
+fn read(file: &File, random: &mut Random, buf: Buf) -> Operation {
+    let offset = random.below(FILE_BYTES / PAGE_BYTES as u64) * PAGE_BYTES as u64;
+    Operation { token: 0, file: file.clone(), action: Action::Read { offset, buf } }
+}
+
+/// The time that `count` operations take with so many always in flight.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn reads(bed: &Bed, queue: &mut dyn Queue, depth: usize, count: u64) -> Duration {
+    let mut random = Random::new(2);
+    let mut waiting: VecDeque<_> =
+        (0..depth).map(|_| read(&bed.file, &mut random, Buf::zeroed(PAGE_BYTES))).collect();
+    let mut done = Vec::new();
+    let mut left = count;
+    let begin = Instant::now();
+    while left > 0 {
+        queue.submit(&mut waiting).expect("a submit");
+        queue.wait(1, None, &mut done).expect("a wait");
+        for completion in done.drain(..) {
+            left = left.saturating_sub(1);
+            let buf = completion.whole().expect("a read").into_buf();
+            waiting.push_back(read(&bed.file, &mut random, buf));
+        }
+    }
+    let took = begin.elapsed();
+    queue.wait(queue.in_flight(), None, &mut done).expect("a wait");
+    took
+}
+
+/// Random reads at a depth: one thread keeps so many in flight.
+fn random_reads(criterion: &mut Criterion) {
+    let bed = bed();
+    let mut group = criterion.benchmark_group("aio/random_read_4k");
+    group.throughput(Throughput::Elements(1)).sample_size(10);
+    for depth in [1, 8, 32, 128] {
+        let mut queue = bed.backend.queue(depth).expect("a context");
+        group.bench_function(BenchmarkId::new("depth", depth), |bencher| {
+            bencher.iter_custom(|count| reads(&bed, &mut *queue, depth, count));
+        });
+    }
+    group.finish();
+}
+
+/// Submit and reap of a batch beyond the end of the file, which the device never sees: the cost of the calls alone.
+fn submit_and_reap(criterion: &mut Criterion) {
+    let bed = bed();
+    let mut group = criterion.benchmark_group("aio/submit_and_reap");
+    for batch in [1, 8, 32, 128] {
+        let mut queue = bed.backend.queue(batch).expect("a context");
+        let mut bufs: Vec<Buf> = (0..batch).map(|_| Buf::zeroed(PAGE_BYTES)).collect();
+        let mut waiting = VecDeque::new();
+        let mut done = Vec::new();
+        group.throughput(Throughput::Elements(batch as u64));
+        group.bench_function(BenchmarkId::new("batch", batch), |bencher| {
+            bencher.iter(|| {
+                for buf in bufs.drain(..) {
+                    let action = Action::Read { offset: FILE_BYTES, buf };
+                    waiting.push_back(Operation { token: 0, file: bed.file.clone(), action });
+                }
+                assert_eq!(queue.submit(&mut waiting).expect("a submit"), batch);
+                queue.wait(batch, None, &mut done).expect("a wait");
+                for completion in done.drain(..) {
+                    assert_eq!(completion.result, Ok(0));
+                    bufs.push(completion.operation.into_buf());
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+/// From one thread's `wake` to another's return from `wait`, and back: two wake-ups a round.
+fn wake_up(criterion: &mut Criterion) {
+    let backend = NativeBackend::new();
+    let (mut here, mut there) = (backend.queue(1).expect("a context"), backend.queue(1).expect("a context"));
+    let (back, forth) = (here.waker(), there.waker());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::SeqCst;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut none = Vec::new();
+            while !stop.load(order) {
+                there.wait(1, None, &mut none).expect("a wait");
+                back.wake();
+            }
+        });
+        let mut none = Vec::new();
+        criterion.bench_function("aio/wake_up/there_and_back", |bencher| {
+            bencher.iter(|| {
+                forth.wake();
+                here.wait(1, None, &mut none).expect("a wait");
+            });
+        });
+        stop.store(true, order);
+        forth.wake();
+    });
+}
+
+/// A way of making a page durable.
+fn make_durable(bed: &Bed, queue: &mut dyn Queue, way: &str, (offset, buf): (u64, Buf)) -> Buf {
+    let file = bed.file.clone();
+    let action = if way == "write_dsync" {
+        Action::WriteDurable { offset, buf }
+    } else {
+        Action::Write { offset, buf }
+    };
+    let mut done = aio::file::run(queue, [Operation { token: 0, file, action }]).expect("a submit");
+    let buf = done.pop().expect("one completion").whole().expect("a write").into_buf();
+    match way {
+        "write_then_fdatasync" => bed.backend.sync(&bed.file).expect("a sync"),
+        "write_then_aio_fdsync" => {
+            let sync = Operation { token: 0, file: bed.file.clone(), action: Action::Sync };
+            let done = aio::file::run(queue, [sync]).expect("a submit").pop().expect("one completion");
+            done.whole().expect("a sync");
+        }
+        _ => {}
+    }
+    buf
+}
+
+/// One write of some pages that is on stable media afterwards.
+fn durable_writes(criterion: &mut Criterion) {
+    let bed = bed();
+    let mut queue = bed.backend.queue(1).expect("a context");
+    let mut group = criterion.benchmark_group("aio/durable_write");
+    group.sample_size(10);
+    for len_bytes in [4096_usize, 65_536] {
+        for way in ["write_dsync", "write_then_fdatasync", "write_then_aio_fdsync"] {
+            let mut buf = Some(Buf::zeroed(len_bytes));
+            let mut offset = 0;
+            group.throughput(Throughput::Bytes(len_bytes as u64));
+            group.bench_function(BenchmarkId::new(way, len_bytes), |bencher| {
+                bencher.iter(|| {
+                    let page = (offset, buf.take().expect("it came back"));
+                    buf = Some(make_durable(&bed, &mut *queue, way, page));
+                    offset = (offset + len_bytes as u64) % FILE_BYTES;
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, submit_and_reap, wake_up, random_reads, durable_writes);
+criterion_main!(benches);

@@ -1,0 +1,100 @@
+//! The log alone: appends to the ring by 1, 2 and 4 threads, durable commits by 1, 8 and 64.
+//!
+//! Run with `cargo bench -p esker-benches --bench wal`. A durable commit measures the disk below `target` as much as
+//! the log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use aio::{Backend, NativeBackend};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tempfile::TempDir;
+use wal::{Host, Log, LogOptions, RecordBuf, Seq};
+
+const RECORD_BYTES: usize = 116;
+
+/// Log files are given back as soon as another one is begun: nothing here is ever replayed.
+#[derive(Debug, Default)]
+struct NoManifest {
+    file: AtomicU64,
+    epoch: AtomicU32,
+}
+
+impl Host for NoManifest {
+    fn new_file_id(&self) -> u64 {
+        self.file.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn activate(&self, _file_id: u64, _start: Seq) -> wal::Result<u32> {
+        Ok(self.epoch.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+struct Bed {
+    log: Log,
+    _dir: TempDir,
+}
+
+fn bed() -> Bed {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
+    let options = LogOptions::new(dir.path(), 7, 1, Seq::ZERO);
+    let log = Log::open(backend, options, Arc::new(NoManifest::default())).expect("a log");
+    Bed { log, _dir: dir }
+}
+
+/// The time that `count` records take when so many threads share them.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn append_by(threads: u64, count: u64, log: &Log, is_durable: bool) -> Duration {
+    let next = AtomicU64::new(0);
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut record = RecordBuf::new();
+                record.push(&[7; RECORD_BYTES]);
+                while next.fetch_add(1, Ordering::Relaxed) < count {
+                    let appended = log.append(&mut record).expect("an append");
+                    if is_durable {
+                        log.wait_durable(appended.end).expect("a commit");
+                    }
+                }
+            });
+        }
+    });
+    let took = begin.elapsed();
+    retire(log);
+    took
+}
+
+/// Files that are full and durable make room for others, as a flush would.
+fn retire(log: &Log) {
+    let files = log.retirable(log.durable());
+    log.retire(&files).expect("files to give back");
+}
+
+fn bench(criterion: &mut Criterion, name: &str, threads: &[u64], is_durable: bool) {
+    let mut group = criterion.benchmark_group(name);
+    group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));
+    for threads in threads.iter().copied() {
+        let bed = bed();
+        group.bench_function(BenchmarkId::new("threads", threads), |bencher| {
+            bencher.iter_custom(|count| append_by(threads, count, &bed.log, is_durable));
+        });
+        bed.log.close().expect("a close");
+    }
+    group.finish();
+}
+
+/// Into the ring, with the background drain to the log files going on.
+fn append(criterion: &mut Criterion) {
+    bench(criterion, "wal/append", &[1, 2, 4], false);
+}
+
+fn durable_commit(criterion: &mut Criterion) {
+    bench(criterion, "wal/durable_commit", &[1, 8, 64], true);
+}
+
+criterion_group!(benches, append, durable_commit);
+criterion_main!(benches);

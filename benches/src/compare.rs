@@ -1,0 +1,224 @@
+//! The whole comparison: loads each store's data sets once, lets the stores take turns, and writes the report.
+//!
+//! Nothing runs beside a run: the next process is started when the one before has ended. Results are written as they
+//! come, so that a comparison that is stopped leaves what it has. A store that fails is left out with a note; a store
+//! that answers wrong ends everything.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::child::{self, DEVICE, Job};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::machine::{self, MemoryLimit, now, pause};
+use crate::options::Options;
+use crate::report::{self, Header};
+use crate::result::{FOREIGN_LIMIT, Run};
+use crate::workload::{Family, Workload};
+
+/// The longest that a run may take beyond its own time, and a load in all: a store that hangs is left out.
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// Compares and writes everything into the output directory.
+///
+/// # Errors
+/// A store answered wrong or failed (then there is a report all the same), or a file could not be written.
+pub fn run(options: &Options) -> Result<()> {
+    let begin = now();
+    for dir in [&options.out, &options.dir] {
+        fs::create_dir_all(dir).map_err(Error::io("make", dir))?;
+    }
+    let mut session =
+        Session { options, runs: Vec::new(), failures: Vec::new(), loaded: Vec::new(), limits: 0 };
+    let limit = memory_limit();
+    let result = session.run_all();
+    // Data sets are of no use to the next comparison, which may be of another version.
+    let removed = fs::remove_dir_all(&options.dir).map_err(Error::io("remove", &options.dir));
+    let header = Header::collect(options, &limit, begin.elapsed());
+    report::write(&options.out, &header, &session.runs, &session.failures)?;
+    result?;
+    removed?;
+    match session.failures.first() {
+        Some(first) => Err(Error::Usage(format!("{} failed; {first}", session.failures.len()))),
+        None => Ok(()),
+    }
+}
+
+/// Whether there can be a memory limit, as a sentence of the report.
+fn memory_limit() -> String {
+    match MemoryLimit::new(&format!("esker-compare-{}", std::process::id()), 64 << 20) {
+        Ok(_) => {
+            "each run in a control group that limits anonymous memory and page cache together".to_owned()
+        }
+        Err(error) => {
+            format!("**no limit could be set** ({error}): buffered stores had all of the page cache")
+        }
+    }
+}
+
+struct Session<'a> {
+    options: &'a Options,
+    runs: Vec<Run>,
+    failures: Vec<String>,
+    /// Stores that have their data set of the family that is under way.
+    loaded: Vec<&'static str>,
+    /// Memory limits made so far, to name them.
+    limits: u32,
+}
+
+impl Session<'_> {
+    fn run_all(&mut self) -> Result<()> {
+        let mut family = Family::Fresh;
+        for workload in &self.options.workloads {
+            if workload.family != family {
+                self.drop_data(family)?;
+                family = workload.family;
+                self.load_all(workload)?;
+            }
+            for round in 1..=self.options.rounds {
+                if device::has_loop_for(workload) {
+                    self.turn(DEVICE, workload, round)?;
+                }
+                for kind in &self.options.stores {
+                    if family == Family::Fresh || self.loaded.contains(&kind.name) {
+                        self.turn(kind.name, workload, round)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Data of a family that is over are dropped, so that only one family at a time takes space.
+    fn drop_data(&mut self, family: Family) -> Result<()> {
+        self.loaded.clear();
+        let dir = self.options.dir.join(format!("{family:?}"));
+        if dir.exists() { fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir)) } else { Ok(()) }
+    }
+
+    fn load_all(&mut self, workload: &Workload) -> Result<()> {
+        for kind in &self.options.stores {
+            let begin = now();
+            let mut job = self.job(kind.name, workload, 1)?;
+            job.is_load = true;
+            // Loads are not measured, and what has no limit loads faster.
+            match self.start(&job, PATIENCE) {
+                Ok(()) => self.loaded.push(kind.name),
+                Err(wrong @ Error::Wrong { .. }) => return Err(wrong),
+                Err(error) => self.fail(&format!("{} load of {:?}: {error}", kind.name, workload.family)),
+            }
+            let took = begin.elapsed().as_secs_f64();
+            say(&format!("{:<10} loaded {:?} in {took:.1} s", kind.name, workload.family));
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, what: &str) {
+        say(what);
+        self.failures.push(what.to_owned());
+    }
+
+    /// A job with a directory: that of the data set, or an empty one.
+    fn job(&self, store: &str, workload: &Workload, round: u32) -> Result<Job> {
+        let scale = self.options.size.scale(workload.family);
+        let dir = self.options.dir.join(format!("{:?}", workload.family)).join(store);
+        if workload.family == Family::Fresh && dir.exists() {
+            fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir))?;
+        }
+        fs::create_dir_all(&dir).map_err(Error::io("make", &dir))?;
+        // What pauses shows itself in time only.
+        let seconds = self.options.seconds * if workload.family == Family::Overwrite { 4.0 } else { 1.0 };
+        Ok(Job {
+            store: store.to_owned(),
+            workload: workload.name.to_owned(),
+            is_load: false,
+            dir,
+            records: scale.records,
+            memory_bytes: scale.memory_bytes,
+            round,
+            seconds,
+            door: None,
+            output: self.options.dir.join("run.json"),
+        })
+    }
+
+    /// One run of one store.
+    fn turn(&mut self, store: &str, workload: &Workload, round: u32) -> Result<()> {
+        let mut job = self.job(store, workload, round)?;
+        self.limits += 1;
+        let name = format!("esker-compare-{}-{}", std::process::id(), self.limits);
+        let limit = MemoryLimit::new(&name, job.memory_bytes).ok();
+        job.door = limit.as_ref().map(MemoryLimit::door);
+        let patience = PATIENCE + Duration::from_secs_f64(job.seconds * 4.0);
+        match self.start(&job, patience).and_then(|()| read_run(&job.output)) {
+            Ok(run) => self.take(run)?,
+            Err(wrong @ Error::Wrong { .. }) => return Err(wrong),
+            Err(error) => self.fail(&format!("{store} {} round {round}: {error}", workload.name)),
+        }
+        if workload.family == Family::Fresh {
+            fs::remove_dir_all(&job.dir).map_err(Error::io("remove", &job.dir))?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, run: Run) -> Result<()> {
+        let row = &run.row;
+        say(&format!(
+            "{:<10} {:<15} {:>12.0}/s  p50 {:>9.1} us  p99 {:>9.1} us  {:>4.0} MiB{}",
+            row.store,
+            row.workload,
+            row.ops_per_s,
+            row.p50_us,
+            row.p99_us,
+            report::mebibytes(row.peak_rss_bytes),
+            if row.foreign_cpu >= FOREIGN_LIMIT { "  ~" } else { "" },
+        ));
+        self.runs.push(run);
+        report::write_rows(&self.options.out, &self.runs)
+    }
+
+    /// Runs a job in a process of its own, to its end.
+    fn start(&self, job: &Job, patience: Duration) -> Result<()> {
+        let failed = |what: String| move |source| Error::Io { what, source };
+        machine::evict(&self.options.dir);
+        let program = std::env::current_exe().map_err(failed("find this program".to_owned()))?;
+        let text = serde_json::to_string(job).map_err(|error| Error::Usage(error.to_string()))?;
+        let mut command = Command::new(program);
+        let mut process =
+            command.args(["--child", &text]).spawn().map_err(failed("start this program".to_owned()))?;
+        let end = now() + patience;
+        let status = loop {
+            if let Some(status) = process.try_wait().map_err(failed("wait for a run".to_owned()))? {
+                break status;
+            }
+            if now() >= end {
+                process.kill().and_then(|()| process.wait()).map_err(failed("end a run".to_owned()))?;
+                return Err(Error::Usage(format!("no end after {} s", patience.as_secs())));
+            }
+            pause(Duration::from_millis(20));
+        };
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(code) if code == i32::from(child::WRONG) => {
+                let what = format!("in {}; see above", job.workload);
+                Err(Error::Wrong { store: job.store.clone(), what })
+            }
+            // Signal 9 under a limit is the kernel's answer to too much memory.
+            _ => Err(Error::Usage(format!("ended with {status}"))),
+        }
+    }
+}
+
+fn read_run(path: &Path) -> Result<Run> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    serde_json::from_str(&text).map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
+}
+
+/// Progress, for whoever watches.
+fn say(line: &str) {
+    // A comparison does not end because nobody watches.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

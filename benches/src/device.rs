@@ -1,0 +1,338 @@
+//! The device itself: raw loops on native AIO beside the stores, at the same depth and size, in the same run.
+//!
+//! What no store on this device can do better than: 4 KiB reads with so many in flight, and a group commit that does
+//! nothing but collect records, write them at the next place of a file that is already there, and make them durable.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aio::{Action, Backend, Buf, File, NativeBackend, OpenMode, Operation, Queue};
+use hdrhistogram::Histogram;
+use parking_lot::{Condvar, Mutex};
+
+use crate::data::Random;
+use crate::drive::{Outcome, new_histogram};
+use crate::error::Result;
+use crate::machine::now;
+use crate::workload::{MULTI_GET_KEYS, Step, Workload};
+
+/// Bytes of one read, and the unit of a write.
+const PAGE_BYTES: usize = 4096;
+
+/// Bytes of a record in the raw group commit: a key, a value, and what frames them.
+const RECORD_BYTES: usize = 120;
+
+/// Bytes of the file that the group commit goes round in.
+const LOG_BYTES: u64 = 16 << 20;
+
+/// Whether there is a raw loop beside this workload.
+pub fn has_loop_for(workload: &Workload) -> bool {
+    workload.is_durable() || workload.name.contains("_cold")
+}
+
+/// Runs the raw loop beside a workload; `file_bytes` is the size of the data that reads are spread over. Says with which
+/// way of syncing it did best.
+///
+/// # Errors
+/// The device failed.
+pub fn run(workload: &Workload, dir: &Path, file_bytes: u64, time: Duration) -> Result<(Outcome, String)> {
+    let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
+    if !workload.is_durable() {
+        let depth =
+            if workload.step == Step::MultiGet { MULTI_GET_KEYS } else { usize::from(workload.threads) };
+        let outcome = read_loop(&*backend, dir, file_bytes, (depth, time))?;
+        return Ok((outcome, format!("raw 4 KiB reads, {depth} in flight")));
+    }
+    let file = make_file(&*backend, &dir.join("log"), LOG_BYTES)?;
+    let mut best: Option<(Outcome, String)> = None;
+    for way in [Way::DurableWrite, Way::WriteThenSync] {
+        let outcome = match workload.threads {
+            1 => lone_commits(&*backend, &file, way, time / 2)?,
+            threads => group_commits(&*backend, &file, way, (threads, time / 2))?,
+        };
+        if best.as_ref().is_none_or(|(best, _)| best.operations < outcome.operations) {
+            best = Some((outcome, format!("raw group commit, best with {}", way.name())));
+        }
+    }
+    best.ok_or_else(|| crate::error::Error::Usage("no way of syncing".to_owned()))
+}
+
+/// How a group becomes durable.
+#[derive(Clone, Copy)]
+enum Way {
+    DurableWrite,
+    WriteThenSync,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Way::DurableWrite => "one AIO write with RWF_DSYNC",
+            Way::WriteThenSync => "AIO write, then fdatasync",
+        }
+    }
+}
+
+/// A file of random bytes, written and durable.
+fn make_file(backend: &dyn Backend, path: &Path, len_bytes: u64) -> Result<File> {
+    const CHUNK_BYTES: u64 = 1 << 20;
+    let file = backend.open(path, OpenMode::Create)?;
+    backend.allocate(&file, len_bytes)?;
+    let mut queue = backend.queue(2)?;
+    let mut random = Random::new(9);
+    let mut buf = Buf::zeroed(usize::try_from(CHUNK_BYTES).unwrap_or(PAGE_BYTES));
+    for word in buf.chunks_exact_mut(8) {
+        word.copy_from_slice(&random.number().to_le_bytes());
+    }
+    for offset in (0..len_bytes).step_by(1 << 20) {
+        buf = aio::file::write_all(&mut *queue, &file, offset, buf)?;
+    }
+    backend.sync(&file)?;
+    Ok(file)
+}
+
+/// Keeps `depth` random reads in flight from one thread.
+fn read_loop(
+    backend: &dyn Backend,
+    dir: &Path,
+    file_bytes: u64,
+    (depth, time): (usize, Duration),
+) -> Result<Outcome> {
+    let path = dir.join("reads");
+    let file = if backend.stat(&path)?.is_some() {
+        backend.open(&path, OpenMode::Read)?
+    } else {
+        make_file(backend, &path, file_bytes.next_multiple_of(1 << 20))?
+    };
+    let pages = backend.size_bytes(&file)? / PAGE_BYTES as u64;
+    let mut queue = backend.queue(depth)?;
+    let mut random = Random::new(depth as u64);
+    let mut waiting: VecDeque<Operation> = VecDeque::new();
+    let mut next = |token, buf| {
+        let offset = random.below(pages) * PAGE_BYTES as u64;
+        Operation { token, file: file.clone(), action: Action::Read { offset, buf } }
+    };
+    for token in 0..depth as u64 {
+        waiting.push_back(next(token, Buf::zeroed(PAGE_BYTES)));
+    }
+    let mut tally = Tally::new();
+    let mut submitted = vec![tally.begin; depth];
+    let mut done = Vec::with_capacity(depth);
+    while tally.begin.elapsed() < time {
+        let at = now();
+        for operation in &waiting {
+            if let Some(slot) = usize::try_from(operation.token).ok().and_then(|slot| submitted.get_mut(slot))
+            {
+                *slot = at;
+            }
+        }
+        queue.submit(&mut waiting)?;
+        queue.wait(1, None, &mut done)?;
+        let end = now();
+        for completion in done.drain(..) {
+            let operation = completion.whole()?;
+            let slot = usize::try_from(operation.token).ok().and_then(|slot| submitted.get(slot));
+            tally.note(slot.map_or(Duration::ZERO, |begin| end - *begin), 0);
+            let token = operation.token;
+            waiting.push_back(next(token, operation.into_buf()));
+        }
+    }
+    Ok(tally.outcome())
+}
+
+/// What a loop counts.
+struct Tally {
+    begin: Instant,
+    operations: u64,
+    user_bytes: u64,
+    latency: Histogram<u64>,
+}
+
+impl Tally {
+    fn new() -> Tally {
+        Tally { begin: now(), operations: 0, user_bytes: 0, latency: new_histogram() }
+    }
+
+    fn note(&mut self, took: Duration, user_bytes: usize) {
+        self.operations += 1;
+        self.user_bytes += user_bytes as u64;
+        self.latency.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            operations: self.operations,
+            user_bytes: self.user_bytes,
+            new_records: 0,
+            all_new_below: 0,
+            elapsed: self.begin.elapsed(),
+            final_sync: Duration::ZERO,
+            latency: self.latency,
+            pauses: Vec::new(),
+        }
+    }
+}
+
+/// Writes pages one after the other and makes each durable.
+struct RawLog<'a> {
+    backend: &'a dyn Backend,
+    queue: Box<dyn Queue>,
+    file: &'a File,
+    way: Way,
+    offset: u64,
+    buf: Option<Buf>,
+}
+
+impl<'a> RawLog<'a> {
+    fn new(backend: &'a dyn Backend, file: &'a File, way: Way) -> Result<RawLog<'a>> {
+        Ok(RawLog { backend, queue: backend.queue(1)?, file, way, offset: 0, buf: None })
+    }
+
+    /// Makes so many bytes of records durable.
+    fn commit(&mut self, len_bytes: usize) -> Result<()> {
+        let len_bytes = len_bytes.next_multiple_of(PAGE_BYTES);
+        let mut buf = self.buf.take().filter(|buf| buf.capacity() >= len_bytes);
+        let mut buf = buf.take().unwrap_or_else(|| Buf::zeroed(len_bytes.max(16 * PAGE_BYTES)));
+        buf.set_len(len_bytes);
+        if self.offset + len_bytes as u64 > LOG_BYTES {
+            self.offset = 0;
+        }
+        let offset = self.offset;
+        self.offset += len_bytes as u64;
+        let action = match self.way {
+            Way::DurableWrite => Action::WriteDurable { offset, buf },
+            Way::WriteThenSync => Action::Write { offset, buf },
+        };
+        let operation = Operation { token: 0, file: self.file.clone(), action };
+        let done = aio::file::run(&mut *self.queue, [operation])?;
+        for completion in done {
+            self.buf = Some(completion.whole()?.into_buf());
+        }
+        if matches!(self.way, Way::WriteThenSync) {
+            self.backend.sync(self.file)?;
+        }
+        Ok(())
+    }
+}
+
+/// One thread that writes and syncs its own records, without any hand-over.
+fn lone_commits(backend: &dyn Backend, file: &File, way: Way, time: Duration) -> Result<Outcome> {
+    let mut log = RawLog::new(backend, file, way)?;
+    let mut tally = Tally::new();
+    let mut last = tally.begin;
+    while tally.begin.elapsed() < time {
+        log.commit(RECORD_BYTES)?;
+        let end = now();
+        tally.note(end - last, RECORD_BYTES);
+        last = end;
+    }
+    Ok(tally.outcome())
+}
+
+/// What committers and the commit thread share.
+#[derive(Default)]
+struct Group {
+    state: Mutex<GroupState>,
+    work: Condvar,
+    /// Waiters of even and of odd groups, so that a wake-up meets only those it is for.
+    done: [Condvar; 2],
+}
+
+#[derive(Default)]
+struct GroupState {
+    /// Records in the group that is being collected.
+    waiting: usize,
+    /// Its number.
+    collecting: usize,
+    /// Every group below is durable.
+    durable: usize,
+    stop: bool,
+}
+
+/// Several committers and one thread that commits for them, one group in flight.
+fn group_commits(
+    backend: &dyn Backend,
+    file: &File,
+    way: Way,
+    (threads, time): (u16, Duration),
+) -> Result<Outcome> {
+    let group = Group::default();
+    let mut log = RawLog::new(backend, file, way)?;
+    let begin = now();
+    std::thread::scope(|scope| {
+        let committers: Vec<_> =
+            (0..threads).map(|_| scope.spawn(|| commit_until(&group, begin + time))).collect();
+        let leader = scope.spawn(|| lead(&group, &mut log));
+        let mut all = Tally::new();
+        all.begin = begin;
+        for own in committers.into_iter().filter_map(|committer| committer.join().ok()) {
+            all.operations += own.operations;
+            all.user_bytes += own.user_bytes;
+            // All have the same bounds, so this cannot fail.
+            let _ = all.latency.add(&own.latency);
+        }
+        let outcome = all.outcome();
+        group.state.lock().stop = true;
+        group.work.notify_one();
+        match leader.join() {
+            Ok(result) => result.map(|()| outcome),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn commit_until(group: &Group, end: Instant) -> Tally {
+    let mut tally = Tally::new();
+    loop {
+        let begin = now();
+        if begin >= end {
+            return tally;
+        }
+        let mut state = group.state.lock();
+        let own = state.collecting;
+        state.waiting += 1;
+        if state.waiting == 1 {
+            group.work.notify_one();
+        }
+        while state.durable <= own && !state.stop {
+            if let Some(done) = group.done.get(own % 2) {
+                done.wait(&mut state);
+            }
+        }
+        if state.durable <= own {
+            return tally;
+        }
+        drop(state);
+        tally.note(begin.elapsed(), RECORD_BYTES);
+    }
+}
+
+fn lead(group: &Group, log: &mut RawLog<'_>) -> Result<()> {
+    let mut state = group.state.lock();
+    loop {
+        while state.waiting == 0 && !state.stop {
+            group.work.wait(&mut state);
+        }
+        if state.waiting == 0 {
+            return Ok(());
+        }
+        let (records, own) = (std::mem::take(&mut state.waiting), state.collecting);
+        state.collecting += 1;
+        drop(state);
+        let result = log.commit(records * RECORD_BYTES);
+        state = group.state.lock();
+        state.durable = own + 1;
+        state.stop |= result.is_err();
+        if let Some(done) = group.done.get(own % 2) {
+            done.notify_all();
+        }
+        if result.is_err() {
+            group.done.iter().for_each(|done| {
+                done.notify_all();
+            });
+            return result;
+        }
+    }
+}

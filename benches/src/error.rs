@@ -1,0 +1,57 @@
+//! What ends a run. A store that answers wrong ends the whole comparison; everything else that fails is told by name.
+
+use std::path::Path;
+
+/// Why a run ended without a result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The store returned an error.
+    #[error("{store}: {what}: {message}")]
+    Store {
+        /// Its name.
+        store: &'static str,
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// The store returned something that was not stored, or not what was.
+    #[error("{store} answered wrong: {what}")]
+    Wrong {
+        /// Its name.
+        store: String,
+        /// What came back, and what should have.
+        what: String,
+    },
+    /// A file or process of the comparison itself.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was done, with the path.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A raw loop on the device.
+    #[error("device: {0}")]
+    Device(#[from] aio::Error),
+    /// The command line or a file made by a run does not make sense.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// The result of anything here.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A function that wraps what a store said.
+    pub fn store<E: std::fmt::Display>(store: &'static str, what: &'static str) -> impl Fn(E) -> Error {
+        move |error| Error::Store { store, what, message: error.to_string() }
+    }
+
+    /// A function that names the path of a failed call.
+    pub fn io(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let what = format!("{what} {}", path.display());
+        move |source| Error::Io { what, source }
+    }
+}

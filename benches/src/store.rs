@@ -1,0 +1,106 @@
+//! What a store must do to be compared, and what describes it.
+//!
+//! Every store is opened with [`Config`]: the same directory, the same memory, the same meaning of "durable". How each
+//! spends its memory, and what its unsynced writes survive, stands in its file and, for readers of a report, in
+//! [`Kind::setting`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::data::Key;
+use crate::error::Result;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its directory, which exists; empty for a new store.
+    pub dir: PathBuf,
+    /// Memory for everything together, the page cache of the system included.
+    pub memory_bytes: u64,
+    /// Whether each put must survive a loss of power before it returns. Otherwise the store's usual unsynced level.
+    pub is_durable: bool,
+}
+
+/// Sees the value of a get.
+pub type SeeValue<'a> = dyn FnMut(&[u8]) + 'a;
+
+/// Sees the place of a key in the call, and its value.
+pub type SeeMany<'a> = dyn FnMut(usize, Option<&[u8]>) + 'a;
+
+/// Sees a record of a scan.
+pub type SeeRecord<'a> = dyn FnMut(&[u8], &[u8]) + 'a;
+
+/// An open store. Dropping it closes it.
+pub trait Store: Send + Sync {
+    /// Puts a record, at the level that the store was opened with.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn put(&self, key: &Key, value: &[u8]) -> Result<()>;
+
+    /// Puts records atomically, at the same level.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn put_batch(&self, records: &[(Key, Vec<u8>)]) -> Result<()>;
+
+    /// Shows the value of a key in the cheapest way the store has; says whether it is there.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn get(&self, key: &Key, see: &mut SeeValue<'_>) -> Result<bool>;
+
+    /// Shows the values of many keys, in one call where the store has one.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
+        for (at, key) in keys.iter().enumerate() {
+            if !self.get(key, &mut |value| see(at, Some(value)))? {
+                see(at, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows up to `limit` records in order from a key; says how many.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn scan(&self, from: &Key, limit: usize, see: &mut SeeRecord<'_>) -> Result<u64>;
+
+    /// Makes everything so far survive a loss of power.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn sync(&self) -> Result<()>;
+
+    /// Waits for background work that is due, after a load.
+    ///
+    /// # Errors
+    /// As the store says.
+    fn settle(&self) -> Result<()> {
+        self.sync()
+    }
+
+    /// How often [`Store::sync`] must be called beside unsynced writes, for stores that would otherwise never write.
+    fn sync_every(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Opens a store, making it if the directory is empty.
+type Open = fn(&Config) -> Result<Box<dyn Store>>;
+
+/// A store that can be compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// As on the command line and in results.
+    pub name: &'static str,
+    /// The package that it comes from, for its version.
+    pub package: &'static str,
+    /// How it is configured, what its unsynced writes survive, and what it lacks, as a sentence of the report.
+    pub setting: &'static str,
+    /// Opens it.
+    pub open: Open,
+}

@@ -1,0 +1,257 @@
+//! The workloads: their names, what one step of each does, and how much data they have in how much memory.
+//!
+//! Workloads of a family share a data set that is loaded once per store. The family [`Family::Fresh`] has none: each
+//! run begins with an empty store. Memory is everything together: caches, write buffers, the page cache of the system.
+
+use crate::error::{Error, Result};
+
+/// What data a workload runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// None: it writes its own.
+    Fresh,
+    /// Fits into memory, and is only read.
+    Hot,
+    /// Several times the memory, and only read.
+    Cold,
+    /// Fits into memory; read and written.
+    Ycsb,
+    /// Several times the memory, and overwritten.
+    Overwrite,
+}
+
+/// The parts of a mixed workload, in percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mix {
+    /// Gets.
+    pub reads: u64,
+    /// Puts of existing keys.
+    pub updates: u64,
+    /// Gets followed by a put of the same key.
+    pub read_modify_writes: u64,
+    /// Scans of 1 to 100 records.
+    pub scans: u64,
+    // The rest are puts of new keys.
+}
+
+/// What one step of a workload does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Puts a new key.
+    Put,
+    /// Puts a batch of new keys atomically.
+    Load,
+    /// Gets a key that is there.
+    Get,
+    /// Gets a key that is not there.
+    GetMissing,
+    /// Gets many keys that are there, in one call where the store has one.
+    MultiGet,
+    /// Walks over 100 records from a random one.
+    ScanShort,
+    /// Walks over everything.
+    ScanAll,
+    /// As YCSB says, by zipfian choice.
+    Ycsb(Mix),
+    /// Puts an existing key.
+    Overwrite,
+}
+
+/// A workload.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Workload {
+    /// As on the command line and in results.
+    pub name: &'static str,
+    /// What its data are.
+    pub family: Family,
+    /// What a step does.
+    pub step: Step,
+    /// How many threads do it.
+    pub threads: u16,
+    /// Length of each value.
+    pub value_bytes: usize,
+    /// What `ops_per_s` counts.
+    pub unit: &'static str,
+    /// The ratio to the best rival that Esker is meant to reach.
+    pub goal: f64,
+}
+
+/// Keys in a call of `multi_get`.
+pub const MULTI_GET_KEYS: usize = 32;
+
+/// Records in a batch of the load.
+pub const BATCH_RECORDS: usize = 1000;
+
+/// Records in a short scan.
+pub const SCAN_RECORDS: usize = 100;
+
+const fn mix(reads: u64, updates: u64, read_modify_writes: u64, scans: u64) -> Step {
+    Step::Ycsb(Mix { reads, updates, read_modify_writes, scans })
+}
+
+const fn workload(name: &'static str, step: Step, threads: u16, goal: f64) -> Workload {
+    let family = match step {
+        Step::Put | Step::Load => Family::Fresh,
+        Step::Ycsb(_) => Family::Ycsb,
+        Step::Overwrite => Family::Overwrite,
+        _ => Family::Hot,
+    };
+    let value_bytes = match family {
+        Family::Ycsb => 1024,
+        Family::Overwrite => 400,
+        _ => 100,
+    };
+    let unit = match step {
+        Step::Put | Step::Overwrite => "puts",
+        Step::Load => "records",
+        Step::Get | Step::GetMissing => "gets",
+        Step::MultiGet => "keys",
+        Step::ScanShort => "scans",
+        Step::ScanAll => "pairs",
+        Step::Ycsb(_) => "operations",
+    };
+    Workload { name, family, step, threads, value_bytes, unit, goal }
+}
+
+const fn cold(name: &'static str, step: Step, threads: u16) -> Workload {
+    Workload { family: Family::Cold, value_bytes: 400, ..workload(name, step, threads, 1.0) }
+}
+
+/// All workloads, in the order in which they run.
+pub const ALL: [Workload; 22] = [
+    workload("durable_put/1", Step::Put, 1, 1.0),
+    workload("durable_put/8", Step::Put, 8, 1.5),
+    workload("durable_put/64", Step::Put, 64, 2.5),
+    workload("put/1", Step::Put, 1, 3.0),
+    workload("put/4", Step::Put, 4, 5.0),
+    workload("load", Step::Load, 1, 2.5),
+    workload("get_hot/1", Step::Get, 1, 1.5),
+    workload("get_hot/4", Step::Get, 4, 1.5),
+    workload("get_missing", Step::GetMissing, 1, 1.5),
+    workload("multi_get", Step::MultiGet, 1, 1.5),
+    workload("scan_100", Step::ScanShort, 1, 1.5),
+    workload("scan_all", Step::ScanAll, 1, 2.0),
+    cold("get_cold/1", Step::Get, 1),
+    cold("get_cold/8", Step::Get, 8),
+    cold("get_cold/32", Step::Get, 32),
+    cold("multi_get_cold", Step::MultiGet, 1),
+    workload("ycsb_a", mix(50, 50, 0, 0), 4, 2.5),
+    workload("ycsb_b", mix(95, 5, 0, 0), 4, 2.0),
+    workload("ycsb_c", mix(100, 0, 0, 0), 4, 1.25),
+    workload("ycsb_e", mix(0, 0, 0, 95), 4, 1.5),
+    workload("ycsb_f", mix(50, 0, 50, 0), 4, 2.5),
+    workload("overwrite", Step::Overwrite, 2, 2.5),
+];
+
+impl Workload {
+    /// The workload of this name.
+    pub fn named(name: &str) -> Option<Workload> {
+        ALL.into_iter().find(|workload| workload.name == name)
+    }
+
+    /// Whether every put must survive a loss of power before it returns.
+    pub fn is_durable(&self) -> bool {
+        self.name.starts_with("durable_put")
+    }
+
+    /// Whether it writes at all.
+    pub fn writes(&self) -> bool {
+        match self.step {
+            Step::Put | Step::Load | Step::Overwrite => true,
+            Step::Ycsb(mix) => mix.reads < 100,
+            _ => false,
+        }
+    }
+
+    /// Whether it must write several times the memory, so that nothing is measured that only fills buffers.
+    pub fn fills_memory(&self) -> bool {
+        !self.is_durable() && matches!(self.step, Step::Put | Step::Load | Step::Overwrite)
+    }
+}
+
+/// The workloads in a comma list of names, in the order of [`ALL`]; `all` for all.
+///
+/// # Errors
+/// A name is unknown.
+pub fn parse(list: &str) -> Result<Vec<Workload>> {
+    let names: Vec<&str> = list.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if names.contains(&"all") {
+        return Ok(ALL.to_vec());
+    }
+    for name in &names {
+        if Workload::named(name).is_none() {
+            let known: Vec<_> = ALL.iter().map(|workload| workload.name).collect();
+            return Err(Error::Usage(format!("no workload `{name}`; there are: {}, all", known.join(", "))));
+        }
+    }
+    if names.is_empty() {
+        return Err(Error::Usage("no workloads named".to_owned()));
+    }
+    Ok(ALL.into_iter().filter(|workload| names.contains(&workload.name)).collect())
+}
+
+/// How large the data are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// Records of the data set; 0 for [`Family::Fresh`].
+    pub records: u64,
+    /// Memory for the whole process and its page cache, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// How thorough a comparison is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// What a report is made of.
+    Full,
+    /// A first impression.
+    Quick,
+    /// A second or so, to see that it works.
+    Smoke,
+}
+
+impl Size {
+    /// Records and memory of a family. Only the ratio of data to memory matters for what is measured; memory is small
+    /// so that several times of it are written and read in the time there is.
+    pub fn scale(self, family: Family) -> Scale {
+        let (records, memory_mib) = match (self, family) {
+            (_, Family::Fresh) => (0, 64),
+            (Size::Full, Family::Hot) => (2_000_000, 1024),
+            (Size::Full, Family::Cold) => (1_300_000, 128),
+            (Size::Full, Family::Ycsb) => (200_000, 768),
+            (Size::Full, Family::Overwrite) => (700_000, 64),
+            (Size::Quick, Family::Hot) => (300_000, 512),
+            (Size::Quick, Family::Cold) => (650_000, 64),
+            (Size::Quick, Family::Ycsb) => (50_000, 512),
+            (Size::Quick, Family::Overwrite) => (350_000, 64),
+            (Size::Smoke, Family::Cold) => (40_000, 64),
+            (Size::Smoke, _) => (20_000, 128),
+        };
+        Scale { records, memory_bytes: memory_mib << 20 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_taken_in_order_and_an_unknown_name_is_refused() {
+        let names =
+            |list| parse(list).map(|all| all.iter().map(|workload| workload.name).collect::<Vec<_>>());
+        assert_eq!(names("overwrite, put/1").ok(), Some(vec!["put/1", "overwrite"]));
+        assert_eq!(names("all").map(|names| names.len()).ok(), Some(22));
+        let error = names("put/1,put/3").expect_err("there is no put/3").to_string();
+        assert!(error.contains("`put/3`"), "{error}");
+        assert!(error.contains("durable_put/64"), "{error}");
+        assert!(parse(",").is_err());
+    }
+
+    #[test]
+    fn data_that_must_not_fit_are_four_times_the_memory() {
+        let scale = Size::Full.scale(Family::Cold);
+        assert!(scale.records * 416 >= 4 * scale.memory_bytes);
+        let scale = Size::Full.scale(Family::Overwrite);
+        assert!(scale.records * 416 >= 4 * scale.memory_bytes);
+    }
+}
