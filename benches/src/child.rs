@@ -42,7 +42,7 @@ pub struct Job {
     pub memory_bytes: u64,
     /// Which repetition, from 1.
     pub round: u32,
-    /// Length of the run.
+    /// The length that [`Workload::lengths`] are multiples of.
     pub seconds: f64,
     /// The file that lets this process under the memory limit.
     pub door: Option<PathBuf>,
@@ -82,9 +82,8 @@ fn open(kind: &Kind, job: &Job, is_durable: bool) -> Result<Box<dyn Store>> {
 
 /// How long, and from where, a workload runs.
 fn plan(job: &Job, workload: &Workload) -> Plan {
-    let at_least = Duration::from_secs_f64(job.seconds);
-    let (target_bytes, at_most) =
-        if workload.fills_memory() { (4 * job.memory_bytes, at_least * 3) } else { (0, at_least) };
+    let lengths = workload.lengths();
+    let target_bytes = if workload.fills_memory() { 4 * job.memory_bytes } else { 0 };
     // What different rounds insert must differ, since they share a data set.
     let first_new = match workload.family {
         Family::Fresh => 0,
@@ -94,9 +93,9 @@ fn plan(job: &Job, workload: &Workload) -> Plan {
         workload: *workload,
         records: job.records,
         first_new,
-        at_least,
+        at_least: Duration::from_secs_f64(job.seconds * lengths.at_least),
         target_bytes,
-        at_most,
+        at_most: Duration::from_secs_f64(job.seconds * lengths.at_most),
         seed: u64::from(job.round),
     }
 }
@@ -104,7 +103,7 @@ fn plan(job: &Job, workload: &Workload) -> Plan {
 fn measure(kind: &Kind, job: &Job, workload: &Workload) -> Result<Run> {
     let store = open(kind, job, workload.is_durable())?;
     let plan = plan(job, workload);
-    warm_up(kind, &*store, &plan)?;
+    warm_up(kind, job, &*store, &plan)?;
 
     let before = Reading::take(&job.dir);
     let outcome = drive::run(kind.name, &*store, &plan)?;
@@ -125,17 +124,17 @@ fn measure(kind: &Kind, job: &Job, workload: &Workload) -> Result<Run> {
 }
 
 /// Brings a store into the state in which it stays.
-fn warm_up(kind: &Kind, store: &dyn Store, plan: &Plan) -> Result<()> {
-    let (is_scanned, parts, step) = match plan.workload.family {
+fn warm_up(kind: &Kind, job: &Job, store: &dyn Store, plan: &Plan) -> Result<()> {
+    let (is_scanned, step) = match plan.workload.family {
         Family::Fresh | Family::Overwrite => return Ok(()),
-        Family::Hot => (true, 4, plan.workload.step),
-        Family::Ycsb => (true, 4, Step::Get),
-        Family::Cold => (false, 2, plan.workload.step),
+        Family::Hot => (true, plan.workload.step),
+        Family::Ycsb => (true, Step::Get),
+        Family::Cold => (false, plan.workload.step),
     };
     if is_scanned {
         store.scan(&[0; KEY_BYTES], usize::MAX, &mut |_, _| ())?;
     }
-    let time = plan.at_least / parts;
+    let time = Duration::from_secs_f64(job.seconds * plan.workload.lengths().warm_up);
     let workload = Workload { step, ..plan.workload };
     let warm = Plan { workload, at_least: time, at_most: time, seed: plan.seed ^ 0xff, ..plan.clone() };
     drive::run(kind.name, store, &warm).map(|_| ())

@@ -2,7 +2,7 @@
 //!
 //! Nothing runs beside a run: the next process is started when the one before has ended. Results are written as they
 //! come, so that a comparison that is stopped leaves what it has. A store that fails is left out with a note; a store
-//! that answers wrong ends everything.
+//! that answers wrong ends everything. All of it keeps to a [`Budget`] of time.
 
 use std::fs;
 use std::io::Write;
@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::budget::{self, Budget};
 use crate::child::{self, DEVICE, Job};
 use crate::device;
 use crate::error::{Error, Result};
@@ -19,8 +20,11 @@ use crate::report::{self, Header};
 use crate::result::{FOREIGN_LIMIT, Run};
 use crate::workload::{Family, Workload};
 
-/// The longest that a run may take beyond its own time, and a load in all: a store that hangs is left out.
-const PATIENCE: Duration = Duration::from_mins(4);
+/// The longest that a load may take.
+const LOAD_PATIENCE: Duration = Duration::from_mins(2);
+
+/// The longest that a run may take beyond its own time: a store that hangs is left out.
+const RUN_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Compares and writes everything into the output directory.
 ///
@@ -31,13 +35,28 @@ pub fn run(options: &Options) -> Result<()> {
     for dir in [&options.out, &options.dir] {
         fs::create_dir_all(dir).map_err(Error::io("make", dir))?;
     }
-    let mut session =
-        Session { options, runs: Vec::new(), failures: Vec::new(), loaded: Vec::new(), limits: 0 };
+    let budget = Budget::new(begin, Duration::from_secs_f64(options.minutes * 60.0));
+    let mut session = Session {
+        options,
+        budget,
+        seconds: options.seconds,
+        shortest: options.seconds,
+        runs: Vec::new(),
+        failures: Vec::new(),
+        given_up: Vec::new(),
+        loaded: Vec::new(),
+        limits: 0,
+    };
+    say(&format!(
+        "expected to take {:.1} min; ends after {:.1} min at most",
+        budget::estimate(options).as_secs_f64() / 60.0,
+        options.minutes
+    ));
     let limit = memory_limit();
     let result = session.run_all();
     // Data sets are of no use to the next comparison, which may be of another version.
     let removed = fs::remove_dir_all(&options.dir).map_err(Error::io("remove", &options.dir));
-    let header = Header::collect(options, &limit, begin.elapsed());
+    let header = Header::collect(options, &limit, (begin.elapsed(), session.shortest));
     report::write(&options.out, &header, &session.runs, &session.failures)?;
     result?;
     removed?;
@@ -61,8 +80,14 @@ fn memory_limit() -> String {
 
 struct Session<'a> {
     options: &'a Options,
+    budget: Budget,
+    /// Length of the runs of the workload that is under way, and the shortest of all so far.
+    seconds: f64,
+    shortest: f64,
     runs: Vec<Run>,
     failures: Vec<String>,
+    /// Stores that failed in the workload that is under way: another round would fail too, and take its time.
+    given_up: Vec<String>,
     /// Stores that have their data set of the family that is under way.
     loaded: Vec<&'static str>,
     /// Memory limits made so far, to name them.
@@ -72,7 +97,11 @@ struct Session<'a> {
 impl Session<'_> {
     fn run_all(&mut self) -> Result<()> {
         let mut family = Family::Fresh;
-        for workload in &self.options.workloads {
+        for (at, workload) in self.options.workloads.iter().enumerate() {
+            let to_come = self.options.workloads.get(at..).unwrap_or_default();
+            self.seconds = self.budget.seconds(now(), self.options, to_come, family);
+            self.shortest = self.shortest.min(self.seconds);
+            self.given_up.clear();
             if workload.family != family {
                 self.drop_data(family)?;
                 family = workload.family;
@@ -105,7 +134,7 @@ impl Session<'_> {
             let mut job = self.job(kind.name, workload, 1)?;
             job.is_load = true;
             // Loads are not measured, and what has no limit loads faster.
-            match self.start(&job, PATIENCE) {
+            match self.start(&job, LOAD_PATIENCE) {
                 Ok(()) => self.loaded.push(kind.name),
                 Err(wrong @ Error::Wrong { .. }) => return Err(wrong),
                 Err(error) => self.fail(&format!("{} load of {:?}: {error}", kind.name, workload.family)),
@@ -129,8 +158,6 @@ impl Session<'_> {
             fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir))?;
         }
         fs::create_dir_all(&dir).map_err(Error::io("make", &dir))?;
-        // What pauses shows itself in time only.
-        let seconds = self.options.seconds * if workload.family == Family::Overwrite { 4.0 } else { 1.0 };
         Ok(Job {
             store: store.to_owned(),
             workload: workload.name.to_owned(),
@@ -139,7 +166,7 @@ impl Session<'_> {
             records: scale.records,
             memory_bytes: scale.memory_bytes,
             round,
-            seconds,
+            seconds: self.seconds,
             door: None,
             output: self.options.dir.join("run.json"),
         })
@@ -147,16 +174,24 @@ impl Session<'_> {
 
     /// One run of one store.
     fn turn(&mut self, store: &str, workload: &Workload, round: u32) -> Result<()> {
+        if self.given_up.iter().any(|name| name == store) {
+            return Ok(());
+        }
         let mut job = self.job(store, workload, round)?;
         self.limits += 1;
         let name = format!("esker-compare-{}-{}", std::process::id(), self.limits);
         let limit = MemoryLimit::new(&name, job.memory_bytes).ok();
         job.door = limit.as_ref().map(MemoryLimit::door);
-        let patience = PATIENCE + Duration::from_secs_f64(job.seconds * 4.0);
+        let lengths = workload.lengths();
+        let patience =
+            RUN_PATIENCE + Duration::from_secs_f64(job.seconds * (lengths.warm_up + lengths.at_most));
         match self.start(&job, patience).and_then(|()| read_run(&job.output)) {
             Ok(run) => self.take(run)?,
             Err(wrong @ Error::Wrong { .. }) => return Err(wrong),
-            Err(error) => self.fail(&format!("{store} {} round {round}: {error}", workload.name)),
+            Err(error) => {
+                self.fail(&format!("{store} {} round {round}: {error}", workload.name));
+                self.given_up.push(store.to_owned());
+            }
         }
         if workload.family == Family::Fresh {
             fs::remove_dir_all(&job.dir).map_err(Error::io("remove", &job.dir))?;
@@ -183,6 +218,10 @@ impl Session<'_> {
     /// Runs a job in a process of its own, to its end.
     fn start(&self, job: &Job, patience: Duration) -> Result<()> {
         let failed = |what: String| move |source| Error::Io { what, source };
+        let patience = patience.min(self.budget.left(now()));
+        if patience.is_zero() {
+            return Err(Error::Usage("left out: the time was up".to_owned()));
+        }
         machine::evict(&self.options.dir);
         let program = std::env::current_exe().map_err(failed("find this program".to_owned()))?;
         let text = serde_json::to_string(job).map_err(|error| Error::Usage(error.to_string()))?;

@@ -4,6 +4,7 @@
 //! run ([`child`]), so that memory and CPU are those of one store in one workload. [`drive`] does the workload,
 //! [`stores`] says how each store does it, [`machine`] what it cost, [`report`] and [`svg`] what a person sees.
 
+pub mod budget;
 pub mod child;
 pub mod compare;
 pub mod data;

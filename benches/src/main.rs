@@ -31,9 +31,12 @@ struct Args {
     /// Repetitions of each workload, stores taking turns. Default: 3, with --quick 1.
     #[arg(long)]
     rounds: Option<u32>,
-    /// Seconds of each run at least. Default: 3, with --quick 1.
+    /// Seconds of each run at least. Default: 2.5, with --quick 1. Less where the time would not be enough.
     #[arg(long)]
     seconds: Option<f64>,
+    /// Minutes that all of it takes at most. Default: 57; with --quick 5.7, or 1.9 for each store if there are more.
+    #[arg(long)]
+    minutes: Option<f64>,
     /// A first impression: smaller data, one short round.
     #[arg(long)]
     quick: bool,
@@ -68,23 +71,28 @@ fn run(args: Args) -> Result<()> {
         let listed = write!(std::io::stdout(), "{}", list());
         return listed.map_err(|source| Error::Io { what: "write the list".to_owned(), source });
     }
-    let (size, seconds, rounds) = match (args.smoke, args.quick) {
-        (true, _) => (Size::Smoke, 0.2, 1),
-        (_, true) => (Size::Quick, 1.0, 1),
-        _ => (Size::Full, 3.0, 3),
+    let stores = stores::parse(&args.stores)?;
+    let count = u32::try_from(stores.len()).map_or(f64::MAX, f64::from);
+    let (size, seconds, rounds, minutes) = match (args.smoke, args.quick) {
+        (true, _) => (Size::Smoke, 0.2, 1, 57.0),
+        (_, true) => (Size::Quick, 1.0, 1, 5.7_f64.max(1.9 * count)),
+        _ => (Size::Full, 2.5, 3, 57.0),
     };
     let seconds = args.seconds.unwrap_or(seconds);
     let rounds = args.rounds.unwrap_or(rounds);
-    if !(0.01..=3600.0).contains(&seconds) || rounds == 0 {
-        return Err(Error::Usage("at least one round, of 0.01 to 3600 seconds".to_owned()));
+    let minutes = args.minutes.unwrap_or(minutes);
+    if !(0.01..=3600.0).contains(&seconds) || rounds == 0 || !(0.1..=10_000.0).contains(&minutes) {
+        let what = "at least one round, of 0.01 to 3600 seconds, in 0.1 to 10000 minutes";
+        return Err(Error::Usage(what.to_owned()));
     }
     compare::run(&Options {
-        stores: stores::parse(&args.stores)?,
+        stores,
         workloads: workload::parse(&args.workloads)?,
         dir: args.dir.unwrap_or_else(|| args.out.join("stores")),
         out: args.out,
         rounds,
         seconds,
+        minutes,
         size,
     })
 }

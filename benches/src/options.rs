@@ -18,8 +18,10 @@ pub struct Options {
     pub dir: PathBuf,
     /// Repetitions.
     pub rounds: u32,
-    /// Seconds of each run at least.
+    /// Seconds of each run at least, as long as there is time for that.
     pub seconds: f64,
+    /// Minutes that all of it takes at most.
+    pub minutes: f64,
     /// How large the data are.
     pub size: Size,
 }

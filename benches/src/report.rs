@@ -31,7 +31,7 @@ pub struct Header {
 
 impl Header {
     /// Asks the machine and the options.
-    pub fn collect(options: &Options, limit: &str, took: Duration) -> Header {
+    pub fn collect(options: &Options, limit: &str, (took, shortest): (Duration, f64)) -> Header {
         let first_line = |path: &str, label: &str| {
             let text = fs::read_to_string(path).unwrap_or_default();
             let line = text.lines().find(|line| line.starts_with(label)).unwrap_or_default();
@@ -61,9 +61,14 @@ impl Header {
                 first_line("/proc/sys/kernel/osrelease", "")
             ),
             format!(
-                "kind: {kind}; {} rounds of at least {} s, took {} min in all",
+                "kind: {kind}; {} rounds of at least {} s{}, took {} min in all",
                 options.rounds,
                 options.seconds,
+                if shortest < options.seconds {
+                    format!(" (shortened to {shortest:.2} s at least, for all stores alike, to end in time)")
+                } else {
+                    String::new()
+                },
                 short(took.as_secs_f64() / 60.0)
             ),
             format!("data and memory: {families}; durable_put, put and load begin empty, in {fresh} MiB"),

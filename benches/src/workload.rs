@@ -76,6 +76,17 @@ pub struct Workload {
     pub goal: f64,
 }
 
+/// Times of a run, as multiples of the length that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lengths {
+    /// Steps before the time counts.
+    pub warm_up: f64,
+    /// The timed part at least,
+    pub at_least: f64,
+    /// and at most, where a number of bytes is to be written.
+    pub at_most: f64,
+}
+
 /// Keys in a call of `multi_get`.
 pub const MULTI_GET_KEYS: usize = 32;
 
@@ -161,6 +172,22 @@ impl Workload {
             Step::Ycsb(mix) => mix.reads < 100,
             _ => false,
         }
+    }
+
+    /// How long a run is.
+    pub fn lengths(&self) -> Lengths {
+        let (at_least, at_most) = match self.step {
+            // What pauses shows itself in time only.
+            Step::Overwrite => (4.0, 12.0),
+            _ if self.fills_memory() => (1.0, 3.0),
+            _ => (1.0, 1.0),
+        };
+        let warm_up = match self.family {
+            Family::Fresh | Family::Overwrite => 0.0,
+            Family::Hot | Family::Ycsb => 0.25,
+            Family::Cold => 0.5,
+        };
+        Lengths { warm_up, at_least, at_most }
     }
 
     /// Whether it must write several times the memory, so that nothing is measured that only fills buffers.
