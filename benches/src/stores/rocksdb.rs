@@ -1,8 +1,8 @@
-//! RocksDB: a log-structured store in C++, on the page cache.
+//! `RocksDB`: a log-structured store in C++, on the page cache.
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOptions, WaitForCompactOptions, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, Options, ReadOptions,
+    WaitForCompactOptions, WriteBatch, WriteOptions,
 };
 
 use crate::data::Key;
@@ -46,7 +46,9 @@ fn open(config: &Config) -> Result<Box<dyn Store>> {
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_bytes_per_sync(1 << 20);
     options.increase_parallelism(2);
-    let db = DB::open(&options, &config.dir).map_err(Error::store(NAME, "open"))?;
+    // Named, because only families that were named have a handle, and the batched call wants one.
+    let families = [(DEFAULT_COLUMN_FAMILY_NAME, options.clone())];
+    let db = DB::open_cf_with_opts(&options, &config.dir, families).map_err(Error::store(NAME, "open"))?;
     let mut writing = WriteOptions::default();
     writing.set_sync(config.is_durable);
     Ok(Box::new(Rocks { db, writing }))
@@ -72,7 +74,8 @@ impl Store for Rocks {
     }
 
     fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
-        let family = self.db.cf_handle("default").ok_or_else(|| Error::store(NAME, "family")("missing"))?;
+        let family = self.db.cf_handle(DEFAULT_COLUMN_FAMILY_NAME);
+        let family = family.ok_or_else(|| Error::store(NAME, "family")("missing"))?;
         let found = self.db.batched_multi_get_cf(family, keys, false);
         for (at, value) in found.into_iter().enumerate() {
             let value = value.map_err(Error::store(NAME, "multi_get"))?;
