@@ -1,4 +1,4 @@
-//! SurrealKV: a log-structured store in Rust whose commits are futures, on the page cache.
+//! `SurrealKV`: a log-structured store in Rust whose commits are futures, on the page cache.
 
 use surrealkv::{Durability, LSMIterator, Mode, Options, Transaction, Tree, TreeBuilder};
 use tokio::runtime::{Builder, Runtime};
@@ -19,8 +19,9 @@ pub(crate) const KIND: Kind = Kind {
     setting: "a quarter of the memory for the block cache, an eighth for each memtable (64 MiB at most), the rest for \
               the page cache; a runtime of two threads, on which each thread of the workload waits for its own commit; \
               Snappy below level 0, as its builder has for short; values inline; a write-only transaction for each \
-              put, a read-only one for each get; synced: `Durability::Immediate` with its preallocated log; unsynced: \
-              `Durability::Eventual`, which survives the death of the process (in the page cache).",
+              put (again if another one wrote the same key meanwhile), a read-only one for each get; synced: \
+              `Durability::Immediate` with its preallocated log; unsynced: `Durability::Eventual`, which survives the \
+              death of the process (in the page cache).",
     open,
 };
 
@@ -52,25 +53,31 @@ impl Surreal {
         self.tree.begin_with_mode(mode).map_err(Error::store(NAME, "begin"))
     }
 
-    fn commit(&self, mut txn: Transaction) -> Result<()> {
-        txn.set_durability(self.durability);
-        self.runtime.block_on(txn.commit()).map_err(Error::store(NAME, "commit"))
+    /// Writes in a transaction of its own, until no other one wrote the same keys meanwhile: it is optimistic.
+    fn write(&self, records: &[(Key, &[u8])]) -> Result<()> {
+        loop {
+            let mut txn = self.begin(Mode::WriteOnly)?;
+            txn.set_durability(self.durability);
+            for (key, value) in records {
+                txn.set(key.as_slice(), *value).map_err(Error::store(NAME, "set"))?;
+            }
+            match self.runtime.block_on(txn.commit()) {
+                Err(surrealkv::Error::TransactionWriteConflict) => {}
+                other => return other.map_err(Error::store(NAME, "commit")),
+            }
+        }
     }
 }
 
 impl Store for Surreal {
     fn put(&self, key: &Key, value: &[u8]) -> Result<()> {
-        let mut txn = self.begin(Mode::WriteOnly)?;
-        txn.set(key.as_slice(), value).map_err(Error::store(NAME, "set"))?;
-        self.commit(txn)
+        self.write(&[(*key, value)])
     }
 
     fn put_batch(&self, records: &[(Key, Vec<u8>)]) -> Result<()> {
-        let mut txn = self.begin(Mode::WriteOnly)?;
-        for (key, value) in records {
-            txn.set(key.as_slice(), value.as_slice()).map_err(Error::store(NAME, "set"))?;
-        }
-        self.commit(txn)
+        let records: Vec<(Key, &[u8])> =
+            records.iter().map(|(key, value)| (*key, value.as_slice())).collect();
+        self.write(&records)
     }
 
     fn get(&self, key: &Key, see: &mut SeeValue<'_>) -> Result<bool> {
