@@ -116,7 +116,7 @@ fn measure(kind: &Kind, job: &Job, workload: &Workload) -> Result<Run> {
     run.row.space_per_user_byte = ratio(space_bytes, live * (KEY_BYTES + workload.value_bytes) as u64);
     if outcome.user_bytes < plan.target_bytes {
         run.notes.push(format!(
-            "wrote {:.1} times its memory when the time was up, not 4 times",
+            "wrote {:.2} times its memory when the time was up, not 4 times",
             ratio(outcome.user_bytes, job.memory_bytes)
         ));
     }

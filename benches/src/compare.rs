@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -19,6 +20,9 @@ use crate::options::Options;
 use crate::report::{self, Header};
 use crate::result::{FOREIGN_LIMIT, Run};
 use crate::workload::{Family, Workload};
+
+/// The signal of the kernel to a process that takes too much memory, SIGKILL.
+const KILLED: i32 = 9;
 
 /// The longest that a load may take.
 const LOAD_PATIENCE: Duration = Duration::from_mins(2);
@@ -245,7 +249,11 @@ impl Session<'_> {
                 let what = format!("in {}; see above", job.workload);
                 Err(Error::Wrong { store: job.store.clone(), what })
             }
-            // Signal 9 under a limit is the kernel's answer to too much memory.
+            None if job.door.is_some() && status.signal() == Some(KILLED) => {
+                let limit = job.memory_bytes >> 20;
+                let what = format!("killed by the kernel, which happens above the limit of {limit} MiB");
+                Err(Error::Usage(what))
+            }
             _ => Err(Error::Usage(format!("ended with {status}"))),
         }
     }

@@ -239,18 +239,18 @@ pub enum Size {
 
 impl Size {
     /// Records and memory of a family. Only the ratio of data to memory matters for what is measured; memory is small
-    /// so that several times of it are written and read in the time there is.
+    /// so that several times of it are written and read in the time there is. With 64 MiB, Esker and redb
+    /// were killed by the limit under overwrites.
     pub fn scale(self, family: Family) -> Scale {
         let (records, memory_mib) = match (self, family) {
             (_, Family::Fresh) => (0, 64),
             (Size::Full, Family::Hot) => (2_000_000, 1024),
-            (Size::Full, Family::Cold) => (1_300_000, 128),
+            (Size::Full, Family::Cold | Family::Overwrite) => (1_300_000, 128),
             (Size::Full, Family::Ycsb) => (200_000, 768),
-            (Size::Full, Family::Overwrite) => (700_000, 64),
             (Size::Quick, Family::Hot) => (300_000, 512),
-            (Size::Quick, Family::Cold) => (650_000, 64),
+            (Size::Quick, Family::Cold) => (720_000, 96),
             (Size::Quick, Family::Ycsb) => (50_000, 512),
-            (Size::Quick, Family::Overwrite) => (350_000, 64),
+            (Size::Quick, Family::Overwrite) => (700_000, 128),
             (Size::Smoke, Family::Cold) => (40_000, 64),
             (Size::Smoke, _) => (20_000, 128),
         };
