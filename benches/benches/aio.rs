@@ -6,11 +6,13 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use aio::{Action, Backend, Buf, File, NativeBackend, OpenMode, Operation, Queue};
+use aio::{Action, Backend, Buf, Context, File, NativeBackend, OpenMode, Operation, Queue, Waking};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use esker_benches::data::Random;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 const PAGE_BYTES: usize = 4096;
@@ -116,31 +118,34 @@ fn submit_and_reap(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// From one thread's `wake` to another's return from `wait`, and back: two wake-ups a round.
+/// From one thread's `wake` to another's return from `wait`, and back: two wake-ups a round, with each kind of waker.
 fn wake_up(criterion: &mut Criterion) {
-    let backend = NativeBackend::new();
-    let (mut here, mut there) = (backend.queue(1).expect("a context"), backend.queue(1).expect("a context"));
-    let (back, forth) = (here.waker(), there.waker());
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let order = std::sync::atomic::Ordering::SeqCst;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut none = Vec::new();
-            while !stop.load(order) {
-                there.wait(1, None, &mut none).expect("a wait");
-                back.wake();
-            }
-        });
-        let mut none = Vec::new();
-        criterion.bench_function("aio/wake_up/there_and_back", |bencher| {
-            bencher.iter(|| {
-                forth.wake();
-                here.wait(1, None, &mut none).expect("a wait");
+    let mut group = criterion.benchmark_group("aio/wake_up_there_and_back");
+    for (name, waking) in [("poll", Waking::Poll), ("signal", Waking::Signal(Signal::USR1.as_raw()))] {
+        let context = || Context::builder().slots(1).waking(waking).build().expect("a context");
+        let (mut here, mut there) = (context(), context());
+        let (back, forth) = (here.waker(), there.waker());
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut none = Vec::new();
+                while !stop.load(Ordering::SeqCst) {
+                    there.wait(1, None, &mut none).expect("a wait");
+                    back.wake();
+                }
             });
+            let mut none = Vec::new();
+            group.bench_function(name, |bencher| {
+                bencher.iter(|| {
+                    forth.wake();
+                    here.wait(1, None, &mut none).expect("a wait");
+                });
+            });
+            stop.store(true, Ordering::SeqCst);
+            forth.wake();
         });
-        stop.store(true, order);
-        forth.wake();
-    });
+    }
+    group.finish();
 }
 
 /// A way of making a page durable.
