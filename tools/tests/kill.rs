@@ -182,17 +182,24 @@ fn check(dir: &Path, acknowledged: u64) -> u64 {
 }
 
 fn survive(level: &str) {
-    // Ten times as many for a long run.
-    let factor = if std::env::var_os("ESKER_DEEP").is_some() { 10 } else { 1 };
     let mut random: Random = seed();
+    // For a long run ten stores one after the other: each check reads all that the store holds.
+    let stores = if std::env::var_os("ESKER_DEEP").is_some() { 10 } else { 1 };
+    for _ in 0..stores {
+        survive_kills(level, &mut random);
+    }
+}
+
+/// One store, killed at least 20 times.
+fn survive_kills(level: &str, random: &mut Random) {
     let temp = temp_dir();
     let dir = temp.path().join("store");
     let (mut batches, mut kills, mut in_job) = (0, 0, 0);
     let below = |random: &mut Random, limit: usize| u64::try_from(random.below(limit)).expect("small");
-    while kills < 14 * factor || in_job < 8 * factor {
-        assert!(kills < 100 * factor, "of {kills} kills only {in_job} were during a flush or a compaction");
+    while kills < 14 || in_job < 8 {
+        assert!(kills < 100, "of {kills} kills only {in_job} were during a flush or a compaction");
         let when = if kills % 2 == 0 {
-            When::Acknowledged(1 + below(&mut random, 150))
+            When::Acknowledged(1 + below(random, 150))
         } else {
             When::InJob(1 + random.below(5))
         };
@@ -203,8 +210,8 @@ fn survive(level: &str) {
         batches = check(&dir, died.acknowledged);
     }
     // Both levels together: at least 40 in all, 10 during jobs.
-    while kills < 20 * factor {
-        let died = kill(&dir, level, batches, When::Acknowledged(1 + below(&mut random, 150)));
+    while kills < 20 {
+        let died = kill(&dir, level, batches, When::Acknowledged(1 + below(random, 150)));
         batches = check(&dir, died.acknowledged);
         kills += 1;
         in_job += u32::from(died.in_job);
