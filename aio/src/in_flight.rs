@@ -249,8 +249,7 @@ impl<P: Payload> InFlight<P> {
             }
             self.slots[slot] = Some(Flight { payload, submitted_at });
         }
-        self.shared.trace.submitted();
-        self.shared.trace.deepened(self.len());
+        self.shared.trace.submitted(self.len());
         Ok(taken)
     }
 

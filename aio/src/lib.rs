@@ -41,4 +41,6 @@ pub use reactor::{Reactor, Submission};
 pub use report::{Probe, probe};
 pub use signal::{SignalSet, block_all_signals};
 pub use sim::SimBackend;
+#[doc(hidden)]
+pub use trace::Counting;
 pub use trace::{Counters, LatencyHistogram, OperationCounters, SIZE_CLASSES_BYTES};

@@ -193,5 +193,22 @@ fn durable_writes(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, submit_and_reap, wake_up, random_reads, durable_writes);
+/// What counting and timing an operation costs, which is always on.
+fn counting(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("aio/counting");
+    let counting = aio::Counting::new();
+    let mut offset = 0;
+    for batch in [1, 8] {
+        group.throughput(Throughput::Elements(batch as u64));
+        group.bench_function(BenchmarkId::new("batch", batch), |bencher| {
+            bencher.iter(|| {
+                offset += 1 << 20;
+                counting.operations(offset, batch);
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, counting, submit_and_reap, wake_up, random_reads, durable_writes);
 criterion_main!(benches);

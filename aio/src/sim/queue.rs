@@ -125,7 +125,7 @@ impl Queue for SimQueue {
             self.in_flight.push(start(machine, operation));
             taken += 1;
         }
-        machine.trace.submitted();
+        machine.trace.submitted(self.in_flight.len());
         Ok(taken)
     }
 
