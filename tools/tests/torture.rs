@@ -17,9 +17,13 @@ fn torture(args: &[&str]) -> Value {
     serde_json::from_str(out.lines().last().expect("a last line")).expect("JSON")
 }
 
+fn count(counts: &Value, name: &str) -> u64 {
+    counts[name].as_u64().unwrap_or_else(|| panic!("{name} in {counts}"))
+}
+
 fn must_be_positive(counts: &Value, names: &[&str]) {
     for name in names {
-        assert!(counts[name].as_u64().is_some_and(|count| count > 0), "{name} in {counts}");
+        assert!(count(counts, name) > 0, "{name} in {counts}");
     }
 }
 
@@ -65,4 +69,26 @@ fn the_same_seed_gives_the_same_run() {
         counts
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn a_store_keeps_what_it_acknowledged_whatever_call_fails() {
+    let counts = torture(&["errors", "--workloads", "1", "--step", "23"]);
+    assert_eq!(count(&counts, "loops_cut_short") + count(&counts, "cases_left_out"), 0);
+    must_be_positive(
+        &counts,
+        &["eio", "enospc", "erofs", "eagain", "eintr", "short", "reordered", "late", "sync_eio"],
+    );
+    must_be_positive(&counts, &["error_indexes", "recovery_error_indexes", "opens_refused"]);
+}
+
+#[test]
+fn a_damaged_store_gives_the_right_value_or_says_corrupt() {
+    let counts = torture(&["sweep", "--step", "97"]);
+    assert_eq!(count(&counts, "pieces"), count(&counts, "pieces_swept"));
+    must_be_positive(
+        &counts,
+        &["bits", "zeroed", "swapped", "aged", "duplicated", "truncated", "missing", "exchanged"],
+    );
+    assert!(count(&counts, "detected") > count(&counts, "images") / 10, "{counts}");
 }

@@ -21,8 +21,8 @@ use crate::runner::Settings;
 use damage::{Damage, Pieces};
 use specimen::{Loss, Size, Specimen};
 
-/// What becomes of a damaged image.
-const CATEGORIES: [&str; 5] = ["detected", "harmless", "recovered", "undetectable_by_design", "silent"];
+/// What becomes of a damaged image. A wrong answer is no category: it ends the run.
+const CATEGORIES: [&str; 4] = ["detected", "harmless", "recovered", "undetectable_by_design"];
 
 /// A store and all damages to it, in pieces.
 #[derive(Debug)]
