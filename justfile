@@ -20,8 +20,8 @@ crash:
     cargo test -p esker --locked crash
     cargo test -p kvtool --test kill --locked
 
-# What takes long, in at most 25 minutes on two cores: processes killed, the torture, every planted bug, sanitizers
-deep: && torture planted asan tsan
+# Check, and what takes long, in at most 25 minutes on two cores: processes killed, the torture, every planted bug, sanitizers
+deep: check && torture planted asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
