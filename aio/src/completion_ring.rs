@@ -181,6 +181,5 @@ mod tests {
             assert!(ring.is_empty());
             assert_eq!(ring.drain(&mut events), 0);
         }
-        sys::destroy(&context).unwrap();
     }
 }

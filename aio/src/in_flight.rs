@@ -5,7 +5,7 @@
 //!   its slot is the event's `data`: so its buffer and its file live as long as the kernel may use them.
 //! - `free` holds the numbers of the empty slots, so in flight + free = capacity.
 //! - The `iocb` of a slot stays where it is while the slot is taken: its address is the operation's name in `io_cancel`.
-//! - The kernel's context has one slot more than `slots`, for the poll on the waker.
+//! - The kernel's context has one slot more than `slots`, for the poll that is a wake-up.
 //! - A wake-up that was reaped is remembered in `woken` until a wait has returned [`Wake::Woken`].
 //! - In a forked child nothing is freed or destroyed: the context is the parent's.
 //!
@@ -22,17 +22,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::{Wake, WakeUp};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::completion_ring::CompletionRing;
 use crate::error::{Errno, Error, Result};
 use crate::payload::Payload;
 use crate::signal::SignalSet;
 use crate::sys::{self, IoEvent, Iocb, Process};
 use crate::trace::{Kind, Touch, Trace};
-use crate::waker::{EventWaker, SignalWaker, Waker};
-
-/// `data` of the poll on the waker; no slot has this number.
-const POLL: u64 = u64::MAX;
+use crate::waker::{PollWaker, SignalWaker, WAKE_UP, Waker};
 
 /// How long a wait sleeps before it looks at the waker, where the kernel has no poll operation.
 const SLICE_WITHOUT_POLL: Duration = Duration::from_millis(1);
@@ -57,8 +54,8 @@ pub enum Reaping {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Waking {
-    /// A poll operation on an eventfd in the context itself: a wake-up is one more completion. The wake may be
-    /// called from a signal handler.
+    /// The waker submits a poll operation to the context itself, which is done at once: a wake-up is one more
+    /// completion. The wake may be called from a signal handler.
     #[default]
     Poll,
     /// This signal, sent to the waiting thread, which blocks it from its first wait on and lets it in only inside
@@ -75,17 +72,6 @@ pub(crate) struct Settings {
     pub(crate) mask: Option<SignalSet>,
     pub(crate) reaping: Reaping,
     pub(crate) waking: Waking,
-}
-
-/// The poll on the waker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Poll {
-    /// Not in flight.
-    Idle,
-    /// In flight: a wake-up will complete it.
-    Armed,
-    /// The kernel refuses poll operations: waits sleep in slices.
-    Refused,
 }
 
 /// What contexts share with their maker.
@@ -120,16 +106,16 @@ pub enum Cancel {
 #[derive(Debug)]
 struct Flight<P> {
     payload: P,
-    submitted_at: Duration,
+    submitted_at_nanos: u64,
 }
 
 /// A context, and the operations that are in flight in it.
 #[derive(Debug)]
 pub(crate) struct InFlight<P: Payload> {
-    context: sys::Context,
+    context: Arc<sys::Context>,
     slots: Vec<Option<Flight<P>>>,
     free: Vec<usize>,
-    /// One for each slot, and one for the poll on the waker.
+    /// One for each slot.
     iocbs: Box<[Iocb]>,
     /// Scratch space of `submit`.
     batch: Vec<usize>,
@@ -137,7 +123,8 @@ pub(crate) struct InFlight<P: Payload> {
     events: Box<[IoEvent]>,
     ring: Option<CompletionRing>,
     waker: Waker,
-    poll: Poll,
+    /// False where the kernel has no poll operation: waits sleep in slices.
+    has_poll: bool,
     woken: bool,
     mask: Option<SignalSet>,
     /// False once the kernel has refused `io_pgetevents`.
@@ -151,22 +138,22 @@ impl<P: Payload> InFlight<P> {
     pub(crate) fn new(settings: &Settings, shared: Shared) -> Result<InFlight<P>> {
         let slots = settings.slots;
         assert!(slots > 0, "a queue without slots");
+        // More than 32 bits, like more than fs.aio-max-nr, is more than the machine has.
+        let kernel_slots = u32::try_from(slots + 1).map_err(|_| Error::Slots { slots })?;
+        let context = match sys::setup(kernel_slots) {
+            Ok(context) => Arc::new(context),
+            Err(Errno::AGAIN | Errno::INVALID) => return Err(Error::Slots { slots }),
+            Err(errno) => return Err(context_error("io_setup", errno)),
+        };
         let waker = match settings.waking {
             Waking::Poll => {
-                let waker = EventWaker::new().map_err(|errno| context_error("eventfd", errno))?;
-                Waker::Event(Arc::new(waker))
+                let waker = PollWaker::new(Arc::clone(&context));
+                Waker::Poll(Arc::new(waker.map_err(|errno| context_error("eventfd", errno))?))
             }
             Waking::Signal(signal) => {
                 let waker = SignalWaker::new(signal).map_err(|errno| context_error("sigaction", errno))?;
                 Waker::Signal(Arc::new(waker))
             }
-        };
-        // More than 32 bits, like more than fs.aio-max-nr, is more than the machine has.
-        let kernel_slots = u32::try_from(slots + 1).map_err(|_| Error::Slots { slots })?;
-        let context = match sys::setup(kernel_slots) {
-            Ok(context) => context,
-            Err(Errno::AGAIN | Errno::INVALID) => return Err(Error::Slots { slots }),
-            Err(errno) => return Err(context_error("io_setup", errno)),
         };
         // Found in any case, since that hides it from forked children.
         let ring = CompletionRing::of(&context);
@@ -175,24 +162,28 @@ impl<P: Payload> InFlight<P> {
             context,
             slots: std::iter::repeat_with(|| None).take(slots).collect(),
             free: (0..slots).rev().collect(),
-            iocbs: vec![Iocb::default(); slots + 1].into_boxed_slice(),
+            iocbs: vec![Iocb::default(); slots].into_boxed_slice(),
             batch: Vec::new(),
             events: vec![IoEvent::default(); slots + 1].into_boxed_slice(),
             ring: ring.filter(|_| reads_ring),
             waker,
-            poll: Poll::Idle,
+            has_poll: true,
             woken: false,
             mask: settings.mask,
             has_pgetevents: settings.reaping != Reaping::OldSystemCall,
             shared,
         };
-        in_flight.check_signal_waker()?;
+        in_flight.check_waker()?;
         Ok(in_flight)
     }
 
-    /// A signal is a wake-up only where the mask is.
-    fn check_signal_waker(&mut self) -> Result<()> {
-        if let Waker::Signal(_) = self.waker {
+    /// A poll is a wake-up only where the kernel has polls, and a signal only where it has the mask.
+    fn check_waker(&mut self) -> Result<()> {
+        if let Waker::Poll(waker) = &self.waker {
+            self.has_poll = waker.post().is_ok();
+            let posted = usize::from(self.has_poll);
+            while self.system_call(posted, None, None)?.is_none() {}
+        } else {
             self.system_call(0, Some(Duration::ZERO), None)?;
             if !self.has_pgetevents {
                 return Err(Error::Unsupported {
@@ -240,14 +231,14 @@ impl<P: Payload> InFlight<P> {
         };
         #[cfg(feature = "tracing")]
         tracing::trace!(target: "aio", asked = batch, taken, in_flight = self.len(), "submitted");
-        let submitted_at = self.shared.clock.now();
+        let submitted_at_nanos = clock::nanos();
         for payload in waiting.drain(..taken) {
             let slot = self.free.pop().expect("a batch is not longer than the free list");
             if matches!(payload.kind(), Kind::Read | Kind::Write | Kind::WriteDurable) {
                 let Iocb { opcode, descriptor, offset, len_bytes, .. } = self.iocbs[slot];
                 self.shared.trace.touched(Touch { opcode, descriptor, offset, len_bytes });
             }
-            self.slots[slot] = Some(Flight { payload, submitted_at });
+            self.slots[slot] = Some(Flight { payload, submitted_at_nanos });
         }
         self.shared.trace.submitted(self.len());
         Ok(taken)
@@ -313,11 +304,10 @@ impl<P: Payload> InFlight<P> {
             let can_be_woken = missing > 0 && self.can_be_woken();
             if can_be_woken && self.waker.is_raised() {
                 self.woken = true;
-            } else if can_be_woken {
-                self.arm();
             }
             let mut timeout = self.timeout(deadline);
-            let is_sliced = can_be_woken && self.waker.needs_poll() && self.poll != Poll::Armed;
+            let is_polled = can_be_woken && self.waker.is_poll();
+            let is_sliced = is_polled && !self.has_poll;
             if missing == 0 || self.woken {
                 timeout = Some(Duration::ZERO);
             } else if is_sliced {
@@ -325,7 +315,6 @@ impl<P: Payload> InFlight<P> {
             }
             let sleep_until = timeout.map(|timeout| self.shared.clock.now() + timeout);
             let before = completions.len();
-            let is_polled = can_be_woken && self.waker.needs_poll();
             let at_once = if is_polled { missing.min(1) } else { missing };
             let undisturbed = self.reap(at_once, timeout, completions)?;
             let reaped = completions.len() - before;
@@ -337,39 +326,14 @@ impl<P: Payload> InFlight<P> {
                 self.waker.consume();
                 return Ok(Wake::Woken);
             }
-            let now = self.shared.clock.now();
             // With some events at hand the kernel hides the signal: it returns fewer than asked for, and early.
-            let is_early = sleep_until.is_none_or(|end| now < end);
-            if !undisturbed || (reaped > 0 && reaped < at_once && is_early) {
+            let is_early = || sleep_until.is_none_or(|end| self.shared.clock.now() < end);
+            if !undisturbed || (reaped > 0 && reaped < at_once && is_early()) {
                 return Ok(Wake::Interrupted);
             }
-            if deadline.is_some_and(|deadline| now >= deadline) {
+            if deadline.is_some_and(|deadline| self.shared.clock.now() >= deadline) {
                 return Ok(Wake::TimedOut);
             }
-        }
-    }
-
-    /// Puts the poll on the waker in flight, so that a wake-up ends the next call of the kernel. After an error the
-    /// wait sleeps in slices instead.
-    fn arm(&mut self) {
-        let Waker::Event(waker) = &self.waker else { return };
-        if self.poll != Poll::Idle {
-            return;
-        }
-        let slot = self.slots.len();
-        self.iocbs[slot] = Iocb {
-            data: POLL,
-            opcode: sys::COMMAND_POLL,
-            descriptor: waker.descriptor(),
-            buf: u64::from(libc::POLLIN.cast_unsigned()),
-            ..Iocb::default()
-        };
-        // SAFETY: a poll has no buffer.
-        match unsafe { sys::submit(&self.context, &mut self.iocbs, &[slot]) } {
-            Ok(_) => self.poll = Poll::Armed,
-            // For want of memory: tried again at the next wait.
-            Err(Errno::AGAIN) => {}
-            Err(_) => self.poll = Poll::Refused,
         }
     }
 
@@ -429,19 +393,18 @@ impl<P: Payload> InFlight<P> {
 
     /// Ends the operations of the first `count` events.
     fn harvest(&mut self, count: usize, completions: &mut Vec<P::Completion>) {
-        let now = self.shared.clock.now();
+        let now_nanos = clock::nanos();
         for index in 0..count {
             let event = self.events[index];
-            if event.data == POLL {
-                self.poll = Poll::Idle;
+            if event.data == WAKE_UP {
                 self.woken = true;
             } else {
-                completions.push(self.complete(event, now));
+                completions.push(self.complete(event, now_nanos));
             }
         }
     }
 
-    fn complete(&mut self, event: IoEvent, now: Duration) -> P::Completion {
+    fn complete(&mut self, event: IoEvent, now_nanos: u64) -> P::Completion {
         let slot = usize::try_from(event.data).expect("the event's data is a slot's number");
         let flight = self.slots[slot].take().expect("an event belongs to an operation in flight");
         self.free.push(slot);
@@ -449,10 +412,10 @@ impl<P: Payload> InFlight<P> {
             .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
         let kind = flight.payload.kind();
         let moved_bytes = result.ok().map(|moved| if kind == Kind::Poll { 0 } else { moved });
-        let latency = now.saturating_sub(flight.submitted_at);
-        self.shared.trace.ended(kind, moved_bytes, latency);
+        let latency_nanos = now_nanos.saturating_sub(flight.submitted_at_nanos);
+        self.shared.trace.ended(kind, moved_bytes, latency_nanos);
         #[cfg(feature = "tracing")]
-        tracing::trace!(target: "aio", kind = kind.name(), slot, ?result, ?latency, "completed");
+        tracing::trace!(target: "aio", kind = kind.name(), slot, ?result, latency_nanos, "completed");
         flight.payload.complete(result)
     }
 
@@ -504,8 +467,6 @@ impl<P: Payload> Drop for InFlight<P> {
             while self.len() > 0 && self.reap(1, None, &mut completions).is_ok() {
                 completions.clear();
             }
-            // Cancels the poll. A failure leaves a context to the kernel, which frees it with the process.
-            let _ = sys::destroy(&self.context);
         }
         // Whatever is still here may be in use by the kernel for ever: rather lost than freed.
         for slot in &mut self.slots {

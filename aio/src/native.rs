@@ -23,6 +23,7 @@ use self::lock::NativeLock;
 use self::map::NativeMap;
 use self::queue::NativeQueue;
 use crate::backend::{Backend, File, FileBody, Lock, OpenMode, Queue, SharedMap, Stat};
+use crate::clock;
 use crate::error::{Errno, Error, Result};
 use crate::in_flight::Shared;
 use crate::probe;
@@ -96,10 +97,11 @@ impl Backend for NativeBackend {
     }
 
     fn sync(&self, file: &File) -> Result<()> {
-        let begin = self.now();
+        let begin_nanos = clock::nanos();
         // Not retried, whatever the error.
         let synced = rustix::fs::fdatasync(file.descriptor());
-        self.shared.trace.ended(Kind::Sync, synced.ok().map(|()| 0), self.now().saturating_sub(begin));
+        let nanos = clock::nanos().saturating_sub(begin_nanos);
+        self.shared.trace.ended(Kind::Sync, synced.ok().map(|()| 0), nanos);
         named("fdatasync", file.path(), synced)
     }
 

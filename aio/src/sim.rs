@@ -48,6 +48,7 @@ use map::{SimLock, SimMap};
 use queue::SimQueue;
 
 use crate::backend::{Alignment, Backend, File, Lock, OpenMode, Queue, SECTOR_BYTES, SharedMap, Stat};
+use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::trace::{Counters, Kind};
 
@@ -232,7 +233,11 @@ impl Backend for SimBackend {
         let fault = machine.begin(&Call::new(EventKind::Sync, file.path()))?;
         let covers = machine.disk.seq();
         let synced = queue::sync(&mut machine, sim_handle(file).inode, covers, fault);
-        machine.trace.ended(Kind::Sync, synced.ok().map(|()| 0), machine.now.saturating_sub(begun));
+        machine.trace.ended(
+            Kind::Sync,
+            synced.ok().map(|()| 0),
+            whole_nanos(machine.now.saturating_sub(begun)),
+        );
         synced.map_err(|errno| Error::call("fdatasync", file.path(), errno))
     }
 

@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "system calls")]
 
 use std::mem::{MaybeUninit, offset_of, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,15 +130,28 @@ const _: () = {
     assert!(size_of::<sigset_t>() >= KERNEL_SIGSET_BYTES);
 };
 
-/// A context of the kernel (`aio_context_t`). Its owner destroys it once.
+/// A context of the kernel (`aio_context_t`), destroyed on drop in the process that made it: that cancels polls, waits for
+/// everything else, and takes 20 to 50 ms.
 #[derive(Debug)]
-pub(crate) struct Context(c_ulong);
+pub(crate) struct Context {
+    id: c_ulong,
+    process: Process,
+}
 
 impl Context {
     /// The kernel's number for it, which is the address of its completion ring where there is one.
     pub(crate) fn address(&self) -> usize {
         // Pointers are as wide as the kernel's longs, see the `cfg` above.
-        usize::try_from(self.0).unwrap_or(0)
+        usize::try_from(self.id).unwrap_or(0)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.process.is_current() {
+            // A failure leaves the context to the kernel, which frees it with the process.
+            let _ = destroy(self.id);
+        }
     }
 }
 
@@ -146,13 +160,12 @@ pub(crate) fn setup(slots: u32) -> Result<Context, Errno> {
     let mut id: c_ulong = 0;
     // SAFETY: the kernel writes the new context's number into `id`, which lives across the call.
     let answer = unsafe { libc::syscall(libc::SYS_io_setup, slots, &raw mut id) };
-    check(answer).map(|_| Context(id))
+    check(answer).map(|_| Context { id, process: Process::current() })
 }
 
-/// Ends a context: cancels polls, waits for everything else, then frees it. Takes 20 to 50 ms.
-pub(crate) fn destroy(context: &Context) -> Result<(), Errno> {
+fn destroy(id: c_ulong) -> Result<(), Errno> {
     // SAFETY: passes a number; the kernel answers EINVAL if it names no context of this process.
-    let answer = unsafe { libc::syscall(libc::SYS_io_destroy, context.0) };
+    let answer = unsafe { libc::syscall(libc::SYS_io_destroy, id) };
     check(answer).map(|_| ())
 }
 
@@ -176,8 +189,21 @@ pub(crate) unsafe fn submit(context: &Context, iocbs: &mut [Iocb], slots: &[usiz
     }
     // SAFETY: the first `slots.len()` pointers are valid for the kernel, which copies what they point to and
     // writes `key`; the buffers behind are the caller's promise.
-    let answer = unsafe { libc::syscall(libc::SYS_io_submit, context.0, slots.len(), pointers.as_ptr()) };
+    let answer = unsafe { libc::syscall(libc::SYS_io_submit, context.id, slots.len(), pointers.as_ptr()) };
     check(answer)
+}
+
+/// Starts a poll that is done as soon as `descriptor` is readable; its event carries `data`. Safe in signal handlers.
+pub(crate) fn submit_poll(context: &Context, descriptor: BorrowedFd<'_>, data: u64) -> Result<(), Errno> {
+    let poll = Iocb {
+        data,
+        opcode: COMMAND_POLL,
+        descriptor: descriptor.as_raw_fd().cast_unsigned(),
+        buf: u64::from(libc::POLLIN.cast_unsigned()),
+        ..Iocb::default()
+    };
+    // SAFETY: a poll has no buffer, and the kernel looks up the descriptor before this returns.
+    unsafe { submit(context, &mut [poll], &[0]) }.map(|_| ())
 }
 
 /// Asks the kernel to cancel the operation that was submitted from this address. It answers
@@ -187,7 +213,7 @@ pub(crate) fn cancel(context: &Context, iocb: &mut Iocb) -> Result<(), Errno> {
     // SAFETY: the kernel reads the `key` behind the pointer and takes the pointer itself for a name; old
     // kernels write one event.
     let answer =
-        unsafe { libc::syscall(libc::SYS_io_cancel, context.0, ptr::from_mut(iocb), &raw mut unused) };
+        unsafe { libc::syscall(libc::SYS_io_cancel, context.id, ptr::from_mut(iocb), &raw mut unused) };
     check(answer).map(|_| ())
 }
 
@@ -211,7 +237,7 @@ pub(crate) fn reap(context: &Context, events: &mut [IoEvent], wait: Wait<'_>) ->
     let answer = unsafe {
         libc::syscall(
             SYS_IO_PGETEVENTS,
-            context.0,
+            context.id,
             wait.at_least.min(events.len()),
             events.len(),
             events.as_mut_ptr(),
@@ -233,7 +259,7 @@ pub(crate) fn reap_unmasked(
     let answer = unsafe {
         libc::syscall(
             libc::SYS_io_getevents,
-            context.0,
+            context.id,
             wait.at_least.min(events.len()),
             events.len(),
             events.as_mut_ptr(),
@@ -253,6 +279,21 @@ fn timespec(duration: Duration) -> libc::timespec {
 
 fn check(answer: c_long) -> Result<usize, Errno> {
     usize::try_from(answer).map_err(|_| Errno::last())
+}
+
+/// Whether there is a counter behind [`ticks`].
+#[cfg(test)]
+pub(crate) const HAS_TICKS: bool = cfg!(target_arch = "x86_64");
+
+/// The processor's time stamp counter; 0 where this crate knows of none.
+pub(crate) fn ticks() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: every processor of this architecture has the instruction.
+        unsafe { std::arch::x86_64::_rdtsc() }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    0
 }
 
 /// Whether all pages of a range are mapped in this process.
@@ -444,8 +485,8 @@ mod tests {
     #[test]
     fn what_is_no_context_is_refused() {
         // Not one that was destroyed: another test's may stand at the same address by now.
-        let context = Context(4096);
-        assert_eq!(destroy(&context).err(), Some(Errno::INVALID));
+        let context = Context { id: 4096, process: Process::current() };
+        assert_eq!(destroy(context.id).err(), Some(Errno::INVALID));
         let wait = Wait { at_least: 0, timeout: Some(Duration::ZERO), mask: None };
         let mut events = [IoEvent::default(); 1];
         assert_eq!(reap(&context, &mut events, wait).err(), Some(Errno::INVALID));
@@ -459,6 +500,5 @@ mod tests {
         let mut events = [IoEvent::default(); 1];
         assert_eq!(reap(&context, &mut events, wait), Ok(0));
         assert_eq!(reap_unmasked(&context, &mut events, wait), Ok(0));
-        destroy(&context).expect("the context is alive");
     }
 }

@@ -14,6 +14,7 @@ use super::machine::{Call, Machine, Shared, sim_handle};
 use super::pages::to_usize;
 use crate::backend::{Action, Completion, Operation, Queue, SECTOR_BYTES, Wake, WakeUp};
 use crate::buf::Buf;
+use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 
 /// One submit in this many takes fewer operations than it has room for, as kernels do under pressure.
@@ -83,7 +84,7 @@ impl SimQueue {
         let result = execute(machine, &mut self.in_flight[at])?;
         let flight = self.in_flight.swap_remove(at);
         let latency = machine.now.saturating_sub(flight.submitted_at);
-        machine.trace.ended(flight.operation.kind(), result.ok(), latency);
+        machine.trace.ended(flight.operation.kind(), result.ok(), whole_nanos(latency));
         Ok(Completion { operation: flight.operation, result })
     }
 
