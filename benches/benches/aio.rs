@@ -6,13 +6,16 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use aio::{Action, Backend, Buf, Context, File, NativeBackend, OpenMode, Operation, Queue, Waking};
+use aio::{Action, Backend, Buf, Context, File, NativeBackend, OpenMode, Operation, Queue, Wake, Waking};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use esker_benches::data::Random;
+use hdrhistogram::Histogram;
+use parking_lot::{Condvar, Mutex};
 use rustix::process::Signal;
+use rustix::thread::CpuSet;
 use tempfile::TempDir;
 
 const PAGE_BYTES: usize = 4096;
@@ -118,34 +121,122 @@ fn submit_and_reap(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// From one thread's `wake` to another's return from `wait`, and back: two wake-ups a round, with each kind of waker.
-fn wake_up(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("aio/wake_up_there_and_back");
-    for (name, waking) in [("poll", Waking::Poll), ("signal", Waking::Signal(Signal::USR1.as_raw()))] {
-        let context = || Context::builder().slots(1).waking(waking).build().expect("a context");
-        let (mut here, mut there) = (context(), context());
-        let (back, forth) = (here.waker(), there.waker());
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut none = Vec::new();
-                while !stop.load(Ordering::SeqCst) {
-                    there.wait(1, None, &mut none).expect("a wait");
-                    back.wake();
+/// Something that sleeps until it is woken, and what wakes it.
+type Sleeper = (Box<dyn FnMut() + Send>, Box<dyn Fn() + Send>);
+
+/// A wait of a context with this waker.
+fn context_sleeper(waking: Waking) -> Sleeper {
+    let mut context = Context::builder().slots(1).waking(waking).build().expect("a context");
+    let waker = context.waker();
+    let mut none = Vec::new();
+    let wait = move || assert_eq!(context.wait(1, None, &mut none), Ok(Wake::Woken));
+    (Box::new(wait), Box::new(move || waker.wake()))
+}
+
+/// What threads do without any I/O: the ceiling.
+fn condition_sleeper() -> Sleeper {
+    let shared = Arc::new((Mutex::new(false), Condvar::new()));
+    let waker = Arc::clone(&shared);
+    let wait = move || {
+        let mut is_woken = shared.0.lock();
+        while !std::mem::take(&mut *is_woken) {
+            shared.1.wait(&mut is_woken);
+        }
+    };
+    let wake = move || {
+        *waker.0.lock() = true;
+        waker.1.notify_one();
+    };
+    (Box::new(wait), Box::new(wake))
+}
+
+fn run_on_core(core: usize) {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    // Refused where the process may not use that core; then the scheduler chooses.
+    let _ = rustix::thread::sched_setaffinity(None, &cores);
+}
+
+/// The times from `wake` to the return of the wait, in nanoseconds: `count` of them, each after `pause` in which the
+/// waiter fell asleep.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn wake_ups((mut wait, wake): Sleeper, is_other_core: bool, pause: Duration, count: u64) -> Histogram<u64> {
+    let start = Instant::now();
+    let nanos = || u64::try_from(start.elapsed().as_nanos()).expect("a bench of less than centuries");
+    let (woken_at, rounds) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            run_on_core(usize::from(is_other_core));
+            let mut times = Histogram::new(3).expect("three digits");
+            for _ in 0..count {
+                wait();
+                times.record(nanos() - woken_at.load(Ordering::Acquire)).expect("an unbounded histogram");
+                rounds.fetch_add(1, Ordering::Release);
+            }
+            times
+        });
+        run_on_core(0);
+        for round in 0..count {
+            let mut asleep_since = None;
+            while asleep_since.is_none_or(|since: Instant| since.elapsed() < pause) {
+                if rounds.load(Ordering::Acquire) == round {
+                    asleep_since.get_or_insert_with(Instant::now);
                 }
-            });
-            let mut none = Vec::new();
-            group.bench_function(name, |bencher| {
-                bencher.iter(|| {
-                    forth.wake();
-                    here.wait(1, None, &mut none).expect("a wait");
+                if is_other_core {
+                    std::hint::spin_loop();
+                } else {
+                    // Lets the waiter run, and so fall asleep.
+                    std::thread::yield_now();
+                }
+            }
+            woken_at.store(nanos(), Ordering::Release);
+            wake();
+            if !is_other_core {
+                // The core is the waiter's.
+                std::thread::yield_now();
+            }
+        }
+        waiter.join().expect("the waiter")
+    })
+}
+
+/// From one thread's `wake` to another's return from `wait`, with each kind of waker and beside a condition variable:
+/// with both on one core, on another core that was just left, and on one that has slept for long.
+#[expect(clippy::print_stdout, reason = "percentiles, which Criterion does not show")]
+fn wake_up(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("aio/wake_up");
+    group.sample_size(10);
+    let mut lines = Vec::new();
+    let pauses = [("one core", false, 20), ("other core", true, 50), ("other core, long asleep", true, 2000)];
+    for (place, is_other_core, pause_micros) in pauses {
+        for way in ["poll", "signal", "condition variable"] {
+            let mut times = Histogram::<u64>::new(3).expect("three digits");
+            group.bench_function(BenchmarkId::new(way, place), |bencher| {
+                bencher.iter_custom(|count| {
+                    let sleeper = match way {
+                        "poll" => context_sleeper(Waking::Poll),
+                        "signal" => context_sleeper(Waking::Signal(Signal::USR1.as_raw())),
+                        _ => condition_sleeper(),
+                    };
+                    let pause = Duration::from_micros(pause_micros);
+                    // A thread of its own, so that the core it chose is not the bench's for ever.
+                    let run = std::thread::scope(|scope| {
+                        let run = scope.spawn(|| wake_ups(sleeper, is_other_core, pause, count));
+                        run.join().expect("a run")
+                    });
+                    times.add(&run).expect("an unbounded histogram");
+                    Duration::from_secs_f64(run.mean() * 1e-9) * u32::try_from(count).expect("a small count")
                 });
             });
-            stop.store(true, Ordering::SeqCst);
-            forth.wake();
-        });
+            let [p50, p99] = [0.5, 0.99].map(|quantile| times.value_at_quantile(quantile) / 100);
+            let (p50, p99) = (format!("{}.{}", p50 / 10, p50 % 10), format!("{}.{}", p99 / 10, p99 % 10));
+            lines.push(format!("{way}, {place}: p50 {p50} us, p99 {p99} us, {} wake-ups", times.len()));
+        }
     }
     group.finish();
+    for line in lines {
+        println!("{line}");
+    }
 }
 
 /// A way of making a page durable.
