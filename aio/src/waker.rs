@@ -1,9 +1,8 @@
 //! Wakes a thread that waits for completions, from any thread, without losing a wake-up.
 //!
 //! The waker submits a poll on an eventfd that is always readable to the waiter's own context: it is done at once, so a
-//! wake-up is one more completion, one system call here, and none for the waiter beyond the one it sleeps in. Rejected:
-//! an eventfd that the waker writes and the waiter polls; the waiter has to drain it and to poll again, which made a round
-//! trip between two threads 10.6 instead of N us.
+//! wake-up is one more completion and one system call. Rejected: an eventfd that the waker writes and the waiter polls. It
+//! takes as long from wake to wake-up, but the waiter has to drain it and to poll again, two more calls for each.
 //!
 //! The other waker sends a signal to the waiting thread. The thread blocks it and lets it in only inside
 //! `io_pgetevents`, which exchanges the mask and goes to sleep in one step: a signal that comes between the last look at
