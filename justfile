@@ -20,8 +20,8 @@ crash:
     cargo test -p esker --locked crash
     cargo test -p kvtool --test kill --locked
 
-# Check, and what takes long, in at most 25 minutes on two cores: processes killed, the torture, every planted bug, sanitizers
-deep: check && torture planted asan tsan
+# Check, and what takes long, in at most 25 minutes on two cores: processes killed, schedules, the torture, every planted bug, sanitizers
+deep: check && loom torture planted asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
@@ -38,6 +38,10 @@ torture STATES="2000000":
 # Which planted bugs the torture finds; NAME is a filter
 planted NAME="":
     {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --json --only "{{NAME}}"
+
+# Every schedule of the log's lock-free parts and of its flush token, within a bound
+loom:
+    RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker-wal --test loom --locked -- --nocapture
 
 # The tests of asynchronous I/O under AddressSanitizer: a buffer freed or touched in flight
 asan:

@@ -57,6 +57,22 @@ pub fn write_all(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> R
     finish(queue, Operation { token: 0, file: file.clone(), action: Action::Write { offset, buf } })
 }
 
+/// As [`write_all`], and the bytes are on stable media when this returns.
+///
+/// # Errors
+/// As [`write_all`].
+pub fn write_all_durably(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
+    finish(queue, Operation { token: 0, file: file.clone(), action: Action::WriteDurable { offset, buf } })
+}
+
+/// Makes everything durable that was written to the file and reaped before, by an operation of the queue.
+///
+/// # Errors
+/// The sync failed; it must not be tried again.
+pub fn sync(queue: &mut dyn Queue, file: &File) -> Result<()> {
+    complete(queue, Operation { token: 0, file: file.clone(), action: Action::Sync })?.whole().map(drop)
+}
+
 /// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
 ///
 /// Space is reserved first, so that a full disk is found out by one call and not by filling the rest of it.

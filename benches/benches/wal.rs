@@ -1,4 +1,4 @@
-//! The log alone: appends to the ring by 1, 2 and 4 threads, durable commits by 1, 8 and 64.
+//! The log alone: appends to the ring by 1, 2 and 4 threads, durable commits by 1, 8 and 64 with each way of syncing.
 //!
 //! Run with `cargo bench -p esker-benches --bench wal`. A durable commit measures the disk below `target` as much as
 //! the log.
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aio::{Backend, NativeBackend};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
-use wal::{Host, Log, LogOptions, RecordBuf, Seq};
+use wal::{Host, Log, LogOptions, RecordBuf, Seq, SyncMethod};
 
 const RECORD_BYTES: usize = 116;
 
@@ -36,10 +36,10 @@ struct Bed {
     _dir: TempDir,
 }
 
-fn bed() -> Bed {
+fn bed(sync_method: SyncMethod) -> Bed {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
-    let options = LogOptions::new(dir.path(), 7, 1, Seq::ZERO);
+    let options = LogOptions { sync_method, ..LogOptions::new(dir.path(), 7, 1, Seq::ZERO) };
     let log = Log::open(backend, options, Arc::new(NoManifest::default())).expect("a log");
     Bed { log, _dir: dir }
 }
@@ -74,13 +74,13 @@ fn retire(log: &Log) {
     log.retire(&files).expect("files to give back");
 }
 
-fn bench(criterion: &mut Criterion, name: &str, threads: &[u64], is_durable: bool) {
+fn bench(criterion: &mut Criterion, name: &str, threads: &[u64], durably_by: Option<SyncMethod>) {
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));
     for threads in threads.iter().copied() {
-        let bed = bed();
+        let bed = bed(durably_by.unwrap_or_default());
         group.bench_function(BenchmarkId::new("threads", threads), |bencher| {
-            bencher.iter_custom(|count| append_by(threads, count, &bed.log, is_durable));
+            bencher.iter_custom(|count| append_by(threads, count, &bed.log, durably_by.is_some()));
         });
         bed.log.close().expect("a close");
     }
@@ -89,11 +89,18 @@ fn bench(criterion: &mut Criterion, name: &str, threads: &[u64], is_durable: boo
 
 /// Into the ring, with the background drain to the log files going on.
 fn append(criterion: &mut Criterion) {
-    bench(criterion, "wal/append", &[1, 2, 4], false);
+    bench(criterion, "wal/append", &[1, 2, 4], None);
 }
 
 fn durable_commit(criterion: &mut Criterion) {
-    bench(criterion, "wal/durable_commit", &[1, 8, 64], true);
+    let ways = [
+        ("fdatasync", SyncMethod::Fdatasync),
+        ("durable_write", SyncMethod::DurableWrite),
+        ("aio_fdatasync", SyncMethod::AioFdatasync),
+    ];
+    for (name, way) in ways {
+        bench(criterion, &format!("wal/durable_commit/{name}"), &[1, 8, 64], Some(way));
+    }
 }
 
 criterion_group!(benches, append, durable_commit);

@@ -7,7 +7,6 @@
 //! * the first error is latched in `state` and never cleared; a refusal (a round that found no space for its file) is
 //!   told to everybody who waits, and cleared by the next round that is not refused.
 
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aio::{Bug, planted};
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::flusher::{Core, Flusher, Plan, Purpose, count};
 use crate::log_file::Host;
 use crate::record::Seq;
+use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 
 /// What the threads of a log share, and the rounds they run.
@@ -417,7 +417,7 @@ pub(crate) fn start_thread(shared: &Arc<Shared>) -> Result<JoinHandle<()>> {
             drop(ended);
         }
     };
-    std::thread::Builder::new().name("wal-commit".to_owned()).spawn(body).map_err(|error| {
+    thread::Builder::new().name("wal-commit".to_owned()).spawn(body).map_err(|error| {
         let path = std::path::Path::new("wal-commit");
         Error::Io(aio::Error::call("start thread", path, aio::Errno::from(&error)))
     })

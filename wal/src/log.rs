@@ -5,20 +5,21 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::thread::JoinHandle;
+
 use std::time::Duration;
 
 use aio::Backend;
 
 use crate::error::{Error, Result};
-use crate::flusher::{Core, Counters, Flusher, Purpose, QUEUE_SLOTS, count};
+use crate::flusher::{Core, Counters, Flusher, Purpose, QUEUE_SLOTS, SyncMethod, count};
 use crate::group_commit::{Due, Level, Shared, start_thread};
 use crate::log_file::{ActiveFile, Host, LogFiles};
 use crate::ordered::Ordered;
 use crate::record::{GRANULE, RecordBuf, Seq};
 use crate::ring::Ring;
 use crate::seal::STEP;
-use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Statistic};
 
 /// Who runs the rounds that nobody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct LogOptions {
     pub drain_bytes: u64,
     /// A round is run when bytes have been published and not durable for so long.
     pub drain_interval: Duration,
+    /// How a group gets to stable media.
+    pub sync_method: SyncMethod,
     /// Who runs these rounds.
     pub background: Background,
     /// Log files of an earlier life that ended without an error, which no manifest names any more. Those of another
@@ -73,6 +76,7 @@ impl LogOptions {
             file_bytes: 16 << 20,
             drain_bytes: 1 << 20,
             drain_interval: Duration::from_millis(10),
+            sync_method: SyncMethod::default(),
             background: Background::Threads,
             spares: Vec::new(),
         }
@@ -162,6 +166,7 @@ impl Log {
             ring,
             files,
             life: options.life,
+            sync_method: options.sync_method,
             written: position(),
             durable: position(),
             counters: Counters::default(),
@@ -382,7 +387,7 @@ impl Log {
     /// Counts since the log was opened.
     pub fn metrics(&self) -> LogMetrics {
         let counters = &self.shared.core.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let get = |counter: &Statistic| counter.load(Ordering::Relaxed);
         LogMetrics {
             records: get(&counters.records),
             record_bytes: self.published().since(self.shared.start),

@@ -22,8 +22,7 @@ use crate::seal::STEP;
 use crate::sector::Place;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
-/// Spares kept: one for the next rotation, and one because a flush usually retires two at once. More is disk space
-/// without use.
+/// Spares kept in any case: one for the next rotation, and one because a flush usually retires two at once.
 const MAX_SPARES: usize = 2;
 
 /// What the log needs from the store around it.
@@ -118,7 +117,7 @@ impl LogFiles {
         for &id in spares {
             let path = log_file_path(&files.directory, id);
             let fits = files.backend.stat(&path)?.is_some_and(|stat| stat.size_bytes == file_bytes);
-            if !(fits && files.keep_as_spare(id)) {
+            if !(fits && files.keep_as_spare(id, MAX_SPARES)) {
                 files.remove(&path)?;
             }
         }
@@ -136,7 +135,7 @@ impl LogFiles {
             return Ok(false);
         }
         let (id, _) = self.create(queue)?;
-        Ok(self.keep_as_spare(id))
+        Ok(self.keep_as_spare(id, MAX_SPARES))
     }
 
     /// Opens a spare or a new file as the one that goes on at `start`.
@@ -194,10 +193,14 @@ impl LogFiles {
 
     /// Turns files that the manifest has forgotten into spares, or removes them.
     ///
+    /// As many spares are kept as retire at once: that is what the log takes between two flushes. Small durable writes take
+    /// many files, since each takes a step of its own; made anew each time, they would be written twice.
+    ///
     /// A crash in between leaves files that no manifest names, for the next open to remove.
     pub(crate) fn retire(&self, ids: &[u64]) -> Result<()> {
         // All of them, whatever happens to one: the manifest knows none of them any more.
         let mut outcome = Ok(());
+        let most = ids.len().max(MAX_SPARES);
         for &id in ids {
             {
                 let mut lists = self.lists.lock();
@@ -206,7 +209,7 @@ impl LogFiles {
                 lists.active.retain(|file| file.id != id);
                 assert!(lists.active.len() < before, "only an active file can retire");
             }
-            if !self.keep_as_spare(id) {
+            if !self.keep_as_spare(id, most) {
                 outcome = outcome.and(self.remove(&log_file_path(&self.directory, id)));
             }
         }
@@ -220,10 +223,10 @@ impl LogFiles {
         Ok((id, file))
     }
 
-    /// False if there are enough.
-    fn keep_as_spare(&self, id: u64) -> bool {
+    /// False if there are as many as `most`.
+    fn keep_as_spare(&self, id: u64, most: usize) -> bool {
         let mut lists = self.lists.lock();
-        let room = lists.spares.len() < MAX_SPARES;
+        let room = lists.spares.len() < most;
         if room {
             // At the front: the one that a round is about to take stays the last.
             lists.spares.insert(0, id);

@@ -12,7 +12,7 @@ const LAP: u32 = 1 << 31;
 
 /// How often a waiter looks before it sleeps. A predecessor is usually in the middle of a copy of some hundred bytes;
 /// where it lost its CPU, more spinning only keeps it from getting one.
-const SPINS: u32 = 100;
+const SPINS: u32 = if cfg!(loom) { 0 } else { 100 };
 
 /// A watermark over the stream that advances over contiguous complete ranges.
 ///

@@ -20,7 +20,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aio::{Action, Backend, Buf, Bug, Errno, File, OpenMode, Operation, Queue, planted};
+use aio::{Action, Backend, Buf, Bug, Errno, File, OpenMode, Operation, Queue, SECTOR_BYTES, planted};
 
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 use crate::error::{Error, Result};
@@ -71,6 +71,15 @@ pub struct Replayed {
     pub ring_bytes: u64,
 }
 
+/// Where a damaged log was cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// What [`replay`] refuses.
+    pub damage: Error,
+    /// Up to here at least the log had been acknowledged, as far as what can still be read of it tells.
+    pub acknowledged: Seq,
+}
+
 /// Visits every record from `input.from` on, in order, with its position and payload.
 ///
 /// Records may have been visited when an error is found, so the caller keeps what it builds to itself until this
@@ -88,49 +97,60 @@ pub fn replay(
     input: &ReplayInput,
     visit: &mut dyn FnMut(Seq, &[u8]) -> Result<()>,
 ) -> Result<Replayed> {
-    assert!(input.from >= input.life_start, "a life is replayed from its start at the earliest");
-    assert!(input.from.get().is_multiple_of(GRANULE as u64), "records start at granules");
-    assert!(input.ring_bytes > 0, "a ring is not empty");
-    let mut records = Records { input, visit, at: input.from, pending: Vec::new(), visited: 0 };
-    let mut log_end = input.files.first().map_or(input.from, |file| file.start);
-    let mut verdict = Verdict::Clean;
-    check_begin(input, log_end)?;
-    for (nth, file) in input.files.iter().enumerate() {
-        let path = log_file_path(&input.directory, file.id);
-        let chain = read_log_file(backend, queue, &path, (input, file))?;
-        match input.files.get(nth + 1) {
-            Some(next) => check_left(&chain, &path, next.start)?,
-            None => verdict = chain.check(&path)?,
+    let mut records = Records::new(input, visit);
+    let verdict = records.take_all(backend, queue)?;
+    Ok(records.replayed(verdict))
+}
+
+/// As [`replay`], but where that finds damage in the log files this goes on with the ring, as far as its records continue
+/// what stands before the damage, and says so: for an explicit repair, which gives up what was acknowledged behind that.
+///
+/// A life that goes on after it has to begin at [`Cut::acknowledged`] or later, since positions never repeat.
+///
+/// # Errors
+/// [`Error::Io`] if a read failed, and whatever `visit` returns, except [`Error::Corrupt`], which is damage.
+///
+/// # Panics
+/// As [`replay`].
+pub fn replay_to_damage(
+    backend: &dyn Backend,
+    queue: &mut dyn Queue,
+    input: &ReplayInput,
+    visit: &mut dyn FnMut(Seq, &[u8]) -> Result<()>,
+) -> Result<(Replayed, Option<Cut>)> {
+    let mut records = Records::new(input, visit);
+    match records.take_all(backend, queue) {
+        Ok(verdict) => Ok((records.replayed(verdict), None)),
+        Err(damage @ Error::Corrupt { .. }) => {
+            ignore_damage(read_ring(backend, queue, input).and_then(|ring| records.take_ring(&ring)))?;
+            let replayed = records.replayed(Verdict::TornTail);
+            let acknowledged = acknowledged(backend, queue, input)?.max(replayed.end);
+            Ok((replayed, Some(Cut { damage, acknowledged })))
         }
-        records.take_chain(&chain, file.start, &path)?;
-        log_end = chain.end;
+        Err(other) => Err(other),
     }
-    if log_end < input.from {
-        let file = input
-            .files
-            .last()
-            .map_or(input.directory.clone(), |file| log_file_path(&input.directory, file.id));
-        return Err(Error::corrupt(
-            &file,
-            0,
-            "the log ends before what is in segments",
-            &input.from,
-            &log_end,
-        ));
+}
+
+fn ignore_damage(result: Result<()>) -> Result<()> {
+    match result {
+        Err(Error::Corrupt { .. }) => Ok(()),
+        other => other,
     }
-    let ring = read_ring(backend, queue, input)?;
-    if !planted(Bug::RingNotReplayed) {
-        records.take_ring(&ring)?;
+}
+
+/// The most that the log files tell of what was acknowledged. A file is begun only when all before it is durable.
+fn acknowledged(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Seq> {
+    let mut most = input.from;
+    for file in &input.files {
+        let path = log_file_path(&input.directory, file.id);
+        most = most.max(file.start);
+        match read_log_file(backend, queue, &path, (input, file)) {
+            Ok((chain, _)) => most = most.max(chain.claim),
+            Err(Error::Corrupt { .. }) => {}
+            Err(other) => return Err(other),
+        }
     }
-    let end = records.at;
-    Ok(Replayed {
-        end,
-        log_end,
-        verdict,
-        records: records.visited,
-        log_bytes: log_end.min(end).since(input.from),
-        ring_bytes: end.since(log_end),
-    })
+    Ok(most)
 }
 
 /// Reads the first `len_bytes` of a file, as large reads.
@@ -166,6 +186,16 @@ fn check_begin(input: &ReplayInput, begin: Seq) -> Result<()> {
     Ok(())
 }
 
+/// What is in segments was durable in the log first.
+fn check_end(input: &ReplayInput, end: Seq) -> Result<()> {
+    if end >= input.from {
+        return Ok(());
+    }
+    let last = input.files.last();
+    let file = last.map_or(input.directory.clone(), |file| log_file_path(&input.directory, file.id));
+    Err(Error::corrupt(&file, 0, "the log ends before what is in segments", &input.from, &end))
+}
+
 /// A file that was left holds everything up to the next one.
 fn check_left(chain: &Chain, path: &Path, next_start: Seq) -> Result<()> {
     if chain.end == next_start {
@@ -178,28 +208,32 @@ fn check_left(chain: &Chain, path: &Path, next_start: Seq) -> Result<()> {
     Err(Error::corrupt(path, chain.stop_offset, what, &next_start, &chain.end))
 }
 
+/// The chain of what is there, and the damage if the file is shorter than it should be.
 fn read_log_file(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
     path: &Path,
     (input, file): (&ReplayInput, &ActiveFile),
-) -> Result<Chain> {
-    let bytes = read_existing(backend, queue, path, input.file_bytes)?;
+) -> Result<(Chain, Result<()>)> {
+    let (bytes, size) = read_existing(backend, queue, path, input.file_bytes)?;
     let place = Place { store_id: input.store_id, file_id: file.id, epoch: file.epoch };
-    Ok(read_chain(&bytes, &ChainRules { place, life: input.life, start: file.start }))
+    let chain = read_chain(&bytes, &ChainRules { place, life: input.life, start: file.start });
+    Ok((chain, size))
 }
 
 fn read_ring(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Vec<u8>> {
-    read_existing(backend, queue, &input.ring_path, input.ring_bytes as u64)
+    let (bytes, size) = read_existing(backend, queue, &input.ring_path, input.ring_bytes as u64)?;
+    size.map(|()| bytes)
 }
 
-/// A file that is missing, or shorter than the manifest says, is damage.
+/// Reads the first `len_bytes` of a file, or the whole sectors of one that is shorter, which is damage, as is a file that
+/// is missing.
 fn read_existing(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
     path: &Path,
     len_bytes: u64,
-) -> Result<Vec<u8>> {
+) -> Result<(Vec<u8>, Result<()>)> {
     let file = match backend.open(path, OpenMode::Read) {
         Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
             return Err(Error::corrupt(path, 0, "a file of the log is missing", &len_bytes, &"no file"));
@@ -207,10 +241,11 @@ fn read_existing(
         opened => opened?,
     };
     let found = backend.size_bytes(&file)?;
-    let Some(wanted) = usize::try_from(len_bytes).ok().filter(|_| found >= len_bytes) else {
-        return Err(Error::corrupt(path, found, "size of a file of the log", &len_bytes, &found));
-    };
-    read_whole(queue, &file, wanted)
+    let short = || Error::corrupt(path, found, "size of a file of the log", &len_bytes, &found);
+    let whole = if found < len_bytes { found - found % SECTOR_BYTES as u64 } else { len_bytes };
+    let Ok(whole) = usize::try_from(whole) else { return Err(short()) };
+    let bytes = read_whole(queue, &file, whole)?;
+    Ok((bytes, if found < len_bytes { Err(short()) } else { Ok(()) }))
 }
 
 /// Cuts the stream into records.
@@ -222,9 +257,56 @@ struct Records<'a> {
     /// Stream bytes from `at` on that make no whole record yet.
     pending: Vec<u8>,
     visited: u64,
+    /// Where the accepted log files end.
+    log_end: Seq,
 }
 
-impl Records<'_> {
+impl<'a> Records<'a> {
+    fn new(input: &'a ReplayInput, visit: &'a mut dyn FnMut(Seq, &[u8]) -> Result<()>) -> Records<'a> {
+        assert!(input.from >= input.life_start, "a life is replayed from its start at the earliest");
+        assert!(input.from.get().is_multiple_of(GRANULE as u64), "records start at granules");
+        assert!(input.ring_bytes > 0, "a ring is not empty");
+        let log_end = input.files.first().map_or(input.from, |file| file.start);
+        Records { input, visit, at: input.from, pending: Vec::new(), visited: 0, log_end }
+    }
+
+    /// Visits the records of all files and of the ring, up to the first damage.
+    fn take_all(&mut self, backend: &dyn Backend, queue: &mut dyn Queue) -> Result<Verdict> {
+        let input = self.input;
+        let mut verdict = Verdict::Clean;
+        check_begin(input, self.log_end)?;
+        for (nth, file) in input.files.iter().enumerate() {
+            let path = log_file_path(&input.directory, file.id);
+            let (chain, size) = read_log_file(backend, queue, &path, (input, file))?;
+            let checked = match input.files.get(nth + 1) {
+                Some(next) => check_left(&chain, &path, next.start).map(|()| Verdict::Clean),
+                None => chain.check(&path),
+            };
+            // What was accepted stands before whatever is wrong.
+            self.take_chain(&chain, file.start, &path)?;
+            self.log_end = chain.end;
+            size?;
+            verdict = checked?;
+        }
+        check_end(input, self.log_end)?;
+        let ring = read_ring(backend, queue, input)?;
+        if !planted(Bug::RingNotReplayed) {
+            self.take_ring(&ring)?;
+        }
+        Ok(verdict)
+    }
+
+    fn replayed(&self, verdict: Verdict) -> Replayed {
+        Replayed {
+            end: self.at,
+            log_end: self.log_end,
+            verdict,
+            records: self.visited,
+            log_bytes: self.log_end.min(self.at).since(self.input.from),
+            ring_bytes: self.at.since(self.log_end),
+        }
+    }
+
     /// Visits the records that end in this file.
     fn take_chain(&mut self, chain: &Chain, start: Seq, path: &Path) -> Result<()> {
         let known = self.at.plus(self.pending.len());

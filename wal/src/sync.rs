@@ -1,8 +1,25 @@
-//! Locks, condition variables and atomics of this crate, in one place so that a model checker can be put in their
-//! stead.
+//! Locks, condition variables, atomics and threads of this crate, in one place so that a model checker can be put in
+//! their stead: with `--cfg loom` they are loom's (`just loom`).
 //!
-//! Invariant: no other file of this crate names `parking_lot` or `std::sync`.
+//! Invariant: no other file of this crate names `parking_lot`, `std::sync` or `std::thread`.
 
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+#[cfg(loom)]
+mod model;
+
+/// Counts owners, which the models leave alone: nothing here depends on when the last one goes.
 pub(crate) use std::sync::Arc;
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+/// A number by which nothing is decided, so that the models need not look at it.
+pub(crate) use std::sync::atomic::AtomicU64 as Statistic;
+pub(crate) use std::sync::atomic::Ordering;
+
+#[cfg(loom)]
+pub(crate) use self::model::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard};
+#[cfg(loom)]
+pub(crate) use loom::thread;
+
+#[cfg(not(loom))]
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
+#[cfg(not(loom))]
+pub(crate) use std::thread;

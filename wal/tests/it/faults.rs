@@ -7,15 +7,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::support::{Manifest, record};
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
 use aio::{Backend, Errno};
-use wal::{Background, Error, Log, LogOptions, Seq};
+use wal::{Background, Error, Log, LogOptions, Seq, SyncMethod};
 
 fn open(sim: &SimBackend, background: Background) -> Log {
+    open_by(sim, background, SyncMethod::Fdatasync)
+}
+
+fn open_by(sim: &SimBackend, background: Background, sync_method: SyncMethod) -> Log {
     sim.make_dir(Path::new("/wal")).unwrap();
     sim.sync_dir(Path::new("/")).unwrap();
     let options = LogOptions {
         ring_bytes: 16 << 10,
         file_bytes: 16 << 10,
         background,
+        sync_method,
         ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
     };
     Log::open(Arc::new(sim.clone()), options, Arc::new(Manifest::default())).unwrap()
@@ -26,7 +31,7 @@ fn count_io(sim: &SimBackend) -> Arc<AtomicU64> {
     let counter = Arc::new(AtomicU64::new(0));
     let tally = Arc::clone(&counter);
     sim.on_event(move |event, _| {
-        let io = matches!(event.kind, EventKind::Write | EventKind::Sync);
+        let io = matches!(event.kind, EventKind::Write | EventKind::WriteDurable | EventKind::Sync);
         if io && event.path.extension().is_some_and(|extension| extension == "log") {
             tally.fetch_add(1, Ordering::SeqCst);
         }
@@ -43,11 +48,18 @@ fn cause(error: &Error) -> String {
 
 #[test]
 fn a_failed_write_or_sync_halts_for_good_and_is_never_retried() {
-    let short = (EventKind::Write, Fault::Short(512));
-    let io = Fault::Errno(Errno::IO);
-    for (kind, fault) in [(EventKind::Write, io), (EventKind::Sync, io), short] {
+    let (io, short) = (Fault::Errno(Errno::IO), Fault::Short(512));
+    for (sync_method, kind, fault) in [
+        (SyncMethod::Fdatasync, EventKind::Write, io),
+        (SyncMethod::Fdatasync, EventKind::Write, short),
+        (SyncMethod::Fdatasync, EventKind::Sync, io),
+        (SyncMethod::AioFdatasync, EventKind::Write, io),
+        (SyncMethod::AioFdatasync, EventKind::Sync, io),
+        (SyncMethod::DurableWrite, EventKind::WriteDurable, io),
+        (SyncMethod::DurableWrite, EventKind::WriteDurable, short),
+    ] {
         let sim = SimBackend::new(1);
-        let log = open(&sim, Background::Manual);
+        let log = open_by(&sim, Background::Manual, sync_method);
         let first = log.append(&mut record(b"durable")).unwrap();
         log.wait_durable(first.end).unwrap();
         sim.fail(FaultPlan::new(fault).on(&[kind]).path(".log"));

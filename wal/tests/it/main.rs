@@ -5,6 +5,7 @@
 mod chain;
 mod codec;
 mod crash;
+mod damage;
 mod faults;
 mod native;
 mod ordered;

@@ -1,0 +1,224 @@
+//! Counts words and never loses a line that it has acknowledged: all that a program needs around the log.
+//!
+//! ```sh
+//! cargo run --release -p esker-wal --example words -- DIR < some.txt     # kill it whenever you like
+//! cargo run --release -p esker-wal --example words -- DIR < /dev/null    # and see the counts
+//! ```
+//!
+//! A log alone does not know where it is: its files, lives and positions stand in a manifest, here a text file that is
+//! replaced as a whole. The counts stand there, too, as of position `from`; a replay adds what the log has from there on.
+#![expect(clippy::print_stdout, reason = "a program")]
+#![expect(clippy::disallowed_methods, reason = "its manifest is an ordinary file")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aio::{Backend, NativeBackend};
+use wal::{ActiveFile, Host, Log, LogOptions, RecordBuf, ReplayInput, Seq, log_file_path, replay};
+
+/// Lines between two saves of the counts, which let the log forget its files.
+const LINES: u64 = 100_000;
+
+type AnyError = Box<dyn std::error::Error>;
+
+/// Everything that must be known before the log can be read.
+#[derive(Clone, Debug, Default)]
+struct Saved {
+    store_id: u64,
+    life: u32,
+    start: u64,
+    from: u64,
+    next_file: u64,
+    next_epoch: u32,
+    files: Vec<ActiveFile>,
+    words: BTreeMap<String, u64>,
+}
+
+#[derive(Debug)]
+struct Manifest {
+    dir: PathBuf,
+    saved: Mutex<Saved>,
+}
+
+impl Manifest {
+    fn load(dir: &Path) -> Result<Option<Saved>, AnyError> {
+        let text = match std::fs::read_to_string(dir.join("manifest")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let mut saved = Saved::default();
+        for line in text.lines() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            match fields[..] {
+                ["log", store_id, life, start, from, next_file, next_epoch] => {
+                    (saved.store_id, saved.life) = (store_id.parse()?, life.parse()?);
+                    (saved.start, saved.from) = (start.parse()?, from.parse()?);
+                    (saved.next_file, saved.next_epoch) = (next_file.parse()?, next_epoch.parse()?);
+                }
+                ["file", id, epoch, start] => {
+                    let (id, epoch, start) = (id.parse()?, epoch.parse()?, Seq::new(start.parse()?));
+                    saved.files.push(ActiveFile { id, epoch, start });
+                }
+                ["word", count, word] => drop(saved.words.insert(word.to_owned(), count.parse()?)),
+                _ => return Err(format!("not a line of a manifest: {line}").into()),
+            }
+        }
+        Ok(Some(saved))
+    }
+
+    /// Replaces the file as a whole, and makes that durable.
+    fn save(&self, change: impl FnOnce(&mut Saved)) -> Result<(), std::io::Error> {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut saved);
+        let Saved { store_id, life, start, from, next_file, next_epoch, .. } = &*saved;
+        let mut text = format!("log {store_id} {life} {start} {from} {next_file} {next_epoch}\n");
+        for ActiveFile { id, epoch, start } in &saved.files {
+            let _ = writeln!(text, "file {id} {epoch} {start}");
+        }
+        for (word, count) in &saved.words {
+            let _ = writeln!(text, "word {count} {word}");
+        }
+        let new = self.dir.join("manifest.new");
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(new, self.dir.join("manifest"))?;
+        std::fs::File::open(&self.dir)?.sync_all()
+    }
+}
+
+impl Host for Manifest {
+    fn new_file_id(&self) -> u64 {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        saved.next_file += 1;
+        saved.next_file
+    }
+
+    fn activate(&self, id: u64, start: Seq) -> wal::Result<u32> {
+        let mut epoch = 0;
+        let saved = self.save(|saved| {
+            saved.next_epoch += 1;
+            epoch = saved.next_epoch;
+            saved.files.push(ActiveFile { id, epoch, start });
+        });
+        saved.map(|()| epoch).map_err(|error| wal::Error::Host { message: error.to_string() })
+    }
+}
+
+fn options(dir: &Path, saved: &Saved) -> LogOptions {
+    LogOptions {
+        ring_path: dir.join("ring"),
+        ..LogOptions::new(dir, saved.store_id, saved.life, Seq::new(saved.start))
+    }
+}
+
+fn count(words: &mut BTreeMap<String, u64>, line: &str) {
+    for word in line.split_whitespace() {
+        *words.entry(word.to_owned()).or_default() += 1;
+    }
+}
+
+/// What the last life left, with the counts of everything that it acknowledged; and where the next one may begin.
+fn recover(backend: &NativeBackend, dir: &Path, mut saved: Saved) -> Result<Saved, AnyError> {
+    if saved.life > 0 {
+        let options = options(dir, &saved);
+        let input = ReplayInput {
+            directory: options.directory,
+            store_id: saved.store_id,
+            life: saved.life,
+            life_start: options.start,
+            from: Seq::new(saved.from),
+            files: saved.files.clone(),
+            file_bytes: options.file_bytes,
+            ring_path: options.ring_path,
+            ring_bytes: options.ring_bytes,
+        };
+        let words = &mut saved.words;
+        let mut queue = backend.queue(1)?;
+        let replayed = replay(backend, &mut *queue, &input, &mut |_, payload| {
+            count(words, &String::from_utf8_lossy(payload));
+            Ok(())
+        })?;
+        println!("replayed {} lines, {:?}", replayed.records, replayed.verdict);
+        (saved.start, saved.from) = (replayed.end.get(), replayed.end.get());
+    }
+    saved.life += 1;
+    saved.files.clear();
+    Ok(saved)
+}
+
+fn remove_logs(dir: &Path) -> Result<(), AnyError> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), AnyError> {
+    let dir = PathBuf::from(std::env::args().nth(1).ok_or("usage: words DIR < TEXT")?);
+    std::fs::create_dir_all(&dir)?;
+    let backend = NativeBackend::new();
+    let loaded =
+        Manifest::load(&dir)?.unwrap_or_else(|| Saved { store_id: backend.random(), ..Saved::default() });
+    let saved = recover(&backend, &dir, loaded)?;
+    let mut words = saved.words.clone();
+
+    // The ring is durable when the open returns, so from then on the manifest may name the life; and when that is
+    // durable nobody needs the old files.
+    let options = options(&dir, &saved);
+    let host = Arc::new(Manifest { dir: dir.clone(), saved: Mutex::new(saved) });
+    let log = Log::open(Arc::new(backend), options, Arc::clone(&host) as Arc<dyn Host>)?;
+    host.save(|_| ())?;
+    remove_logs(&dir)?;
+
+    let mut record = RecordBuf::new();
+    let mut lines = 0;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        record.clear();
+        record.push(line.as_bytes());
+        log.append(&mut record)?;
+        count(&mut words, &line);
+        lines += 1;
+        if lines % LINES == 0 {
+            save_counts(&log, &host, &dir, &words)?;
+            println!("{lines} lines are safe");
+        }
+    }
+    log.sync()?;
+    println!("{lines} lines are safe, in {} syncs", log.metrics().syncs);
+    log.close()?;
+    let mut most: Vec<_> = words.iter().collect();
+    most.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (word, count) in most.into_iter().take(10) {
+        println!("{count:8} {word}");
+    }
+    Ok(())
+}
+
+/// Makes the counts durable, so that the log may forget what they hold: first in the manifest, then for good.
+fn save_counts(
+    log: &Log,
+    host: &Manifest,
+    dir: &Path,
+    words: &BTreeMap<String, u64>,
+) -> Result<(), AnyError> {
+    log.sync()?;
+    let end = log.durable();
+    let retired = log.retirable(end);
+    host.save(|saved| {
+        saved.from = end.get();
+        saved.words.clone_from(words);
+        saved.files.retain(|file| !retired.contains(&file.id));
+    })?;
+    log.retire(&retired)?;
+    // Files that were retired are used again, or are gone.
+    debug_assert!(log.active_files().iter().all(|file| log_file_path(dir, file.id).exists()));
+    Ok(())
+}

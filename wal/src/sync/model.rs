@@ -1,0 +1,159 @@
+//! Loom's locks and atomics with the faces of those that they stand for.
+//!
+//! Invariant: a sequentially consistent access is one in the model too. Loom takes such an access for acquire and
+//! release only, and would find executions that no machine has; a sequentially consistent fence before each of them, which
+//! loom does model, is how compilers map them where the processor has no such access.
+//!
+//! A timeout never comes: whoever sleeps is woken by somebody, or the model stands still and loom says so.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use loom::sync::atomic::{Ordering, fence};
+
+macro_rules! atomic {
+    ($name:ident, $value:ty) => {
+        #[derive(Debug)]
+        pub(crate) struct $name(loom::sync::atomic::$name);
+
+        impl $name {
+            pub(crate) fn new(value: $value) -> $name {
+                $name(loom::sync::atomic::$name::new(value))
+            }
+
+            pub(crate) fn load(&self, order: Ordering) -> $value {
+                fence_before(order);
+                self.0.load(order)
+            }
+
+            #[allow(dead_code, reason = "not for every type")]
+            pub(crate) fn store(&self, value: $value, order: Ordering) {
+                fence_before(order);
+                self.0.store(value, order);
+            }
+
+            #[allow(dead_code, reason = "not for every type")]
+            pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
+                fence_before(order);
+                self.0.swap(value, order)
+            }
+
+            #[allow(dead_code, reason = "not for every type")]
+            pub(crate) fn compare_exchange(
+                &self,
+                current: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                fence_before(success);
+                self.0.compare_exchange(current, new, success, failure)
+            }
+
+            /// Never fails without a cause here, so that models end.
+            #[allow(dead_code, reason = "not for every type")]
+            pub(crate) fn compare_exchange_weak(
+                &self,
+                current: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                self.compare_exchange(current, new, success, failure)
+            }
+        }
+    };
+}
+
+macro_rules! number {
+    ($name:ident, $value:ty) => {
+        impl $name {
+            #[allow(dead_code, reason = "not for every type")]
+            pub(crate) fn fetch_add(&self, more: $value, order: Ordering) -> $value {
+                fence_before(order);
+                self.0.fetch_add(more, order)
+            }
+
+            #[allow(dead_code, reason = "not for every type")]
+            pub(crate) fn fetch_sub(&self, less: $value, order: Ordering) -> $value {
+                fence_before(order);
+                self.0.fetch_sub(less, order)
+            }
+        }
+    };
+}
+
+atomic!(AtomicBool, bool);
+atomic!(AtomicU32, u32);
+atomic!(AtomicU64, u64);
+atomic!(AtomicUsize, usize);
+number!(AtomicU64, u64);
+number!(AtomicUsize, usize);
+
+fn fence_before(order: Ordering) {
+    if order == Ordering::SeqCst {
+        fence(Ordering::SeqCst);
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Mutex<T> {
+        Mutex(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard(Some(self.0.lock().expect("a panic ends the model")))
+    }
+}
+
+/// Empty only while its thread waits for a condition.
+#[derive(Debug)]
+pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("its thread does not wait")
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("its thread does not wait")
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Condvar(loom::sync::Condvar);
+
+/// In place of the answer whether time is up.
+#[derive(Debug)]
+pub(crate) struct Woken;
+
+impl Condvar {
+    pub(crate) fn new() -> Condvar {
+        Condvar(loom::sync::Condvar::new())
+    }
+
+    pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        let held = guard.0.take().expect("its thread does not wait");
+        guard.0 = Some(self.0.wait(held).expect("a panic ends the model"));
+    }
+
+    pub(crate) fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _timeout: Duration) -> Woken {
+        self.wait(guard);
+        Woken
+    }
+
+    pub(crate) fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}

@@ -1,0 +1,356 @@
+//! The log against its medium: every bit flipped; every sector zeroed, as it was before, or changed for another one;
+//! every subset of a torn group. What was acknowledged comes back whole, or the replay refuses and names the place.
+//!
+//! The ring is left empty, as a power cut may leave it: nothing comes back from there.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::support::{Manifest, Random, record};
+use aio::sim::{DiskImage, SimBackend};
+use aio::{Backend, SECTOR_BYTES};
+use wal::{
+    ActiveFile, Background, ChainRules, Error, Log, LogOptions, Place, ReplayInput, Seq, log_file_path,
+    read_chain, replay, replay_to_damage,
+};
+
+const RING_BYTES: usize = 16 << 10;
+const FILE_BYTES: usize = 16 << 10;
+const SECTORS: usize = FILE_BYTES / SECTOR_BYTES;
+
+/// A log on a disk, and what was acknowledged.
+struct Specimen {
+    image: DiskImage,
+    /// The disk after each round, the newest last.
+    versions: Vec<DiskImage>,
+    files: Vec<ActiveFile>,
+    from: Seq,
+    acknowledged: Vec<(Seq, Vec<u8>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Everything is there.
+    Whole,
+    /// Refused, with a file and an offset.
+    Refused,
+}
+
+fn options() -> LogOptions {
+    LogOptions {
+        ring_bytes: RING_BYTES,
+        file_bytes: FILE_BYTES as u64,
+        background: Background::Manual,
+        ..LogOptions::new("/wal", 7, 1, Seq::ZERO)
+    }
+}
+
+/// A log that is being written.
+struct Writer {
+    sim: SimBackend,
+    manifest: Arc<Manifest>,
+    log: Log,
+    random: Random,
+    versions: Vec<DiskImage>,
+    from: Seq,
+    acknowledged: Vec<(Seq, Vec<u8>)>,
+}
+
+impl Writer {
+    /// Files that are all in their second use: what a sector held before is a valid sector of the first.
+    fn on_recycled_files() -> Writer {
+        let sim = SimBackend::new(1);
+        sim.make_dir(Path::new("/wal")).unwrap();
+        sim.sync_dir(Path::new("/")).unwrap();
+        let manifest = Arc::new(Manifest::default());
+        let host: Arc<Manifest> = Arc::clone(&manifest);
+        let log = Log::open(Arc::new(sim.clone()), options(), host).unwrap();
+        let random = Random::new(1);
+        let (versions, from) = (Vec::new(), Seq::ZERO);
+        let mut writer = Writer { sim, manifest, log, random, versions, from, acknowledged: Vec::new() };
+        for _ in 0..2 {
+            for _ in 0..14 {
+                writer.group(&[1000]);
+            }
+            writer.retire();
+        }
+        writer
+    }
+
+    /// Records of these lengths in one group.
+    fn group(&mut self, lengths: &[usize]) {
+        let mut records = Vec::new();
+        for &length in lengths {
+            let payload = self.random.bytes(length);
+            let appended = self.log.append(&mut record(&payload)).unwrap();
+            records.push((appended.seq, payload));
+        }
+        let groups = self.log.metrics().groups;
+        self.log.sync().unwrap();
+        assert_eq!(self.log.metrics().groups, groups + 1);
+        self.acknowledged.append(&mut records);
+        self.versions.push(self.disk());
+    }
+
+    /// As if everything were in segments.
+    fn retire(&mut self) {
+        self.from = self.log.durable();
+        self.acknowledged.clear();
+        let retired = self.log.retirable(self.from);
+        self.manifest.forget(&retired);
+        self.log.retire(&retired).unwrap();
+    }
+
+    /// The empty group that says how far the log was durable.
+    fn witness(&mut self) {
+        let witnesses = self.log.metrics().witnesses;
+        for _ in 0..2 {
+            self.log.run_due().unwrap();
+            self.sim.advance(Duration::from_millis(20));
+        }
+        assert_eq!(self.log.metrics().witnesses, witnesses + 1);
+        self.versions.push(self.disk());
+    }
+
+    /// What a power cut leaves, with an empty ring.
+    fn disk(&self) -> DiskImage {
+        let mut image = self.sim.snapshot().power_cut_none();
+        image.damage(&options().ring_path, |ring| ring.fill(0));
+        image
+    }
+
+    fn specimen(self) -> Specimen {
+        Specimen {
+            image: self.disk(),
+            versions: self.versions,
+            files: self.manifest.files(),
+            from: self.from,
+            acknowledged: self.acknowledged,
+        }
+    }
+}
+
+impl Specimen {
+    fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|file| log_file_path(Path::new("/wal"), file.id)).collect()
+    }
+
+    fn input(&self) -> ReplayInput {
+        let options = options();
+        ReplayInput {
+            directory: options.directory,
+            store_id: options.store_id,
+            life: options.life,
+            life_start: options.start,
+            from: self.from,
+            files: self.files.clone(),
+            file_bytes: options.file_bytes,
+            ring_path: options.ring_path,
+            ring_bytes: options.ring_bytes,
+        }
+    }
+
+    /// How many of the acknowledged records come back, all of them in order; or the refusal.
+    fn replay(&self, image: &DiskImage) -> Result<usize, Error> {
+        let sim = SimBackend::from_image(image.clone(), 1);
+        let mut queue = sim.queue(1).unwrap();
+        let mut visited = 0;
+        let replayed = replay(&sim, &mut *queue, &self.input(), &mut |seq, payload| {
+            self.check_record(visited, seq, payload);
+            visited += 1;
+            Ok(())
+        });
+        replayed.map(|_| visited)
+    }
+
+    /// As [`Specimen::replay`], for a repair: how many, and up to where the log is known to have been acknowledged.
+    fn salvage(&self, image: &DiskImage) -> (usize, Seq) {
+        let sim = SimBackend::from_image(image.clone(), 1);
+        let mut queue = sim.queue(1).unwrap();
+        let mut visited = 0;
+        let (replayed, cut) = replay_to_damage(&sim, &mut *queue, &self.input(), &mut |seq, payload| {
+            self.check_record(visited, seq, payload);
+            visited += 1;
+            Ok(())
+        })
+        .unwrap();
+        (visited, cut.map_or(replayed.end, |cut| cut.acknowledged))
+    }
+
+    fn check_record(&self, nth: usize, seq: Seq, payload: &[u8]) {
+        let (expected_seq, expected) = &self.acknowledged[nth];
+        assert_eq!((seq, payload), (*expected_seq, &expected[..]));
+    }
+
+    /// What becomes of a damaged disk. Panics if something acknowledged is missing without a word.
+    fn outcome(&self, image: &DiskImage, what: &dyn Fn() -> String) -> Outcome {
+        match self.replay(image) {
+            Ok(visited) => {
+                assert_eq!(visited, self.acknowledged.len(), "{} lost records in silence", what());
+                Outcome::Whole
+            }
+            Err(Error::Corrupt { file, .. }) => {
+                assert!(file.starts_with("/wal"), "{}: {}", what(), file.display());
+                Outcome::Refused
+            }
+            Err(other) => panic!("{}: {other}", what()),
+        }
+    }
+}
+
+/// At least 12 groups in files that were used before, and the witness of the last one.
+fn witnessed() -> Specimen {
+    let mut writer = Writer::on_recycled_files();
+    for nth in 0..13 {
+        writer.group(if nth % 3 == 2 { &[300, 0, 2000] } else { &[40] });
+    }
+    writer.witness();
+    let specimen = writer.specimen();
+    assert_eq!(specimen.outcome(&specimen.image, &|| "nothing".to_owned()), Outcome::Whole);
+    specimen
+}
+
+/// A repair keeps every record that ends before the damaged group, and knows what was acknowledged behind it.
+#[test]
+fn a_repair_keeps_everything_before_the_damage() {
+    let specimen = witnessed();
+    let all = specimen.acknowledged.len();
+    let end = specimen.salvage(&specimen.image);
+    assert_eq!(end.0, all);
+    let mut kept_most = 0;
+    for (file, path) in specimen.paths().iter().enumerate() {
+        let ActiveFile { id, epoch, start } = specimen.files[file];
+        let rules =
+            ChainRules { place: Place { store_id: options().store_id, file_id: id, epoch }, life: 1, start };
+        let chain = read_chain(&specimen.image.read_file(path).unwrap(), &rules);
+        for sector in 0..SECTORS {
+            let offset = (sector * SECTOR_BYTES) as u64;
+            let mut image = specimen.image.clone();
+            image.flip_bit(path, offset * 8 + 77);
+            let (kept, acknowledged) = specimen.salvage(&image);
+            let group = chain.groups.iter().rev().find(|(_, at)| *at <= offset);
+            let group_start = group.map_or(start, |(group_start, _)| *group_start);
+            let ended = |seq: Seq, payload: &[u8]| seq.plus(record(payload).len_bytes()) <= group_start;
+            let before = specimen.acknowledged.iter().filter(|(seq, payload)| ended(*seq, payload)).count();
+            assert!(
+                kept >= before,
+                "{kept} of {before} records before sector {sector} of {}",
+                path.display()
+            );
+            // The witness says all of it, as long as it is not the one that is damaged.
+            let is_last = file + 1 == specimen.files.len() && group == chain.groups.last();
+            assert!(is_last || acknowledged >= end.1, "{acknowledged} of {}", end.1);
+            kept_most = kept_most.max(if kept < all { kept } else { 0 });
+        }
+    }
+    assert!(kept_most > all / 2, "{kept_most} of {all}");
+}
+
+/// Counts outcomes over the damages of all files, by a thread for each half of them.
+fn tally(specimen: &Specimen, damage: impl Fn(usize) -> Vec<Outcome> + Sync) -> [usize; 2] {
+    let (count, damage) = (specimen.files.len(), &damage);
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let halves = [0, 1]
+            .map(|half| scope.spawn(move || (half..count).step_by(2).flat_map(damage).collect::<Vec<_>>()));
+        halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
+    });
+    let whole = outcomes.iter().filter(|&&outcome| outcome == Outcome::Whole).count();
+    [whole, outcomes.len() - whole]
+}
+
+#[test]
+fn no_flipped_bit_loses_anything_in_silence() {
+    let specimen = witnessed();
+    let paths = specimen.paths();
+    let [whole, refused] = tally(&specimen, |file| {
+        let path = &paths[file];
+        let flip = |bit: u64| {
+            let mut image = specimen.image.clone();
+            image.flip_bit(path, bit);
+            specimen.outcome(&image, &|| format!("bit {bit} of {}", path.display()))
+        };
+        (0..FILE_BYTES as u64 * 8).map(flip).collect()
+    });
+    println!("{} files, {whole} flips did no harm, {refused} were refused, none was silent", paths.len());
+    assert_eq!(whole + refused, paths.len() * FILE_BYTES * 8);
+    // 13 groups of a step or more, before the one that nobody needs.
+    assert!(refused >= 13 * 4096 * 8, "{refused}");
+}
+
+#[test]
+fn no_sector_that_is_not_what_it_was_loses_anything_in_silence() {
+    let specimen = witnessed();
+    let paths = specimen.paths();
+    let contents: Vec<Vec<u8>> = paths.iter().map(|path| specimen.image.read_file(path).unwrap()).collect();
+    let sector = |file: usize, nth: usize| &contents[file][nth * SECTOR_BYTES..(nth + 1) * SECTOR_BYTES];
+    let [whole, refused] = tally(&specimen, |file| {
+        let mut outcomes = Vec::new();
+        for nth in 0..SECTORS {
+            let mut put = |bytes: &[u8], what: &str, back: Option<(usize, usize)>| {
+                let mut image = specimen.image.clone();
+                let mut put_at = |file: usize, nth: usize, bytes: &[u8]| {
+                    image.damage(&paths[file], |content| {
+                        content[nth * SECTOR_BYTES..(nth + 1) * SECTOR_BYTES].copy_from_slice(bytes);
+                    });
+                };
+                put_at(file, nth, bytes);
+                if let Some((other, other_nth)) = back {
+                    put_at(other, other_nth, sector(file, nth));
+                }
+                outcomes.push(specimen.outcome(&image, &|| format!("sector {nth} of file {file} {what}")));
+            };
+            put(&[0; SECTOR_BYTES], "zeroed", None);
+            for (age, version) in specimen.versions.iter().enumerate() {
+                if let Some(older) = version.read_file(&paths[file]) {
+                    put(&older[nth * SECTOR_BYTES..(nth + 1) * SECTOR_BYTES], &format!("as of {age}"), None);
+                }
+            }
+            for other in file..paths.len() {
+                let first = if other == file { nth + 1 } else { 0 };
+                for other_nth in first..SECTORS {
+                    let what = format!("exchanged with {other_nth} of file {other}");
+                    put(sector(other, other_nth), &what, Some((other, other_nth)));
+                }
+            }
+        }
+        outcomes
+    });
+    println!("{whole} changed sectors did no harm, {refused} were refused, none was silent");
+    assert!(whole > 0, "there are versions of sectors that are as they were");
+    assert!(refused > 13 * SECTORS, "{refused}");
+}
+
+/// A power cut keeps any of the sectors of the newest group, which nobody was told of.
+#[test]
+fn every_torn_newest_group_opens_without_it() {
+    for lengths in [&[100][..], &[2800, 2800][..]] {
+        let mut writer = Writer::on_recycled_files();
+        writer.group(&[40]);
+        let before = writer.disk();
+        let known = writer.acknowledged.len();
+        writer.group(lengths);
+        let specimen = writer.specimen();
+        let path = specimen.paths().pop().unwrap();
+        let (old, new) = (before.read_file(&path).unwrap(), specimen.image.read_file(&path).unwrap());
+        let changed: Vec<usize> = (0..FILE_BYTES)
+            .step_by(SECTOR_BYTES)
+            .filter(|&at| old[at..at + SECTOR_BYTES] != new[at..at + SECTOR_BYTES])
+            .collect();
+        assert!(changed.len() == 8 || changed.len() == 16, "{} sectors", changed.len());
+        let states = 1_u32 << changed.len();
+        for kept in 0..states {
+            let mut image = before.clone();
+            image.damage(&path, |content| {
+                for (nth, &at) in changed.iter().enumerate() {
+                    if kept & (1 << nth) != 0 {
+                        content[at..at + SECTOR_BYTES].copy_from_slice(&new[at..at + SECTOR_BYTES]);
+                    }
+                }
+            });
+            let expected = if kept == states - 1 { specimen.acknowledged.len() } else { known };
+            let found = specimen.replay(&image).unwrap_or_else(|error| panic!("{kept:b}: {error}"));
+            assert_eq!(found, expected, "{kept:b}");
+        }
+    }
+}
