@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aio::{Backend, NativeBackend};
+use wal::SyncMethod;
 
 use crate::batch::Batch;
 use crate::commit;
@@ -19,6 +20,7 @@ use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::options::{Background, Durability, Options, Sizes};
 use crate::recovery;
+use crate::repair::LogDamage;
 use crate::report;
 use crate::snapshot::Snapshot;
 use crate::verify::{self, VerifyReport};
@@ -296,6 +298,13 @@ impl Builder {
         self
     }
 
+    /// How a group of durable writes gets to stable media; default [`SyncMethod::Fdatasync`]. All are equally safe, and
+    /// differ in speed by device.
+    pub fn sync_method(mut self, method: SyncMethod) -> Builder {
+        self.options.sync_method = method;
+        self
+    }
+
     /// Whether blocks are compressed with LZ4; default true. Existing segments stay as they are.
     pub fn compress(mut self, compress: bool) -> Builder {
         self.options.compress = compress;
@@ -326,9 +335,60 @@ impl Builder {
     /// # Errors
     /// As [`Db::open`].
     pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
-        let backend = self.options.backend.clone().unwrap_or_else(|| Arc::new(NativeBackend::new()));
-        let (store, lock) = recovery::open(backend, path.as_ref(), self.options)?;
-        let threads = jobs::start(&store)?;
-        Ok(Db { handle: Handle::new(store, threads, lock) })
+        Ok(self.open_or_repair(path.as_ref())?.0)
+    }
+
+    /// Whether the log is damaged, and what [`Builder::repair`] would keep and lose. Reads the log, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Db::open`] of a store that is there, without [`Error::Corrupt`](crate::Error::Corrupt) for the log.
+    pub fn find_damage(self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
+        recovery::find_damage(self.machine(), path.as_ref())
+    }
+
+    /// Cuts a damaged log before the damage, for good, so that the store opens again; then closes the store. `None`:
+    /// the log was not damaged.
+    ///
+    /// All records before the damage are kept, everything in segments, and what the ring still has of the records that
+    /// follow without a gap: the newest ones, often all, unless the power failed. **What was acknowledged behind that is
+    /// lost**, except what was flushed already: a keyspace that was flushed later than another keeps more, so a batch over
+    /// several keyspaces may be there in part. Copy the directory first. A damaged manifest or segment is not
+    /// repaired.
+    ///
+    /// # Durability
+    /// What is left survives power loss when this returns. After a crash meanwhile the log is as damaged as before, or
+    /// repaired.
+    ///
+    /// # Errors
+    /// As [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace).
+    ///
+    /// # Examples
+    /// ```
+    /// # fn main() -> esker::Result<()> {
+    /// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    /// # let path = dir.path().join("store");
+    /// # esker::Db::open(&path)?.close()?;
+    /// if let Some(damage) = esker::Db::builder().find_damage(&path)? {
+    ///     eprintln!("{}: at least {} bytes will be lost", damage.error, damage.lost_bytes);
+    ///     esker::Db::builder().repair(&path)?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn repair(mut self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
+        self.options.create = false;
+        self.options.repair = true;
+        let (db, damage) = self.open_or_repair(path.as_ref())?;
+        db.close()?;
+        Ok(damage)
+    }
+
+    fn open_or_repair(self, path: &Path) -> Result<(Db, Option<LogDamage>)> {
+        let opened = recovery::open(self.machine(), path, self.options)?;
+        let threads = jobs::start(&opened.store)?;
+        Ok((Db { handle: Handle::new(opened.store, threads, opened.lock) }, opened.damage))
+    }
+
+    fn machine(&self) -> Arc<dyn Backend> {
+        self.options.backend.clone().unwrap_or_else(|| Arc::new(NativeBackend::new()))
     }
 }

@@ -278,7 +278,8 @@ mod tests {
         let sizes = Sizes { ring_bytes: Some(1 << 16), log_file_bytes: Some(1 << 16), ..Sizes::default() };
         let options = Options { background: Background::Manual, sizes, ..Options::default() };
         let backend = Arc::new(SimBackend::new(1));
-        let (store, _lock) = recovery::open(backend, "/store".as_ref(), options).unwrap();
+        let opened = recovery::open(backend, "/store".as_ref(), options).unwrap();
+        let (store, _lock) = (opened.store, opened.lock);
         // As a writer finds it that was admitted just before another thread closed the store.
         let mut store = Arc::into_inner(store).unwrap();
         store.options.background = Background::Threads;

@@ -85,6 +85,7 @@ mod options;
 mod pacing;
 mod range;
 mod recovery;
+mod repair;
 mod report;
 mod retain;
 mod run;
@@ -106,8 +107,10 @@ pub use listener::{Event, Listener};
 pub use metrics::{KeyspaceMetrics, Metrics};
 pub use options::{Background, Durability, Sizes};
 pub use range::KeyRange;
+pub use repair::LogDamage;
 pub use snapshot::Snapshot;
 pub use verify::VerifyReport;
+pub use wal::SyncMethod;
 
 /// The example of the README, compiled and run.
 #[cfg(doctest)]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aio::Backend;
+use wal::SyncMethod;
 
 use crate::listener::Listener;
 
@@ -75,8 +76,11 @@ pub(crate) struct Options {
     pub(crate) backend: Option<Arc<dyn Backend>>,
     pub(crate) listener: Option<Arc<dyn Listener>>,
     pub(crate) drain_interval: Duration,
+    pub(crate) sync_method: SyncMethod,
     pub(crate) sizes: Sizes,
     pub(crate) compress: bool,
+    /// A damaged log is cut before the damage instead of being refused.
+    pub(crate) repair: bool,
 }
 
 impl Default for Options {
@@ -89,8 +93,10 @@ impl Default for Options {
             backend: None,
             listener: None,
             drain_interval: Duration::from_millis(10),
+            sync_method: SyncMethod::default(),
             sizes: Sizes::default(),
             compress: true,
+            repair: false,
         }
     }
 }

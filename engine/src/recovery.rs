@@ -28,6 +28,7 @@ use crate::memtable::Memtable;
 use crate::metrics::Counters;
 use crate::ops;
 use crate::options::{Background, Options};
+use crate::repair::LogDamage;
 use crate::retain::{Retain, Tombstones};
 use crate::segment::BlockCache;
 use crate::snapshots::Snapshots;
@@ -38,12 +39,17 @@ use crate::version::{Edit, Life, Version};
 /// The keyspace that every store has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
 
+/// A store that was opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) store: Arc<Store>,
+    pub(crate) lock: Box<dyn Lock>,
+    /// Where the log was cut, if it was damaged and a repair was asked for.
+    pub(crate) damage: Option<LogDamage>,
+}
+
 /// Opens or creates the store in `root`.
-pub(crate) fn open(
-    backend: Arc<dyn Backend>,
-    root: &Path,
-    options: Options,
-) -> Result<(Arc<Store>, Box<dyn Lock>)> {
+pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> Result<Opened> {
     let files = Arc::new(Files::new(backend, root));
     let lock = enter(&files, options.create)?;
     let loaded = manifest::load(&files)?;
@@ -59,7 +65,7 @@ pub(crate) fn open(
     let mut replay = Replay::default();
     let mut replayed = None;
     if loaded.is_some() {
-        replayed = Some(replay.read(&files, &version)?);
+        replayed = Some(replay.read(&files, &version, options.repair)?);
     }
     let place = Place { files: &files, cache: &cache, options: &options };
     let trees = open_trees(&place, &version)?;
@@ -76,7 +82,18 @@ pub(crate) fn open(
     remove_orphans(&files, &manifest, number)?;
     let store = assemble(files, cache, options, manifest, trees)?;
     announce(&store, replayed.as_ref());
-    Ok((store, lock))
+    Ok(Opened { store, lock, damage: replay.damage })
+}
+
+/// What is damaged in the log of the store in `root`, if anything is. Holds the store's lock meanwhile, and changes nothing
+/// else.
+pub(crate) fn find_damage(backend: Arc<dyn Backend>, root: &Path) -> Result<Option<LogDamage>> {
+    let files = Arc::new(Files::new(backend, root));
+    let _lock = enter(&files, false)?;
+    let Some(version) = manifest::load(&files)? else { return Err(no_store(root)) };
+    let mut replay = Replay::default();
+    replay.read(&files, &version, true)?;
+    Ok(replay.damage)
 }
 
 /// Removes what an open that failed has written, so that trying again on a full disk does not fill it further.
@@ -223,11 +240,13 @@ impl<'a> Place<'a> {
 struct Replay {
     tables: BTreeMap<u32, Arc<Memtable>>,
     end: Seq,
+    /// Where the log was cut, if it was.
+    damage: Option<LogDamage>,
 }
 
 impl Replay {
-    /// Reads log and ring; changes nothing.
-    fn read(&mut self, files: &Files, version: &Version) -> Result<Replayed> {
+    /// Reads log and ring, or, for a repair, what stands before the first damage; changes nothing.
+    fn read(&mut self, files: &Files, version: &Version, repair: bool) -> Result<Replayed> {
         let life = &version.life;
         let input = wal::ReplayInput {
             directory: files.wal_dir(),
@@ -241,11 +260,22 @@ impl Replay {
             ring_bytes: ring_bytes(version),
         };
         let place = files.wal_dir();
-        let replayed = files.with_queue(|queue| {
+        let (mut replayed, cut) = files.with_queue(|queue| {
+            let backend = files.backend().as_ref();
             let mut visit =
                 |seq: Seq, payload: &[u8]| self.take(&place, version, seq, payload).map_err(Error::into_wal);
-            Ok(wal::replay(files.backend().as_ref(), queue, &input, &mut visit)?)
+            if repair {
+                return Ok(wal::replay_to_damage(backend, queue, &input, &mut visit)?);
+            }
+            Ok((wal::replay(backend, queue, &input, &mut visit)?, None))
         })?;
+        if let Some(cut) = cut {
+            // Positions never repeat: what segments hold from behind the cut must stay older than what comes.
+            let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed);
+            let next = flushed.fold(cut.acknowledged, Seq::max);
+            self.damage = Some(LogDamage::new(cut, replayed.records, replayed.end));
+            replayed.end = next;
+        }
         self.end = replayed.end;
         Ok(replayed)
     }
@@ -314,7 +344,8 @@ fn begin_life(
 ) -> Result<()> {
     let old = version.life.clone();
     let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
-    let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes();
+    // A repair may be there because of the ring.
+    let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes() && !options.repair;
     let ring = if keeps_ring { old.ring } else { make_ring(files, options, version)? };
     let step = u32::from(!planted(Bug::LifeReused) || old.number == 0);
     let number =
@@ -428,6 +459,7 @@ fn assemble(
         file_bytes: life.log_file_bytes,
         drain_bytes: DRAIN_BYTES.min(life.ring_bytes / 2),
         drain_interval: options.drain_interval,
+        sync_method: options.sync_method,
         background: match options.background {
             Background::Threads => wal::Background::Threads,
             Background::Manual => wal::Background::Manual,

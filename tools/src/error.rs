@@ -87,6 +87,10 @@ impl Failure {
                 Kind::Locked,
                 format!("{dir}: {error}: stop that process, or wait until it is done with the store"),
             ),
+            Error::Corrupt { file, .. } if is_log(file) => Failure::corrupt(format!(
+                "{error}: nothing was changed; keep a copy of {dir}, and restore it from a backup, or see what \
+                 `kvtool repair {dir}` could keep"
+            )),
             Error::Corrupt { .. } => Failure::corrupt(format!(
                 "{error}: nothing was changed; keep a copy of {dir}, and restore it from a backup"
             )),
@@ -144,6 +148,11 @@ fn advice(kind: std::io::ErrorKind, message: &str) -> &'static str {
         _ if message.contains("os error 23") => ": raise the limit of the machine (sysctl fs.file-max)",
         _ => "",
     }
+}
+
+/// Whether a file belongs to the log, which can be repaired.
+fn is_log(file: &Path) -> bool {
+    file.parent().is_some_and(|parent| parent.ends_with("wal"))
 }
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ enum Command {
     Compact(commands::Compact),
     /// Check every checksum and every rule between files
     Verify(commands::Verify),
+    /// Say where the log is damaged; with --cut, end it there so that the store opens again
+    Repair(commands::Repair),
     /// Load a sample, kill the loader with SIGKILL again and again, and compare every acknowledged value
     Demo(commands::Demo),
     /// The loader that `demo` kills
@@ -75,6 +77,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Stats(command) => command.run(common, &mut out),
         Command::Compact(command) => command.run(common, &mut out),
         Command::Verify(command) => command.run(common, &mut out),
+        Command::Repair(command) => command.run(common, &mut out),
         Command::Demo(command) => command.run(&mut out),
         Command::DemoLoader(command) => command.run(&mut out),
     };

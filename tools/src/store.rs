@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Once;
 
 use clap::{Args, ValueEnum};
-use esker::{Db, Durability, Keyspace};
+use esker::{Db, Durability, Keyspace, LogDamage};
 
 use crate::error::{Failure, Result};
 use crate::render::{self, Notation, Out, Style};
@@ -101,6 +101,13 @@ impl Dir {
     pub(crate) fn open_quietly(&self, missing: Missing) -> Result<Db> {
         self.check(missing)?;
         self.map(Db::builder().create(missing == Missing::Create).open(&self.dir))
+    }
+
+    /// What is damaged in the log, if anything is; with `cut` the log ends there from now on.
+    pub(crate) fn log_damage(&self, cut: bool) -> Result<Option<LogDamage>> {
+        self.check(Missing::Refuse)?;
+        let builder = Db::builder();
+        self.map(if cut { builder.repair(&self.dir) } else { builder.find_damage(&self.dir) })
     }
 
     /// Turns an error of the store into one of this tool.

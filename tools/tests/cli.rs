@@ -13,8 +13,15 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// Commands that must not make a store.
-const READERS: [(&str, &[&str]); 6] =
-    [("get", &["k"]), ("del", &["k"]), ("scan", &[]), ("stats", &[]), ("compact", &[]), ("verify", &[])];
+const READERS: [(&str, &[&str]); 7] = [
+    ("get", &["k"]),
+    ("del", &["k"]),
+    ("scan", &[]),
+    ("stats", &[]),
+    ("compact", &[]),
+    ("verify", &[]),
+    ("repair", &["--cut"]),
+];
 
 /// Keys and values of JSON lines.
 fn records(lines: &str) -> BTreeMap<String, String> {
@@ -339,4 +346,61 @@ fn the_demo_succeeds_again_and_again() {
     tool("put", &dir, &["mine", "v", "--keyspace", "demo"]).fine();
     tool("demo", &dir, &[]).fails(4, &["`mine`", "another directory"]);
     assert_eq!(tool("get", &dir, &["mine", "--keyspace", "demo"]).fine(), "v\n");
+}
+
+/// Copies a store that is open: what was acknowledged is in its files.
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a new directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).expect("a copy");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_log_is_refused_shown_and_cut() {
+    let temp = temp_dir();
+    let (open, dir) = (temp.path().join("open"), temp.path().join("killed"));
+    let db = esker::Db::open(&open).unwrap();
+    let keyspace = db.keyspace("default").unwrap();
+    for nth in 0..9 {
+        keyspace.put(format!("key {nth}"), "1").unwrap();
+    }
+    copy_dir(&open, &dir);
+    db.close().unwrap();
+    let logs = std::fs::read_dir(dir.join("wal")).unwrap().map(|entry| entry.unwrap().path());
+    let log = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).min().unwrap();
+    let mut bytes = std::fs::read(&log).unwrap();
+    // In the fourth group: each took a step of the file.
+    bytes[3 * 4096 + 300] ^= 1;
+    std::fs::write(&log, bytes).unwrap();
+    // As a power cut may leave the ring; it would have replaced what is damaged.
+    let names = std::fs::read_dir(dir.join("wal")).unwrap().map(|entry| entry.unwrap().path());
+    let ring = names.filter(|path| path.extension().is_none()).min().unwrap();
+    let len_bytes = std::fs::metadata(&ring).unwrap().len();
+    std::fs::write(&ring, vec![0; usize::try_from(len_bytes).unwrap()]).unwrap();
+
+    let refused = tool("get", &dir, &["key 0"]);
+    assert_eq!(refused.code, 3, "{refused:?}");
+    assert!(refused.err.contains("kvtool repair"), "{}", refused.err);
+    for _ in 0..2 {
+        let shown = tool("repair", &dir, &["--json"]);
+        assert!(shown.err.contains("--cut"), "{shown:?}");
+        let shown: Value = serde_json::from_str(&shown.out).unwrap();
+        assert_eq!((&shown["log_is_damaged"], &shown["is_cut"]), (&true.into(), &false.into()));
+        assert_eq!(shown["kept_records"], 3);
+        assert!(shown["damage"].as_str().unwrap().contains(".log"), "{shown}");
+        assert!(shown["lost_bytes_at_least"].as_u64().unwrap() >= 5 * 32, "{shown}");
+    }
+    let cut: Value = serde_json::from_str(&tool("repair", &dir, &["--cut", "--json"]).fine()).unwrap();
+    assert_eq!(cut["is_cut"], true);
+    assert_eq!(tool("scan", &dir, &["--count"]).fine(), "3\n");
+    tool("verify", &dir, &[]).fine();
+    let after: Value = serde_json::from_str(&tool("repair", &dir, &["--json"]).fine()).unwrap();
+    assert_eq!(after["log_is_damaged"], false);
 }

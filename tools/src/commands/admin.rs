@@ -1,4 +1,4 @@
-//! `stats`, `compact`, `verify`: the store as a whole.
+//! `stats`, `compact`, `verify`, `repair`: the store as a whole.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;
-use crate::render::{Out, Stopwatch};
+use crate::render::{self, Out, Stopwatch};
 use crate::store::{Common, Dir, Missing};
 
 /// Prints what the store is made of.
@@ -139,4 +139,32 @@ pub(crate) fn checked(report: &esker::VerifyReport) -> Map<String, Value> {
         ("log_files".to_owned(), Value::from(report.log_files)),
         ("log_records".to_owned(), Value::from(report.log_records)),
     ])
+}
+
+/// Says where the log is damaged, or cuts it there.
+#[derive(Args, Debug)]
+pub(crate) struct Repair {
+    #[command(flatten)]
+    dir: Dir,
+    /// Cut the log before the damage, for good: what was acknowledged behind it is lost. Copy the directory first
+    #[arg(long)]
+    cut: bool,
+}
+
+impl Repair {
+    pub(crate) fn run(&self, _: &Common, out: &mut Out) -> Result<()> {
+        let damage = self.dir.log_damage(self.cut)?;
+        let mut rows = Map::new();
+        rows.insert("log_is_damaged".to_owned(), Value::from(damage.is_some()));
+        if let Some(damage) = damage {
+            rows.insert("damage".to_owned(), Value::from(damage.error.to_string()));
+            rows.insert("kept_records".to_owned(), Value::from(damage.kept_records));
+            rows.insert("lost_bytes_at_least".to_owned(), Value::from(damage.lost_bytes));
+            rows.insert("is_cut".to_owned(), Value::from(self.cut));
+            if !self.cut {
+                render::note("nothing was changed: copy the directory, then run this again with --cut");
+            }
+        }
+        out.table(&rows)
+    }
 }

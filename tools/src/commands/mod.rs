@@ -7,7 +7,7 @@ mod load;
 mod scan;
 
 pub(crate) use access::{Del, Get, Put};
-pub(crate) use admin::{Compact, Stats, Verify};
+pub(crate) use admin::{Compact, Repair, Stats, Verify};
 pub(crate) use demo::{Demo, DemoLoader};
 pub(crate) use load::Load;
 pub(crate) use scan::Scan;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aio::SimBackend;
-use esker::{Background, Builder, Db, Durability, Sizes};
+use esker::{Background, Builder, Db, Durability, Sizes, SyncMethod};
 
 /// One way to open a store. Sizes in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,7 @@ pub(crate) struct Config {
     block: usize,
     budget: u64,
     compress: bool,
+    sync: SyncMethod,
     pub(crate) durability: Durability,
 }
 
@@ -33,10 +34,10 @@ const KIB: u64 = 1 << 10;
 pub(crate) const CONFIGS: [Config; 16] = [
     config([8, 4, 4, 8, 8], 512),
     config([8, 8, 4, 16, 16], 600),
-    config([16, 4, 8, 8, 8], 1024).process(),
-    config([8, 16, 4, 4, 12], 512).plain(),
+    config([16, 4, 8, 8, 8], 1024).process().synced_by(SyncMethod::DurableWrite),
+    config([8, 16, 4, 4, 12], 512).plain().synced_by(SyncMethod::DurableWrite),
     config([12, 8, 16, 16, 8], 520).plain().process(),
-    config([32, 4, 4, 64, 16], 4096),
+    config([32, 4, 4, 64, 16], 4096).synced_by(SyncMethod::AioFdatasync),
     config([8, 32, 8, 4, 8], 700).process(),
     config([64, 64, 64, 64, 64], 8192).process(),
     config([16, 12, 6, 32, 8], 2048).plain(),
@@ -45,7 +46,7 @@ pub(crate) const CONFIGS: [Config; 16] = [
     config([8, 4, 5, 12, 8], 512).plain(),
     // The ring comes round several times between two flushes.
     config([4, 8, 64, 16, 8], 512).process(),
-    config([8, 4, 64, 16, 8], 512).process().plain(),
+    config([8, 4, 64, 16, 8], 512).process().plain().synced_by(SyncMethod::AioFdatasync),
     config([12, 8, 64, 4, 8], 512).process(),
     config([16, 4, 32, 4, 12], 600).plain(),
 ];
@@ -71,6 +72,7 @@ const fn config([ring, log_file, memtable, segment, manifest]: [u64; 5], block: 
         block,
         budget: 1 << 20,
         compress: true,
+        sync: SyncMethod::Fdatasync,
         durability: Durability::Power,
     }
 }
@@ -87,6 +89,11 @@ impl Config {
         self
     }
 
+    const fn synced_by(mut self, method: SyncMethod) -> Config {
+        self.sync = method;
+        self
+    }
+
     /// The options, on this machine.
     pub(crate) fn builder(&self, sim: &SimBackend) -> Builder {
         Db::builder()
@@ -96,6 +103,7 @@ impl Config {
             .durability(self.durability)
             .compress(self.compress)
             .drain_interval(Duration::from_millis(1))
+            .sync_method(self.sync)
             .sizes(Sizes {
                 ring_bytes: Some(self.ring),
                 log_file_bytes: Some(self.log_file),

@@ -4,7 +4,7 @@
 //! exemption: a sector of the newest group of the log or the manifest that is lost (zero, or as it was before) looks like
 //! a write that a power cut tore, and the ring's bytes beyond the log have no promise against a power cut. Then what is
 //! found must still be a prefix that lacks at most that group, or what only the ring had; such images are counted as
-//! `undetectable_by_design`.
+//! `undetectable_by_design`. A store whose log is refused is repaired, and then holds a prefix of what it held.
 
 mod damage;
 mod specimen;
@@ -16,6 +16,7 @@ use aio::sim::DiskImage;
 use esker::Error;
 
 use crate::check::compare;
+use crate::model::Bounds;
 use crate::report::{Check, Counts, Failure, Tally};
 use crate::runner::Settings;
 use damage::{Damage, Pieces};
@@ -85,6 +86,22 @@ impl Sweep {
         Ok(Tally { counts, ..Tally::default() })
     }
 
+    /// A store whose log was refused opens after a repair, with a prefix of what it held.
+    fn repair(&self, image: &DiskImage) -> Check {
+        let specimen = &self.specimen;
+        let sim = SimBackend::from_image(image.clone(), self.seed);
+        sim.crash_after_calls(1_000_000);
+        if specimen.repair(&sim)?.is_none() {
+            return Err(Failure::new("found nothing where an open found damage"));
+        }
+        let end = specimen.end();
+        let bounds = Bounds { commits: 0..=end.commits, edits: end.edits..=end.edits };
+        let db = specimen.open(&sim)?;
+        let found = compare(&db, &specimen.model, &bounds);
+        sim.crash();
+        found.map(drop)
+    }
+
     fn category(&self, image: &DiskImage, damage: &Damage) -> Check<&'static str> {
         let specimen = &self.specimen;
         let sim = SimBackend::from_image(image.clone(), self.seed);
@@ -96,6 +113,9 @@ impl Sweep {
                 must_be_found(&error).map_err(|failure| failure.at("open"))?;
                 if !damage.hits_lock() && sim.snapshot().fingerprint() != image.fingerprint() {
                     return Err(Failure::new("an open that was refused has changed something"));
+                }
+                if damage.hits_log() {
+                    self.repair(image).map_err(|failure| failure.at("repair"))?;
                 }
                 return Ok("detected");
             }

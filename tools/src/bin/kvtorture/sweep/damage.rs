@@ -96,6 +96,10 @@ impl Damage {
         !matches!(self, Damage::Bit { bit, .. } if !(bit / 8 + bit).is_multiple_of(8))
     }
 
+    pub(super) fn hits_log(&self) -> bool {
+        is_log(self.path())
+    }
+
     pub(super) fn hits_lock(&self) -> bool {
         self.path().ends_with("LOCK")
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use aio::SimBackend;
 use aio::sim::DiskImage;
 use bytes::Bytes;
-use esker::Db;
+use esker::{Db, LogDamage};
 use fastrand::Rng;
 
 use crate::config::{Config, ROOT, SWEPT};
@@ -110,6 +110,10 @@ impl Specimen {
 
     pub(super) fn open(&self, sim: &SimBackend) -> esker::Result<Db> {
         self.config.open(sim)
+    }
+
+    pub(super) fn repair(&self, sim: &SimBackend) -> esker::Result<Option<LogDamage>> {
+        self.config.builder(sim).repair(ROOT)
     }
 
     /// What it holds undamaged.

@@ -1,0 +1,215 @@
+//! A damaged log: refused by every open, cut by an explicit repair, and what that keeps.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aio::SimBackend;
+use aio::sim::DiskImage;
+use esker::{Background, Builder, Db, Error, Sizes};
+
+const KEYS: u32 = 60;
+
+fn builder(sim: &SimBackend) -> Builder {
+    let sizes = Sizes {
+        ring_bytes: Some(64 << 10),
+        log_file_bytes: Some(64 << 10),
+        memtable_bytes: Some(1 << 20),
+        ..Sizes::default()
+    };
+    Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual).sizes(sizes)
+}
+
+fn open(image: &DiskImage) -> (SimBackend, Db) {
+    let sim = SimBackend::from_image(image.clone(), 7);
+    let db = builder(&sim).open("/store").unwrap();
+    (sim, db)
+}
+
+fn key(nth: u32) -> String {
+    format!("key {nth:03}")
+}
+
+/// A store with `KEYS` records in the log, each in a group of its own, after a power cut: the ring has nothing.
+fn cut_off() -> DiskImage {
+    let mut image = killed();
+    for path in paths(&image, "/ring-") {
+        image.damage(&path, |bytes| bytes.fill(0));
+    }
+    image
+}
+
+/// The same store when only the process died.
+fn killed() -> DiskImage {
+    let sim = SimBackend::new(7);
+    let db = builder(&sim).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    for nth in 0..KEYS {
+        ks.put(key(nth), nth.to_le_bytes()).unwrap();
+    }
+    sim.snapshot().process_crash(1)
+}
+
+fn paths(image: &DiskImage, part: &str) -> Vec<PathBuf> {
+    let names = image.files().into_iter().map(|(path, _)| path);
+    names.filter(|path| path.to_string_lossy().contains(part)).collect()
+}
+
+/// The log files in the order of their numbers.
+fn logs(image: &DiskImage) -> Vec<PathBuf> {
+    let mut logs = paths(image, ".log");
+    logs.sort();
+    logs
+}
+
+/// The keys that are there, which are the first ones.
+fn kept(db: &Db) -> u32 {
+    let ks = db.keyspace("default").unwrap();
+    let found: Vec<_> = ks.iter().map(|pair| pair.unwrap()).collect();
+    for (nth, (found_key, value)) in (0..).zip(&found) {
+        assert_eq!((&found_key[..], &value[..]), (key(nth).as_bytes(), &u32::to_le_bytes(nth)[..]));
+    }
+    u32::try_from(found.len()).unwrap()
+}
+
+#[test]
+fn a_repair_keeps_everything_before_the_damage_and_says_what_is_lost() {
+    let image = cut_off();
+    let log = &logs(&image)[0];
+    for group in [0, 1, 7, 14] {
+        let mut damaged = image.clone();
+        damaged.flip_bit(log, (group * 4096 + 300) * 8);
+        let sim = SimBackend::from_image(damaged.clone(), 7);
+        let before = sim.snapshot().fingerprint();
+        let refused = builder(&sim).open("/store").unwrap_err();
+        assert!(matches!(&refused, Error::Corrupt { file, .. } if file == log), "{refused}");
+
+        let found = builder(&sim).find_damage("/store").unwrap().unwrap();
+        assert_eq!(found.error.to_string(), refused.to_string());
+        assert_eq!(found.kept_records, group);
+        // Each record takes a granule or two; all but the newest group have a witness.
+        assert!(found.lost_bytes >= (u64::from(KEYS) - 1 - group) * 32, "{found:?}");
+        assert_eq!(sim.snapshot().fingerprint(), before, "looking changes nothing");
+        builder(&sim).open("/store").unwrap_err();
+
+        let cut = builder(&sim).repair("/store").unwrap().unwrap();
+        assert_eq!(format!("{cut:?}"), format!("{found:?}"));
+        let (_, db) = open(&sim.snapshot().power_cut_none());
+        assert_eq!(u64::from(kept(&db)), group);
+        db.verify().unwrap();
+        assert!(builder(&sim).repair("/store").unwrap().is_none(), "once is enough");
+    }
+}
+
+#[test]
+fn the_ring_replaces_what_is_damaged_as_far_as_it_reaches() {
+    let image = killed();
+    // The last one may be a spare.
+    for log in &logs(&image)[..3] {
+        let mut damaged = image.clone();
+        damaged.flip_bit(log, 3000);
+        let sim = SimBackend::from_image(damaged, 7);
+        builder(&sim).open("/store").unwrap_err();
+        let cut = builder(&sim).repair("/store").unwrap().unwrap();
+        assert_eq!((cut.kept_records, cut.lost_bytes), (u64::from(KEYS), 0), "{cut:?}");
+        let (_, db) = open(&sim.snapshot().power_cut_none());
+        assert_eq!(kept(&db), KEYS);
+    }
+}
+
+#[test]
+fn a_missing_or_shortened_file_of_the_log_is_repaired_too() {
+    let image = cut_off();
+    let logs = logs(&image);
+    assert!(logs.len() >= 3, "{logs:?}");
+    let ring = &paths(&image, "/ring-")[0];
+    let per_file = 16;
+    let missing = |path: &PathBuf| {
+        let mut image = image.clone();
+        assert!(image.remove_file(path));
+        image
+    };
+    let shortened = |path: &PathBuf, len: usize| {
+        let mut image = image.clone();
+        image.damage(path, |bytes| bytes.truncate(len));
+        image
+    };
+    for (damaged, expected) in [
+        (missing(&logs[0]), 0),
+        (missing(&logs[1]), per_file),
+        (shortened(&logs[1], 3 * 4096 + 700), per_file + 3),
+        (shortened(&logs[1], 0), per_file),
+        (missing(ring), KEYS),
+        (shortened(ring, 4096), KEYS),
+    ] {
+        let sim = SimBackend::from_image(damaged, 7);
+        builder(&sim).open("/store").unwrap_err();
+        let cut = builder(&sim).repair("/store").unwrap().unwrap();
+        assert_eq!(cut.kept_records, u64::from(expected), "{cut:?}");
+        let (sim, db) = open(&sim.snapshot().power_cut_none());
+        assert_eq!(kept(&db), expected);
+        drop(db);
+        let (_, db) = open(&sim.snapshot().power_cut_none());
+        assert_eq!(kept(&db), expected, "also after another life");
+    }
+}
+
+/// A keyspace that was flushed later than another one holds positions from behind the cut.
+#[test]
+fn writes_after_a_repair_are_newer_than_what_segments_hold() {
+    let open = |sim: &SimBackend| {
+        let sizes = Sizes { memtable_bytes: Some(32 << 10), ..Sizes::default() };
+        builder(sim).sizes(sizes).open("/store").unwrap()
+    };
+    let sim = SimBackend::new(7);
+    let db = open(&sim);
+    let (early, late) = (db.keyspace("early").unwrap(), db.keyspace("late").unwrap());
+    early.put("key", "in the log alone").unwrap();
+    for nth in 0..KEYS {
+        late.put(key(nth), vec![1; 1000]).unwrap();
+    }
+    let segments = |name: &str| {
+        let keyspaces = db.metrics().keyspaces;
+        keyspaces.iter().find(|keyspace| keyspace.name == name).unwrap().segments
+    };
+    assert_eq!(segments("early"), 0, "only the large one was flushed");
+    assert!(segments("late") > 0);
+    let mut image = sim.snapshot().power_cut_none();
+    for path in [paths(&image, ".log"), paths(&image, "/ring-")].concat() {
+        image.damage(&path, |bytes| bytes.fill(0xa5));
+    }
+
+    let sim = SimBackend::from_image(image, 7);
+    let cut = builder(&sim).repair("/store").unwrap().unwrap();
+    assert_eq!(cut.kept_records, 0);
+    let db = open(&sim);
+    assert_eq!(db.keyspace("early").unwrap().get("key").unwrap(), None);
+    let late = db.keyspace("late").unwrap();
+    let flushed = late.iter().count();
+    assert!(flushed > 10 && flushed < KEYS as usize, "{flushed} records were flushed");
+    for nth in 0..KEYS {
+        late.put(key(nth), "new").unwrap();
+        assert_eq!(late.get(key(nth)).unwrap().as_deref(), Some(&b"new"[..]));
+    }
+    db.compact().unwrap();
+    drop(db);
+    let db = open(&SimBackend::from_image(sim.snapshot().power_cut_none(), 7));
+    let late = db.keyspace("late").unwrap();
+    assert!(late.iter().all(|pair| &pair.unwrap().1[..] == b"new"));
+    assert_eq!(late.iter().count(), KEYS as usize);
+}
+
+#[test]
+fn an_undamaged_store_and_no_store_are_left_alone() {
+    let sim = SimBackend::from_image(cut_off(), 7);
+    assert!(builder(&sim).find_damage("/store").unwrap().is_none());
+    assert!(builder(&sim).repair("/store").unwrap().is_none());
+    let (_, db) = open(&sim.snapshot().power_cut_none());
+    assert_eq!(kept(&db), KEYS);
+    drop(db);
+    let empty = SimBackend::new(1);
+    for refused in [builder(&empty).find_damage("/store"), builder(&empty).repair("/store")] {
+        assert!(matches!(refused, Err(Error::Format { .. })), "{refused:?}");
+    }
+}
