@@ -102,8 +102,9 @@ impl Watch {
             let ticks = now.ticks.saturating_sub(self.started.ticks);
             let nanos = u128::from(now.nanos - self.started.nanos);
             let rate = (nanos << 32).checked_div(u128::from(ticks)).unwrap_or(0);
-            // Several threads may do so, and learn the same within the bounds of error.
-            self.rate.store(u64::try_from(rate).unwrap_or(0), Ordering::Relaxed);
+            // Of several threads that do so the first one counts.
+            let rate = u64::try_from(rate).unwrap_or(0);
+            let _ = self.rate.compare_exchange(0, rate, Ordering::Relaxed, Ordering::Relaxed);
         }
         now
     }

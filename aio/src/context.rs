@@ -252,7 +252,10 @@ impl Context {
         self.0.capacity()
     }
 
-    /// A handle that ends a [`Context::wait`] from another thread.
+    /// A handle that ends a [`Context::wait`] from another thread. In a forked child it does nothing.
+    ///
+    /// The kernel's context, and what it is charged for, lives until the last waker is dropped, and is destroyed by
+    /// whoever drops that.
     pub fn waker(&self) -> Arc<dyn WakeUp> {
         self.0.waker()
     }

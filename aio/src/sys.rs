@@ -144,6 +144,11 @@ impl Context {
         // Pointers are as wide as the kernel's longs, see the `cfg` above.
         usize::try_from(self.id).unwrap_or(0)
     }
+
+    /// Whether this is the process that made it: in a forked child the number may be another context's.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process.is_current()
+    }
 }
 
 impl Drop for Context {

@@ -14,8 +14,8 @@
 //!   while it is true a poll was submitted or is about to be, and a second `wake` needs none: the waiter has
 //!   not returned yet, and will see what that waker published. (A poll that is late, after the waiter noticed
 //!   `raised` by itself, makes one more wake-up, never one less.)
-//! - The kernel's context lives as long as its last waker, so a number that the kernel has given to another context is
-//!   never submitted to.
+//! - The kernel's context lives as long as its last waker, and a forked child does not use the number, so one that the
+//!   kernel has given to another context is never submitted to.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -54,7 +54,13 @@ impl PollWaker {
 
     /// Makes one event that carries [`WAKE_UP`]; an error if the kernel has no poll operation (before Linux 4.18).
     pub(crate) fn post(&self) -> Result<(), Errno> {
-        sys::submit_poll(&self.context, self.event.as_fd(), WAKE_UP)
+        for _ in 0..TRIES {
+            match sys::submit_poll(&self.context, self.event.as_fd(), WAKE_UP) {
+                Err(Errno::AGAIN) => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     /// Whether a wake-up has not been consumed yet.
@@ -70,16 +76,15 @@ impl PollWaker {
 
 impl WakeUp for PollWaker {
     fn wake(&self) {
-        if self.raised.swap(true, Ordering::AcqRel) {
+        // The waiter is the parent's.
+        if !self.context.is_of_this_process() || self.raised.swap(true, Ordering::AcqRel) {
             return;
         }
-        for _ in 0..TRIES {
-            match self.post() {
-                Err(Errno::AGAIN) => std::thread::yield_now(),
-                // Where there are no polls the waiter looks at `raised` every now and then.
-                _ => return,
-            }
+        if self.post() == Err(Errno::AGAIN) {
+            // No memory for so long: the next wake-up tries again.
+            self.raised.store(false, Ordering::Release);
         }
+        // Where there are no polls the waiter looks at `raised` every now and then.
     }
 }
 

@@ -353,14 +353,16 @@ impl Builder {
     /// follow without a gap: the newest ones, often all, unless the power failed. **What was acknowledged behind that is
     /// lost**, except what was flushed already: a keyspace that was flushed later than another keeps more, so a batch over
     /// several keyspaces may be there in part. Copy the directory first. A damaged manifest or segment is not
-    /// repaired.
+    /// repaired, and a file that cannot be read at all (an error of the device) has to be copied before, with zeros for what
+    /// is unreadable.
     ///
     /// # Durability
     /// What is left survives power loss when this returns. After a crash meanwhile the log is as damaged as before, or
     /// repaired.
     ///
     /// # Errors
-    /// As [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace).
+    /// As [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace). The log may be cut all the same: ask
+    /// [`Builder::find_damage`] before, to know what was.
     ///
     /// # Examples
     /// ```
@@ -369,7 +371,7 @@ impl Builder {
     /// # let path = dir.path().join("store");
     /// # esker::Db::open(&path)?.close()?;
     /// if let Some(damage) = esker::Db::builder().find_damage(&path)? {
-    ///     eprintln!("{}: at least {} bytes will be lost", damage.error, damage.lost_bytes);
+    ///     eprintln!("{}: {} records before it, {} bytes behind it", damage.error, damage.kept_records, damage.cut_bytes);
     ///     esker::Db::builder().repair(&path)?;
     /// }
     /// # Ok(()) }

@@ -17,14 +17,14 @@ pub struct LogDamage {
     pub error: Error,
     /// Records of log and ring that are kept. What segments hold is kept in any case.
     pub kept_records: u64,
-    /// Bytes of log that were acknowledged and stand behind the cut: at least so much is lost, as far as what can still
-    /// be read of the log tells. 0 if the ring has it all.
-    pub lost_bytes: u64,
+    /// Bytes of acknowledged log behind the cut, as far as what can still be read of the log tells. 0 if the ring has it
+    /// all. What keyspaces had flushed of them already is kept.
+    pub cut_bytes: u64,
 }
 
 impl LogDamage {
     pub(crate) fn new(cut: wal::Cut, kept_records: u64, end: Seq) -> LogDamage {
-        let lost_bytes = cut.acknowledged.since(end);
-        LogDamage { error: cut.damage.into(), kept_records, lost_bytes }
+        let cut_bytes = cut.acknowledged.since(end);
+        LogDamage { error: cut.damage.into(), kept_records, cut_bytes }
     }
 }

@@ -150,9 +150,9 @@ fn advice(kind: std::io::ErrorKind, message: &str) -> &'static str {
     }
 }
 
-/// Whether a file belongs to the log, which can be repaired.
+/// Whether a file belongs to the log, which can be repaired, or is the log as a whole.
 fn is_log(file: &Path) -> bool {
-    file.parent().is_some_and(|parent| parent.ends_with("wal"))
+    file.ends_with("wal") || file.parent().is_some_and(|parent| parent.ends_with("wal"))
 }
 
 #[cfg(test)]

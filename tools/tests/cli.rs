@@ -395,7 +395,7 @@ fn a_damaged_log_is_refused_shown_and_cut() {
         assert_eq!((&shown["log_is_damaged"], &shown["is_cut"]), (&true.into(), &false.into()));
         assert_eq!(shown["kept_records"], 3);
         assert!(shown["damage"].as_str().unwrap().contains(".log"), "{shown}");
-        assert!(shown["lost_bytes_at_least"].as_u64().unwrap() >= 5 * 32, "{shown}");
+        assert!(shown["cut_bytes_at_least"].as_u64().unwrap() >= 5 * 32, "{shown}");
     }
     let cut: Value = serde_json::from_str(&tool("repair", &dir, &["--cut", "--json"]).fine()).unwrap();
     assert_eq!(cut["is_cut"], true);

@@ -162,10 +162,20 @@ fn remove_logs(dir: &Path) -> Result<(), AnyError> {
 
 fn main() -> Result<(), AnyError> {
     let dir = PathBuf::from(std::env::args().nth(1).ok_or("usage: words DIR < TEXT")?);
-    std::fs::create_dir_all(&dir)?;
     let backend = NativeBackend::new();
-    let loaded =
-        Manifest::load(&dir)?.unwrap_or_else(|| Saved { store_id: backend.random(), ..Saved::default() });
+    if std::fs::create_dir(&dir).is_ok() {
+        // The name must be durable before anything in the directory is called safe.
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+        backend.sync_dir(parent.unwrap_or(Path::new(".")))?;
+    }
+    // Two programs at once would remove each other's files.
+    let _lock = backend.lock(&dir.join("LOCK"))?;
+    let loaded = Manifest::load(&dir)?;
+    if loaded.is_none() && dir.join("ring").exists() {
+        // Of an open that ended before there was a manifest: perhaps only a part of it.
+        std::fs::remove_file(dir.join("ring"))?;
+    }
+    let loaded = loaded.unwrap_or_else(|| Saved { store_id: backend.random(), ..Saved::default() });
     let saved = recover(&backend, &dir, loaded)?;
     let mut words = saved.words.clone();
 

@@ -25,6 +25,9 @@ use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 /// Spares kept in any case: one for the next rotation, and one because a flush usually retires two at once.
 const MAX_SPARES: usize = 2;
 
+/// Spares kept at most, however many files retire at once: what a long stall took is given back.
+const MOST_SPARES: usize = 16;
+
 /// What the log needs from the store around it.
 pub trait Host: Send + Sync + std::fmt::Debug {
     /// A number for a new file, never handed out before in this store.
@@ -128,14 +131,19 @@ impl LogFiles {
         self.file_bytes
     }
 
-    /// Makes a spare unless `enough` says that none is needed, or there are as many as are kept; says whether it did.
+    /// Makes a spare unless `enough` says that none is needed, or there are as many as are kept in any case; says whether it did.
     pub(crate) fn prepare(&self, queue: &mut dyn Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
         let _one = self.preparing.lock();
         if enough() || self.lists.lock().spares.len() >= MAX_SPARES {
             return Ok(false);
         }
         let (id, _) = self.create(queue)?;
-        Ok(self.keep_as_spare(id, MAX_SPARES))
+        let kept = self.keep_as_spare(id, MAX_SPARES);
+        if !kept {
+            // Others retired meanwhile.
+            self.remove(&log_file_path(&self.directory, id))?;
+        }
+        Ok(kept)
     }
 
     /// Opens a spare or a new file as the one that goes on at `start`.
@@ -193,14 +201,14 @@ impl LogFiles {
 
     /// Turns files that the manifest has forgotten into spares, or removes them.
     ///
-    /// As many spares are kept as retire at once: that is what the log takes between two flushes. Small durable writes take
+    /// As many spares are kept as retire at once, within limits: that is what the log takes between two flushes. Small durable writes take
     /// many files, since each takes a step of its own; made anew each time, they would be written twice.
     ///
     /// A crash in between leaves files that no manifest names, for the next open to remove.
     pub(crate) fn retire(&self, ids: &[u64]) -> Result<()> {
         // All of them, whatever happens to one: the manifest knows none of them any more.
         let mut outcome = Ok(());
-        let most = ids.len().max(MAX_SPARES);
+        let most = ids.len().clamp(MAX_SPARES, MOST_SPARES);
         for &id in ids {
             {
                 let mut lists = self.lists.lock();

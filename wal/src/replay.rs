@@ -122,7 +122,9 @@ pub fn replay_to_damage(
     match records.take_all(backend, queue) {
         Ok(verdict) => Ok((records.replayed(verdict), None)),
         Err(damage @ Error::Corrupt { .. }) => {
-            ignore_damage(read_ring(backend, queue, input).and_then(|ring| records.take_ring(&ring)))?;
+            ignore_damage(
+                read_rest_of_ring(backend, queue, input).and_then(|ring| records.take_ring(&ring)),
+            )?;
             let replayed = records.replayed(Verdict::TornTail);
             let acknowledged = acknowledged(backend, queue, input)?.max(replayed.end);
             Ok((replayed, Some(Cut { damage, acknowledged })))
@@ -224,6 +226,13 @@ fn read_log_file(
 fn read_ring(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Vec<u8>> {
     let (bytes, size) = read_existing(backend, queue, &input.ring_path, input.ring_bytes as u64)?;
     size.map(|()| bytes)
+}
+
+/// For a repair: what is missing of it is zeros, which are no record.
+fn read_rest_of_ring(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Vec<u8>> {
+    let (mut bytes, _) = read_existing(backend, queue, &input.ring_path, input.ring_bytes as u64)?;
+    bytes.resize(input.ring_bytes, 0);
+    Ok(bytes)
 }
 
 /// Reads the first `len_bytes` of a file, or the whole sectors of one that is shorter, which is damage, as is a file that

@@ -1,9 +1,9 @@
 //! Models of the lock-free parts and of the flush token, run through every schedule by loom: `just loom`.
 //!
 //! What a model shows: no schedule loses a wake-up (loom ends a run in which nobody can go on), loses a record, or lets a
-//! position pass what is not there. All schedules are tried in which threads are switched against their will at most
-//! three times, five where there are two of them; whether they all ended is told by their number, which is printed. The
-//! models of the whole log run on a simulated disk. No timer ever rings: what a log promises does not come from one.
+//! position pass what is not there. All schedules are tried in which threads are switched against their will at most as
+//! often as stands at each model (three to five times); their number is printed. The models of the whole log run on a
+//! simulated disk. No timer ever rings: what a log promises does not come from one.
 #![cfg(loom)]
 
 #[path = "it/support.rs"]

@@ -153,13 +153,18 @@ pub(crate) struct Repair {
 
 impl Repair {
     pub(crate) fn run(&self, _: &Common, out: &mut Out) -> Result<()> {
-        let damage = self.dir.log_damage(self.cut)?;
+        let damage = self.dir.log_damage(false)?;
+        if let Some(damage) = damage.as_ref().filter(|_| self.cut) {
+            // Said before, so that it was said whatever happens.
+            render::note(&format!("cutting the log: {}", damage.error));
+            self.dir.log_damage(true)?;
+        }
         let mut rows = Map::new();
         rows.insert("log_is_damaged".to_owned(), Value::from(damage.is_some()));
         if let Some(damage) = damage {
             rows.insert("damage".to_owned(), Value::from(damage.error.to_string()));
             rows.insert("kept_records".to_owned(), Value::from(damage.kept_records));
-            rows.insert("lost_bytes_at_least".to_owned(), Value::from(damage.lost_bytes));
+            rows.insert("cut_bytes_at_least".to_owned(), Value::from(damage.cut_bytes));
             rows.insert("is_cut".to_owned(), Value::from(self.cut));
             if !self.cut {
                 render::note("nothing was changed: copy the directory, then run this again with --cut");

@@ -1,8 +1,9 @@
 //! Loom's locks and atomics with the faces of those that they stand for.
 //!
 //! Invariant: a sequentially consistent access is one in the model too. Loom takes such an access for acquire and
-//! release only, and would find executions that no machine has; a sequentially consistent fence before each of them, which
-//! loom does model, is how compilers map them where the processor has no such access.
+//! release only, and would find executions that no machine has; so a sequentially consistent fence, which loom does model,
+//! follows each store and each read-modify-write, and none a load, as on x86. The bytes of the ring and of the simulated
+//! disk are ordinary memory, of which the models see the values and not the order.
 //!
 //! A timeout never comes: whoever sleeps is woken by somebody, or the model stands still and loom says so.
 
@@ -22,20 +23,20 @@ macro_rules! atomic {
             }
 
             pub(crate) fn load(&self, order: Ordering) -> $value {
-                fence_before(order);
                 self.0.load(order)
             }
 
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn store(&self, value: $value, order: Ordering) {
-                fence_before(order);
                 self.0.store(value, order);
+                fence_after(order);
             }
 
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
-                fence_before(order);
-                self.0.swap(value, order)
+                let before = self.0.swap(value, order);
+                fence_after(order);
+                before
             }
 
             #[allow(dead_code, reason = "not for every type")]
@@ -46,8 +47,9 @@ macro_rules! atomic {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<$value, $value> {
-                fence_before(success);
-                self.0.compare_exchange(current, new, success, failure)
+                let outcome = self.0.compare_exchange(current, new, success, failure);
+                fence_after(success);
+                outcome
             }
 
             /// Never fails without a cause here, so that models end.
@@ -70,14 +72,16 @@ macro_rules! number {
         impl $name {
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn fetch_add(&self, more: $value, order: Ordering) -> $value {
-                fence_before(order);
-                self.0.fetch_add(more, order)
+                let before = self.0.fetch_add(more, order);
+                fence_after(order);
+                before
             }
 
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn fetch_sub(&self, less: $value, order: Ordering) -> $value {
-                fence_before(order);
-                self.0.fetch_sub(less, order)
+                let before = self.0.fetch_sub(less, order);
+                fence_after(order);
+                before
             }
         }
     };
@@ -90,7 +94,7 @@ atomic!(AtomicUsize, usize);
 number!(AtomicU64, u64);
 number!(AtomicUsize, usize);
 
-fn fence_before(order: Ordering) {
+fn fence_after(order: Ordering) {
     if order == Ordering::SeqCst {
         fence(Ordering::SeqCst);
     }
