@@ -159,9 +159,10 @@ fn a_missing_or_shortened_file_of_the_log_is_repaired_too() {
     }
 }
 
-/// A keyspace that was flushed later than another one holds positions from behind the cut.
+/// A keyspace that was flushed later than another one keeps what it had flushed, from behind the cut, and takes new writes
+/// over it.
 #[test]
-fn writes_after_a_repair_are_newer_than_what_segments_hold() {
+fn a_repaired_store_keeps_what_was_flushed_and_takes_writes_over_it() {
     let open = |sim: &SimBackend| {
         // One log file, so that its start tells nothing of what was acknowledged.
         let sizes = Sizes {
