@@ -22,11 +22,9 @@ use crate::seal::STEP;
 use crate::sector::Place;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
-/// Spares kept in any case: one for the next rotation, and one because a flush usually retires two at once.
+/// Spares kept: one for the next rotation, and one because a flush usually retires two at once. More is disk space
+/// without use.
 const MAX_SPARES: usize = 2;
-
-/// Spares kept at most, however many files retire at once: what a long stall took is given back.
-const MOST_SPARES: usize = 16;
 
 /// What the log needs from the store around it.
 pub trait Host: Send + Sync + std::fmt::Debug {
@@ -120,7 +118,7 @@ impl LogFiles {
         for &id in spares {
             let path = log_file_path(&files.directory, id);
             let fits = files.backend.stat(&path)?.is_some_and(|stat| stat.size_bytes == file_bytes);
-            if !(fits && files.keep_as_spare(id, MAX_SPARES)) {
+            if !(fits && files.keep_as_spare(id)) {
                 files.remove(&path)?;
             }
         }
@@ -131,14 +129,14 @@ impl LogFiles {
         self.file_bytes
     }
 
-    /// Makes a spare unless `enough` says that none is needed, or there are as many as are kept in any case; says whether it did.
+    /// Makes a spare unless `enough` says that none is needed, or there are as many as are kept; says whether it did.
     pub(crate) fn prepare(&self, queue: &mut dyn Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
         let _one = self.preparing.lock();
         if enough() || self.lists.lock().spares.len() >= MAX_SPARES {
             return Ok(false);
         }
         let (id, _) = self.create(queue)?;
-        let kept = self.keep_as_spare(id, MAX_SPARES);
+        let kept = self.keep_as_spare(id);
         if !kept {
             // Others retired meanwhile.
             self.remove(&log_file_path(&self.directory, id))?;
@@ -201,14 +199,10 @@ impl LogFiles {
 
     /// Turns files that the manifest has forgotten into spares, or removes them.
     ///
-    /// As many spares are kept as retire at once, within limits: that is what the log takes between two flushes. Small durable writes take
-    /// many files, since each takes a step of its own; made anew each time, they would be written twice.
-    ///
     /// A crash in between leaves files that no manifest names, for the next open to remove.
     pub(crate) fn retire(&self, ids: &[u64]) -> Result<()> {
         // All of them, whatever happens to one: the manifest knows none of them any more.
         let mut outcome = Ok(());
-        let most = ids.len().clamp(MAX_SPARES, MOST_SPARES);
         for &id in ids {
             {
                 let mut lists = self.lists.lock();
@@ -217,7 +211,7 @@ impl LogFiles {
                 lists.active.retain(|file| file.id != id);
                 assert!(lists.active.len() < before, "only an active file can retire");
             }
-            if !self.keep_as_spare(id, most) {
+            if !self.keep_as_spare(id) {
                 outcome = outcome.and(self.remove(&log_file_path(&self.directory, id)));
             }
         }
@@ -231,10 +225,10 @@ impl LogFiles {
         Ok((id, file))
     }
 
-    /// False if there are as many as `most`.
-    fn keep_as_spare(&self, id: u64, most: usize) -> bool {
+    /// False if there are enough.
+    fn keep_as_spare(&self, id: u64) -> bool {
         let mut lists = self.lists.lock();
-        let room = lists.spares.len() < most;
+        let room = lists.spares.len() < MAX_SPARES;
         if room {
             // At the front: the one that a round is about to take stays the last.
             lists.spares.insert(0, id);
