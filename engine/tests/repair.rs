@@ -159,42 +159,40 @@ fn a_missing_or_shortened_file_of_the_log_is_repaired_too() {
     }
 }
 
-/// A keyspace that was flushed later than another one keeps what it had flushed, from behind the cut, and takes new writes
-/// over it.
-#[test]
-fn a_repaired_store_keeps_what_was_flushed_and_takes_writes_over_it() {
-    let open = |sim: &SimBackend| {
-        // One log file, so that its start tells nothing of what was acknowledged.
-        let sizes = Sizes {
-            memtable_bytes: Some(32 << 10),
-            log_file_bytes: Some(1 << 20),
-            ring_bytes: Some(64 << 10),
-            ..Sizes::default()
-        };
-        builder(sim).sizes(sizes).open("/store").unwrap()
+fn flushed_unevenly(sim: &SimBackend) -> Builder {
+    // One log file, so that its start tells nothing of what was acknowledged.
+    let sizes = Sizes {
+        memtable_bytes: Some(32 << 10),
+        log_file_bytes: Some(1 << 20),
+        ring_bytes: Some(64 << 10),
+        ..Sizes::default()
     };
+    builder(sim).sizes(sizes)
+}
+
+/// A store of which one keyspace was flushed and an older write of another one was not, with nothing of its log left.
+fn without_its_log() -> DiskImage {
     let sim = SimBackend::new(7);
-    let db = open(&sim);
+    let db = flushed_unevenly(&sim).open("/store").unwrap();
     let (early, late) = (db.keyspace("early").unwrap(), db.keyspace("late").unwrap());
     early.put("key", "in the log alone").unwrap();
     for nth in 0..KEYS {
         late.put(key(nth), vec![1; 1000]).unwrap();
     }
-    let segments = |name: &str| {
-        let keyspaces = db.metrics().keyspaces;
-        keyspaces.iter().find(|keyspace| keyspace.name == name).unwrap().segments
-    };
+    let keyspaces = db.metrics().keyspaces;
+    let segments = |name: &str| keyspaces.iter().find(|keyspace| keyspace.name == name).unwrap().segments;
     assert_eq!(segments("early"), 0, "only the large one was flushed");
     assert!(segments("late") > 0);
     let mut image = sim.snapshot().power_cut_none();
     for path in [paths(&image, ".log"), paths(&image, "/ring-")].concat() {
         image.damage(&path, |bytes| bytes.fill(0xa5));
     }
+    image
+}
 
-    let sim = SimBackend::from_image(image, 7);
-    let cut = builder(&sim).repair("/store").unwrap().unwrap();
-    assert_eq!(cut.kept_records, 0);
-    let db = open(&sim);
+/// What was flushed is there, the write before it is not, and new ones are newer than either.
+fn check_flushed(sim: &SimBackend) {
+    let db = flushed_unevenly(sim).open("/store").unwrap();
     assert_eq!(db.keyspace("early").unwrap().get("key").unwrap(), None);
     let late = db.keyspace("late").unwrap();
     let flushed = late.iter().count();
@@ -204,11 +202,41 @@ fn a_repaired_store_keeps_what_was_flushed_and_takes_writes_over_it() {
         assert_eq!(late.get(key(nth)).unwrap().as_deref(), Some(&b"new"[..]));
     }
     db.compact().unwrap();
-    drop(db);
-    let db = open(&SimBackend::from_image(sim.snapshot().power_cut_none(), 7));
-    let late = db.keyspace("late").unwrap();
     assert!(late.iter().all(|pair| &pair.unwrap().1[..] == b"new"));
     assert_eq!(late.iter().count(), KEYS as usize);
+}
+
+#[test]
+fn a_repaired_store_keeps_what_was_flushed_and_takes_writes_over_it() {
+    let sim = SimBackend::from_image(without_its_log(), 7);
+    let cut = flushed_unevenly(&sim).repair("/store").unwrap().unwrap();
+    assert_eq!(cut.kept_records, 0);
+    check_flushed(&sim);
+}
+
+#[test]
+fn a_repair_that_a_crash_interrupts_is_done_or_can_be_done_again() {
+    let image = without_its_log();
+    let whole = SimBackend::from_image(image.clone(), 7);
+    flushed_unevenly(&whole).repair("/store").unwrap().unwrap();
+    let (mut done, mut again) = (0, 0);
+    for event in 0..whole.events() {
+        let sim = SimBackend::from_image(image.clone(), 7);
+        sim.crash_at(event);
+        flushed_unevenly(&sim).repair("/store").unwrap_err();
+        for left in [sim.snapshot().power_cut_none(), sim.snapshot().power_cut_all()] {
+            let sim = SimBackend::from_image(left, 7);
+            // A repair that was done is not done again here: the store must be right as the crash left it.
+            if flushed_unevenly(&sim).find_damage("/store").unwrap().is_some() {
+                flushed_unevenly(&sim).repair("/store").unwrap();
+                again += 1;
+            } else {
+                done += 1;
+            }
+            check_flushed(&sim);
+        }
+    }
+    assert!(done > 0 && again > 0, "{done} done, {again} again");
 }
 
 #[test]
