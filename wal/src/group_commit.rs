@@ -16,7 +16,7 @@ use crate::flusher::{Core, Flusher, Plan, Purpose, count};
 use crate::log_file::Host;
 use crate::record::Seq;
 use crate::sync::thread::{self, JoinHandle};
-use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
+use crate::sync::{Announcement, Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 
 /// What the threads of a log share, and the rounds they run.
 ///
@@ -37,8 +37,10 @@ use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 /// ring, and goes out with the next round that finds space: that of the next caller who waits, or the commit thread's,
 /// which tries once in every drain interval.
 ///
-/// *No needless wake-up* either: waiters whose records are in the group in flight sleep on one condition variable, all
-/// others on a second one, and the two change places each round.
+/// *No needless wake-up* either: waiters whose records are in the group in flight sleep on one [`Announcement`], all
+/// others on a second one, and the two change places each round. An announcement wakes all its sleepers at once, and who
+/// finds its record durable goes on without the mutex: with a condition variable each would wait for the mutex in turn,
+/// one thread switch after the other, and now and then behind those that come back with the next record.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) core: Core,
@@ -48,7 +50,7 @@ pub(crate) struct Shared {
     drain_interval: Duration,
     pub(crate) state: Mutex<State>,
     /// Where waiters of even and odd rounds sleep.
-    rounds: [Condvar; 2],
+    rounds: [Announcement; 2],
     /// Where the commit thread sleeps.
     pub(crate) work: Condvar,
     /// The commit thread sleeps until somebody publishes.
@@ -125,7 +127,7 @@ impl Shared {
             drain_bytes,
             drain_interval,
             state: Mutex::new(State::new(flusher, start)),
-            rounds: [Condvar::new(), Condvar::new()],
+            rounds: [Announcement::new(), Announcement::new()],
             work: Condvar::new(),
             parked: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
@@ -192,7 +194,14 @@ impl Shared {
             }
             let side = if end > state.in_flight { state.round + 1 } else { state.round } % 2;
             state.sleepers[side] += 1;
-            self.rounds[side].wait(&mut state);
+            // Taken under the lock: whatever is announced from here on ends the sleep.
+            let heard = self.rounds[side].heard();
+            drop(state);
+            self.rounds[side].wait(heard);
+            if self.reached(level) >= end {
+                return Ok(());
+            }
+            state = self.state.lock();
         }
     }
 
@@ -219,24 +228,32 @@ impl Shared {
         if state.refused.is_some() {
             state.refusals += 1;
             state.sleepers = [0, 0];
+            drop(state);
             self.wake_waiters();
-            return state;
+            return self.state.lock();
         }
         let side = state.round % 2;
-        // Who sleeps on this side is covered by the group, and on the way once notified.
-        let acknowledged = std::mem::take(&mut state.sleepers[side]) + callers;
+        // Who sleeps on this side is covered by the group, and on the way once it is announced.
+        let sleepers = std::mem::take(&mut state.sleepers[side]);
+        let acknowledged = sleepers + callers;
         if outcome.is_ok() && purpose == Purpose::Data && acknowledged > 0 {
             state.crowd = acknowledged > 1;
         }
-        self.rounds[side].notify_all();
-        if state.wanted > self.core.durable() && state.halted.is_none() {
-            if state.has_thread {
-                self.work.notify_one();
-            } else {
-                self.rounds[1 - side].notify_all();
-            }
+        let hand_over = state.wanted > self.core.durable() && state.halted.is_none();
+        if hand_over && state.has_thread {
+            self.work.notify_one();
         }
-        state
+        let take_over = hand_over && !state.has_thread;
+        if sleepers == 0 && !take_over {
+            return state;
+        }
+        // Not under the lock, which the woken want next.
+        drop(state);
+        self.rounds[side].announce();
+        if take_over {
+            self.rounds[1 - side].announce();
+        }
+        self.state.lock()
     }
 
     /// Called after every publication. Two loads, unless the commit thread has to hear of it.
@@ -319,7 +336,7 @@ impl Shared {
 
     fn wake_waiters(&self) {
         for round in &self.rounds {
-            round.notify_all();
+            round.announce();
         }
     }
 
@@ -388,8 +405,8 @@ impl Token<'_> {
         }
         flusher.write(&shared.core, &group)?;
         if !shared.core.ring.is_shared() {
-            let state = shared.state.lock();
-            shared.rounds[state.round % 2].notify_all();
+            let side = shared.state.lock().round % 2;
+            shared.rounds[side].announce();
         }
         flusher.sync(&shared.core, &group)?;
         Ok(None)

@@ -3,6 +3,8 @@
 //!
 //! Invariant: no other file of this crate names `parking_lot`, `std::sync` or `std::thread`.
 
+#[cfg(not(loom))]
+mod announcement;
 #[cfg(loom)]
 mod model;
 
@@ -13,10 +15,14 @@ pub(crate) use std::sync::atomic::AtomicU64 as Statistic;
 pub(crate) use std::sync::atomic::Ordering;
 
 #[cfg(loom)]
-pub(crate) use self::model::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard};
+pub(crate) use self::model::{
+    Announcement, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard,
+};
 #[cfg(loom)]
 pub(crate) use loom::thread;
 
+#[cfg(not(loom))]
+pub(crate) use self::announcement::Announcement;
 #[cfg(not(loom))]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
 #[cfg(not(loom))]

@@ -161,3 +161,32 @@ impl Condvar {
         self.0.notify_all();
     }
 }
+
+/// Stands for the one of the machine, whose word and wake-ups are the kernel's affair: here a lock and a condition.
+#[derive(Debug)]
+pub(crate) struct Announcement {
+    word: loom::sync::Mutex<u32>,
+    changed: loom::sync::Condvar,
+}
+
+impl Announcement {
+    pub(crate) fn new() -> Announcement {
+        Announcement { word: loom::sync::Mutex::new(0), changed: loom::sync::Condvar::new() }
+    }
+
+    pub(crate) fn heard(&self) -> u32 {
+        *self.word.lock().expect("a panic ends the model")
+    }
+
+    pub(crate) fn wait(&self, heard: u32) {
+        let mut word = self.word.lock().expect("a panic ends the model");
+        while *word == heard {
+            word = self.changed.wait(word).expect("a panic ends the model");
+        }
+    }
+
+    pub(crate) fn announce(&self) {
+        *self.word.lock().expect("a panic ends the model") += 1;
+        self.changed.notify_all();
+    }
+}
