@@ -136,6 +136,12 @@ impl Options {
         (self.memtables_bytes() * 2).max(self.log_file_bytes() * 4)
     }
 
+    /// Log files kept to be used again, those in use included: as many as the log takes when it reaches its limit, and
+    /// what is written while it is cut, so that it takes no more room than it took once.
+    pub(crate) fn log_files_kept(&self) -> usize {
+        usize::try_from(self.log_limit_bytes() / self.log_file_bytes() + 2).unwrap_or(usize::MAX)
+    }
+
     /// The block cache: what the other parts leave. The ring counts with a quarter more for its two progress tables.
     pub(crate) fn cache_bytes(&self) -> u64 {
         let others = self.memtables_bytes() + self.ring_bytes() * 5 / 4 + IO_BUFFER_BYTES;

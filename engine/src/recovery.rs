@@ -457,6 +457,7 @@ fn assemble(
         ring_path: files.ring_path(life.ring),
         ring_bytes: ring_bytes(&manifest.version()),
         file_bytes: life.log_file_bytes,
+        keep_files: options.log_files_kept(),
         drain_bytes: DRAIN_BYTES.min(life.ring_bytes / 2),
         drain_interval: options.drain_interval,
         sync_method: options.sync_method,

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 #![expect(clippy::disallowed_methods, reason = "damage is done behind the back of the store")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -103,10 +103,16 @@ fn a_directory_of_something_else_is_never_written_to() {
 
 /// A store whose data are partly in segments and partly in the log and the ring, as a kill leaves it.
 fn killed_store(dir: &Path) -> PathBuf {
+    killed_store_with_logs(dir).0
+}
+
+/// As [`killed_store`], with the number of log files that were in use and not spare.
+fn killed_store_with_logs(dir: &Path) -> (PathBuf, usize) {
     let path = dir.join("store");
     let output = child("make", &path).stdin(Stdio::null()).output().unwrap();
-    assert_eq!(result(&output.stdout), "made", "{output:?}");
-    path
+    let said = result(&output.stdout);
+    let logs = said.strip_prefix("made ").unwrap_or_else(|| panic!("{output:?}"));
+    (path, logs.parse().unwrap())
 }
 
 fn check_data(path: &Path) {
@@ -123,9 +129,10 @@ const ENTRIES: u32 = 500;
 #[test]
 fn a_damaged_file_of_any_kind_is_named_and_nothing_is_changed() {
     let dir = dir();
-    let store = killed_store(dir.path());
+    let (store, live_logs) = killed_store_with_logs(dir.path());
     let whole = contents(&store);
     let mut seen = BTreeMap::new();
+    let mut spare_logs = BTreeSet::new();
     for (path, bytes) in &whole {
         let Some(bytes) = bytes else { continue };
         let name = path.file_name().unwrap().to_str().unwrap();
@@ -145,9 +152,12 @@ fn a_damaged_file_of_any_kind_is_named_and_nothing_is_changed() {
             // The ring holds nothing that was acknowledged durably, and what it says counts only if it validates.
             let harmless = kind == "ring-" && damage == Some(&foreign[..]);
             match opened {
+                // A spare file holds nothing. Which they are is known below, by their number.
+                Ok(_) if kind == ".log" => drop(spare_logs.insert(name.to_owned())),
                 Ok(_) => assert!(harmless, "{name} was damaged and nobody noticed"),
                 Err(error) => {
                     assert!(matches!(error, Error::Corrupt { .. } | Error::Format { .. }), "{name}: {error}");
+                    assert!(!spare_logs.contains(name), "{name}: {error}");
                     // Nobody knows the number of the only manifest when it is gone.
                     one_line(&error, if kind == "manifest-" { kind } else { name });
                     let mut after = contents(&store);
@@ -172,6 +182,7 @@ fn a_damaged_file_of_any_kind_is_named_and_nothing_is_changed() {
         }
     }
     assert_eq!(seen.keys().collect::<Vec<_>>(), [".log", ".seg", "manifest-", "ring-"]);
+    assert_eq!(seen[".log"] / 4 - spare_logs.len(), live_logs, "damage of {spare_logs:?} was not noticed");
     check_data(&store);
 }
 
@@ -302,7 +313,7 @@ fn child_process() {
             }
             assert!(db.metrics().flushes > 0);
             assert!(db.metrics().log_bytes > 0);
-            println!("RESULT made");
+            println!("RESULT made {}", db.metrics().log_files);
             // As a kill would: nothing is closed.
             std::process::exit(0);
         }

@@ -48,6 +48,10 @@ pub struct LogOptions {
     pub ring_bytes: usize,
     /// Size of a log file in bytes, a multiple of [`STEP`].
     pub file_bytes: u64,
+    /// Files that retire are kept to be used again while there are no more than this, in use and spare together; two
+    /// spares are kept in any case. A file that is made anew is written twice, first with zeros: a log that goes through
+    /// many files between two retirements wants as many here.
+    pub keep_files: usize,
     /// A round is run when so many bytes are published and not durable.
     pub drain_bytes: u64,
     /// A round is run when bytes have been published and not durable for so long.
@@ -74,6 +78,7 @@ impl LogOptions {
             start,
             ring_bytes: 16 << 20,
             file_bytes: 16 << 20,
+            keep_files: 4,
             drain_bytes: 1 << 20,
             drain_interval: Duration::from_millis(10),
             sync_method: SyncMethod::default(),
@@ -157,7 +162,7 @@ impl Log {
             (Arc::clone(&backend), Arc::clone(&host)),
             options.directory,
             options.store_id,
-            options.file_bytes,
+            (options.file_bytes, options.keep_files),
             &options.spares,
         )?;
         let position = || AtomicU64::new(start.get());

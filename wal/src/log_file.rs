@@ -22,9 +22,8 @@ use crate::seal::STEP;
 use crate::sector::Place;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
-/// Spares kept: one for the next rotation, and one because a flush usually retires two at once. More is disk space
-/// without use.
-const MAX_SPARES: usize = 2;
+/// Spares made ahead at most: one for the next rotation, and one for what other threads append meanwhile.
+const MAX_SPARES_AHEAD: usize = 2;
 
 /// What the log needs from the store around it.
 pub trait Host: Send + Sync + std::fmt::Debug {
@@ -72,6 +71,8 @@ pub(crate) struct LogFiles {
     directory: PathBuf,
     store_id: u64,
     file_bytes: u64,
+    /// Files that retire become spares while there are no more than this, in use and spare together.
+    keep_files: usize,
     /// Never held across I/O.
     lists: Mutex<Lists>,
     /// Held while a spare is made, so that two writers do not make one each. Taken before `lists`.
@@ -102,7 +103,7 @@ impl LogFiles {
         (backend, host): (Arc<dyn Backend>, Arc<dyn Host>),
         directory: PathBuf,
         store_id: u64,
-        file_bytes: u64,
+        (file_bytes, keep_files): (u64, usize),
         spares: &[u64],
     ) -> Result<LogFiles> {
         let files = LogFiles {
@@ -111,6 +112,7 @@ impl LogFiles {
             directory,
             store_id,
             file_bytes,
+            keep_files,
             lists: Mutex::new(Lists::default()),
             preparing: Mutex::new(()),
             room_bytes: AtomicU64::new(0),
@@ -132,7 +134,7 @@ impl LogFiles {
     /// Makes a spare unless `enough` says that none is needed, or there are as many as are kept; says whether it did.
     pub(crate) fn prepare(&self, queue: &mut dyn Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
         let _one = self.preparing.lock();
-        if enough() || self.lists.lock().spares.len() >= MAX_SPARES {
+        if enough() || self.lists.lock().spares.len() >= MAX_SPARES_AHEAD {
             return Ok(false);
         }
         let (id, _) = self.create(queue)?;
@@ -228,7 +230,8 @@ impl LogFiles {
     /// False if there are enough.
     fn keep_as_spare(&self, id: u64) -> bool {
         let mut lists = self.lists.lock();
-        let room = lists.spares.len() < MAX_SPARES;
+        let room = lists.spares.len() < MAX_SPARES_AHEAD
+            || lists.spares.len() + lists.active.len() < self.keep_files;
         if room {
             // At the front: the one that a round is about to take stays the last.
             lists.spares.insert(0, id);
