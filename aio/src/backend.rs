@@ -297,8 +297,14 @@ pub trait Queue: Send + fmt::Debug {
 /// Words are read and written as relaxed atomics, so overlapping access from several threads is defined (and gives
 /// any mixture of the bytes); ordering comes from the caller's own atomics.
 pub trait SharedMap: Send + Sync + fmt::Debug {
-    /// Its size in bytes.
+    /// Its size in bytes: of the part that may be accessed.
     fn len_bytes(&self) -> usize;
+
+    /// Lets the part be accessed by which the file has grown since it was mapped, up to what was asked for then.
+    ///
+    /// # Errors
+    /// The size of the file could not be found out.
+    fn extend(&self) -> Result<()>;
 
     /// Copies `bytes` to `offset`. Both are multiples of 8.
     ///
@@ -434,7 +440,9 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// [`Error::Locked`] with the holder's pid, also when the holder is this process.
     fn lock(&self, path: &Path) -> Result<Box<dyn Lock>>;
 
-    /// Maps the first `len_bytes` of a file that is at least that long and already written.
+    /// Maps the first `len_bytes` of a file, a multiple of 8 and not 0. What is there of them must have been written
+    /// already; what lies behind the end of the file may be accessed when the file has grown and [`SharedMap::extend`]
+    /// has noticed. The file must not become shorter.
     ///
     /// # Errors
     /// The mapping failed.

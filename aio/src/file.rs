@@ -91,7 +91,7 @@ pub fn create_zeroed(
     let file = backend.open(path, OpenMode::Create)?;
     let filled = backend
         .allocate(&file, len_bytes)
-        .and_then(|()| zero_fill(queue, &file, len_bytes))
+        .and_then(|()| zero_fill(queue, &file, (0, len_bytes)))
         .and_then(|()| if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(&file) })
         .and_then(|()| {
             let unsynced = planted(Bug::NewFileNameNotSynced);
@@ -107,12 +107,30 @@ pub fn create_zeroed(
     }
 }
 
-fn zero_fill(queue: &mut dyn Queue, file: &File, len_bytes: u64) -> Result<()> {
-    let mut offset = 0;
-    let chunk_bytes = usize::try_from(len_bytes).map_or(ZERO_CHUNK_BYTES, |len| len.min(ZERO_CHUNK_BYTES));
+/// Writes zeros behind the end of a file of `from` bytes, so that it has `upto`, and makes them durable. Both are whole
+/// pages.
+///
+/// After an error the file may have any size in between, or even `upto`: only success says that the bytes are there.
+///
+/// # Errors
+/// There is no space, or a call failed.
+pub fn extend_zeroed(
+    backend: &dyn Backend,
+    queue: &mut dyn Queue,
+    file: &File,
+    (from, upto): (u64, u64),
+) -> Result<()> {
+    backend.allocate(file, upto)?;
+    zero_fill(queue, file, (from, upto))?;
+    if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(file) }
+}
+
+fn zero_fill(queue: &mut dyn Queue, file: &File, (from, upto): (u64, u64)) -> Result<()> {
+    let mut offset = from;
+    let chunk_bytes = usize::try_from(upto - from).map_or(ZERO_CHUNK_BYTES, |len| len.min(ZERO_CHUNK_BYTES));
     let mut buf = Buf::zeroed(chunk_bytes);
-    while offset < len_bytes {
-        let left = usize::try_from(len_bytes - offset).unwrap_or(usize::MAX);
+    while offset < upto {
+        let left = usize::try_from(upto - offset).unwrap_or(usize::MAX);
         buf.set_len(left.min(chunk_bytes));
         let action = Action::Write { offset, buf };
         let completion = complete(queue, Operation { token: 0, file: file.clone(), action })?;

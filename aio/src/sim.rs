@@ -337,16 +337,17 @@ impl Backend for SimBackend {
         let mut machine = self.machine();
         machine.enter("mmap", EventKind::Map, file.path())?;
         let size_bytes = machine.disk.inode(sim_handle(file).inode).size_bytes();
-        if len_bytes == 0 || size_bytes < len_bytes as u64 {
+        if len_bytes == 0 || !len_bytes.is_multiple_of(8) {
             return Err(Error::call("mmap", file.path(), Errno::INVALID));
         }
+        let there = usize::try_from(size_bytes).map_or(len_bytes, |size| size.min(len_bytes));
         let mut private = None;
         if machine.buffered {
             let mut bytes = vec![0; len_bytes];
-            machine.disk.inode(sim_handle(file).inode).volatile().read(0, &mut bytes);
+            machine.disk.inode(sim_handle(file).inode).volatile().read(0, &mut bytes[..there]);
             private = Some(bytes);
         }
-        Ok(Arc::new(SimMap::new(Arc::clone(&self.machine), file.clone(), len_bytes, private)))
+        Ok(Arc::new(SimMap::new(Arc::clone(&self.machine), file.clone(), (there, len_bytes), private)))
     }
 
     fn now(&self) -> Duration {

@@ -544,10 +544,10 @@ fn what_is_written_to_a_map_is_in_the_file() {
 }
 
 #[test]
-fn a_map_longer_than_its_file_or_not_of_words_is_refused() {
+fn a_map_not_of_words_is_refused() {
     let fixture = Fixture::new();
     let file = fixture.file(1);
-    for len_bytes in [4096 + 8, 4, 0] {
+    for len_bytes in [4, 0] {
         let error = fixture.backend.map_shared(&file, len_bytes).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::INVALID), "{len_bytes} bytes");
     }

@@ -17,6 +17,7 @@
 //!   6  KeyspaceDropped: keyspace (4)
 //!   7  Flushed:         keyspace (4) to (8) run
 //!   8  Compacted:       keyspace (4) count (4) removed segments (8 each) run
+//!   9  RingGrown:       bytes of the ring that are there (8); after `Life` all of them. Since format 2
 //! run:      count (4) segments
 //! segment:
 //! OFFSET  SIZE  FIELD
@@ -118,6 +119,10 @@ fn encode_edit(edit: &Edit, out: &mut Vec<u8>) {
             encode_ids(removed, out);
             encode_run(run, out);
         }
+        Edit::RingGrown { file_bytes } => {
+            out.put_u8(9);
+            out.put_u64(*file_bytes);
+        }
     }
 }
 
@@ -159,6 +164,7 @@ pub(crate) fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
             removed: decode_ids(reader)?,
             run: decode_run(reader)?,
         },
+        9 => Edit::RingGrown { file_bytes: reader.u64()? },
         _ => return None,
     })
 }

@@ -53,6 +53,7 @@ fn any_edit() -> impl Strategy<Value = Edit> {
             .prop_map(|(at, retired)| Edit::Horizon { at: Seq::new(at), retired }),
         (any::<u32>(), ".{0,20}").prop_map(|(keyspace, name)| Edit::KeyspaceCreated { keyspace, name }),
         any::<u32>().prop_map(|keyspace| Edit::KeyspaceDropped { keyspace }),
+        any::<u64>().prop_map(|file_bytes| Edit::RingGrown { file_bytes }),
         (any::<u32>(), any::<u64>(), any_run()).prop_map(|(keyspace, to, run)| Edit::Flushed {
             keyspace,
             to: Seq::new(to),

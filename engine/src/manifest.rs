@@ -40,14 +40,22 @@ use crate::key::Seq;
 use crate::version::{Edit, Version};
 
 /// The version of manifest, log and ring that this program writes.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
+
+/// The oldest version that it reads.
+const OLDEST_FORMAT: u32 = 1;
 
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
 
 /// What ordinary edits leave free, so that a full disk, on which the manifest cannot be replaced, still takes the edits
 /// of [`Reserve::Use`]; at most a quarter of the file.
-const RESERVE_STEPS: u64 = 4;
+const RESERVE_STEPS: u64 = 16;
+
+/// How many edits, each in a group of its own, a manifest of this size takes when it is full and cannot be replaced.
+pub(crate) fn reserve_steps(manifest_bytes: u64) -> u64 {
+    RESERVE_STEPS.min(manifest_bytes / 4 / STEP as u64)
+}
 
 /// Whether an edit may go where ordinary ones may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +170,7 @@ impl Manifest {
         let manifest_bytes = version.format.manifest_bytes;
         let room_bytes = manifest_bytes - writer.offset;
         let group_bytes = writer.group(bytes.len()).1;
-        let reserve_bytes = (RESERVE_STEPS * STEP as u64).min(manifest_bytes / 4);
+        let reserve_bytes = reserve_steps(manifest_bytes) * STEP as u64;
         let rolled = if group_bytes + reserve_bytes <= room_bytes {
             None
         } else {
@@ -243,6 +251,10 @@ impl wal::Host for Manifest {
         })
         .map_err(Error::into_wal)?;
         Ok(epoch)
+    }
+
+    fn ring_grown(&self, file_bytes: u64) -> wal::Result<()> {
+        self.append(&[Edit::RingGrown { file_bytes }]).map_err(Error::into_wal)
     }
 }
 
@@ -416,8 +428,9 @@ fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
 fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
     let format = version.format;
     let unknown = format.features & !KNOWN_FEATURES;
-    let what = if format.version != FORMAT_VERSION {
-        format!("format version {} is not one that this program reads ({FORMAT_VERSION})", format.version)
+    let what = if !(OLDEST_FORMAT..=FORMAT_VERSION).contains(&format.version) {
+        let known = format!("{OLDEST_FORMAT} to {FORMAT_VERSION}");
+        format!("format version {} is not one that this program reads ({known})", format.version)
     } else if unknown != 0 {
         format!("uses features that this program does not know (bits {unknown:#x}): use a newer version")
     } else {

@@ -226,7 +226,9 @@ fn a_crash_anywhere_leaves_what_was_acknowledged() {
 
 #[test]
 fn an_unknown_version_or_feature_is_named() {
-    for (version, features, expected) in [(2, 0, "format version 2"), (1, 4, "bits 0x4")] {
+    for (version, features, expected) in
+        [(0, 0, "format version 0"), (3, 0, "format version 3"), (2, 4, "bits 0x4")]
+    {
         let sim = machine();
         let manifest = create(&sim, 1);
         let format = Format { version, features, ..manifest.version().format };
@@ -244,11 +246,11 @@ fn an_unknown_version_or_feature_is_named() {
 #[test]
 fn an_edit_that_only_a_later_version_knows_is_no_damage() {
     let mut stream = Vec::new();
-    edit::encode(&[Edit::Format(Format { version: 2, ..Format::default() })], &mut stream);
+    edit::encode(&[Edit::Format(Format { version: 3, ..Format::default() })], &mut stream);
     // Two edits, of which the second has a tag that nobody knows yet.
     stream[0] = 2;
     stream.push(200);
     assert!(matches!(replay(Path::new(FIRST), &stream), Err(Error::Format { .. })));
-    stream[5] = 1;
+    stream[5] = 2;
     assert!(matches!(replay(Path::new(FIRST), &stream), Err(Error::Corrupt { .. })));
 }

@@ -111,6 +111,11 @@ impl Options {
             .next_multiple_of(4 * KIB)
     }
 
+    /// What a new ring begins with: it grows to its size as the store is written to.
+    pub(crate) fn ring_first_bytes(&self) -> u64 {
+        (self.ring_bytes() / 16).next_multiple_of(4 * KIB)
+    }
+
     /// One file of the log.
     pub(crate) fn log_file_bytes(&self) -> u64 {
         self.sizes
@@ -138,8 +143,8 @@ impl Options {
 
     /// Log files kept to be used again, those in use included: as many as the log takes when it reaches its limit, and
     /// what is written while it is cut, so that it takes no more room than it took once.
-    pub(crate) fn log_files_kept(&self) -> usize {
-        usize::try_from(self.log_limit_bytes() / self.log_file_bytes() + 2).unwrap_or(usize::MAX)
+    pub(crate) fn log_files_kept(&self) -> u64 {
+        self.log_limit_bytes() / self.log_file_bytes() + 2
     }
 
     /// The block cache: what the other parts leave. The ring counts with a quarter more for its two progress tables.

@@ -257,7 +257,9 @@ impl Replay {
             from: version.horizon.max(life.start),
             life_start: life.start,
             ring_path: files.ring_path(life.ring),
-            ring_bytes: ring_bytes(version),
+            ring_bytes: to_usize(life.ring_bytes),
+            ring_file_bytes: to_usize(version.ring_file_bytes),
+            format: version.format.log_format(),
         };
         let place = files.wal_dir();
         let (mut replayed, cut) = files.with_queue(|queue| {
@@ -346,7 +348,11 @@ fn begin_life(
     let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
     // A repair may be there because of the ring.
     let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes() && !options.repair;
-    let ring = if keeps_ring { old.ring } else { make_ring(files, options, version)? };
+    let (ring, ring_file_bytes) = if keeps_ring {
+        (old.ring, version.ring_file_bytes)
+    } else {
+        (make_ring(files, options, version)?, options.ring_first_bytes())
+    };
     let step = u32::from(!planted(Bug::LifeReused) || old.number == 0);
     let number =
         old.number.checked_add(step).ok_or_else(|| Error::invalid("this store was opened too often"))?;
@@ -359,6 +365,7 @@ fn begin_life(
         log_file_bytes: options.log_file_bytes(),
     };
     apply(version, &Edit::Life(life));
+    apply(version, &Edit::RingGrown { file_bytes: ring_file_bytes });
     apply(version, &Edit::Horizon { at: end, retired: Vec::new() });
     version.dropped.clear();
     Ok(())
@@ -381,7 +388,7 @@ fn make_ring(files: &Files, options: &Options, version: &mut Version) -> Result<
     version.next_file += 1;
     let path = files.ring_path(number);
     files.with_queue(|queue| {
-        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, options.ring_bytes())?)
+        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, options.ring_first_bytes())?)
     })?;
     Ok(number)
 }
@@ -448,16 +455,18 @@ fn assemble(
     trees: Trees,
 ) -> Result<Arc<Store>> {
     let manifest = Arc::new(manifest);
-    let life = manifest.version().life.clone();
+    let version = manifest.version();
+    let life = version.life.clone();
     let log = LogOptions {
         directory: files.wal_dir(),
         store_id: life.store_id,
         life: life.number,
         start: life.start,
         ring_path: files.ring_path(life.ring),
-        ring_bytes: ring_bytes(&manifest.version()),
+        ring_bytes: to_usize(life.ring_bytes),
+        ring_file_bytes: to_usize(version.ring_file_bytes),
         file_bytes: life.log_file_bytes,
-        keep_files: options.log_files_kept(),
+        keep_files: log_files_kept(&options),
         drain_bytes: DRAIN_BYTES.min(life.ring_bytes / 2),
         drain_interval: options.drain_interval,
         sync_method: options.sync_method,
@@ -470,7 +479,7 @@ fn assemble(
     let host = Arc::clone(&manifest) as Arc<dyn Host>;
     let log = Log::open(Arc::clone(files.backend()), log, host)?;
     Ok(Arc::new(Store {
-        visible: Ordered::new(life.start, ring_bytes(&manifest.version())),
+        visible: Ordered::new(life.start, to_usize(life.ring_bytes)),
         last_cut: AtomicU64::new(0),
         spare_asked: AtomicBool::new(false),
         halt_told: AtomicBool::new(false),
@@ -507,9 +516,16 @@ fn announce(store: &Store, replayed: Option<&Replayed>) {
     store.tell(&Event::Opened { replayed_records, torn_tail });
 }
 
-/// The ring is mapped, so its size fits into the address space.
-fn ring_bytes(version: &Version) -> usize {
-    usize::try_from(version.life.ring_bytes).unwrap_or(usize::MAX)
+/// On a full disk a spare is of use only if a manifest that cannot be replaced still takes its activation; two of the last
+/// edits that it takes are for the ends of keyspaces.
+fn log_files_kept(options: &Options) -> usize {
+    let most = manifest::reserve_steps(options.manifest_bytes()).saturating_sub(1);
+    to_usize(options.log_files_kept().min(most))
+}
+
+/// Sizes of what is mapped or counted in memory: they fit into the address space.
+fn to_usize(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
 }
 
 fn apply(version: &mut Version, edit: &Edit) {

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aio::{Bug, planted};
-use wal::{ActiveFile, MAX_EPOCH};
+use wal::{ActiveFile, LogFormat, MAX_EPOCH};
 
 use crate::files::MAX_FILE;
 use crate::key::Seq;
@@ -28,6 +28,13 @@ pub(crate) struct Format {
     pub(crate) features: u64,
     /// Size of the manifest file that says this, so that a cut file is noticed.
     pub(crate) manifest_bytes: u64,
+}
+
+impl Format {
+    /// How the log of this version is written.
+    pub(crate) fn log_format(self) -> LogFormat {
+        if self.version < 2 { LogFormat::V1 } else { LogFormat::V2 }
+    }
 }
 
 /// The facts that hold for one writable open.
@@ -62,6 +69,8 @@ pub(crate) struct KeyspaceVersion {
 pub(crate) struct Version {
     pub(crate) format: Format,
     pub(crate) life: Life,
+    /// How much of the ring is there.
+    pub(crate) ring_file_bytes: u64,
     /// Everything below this position, of every keyspace, is in segments: where replay begins.
     pub(crate) horizon: Seq,
     /// Log files in the order of use.
@@ -79,7 +88,7 @@ pub(crate) struct Version {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Edit {
     Format(Format),
-    /// A life begins; the log files of the one before are forgotten.
+    /// A life begins; the log files of the one before are forgotten, and all of the ring is there.
     Life(Life),
     /// Lower bounds for the counters.
     Counters {
@@ -113,6 +122,10 @@ pub(crate) enum Edit {
         removed: Vec<u64>,
         run: RunMeta,
     },
+    /// The file of the ring has so many bytes.
+    RingGrown {
+        file_bytes: u64,
+    },
 }
 
 impl Version {
@@ -122,6 +135,7 @@ impl Version {
             Edit::Format(format) => self.format = *format,
             Edit::Life(life) => {
                 self.life = life.clone();
+                self.ring_file_bytes = life.ring_bytes;
                 self.logs.clear();
             }
             Edit::Counters { next_file, next_epoch, next_keyspace } => {
@@ -164,6 +178,12 @@ impl Version {
                 let keyspace = self.keyspaces.get_mut(keyspace).ok_or("an unknown keyspace is compacted")?;
                 replace_runs(&mut keyspace.runs, removed, run)?;
             }
+            Edit::RingGrown { file_bytes } => {
+                if *file_bytes > self.life.ring_bytes {
+                    return Err("more of a ring is there than there is");
+                }
+                self.ring_file_bytes = *file_bytes;
+            }
         }
         Ok(())
     }
@@ -173,6 +193,7 @@ impl Version {
         let mut edits = vec![
             Edit::Format(self.format),
             Edit::Life(self.life.clone()),
+            Edit::RingGrown { file_bytes: self.ring_file_bytes },
             Edit::Counters {
                 next_file: self.next_file,
                 next_epoch: self.next_epoch,

@@ -208,3 +208,14 @@ fn a_compaction_takes_the_place_of_its_runs() {
     assert_eq!(ids(&merged(&[5, 4], run(7))), [6, 7, 3]);
     assert_eq!(ids(&merged(&[4, 3], vec![])), [6, 5], "nothing was left");
 }
+
+#[test]
+fn a_ring_is_never_more_there_than_it_is() {
+    let mut version = Version::default();
+    let life = Life { number: 1, ring_bytes: 4096, ..Life::default() };
+    version.apply(&Edit::Life(life)).unwrap();
+    assert_eq!(version.ring_file_bytes, 4096, "format 1 says nothing, and has all of it");
+    version.apply(&Edit::RingGrown { file_bytes: 1024 }).unwrap();
+    assert_eq!(version.ring_file_bytes, 1024);
+    assert!(version.apply(&Edit::RingGrown { file_bytes: 4097 }).is_err());
+}

@@ -16,7 +16,7 @@ use aio::{Backend, SimBackend};
 use esker::{Background, Db, Durability, Keyspace, Sizes};
 
 /// Format version of manifest, log, ring and segments that the program writes today.
-const TODAY: u32 = 1;
+const TODAY: u32 = 2;
 
 /// Where the store stands on the simulated disk.
 const ROOT: &str = "/store";

@@ -145,7 +145,7 @@ fn a_missing_or_shortened_file_of_the_log_is_repaired_too() {
         (shortened(&logs[1], 3 * 4096 + 700), per_file + 3),
         (shortened(&logs[1], 0), per_file),
         (missing(ring), KEYS),
-        (shortened(ring, 4096), KEYS),
+        (shortened(ring, 2048), KEYS),
     ] {
         let sim = SimBackend::from_image(damaged, 7);
         builder(&sim).open("/store").unwrap_err();

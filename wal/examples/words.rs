@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aio::{Backend, NativeBackend};
-use wal::{ActiveFile, Host, Log, LogOptions, RecordBuf, ReplayInput, Seq, log_file_path, replay};
+use wal::{ActiveFile, Host, Log, LogFormat, LogOptions, RecordBuf, ReplayInput, Seq, log_file_path, replay};
 
 /// Lines between two saves of the counts, which let the log forget its files.
 const LINES: u64 = 100_000;
@@ -33,6 +33,8 @@ struct Saved {
     from: u64,
     next_file: u64,
     next_epoch: u32,
+    /// How much of the ring is there.
+    ring_file_bytes: u64,
     files: Vec<ActiveFile>,
     words: BTreeMap<String, u64>,
 }
@@ -53,10 +55,11 @@ impl Manifest {
         for line in text.lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             match fields[..] {
-                ["log", store_id, life, start, from, next_file, next_epoch] => {
+                ["log", store_id, life, start, from, next_file, next_epoch, ring_file_bytes] => {
                     (saved.store_id, saved.life) = (store_id.parse()?, life.parse()?);
                     (saved.start, saved.from) = (start.parse()?, from.parse()?);
                     (saved.next_file, saved.next_epoch) = (next_file.parse()?, next_epoch.parse()?);
+                    saved.ring_file_bytes = ring_file_bytes.parse()?;
                 }
                 ["file", id, epoch, start] => {
                     let (id, epoch, start) = (id.parse()?, epoch.parse()?, Seq::new(start.parse()?));
@@ -73,8 +76,9 @@ impl Manifest {
     fn save(&self, change: impl FnOnce(&mut Saved)) -> Result<(), std::io::Error> {
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut saved);
-        let Saved { store_id, life, start, from, next_file, next_epoch, .. } = &*saved;
-        let mut text = format!("log {store_id} {life} {start} {from} {next_file} {next_epoch}\n");
+        let Saved { store_id, life, start, from, next_file, next_epoch, ring_file_bytes, .. } = &*saved;
+        let mut text =
+            format!("log {store_id} {life} {start} {from} {next_file} {next_epoch} {ring_file_bytes}\n");
         for ActiveFile { id, epoch, start } in &saved.files {
             let _ = writeln!(text, "file {id} {epoch} {start}");
         }
@@ -106,11 +110,17 @@ impl Host for Manifest {
         });
         saved.map(|()| epoch).map_err(|error| wal::Error::Host { message: error.to_string() })
     }
+
+    fn ring_grown(&self, file_bytes: u64) -> wal::Result<()> {
+        let saved = self.save(|saved| saved.ring_file_bytes = file_bytes);
+        saved.map_err(|error| wal::Error::Host { message: error.to_string() })
+    }
 }
 
 fn options(dir: &Path, saved: &Saved) -> LogOptions {
     LogOptions {
         ring_path: dir.join("ring"),
+        ring_file_bytes: usize::try_from(saved.ring_file_bytes).unwrap_or(usize::MAX),
         ..LogOptions::new(dir, saved.store_id, saved.life, Seq::new(saved.start))
     }
 }
@@ -135,6 +145,8 @@ fn recover(backend: &NativeBackend, dir: &Path, mut saved: Saved) -> Result<Save
             file_bytes: options.file_bytes,
             ring_path: options.ring_path,
             ring_bytes: options.ring_bytes,
+            ring_file_bytes: options.ring_file_bytes,
+            format: LogFormat::V2,
         };
         let words = &mut saved.words;
         let mut queue = backend.queue(1)?;

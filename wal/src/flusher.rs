@@ -12,7 +12,7 @@ use aio::{Backend, Buf, Bug, Queue, planted};
 
 use crate::error::{Error, Result};
 use crate::log_file::{LogFiles, Opened};
-use crate::record::{GRANULE, Seq};
+use crate::record::{GRANULE, Origin, Seq};
 use crate::ring::Ring;
 use crate::seal::{Group, STEP, seal, stream_room_bytes};
 use crate::sync::{Arc, AtomicU64, Ordering, Statistic};
@@ -47,7 +47,7 @@ pub(crate) struct Core {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) ring: Ring,
     pub(crate) files: LogFiles,
-    pub(crate) life: u32,
+    pub(crate) origin: Origin,
     pub(crate) sync_method: SyncMethod,
     /// End of the last group whose write was reaped: it survives the process.
     pub(crate) written: AtomicU64,
@@ -163,7 +163,7 @@ impl Flusher {
         let most = room_bytes.min(MAX_GROUP_BYTES);
         let stream_bytes = usize::try_from(waiting_bytes).map_or(most, |waiting| waiting.min(most));
         let group = Group {
-            life: core.life,
+            life: core.origin.life,
             number: current.groups,
             start,
             end: start.plus(stream_bytes),

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use aio::{Bug, planted};
+use aio::{Bug, Queue, planted};
 
 use crate::error::{Error, Result};
 use crate::flusher::{Core, Flusher, Plan, Purpose, count};
@@ -203,6 +203,28 @@ impl Shared {
             }
             state = self.state.lock();
         }
+    }
+
+    /// Lets the ring's file grow for a record of `len_bytes`.
+    pub(crate) fn grow_ring(&self, len_bytes: u64) -> Result<()> {
+        let mut queue = self.core.backend.queue(1)?;
+        self.grow_ring_by(len_bytes, &mut *queue)
+    }
+
+    pub(crate) fn grow_ring_by(&self, len_bytes: u64, queue: &mut dyn Queue) -> Result<()> {
+        let core = &self.core;
+        if core.ring.has_grown_for(len_bytes) {
+            return Ok(());
+        }
+        let grown = core.ring.grow(&*core.backend, queue, &*self.host, len_bytes);
+        if let Err(cause) = &grown
+            && !cause.is_shortage()
+        {
+            // Nobody knows how much of the file is there, and it is not tried again.
+            self.halt(cause);
+            return Err(cause.halted());
+        }
+        grown
     }
 
     /// Runs one round and puts the token back. `callers` is 1 if the caller itself waits for the round, else 0.

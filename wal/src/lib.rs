@@ -5,9 +5,9 @@
 //! bytes, each with its table:
 //!
 //! ```text
-//!   stream      | record | record | record     | record | ...        crc over life, position, payload
+//!   stream      | record | record | record     | record | ...        crc over store, life, position, payload
 //!               |        |        |            |        |
-//!   ring file   [ the newest records, at seq % size, mapped         ]   survives kill -9
+//!   ring file   [ the newest records, lap after lap, mapped         ]   survives kill -9
 //!               |                      |
 //!   group       | header | stream bytes .. padding |                    what one sync makes durable
 //!               |        |        |    /
@@ -47,6 +47,9 @@
 //!     }
 //!     fn activate(&self, _file_id: u64, _start: Seq) -> wal::Result<u32> {
 //!         Ok(self.1.fetch_add(1, Ordering::Relaxed) + 1)
+//!     }
+//!     fn ring_grown(&self, _file_bytes: u64) -> wal::Result<()> {
+//!         Ok(())
 //!     }
 //! }
 //!
@@ -94,7 +97,7 @@ pub use flusher::SyncMethod;
 pub use log::{Appended, Background, Log, LogMetrics, LogOptions};
 pub use log_file::{ActiveFile, Host, log_file_path};
 pub use ordered::Ordered;
-pub use record::{Decoded, GRANULE, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, decode};
-pub use replay::{Cut, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
+pub use record::{Decoded, GRANULE, Origin, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, decode};
+pub use replay::{Cut, LogFormat, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
 pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal, stream_room_bytes};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};

@@ -15,8 +15,8 @@ use crate::flusher::{Core, Counters, Flusher, Purpose, QUEUE_SLOTS, SyncMethod, 
 use crate::group_commit::{Due, Level, Shared, start_thread};
 use crate::log_file::{ActiveFile, Host, LogFiles};
 use crate::ordered::Ordered;
-use crate::record::{GRANULE, RecordBuf, Seq};
-use crate::ring::Ring;
+use crate::record::{GRANULE, Origin, RecordBuf, Seq};
+use crate::ring::{Full, Ring};
 use crate::seal::STEP;
 use crate::sync::thread::JoinHandle;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Statistic};
@@ -46,6 +46,10 @@ pub struct LogOptions {
     pub ring_path: PathBuf,
     /// Size of the ring in bytes, a multiple of [`STEP`].
     pub ring_bytes: usize,
+    /// How many of them are there: what the host was told last of this ring, or, where there is no file yet, how large it
+    /// is made; a multiple of [`STEP`]. It grows to its size as it is used. Not less than was told: a replay calls a ring
+    /// that is shorter damage, and takes nothing from behind it.
+    pub ring_file_bytes: usize,
     /// Size of a log file in bytes, a multiple of [`STEP`].
     pub file_bytes: u64,
     /// Files that retire are kept to be used again while there are no more than this, in use and spare together; two
@@ -77,6 +81,7 @@ impl LogOptions {
             life,
             start,
             ring_bytes: 16 << 20,
+            ring_file_bytes: 16 << 20,
             file_bytes: 16 << 20,
             keep_files: 4,
             drain_bytes: 1 << 20,
@@ -153,11 +158,14 @@ impl Log {
         assert!(options.start.get().is_multiple_of(GRANULE as u64), "positions are at granules");
         assert!(options.ring_bytes > 0, "a ring is not empty");
         assert!(options.ring_bytes.is_multiple_of(STEP), "a ring is whole steps");
+        assert!(options.ring_file_bytes > 0, "a ring begins with something");
+        assert!(options.ring_file_bytes.is_multiple_of(STEP), "a ring is whole steps");
         assert!(options.file_bytes > 0, "a log file is not empty");
         assert!(options.file_bytes.is_multiple_of(STEP as u64), "a log file is whole steps");
         let start = options.start;
         let mut queue = backend.queue(QUEUE_SLOTS)?;
-        let ring = Ring::open(&*backend, &mut *queue, &options.ring_path, options.ring_bytes, start)?;
+        let sizes = (options.ring_bytes, options.ring_file_bytes);
+        let ring = Ring::open(&*backend, &mut *queue, &options.ring_path, sizes, start)?;
         let files = LogFiles::open(
             (Arc::clone(&backend), Arc::clone(&host)),
             options.directory,
@@ -170,7 +178,7 @@ impl Log {
             backend,
             ring,
             files,
-            life: options.life,
+            origin: Origin { store_id: Some(options.store_id), life: options.life },
             sync_method: options.sync_method,
             written: position(),
             durable: position(),
@@ -210,13 +218,14 @@ impl Log {
             shared.check_open()?;
             match shared.core.ring.reserve(len_bytes, shared.core.durable()) {
                 Ok(seq) => break seq,
-                Err(needed) => {
+                Err(Full::Until(needed)) => {
                     count(&shared.core.counters.space_waits, 1);
                     shared.wait(Level::Durable, needed)?;
                 }
+                Err(Full::Small) => shared.grow_ring(len_bytes as u64)?,
             }
         };
-        let end = shared.core.ring.publish(seq, prepared.frame(shared.core.life, seq));
+        let end = shared.core.ring.publish(seq, prepared.frame(shared.core.origin, seq));
         count(&shared.core.counters.records, 1);
         shared.note_published();
         Ok(Appended { seq, end })
@@ -355,15 +364,18 @@ impl Log {
         // Sector headers take a 63rd part; a group's header and padding at most two steps.
         let needed_bytes = stream_bytes.saturating_add(stream_bytes / 32).saturating_add(2 * STEP as u64);
         files.room_bytes() >= needed_bytes.saturating_add(files.slack_bytes())
+            && core.ring.has_grown_for(len_bytes as u64)
     }
 
-    /// Sees to it that [`Log::has_room`], by making spares; a caller that finds another one at it waits.
+    /// Sees to it that [`Log::has_room`], by making spares and by letting the ring grow; a caller that finds another one at it waits.
     ///
     /// Where the ring is larger than three files and full, as many spares as are ever kept may not be enough.
     ///
     /// # Errors
-    /// The file could not be created; the log goes on.
+    /// The file could not be created, or not become larger for want of space; the log goes on. [`Error::Halted`]: the
+    /// ring's file could not be written.
     pub fn make_room(&self, len_bytes: usize, queue: &mut dyn aio::Queue) -> Result<()> {
+        self.shared.grow_ring_by(len_bytes as u64, queue)?;
         while !self.has_room(len_bytes) {
             if !self.shared.core.files.prepare(queue, &|| self.has_room(len_bytes))? {
                 break;
@@ -457,7 +469,7 @@ impl Drop for Log {
 impl fmt::Debug for Log {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Log")
-            .field("life", &self.shared.core.life)
+            .field("life", &self.shared.core.origin.life)
             .field("published", &self.published())
             .field("durable", &self.durable())
             .finish_non_exhaustive()

@@ -39,6 +39,13 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// round tries again; anything else stops the log.
     fn activate(&self, file_id: u64, start: Seq) -> Result<u32>;
 
+    /// Makes it durable that the ring's file has `file_bytes`, before a record is put there. Called by an append that
+    /// needs them, or by [`Log::make_room`](crate::Log::make_room), without any lock that appends or rounds take.
+    ///
+    /// # Errors
+    /// As [`Host::activate`].
+    fn ring_grown(&self, file_bytes: u64) -> Result<()>;
+
     /// `durable` moved, or the log stopped: a chance to wake futures. Called without any lock, from the thread that
     /// ran the round; must not call back into the log's waiting methods.
     fn progressed(&self, durable: Seq) {

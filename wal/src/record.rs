@@ -6,14 +6,16 @@
 //!   +-------+--------+---------------------+--------------+
 //!
 //!   OFFSET  SIZE    FIELD
-//!        0     4    crc32 over payload, length (u32), life (u32), seq (u64), in this order
+//!        0     4    crc32 over payload, length (u32), life (u32), seq (u64), store id (u64), in this order
 //!        4     4    length of the payload in bytes
 //!        8  length  payload: opaque to this crate
 //!      ...  0..31   zeros
 //! ```
 //!
-//! The checksum covers the life and the position although neither is stored, so nothing from an earlier lap of the
-//! ring, an earlier life or another place can validate. They come last, because a writer learns its position only
+//! In format 1 the store id is left out.
+//!
+//! The checksum covers store, life and position although none of them is stored, so nothing from an earlier lap of the
+//! ring, an earlier life, another place or another store can validate. They come last, because a writer learns its position only
 //! when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
 //!
 //! Invariants: a record starts at a multiple of [`GRANULE`]; decoding never panics, whatever the bytes.
@@ -75,6 +77,15 @@ impl fmt::Display for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }
+}
+
+/// What a record's checksum covers beside its bytes and its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The store; `None` in format 1, whose records do not name it.
+    pub store_id: Option<u64>,
+    /// The life.
+    pub life: u32,
 }
 
 /// A record under construction: keeps its memory from one record to the next.
@@ -166,8 +177,8 @@ pub struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     /// The bytes for the log: header, payload, padding.
     #[must_use]
-    pub fn frame(self, life: u32, seq: Seq) -> &'a [u8] {
-        let crc = finish(self.hasher, self.length, life, seq);
+    pub fn frame(self, origin: Origin, seq: Seq) -> &'a [u8] {
+        let crc = finish(self.hasher, self.length, origin, seq);
         self.bytes[..4].copy_from_slice(&crc.to_le_bytes());
         self.bytes
     }
@@ -188,13 +199,13 @@ pub enum Decoded<'a> {
         /// Bytes needed to say more, from the start of the record.
         needed_bytes: usize,
     },
-    /// No record of this life and position.
+    /// No record of this origin and position.
     Invalid(&'static str),
 }
 
 /// Decodes the record at the front of `bytes`, which stand at `seq` in the stream. Never panics.
 #[must_use]
-pub fn decode(bytes: &[u8], life: u32, seq: Seq) -> Decoded<'_> {
+pub fn decode(bytes: &[u8], origin: Origin, seq: Seq) -> Decoded<'_> {
     let Some((header, rest)) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>() else {
         return Decoded::Incomplete { needed_bytes: GRANULE };
     };
@@ -208,7 +219,7 @@ pub fn decode(bytes: &[u8], life: u32, seq: Seq) -> Decoded<'_> {
     let (payload, padding) = payload_and_padding.split_at(payload_bytes);
     let mut hasher = Hasher::new();
     hasher.update(payload);
-    if finish(hasher, length, life, seq) != crc && !planted(Bug::RecordChecksumIgnored) {
+    if finish(hasher, length, origin, seq) != crc && !planted(Bug::RecordChecksumIgnored) {
         return Decoded::Invalid("record checksum");
     }
     if padding.iter().any(|&byte| byte != 0) {
@@ -221,13 +232,14 @@ fn framed_bytes(length: u32) -> Option<usize> {
     usize::try_from(length).ok()?.checked_add(RECORD_HEADER_BYTES)?.checked_next_multiple_of(GRANULE)
 }
 
-fn finish(mut hasher: Hasher, length: u32, life: u32, seq: Seq) -> u32 {
+fn finish(mut hasher: Hasher, length: u32, origin: Origin, seq: Seq) -> u32 {
     // Not without end: with no position at all a replay would go round the ring for ever.
     let seq = if planted(Bug::RecordChecksumWithoutSeq) { Seq::new(seq.get() >> 14) } else { seq };
-    let mut place = [0; 16];
+    let mut place = [0; 24];
     place[..4].copy_from_slice(&length.to_le_bytes());
-    place[4..8].copy_from_slice(&life.to_le_bytes());
-    place[8..].copy_from_slice(&seq.get().to_le_bytes());
-    hasher.update(&place);
+    place[4..8].copy_from_slice(&origin.life.to_le_bytes());
+    place[8..16].copy_from_slice(&seq.get().to_le_bytes());
+    place[16..].copy_from_slice(&origin.store_id.unwrap_or(0).to_le_bytes());
+    hasher.update(if origin.store_id.is_some() { &place } else { &place[..16] });
     hasher.finalize()
 }

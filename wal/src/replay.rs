@@ -25,7 +25,7 @@ use aio::{Action, Backend, Buf, Bug, Errno, File, OpenMode, Operation, Queue, SE
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 use crate::error::{Error, Result};
 use crate::log_file::{ActiveFile, log_file_path};
-use crate::record::{Decoded, GRANULE, Seq, decode};
+use crate::record::{Decoded, GRANULE, Origin, Seq, decode};
 use crate::sector::Place;
 
 /// Bytes of one read.
@@ -50,8 +50,22 @@ pub struct ReplayInput {
     pub file_bytes: u64,
     /// The ring of that life.
     pub ring_path: PathBuf,
-    /// Its size in bytes.
+    /// Its size in bytes, a multiple of [`GRANULE`].
     pub ring_bytes: usize,
+    /// How much of it is there, as [`Host::ring_grown`](crate::Host::ring_grown) was told last; at most `ring_bytes`.
+    pub ring_file_bytes: usize,
+    /// What wrote that life.
+    pub format: LogFormat,
+}
+
+/// How a life was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Checksums of records do not cover the store, and the ring has each record at its position modulo the ring's size.
+    V1,
+    /// Checksums of records cover the store, and the ring begins with the life: what [`Log`](crate::Log) writes.
+    #[default]
+    V2,
 }
 
 /// What a replay found.
@@ -224,13 +238,15 @@ fn read_log_file(
 }
 
 fn read_ring(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Vec<u8>> {
-    let (bytes, size) = read_existing(backend, queue, &input.ring_path, input.ring_bytes as u64)?;
+    let (mut bytes, size) = read_existing(backend, queue, &input.ring_path, input.ring_file_bytes as u64)?;
+    // What is not there yet holds nothing: zeros are no record.
+    bytes.resize(input.ring_bytes, 0);
     size.map(|()| bytes)
 }
 
 /// For a repair: what is missing of it is zeros, which are no record.
 fn read_rest_of_ring(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Vec<u8>> {
-    let (mut bytes, _) = read_existing(backend, queue, &input.ring_path, input.ring_bytes as u64)?;
+    let (mut bytes, _) = read_existing(backend, queue, &input.ring_path, input.ring_file_bytes as u64)?;
     bytes.resize(input.ring_bytes, 0);
     Ok(bytes)
 }
@@ -275,6 +291,7 @@ impl<'a> Records<'a> {
         assert!(input.from >= input.life_start, "a life is replayed from its start at the earliest");
         assert!(input.from.get().is_multiple_of(GRANULE as u64), "records start at granules");
         assert!(input.ring_bytes > 0, "a ring is not empty");
+        assert!(input.ring_file_bytes <= input.ring_bytes, "no more of a ring is there than there is");
         let log_end = input.files.first().map_or(input.from, |file| file.start);
         Records { input, visit, at: input.from, pending: Vec::new(), visited: 0, log_end }
     }
@@ -324,7 +341,7 @@ impl<'a> Records<'a> {
         stream.extend_from_slice(chain.stream.get(skip..).unwrap_or_default());
         let mut rest = &stream[..];
         loop {
-            let what = match decode(rest, self.input.life, self.at) {
+            let what = match decode(rest, self.origin(), self.at) {
                 Decoded::Record { payload, len_bytes } => {
                     (self.visit)(self.at, payload)?;
                     self.visited += 1;
@@ -346,7 +363,7 @@ impl<'a> Records<'a> {
     fn take_ring(&mut self, ring: &[u8]) -> Result<()> {
         let mut bytes = std::mem::take(&mut self.pending);
         loop {
-            let needed_bytes = match decode(&bytes, self.input.life, self.at) {
+            let needed_bytes = match decode(&bytes, self.origin(), self.at) {
                 Decoded::Record { payload, len_bytes } => {
                     (self.visit)(self.at, payload)?;
                     self.visited += 1;
@@ -360,7 +377,24 @@ impl<'a> Records<'a> {
             if needed_bytes > self.most_bytes() {
                 return Ok(());
             }
-            copy_from_ring(ring, self.at.plus(bytes.len()), needed_bytes - bytes.len(), &mut bytes);
+            let from = self.ring_position(self.at.plus(bytes.len()));
+            copy_from_ring(ring, from, needed_bytes - bytes.len(), &mut bytes);
+        }
+    }
+
+    fn origin(&self) -> Origin {
+        let store_id = match self.input.format {
+            LogFormat::V1 => None,
+            LogFormat::V2 => Some(self.input.store_id),
+        };
+        Origin { store_id, life: self.input.life }
+    }
+
+    /// Where in the endless sequence of laps.
+    fn ring_position(&self, seq: Seq) -> u64 {
+        match self.input.format {
+            LogFormat::V1 => seq.get(),
+            LogFormat::V2 => seq.since(self.input.life_start),
         }
     }
 
@@ -370,8 +404,8 @@ impl<'a> Records<'a> {
     }
 }
 
-fn copy_from_ring(ring: &[u8], seq: Seq, len_bytes: usize, into: &mut Vec<u8>) {
-    let at = usize::try_from(seq.get() % ring.len() as u64).expect("a ring offset is below its size");
+fn copy_from_ring(ring: &[u8], position: u64, len_bytes: usize, into: &mut Vec<u8>) {
+    let at = usize::try_from(position % ring.len() as u64).expect("a ring offset is below its size");
     let head = &ring[at..ring.len().min(at + len_bytes)];
     into.extend_from_slice(head);
     into.extend_from_slice(&ring[..len_bytes - head.len()]);

@@ -7,59 +7,123 @@
 //!            | records at seq % size, wrapping  |
 //!            +----------------------------------+
 //!
-//!   OFFSET  SIZE  FIELD
-//!   seq % size    the record of that seq, as `record` lays it out; it goes on at 0 where it meets the end
+//!   OFFSET                SIZE  FIELD
+//!   (seq - start) % size  ...   the record of that seq, as `record` lays it out, in the life that began at `start`; it
+//!                               goes on at 0 where it meets the end. In format 1 at `seq % size`.
 //! ```
 //!
-//! No header: what is valid follows from life and position, which every record's checksum covers. The file is written
-//! with zeros and synced once, so that a store into the mapping never waits for the file system to allocate.
+//! No header: what is valid follows from store, life and position, which every record's checksum covers. The file is
+//! written with zeros and synced before it is used, so that a store into the mapping never waits for the file system to
+//! allocate. It begins small and grows to its size in the first lap, so that a store with little in it takes little
+//! room; the host makes each new size durable before the first record is put there.
 //!
 //! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable media;
-//! `published <= reserved`.
+//! in the first lap `reserved - start <= grown`; `published <= reserved`; the host knows of every byte below `grown`.
 
 use std::path::Path;
 
-use aio::{Backend, Bug, Errno, OpenMode, Queue, SharedMap, planted};
+use aio::{Backend, Bug, Errno, File, OpenMode, Queue, SharedMap, planted};
 
 use crate::error::{Error, Result};
+use crate::log_file::Host;
 use crate::ordered::Ordered;
 use crate::record::{GRANULE, Seq};
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// The staging ring of one life.
 #[derive(Debug)]
 pub(crate) struct Ring {
+    file: File,
     map: Arc<dyn SharedMap>,
     bytes: usize,
+    /// Where the life begins, which stands at the front of the file.
+    start: Seq,
+    /// How many bytes of the file are there. Published with release after they are.
+    grown: AtomicUsize,
+    /// Held while it grows, across I/O.
+    growing: Mutex<()>,
     /// Where the next record goes. Publishes nothing: the compare-and-swap only hands out ranges.
     reserved: AtomicU64,
     published: Ordered,
 }
 
+/// Why a reservation is not possible now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// The log has to be durable up to here first.
+    Until(Seq),
+    /// The file has to grow first.
+    Small,
+}
+
 impl Ring {
-    /// Maps the file; creates it, durable and zeroed, if there is none. An earlier life may have left its records in
-    /// it: they do not validate in this one.
+    /// Maps the file, of which `file_bytes` are there; creates it so, durable and zeroed, if there is none. An earlier
+    /// life may have left its records in it: they do not validate in this one.
     pub(crate) fn open(
         backend: &dyn Backend,
         queue: &mut dyn Queue,
         path: &Path,
-        bytes: usize,
+        (bytes, file_bytes): (usize, usize),
         start: Seq,
     ) -> Result<Ring> {
+        let file_bytes = file_bytes.min(bytes);
         let file = match backend.open(path, OpenMode::Write) {
             Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
-                aio::file::create_zeroed(backend, queue, path, bytes as u64)?
+                aio::file::create_zeroed(backend, queue, path, file_bytes as u64)?
             }
             opened => opened?,
         };
         let found = backend.size_bytes(&file)?;
-        if found < bytes as u64 {
-            return Err(Error::corrupt(path, found, "size of the ring", &bytes, &found));
+        if found < file_bytes as u64 {
+            return Err(Error::corrupt(path, found, "size of the ring", &file_bytes, &found));
         }
         let map = backend.map_shared(&file, bytes)?;
-        assert!(map.len_bytes() >= bytes, "the mapping is as long as was asked for");
-        let published = Ordered::new(start, bytes);
-        Ok(Ring { map, bytes, reserved: AtomicU64::new(start.get()), published })
+        assert!(map.len_bytes() >= file_bytes, "the mapping shows what is there");
+        Ok(Ring {
+            file,
+            map,
+            bytes,
+            start,
+            grown: AtomicUsize::new(file_bytes),
+            growing: Mutex::new(()),
+            reserved: AtomicU64::new(start.get()),
+            published: Ordered::new(start, bytes),
+        })
+    }
+
+    /// Whether `len_bytes` more than what is reserved fit into what is there of the file.
+    pub(crate) fn has_grown_for(&self, len_bytes: u64) -> bool {
+        let grown = self.grown.load(Ordering::Acquire);
+        grown == self.bytes || self.reserved().since(self.start).saturating_add(len_bytes) <= grown as u64
+    }
+
+    /// Doubles the file, as often as is needed for `len_bytes` more, or up to its size. Whoever finds another one at it
+    /// waits.
+    pub(crate) fn grow(
+        &self,
+        backend: &dyn Backend,
+        queue: &mut dyn Queue,
+        host: &dyn Host,
+        len_bytes: u64,
+    ) -> Result<()> {
+        let _one = self.growing.lock();
+        let before = self.grown.load(Ordering::Acquire);
+        let needed = self.reserved().since(self.start).saturating_add(len_bytes);
+        let mut grown = before;
+        while grown < self.bytes && (grown as u64) < needed {
+            grown = (grown * 2).min(self.bytes);
+        }
+        if grown == before {
+            return Ok(());
+        }
+        aio::file::extend_zeroed(backend, queue, &self.file, (before as u64, grown as u64))?;
+        if !planted(Bug::RingUsedBeforeTheManifest) {
+            host.ring_grown(grown as u64)?;
+        }
+        self.map.extend()?;
+        assert!(self.map.len_bytes() >= grown, "the mapping shows what is there");
+        self.grown.store(grown, Ordering::Release);
+        Ok(())
     }
 
     /// Whether its bytes survive the process.
@@ -82,14 +146,20 @@ impl Ring {
     /// Reserves the next `len_bytes`, given how far the log is durable; or says how far it has to be first.
     ///
     /// `durable` must have been read with acquire ordering: what is overwritten now was read by the flusher before.
-    pub(crate) fn reserve(&self, len_bytes: usize, durable: Seq) -> std::result::Result<Seq, Seq> {
+    pub(crate) fn reserve(&self, len_bytes: usize, durable: Seq) -> std::result::Result<Seq, Full> {
         let slack = if planted(Bug::RingReusedTooEarly) { self.bytes } else { 0 };
         let limit = durable.plus(self.bytes + slack).get();
+        // Acquire: what is written below was mapped before.
+        let grown = self.grown.load(Ordering::Acquire);
+        let there = if grown == self.bytes { u64::MAX } else { self.start.plus(grown).get() };
         let mut at = self.reserved.load(Ordering::SeqCst);
         loop {
             let end = at.saturating_add(len_bytes as u64);
+            if end > there {
+                return Err(Full::Small);
+            }
             if end > limit {
-                return Err(Seq::new(end - self.bytes as u64));
+                return Err(Full::Until(Seq::new(end - self.bytes as u64)));
             }
             match self.reserved.compare_exchange_weak(at, end, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return Ok(Seq::new(at)),
@@ -123,6 +193,6 @@ impl Ring {
     }
 
     fn offset(&self, seq: Seq) -> usize {
-        usize::try_from(seq.get() % self.bytes as u64).expect("a ring offset is below its size")
+        usize::try_from(seq.since(self.start) % self.bytes as u64).expect("a ring offset is below its size")
     }
 }

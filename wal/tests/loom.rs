@@ -18,7 +18,7 @@ use aio::{Backend, Errno};
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 use support::{Manifest, record};
-use wal::{Background, Error, GRANULE, Log, LogOptions, Ordered, ReplayInput, Seq, replay};
+use wal::{Background, Error, GRANULE, Log, LogFormat, LogOptions, Ordered, ReplayInput, Seq, replay};
 
 /// Runs a model through every schedule with at most so many switches against a thread's will.
 fn explore(switches: usize, model: impl Fn() + Send + Sync + 'static) {
@@ -122,6 +122,7 @@ const FILE_BYTES: u64 = 64 << 10;
 fn options(background: Background) -> LogOptions {
     LogOptions {
         ring_bytes: RING_BYTES,
+        ring_file_bytes: RING_BYTES,
         file_bytes: FILE_BYTES,
         background,
         ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
@@ -175,6 +176,8 @@ impl Bed {
             file_bytes: options.file_bytes,
             ring_path: options.ring_path,
             ring_bytes: options.ring_bytes,
+            ring_file_bytes: options.ring_bytes,
+            format: LogFormat::V2,
         };
         let mut lengths = Vec::new();
         let mut queue = sim.queue(1).unwrap();

@@ -1,12 +1,13 @@
 //! Memory shared with a file, as words that any thread may read and write at any time.
 //!
-//! Invariants: the mapping is `words * 8` bytes long, page-aligned, and lives as long as the struct; every access goes
-//! through relaxed atomics, so neither other threads nor a second mapping of the file can make one undefined.
+//! Invariants: the mapping is at least `words * 8` bytes long, page-aligned, and lives as long as the struct; the file had
+//! that many bytes when it was last looked at, and does not become shorter; every access goes through relaxed atomics, so
+//! neither other threads nor a second mapping of the file can make one undefined.
 //! The mapping is not inherited by forked children: to touch it there is a segmentation fault.
 #![expect(unsafe_code, reason = "words of a mapping")]
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 
@@ -22,13 +23,15 @@ const COPY_CHUNK_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(crate) struct NativeMap {
+    file: File,
     map: MmapRaw,
-    words: usize,
+    /// How many words may be accessed. Only grows; what stands in them is published by whoever tells of it.
+    words: AtomicUsize,
     is_shared: bool,
 }
 
 impl NativeMap {
-    /// Maps the first `len_bytes` of the file, or copies them where a shared mapping is not safe.
+    /// Maps the first `len_bytes` of the file, or copies what there is of them where a shared mapping is not safe.
     /// `len_bytes` must not be 0 and a multiple of 8.
     pub(crate) fn new(file: &File, len_bytes: usize) -> Result<NativeMap> {
         let is_shared = probe::is_map_shared(file.descriptor().as_fd())
@@ -39,35 +42,30 @@ impl NativeMap {
     fn map(file: &File, len_bytes: usize, is_shared: bool) -> Result<NativeMap> {
         let failed =
             |call, errno| Error::Os { call, path: file.path().to_owned(), offset: 0, len_bytes, errno };
-        let descriptor = file.descriptor();
-        let size = rustix::fs::fstat(descriptor).map_err(|errno| failed("fstat", errno.into()))?.st_size;
-        let is_whole = len_bytes > 0 && len_bytes.is_multiple_of(WORD_BYTES);
-        if !is_whole || usize::try_from(size).is_ok_and(|size| size < len_bytes) {
-            // Beyond the end of the file every access would be a bus error.
+        if len_bytes == 0 || !len_bytes.is_multiple_of(WORD_BYTES) {
             return Err(failed("mmap", Errno::INVALID));
         }
         let mapped = if is_shared {
-            MmapOptions::new().len(len_bytes).map_raw(descriptor.as_raw_fd())
+            MmapOptions::new().len(len_bytes).map_raw(file.descriptor().as_raw_fd())
         } else {
             MmapMut::map_anon(len_bytes).map(MmapRaw::from)
         };
         let map = mapped.map_err(|error| failed("mmap", Errno::from(&error)))?;
         map.advise(Advice::DontFork).map_err(|error| failed("madvise", Errno::from(&error)))?;
-        let mapped = NativeMap { map, words: len_bytes / WORD_BYTES, is_shared };
-        if !is_shared {
-            mapped.copy_from(file)?;
-        }
+        let mapped = NativeMap { file: file.clone(), map, words: AtomicUsize::new(0), is_shared };
+        mapped.extend()?;
         Ok(mapped)
     }
 
-    fn copy_from(&self, file: &File) -> Result<()> {
-        let mut buf = Buf::zeroed(COPY_CHUNK_BYTES.min(self.len_bytes().next_multiple_of(Buf::ALIGN)));
-        let mut offset = 0;
+    /// Copies bytes `from..` of the file that may be accessed.
+    fn copy_from(&self, from: usize) -> Result<()> {
+        let mut buf = Buf::zeroed(COPY_CHUNK_BYTES);
+        let mut offset = from;
         while offset < self.len_bytes() {
-            let found = read_full(file, offset, &mut buf)?;
+            let found = read_full(&self.file, offset, &mut buf)?;
             let expected = buf.len().min(self.len_bytes() - offset);
             if found < expected {
-                let path = file.path().to_owned();
+                let path = self.file.path().to_owned();
                 return Err(Error::Short { call: "pread", path, offset: offset as u64, expected, found });
             }
             self.write(offset, &buf[..expected]);
@@ -79,9 +77,9 @@ impl NativeMap {
     fn words(&self) -> &[AtomicU64] {
         #[expect(clippy::cast_ptr_alignment, reason = "a mapping is aligned to a page")]
         let first = self.map.as_ptr().cast::<AtomicU64>();
-        // SAFETY: the mapping holds `words` words of initialised memory, is aligned to a page, lives as long as
-        // `self`, and is only ever accessed through these atomics.
-        unsafe { std::slice::from_raw_parts(first, self.words) }
+        // SAFETY: the mapping holds `words` words of initialised memory (`extend` saw the file at least so long), is
+        // aligned to a page, lives as long as `self`, and is only ever accessed through these atomics.
+        unsafe { std::slice::from_raw_parts(first, self.words.load(Ordering::Relaxed)) }
     }
 
     fn range(&self, offset: usize, len_bytes: usize) -> &[AtomicU64] {
@@ -94,7 +92,19 @@ impl NativeMap {
 
 impl SharedMap for NativeMap {
     fn len_bytes(&self) -> usize {
-        self.words * WORD_BYTES
+        self.words.load(Ordering::Relaxed) * WORD_BYTES
+    }
+
+    fn extend(&self) -> Result<()> {
+        let failed = |errno: rustix::io::Errno| Error::call("fstat", self.file.path(), Errno::from(errno));
+        let size = rustix::fs::fstat(self.file.descriptor()).map_err(failed)?.st_size;
+        // Beyond the end of the file every access would be a bus error.
+        let most = usize::try_from(size).map_or(self.map.len(), |size| size.min(self.map.len()));
+        let before = self.words.fetch_max(most / WORD_BYTES, Ordering::Relaxed);
+        if !self.is_shared {
+            self.copy_from(before * WORD_BYTES)?;
+        }
+        Ok(())
     }
 
     fn write(&self, offset: usize, bytes: &[u8]) {

@@ -1,51 +1,68 @@
 //! Handles of the simulated machine that are not files: mapped memory and locks.
 //!
-//! Invariant: a mapped range stays within the size that the file had when it was mapped.
+//! Invariant: a mapped range that is accessed lies within the size that the file had when it was last looked at.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use super::faults::EventKind;
 use super::machine::{Call, Shared, sim_handle};
 use crate::backend::{File, Lock, SharedMap};
+use crate::error::Result;
 
 /// What mapped memory is read and written in.
 const WORD_BYTES: usize = 8;
 
 /// The first bytes of a file as memory. It holds the file open.
-#[derive(Clone)]
 pub(crate) struct SimMap {
     machine: Shared,
     file: File,
-    len_bytes: usize,
+    most_bytes: usize,
+    len_bytes: AtomicUsize,
     /// Where a map is not shared with its file.
     private: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
 impl std::fmt::Debug for SimMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SimMap({}, {} bytes)", self.file.path().display(), self.len_bytes)
+        write!(f, "SimMap({}, {} bytes)", self.file.path().display(), self.len_bytes())
     }
 }
 
 impl SimMap {
-    pub(crate) fn new(machine: Shared, file: File, len_bytes: usize, private: Option<Vec<u8>>) -> SimMap {
-        SimMap { machine, file, len_bytes, private: private.map(|bytes| Arc::new(Mutex::new(bytes))) }
+    /// Of a file that has `len_bytes` of the `most_bytes` so far.
+    pub(crate) fn new(
+        machine: Shared,
+        file: File,
+        (len_bytes, most_bytes): (usize, usize),
+        private: Option<Vec<u8>>,
+    ) -> SimMap {
+        let private = private.map(|bytes| Arc::new(Mutex::new(bytes)));
+        SimMap { machine, file, most_bytes, len_bytes: AtomicUsize::new(len_bytes), private }
     }
 
     fn check(&self, offset: usize, len: usize) {
         assert!(offset.is_multiple_of(WORD_BYTES), "offset inside a word");
         assert!(len.is_multiple_of(WORD_BYTES), "length inside a word");
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.len_bytes);
-        assert!(fits, "{offset}+{len} beyond a map of {} bytes", self.len_bytes);
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.len_bytes());
+        assert!(fits, "{offset}+{len} beyond a map of {} bytes", self.len_bytes());
     }
 }
 
 impl SharedMap for SimMap {
     fn len_bytes(&self) -> usize {
-        self.len_bytes
+        self.len_bytes.load(Ordering::Relaxed)
+    }
+
+    fn extend(&self) -> Result<()> {
+        let machine = self.machine.lock();
+        let size_bytes = machine.disk.inode(sim_handle(&self.file).inode).size_bytes();
+        let most = usize::try_from(size_bytes).map_or(self.most_bytes, |size| size.min(self.most_bytes));
+        self.len_bytes.fetch_max(most, Ordering::Relaxed);
+        Ok(())
     }
 
     fn write(&self, offset: usize, bytes: &[u8]) {

@@ -321,7 +321,30 @@ pub(crate) fn a_map_and_its_file_show_the_same_bytes(place: &Place<'_>) {
         assert_eq!(around[8..24], [7; 16]);
     }
     backend.sync(&f).unwrap();
-    assert!(errno(backend.map_shared(&f, 3 * BLOCK)).is_some(), "longer than the file");
+}
+
+pub(crate) fn a_map_grows_with_its_file(place: &Place<'_>) {
+    let f = place.numbered("f", 2);
+    let backend = place.backend;
+    let map = backend.map_shared(&f, 4 * BLOCK).unwrap();
+    assert_eq!(map.len_bytes(), 2 * BLOCK, "what is there");
+    let mut queue = place.queue(1);
+    for (blocks, seen) in [(3, 3), (6, 4)] {
+        file::write_all(&mut *queue, &f, at(blocks - 1), block(9)).unwrap();
+        map.extend().unwrap();
+        assert_eq!(map.len_bytes(), seen * BLOCK);
+    }
+    let mut end = [0; 16];
+    map.read(3 * BLOCK - 8, &mut end);
+    assert_eq!(end, *[[9; 8], [0; 8]].as_flattened());
+    map.write(4 * BLOCK - 8, &[5; 8]);
+    if map.is_shared() {
+        let buf = file::read_exact(&mut *queue, &f, 3 * BLOCK as u64, BLOCK).unwrap();
+        assert_eq!(buf[BLOCK - 8..], [5; 8]);
+    }
+    let beyond = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| map.write(4 * BLOCK, &[5; 8])));
+    assert!(beyond.is_err(), "behind its end");
+    backend.sync(&f).unwrap();
 }
 
 pub(crate) fn dropping_a_queue_waits_for_what_is_in_flight(place: &Place<'_>) {
@@ -383,6 +406,7 @@ macro_rules! with_promises {
             stat_tells_what_stands_at_a_path
             a_lock_has_one_holder
             a_map_and_its_file_show_the_same_bytes
+            a_map_grows_with_its_file
             dropping_a_queue_waits_for_what_is_in_flight
             everything_is_counted
             time_passes_and_numbers_differ

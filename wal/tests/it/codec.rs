@@ -4,13 +4,19 @@ use super::support::{Random, record, seed};
 use aio::SECTOR_BYTES;
 use proptest::prelude::*;
 use wal::{
-    Decoded, GRANULE, Group, MAX_EPOCH, Place, RecordBuf, SectorState, Seq, classify, decode, seal_sector,
+    Decoded, GRANULE, Group, MAX_EPOCH, Origin, Place, RecordBuf, SectorState, Seq, classify, decode,
+    seal_sector,
 };
 
 const PLACE: Place = Place { store_id: 77, file_id: 5, epoch: 9 };
 
+/// Of a life of the store with number 77.
+fn of(life: u32) -> Origin {
+    Origin { store_id: Some(77), life }
+}
+
 fn framed(payload: &[u8], life: u32, seq: Seq) -> Vec<u8> {
-    record(payload).prepare().frame(life, seq).to_vec()
+    record(payload).prepare().frame(of(life), seq).to_vec()
 }
 
 #[test]
@@ -22,7 +28,10 @@ fn records_come_back_at_every_length() {
         let bytes = framed(&payload, life, seq);
         assert!(bytes.len().is_multiple_of(GRANULE));
         assert_eq!(bytes.len(), record(&payload).len_bytes());
-        assert_eq!(decode(&bytes, life, seq), Decoded::Record { payload: &payload, len_bytes: bytes.len() });
+        assert_eq!(
+            decode(&bytes, of(life), seq),
+            Decoded::Record { payload: &payload, len_bytes: bytes.len() }
+        );
     }
 }
 
@@ -33,7 +42,7 @@ fn every_flipped_bit_of_a_record_is_noticed() {
     for bit in 0..bytes.len() * 8 {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        assert!(!matches!(decode(&damaged, 3, Seq::new(640)), Decoded::Record { .. }), "bit {bit}");
+        assert!(!matches!(decode(&damaged, of(3), Seq::new(640)), Decoded::Record { .. }), "bit {bit}");
     }
 }
 
@@ -41,7 +50,7 @@ fn every_flipped_bit_of_a_record_is_noticed() {
 fn every_truncation_of_a_record_is_incomplete() {
     let bytes = framed(&Random::new(seed()).bytes(90), 3, Seq::new(640));
     for len in 0..bytes.len() {
-        let Decoded::Incomplete { needed_bytes } = decode(&bytes[..len], 3, Seq::new(640)) else {
+        let Decoded::Incomplete { needed_bytes } = decode(&bytes[..len], of(3), Seq::new(640)) else {
             panic!("{len} bytes")
         };
         assert!(needed_bytes > len);
@@ -50,25 +59,32 @@ fn every_truncation_of_a_record_is_incomplete() {
 }
 
 #[test]
-fn a_record_of_another_life_or_place_does_not_validate() {
+fn a_record_of_another_store_life_or_place_does_not_validate() {
     let bytes = framed(b"payload", 3, Seq::new(640));
-    assert!(matches!(decode(&bytes, 4, Seq::new(640)), Decoded::Invalid(_)));
-    assert!(matches!(decode(&bytes, 3, Seq::new(672)), Decoded::Invalid(_)));
-    assert!(matches!(decode(&[0; 64], 3, Seq::new(0)), Decoded::Invalid(_)));
+    for store_id in [None, Some(0), Some(76)] {
+        let origin = Origin { store_id, life: 3 };
+        assert!(matches!(decode(&bytes, origin, Seq::new(640)), Decoded::Invalid(_)));
+        let other = record(b"payload").prepare().frame(origin, Seq::new(640)).to_vec();
+        assert!(matches!(decode(&other, origin, Seq::new(640)), Decoded::Record { .. }));
+        assert!(matches!(decode(&other, of(3), Seq::new(640)), Decoded::Invalid(_)));
+    }
+    assert!(matches!(decode(&bytes, of(4), Seq::new(640)), Decoded::Invalid(_)));
+    assert!(matches!(decode(&bytes, of(3), Seq::new(672)), Decoded::Invalid(_)));
+    assert!(matches!(decode(&[0; 64], of(3), Seq::new(0)), Decoded::Invalid(_)));
 }
 
 #[test]
 fn a_record_buf_is_reused_and_changed_in_place() {
     let mut buf = RecordBuf::new();
     buf.push(b"abc");
-    assert_eq!(buf.prepare().frame(1, Seq::ZERO), framed(b"abc", 1, Seq::ZERO));
+    assert_eq!(buf.prepare().frame(of(1), Seq::ZERO), framed(b"abc", 1, Seq::ZERO));
     buf.push(b"def");
     buf.payload_mut()[0] = b'X';
     assert_eq!(buf.payload(), b"Xbcdef");
-    assert_eq!(buf.prepare().frame(1, Seq::ZERO), framed(b"Xbcdef", 1, Seq::ZERO));
+    assert_eq!(buf.prepare().frame(of(1), Seq::ZERO), framed(b"Xbcdef", 1, Seq::ZERO));
     buf.clear();
     assert_eq!((buf.payload().len(), buf.len_bytes()), (0, GRANULE));
-    assert_eq!(buf.prepare().frame(1, Seq::ZERO), framed(b"", 1, Seq::ZERO));
+    assert_eq!(buf.prepare().frame(of(1), Seq::ZERO), framed(b"", 1, Seq::ZERO));
 }
 
 fn sector(epoch: u32, index: u64, first: bool) -> [u8; SECTOR_BYTES] {
@@ -127,7 +143,7 @@ fn group_headers_come_back_and_every_flipped_bit_is_noticed() {
 proptest! {
     #[test]
     fn decoders_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), life: u32, seq: u64) {
-        let _ = decode(&bytes, life, Seq::new(seq));
+        let _ = decode(&bytes, of(life), Seq::new(seq));
         let _ = Group::decode(&bytes);
         if let Some(sector) = bytes.first_chunk() {
             let _ = classify(&PLACE, seq, sector);

@@ -1,15 +1,15 @@
 //! The log on the simulated disk: crashes at every event, several lives, recycled files; what comes back is a prefix
 //! that holds everything acknowledged.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::support::{Manifest, Random, record, seed};
+use super::support::{Manifest, RING_FIRST_BYTES, Random, record, seed};
 use aio::sim::{DiskImage, SimBackend};
 use aio::{Backend, SECTOR_BYTES};
 use wal::{
-    ActiveFile, Appended, Background, Error, Log, LogOptions, ReplayInput, Replayed, Seq, Verdict,
+    ActiveFile, Appended, Background, Error, Log, LogFormat, LogOptions, ReplayInput, Replayed, Seq, Verdict,
     log_file_path, replay,
 };
 
@@ -35,6 +35,7 @@ struct Life {
 fn options(life: u32, start: Seq, spares: Vec<u64>) -> LogOptions {
     LogOptions {
         ring_bytes: RING_BYTES,
+        ring_file_bytes: RING_FIRST_BYTES,
         file_bytes: FILE_BYTES,
         background: Background::Manual,
         spares,
@@ -42,7 +43,8 @@ fn options(life: u32, start: Seq, spares: Vec<u64>) -> LogOptions {
     }
 }
 
-fn input(life: &Life, files: Vec<ActiveFile>) -> ReplayInput {
+/// With a ring of which `ring_file_bytes` are there.
+fn input(life: &Life, (files, ring_file_bytes): (Vec<ActiveFile>, usize)) -> ReplayInput {
     ReplayInput {
         directory: "/wal".into(),
         store_id: STORE,
@@ -51,9 +53,15 @@ fn input(life: &Life, files: Vec<ActiveFile>) -> ReplayInput {
         from: life.from,
         files,
         file_bytes: FILE_BYTES,
-        ring_path: options(life.number, life.start, Vec::new()).ring_path,
+        ring_path: ring_path(life),
         ring_bytes: RING_BYTES,
+        ring_file_bytes,
+        format: LogFormat::V2,
     }
+}
+
+fn ring_path(life: &Life) -> PathBuf {
+    options(life.number, life.start, Vec::new()).ring_path
 }
 
 /// A disk with a directory for the log.
@@ -121,7 +129,12 @@ fn step(
     Ok(())
 }
 
-fn run_replay(image: DiskImage, life: &Life, files: Vec<ActiveFile>) -> Result<(Replayed, usize), Error> {
+/// With the log files, and how much of the ring is there.
+fn run_replay(
+    image: DiskImage,
+    life: &Life,
+    files: (Vec<ActiveFile>, usize),
+) -> Result<(Replayed, usize), Error> {
     let sim = SimBackend::from_image(image, 5);
     let mut queue = sim.queue(4).unwrap();
     let expected = &life.appended[life.appended.partition_point(|(seq, _)| *seq < life.from)..];
@@ -137,7 +150,7 @@ fn run_replay(image: DiskImage, life: &Life, files: Vec<ActiveFile>) -> Result<(
 
 /// Replays what a crash has left and checks the promise.
 fn check(image: &DiskImage, life: &Life, manifest: &Manifest, acknowledged: Seq) -> Replayed {
-    let files = manifest.files();
+    let files = (manifest.files(), manifest.ring_file_bytes());
     let (replayed, _) = run_replay(image.clone(), life, files).unwrap_or_else(|error| panic!("{error}"));
     assert!(replayed.end >= acknowledged, "{replayed:?} lost what was acknowledged up to {acknowledged}");
     replayed
@@ -170,7 +183,7 @@ fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
         recycled = life.recycled;
         k += 1;
         let image = sim.snapshot();
-        if image.read_file(&input(&life, Vec::new()).ring_path).is_none_or(|ring| ring.len() < RING_BYTES)
+        if image.read_file(&ring_path(&life)).is_none_or(|ring| ring.len() < RING_FIRST_BYTES)
             || life.appended.is_empty()
         {
             // Before `open` returned, no manifest names the life.
@@ -196,7 +209,8 @@ fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
 
 /// The life after a crash never goes on in old files; it begins behind everything replayed.
 fn next_life(image: DiskImage, (life, manifest): (&Life, &Arc<Manifest>), random: &mut Random) {
-    let (replayed, _) = run_replay(image.clone(), life, manifest.files()).unwrap();
+    let (replayed, _) =
+        run_replay(image.clone(), life, (manifest.files(), manifest.ring_file_bytes())).unwrap();
     let sim = SimBackend::from_image(image, random.next());
     for id in manifest.forget_all() {
         sim.remove(&log_file_path(Path::new("/wal"), id)).unwrap();
@@ -225,9 +239,9 @@ fn closed_life(records: u64) -> (SimBackend, Arc<Manifest>, Life) {
 #[test]
 fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
     let (sim, manifest, life) = closed_life(24);
-    let files = manifest.files();
+    let (files, ring) = (manifest.files(), manifest.ring_file_bytes());
     assert!(files.len() >= 2, "several files are in use");
-    let whole = run_replay(sim.snapshot(), &life, files.clone()).unwrap();
+    let whole = run_replay(sim.snapshot(), &life, (files.clone(), ring)).unwrap();
     let (mut reported, mut random) = (0, Random::new(seed()));
     for file in &files {
         let path = log_file_path(Path::new("/wal"), file.id);
@@ -239,7 +253,7 @@ fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
                 } else {
                     image.zero_sector(&path, sector);
                 }
-                match run_replay(image, &life, files.clone()) {
+                match run_replay(image, &life, (files.clone(), ring)) {
                     // The ring may make good for a group that was lost; and the witness holds no records.
                     Ok(found) => assert_eq!((found.0.end, found.1), (whole.0.end, whole.1)),
                     Err(Error::Corrupt { file, .. }) => {
@@ -257,31 +271,34 @@ fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
 #[test]
 fn missing_and_short_files_are_corruption() {
     let (sim, manifest, life) = closed_life(24);
-    let files = manifest.files();
+    let (files, ring) = (manifest.files(), manifest.ring_file_bytes());
     let mut paths: Vec<_> = files.iter().map(|file| log_file_path(Path::new("/wal"), file.id)).collect();
-    paths.push(input(&life, Vec::new()).ring_path);
+    paths.push(ring_path(&life));
     for path in &paths {
         let mut missing = sim.snapshot();
         assert!(missing.remove_file(path));
         let mut short = sim.snapshot();
         short.damage(path, |bytes| bytes.truncate(bytes.len() - 4096));
         for image in [missing, short] {
-            let error = run_replay(image, &life, files.clone()).unwrap_err();
+            let error = run_replay(image, &life, (files.clone(), ring)).unwrap_err();
             assert!(matches!(&error, Error::Corrupt { file, .. } if file == path), "{error}");
         }
     }
-    let error = run_replay(sim.snapshot(), &life, files[1..].to_vec());
+    let error = run_replay(sim.snapshot(), &life, (files[1..].to_vec(), ring));
     assert!(life.from >= files[1].start || error.is_err(), "a file in front is missing");
     let mut exchanged = files.clone();
     exchanged.swap(0, 1);
-    assert!(run_replay(sim.snapshot(), &life, exchanged).is_err());
+    assert!(run_replay(sim.snapshot(), &life, (exchanged, ring)).is_err());
 }
 
 #[test]
 fn a_log_that_ends_before_the_segments_is_corruption() {
     let (sim, manifest, mut life) = closed_life(10);
     life.from = life.durable.plus(32);
-    assert!(matches!(run_replay(sim.snapshot(), &life, manifest.files()), Err(Error::Corrupt { .. })));
+    assert!(matches!(
+        run_replay(sim.snapshot(), &life, (manifest.files(), manifest.ring_file_bytes())),
+        Err(Error::Corrupt { .. })
+    ));
 }
 
 #[test]
@@ -296,9 +313,13 @@ fn records_come_back_from_the_ring_alone_after_a_kill() {
         log.wait_process(appended.end).unwrap();
     }
     assert_eq!(log.metrics().groups, 0, "nothing was written");
-    let (replayed, visited) = run_replay(sim.snapshot().process_crash(1), &life, manifest.files()).unwrap();
+    let (replayed, visited) =
+        run_replay(sim.snapshot().process_crash(1), &life, (manifest.files(), manifest.ring_file_bytes()))
+            .unwrap();
     assert_eq!((visited, replayed.log_bytes, replayed.end), (20, 0, log.published()));
-    let (replayed, visited) = run_replay(sim.snapshot().power_cut_none(), &life, manifest.files()).unwrap();
+    let (replayed, visited) =
+        run_replay(sim.snapshot().power_cut_none(), &life, (manifest.files(), manifest.ring_file_bytes()))
+            .unwrap();
     assert_eq!((visited, replayed.end), (0, Seq::ZERO));
 }
 

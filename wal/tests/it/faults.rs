@@ -18,6 +18,7 @@ fn open_by(sim: &SimBackend, background: Background, sync_method: SyncMethod) ->
     sim.sync_dir(Path::new("/")).unwrap();
     let options = LogOptions {
         ring_bytes: 16 << 10,
+        ring_file_bytes: 16 << 10,
         file_bytes: 16 << 10,
         background,
         sync_method,
@@ -99,6 +100,7 @@ fn every_failing_call_halts_or_is_reported_by_open() {
         sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).skip(skip - 2));
         let options = LogOptions {
             ring_bytes: 16 << 10,
+            ring_file_bytes: 16 << 10,
             file_bytes: 16 << 10,
             background: Background::Manual,
             ..LogOptions::new("/wal", 1, 1, Seq::ZERO)

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::support::{Manifest, record};
+use super::support::{Manifest, RING_FIRST_BYTES, record};
 use aio::{Backend, NativeBackend};
-use wal::{Log, LogOptions, ReplayInput, Seq, replay};
+use wal::{Log, LogFormat, LogOptions, ReplayInput, Seq, replay};
 
 fn stress(threads: u64, records: u64) {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -15,6 +15,7 @@ fn stress(threads: u64, records: u64) {
     let manifest = Arc::new(Manifest::default());
     let options = LogOptions {
         ring_bytes: 256 << 10,
+        ring_file_bytes: RING_FIRST_BYTES,
         file_bytes: 256 << 10,
         ..LogOptions::new(scratch.path(), 11, 1, Seq::ZERO)
     };
@@ -45,18 +46,20 @@ fn stress(threads: u64, records: u64) {
     let took = backend.now().saturating_sub(begun);
     let metrics = log.metrics();
     println!("{threads} threads: {} commits in {took:?}: {metrics:?}", threads * records);
-    assert!(metrics.syncs <= threads * records, "a sync is shared");
+    // On a busy machine a writer may stand still for so long that a witness is due.
+    assert!(metrics.syncs - metrics.witnesses <= threads * records, "a sync is shared");
     log.close().unwrap();
     let end = log.published();
     drop(log);
     let files = manifest.files();
-    assert_replays(&*backend, scratch.path(), (files, ring_path), (end, &expected.lock().unwrap()));
+    let ring = (files, ring_path, manifest.ring_file_bytes());
+    assert_replays(&*backend, scratch.path(), ring, (end, &expected.lock().unwrap()));
 }
 
 fn assert_replays(
     backend: &dyn Backend,
     directory: &Path,
-    (files, ring_path): (Vec<wal::ActiveFile>, std::path::PathBuf),
+    (files, ring_path, ring_file_bytes): (Vec<wal::ActiveFile>, std::path::PathBuf, usize),
     (end, expected): (Seq, &BTreeMap<Seq, String>),
 ) {
     let mut queue = backend.queue(4).unwrap();
@@ -70,6 +73,8 @@ fn assert_replays(
         file_bytes: 256 << 10,
         ring_path,
         ring_bytes: 256 << 10,
+        ring_file_bytes,
+        format: LogFormat::V2,
     };
     let mut found = BTreeMap::new();
     let replayed = replay(backend, &mut *queue, &input, &mut |seq, payload| {
@@ -101,6 +106,7 @@ fn unwaited_records_are_drained_in_the_background() {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let options = LogOptions {
         ring_bytes: 64 << 10,
+        ring_file_bytes: 64 << 10,
         file_bytes: 64 << 10,
         drain_bytes: 8 << 10,
         ..LogOptions::new(scratch.path(), 11, 1, Seq::ZERO)
@@ -123,6 +129,7 @@ fn requests_and_full_drains_wake_the_sleeping_commit_thread() {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let options = LogOptions {
         ring_bytes: 64 << 10,
+        ring_file_bytes: 64 << 10,
         file_bytes: 64 << 10,
         drain_bytes: 8 << 10,
         drain_interval: Duration::from_hours(1),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::support::{Manifest, record};
+use super::support::{Manifest, RING_FIRST_BYTES, record};
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
 use aio::{Backend, Errno};
 use wal::{Background, Error, Host, Log, LogOptions, Seq};
@@ -16,6 +16,7 @@ fn open(sim: &SimBackend, background: Background, host: Arc<dyn Host>) -> Log {
     sim.sync_dir(Path::new("/")).unwrap();
     let options = LogOptions {
         ring_bytes: RING_BYTES,
+        ring_file_bytes: RING_BYTES,
         file_bytes: FILE_BYTES,
         background,
         ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
@@ -218,6 +219,10 @@ impl Host for FullManifest {
         }
         self.0.activate(file_id, start)
     }
+
+    fn ring_grown(&self, file_bytes: u64) -> wal::Result<()> {
+        self.0.ring_grown(file_bytes)
+    }
 }
 
 #[test]
@@ -235,4 +240,72 @@ fn a_file_that_could_not_be_activated_is_kept_for_the_next_round() {
     log.wait_durable(end).unwrap();
     assert_eq!(log.active_files().iter().map(|file| file.id).collect::<Vec<_>>(), [1]);
     log.close().unwrap();
+}
+
+/// A log whose ring begins with a quarter of its size.
+fn growing(sim: &SimBackend, host: Arc<dyn Host>) -> Log {
+    sim.make_dir(Path::new("/wal")).unwrap();
+    sim.sync_dir(Path::new("/")).unwrap();
+    let options = LogOptions {
+        ring_bytes: RING_BYTES,
+        ring_file_bytes: RING_FIRST_BYTES,
+        file_bytes: FILE_BYTES,
+        background: Background::Manual,
+        ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
+    };
+    Log::open(Arc::new(sim.clone()), options, host).unwrap()
+}
+
+#[test]
+fn a_ring_grows_in_its_first_lap_and_never_again() {
+    let sim = SimBackend::new(1);
+    let host = Arc::new(Manifest::default());
+    let log = growing(&sim, Arc::clone(&host) as Arc<dyn Host>);
+    let mut sizes = Vec::new();
+    for _ in 0..30 {
+        let end = log.append(&mut record(&[7; 2000])).unwrap().end;
+        log.wait_durable(end).unwrap();
+        let size = sim.stat(Path::new("/wal/ring-000001")).unwrap().unwrap().size_bytes;
+        assert_eq!(size, host.ring_file_bytes() as u64, "the host knows");
+        sizes.push(size);
+    }
+    assert!(sizes.is_sorted());
+    sizes.dedup();
+    assert_eq!(sizes, [4096, 8192, 16384]);
+    log.close().unwrap();
+}
+
+#[test]
+fn a_ring_that_finds_no_space_to_grow_refuses_the_append_and_grows_later() {
+    let sim = SimBackend::new(1);
+    let host = Arc::new(Manifest::default());
+    let log = growing(&sim, Arc::clone(&host) as Arc<dyn Host>);
+    let first = log.append(&mut record(&[7; 3000])).unwrap().end;
+    log.wait_durable(first).unwrap();
+    for kind in [EventKind::Allocate, EventKind::Write] {
+        sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[kind]).path("ring-"));
+        assert!(is_no_space(&log.append(&mut record(&[8; 3000])).unwrap_err()));
+        assert_eq!(
+            (log.published(), host.ring_file_bytes()),
+            (first, RING_FIRST_BYTES),
+            "nothing was appended"
+        );
+        sim.clear_faults();
+    }
+    let end = log.append(&mut record(&[8; 3000])).unwrap().end;
+    log.wait_durable(end).unwrap();
+    log.close().unwrap();
+}
+
+#[test]
+fn a_ring_that_could_not_be_synced_while_it_grew_stops_the_log() {
+    let sim = SimBackend::new(1);
+    let log = growing(&sim, Arc::new(Manifest::default()));
+    let first = log.append(&mut record(&[7; 3000])).unwrap().end;
+    log.wait_durable(first).unwrap();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]));
+    for _ in 0..2 {
+        assert!(matches!(log.append(&mut record(&[8; 3000])).unwrap_err(), Error::Halted { .. }));
+    }
+    assert_eq!(log.published(), first);
 }

@@ -1,7 +1,7 @@
 //! What the tests of this crate share: a host that stands for the manifest, random records, seeds.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use wal::{ActiveFile, Host, RecordBuf, Result, Seq};
 
@@ -11,7 +11,11 @@ pub(crate) struct Manifest {
     next_file: AtomicU64,
     epoch: AtomicU32,
     files: Mutex<Vec<ActiveFile>>,
+    ring_file: AtomicUsize,
 }
+
+/// What a ring begins with in these tests, where it grows.
+pub(crate) const RING_FIRST_BYTES: usize = 4096;
 
 impl Manifest {
     pub(crate) fn files(&self) -> Vec<ActiveFile> {
@@ -22,8 +26,14 @@ impl Manifest {
         self.files.lock().unwrap().retain(|file| !ids.contains(&file.id));
     }
 
-    /// Ends a life: its files become nameless.
+    /// How much of the ring is there.
+    pub(crate) fn ring_file_bytes(&self) -> usize {
+        self.ring_file.load(Ordering::SeqCst).max(RING_FIRST_BYTES)
+    }
+
+    /// Ends a life: its files become nameless, and its ring with them.
     pub(crate) fn forget_all(&self) -> Vec<u64> {
+        self.ring_file.store(0, Ordering::SeqCst);
         self.files.lock().unwrap().drain(..).map(|file| file.id).collect()
     }
 }
@@ -37,6 +47,11 @@ impl Host for Manifest {
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         self.files.lock().unwrap().push(ActiveFile { id: file_id, epoch, start });
         Ok(epoch)
+    }
+
+    fn ring_grown(&self, file_bytes: u64) -> Result<()> {
+        self.ring_file.store(usize::try_from(file_bytes).unwrap(), Ordering::SeqCst);
+        Ok(())
     }
 }
 

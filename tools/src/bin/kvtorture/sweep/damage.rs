@@ -277,8 +277,7 @@ fn whole(specimen: &Specimen, path: &Path) -> Vec<Damage> {
     let kind = |path: &Path| path.extension().map(ToOwned::to_owned);
     let name = |path: &Path| path.parent().map(ToOwned::to_owned);
     let mut damages = vec![Damage::Missing { path: path.to_owned() }];
-    // The records of a ring say of which life they are, not of which store.
-    if !is_ring(path) && specimen.foreign.contains_key(path) {
+    if specimen.foreign.contains_key(path) {
         damages.push(Damage::Foreign { path: path.to_owned() });
     }
     for by in [1, 512, 4096, 5000] {
