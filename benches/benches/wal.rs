@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aio::{Backend, NativeBackend};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
-use wal::{Host, Log, LogOptions, RecordBuf, Seq, SyncMethod};
+use wal::{Host, Log, LogFormat, LogOptions, RecordBuf, ReplayInput, Seq, SyncMethod, replay};
 
 const RECORD_BYTES: usize = 116;
 
@@ -41,9 +41,14 @@ struct Bed {
 }
 
 fn bed(sync_method: SyncMethod) -> Bed {
+    bed_with(|options| options.sync_method = sync_method)
+}
+
+fn bed_with(change: impl FnOnce(&mut LogOptions)) -> Bed {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
-    let options = LogOptions { sync_method, ..LogOptions::new(dir.path(), 7, 1, Seq::ZERO) };
+    let mut options = LogOptions::new(dir.path(), 7, 1, Seq::ZERO);
+    change(&mut options);
     let log = Log::open(backend, options, Arc::new(NoManifest::default())).expect("a log");
     Bed { log, _dir: dir }
 }
@@ -51,14 +56,13 @@ fn bed(sync_method: SyncMethod) -> Bed {
 /// The time that `count` records take when so many threads share them.
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 fn append_by(threads: u64, count: u64, log: &Log, is_durable: bool) -> Duration {
-    let next = AtomicU64::new(0);
     let begin = Instant::now();
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
+        for thread in 0..threads {
+            scope.spawn(move || {
                 let mut record = RecordBuf::new();
                 record.push(&[7; RECORD_BYTES]);
-                while next.fetch_add(1, Ordering::Relaxed) < count {
+                for _ in (thread..count).step_by(usize::try_from(threads).unwrap_or(1)) {
                     let appended = log.append(&mut record).expect("an append");
                     if is_durable {
                         log.wait_durable(appended.end).expect("a commit");
@@ -96,6 +100,79 @@ fn append(criterion: &mut Criterion) {
     bench(criterion, "wal/append", &[1, 2, 4], None);
 }
 
+/// Into a ring that has room, with nothing written to the device meanwhile: what an append costs by itself.
+fn append_in_ring(criterion: &mut Criterion) {
+    const BURST: u64 = 200_000;
+    let mut group = criterion.benchmark_group("wal/append_in_ring");
+    group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(2));
+    for threads in [1, 2] {
+        let bed = bed_with(|options| {
+            (options.ring_bytes, options.ring_file_bytes) = (64 << 20, 64 << 20);
+            (options.drain_bytes, options.drain_interval) = (1 << 30, Duration::from_hours(1));
+        });
+        group.bench_function(BenchmarkId::new("threads", threads), |bencher| {
+            bencher.iter_custom(|count| {
+                let mut took = Duration::ZERO;
+                for begin in (0..count).step_by(200_000) {
+                    took += append_by(threads, BURST.min(count - begin), &bed.log, false);
+                    bed.log.sync().expect("a sync");
+                }
+                took
+            });
+        });
+        bed.log.close().expect("a close");
+    }
+    group.finish();
+}
+
+/// Reads back 64 MiB of records, from the device and not from memory.
+#[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn replay_log(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
+    let options = LogOptions::new(dir.path(), 7, 1, Seq::ZERO);
+    let log = Log::open(Arc::clone(&backend), options.clone(), Arc::new(NoManifest::default())).expect("a log");
+    let mut record = RecordBuf::new();
+    record.push(&[7; RECORD_BYTES]);
+    let records = (64 << 20) / record.len_bytes() as u64;
+    for _ in 0..records {
+        log.append(&mut record).expect("an append");
+    }
+    log.close().expect("a close");
+    let input = ReplayInput {
+        directory: options.directory,
+        store_id: options.store_id,
+        life: options.life,
+        life_start: options.start,
+        from: options.start,
+        files: log.active_files(),
+        file_bytes: options.file_bytes,
+        ring_path: options.ring_path,
+        ring_bytes: options.ring_bytes,
+        ring_file_bytes: options.ring_bytes,
+        format: LogFormat::V2,
+    };
+    let mut queue = backend.queue(4).expect("a queue");
+    let mut group = criterion.benchmark_group("wal");
+    group.throughput(Throughput::Bytes(64 << 20)).sample_size(10).measurement_time(Duration::from_secs(3));
+    group.bench_function("replay", |bencher| {
+        bencher.iter_custom(|count| {
+            let begin = Instant::now();
+            for _ in 0..count {
+                let mut bytes = 0;
+                let mut visit = |_: Seq, payload: &[u8]| {
+                    bytes += payload.len();
+                    Ok(())
+                };
+                let replayed = replay(&*backend, &mut *queue, &input, &mut visit).expect("a whole log");
+                assert_eq!(replayed.records, records);
+            }
+            begin.elapsed()
+        });
+    });
+    group.finish();
+}
+
 fn durable_commit(criterion: &mut Criterion) {
     let ways = [
         ("fdatasync", SyncMethod::Fdatasync),
@@ -107,5 +184,5 @@ fn durable_commit(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, append, durable_commit);
+criterion_group!(benches, append, append_in_ring, replay_log, durable_commit);
 criterion_main!(benches);
