@@ -131,7 +131,8 @@ fn replay_log(criterion: &mut Criterion) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
     let options = LogOptions::new(dir.path(), 7, 1, Seq::ZERO);
-    let log = Log::open(Arc::clone(&backend), options.clone(), Arc::new(NoManifest::default())).expect("a log");
+    let log =
+        Log::open(Arc::clone(&backend), options.clone(), Arc::new(NoManifest::default())).expect("a log");
     let mut record = RecordBuf::new();
     record.push(&[7; RECORD_BYTES]);
     let records = (64 << 20) / record.len_bytes() as u64;

@@ -75,9 +75,10 @@
 //!
 //! # Reading order
 //! `log` (the handle), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `ordered`,
-//! `replay`, `chain`, `seal`, `sector`, `record`.
+//! `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
 mod chain;
+mod ended_ring;
 mod error;
 mod flusher;
 mod group_commit;

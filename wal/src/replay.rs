@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use aio::{Action, Backend, Buf, Bug, Errno, File, OpenMode, Operation, Queue, SECTOR_BYTES, planted};
 
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
+use crate::ended_ring::EndedRing;
 use crate::error::{Error, Result};
 use crate::log_file::{ActiveFile, log_file_path};
 use crate::record::{Decoded, GRANULE, Origin, Seq, decode};
@@ -136,9 +137,9 @@ pub fn replay_to_damage(
     match records.take_all(backend, queue) {
         Ok(verdict) => Ok((records.replayed(verdict), None)),
         Err(damage @ Error::Corrupt { .. }) => {
-            ignore_damage(
-                read_rest_of_ring(backend, queue, input).and_then(|ring| records.take_ring(&ring)),
-            )?;
+            // What is missing of the ring is no record; one that is missing has none.
+            let ring = open_ring(backend, queue, input).map(|(ring, _)| ring);
+            ignore_damage(ring.and_then(|mut ring| records.take_ring(&mut ring)))?;
             let replayed = records.replayed(Verdict::TornTail);
             let acknowledged = acknowledged(backend, queue, input)?.max(replayed.end);
             Ok((replayed, Some(Cut { damage, acknowledged })))
@@ -176,10 +177,12 @@ fn acknowledged(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInpu
 pub fn read_whole(queue: &mut dyn Queue, file: &File, len_bytes: usize) -> Result<Vec<u8>> {
     let align = file.alignment().offset_bytes;
     let mut bytes = Vec::with_capacity(len_bytes);
+    let mut last = None;
     while bytes.len() < len_bytes {
         let wanted = (len_bytes - bytes.len()).min(READ_BYTES);
-        let action =
-            Action::Read { offset: bytes.len() as u64, buf: Buf::zeroed(wanted.next_multiple_of(align)) };
+        let mut buf = last.take().unwrap_or_else(|| Buf::zeroed(wanted.next_multiple_of(align)));
+        buf.set_len(wanted.next_multiple_of(align));
+        let action = Action::Read { offset: bytes.len() as u64, buf };
         let operation = Operation { token: 0, file: file.clone(), action };
         for completion in aio::file::run(queue, [operation])? {
             // The end of the file may lie inside the last aligned unit.
@@ -188,6 +191,7 @@ pub fn read_whole(queue: &mut dyn Queue, file: &File, len_bytes: usize) -> Resul
                 _ => completion.whole()?.into_buf(),
             };
             bytes.extend_from_slice(&buf[..wanted]);
+            last = Some(buf);
         }
     }
     Ok(bytes)
@@ -237,18 +241,13 @@ fn read_log_file(
     Ok((chain, size))
 }
 
-fn read_ring(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Vec<u8>> {
-    let (mut bytes, size) = read_existing(backend, queue, &input.ring_path, input.ring_file_bytes as u64)?;
-    // What is not there yet holds nothing: zeros are no record.
-    bytes.resize(input.ring_bytes, 0);
-    size.map(|()| bytes)
-}
-
-/// For a repair: what is missing of it is zeros, which are no record.
-fn read_rest_of_ring(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Vec<u8>> {
-    let (mut bytes, _) = read_existing(backend, queue, &input.ring_path, input.ring_file_bytes as u64)?;
-    bytes.resize(input.ring_bytes, 0);
-    Ok(bytes)
+/// The ring, and the damage if the file is shorter than it should be.
+fn open_ring<'a>(
+    backend: &dyn Backend,
+    queue: &'a mut dyn Queue,
+    input: &ReplayInput,
+) -> Result<(EndedRing<'a>, Result<()>)> {
+    EndedRing::open(backend, queue, &input.ring_path, (input.ring_bytes, input.ring_file_bytes))
 }
 
 /// Reads the first `len_bytes` of a file, or the whole sectors of one that is shorter, which is damage, as is a file that
@@ -315,9 +314,10 @@ impl<'a> Records<'a> {
             verdict = checked?;
         }
         check_end(input, self.log_end)?;
-        let ring = read_ring(backend, queue, input)?;
+        let (mut ring, size) = open_ring(backend, queue, input)?;
+        size?;
         if !planted(Bug::RingNotReplayed) {
-            self.take_ring(&ring)?;
+            self.take_ring(&mut ring)?;
         }
         Ok(verdict)
     }
@@ -360,7 +360,7 @@ impl<'a> Records<'a> {
     }
 
     /// Visits the records that the ring completes or holds, as long as they validate.
-    fn take_ring(&mut self, ring: &[u8]) -> Result<()> {
+    fn take_ring(&mut self, ring: &mut EndedRing<'_>) -> Result<()> {
         let mut bytes = std::mem::take(&mut self.pending);
         loop {
             let needed_bytes = match decode(&bytes, self.origin(), self.at) {
@@ -378,7 +378,7 @@ impl<'a> Records<'a> {
                 return Ok(());
             }
             let from = self.ring_position(self.at.plus(bytes.len()));
-            copy_from_ring(ring, from, needed_bytes - bytes.len(), &mut bytes);
+            ring.copy(from, needed_bytes - bytes.len(), &mut bytes)?;
         }
     }
 
@@ -402,11 +402,4 @@ impl<'a> Records<'a> {
     fn most_bytes(&self) -> usize {
         (self.input.ring_bytes / 4).max(GRANULE)
     }
-}
-
-fn copy_from_ring(ring: &[u8], position: u64, len_bytes: usize, into: &mut Vec<u8>) {
-    let at = usize::try_from(position % ring.len() as u64).expect("a ring offset is below its size");
-    let head = &ring[at..ring.len().min(at + len_bytes)];
-    into.extend_from_slice(head);
-    into.extend_from_slice(&ring[..len_bytes - head.len()]);
 }

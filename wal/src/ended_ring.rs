@@ -1,0 +1,114 @@
+//! The ring of a life that has ended: read from where somebody looks, as far as somebody looks.
+//!
+//! After a clean close nothing in it counts, and the first record that does not validate says so: an open that read all
+//! of it for that would take most of its time for nothing.
+//!
+//! Invariants: nothing is changed; what is not there of the file is zeros, which are no record.
+
+use std::path::Path;
+
+use aio::{Action, Backend, Buf, File, OpenMode, Operation, Queue, SECTOR_BYTES};
+
+use crate::error::{Error, Result};
+
+/// Bytes of the first read, and of each that follows.
+const READS_BYTES: [usize; 2] = [64 << 10, 1 << 20];
+
+/// See the module.
+pub(crate) struct EndedRing<'a> {
+    queue: &'a mut dyn Queue,
+    file: File,
+    bytes: usize,
+    /// How many of them are there, in whole sectors.
+    there_bytes: usize,
+    /// What was read last; lent to the queue while it reads.
+    part: Option<Buf>,
+    /// Where that stands.
+    part_start: usize,
+    reads: usize,
+}
+
+impl<'a> EndedRing<'a> {
+    /// With the damage, if the file is shorter than the `file_bytes` that should be there.
+    ///
+    /// # Errors
+    /// It is missing, or cannot be opened.
+    pub(crate) fn open(
+        backend: &dyn Backend,
+        queue: &'a mut dyn Queue,
+        path: &Path,
+        (bytes, file_bytes): (usize, usize),
+    ) -> Result<(EndedRing<'a>, Result<()>)> {
+        let file = match backend.open(path, OpenMode::Read) {
+            Err(error) if error.errno() == Some(aio::Errno::NOT_FOUND) => {
+                return Err(Error::corrupt(path, 0, "the ring is missing", &file_bytes, &"no file"));
+            }
+            opened => opened?,
+        };
+        let found = backend.size_bytes(&file)?;
+        let size = if found < file_bytes as u64 {
+            Err(Error::corrupt(path, found, "size of the ring", &file_bytes, &found))
+        } else {
+            Ok(())
+        };
+        let there = usize::try_from(found).map_or(file_bytes, |found| found.min(file_bytes));
+        let there_bytes = there - there % SECTOR_BYTES;
+        let ring = EndedRing { queue, file, bytes, there_bytes, part: None, part_start: 0, reads: 0 };
+        Ok((ring, size))
+    }
+
+    /// Appends `len_bytes` from a position in the endless sequence of laps to `into`.
+    ///
+    /// # Errors
+    /// A read failed.
+    pub(crate) fn copy(&mut self, position: u64, len_bytes: usize, into: &mut Vec<u8>) -> Result<()> {
+        let at = usize::try_from(position % self.bytes as u64).expect("a ring offset is below its size");
+        let (mut at, mut left) = (at, len_bytes);
+        while left > 0 {
+            let before = into.len();
+            if at < self.there_bytes {
+                let part = self.part_at(at)?;
+                into.extend_from_slice(part.get(..left).unwrap_or(part));
+            } else {
+                into.resize(before + left.min(self.bytes - at), 0);
+            }
+            let copied = into.len() - before;
+            left -= copied;
+            at = if at + copied == self.bytes { 0 } else { at + copied };
+        }
+        Ok(())
+    }
+
+    /// Some bytes from `at` on, at least one.
+    fn part_at(&mut self, at: usize) -> Result<&[u8]> {
+        let has = |part: &Buf| (self.part_start..self.part_start + part.len()).contains(&at);
+        if !self.part.as_ref().is_some_and(has) {
+            self.read_part(at)?;
+        }
+        let part = self.part.as_ref().expect("a part was read");
+        Ok(&part[at - self.part_start..])
+    }
+
+    fn read_part(&mut self, at: usize) -> Result<()> {
+        let align = self.file.alignment().offset_bytes;
+        let start = at - at % align;
+        let most = READS_BYTES[self.reads.min(1)].next_multiple_of(align);
+        let wanted = most.min(self.there_bytes - start);
+        let mut buf =
+            self.part.take().filter(|part| part.capacity() >= most).unwrap_or_else(|| Buf::zeroed(most));
+        // The end of the file may lie inside the last aligned unit.
+        buf.set_len(wanted.next_multiple_of(align));
+        let action = Action::Read { offset: start as u64, buf };
+        let operation = Operation { token: 0, file: self.file.clone(), action };
+        for completion in aio::file::run(self.queue, [operation])? {
+            let mut buf = match completion.result {
+                Ok(found) if found >= wanted => completion.operation.into_buf(),
+                _ => completion.whole()?.into_buf(),
+            };
+            buf.set_len(wanted);
+            self.part = Some(buf);
+        }
+        (self.part_start, self.reads) = (start, self.reads + 1);
+        Ok(())
+    }
+}
