@@ -12,7 +12,6 @@ use aio::{Bug, planted};
 use crate::compaction::picker::{RunShape, pick};
 use crate::compaction::runner::{open_run, remove, write_run};
 use crate::error::{Error, Result};
-use crate::iter::Cursor;
 use crate::listener::Event;
 use crate::merge::Merge;
 use crate::retain::{Retain, Tombstones};
@@ -82,7 +81,7 @@ fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<
     drop(before);
 
     let output = store.output(tree.id);
-    let cursors = inputs.iter().map(|run| Box::new(run.cursor(false)) as Box<dyn Cursor>).collect();
+    let cursors = inputs.iter().map(|run| run.cursor(false));
     let is_bottom = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };
     let retained =

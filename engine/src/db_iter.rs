@@ -1,14 +1,5 @@
-//! The iterator that users see: one value per key, as of one snapshot.
-//!
-//! Under it lie merges over memtables and segments, which show every version of every key. A cursor walks one
-//! way only, so each end of the iterator has its own, made when that end is first used. What is left to give
-//! lies in `from <= key < upto`; the front raises `from`, the back lowers `upto`, and that is all they know
-//! of each other.
-//!
-//! Invariants:
-//! - `from` and `upto` alone say where the iterator stands; a cursor can be dropped and made anew any time;
-//! - before each step a cursor of an older generation of its source is replaced, so that what was flushed or
-//!   compacted meanwhile is let go, and no lock is held between steps.
+//! The iterator that users see: the pairs of a keyspace, as owned or borrowed bytes. What it gives is decided in
+//! `visible.rs`.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -16,21 +7,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
-use crate::iter::Cursor;
-use crate::key::{Kind, Seq};
+use crate::error::Result;
+use crate::handle::Handle;
+use crate::merge::Merge;
 use crate::range::KeyBounds;
 use crate::snapshots::SnapshotGuard;
-
-/// Where an iterator gets its entries from: a keyspace.
-pub(crate) trait Source: Send + Sync {
-    /// A cursor over every entry there is, also those that a snapshot does not see.
-    fn cursor(&self) -> Result<Box<dyn Cursor>>;
-
-    /// Changes whenever cursors should be made anew: a memtable was frozen or flushed, segments were
-    /// compacted, the keyspace was dropped.
-    fn generation(&self) -> u64;
-}
+use crate::superversion::{Place, Tree};
+use crate::visible::{PairRef, Source, Visible};
 
 /// Key-value pairs in ascending order of keys; from the back in descending order.
 ///
@@ -76,183 +59,76 @@ pub(crate) trait Source: Send + Sync {
 /// # }
 /// ```
 pub struct Iter {
-    source: Arc<dyn Source>,
-    snapshot: SnapshotGuard,
-    /// The whole range; [`Iter::seek`] moves in it.
-    bounds: KeyBounds,
-    /// The smallest key that is not given yet. After a step the key given, with a zero byte appended.
-    from: Vec<u8>,
-    /// Above every key that is not given yet; `None`: no such bound.
-    upto: Option<Vec<u8>>,
-    front: Option<Walk>,
-    back: Option<Walk>,
-    /// The value last given at the back: its cursor has gone on.
-    back_value: Vec<u8>,
-    state: State,
+    pairs: Visible<KeyspaceSource>,
 }
 
-/// A cursor in use.
-struct Walk {
-    generation: u64,
-    cursor: Box<dyn Cursor>,
+/// What an iterator walks; it keeps the store open.
+struct KeyspaceSource {
+    handle: Handle,
+    tree: Arc<Tree>,
 }
 
-enum State {
-    Open,
-    /// Nothing visible is left between `from` and `upto`.
-    Finished,
-    Failed(Error),
+impl Source for KeyspaceSource {
+    type Cursor = Merge<Place>;
+
+    fn cursor(&self) -> Result<Merge<Place>> {
+        self.handle.store().check_open()?;
+        self.tree.check()?;
+        Ok(self.tree.load().cursor())
+    }
+
+    #[inline]
+    fn generation(&self) -> u64 {
+        // Dropping or closing must be noticed at the next step, too.
+        if self.tree.is_dropped() || self.handle.store().check_open().is_err() {
+            u64::MAX
+        } else {
+            self.tree.number()
+        }
+    }
 }
 
 impl Iter {
-    pub(crate) fn new(source: Arc<dyn Source>, snapshot: SnapshotGuard, bounds: KeyBounds) -> Iter {
-        Iter {
-            source,
-            snapshot,
-            from: bounds.from.to_vec(),
-            upto: bounds.upto.as_ref().map(|upto| upto.to_vec()),
-            state: if bounds.is_empty() { State::Finished } else { State::Open },
-            bounds,
-            front: None,
-            back: None,
-            back_value: Vec::new(),
-        }
+    pub(crate) fn new(handle: Handle, tree: Arc<Tree>, snapshot: SnapshotGuard, bounds: KeyBounds) -> Iter {
+        Iter { pairs: Visible::new(KeyspaceSource { handle, tree }, snapshot, bounds) }
     }
 
-    /// The next pair from the front, borrowed until the next call. Copies the key, never the value.
+    /// The next pair from the front, borrowed until the next call. Allocates nothing for it, and copies no value.
     ///
     /// # Errors
     ///
     /// Those of reading: [`Error::Io`], [`Error::Corrupt`]; [`Error::Closed`] when store or keyspace are
     /// gone. See [`Iter`] for what follows.
+    ///
+    /// [`Error::Io`]: crate::Error::Io
+    /// [`Error::Corrupt`]: crate::Error::Corrupt
+    /// [`Error::Closed`]: crate::Error::Closed
+    #[inline]
     pub fn next_ref(&mut self) -> Result<Option<(&[u8], &[u8])>> {
-        if !self.run(Iter::step_front)? {
-            return Ok(None);
-        }
-        Ok(self.front.as_ref().and_then(|front| front.cursor.entry()).map(|entry| (entry.key, entry.value)))
+        self.pairs.next_ref()
     }
 
-    /// The next pair from the back, borrowed until the next call.
+    /// The next pair from the back, borrowed until the next call. Allocates nothing for it, and copies a value only
+    /// where its key may have other versions.
     ///
     /// # Errors
     ///
     /// As [`Iter::next_ref`].
+    #[inline]
     pub fn next_back_ref(&mut self) -> Result<Option<(&[u8], &[u8])>> {
-        if !self.run(Iter::step_back)? {
-            return Ok(None);
-        }
-        Ok(self.upto.as_deref().map(|key| (key, self.back_value.as_slice())))
+        self.pairs.next_back_ref()
     }
 
     /// Continues at the first key `>= key` of the iterator's range, be it ahead or behind, also after an
-    /// error. The back starts again at the end of the range. Costs nothing until the next step.
+    /// error. The back starts again at the end of the range. Costs nothing until the next step, which uses the memory
+    /// of the steps before.
     pub fn seek(&mut self, key: impl AsRef<[u8]>) {
-        self.from.clear();
-        self.from.extend_from_slice(self.bounds.from.as_ref().max(key.as_ref()));
-        self.upto = self.bounds.upto.as_ref().map(|upto| upto.to_vec());
-        self.front = None;
-        self.back = None;
-        let empty = self.upto.as_ref().is_some_and(|upto| *upto <= self.from);
-        self.state = if empty { State::Finished } else { State::Open };
+        self.pairs.seek(key.as_ref());
     }
 
     /// The keys only.
     pub fn keys(self) -> Keys {
         Keys { iter: self }
-    }
-
-    /// One step, if there is something left; whether it found a pair.
-    fn run(&mut self, step: impl FnOnce(&mut Iter) -> Result<bool>) -> Result<bool> {
-        match &self.state {
-            State::Open => {}
-            State::Finished => return Ok(false),
-            State::Failed(error) => return Err(error.clone()),
-        }
-        let found = step(self);
-        match &found {
-            Ok(true) => return found,
-            Ok(false) => self.state = State::Finished,
-            Err(error) => self.state = State::Failed(error.clone()),
-        }
-        self.front = None;
-        self.back = None;
-        found
-    }
-
-    /// To the next visible pair: the key then stands in `from`, its value under the cursor.
-    fn step_front(&mut self) -> Result<bool> {
-        let snapshot = self.snapshot.seq();
-        let front = Walk::renew(&mut self.front, self.source.as_ref(), |cursor| cursor.seek(&self.from))?;
-        while let Some(entry) = front.cursor.entry() {
-            if self.upto.as_deref().is_some_and(|upto| entry.key >= upto) {
-                return Ok(false);
-            }
-            // Below `from` stand older versions of the key that was decided last.
-            if entry.key >= self.from.as_slice() && entry.seq < snapshot {
-                self.from.clear();
-                self.from.extend_from_slice(entry.key);
-                self.from.push(0);
-                if entry.kind == Kind::Put {
-                    return Ok(true);
-                }
-            }
-            front.cursor.next()?;
-        }
-        Ok(false)
-    }
-
-    /// To the visible pair before: its key then stands in `upto`, its value in `back_value`.
-    fn step_back(&mut self) -> Result<bool> {
-        let snapshot = self.snapshot.seq();
-        let upto = self.upto.as_deref();
-        let back = Walk::renew(&mut self.back, self.source.as_ref(), |cursor| cursor.seek_before(upto))?;
-        while let Some(entry) = back.cursor.entry() {
-            if entry.key < self.from.as_slice() {
-                return Ok(false);
-            }
-            let key = self.upto.get_or_insert_default();
-            key.clear();
-            key.extend_from_slice(entry.key);
-            if back.newest_visible(key, snapshot, &mut self.back_value)? == Some(Kind::Put) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl Walk {
-    /// The cursor in `slot`, or a new one put there by `seek` if it is missing or outdated.
-    fn renew<'a>(
-        slot: &'a mut Option<Walk>,
-        source: &dyn Source,
-        seek: impl FnOnce(&mut dyn Cursor) -> Result<()>,
-    ) -> Result<&'a mut Walk> {
-        // Read before the cursor is made: should it change in between, the next step makes one more.
-        let generation = source.generation();
-        if let Some(walk) = slot.take_if(|walk| walk.generation == generation) {
-            return Ok(slot.insert(walk));
-        }
-        // The old cursor goes first, so that never both hold memory.
-        *slot = None;
-        let mut cursor = source.cursor()?;
-        seek(cursor.as_mut())?;
-        Ok(slot.insert(Walk { generation, cursor }))
-    }
-
-    /// Walks back over all versions of `key`, oldest first; gives the kind of the newest below `snapshot`,
-    /// and its value.
-    fn newest_visible(&mut self, key: &[u8], snapshot: Seq, value: &mut Vec<u8>) -> Result<Option<Kind>> {
-        let mut newest = None;
-        while let Some(entry) = self.cursor.entry().filter(|entry| entry.key == key) {
-            if entry.seq < snapshot {
-                newest = Some(entry.kind);
-                value.clear();
-                value.extend_from_slice(entry.value);
-            }
-            self.cursor.prev()?;
-        }
-        Ok(newest)
     }
 }
 
@@ -275,13 +151,13 @@ impl FusedIterator for Iter {}
 impl fmt::Debug for Iter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Iter")
-            .field("snapshot", &self.snapshot.seq())
-            .field("bounds", &self.bounds)
+            .field("snapshot", &self.pairs.snapshot())
+            .field("bounds", self.pairs.bounds())
             .finish_non_exhaustive()
     }
 }
 
-fn copied((key, value): (&[u8], &[u8])) -> (Bytes, Bytes) {
+fn copied((key, value): PairRef<'_>) -> (Bytes, Bytes) {
     (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))
 }
 
@@ -308,5 +184,30 @@ impl DoubleEndedIterator for Keys {
 impl FusedIterator for Keys {}
 
 #[cfg(test)]
-#[path = "db_iter_tests.rs"]
-mod tests;
+mod tests {
+    use aio::SimBackend;
+
+    use super::*;
+    use crate::{Background, Db};
+
+    #[test]
+    fn keys_gives_the_keys_from_both_ends() {
+        let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
+        let keyspace = builder.open("/store").unwrap().keyspace("default").unwrap();
+        for key in ["a", "b", "c"] {
+            keyspace.put(key, "1").unwrap();
+        }
+        let mut keys = keyspace.iter().keys();
+        assert_eq!(keys.next_back().unwrap().unwrap(), "c");
+        assert_eq!(keys.next().unwrap().unwrap(), "a");
+        assert_eq!(keys.next().unwrap().unwrap(), "b");
+        assert!(keys.next().is_none());
+    }
+
+    #[test]
+    fn iterators_may_move_to_other_threads() {
+        fn is_send<T: Send + 'static>() {}
+        is_send::<Iter>();
+        is_send::<Keys>();
+    }
+}

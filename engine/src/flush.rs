@@ -12,7 +12,6 @@ use aio::{Bug, planted};
 
 use crate::compaction::runner::{open_run, remove, write_run};
 use crate::error::{Error, Result};
-use crate::iter::Cursor;
 use crate::key::Seq;
 use crate::listener::Event;
 use crate::merge::Merge;
@@ -65,8 +64,7 @@ fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
     let Some(Frozen { cut, .. }) = frozen.first().cloned() else { return Ok(()) };
     let output = store.output(tree.id);
     let taken = if planted(Bug::FlushForgetsOldestTable) { frozen.len().div_ceil(2) } else { frozen.len() };
-    let inputs =
-        frozen.iter().take(taken).map(|frozen| Box::new(frozen.table.cursor()) as Box<dyn Cursor>).collect();
+    let inputs = frozen.iter().take(taken).map(|frozen| frozen.table.cursor());
     let retain = Retain::new(store.snapshots.retained(), Tombstones::Keep);
     let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(inputs), retain)?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();

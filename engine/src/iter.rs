@@ -23,4 +23,55 @@ pub(crate) trait Cursor: Send {
 
     /// The entry it stands on; `None` past the end (also before the first seek).
     fn entry(&self) -> Option<Entry<'_>>;
+
+    /// Whether the entry behind the one it stands on, in the direction of the walk, is known to have another key, so that
+    /// nobody needs to compare keys. `false` is always right.
+    fn ends_key(&self) -> bool {
+        false
+    }
+
+    /// As [`Cursor::next`] and `true` where that is quick, cannot fail and leads to an entry; else does nothing. The
+    /// common step: small enough to become part of the loop that calls it.
+    fn quick_next(&mut self) -> bool {
+        false
+    }
+
+    /// As [`Cursor::quick_next`], for [`Cursor::prev`].
+    fn quick_prev(&mut self) -> bool {
+        false
+    }
+}
+
+impl<C: Cursor + ?Sized> Cursor for Box<C> {
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        (**self).seek(key)
+    }
+
+    fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
+        (**self).seek_before(key)
+    }
+
+    fn next(&mut self) -> Result<()> {
+        (**self).next()
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        (**self).prev()
+    }
+
+    fn entry(&self) -> Option<Entry<'_>> {
+        (**self).entry()
+    }
+
+    fn ends_key(&self) -> bool {
+        (**self).ends_key()
+    }
+
+    fn quick_next(&mut self) -> bool {
+        (**self).quick_next()
+    }
+
+    fn quick_prev(&mut self) -> bool {
+        (**self).quick_prev()
+    }
 }

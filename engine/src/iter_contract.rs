@@ -83,14 +83,34 @@ pub(crate) fn check(model: &[Owned], make: &mut dyn FnMut() -> Box<dyn Cursor>) 
     for key in probes(model) {
         let start = model.partition_point(|entry| entry.key < key);
         cursor.seek(&key).unwrap();
-        for expected in &model[start..] {
+        for (i, expected) in model.iter().enumerate().skip(start) {
             assert_eq!(cursor.entry(), Some(expected.as_entry()), "seek {key:?}");
+            let goes_on = model.get(i + 1).is_some_and(|next| next.key == expected.key);
+            assert!(!(cursor.ends_key() && goes_on), "there are more versions of {:?}", expected.key);
             cursor.next().unwrap();
         }
         assert_eq!(cursor.entry(), None, "seek {key:?}, then to the end");
+        cursor.seek(&key).unwrap();
+        for expected in &model[start..] {
+            assert_eq!(cursor.entry(), Some(expected.as_entry()), "seek {key:?}, quick steps");
+            if !cursor.quick_next() {
+                cursor.next().unwrap();
+            }
+        }
+        assert_eq!(cursor.entry(), None, "seek {key:?}, then to the end in quick steps");
+        assert!(!cursor.quick_next());
 
         cursor.seek_before(Some(&key)).unwrap();
         check_backward(cursor.as_mut(), &model[..start], &format!("seek before {key:?}"));
+        cursor.seek_before(Some(&key)).unwrap();
+        for expected in model[..start].iter().rev() {
+            assert_eq!(cursor.entry(), Some(expected.as_entry()), "seek before {key:?}, quick steps");
+            if !cursor.quick_prev() {
+                cursor.prev().unwrap();
+            }
+        }
+        assert_eq!(cursor.entry(), None, "seek before {key:?}, then to the start in quick steps");
+        assert!(!cursor.quick_prev());
     }
     cursor.seek_before(None).unwrap();
     check_backward(cursor.as_mut(), model, "seek to the end");
@@ -101,8 +121,10 @@ pub(crate) fn check(model: &[Owned], make: &mut dyn FnMut() -> Box<dyn Cursor>) 
 }
 
 fn check_backward(cursor: &mut dyn Cursor, model: &[Owned], what: &str) {
-    for expected in model.iter().rev() {
+    for (i, expected) in model.iter().enumerate().rev() {
         assert_eq!(cursor.entry(), Some(expected.as_entry()), "{what}");
+        let goes_on = i > 0 && model[i - 1].key == expected.key;
+        assert!(!(cursor.ends_key() && goes_on), "there are more versions of {:?}", expected.key);
         cursor.prev().unwrap();
     }
     assert_eq!(cursor.entry(), None, "{what}, then to the start");
@@ -199,6 +221,27 @@ impl Cursor for VecCursor {
 
     fn entry(&self) -> Option<Entry<'_>> {
         self.entries.get(self.at.checked_sub(1)?).map(Owned::as_entry)
+    }
+
+    /// Of every second key, so that both answers occur for the same entries.
+    fn ends_key(&self) -> bool {
+        let Some(entry) = self.entry() else { return false };
+        let start = self.entries.partition_point(|other| other.key.as_slice() < entry.key);
+        let versions = self.entries[start..].iter().take_while(|other| other.key == entry.key).count();
+        versions == 1 && entry.key.last().is_none_or(|byte| byte % 2 == 0)
+    }
+
+    /// From every second place.
+    fn quick_next(&mut self) -> bool {
+        let is_quick = self.at % 2 == 1 && self.at < self.entries.len() && self.moves_left.is_none();
+        self.at += usize::from(is_quick);
+        is_quick
+    }
+
+    fn quick_prev(&mut self) -> bool {
+        let is_quick = self.at.is_multiple_of(2) && self.at > 1 && self.moves_left.is_none();
+        self.at -= usize::from(is_quick);
+        is_quick
     }
 }
 

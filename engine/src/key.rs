@@ -49,8 +49,18 @@ pub(crate) struct Entry<'a> {
 
 impl Entry<'_> {
     /// The internal order: key ascending, then newest first.
+    #[inline]
     pub(crate) fn order(&self, other: &Entry<'_>) -> Ordering {
         self.key.cmp(other.key).then(other.seq.cmp(&self.seq))
+    }
+}
+
+/// First 8 bytes as a big-endian number, zero-extended: orders like the bytes, up to ties.
+#[inline]
+pub(crate) fn key_head(bytes: &[u8]) -> u64 {
+    match bytes.first_chunk() {
+        Some(first) => u64::from_le_bytes(*first).swap_bytes(),
+        None => (0..8).fold(0, |head, i| head << 8 | u64::from(bytes.get(i).copied().unwrap_or(0))),
     }
 }
 

@@ -9,10 +9,9 @@ use bytes::Bytes;
 use wal::RecordBuf;
 
 use crate::commit::commit;
-use crate::db_iter::{Iter, Source};
+use crate::db_iter::Iter;
 use crate::error::Result;
 use crate::handle::Handle;
-use crate::iter::Cursor;
 use crate::ops::{Op, OpsBuilder, check_key};
 use crate::options::Durability;
 use crate::range::{KeyBounds, KeyRange};
@@ -203,8 +202,7 @@ impl Keyspace {
     }
 
     pub(crate) fn iterate_at(&self, bounds: KeyBounds, snapshot: SnapshotGuard) -> Iter {
-        let source = KeyspaceSource { handle: self.handle.clone(), tree: Arc::clone(&self.tree) };
-        Iter::new(Arc::new(source), snapshot, bounds)
+        Iter::new(self.handle.clone(), Arc::clone(&self.tree), snapshot, bounds)
     }
 
     fn iterate(&self, bounds: KeyBounds) -> Iter {
@@ -240,28 +238,5 @@ impl fmt::Debug for Keyspace {
             .field("name", &self.tree.name)
             .field("durability", &self.durability)
             .finish_non_exhaustive()
-    }
-}
-
-/// What an iterator walks; it keeps the store open.
-struct KeyspaceSource {
-    handle: Handle,
-    tree: Arc<Tree>,
-}
-
-impl Source for KeyspaceSource {
-    fn cursor(&self) -> Result<Box<dyn Cursor>> {
-        self.handle.store().check_open()?;
-        self.tree.check()?;
-        Ok(self.tree.load().cursor())
-    }
-
-    fn generation(&self) -> u64 {
-        // Dropping or closing must be noticed at the next step, too.
-        if self.tree.is_dropped() || self.handle.store().check_open().is_err() {
-            u64::MAX
-        } else {
-            self.tree.load().number
-        }
     }
 }

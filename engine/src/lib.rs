@@ -96,6 +96,7 @@ mod store;
 mod superversion;
 mod verify;
 mod version;
+mod visible;
 
 pub use batch::Batch;
 pub use db::{Builder, Db};

@@ -1,97 +1,141 @@
 //! Many cursors as one, in internal order or exactly backwards.
 //!
-//! The inputs stand in a binary heap by their entries. A step moves the input at the top and lets it sink:
-//! while it stays ahead of the others that is two comparisons, whatever the number of inputs.
+//! Runs of entries come from one input, so a step asks first whether the input that moved is still ahead of the
+//! runner-up: one comparison, mostly of two numbers. Only when it is not does it look for its new place among those
+//! that wait, by binary search: never more comparisons than a heap makes, and one input makes none at all.
 //!
-//! Invariant: two inputs never hold the same key and `Seq`. Were it so all the same, both entries would come
-//! out side by side, the earlier input's first going forward and last going backward, and readers and
-//! compaction would ignore the copy.
+//! Invariants:
+//! - `waiting` holds every input that has an entry, except the one at the top, and the one whose turn is next comes
+//!   last;
+//! - while anything waits, `head` of each input that has an entry is that of its key.
+//!
+//! Two inputs never hold the same key and `Seq`. Were it so all the same, both entries would come out side by side, the
+//! earlier input's first going forward and last going backward, and readers and compaction would ignore the copy.
 
 use std::cmp::Ordering;
 
 use crate::error::Result;
 use crate::iter::Cursor;
-use crate::key::Entry;
+use crate::key::{Entry, key_head};
 
 /// The merge of its inputs; itself a [`Cursor`]. After an error it stands past the end until the next seek.
-pub(crate) struct Merge {
-    inputs: Vec<Box<dyn Cursor>>,
-    /// Indices of the inputs that have an entry; the one whose turn it is comes first.
-    heap: Vec<usize>,
+#[derive(Debug)]
+pub(crate) struct Merge<C> {
+    inputs: Vec<Input<C>>,
+    /// The input whose turn it is; past the last one if there is none.
+    top: usize,
+    waiting: Vec<usize>,
     direction: Direction,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug)]
+struct Input<C> {
+    cursor: C,
+    /// [`key_head`] of its key.
+    head: u64,
+}
+
+impl<C: Cursor> Input<C> {
+    fn key(&self) -> Option<&[u8]> {
+        self.cursor.entry().map(|entry| entry.key)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
 enum Direction {
     Forward,
     Backward,
 }
 
-impl Merge {
+impl<C: Cursor> Merge<C> {
     /// The order of the inputs does not matter.
-    pub(crate) fn new(inputs: Vec<Box<dyn Cursor>>) -> Merge {
-        Merge { heap: Vec::with_capacity(inputs.len()), inputs, direction: Direction::Forward }
+    pub(crate) fn new(cursors: impl IntoIterator<Item = C>) -> Merge<C> {
+        let inputs: Vec<_> = cursors.into_iter().map(|cursor| Input { cursor, head: 0 }).collect();
+        Merge { top: inputs.len(), inputs, waiting: Vec::new(), direction: Direction::Forward }
     }
 
-    /// Positions every input and builds the heap.
-    fn start(
-        &mut self,
-        direction: Direction,
-        mut seek: impl FnMut(&mut dyn Cursor) -> Result<()>,
-    ) -> Result<()> {
-        self.heap.clear();
+    /// Positions every input and brings them into order.
+    fn start(&mut self, direction: Direction, mut seek: impl FnMut(&mut C) -> Result<()>) -> Result<()> {
         self.direction = direction;
+        self.end();
         for input in &mut self.inputs {
-            seek(input.as_mut())?;
+            seek(&mut input.cursor)?;
         }
-        let inputs = &self.inputs;
-        self.heap.extend((0..inputs.len()).filter(|input| inputs[*input].entry().is_some()));
-        for at in (0..self.heap.len() / 2).rev() {
-            self.sink(at);
+        for input in 0..self.inputs.len() {
+            if self.take_head(input) {
+                self.enqueue(input);
+            }
         }
+        self.top = self.waiting.pop().unwrap_or(self.inputs.len());
         Ok(())
+    }
+
+    /// Past the end.
+    fn end(&mut self) {
+        self.waiting.clear();
+        self.top = self.inputs.len();
     }
 
     /// Moves the input whose turn it is.
-    fn step(&mut self, move_on: impl FnOnce(&mut dyn Cursor) -> Result<()>) -> Result<()> {
-        let Some(&top) = self.heap.first() else {
+    fn step(&mut self, move_on: impl FnOnce(&mut C) -> Result<()>) -> Result<()> {
+        let Some(top) = self.inputs.get_mut(self.top) else {
             debug_assert!(false, "a cursor past the end was moved");
             return Ok(());
         };
-        if let Err(error) = move_on(self.inputs[top].as_mut()) {
-            self.heap.clear();
+        if let Err(error) = move_on(&mut top.cursor) {
+            self.end();
             return Err(error);
         }
-        if self.inputs[top].entry().is_none() {
-            self.heap.swap_remove(0);
+        if !self.waiting.is_empty() {
+            self.give_way();
         }
-        self.sink(0);
         Ok(())
     }
 
-    fn sink(&mut self, mut at: usize) {
-        loop {
-            let mut first = at;
-            for child in [2 * at + 1, 2 * at + 2] {
-                if child < self.heap.len() && self.precedes(self.heap[child], self.heap[first]) {
-                    first = child;
-                }
-            }
-            if first == at {
-                return;
-            }
-            self.heap.swap(at, first);
-            at = first;
+    #[inline]
+    fn quick_step(&mut self, move_on: impl FnOnce(&mut C) -> bool) -> bool {
+        let moved = self.inputs.get_mut(self.top).is_some_and(|top| move_on(&mut top.cursor));
+        if moved && !self.waiting.is_empty() {
+            self.give_way();
+        }
+        moved
+    }
+
+    /// Lets the runner-up have its turn if it comes before the input at the top.
+    fn give_way(&mut self) {
+        let has_entry = self.take_head(self.top);
+        let Some(&next) = self.waiting.last() else { return };
+        if has_entry && self.precedes(self.top, next) {
+            return;
+        }
+        self.waiting.pop();
+        let moved = std::mem::replace(&mut self.top, next);
+        if has_entry {
+            self.enqueue(moved);
         }
     }
 
-    /// Whether the entry of `input` comes before that of `other`.
+    /// Notes the head of an input's key; whether it has one.
+    fn take_head(&mut self, input: usize) -> bool {
+        let input = &mut self.inputs[input];
+        let Some(entry) = input.cursor.entry() else { return false };
+        input.head = key_head(entry.key);
+        true
+    }
+
+    fn enqueue(&mut self, input: usize) {
+        let at = self.waiting.partition_point(|&other| self.precedes(input, other));
+        self.waiting.insert(at, input);
+    }
+
+    /// Whether the entry of `input` comes before that of `other`; both have one.
     fn precedes(&self, input: usize, other: usize) -> bool {
-        let order = match (self.inputs[input].entry(), self.inputs[other].entry()) {
+        let (a, b) = (&self.inputs[input], &self.inputs[other]);
+        let order = a.head.cmp(&b.head).then_with(|| match (a.cursor.entry(), b.cursor.entry()) {
             (Some(entry), Some(other)) => entry.order(&other),
-            // Not in the heap; an order all the same.
+            // Not in the merge; an order all the same.
             (entry, other) => entry.is_none().cmp(&other.is_none()),
-        };
+        });
         debug_assert!(order != Ordering::Equal, "two inputs of a merge hold the same entry");
         match self.direction {
             Direction::Forward => order.then(input.cmp(&other)) == Ordering::Less,
@@ -100,7 +144,7 @@ impl Merge {
     }
 }
 
-impl Cursor for Merge {
+impl<C: Cursor> Cursor for Merge<C> {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.start(Direction::Forward, |input| input.seek(key))
     }
@@ -110,15 +154,37 @@ impl Cursor for Merge {
     }
 
     fn next(&mut self) -> Result<()> {
-        self.step(|input| input.next())
+        self.step(C::next)
     }
 
     fn prev(&mut self) -> Result<()> {
-        self.step(|input| input.prev())
+        self.step(C::prev)
     }
 
+    #[inline]
     fn entry(&self) -> Option<Entry<'_>> {
-        self.inputs[*self.heap.first()?].entry()
+        self.inputs.get(self.top)?.cursor.entry()
+    }
+
+    /// What comes next comes from the same input, or from the runner-up.
+    #[inline]
+    fn ends_key(&self) -> bool {
+        let Some(top) = self.inputs.get(self.top) else { return false };
+        let is_shared = |&next: &usize| {
+            let next = &self.inputs[next];
+            top.head == next.head && top.key() == next.key()
+        };
+        top.cursor.ends_key() && !self.waiting.last().is_some_and(is_shared)
+    }
+
+    #[inline]
+    fn quick_next(&mut self) -> bool {
+        self.quick_step(C::quick_next)
+    }
+
+    #[inline]
+    fn quick_prev(&mut self) -> bool {
+        self.quick_step(C::quick_prev)
     }
 }
 
@@ -128,13 +194,13 @@ mod tests {
     use crate::iter_contract::{Owned, VecCursor, check_all};
 
     /// Deals the entries out to `count` inputs, some of which stay empty.
-    fn deal(entries: &[Owned], count: usize) -> Merge {
+    fn deal(entries: &[Owned], count: usize) -> Merge<VecCursor> {
         let mut hands = vec![Vec::new(); count];
         for entry in entries {
             let hand = (entry.seq.get() * 31 % 7) as usize % count;
             hands[hand].push(entry.clone());
         }
-        Merge::new(hands.into_iter().map(|hand| Box::new(VecCursor::new(hand)) as Box<dyn Cursor>).collect())
+        Merge::new(hands.into_iter().map(VecCursor::new))
     }
 
     #[test]
@@ -149,13 +215,13 @@ mod tests {
         check_all(|entries| {
             let (some, rest): (Vec<_>, Vec<_>) =
                 entries.iter().cloned().partition(|entry| entry.key.len() == 1);
-            Box::new(Merge::new(vec![Box::new(deal(&some, 2)), Box::new(deal(&rest, 3))]))
+            Box::new(Merge::new([deal(&some, 2), deal(&rest, 3)]))
         });
     }
 
     #[test]
     fn a_merge_of_nothing_is_empty() {
-        let mut merge = Merge::new(Vec::new());
+        let mut merge = Merge::<VecCursor>::new([]);
         merge.seek(b"").unwrap();
         assert!(merge.entry().is_none());
         merge.seek_before(None).unwrap();
@@ -173,10 +239,7 @@ mod tests {
         let sound = vec![entry(b"b", 1), entry(b"d", 2)];
         let failing = vec![entry(b"a", 3), entry(b"c", 4)];
         for moves in 0..3 {
-            let inputs: Vec<Box<dyn Cursor>> = vec![
-                Box::new(VecCursor::new(sound.clone())),
-                Box::new(VecCursor::failing_after(failing.clone(), moves)),
-            ];
+            let inputs = [VecCursor::new(sound.clone()), VecCursor::failing_after(failing.clone(), moves)];
             let mut merge = Merge::new(inputs);
             let mut steps = merge.seek(b"");
             while steps.is_ok() {

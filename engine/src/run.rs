@@ -41,7 +41,8 @@ impl Run {
 
     /// A cursor over the whole run; `fill_cache` keeps what it reads.
     pub(crate) fn cursor(&self, fill_cache: bool) -> RunCursor {
-        RunCursor { run: self.clone(), fill_cache, at: 0, inner: None }
+        let first = self.segments.first().expect("a run has at least one segment");
+        RunCursor { inner: first.cursor(fill_cache), run: self.clone(), at: 0 }
     }
 
     /// Index of the first segment whose largest key is `>= key`.
@@ -53,10 +54,9 @@ impl Run {
 /// Walks the segments of a run one after the other; one of them is open at a time.
 pub(crate) struct RunCursor {
     run: Run,
-    fill_cache: bool,
     /// The segment that `inner` walks.
     at: usize,
-    inner: Option<SegmentCursor>,
+    inner: SegmentCursor,
 }
 
 impl fmt::Debug for RunCursor {
@@ -66,25 +66,26 @@ impl fmt::Debug for RunCursor {
 }
 
 impl RunCursor {
-    /// Opens segment `index`, or none past the end.
-    fn enter(&mut self, index: usize) -> Option<&mut SegmentCursor> {
+    /// Goes to segment `index` and lets `seek` position there; stands nowhere if there is none.
+    fn enter(
+        &mut self,
+        index: Option<usize>,
+        seek: impl FnOnce(&mut SegmentCursor) -> Result<()>,
+    ) -> Result<()> {
+        let Some((index, segment)) = index.and_then(|index| Some((index, self.run.segments.get(index)?)))
+        else {
+            self.inner.leave();
+            return Ok(());
+        };
         self.at = index;
-        self.inner = self.run.segments.get(index).map(|segment| segment.cursor(self.fill_cache));
-        self.inner.as_mut()
-    }
-
-    fn is_exhausted(&self) -> bool {
-        self.inner.as_ref().is_some_and(|cursor| cursor.entry().is_none())
+        self.inner.enter(segment);
+        seek(&mut self.inner)
     }
 }
 
 impl Cursor for RunCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        let first = self.run.first_reaching(key);
-        if let Some(cursor) = self.enter(first) {
-            cursor.seek(key)?;
-        }
-        Ok(())
+        self.enter(Some(self.run.first_reaching(key)), |segment| segment.seek(key))
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
@@ -92,45 +93,46 @@ impl Cursor for RunCursor {
             None => self.run.segments.len(),
             Some(key) => self.run.segments.partition_point(|segment| segment.meta().smallest < key),
         };
-        if let Some(last) = behind.checked_sub(1) {
-            self.enter(last).map_or(Ok(()), |cursor| cursor.seek_before(key))
+        self.enter(behind.checked_sub(1), |segment| segment.seek_before(key))
+    }
+
+    fn next(&mut self) -> Result<()> {
+        self.inner.next()?;
+        if self.inner.is_at_end() {
+            self.enter(Some(self.at + 1), |segment| segment.seek(b""))
         } else {
-            self.inner = None;
             Ok(())
         }
     }
 
-    fn next(&mut self) -> Result<()> {
-        if let Some(cursor) = &mut self.inner {
-            cursor.next()?;
-        }
-        if self.is_exhausted()
-            && let Some(cursor) = self.enter(self.at + 1)
-        {
-            cursor.seek(b"")?;
-        }
-        Ok(())
-    }
-
     fn prev(&mut self) -> Result<()> {
-        if let Some(cursor) = &mut self.inner {
-            cursor.prev()?;
+        self.inner.prev()?;
+        if self.inner.is_at_end() {
+            self.enter(self.at.checked_sub(1), |segment| segment.seek_before(None))
+        } else {
+            Ok(())
         }
-        if self.is_exhausted() {
-            match self.at.checked_sub(1) {
-                Some(before) => {
-                    if let Some(cursor) = self.enter(before) {
-                        cursor.seek_before(None)?;
-                    }
-                }
-                None => self.inner = None,
-            }
-        }
-        Ok(())
     }
 
+    #[inline]
     fn entry(&self) -> Option<Entry<'_>> {
-        self.inner.as_ref()?.entry()
+        self.inner.entry()
+    }
+
+    /// All versions of a key stand in one segment.
+    #[inline]
+    fn ends_key(&self) -> bool {
+        self.inner.ends_key()
+    }
+
+    #[inline]
+    fn quick_next(&mut self) -> bool {
+        self.inner.quick_next()
+    }
+
+    #[inline]
+    fn quick_prev(&mut self) -> bool {
+        self.inner.quick_prev()
     }
 }
 

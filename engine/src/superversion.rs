@@ -5,7 +5,7 @@
 //! newer than every entry of it in a later one. A superversion never changes; changes make a new one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aio::{Bug, planted};
 use arc_swap::ArcSwap;
@@ -14,10 +14,10 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::iter::Cursor;
-use crate::key::{Kind, Seq, key_hash};
-use crate::memtable::Memtable;
+use crate::key::{Entry, Kind, Seq, key_hash};
+use crate::memtable::{Memtable, MemtableCursor};
 use crate::merge::Merge;
-use crate::run::Run;
+use crate::run::{Run, RunCursor};
 
 /// A memtable that takes no more writes.
 #[derive(Clone, Debug)]
@@ -63,20 +63,87 @@ impl Superversion {
     }
 
     /// A cursor over everything, old versions and tombstones included.
-    pub(crate) fn cursor(&self) -> Box<dyn Cursor> {
-        let mut inputs: Vec<Box<dyn Cursor>> = vec![Box::new(self.active.cursor())];
-        for frozen in &self.frozen {
-            inputs.push(Box::new(frozen.table.cursor()));
-        }
-        for run in &self.runs {
-            inputs.push(Box::new(run.cursor(true)));
-        }
-        Box::new(Merge::new(inputs))
+    ///
+    /// The active table is left out while it is empty: what is inserted later, nobody sees who is reading already.
+    pub(crate) fn cursor(&self) -> Merge<Place> {
+        let active = (!self.active.is_empty()).then_some(&self.active);
+        let tables = active.into_iter().chain(self.frozen.iter().map(|frozen| &frozen.table));
+        let tables = tables.map(|table| Place::Table(table.cursor()));
+        Merge::new(tables.chain(self.runs.iter().map(|run| Place::Run(run.cursor(true)))))
     }
 
     /// Whether nothing waits for a flush.
     pub(crate) fn is_flushed(&self) -> bool {
         self.active.is_empty() && self.frozen.is_empty()
+    }
+}
+
+/// A cursor over one place of a superversion.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Table(MemtableCursor),
+    Run(RunCursor),
+}
+
+impl Cursor for Place {
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        match self {
+            Place::Table(table) => table.seek(key),
+            Place::Run(run) => run.seek(key),
+        }
+    }
+
+    fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
+        match self {
+            Place::Table(table) => table.seek_before(key),
+            Place::Run(run) => run.seek_before(key),
+        }
+    }
+
+    fn next(&mut self) -> Result<()> {
+        match self {
+            Place::Table(table) => table.next(),
+            Place::Run(run) => run.next(),
+        }
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        match self {
+            Place::Table(table) => table.prev(),
+            Place::Run(run) => run.prev(),
+        }
+    }
+
+    #[inline]
+    fn entry(&self) -> Option<Entry<'_>> {
+        match self {
+            Place::Table(table) => table.entry(),
+            Place::Run(run) => run.entry(),
+        }
+    }
+
+    #[inline]
+    fn ends_key(&self) -> bool {
+        match self {
+            Place::Table(table) => table.ends_key(),
+            Place::Run(run) => run.ends_key(),
+        }
+    }
+
+    #[inline]
+    fn quick_next(&mut self) -> bool {
+        match self {
+            Place::Table(table) => table.quick_next(),
+            Place::Run(run) => run.quick_next(),
+        }
+    }
+
+    #[inline]
+    fn quick_prev(&mut self) -> bool {
+        match self {
+            Place::Table(table) => table.quick_prev(),
+            Place::Run(run) => run.quick_prev(),
+        }
     }
 }
 
@@ -88,6 +155,8 @@ pub(crate) struct Tree {
     pub(crate) id: u32,
     pub(crate) name: String,
     current: ArcSwap<Superversion>,
+    /// The number of the current superversion, or one behind it; for whoever only wants to know whether it changed.
+    number: AtomicU64,
     install: Mutex<()>,
     dropped: AtomicBool,
 }
@@ -99,6 +168,7 @@ impl Tree {
             id,
             name: name.to_owned(),
             current: ArcSwap::from_pointee(first),
+            number: AtomicU64::new(0),
             install: Mutex::new(()),
             dropped: AtomicBool::new(false),
         }
@@ -106,6 +176,11 @@ impl Tree {
 
     pub(crate) fn load(&self) -> Arc<Superversion> {
         self.current.load_full()
+    }
+
+    /// [`Superversion::number`] of what [`Tree::load`] gives now or of an earlier one, never of a later one.
+    pub(crate) fn number(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
     }
 
     /// The table that writes go to; the caller holds the store's write gate, so it stays the one.
@@ -171,6 +246,9 @@ impl Tree {
             runs: old.runs.clone(),
         };
         change(&mut new);
+        let number = new.number;
         self.current.store(Arc::new(new));
+        // After the superversion, so that whoever sees the number sees the superversion.
+        self.number.store(number, Ordering::Release);
     }
 }

@@ -12,4 +12,5 @@ mod chunk;
 mod cursor;
 mod table;
 
+pub(crate) use cursor::MemtableCursor;
 pub(crate) use table::Memtable;

@@ -274,6 +274,29 @@ struct Columns {
 pub(crate) struct Block {
     raw: Box<[u8]>,
     columns: Columns,
+    /// No two entries have the same key.
+    is_distinct: bool,
+}
+
+/// What the columns say of one entry, read once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spot {
+    pub(super) seq: Seq,
+    pub(super) kind: Kind,
+    /// See [`Block::bounds`].
+    suffix: usize,
+    value: usize,
+    end: usize,
+}
+
+impl Spot {
+    /// Of no entry.
+    pub(super) const NONE: Spot = Spot { seq: Seq::new(0), kind: Kind::Put, suffix: 0, value: 0, end: 0 };
+
+    /// Length of the suffix.
+    pub(super) fn suffix_len(&self) -> usize {
+        self.value - self.suffix
+    }
 }
 
 impl Block {
@@ -303,8 +326,9 @@ impl Block {
             _ => return Err("block codec"),
         };
         let columns = Columns::parse(&raw)?;
-        let block = Block { raw, columns };
+        let mut block = Block { raw, columns, is_distinct: true };
         block.check_structure()?;
+        block.is_distinct = (1..block.len()).all(|i| !block.is_same_key(i - 1, i));
         Ok(block)
     }
 
@@ -341,6 +365,34 @@ impl Block {
     pub(super) fn kind(&self, i: usize) -> Kind {
         let byte = self.columns.kinds.map_or(0, |kinds| self.raw.get(kinds + i).copied().unwrap_or(0));
         Kind::from_byte(byte).unwrap_or(Kind::Put)
+    }
+
+    /// Whether no two entries of this block have the same key.
+    pub(super) fn is_distinct(&self) -> bool {
+        self.is_distinct
+    }
+
+    fn is_same_key(&self, i: usize, other: usize) -> bool {
+        self.head(i) == self.head(other) && self.suffix(i) == self.suffix(other)
+    }
+
+    /// Reads the columns of entry `i`.
+    #[inline]
+    pub(super) fn spot(&self, i: usize) -> Spot {
+        let (suffix, value, end) = self.bounds(i);
+        Spot { seq: self.seq(i), kind: self.kind(i), suffix, value, end }
+    }
+
+    /// All bytes of the block from the suffix of a spot on.
+    #[inline]
+    pub(super) fn bytes_from(&self, spot: &Spot) -> &[u8] {
+        self.raw.get(spot.suffix..).unwrap_or_default()
+    }
+
+    /// The value at a spot of this block.
+    #[inline]
+    pub(super) fn value_at(&self, spot: &Spot) -> &[u8] {
+        self.raw.get(spot.value..spot.end).unwrap_or_default()
     }
 
     /// Whether key `i` is `key`.
@@ -417,10 +469,16 @@ impl Block {
 
     /// Suffix and value of entry `i`.
     fn pair(&self, i: usize) -> (&[u8], &[u8]) {
-        let start = if i == 0 { 0 } else { self.end(i - 1) };
-        let heap = self.raw.get(self.columns.heap..).unwrap_or_default();
-        let pair = heap.get(start..self.end(i)).unwrap_or_default();
-        pair.split_at_checked(self.suffix_len(i)).unwrap_or_default()
+        let (suffix, value, end) = self.bounds(i);
+        let part = |from, to| self.raw.get(from..to).unwrap_or_default();
+        (part(suffix, value), part(value, end))
+    }
+
+    /// Where the suffix of entry `i` begins in the raw block, where its value, and where that ends.
+    fn bounds(&self, i: usize) -> (usize, usize, usize) {
+        let heap = self.columns.heap;
+        let suffix = heap + if i == 0 { 0 } else { self.end(i - 1) };
+        (suffix, suffix + self.suffix_len(i), heap + self.end(i))
     }
 
     fn end(&self, i: usize) -> usize {

@@ -4,9 +4,10 @@
 //!
 //! Invariants: it holds at most one block and one span of read-ahead; after an error it stands nowhere.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::Block;
+use super::block::{Block, Spot};
 use super::reader::{Segment, Span};
 use crate::error::Result;
 use crate::iter::Cursor;
@@ -19,7 +20,18 @@ impl Segment {
     /// A cursor over all entries. With `fill_cache` the blocks that it reads stay in the cache; without, it uses what
     /// is there and leaves no trace.
     pub(crate) fn cursor(self: &Arc<Self>, fill_cache: bool) -> SegmentCursor {
-        SegmentCursor { segment: self.clone(), fill_cache, at: None, key: Vec::new(), steps: 0, ahead: None }
+        SegmentCursor {
+            segment: self.clone(),
+            fill_cache,
+            block: None,
+            number: 0,
+            at: 0,
+            spot: Spot::NONE,
+            key: KeyBuf::default(),
+            sole: 0..0,
+            steps: 0,
+            ahead: None,
+        }
     }
 }
 
@@ -27,18 +39,39 @@ impl Segment {
 pub(crate) struct SegmentCursor {
     segment: Arc<Segment>,
     fill_cache: bool,
-    /// The block it stands in, its number, and the entry in it.
-    at: Option<(Arc<Block>, usize, usize)>,
-    /// The whole key of that entry.
-    key: Vec<u8>,
+    /// The block it stands in; `None` past the end.
+    block: Option<Arc<Block>>,
+    /// The number of that block.
+    number: usize,
+    /// The entry in it, and what its columns say of it.
+    at: usize,
+    spot: Spot,
+    key: KeyBuf,
+    /// Entries of the block that are the only versions of their keys.
+    sole: Range<usize>,
     /// Blocks taken forward one after the other since the last seek.
     steps: u32,
     ahead: Option<Span>,
 }
 
+impl Segment {
+    /// The entries of block `number` that are known to be the only versions of their keys: none if it holds two of one
+    /// key, else all but those at its edges whose key may stand in the neighbouring block as well.
+    fn sole_entries(&self, block: &Block, number: usize) -> Range<usize> {
+        if !block.is_distinct() {
+            return 0..0;
+        }
+        // A key that spans two blocks is the separator between them.
+        let is_shared = |i, before: usize| block.is_key(i, self.index.separator(before));
+        let front = number.checked_sub(1).is_some_and(|before| is_shared(0, before));
+        let back = number + 1 < self.index.blocks() && is_shared(block.len() - 1, number);
+        usize::from(front)..block.len() - usize::from(back)
+    }
+}
+
 impl std::fmt::Debug for SegmentCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let at = self.at.as_ref().map(|(_, number, i)| (number, i));
+        let at = self.block.as_ref().map(|_| (self.number, self.at));
         f.debug_struct("SegmentCursor")
             .field("path", &self.segment.path)
             .field("at", &at)
@@ -47,6 +80,26 @@ impl std::fmt::Debug for SegmentCursor {
 }
 
 impl SegmentCursor {
+    /// As a new cursor over another segment, with the memory of this one.
+    pub(crate) fn enter(&mut self, segment: &Arc<Segment>) {
+        if !Arc::ptr_eq(&self.segment, segment) {
+            self.segment = segment.clone();
+            self.ahead = None;
+        }
+        self.leave();
+    }
+
+    /// Whether it stands nowhere.
+    #[inline]
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.block.is_none()
+    }
+
+    /// Stands nowhere.
+    pub(crate) fn leave(&mut self) {
+        self.block = None;
+    }
+
     fn load(&mut self, number: usize) -> Result<Arc<Block>> {
         let (segment, key) = (&self.segment, Segment::cache_key(number));
         let id = segment.meta.id;
@@ -69,16 +122,28 @@ impl SegmentCursor {
         Ok(block)
     }
 
-    /// Stands on entry `i` of a block.
-    fn stand(&mut self, block: Arc<Block>, number: usize, i: usize) {
-        self.key.clear();
-        self.key.extend_from_slice(block.prefix());
-        self.key.extend_from_slice(block.suffix(i));
-        self.at = Some((block, number, i));
+    /// Stands on entry `at` of a block, which exists.
+    fn stand(&mut self, block: Arc<Block>, number: usize, at: usize) {
+        self.key.set_prefix(block.prefix());
+        self.sole = self.segment.sole_entries(&block, number);
+        self.number = number;
+        self.block = Some(block);
+        self.move_to(at);
+    }
+
+    /// Stands on entry `at` of the block that it is in.
+    #[inline]
+    fn move_to(&mut self, at: usize) {
+        if let Some(block) = &self.block {
+            self.at = at;
+            self.spot = block.spot(at);
+            self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
+        }
     }
 
     /// Stands on the first entry of block `number`, or past the end.
     fn first_of(&mut self, number: usize) -> Result<()> {
+        self.block = None;
         if number < self.segment.index.blocks() {
             let block = self.load(number)?;
             self.stand(block, number, 0);
@@ -88,6 +153,7 @@ impl SegmentCursor {
 
     /// Stands on the last entry of the block before `number`, or past the front.
     fn last_before(&mut self, number: usize) -> Result<()> {
+        self.block = None;
         if let Some(number) = number.checked_sub(1) {
             let block = self.load(number)?;
             let last = block.len() - 1;
@@ -99,13 +165,13 @@ impl SegmentCursor {
 
 impl Cursor for SegmentCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.at = None;
+        self.block = None;
         self.steps = 0;
         let Some(number) = self.segment.index.find(key) else { return Ok(()) };
         let block = self.load(number)?;
-        let i = block.lower_bound(key);
-        if i < block.len() {
-            self.stand(block, number, i);
+        let at = block.lower_bound(key);
+        if at < block.len() {
+            self.stand(block, number, at);
             return Ok(());
         }
         // The key lies between the block's last key and its separator.
@@ -113,15 +179,15 @@ impl Cursor for SegmentCursor {
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.at = None;
+        self.block = None;
         self.steps = 0;
         let Some((key, number)) = key.and_then(|key| Some((key, self.segment.index.find(key)?))) else {
             return self.last_before(self.segment.index.blocks());
         };
         let block = self.load(number)?;
         match block.lower_bound(key).checked_sub(1) {
-            Some(i) => {
-                self.stand(block, number, i);
+            Some(at) => {
+                self.stand(block, number, at);
                 Ok(())
             }
             None => self.last_before(number),
@@ -129,28 +195,93 @@ impl Cursor for SegmentCursor {
     }
 
     fn next(&mut self) -> Result<()> {
-        let Some((block, number, i)) = self.at.take() else { return Ok(()) };
-        if i + 1 < block.len() {
-            self.key.truncate(block.prefix().len());
-            self.key.extend_from_slice(block.suffix(i + 1));
-            self.at = Some((block, number, i + 1));
+        if self.quick_next() || self.block.is_none() {
             return Ok(());
         }
         self.steps = self.steps.saturating_add(1);
-        self.first_of(number + 1)
+        self.first_of(self.number + 1)
     }
 
     fn prev(&mut self) -> Result<()> {
-        let Some((block, number, i)) = self.at.take() else { return Ok(()) };
-        if i > 0 {
-            self.stand(block, number, i - 1);
+        if self.quick_prev() || self.block.is_none() {
             return Ok(());
         }
-        self.last_before(number)
+        self.last_before(self.number)
     }
 
+    #[inline]
     fn entry(&self) -> Option<Entry<'_>> {
-        let (block, _, i) = self.at.as_ref()?;
-        Some(Entry { key: &self.key, seq: block.seq(*i), kind: block.kind(*i), value: block.value(*i) })
+        let block = self.block.as_deref()?;
+        let Spot { seq, kind, .. } = self.spot;
+        Some(Entry { key: self.key.as_slice(), seq, kind, value: block.value_at(&self.spot) })
+    }
+
+    #[inline]
+    fn ends_key(&self) -> bool {
+        self.block.is_some() && self.sole.contains(&self.at)
+    }
+
+    /// Within the block.
+    #[inline]
+    fn quick_next(&mut self) -> bool {
+        let is_inside = self.block.as_ref().is_some_and(|block| self.at + 1 < block.len());
+        if is_inside {
+            self.move_to(self.at + 1);
+        }
+        is_inside
+    }
+
+    /// Within the block.
+    #[inline]
+    fn quick_prev(&mut self) -> bool {
+        let is_inside = self.block.is_some() && self.at > 0;
+        if is_inside {
+            self.move_to(self.at - 1);
+        }
+        is_inside
+    }
+}
+
+/// A suffix up to this long is copied as this many bytes, whatever its length: a few instructions instead of a call.
+const SHORT_BYTES: usize = 16;
+
+/// A whole key, put together from the prefix of a block and a suffix.
+#[derive(Debug, Default)]
+struct KeyBuf {
+    /// The key, and room for a short suffix behind the prefix.
+    bytes: Vec<u8>,
+    prefix_len: usize,
+    len: usize,
+}
+
+impl KeyBuf {
+    fn set_prefix(&mut self, prefix: &[u8]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(prefix);
+        self.bytes.resize(prefix.len() + SHORT_BYTES, 0);
+        self.prefix_len = prefix.len();
+    }
+
+    /// The suffix is the first `len` bytes of `from`.
+    #[inline]
+    fn set_suffix(&mut self, from: &[u8], len: usize) {
+        self.len = self.prefix_len + len;
+        let room =
+            self.bytes.get_mut(self.prefix_len..).and_then(|room| room.first_chunk_mut::<SHORT_BYTES>());
+        match (room, from.first_chunk::<SHORT_BYTES>()) {
+            (Some(room), Some(short)) if len <= SHORT_BYTES => *room = *short,
+            _ => self.set_long_suffix(from.get(..len).unwrap_or_default()),
+        }
+    }
+
+    fn set_long_suffix(&mut self, suffix: &[u8]) {
+        self.bytes.truncate(self.prefix_len);
+        self.bytes.extend_from_slice(suffix);
+        self.bytes.resize(self.prefix_len + suffix.len().max(SHORT_BYTES), 0);
+    }
+
+    #[inline]
+    fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
     }
 }

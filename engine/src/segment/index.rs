@@ -30,14 +30,9 @@ use std::cmp::Ordering;
 use super::block::{common_prefix, partition};
 use super::footer::UNIT_BYTES;
 use crate::coding::{Put, Reader};
-use crate::key::MAX_KEY_BYTES;
+use crate::key::{MAX_KEY_BYTES, key_head};
 
 const HEADER_BYTES: usize = 16;
-
-/// First 8 bytes as a big-endian number, zero-extended.
-fn head_of(bytes: &[u8]) -> u64 {
-    (0..8).fold(0, |head, i| head << 8 | u64::from(bytes.get(i).copied().unwrap_or(0)))
-}
 
 /// The shortest key that is `>= last` and `< next`; `last` itself if they are the same key.
 fn separator<'a>(last: &'a [u8], next: &[u8], shortened: &'a mut Vec<u8>) -> &'a [u8] {
@@ -154,7 +149,7 @@ impl Index {
         index.check(blocks_end)?;
         let (first, last) = (index.separator(0), index.separator(index.blocks() - 1));
         index.prefix_len = common_prefix(first, last);
-        index.heads = (0..index.blocks()).map(|block| head_of(index.rest(block))).collect();
+        index.heads = (0..index.blocks()).map(|block| key_head(index.rest(block))).collect();
         Ok(index)
     }
 
@@ -180,7 +175,7 @@ impl Index {
             Ordering::Less => 0,
             Ordering::Greater => self.blocks(),
             Ordering::Equal => {
-                let head = head_of(rest);
+                let head = key_head(rest);
                 let tie = self.heads.partition_point(|&other| other < head);
                 let ties = self.heads.get(tie..).unwrap_or_default().partition_point(|&other| other == head);
                 tie + partition(ties, |i| self.rest(tie + i) < rest)
