@@ -71,20 +71,19 @@ struct KeyspaceSource {
 impl Source for KeyspaceSource {
     type Cursor = Merge<Place>;
 
-    fn cursor(&self) -> Result<Merge<Place>> {
+    fn check(&self) -> Result<()> {
         self.handle.store().check_open()?;
-        self.tree.check()?;
+        self.tree.check()
+    }
+
+    fn cursor(&self) -> Result<Merge<Place>> {
         Ok(self.tree.load().cursor())
     }
 
     #[inline]
     fn generation(&self) -> u64 {
-        // Dropping or closing must be noticed at the next step, too.
-        if self.tree.is_dropped() || self.handle.store().check_open().is_err() {
-            u64::MAX
-        } else {
-            self.tree.number()
-        }
+        // Another one after dropping and closing, too: they must be noticed at the next step.
+        self.tree.number()
     }
 }
 

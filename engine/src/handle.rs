@@ -33,6 +33,7 @@ impl Handle {
         Handle(Arc::new(Owner { store, running: Mutex::new(Some(Running { threads, _lock: lock })) }))
     }
 
+    #[inline]
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.0.store
     }
@@ -58,6 +59,7 @@ impl Owner {
             let _alone = store.gate.write();
             store.closed.store(true, Ordering::Release);
         }
+        store.all_trees().iter().for_each(|tree| tree.retire());
         ending.threads.stop(store);
         // A compaction that another thread asked for ends first, and no other begins: its inputs are removed at its
         // end, when the lock file must still be ours.

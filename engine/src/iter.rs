@@ -30,13 +30,13 @@ pub(crate) trait Cursor: Send {
         false
     }
 
-    /// As [`Cursor::next`] and `true` where that is quick, cannot fail and leads to an entry; else does nothing. The
-    /// common step: small enough to become part of the loop that calls it.
+    /// To the next key, if what stands between is no other version and no work: `true` when it was moved, and stands on
+    /// an entry; else nothing has happened. Cannot fail, and is small enough to become part of the loop that calls it.
     fn quick_next(&mut self) -> bool {
         false
     }
 
-    /// As [`Cursor::quick_next`], for [`Cursor::prev`].
+    /// As [`Cursor::quick_next`], backwards.
     fn quick_prev(&mut self) -> bool {
         false
     }

@@ -94,11 +94,23 @@ impl<C: Cursor> Merge<C> {
 
     #[inline]
     fn quick_step(&mut self, move_on: impl FnOnce(&mut C) -> bool) -> bool {
-        let moved = self.inputs.get_mut(self.top).is_some_and(|top| move_on(&mut top.cursor));
-        if moved && !self.waiting.is_empty() {
+        if self.waiting.is_empty() {
+            return self.inputs.get_mut(self.top).is_some_and(|top| move_on(&mut top.cursor));
+        }
+        let moved = !self.is_shared(&self.inputs[self.top]) && move_on(&mut self.inputs[self.top].cursor);
+        if moved {
             self.give_way();
         }
         moved
+    }
+
+    /// Whether the runner-up stands on the key of the input at the top.
+    #[inline]
+    fn is_shared(&self, top: &Input<C>) -> bool {
+        self.waiting.last().is_some_and(|&next| {
+            let next = &self.inputs[next];
+            top.head == next.head && top.key() == next.key()
+        })
     }
 
     /// Lets the runner-up have its turn if it comes before the input at the top.
@@ -169,12 +181,7 @@ impl<C: Cursor> Cursor for Merge<C> {
     /// What comes next comes from the same input, or from the runner-up.
     #[inline]
     fn ends_key(&self) -> bool {
-        let Some(top) = self.inputs.get(self.top) else { return false };
-        let is_shared = |&next: &usize| {
-            let next = &self.inputs[next];
-            top.head == next.head && top.key() == next.key()
-        };
-        top.cursor.ends_key() && !self.waiting.last().is_some_and(is_shared)
+        self.inputs.get(self.top).is_some_and(|top| top.cursor.ends_key() && !self.is_shared(top))
     }
 
     #[inline]

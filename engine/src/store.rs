@@ -98,6 +98,7 @@ impl Store {
     }
 
     /// Whether a close has begun: what it needs to write, it writes itself.
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

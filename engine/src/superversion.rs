@@ -155,7 +155,7 @@ pub(crate) struct Tree {
     pub(crate) id: u32,
     pub(crate) name: String,
     current: ArcSwap<Superversion>,
-    /// The number of the current superversion, or one behind it; for whoever only wants to know whether it changed.
+    /// See [`Tree::number`].
     number: AtomicU64,
     install: Mutex<()>,
     dropped: AtomicBool,
@@ -178,7 +178,9 @@ impl Tree {
         self.current.load_full()
     }
 
-    /// [`Superversion::number`] of what [`Tree::load`] gives now or of an earlier one, never of a later one.
+    /// [`Superversion::number`] of what [`Tree::load`] gives now or of an earlier one, never of a later one; for whoever
+    /// only wants to know whether it changed. After [`Tree::retire`] the highest of all.
+    #[inline]
     pub(crate) fn number(&self) -> u64 {
         self.number.load(Ordering::Acquire)
     }
@@ -228,8 +230,15 @@ impl Tree {
     /// After this every call on the keyspace says `Closed`.
     pub(crate) fn mark_dropped(&self) {
         self.dropped.store(true, Ordering::Release);
+        self.retire();
     }
 
+    /// The keyspace was dropped, or the store closes: whoever walks it has to look whether he may.
+    pub(crate) fn retire(&self) {
+        self.number.store(u64::MAX, Ordering::Release);
+    }
+
+    #[inline]
     pub(crate) fn is_dropped(&self) -> bool {
         self.dropped.load(Ordering::Acquire)
     }
@@ -249,6 +258,6 @@ impl Tree {
         let number = new.number;
         self.current.store(Arc::new(new));
         // After the superversion, so that whoever sees the number sees the superversion.
-        self.number.store(number, Ordering::Release);
+        self.number.fetch_max(number, Ordering::Release);
     }
 }

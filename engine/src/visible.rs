@@ -26,6 +26,10 @@ pub(crate) trait Source {
     /// Shows every entry there is, also those that a snapshot does not see.
     type Cursor: Cursor;
 
+    /// Whether there is anything to read any more; asked before each step that may read from the device or wait.
+    fn check(&self) -> Result<()>;
+
+    /// After a [`Source::check`].
     fn cursor(&self) -> Result<Self::Cursor>;
 
     /// Changes whenever cursors should be made anew: a memtable was frozen or flushed, segments were compacted, the
@@ -153,7 +157,6 @@ impl<S: Source> Visible<S> {
         let Some(front) = &mut self.front else { return false };
         let is_ready = front.stands == Stands::OnGiven
             && self.back.is_none()
-            && front.cursor.ends_key()
             && front.generation == self.source.generation();
         if !is_ready || !front.cursor.quick_next() {
             return false;
@@ -215,6 +218,7 @@ impl<S: Source> Visible<S> {
 
     /// To the next visible pair, on which `front` then stands.
     fn step_front(&mut self) -> Result<bool> {
+        self.source.check()?;
         self.note_back();
         let generation = self.source.generation();
         if self.front.as_ref().is_some_and(|front| front.is_older(generation)) {
@@ -248,6 +252,7 @@ impl<S: Source> Visible<S> {
 
     /// To the visible pair before: `back` then stands on it, or behind a copy of it in `lowered` and `back_value`.
     fn step_back(&mut self) -> Result<bool> {
+        self.source.check()?;
         self.note_front();
         let generation = self.source.generation();
         if self.back.as_ref().is_some_and(|back| back.is_older(generation)) {

@@ -74,6 +74,10 @@ impl Store {
 impl Source for Arc<Store> {
     type Cursor = Merge<Box<dyn Cursor>>;
 
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn cursor(&self) -> Result<Self::Cursor> {
         self.cursors.fetch_add(1, Ordering::SeqCst);
         let tables = self.tables.read();
@@ -298,6 +302,10 @@ struct Failing {
 
 impl Source for Arc<Failing> {
     type Cursor = VecCursor;
+
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn cursor(&self) -> Result<VecCursor> {
         match self.moves.load(Ordering::SeqCst).checked_sub(1) {

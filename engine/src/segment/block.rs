@@ -37,26 +37,21 @@
 
 use std::cmp::Ordering;
 
-use super::footer::UNIT_BYTES;
-use crate::coding::{Put, Reader};
+use crate::coding::Reader;
 use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
 
-/// An entry whose key and value together are larger stands alone in its block.
-pub(super) const ALONE_BYTES: usize = 32 << 10;
-/// A block holds at most this many entries, however small they are.
-const MAX_ENTRIES: usize = 8192;
 /// The stored block's own header.
-const STORED_HEADER_BYTES: usize = 8;
-const RAW_HEADER_BYTES: usize = 24;
+pub(super) const STORED_HEADER_BYTES: usize = 8;
+pub(super) const RAW_HEADER_BYTES: usize = 24;
 /// Fingerprints are compared this many at a time.
-const LANES: usize = 32;
+pub(super) const LANES: usize = 32;
 /// LZ4 cannot expand its input more than this many times.
 const MAX_LZ4_RATIO: usize = 255;
-const CODEC_NONE: u8 = 0;
-const CODEC_LZ4: u8 = 1;
+pub(super) const CODEC_NONE: u8 = 0;
+pub(super) const CODEC_LZ4: u8 = 1;
 
 /// First 4 bytes as a big-endian number, zero-extended: orders like the bytes, up to ties.
-fn head_of(bytes: &[u8]) -> u32 {
+pub(super) fn head_of(bytes: &[u8]) -> u32 {
     (0..4).fold(0, |head, i| head << 8 | u32::from(bytes.get(i).copied().unwrap_or(0)))
 }
 
@@ -80,191 +75,54 @@ pub(super) fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize 
     start
 }
 
-/// A block as the writer wants it.
-#[derive(Debug)]
-pub(super) struct Encoded {
-    /// Padded to a multiple of 512.
-    pub(super) bytes: Vec<u8>,
-    /// Length without the padding.
-    pub(super) len_bytes: usize,
-    /// Whether it was compressed.
-    pub(super) compressed: bool,
-}
-
-/// Collects entries in internal order.
-#[derive(Debug, Default)]
-pub(super) struct BlockBuilder {
-    keys: Vec<u8>,
-    key_ends: Vec<usize>,
-    values: Vec<u8>,
-    value_ends: Vec<usize>,
-    fingerprints: Vec<u8>,
-    seqs: Vec<Seq>,
-    kinds: Vec<Kind>,
-}
-
-impl BlockBuilder {
-    pub(super) fn is_empty(&self) -> bool {
-        self.seqs.is_empty()
-    }
-
-    /// Whether the entry should go into this block; an empty one takes any.
-    pub(super) fn has_room(&self, entry: &Entry<'_>, block_bytes: usize) -> bool {
-        let added = entry.key.len() + entry.value.len();
-        self.is_empty()
-            || added <= ALONE_BYTES
-                && self.seqs.len() < MAX_ENTRIES
-                && self.keys.len() + self.values.len() <= ALONE_BYTES
-                && self.raw_bytes() + added + 12 <= block_bytes
-    }
-
-    /// About what the raw block will take.
-    pub(super) fn raw_bytes(&self) -> usize {
-        RAW_HEADER_BYTES + self.keys.len() + self.values.len() + 12 * self.seqs.len()
-    }
-
-    pub(super) fn last_key(&self) -> &[u8] {
-        self.key(self.seqs.len().saturating_sub(1))
-    }
-
-    pub(super) fn add(&mut self, entry: &Entry<'_>, hash: u64) {
-        self.keys.extend_from_slice(entry.key);
-        self.key_ends.push(self.keys.len());
-        self.values.extend_from_slice(entry.value);
-        self.value_ends.push(self.values.len());
-        self.fingerprints.push(fingerprint(hash));
-        self.seqs.push(entry.seq);
-        self.kinds.push(entry.kind);
-    }
-
-    /// Encodes the entries and becomes empty.
-    pub(super) fn finish(&mut self, compress: bool) -> Encoded {
-        assert!(!self.is_empty(), "a block has at least one entry");
-        let mut raw = Vec::with_capacity(self.raw_bytes() + LANES);
-        self.encode_raw(&mut raw);
-        self.clear();
-        let mut bytes = Vec::new();
-        bytes.put_u32(u32::try_from(raw.len()).expect("a record, so also an entry, is far below 4 GiB"));
-        let packed = if compress { lz4_flex::block::compress(&raw) } else { Vec::new() };
-        // A block that shrinks by less than an eighth is not worth the work of unpacking it.
-        let compressed = compress && packed.len() <= raw.len() - raw.len().div_ceil(8);
-        bytes.put_u8(if compressed { CODEC_LZ4 } else { CODEC_NONE });
-        bytes.extend_from_slice(&[0; 3]);
-        bytes.extend_from_slice(if compressed { &packed } else { &raw });
-        let len_bytes = bytes.len();
-        bytes.resize(len_bytes.next_multiple_of(UNIT_BYTES), 0);
-        Encoded { bytes, len_bytes, compressed }
-    }
-
-    fn clear(&mut self) {
-        self.keys.clear();
-        self.key_ends.clear();
-        self.values.clear();
-        self.value_ends.clear();
-        self.fingerprints.clear();
-        self.seqs.clear();
-        self.kinds.clear();
-    }
-
-    fn key(&self, i: usize) -> &[u8] {
-        part(&self.keys, &self.key_ends, i)
-    }
-
-    fn encode_raw(&self, out: &mut Vec<u8>) {
-        let n = self.seqs.len();
-        let prefix_len = common_prefix(self.key(0), self.last_key());
-        let suffix = |i| self.key(i).get(prefix_len..).unwrap_or_default();
-        let heap_len = self.keys.len() - prefix_len * n + self.values.len();
-        let end_width = if u16::try_from(heap_len).is_ok() { 2 } else { 4 };
-        let longest = (0..n).map(|i| suffix(i).len()).max().unwrap_or(0);
-        let fixed = (0..n).all(|i| suffix(i).len() == longest);
-        let suffix_width = if fixed {
-            0
-        } else if u8::try_from(longest).is_ok() {
-            1
-        } else {
-            2
-        };
-        let base = self.seqs.iter().min().map_or(0, |seq| seq.get());
-        let spread = self.seqs.iter().max().map_or(0, |seq| seq.get()) - base;
-        let seq_width = if spread == 0 {
-            0
-        } else if u32::try_from(spread).is_ok() {
-            4
-        } else {
-            8
-        };
-        let kind_width = u8::from(self.kinds.iter().any(|&kind| kind != Kind::Put));
-
-        out.put_u16(u16::try_from(n).expect("at most MAX_ENTRIES"));
-        out.put_u16(u16::try_from(prefix_len).expect("at most MAX_KEY_BYTES"));
-        out.extend_from_slice(&[end_width, suffix_width, seq_width, kind_width]);
-        out.put_u64(base);
-        out.put_u16(if fixed { u16::try_from(longest).expect("at most MAX_KEY_BYTES") } else { 0 });
-        out.resize(RAW_HEADER_BYTES, 0);
-        out.extend_from_slice(&self.fingerprints);
-        out.resize(RAW_HEADER_BYTES + n.next_multiple_of(LANES), 0);
-        for i in 0..n {
-            out.put_u32(head_of(suffix(i)));
-        }
-        let mut end = 0;
-        for i in 0..n {
-            end += suffix(i).len() + part(&self.values, &self.value_ends, i).len();
-            put_uint(out, end as u64, end_width);
-        }
-        if !fixed {
-            for i in 0..n {
-                put_uint(out, suffix(i).len() as u64, suffix_width);
-            }
-        }
-        for seq in &self.seqs {
-            put_uint(out, seq.get() - base, seq_width);
-        }
-        if kind_width == 1 {
-            out.extend(self.kinds.iter().map(|kind| kind.to_byte()));
-        }
-        out.extend_from_slice(self.key(0).get(..prefix_len).unwrap_or_default());
-        for i in 0..n {
-            out.extend_from_slice(suffix(i));
-            out.extend_from_slice(part(&self.values, &self.value_ends, i));
-        }
-    }
-}
-
 /// The byte of a key's hash that stands in the fingerprint column.
-fn fingerprint(hash: u64) -> u8 {
+pub(super) fn fingerprint(hash: u64) -> u8 {
     u8::try_from(hash >> 56).expect("8 bits are left")
 }
 
-/// The `i`th of strings that stand behind each other.
-fn part<'a>(bytes: &'a [u8], ends: &[usize], i: usize) -> &'a [u8] {
-    let start = if i == 0 { 0 } else { ends.get(i - 1).copied().unwrap_or(0) };
-    bytes.get(start..ends.get(i).copied().unwrap_or(0)).unwrap_or_default()
+/// A column of numbers: where it starts in the raw block, and how wide they are.
+#[derive(Clone, Copy, Debug)]
+struct Column {
+    start: usize,
+    /// 0: all are zero.
+    width: usize,
+    /// The low `width` bytes.
+    mask: u64,
 }
 
-/// The low `width` bytes of a number; the caller knows that the others are zero.
-fn put_uint(out: &mut Vec<u8>, value: u64, width: u8) {
-    let bytes = value.to_le_bytes();
-    let (low, high) = bytes.split_at(usize::from(width));
-    assert!(high.iter().all(|&byte| byte == 0), "the column is too narrow");
-    out.extend_from_slice(low);
+impl Column {
+    fn new(start: usize, width: usize) -> Column {
+        let mask = (0..width.min(8)).fold(0, |mask, _| mask << 8 | 0xff);
+        Column { start, width, mask }
+    }
+
+    /// Number `i`; 0 past the end of the block. Without a branch on the width, since a scan reads several for each entry.
+    #[inline]
+    fn get(&self, raw: &[u8], i: usize) -> u64 {
+        let from = raw.get(self.start + self.width * i..).unwrap_or_default();
+        match from.first_chunk() {
+            Some(word) => u64::from_le_bytes(*word) & self.mask,
+            None => from.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)) & self.mask,
+        }
+    }
+
+    #[inline]
+    fn len_at(&self, raw: &[u8], i: usize) -> usize {
+        usize::try_from(self.get(raw, i)).unwrap_or(usize::MAX)
+    }
 }
 
-/// Where the columns start in the raw block, and how wide they are.
+/// Where the columns stand in the raw block.
 #[derive(Clone, Copy, Debug)]
 struct Columns {
     entries: usize,
-    end_width: usize,
-    suffix_width: usize,
     suffix_fixed: usize,
-    seq_width: usize,
     base_seq: u64,
-    heads: usize,
-    ends: usize,
-    suffixes: usize,
-    seqs: usize,
-    /// `None`: all are puts.
-    kinds: Option<usize>,
+    heads: Column,
+    ends: Column,
+    suffixes: Column,
+    seqs: Column,
+    kinds: Column,
     prefix: usize,
     heap: usize,
 }
@@ -294,6 +152,7 @@ impl Spot {
     pub(super) const NONE: Spot = Spot { seq: Seq::new(0), kind: Kind::Put, suffix: 0, value: 0, end: 0 };
 
     /// Length of the suffix.
+    #[inline]
     pub(super) fn suffix_len(&self) -> usize {
         self.value - self.suffix
     }
@@ -338,6 +197,7 @@ impl Block {
     }
 
     /// Number of entries, at least 1.
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.columns.entries
     }
@@ -357,14 +217,15 @@ impl Block {
         self.pair(i).1
     }
 
+    #[inline]
     pub(super) fn seq(&self, i: usize) -> Seq {
-        let delta = self.uint(self.columns.seqs, self.columns.seq_width, i);
-        Seq::new(self.columns.base_seq.wrapping_add(delta))
+        Seq::new(self.columns.base_seq.wrapping_add(self.columns.seqs.get(&self.raw, i)))
     }
 
+    #[inline]
     pub(super) fn kind(&self, i: usize) -> Kind {
-        let byte = self.columns.kinds.map_or(0, |kinds| self.raw.get(kinds + i).copied().unwrap_or(0));
-        Kind::from_byte(byte).unwrap_or(Kind::Put)
+        let byte = u8::try_from(self.columns.kinds.get(&self.raw, i)).ok();
+        byte.and_then(Kind::from_byte).unwrap_or(Kind::Put)
     }
 
     /// Whether no two entries of this block have the same key.
@@ -404,7 +265,7 @@ impl Block {
     pub(super) fn find(&self, key: &[u8], hash: u64, snapshot: Seq) -> Option<usize> {
         let rest = key.strip_prefix(self.prefix())?;
         let wanted = fingerprint(hash);
-        let fingerprints = self.raw.get(RAW_HEADER_BYTES..self.columns.heads).unwrap_or_default();
+        let fingerprints = self.raw.get(RAW_HEADER_BYTES..self.columns.heads.start).unwrap_or_default();
         let (chunks, _) = fingerprints.as_chunks::<LANES>();
         for (chunk, lanes) in chunks.iter().enumerate() {
             let mut hits = same_lanes(lanes, wanted);
@@ -427,7 +288,7 @@ impl Block {
             Ordering::Less => 0,
             Ordering::Greater => self.len(),
             Ordering::Equal => {
-                let head = head_of(rest);
+                let head = u64::from(head_of(rest));
                 let tie = partition(self.len(), |i| self.head(i) < head);
                 let tie_end = tie + partition(self.len() - tie, |i| self.head(tie + i) == head);
                 tie + partition(tie_end - tie, |i| self.suffix(tie + i) < rest)
@@ -444,7 +305,7 @@ impl Block {
             key.extend_from_slice(self.suffix(i));
             let entry = Entry { key: &key, seq: self.seq(i), kind: self.kind(i), value: self.value(i) };
             let hash = key_hash(&key);
-            if self.head(i) != head_of(self.suffix(i)) {
+            if self.head(i) != u64::from(head_of(self.suffix(i))) {
                 return Err("key head in a block");
             }
             if self.raw.get(RAW_HEADER_BYTES + i) != Some(&fingerprint(hash)) {
@@ -460,11 +321,9 @@ impl Block {
         Ok(())
     }
 
-    fn head(&self, i: usize) -> u32 {
-        self.raw
-            .get(self.columns.heads + 4 * i..)
-            .and_then(|bytes| bytes.first_chunk())
-            .map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    #[inline]
+    fn head(&self, i: usize) -> u64 {
+        self.columns.heads.get(&self.raw, i)
     }
 
     /// Suffix and value of entry `i`.
@@ -475,33 +334,22 @@ impl Block {
     }
 
     /// Where the suffix of entry `i` begins in the raw block, where its value, and where that ends.
+    #[inline]
     fn bounds(&self, i: usize) -> (usize, usize, usize) {
         let heap = self.columns.heap;
         let suffix = heap + if i == 0 { 0 } else { self.end(i - 1) };
         (suffix, suffix + self.suffix_len(i), heap + self.end(i))
     }
 
+    #[inline]
     fn end(&self, i: usize) -> usize {
-        usize::try_from(self.uint(self.columns.ends, self.columns.end_width, i)).unwrap_or(usize::MAX)
+        self.columns.ends.len_at(&self.raw, i)
     }
 
+    #[inline]
     fn suffix_len(&self, i: usize) -> usize {
-        if self.columns.suffix_width == 0 {
-            return self.columns.suffix_fixed;
-        }
-        usize::try_from(self.uint(self.columns.suffixes, self.columns.suffix_width, i)).unwrap_or(usize::MAX)
-    }
-
-    /// Number `i` of a column of `width` bytes each.
-    fn uint(&self, column: usize, width: usize, i: usize) -> u64 {
-        let bytes = self.raw.get(column + width * i..).unwrap_or_default();
-        match width {
-            1 => bytes.first().map_or(0, |&byte| u64::from(byte)),
-            2 => bytes.first_chunk().map_or(0, |bytes| u64::from(u16::from_le_bytes(*bytes))),
-            4 => bytes.first_chunk().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes))),
-            8 => bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
-            _ => 0,
-        }
+        // One of the two is 0.
+        self.columns.suffix_fixed + self.columns.suffixes.len_at(&self.raw, i)
     }
 
     /// That all entries lie in the heap, and that numbers have a meaning.
@@ -518,13 +366,13 @@ impl Block {
             if !(1..=MAX_KEY_BYTES).contains(&(prefix_len + suffix_len)) {
                 return Err("key length in a block");
             }
-            let kind = columns.kinds.map_or(Some(0), |kinds| self.raw.get(kinds + i).copied());
+            let kind = u8::try_from(columns.kinds.get(&self.raw, i)).ok();
             match kind.and_then(Kind::from_byte) {
                 Some(Kind::Put) => {}
                 Some(Kind::Delete) if value_len == 0 => {}
                 _ => return Err("kinds of a block"),
             }
-            let delta = self.uint(columns.seqs, columns.seq_width, i);
+            let delta = columns.seqs.get(&self.raw, i);
             columns.base_seq.checked_add(delta).ok_or("sequence numbers of a block")?;
             start = end;
         }
@@ -552,34 +400,22 @@ impl Columns {
             return None;
         }
         // No overflow: every factor is below 2^16.
-        let heads = RAW_HEADER_BYTES + entries.next_multiple_of(LANES);
-        let ends = heads + 4 * entries;
-        let suffixes = ends + end_width * entries;
-        let seqs = suffixes + suffix_width * entries;
-        let kinds = seqs + seq_width * entries;
-        let prefix = kinds + kind_width * entries;
-        Some(Columns {
-            entries,
-            end_width,
-            suffix_width,
-            suffix_fixed,
-            seq_width,
-            base_seq,
-            heads,
-            ends,
-            suffixes,
-            seqs,
-            kinds: (kind_width == 1).then_some(kinds),
-            prefix,
-            heap: prefix + prefix_len,
-        })
+        let heads = Column::new(RAW_HEADER_BYTES + entries.next_multiple_of(LANES), 4);
+        let behind = |column: Column, width| Column::new(column.start + column.width * entries, width);
+        let ends = behind(heads, end_width);
+        let suffixes = behind(ends, suffix_width);
+        let seqs = behind(suffixes, seq_width);
+        let kinds = behind(seqs, kind_width);
+        let prefix = behind(kinds, 0).start;
+        let heap = prefix + prefix_len;
+        Some(Columns { entries, suffix_fixed, base_seq, heads, ends, suffixes, seqs, kinds, prefix, heap })
     }
 
     fn check_widths(self, raw_len: usize) -> Result<Columns, &'static str> {
-        let widths = matches!(self.end_width, 2 | 4)
-            && matches!(self.suffix_width, 0..=2)
-            && matches!(self.seq_width, 0 | 4 | 8)
-            && (self.suffix_width == 0 || self.suffix_fixed == 0);
+        let widths = matches!(self.ends.width, 2 | 4)
+            && matches!(self.suffixes.width, 0..=2)
+            && matches!(self.seqs.width, 0 | 4 | 8)
+            && (self.suffixes.width == 0 || self.suffix_fixed == 0);
         if !widths || self.entries == 0 {
             return Err("block header fields");
         }

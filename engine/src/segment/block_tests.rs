@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::block::{Block, BlockBuilder, Encoded};
+use super::block::Block;
+use super::block_builder::{BlockBuilder, Encoded};
 use crate::iter_contract::runner;
 use crate::key::{Entry, Kind, Seq, key_hash};
 

@@ -127,18 +127,32 @@ impl SegmentCursor {
         self.key.set_prefix(block.prefix());
         self.sole = self.segment.sole_entries(&block, number);
         self.number = number;
+        self.at = at;
+        self.spot = block.spot(at);
+        self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
         self.block = Some(block);
-        self.move_to(at);
     }
 
-    /// Stands on entry `at` of the block that it is in.
+    /// To the next entry of the same block, if there is one.
     #[inline]
-    fn move_to(&mut self, at: usize) {
-        if let Some(block) = &self.block {
-            self.at = at;
-            self.spot = block.spot(at);
-            self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
-        }
+    fn step_forward(&mut self) -> bool {
+        let Some(block) = self.block.as_deref().filter(|block| self.at + 1 < block.len()) else {
+            return false;
+        };
+        self.at += 1;
+        self.spot = block.spot(self.at);
+        self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
+        true
+    }
+
+    /// To the entry before in the same block, if there is one.
+    #[inline]
+    fn step_backward(&mut self) -> bool {
+        let Some(block) = self.block.as_deref().filter(|_| self.at > 0) else { return false };
+        self.at -= 1;
+        self.spot = block.spot(self.at);
+        self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
+        true
     }
 
     /// Stands on the first entry of block `number`, or past the end.
@@ -195,7 +209,7 @@ impl Cursor for SegmentCursor {
     }
 
     fn next(&mut self) -> Result<()> {
-        if self.quick_next() || self.block.is_none() {
+        if self.step_forward() || self.block.is_none() {
             return Ok(());
         }
         self.steps = self.steps.saturating_add(1);
@@ -203,7 +217,7 @@ impl Cursor for SegmentCursor {
     }
 
     fn prev(&mut self) -> Result<()> {
-        if self.quick_prev() || self.block.is_none() {
+        if self.step_backward() || self.block.is_none() {
             return Ok(());
         }
         self.last_before(self.number)
@@ -224,21 +238,13 @@ impl Cursor for SegmentCursor {
     /// Within the block.
     #[inline]
     fn quick_next(&mut self) -> bool {
-        let is_inside = self.block.as_ref().is_some_and(|block| self.at + 1 < block.len());
-        if is_inside {
-            self.move_to(self.at + 1);
-        }
-        is_inside
+        self.ends_key() && self.step_forward()
     }
 
     /// Within the block.
     #[inline]
     fn quick_prev(&mut self) -> bool {
-        let is_inside = self.block.is_some() && self.at > 0;
-        if is_inside {
-            self.move_to(self.at - 1);
-        }
-        is_inside
+        self.ends_key() && self.step_backward()
     }
 }
 

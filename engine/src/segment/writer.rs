@@ -16,7 +16,7 @@ use std::sync::Arc;
 use aio::{Action, Buf, Bug, File, OpenMode, Operation, planted};
 use bytes::Bytes;
 
-use super::block::{ALONE_BYTES, BlockBuilder};
+use super::block_builder::{ALONE_BYTES, BlockBuilder};
 use super::filter::Filter;
 use super::footer::{
     FEATURE_LZ4, FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Section, SegmentMeta, UNIT_BYTES, checksum,
