@@ -39,9 +39,10 @@ torture STATES="2000000":
 planted NAME="":
     {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --json --only "{{NAME}}"
 
-# Every schedule of the log's lock-free parts and of its flush token, within a bound
+# Every schedule of the lock-free parts of log and memtable and of the flush token, within a bound
 loom:
     RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker-wal --test loom --locked -- --nocapture
+    RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker --lib --locked memtable::models -- --nocapture
 
 # The tests of asynchronous I/O under AddressSanitizer: a buffer freed or touched in flight
 asan:

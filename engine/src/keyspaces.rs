@@ -45,7 +45,7 @@ pub(crate) fn open_or_create(store: &Store, name: &str) -> Result<Arc<Tree>> {
         ]
     });
     store.latch(created)?;
-    let tree = Arc::new(Tree::new(keyspace, name, Vec::new()));
+    let tree = Arc::new(Tree::new(keyspace, name, &store.pool, Vec::new()));
     trees.insert(keyspace, Arc::clone(&tree));
     Ok(tree)
 }

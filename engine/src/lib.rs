@@ -94,6 +94,7 @@ mod snapshot;
 mod snapshots;
 mod store;
 mod superversion;
+mod sync;
 mod verify;
 mod version;
 mod visible;

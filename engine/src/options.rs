@@ -66,6 +66,9 @@ const SMALLEST_BYTES: u64 = 4 * KIB;
 /// The progress of the ring is kept in tables that are as long.
 const LARGEST_RING_BYTES: u64 = 1 << 30;
 
+/// References inside a memtable reach 32 GiB, and a replay puts into one table what was in several.
+const LARGEST_MEMTABLES_BYTES: u64 = 16 << 30;
+
 /// Everything that [`Builder`](crate::Builder) sets.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -127,7 +130,10 @@ impl Options {
 
     /// All memtables together, frozen ones included.
     pub(crate) fn memtables_bytes(&self) -> u64 {
-        self.sizes.memtable_bytes.map_or(self.memory_budget_bytes / 4, |bytes| bytes.max(SMALLEST_BYTES) * 2)
+        self.sizes
+            .memtable_bytes
+            .map_or(self.memory_budget_bytes / 4, |bytes| bytes.max(SMALLEST_BYTES).saturating_mul(2))
+            .min(LARGEST_MEMTABLES_BYTES)
     }
 
     /// A memtable is frozen when all active ones together reach this: half of them, so that writing goes on while

@@ -24,7 +24,7 @@ use crate::files::Files;
 use crate::key::Seq;
 use crate::listener::Event;
 use crate::manifest::{self, FIRST_NUMBER, Manifest};
-use crate::memtable::Memtable;
+use crate::memtable::{ArenaPool, Memtable};
 use crate::metrics::Counters;
 use crate::ops;
 use crate::options::{Background, Options};
@@ -60,14 +60,14 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
         manifest::secure_first(&files)?;
     }
     make_dirs(&files)?;
-    let cache = Arc::new(BlockCache::new(options.cache_bytes()));
+    let memory = Memory::new(&options);
     let mut version = loaded.clone().unwrap_or_else(|| first_version(&files));
-    let mut replay = Replay::default();
+    let mut replay = Replay::new(&memory);
     let mut replayed = None;
     if loaded.is_some() {
         replayed = Some(replay.read(&files, &version, options.repair)?);
     }
-    let place = Place { files: &files, cache: &cache, options: &options };
+    let place = Place { files: &files, memory: &memory, options: &options };
     let trees = open_trees(&place, &version)?;
     version.next_file = number_above_all(&files)?.max(version.next_file);
     let (first_new, is_first) = (version.next_file, loaded.is_none());
@@ -80,7 +80,8 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
         });
     let (number, manifest) = begun.inspect_err(|error| discard(&files, first_new, error))?;
     remove_orphans(&files, &manifest, number)?;
-    let store = assemble(files, cache, options, manifest, trees)?;
+    drop(replay.tables);
+    let store = assemble(files, memory, options, manifest, trees)?;
     announce(&store, replayed.as_ref());
     Ok(Opened { store, lock, damage: replay.damage })
 }
@@ -91,7 +92,7 @@ pub(crate) fn find_damage(backend: Arc<dyn Backend>, root: &Path) -> Result<Opti
     let files = Arc::new(Files::new(backend, root));
     let _lock = enter(&files, false)?;
     let Some(version) = manifest::load(&files)? else { return Err(no_store(root)) };
-    let mut replay = Replay::default();
+    let mut replay = Replay::new(&Memory::new(&Options::default()));
     replay.read(&files, &version, true)?;
     Ok(replay.damage)
 }
@@ -213,11 +214,27 @@ fn first_version(files: &Files) -> Version {
 
 type Trees = BTreeMap<u32, Arc<Tree>>;
 
+/// Memory that all keyspaces share.
+#[derive(Debug)]
+struct Memory {
+    cache: Arc<BlockCache>,
+    pool: Arc<ArenaPool>,
+}
+
+impl Memory {
+    fn new(options: &Options) -> Memory {
+        Memory {
+            cache: Arc::new(BlockCache::new(options.cache_bytes())),
+            pool: Arc::new(ArenaPool::new(options.freeze_bytes(), options.memtables_bytes())),
+        }
+    }
+}
+
 /// Where and how this store keeps its files.
 #[derive(Clone, Copy, Debug)]
 struct Place<'a> {
     files: &'a Arc<Files>,
-    cache: &'a Arc<BlockCache>,
+    memory: &'a Memory,
     options: &'a Options,
 }
 
@@ -225,7 +242,7 @@ impl<'a> Place<'a> {
     fn output(self, store_id: u64, keyspace: u32) -> Output<'a> {
         Output {
             files: self.files,
-            cache: self.cache,
+            cache: &self.memory.cache,
             store_id,
             keyspace,
             segment_bytes: self.options.segment_bytes(),
@@ -236,8 +253,9 @@ impl<'a> Place<'a> {
 }
 
 /// What the log holds beyond the segments, by keyspace.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Replay {
+    pool: Arc<ArenaPool>,
     tables: BTreeMap<u32, Arc<Memtable>>,
     end: Seq,
     /// Where the log was cut, if it was.
@@ -245,6 +263,10 @@ struct Replay {
 }
 
 impl Replay {
+    fn new(memory: &Memory) -> Replay {
+        Replay { pool: Arc::clone(&memory.pool), tables: BTreeMap::new(), end: Seq::default(), damage: None }
+    }
+
     /// Reads log and ring, or, for a repair, what stands before the first damage; changes nothing.
     fn read(&mut self, files: &Files, version: &Version, repair: bool) -> Result<Replayed> {
         let life = &version.life;
@@ -311,7 +333,8 @@ impl Replay {
         for op in found {
             // Segments hold what is below the flushed position; dropped keyspaces are skipped.
             if version.keyspaces.get(&op.keyspace).is_some_and(|keyspace| seq >= keyspace.flushed) {
-                let table = self.tables.entry(op.keyspace).or_insert_with(|| Arc::new(Memtable::new()));
+                let new = || Arc::new(Memtable::in_pool(&self.pool, 0));
+                let table = self.tables.entry(op.keyspace).or_insert_with(new);
                 table.insert(op.key, seq, op.kind, op.value);
             }
         }
@@ -414,7 +437,7 @@ fn open_trees(place: &Place<'_>, version: &Version) -> Result<Trees> {
         for run in &state.runs {
             runs.extend(open_run(&output, run)?);
         }
-        trees.insert(keyspace, Arc::new(Tree::new(keyspace, &state.name, runs)));
+        trees.insert(keyspace, Arc::new(Tree::new(keyspace, &state.name, &place.memory.pool, runs)));
     }
     Ok(trees)
 }
@@ -449,7 +472,7 @@ fn remove_orphans(files: &Files, manifest: &Manifest, number: u64) -> Result<()>
 
 fn assemble(
     files: Arc<Files>,
-    cache: Arc<BlockCache>,
+    memory: Memory,
     options: Options,
     manifest: Manifest,
     trees: Trees,
@@ -484,7 +507,8 @@ fn assemble(
         spare_asked: AtomicBool::new(false),
         halt_told: AtomicBool::new(false),
         files,
-        cache,
+        cache: memory.cache,
+        pool: memory.pool,
         options,
         manifest,
         log,

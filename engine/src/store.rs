@@ -9,7 +9,7 @@
 //! 3. `trees`: looked up and released at once, but held across the manifest's write while a keyspace is made.
 //! 4. `Tree::lock`: replacing the superversion of one keyspace, together with the manifest.
 //! 5. the manifest's lock, across its write and sync; the log's own locks.
-//! 6. `wanted`, snapshots, cache, memtables: nothing else is taken while one of them is held.
+//! 6. `wanted`, snapshots, cache, the memory of memtables: nothing else is taken while one of them is held.
 //!
 //! # Invariants
 //! * `visible <= log.published()`, and they are equal while the gate is held alone.
@@ -30,6 +30,7 @@ use crate::files::Files;
 use crate::key::Seq;
 use crate::listener::Event;
 use crate::manifest::Manifest;
+use crate::memtable::ArenaPool;
 use crate::metrics::Counters;
 use crate::options::Options;
 use crate::segment::BlockCache;
@@ -59,6 +60,8 @@ pub(crate) struct Store {
     pub(crate) options: Options,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) log: Log,
+    /// Memory for the memtables of all keyspaces.
+    pub(crate) pool: Arc<ArenaPool>,
     pub(crate) trees: RwLock<BTreeMap<u32, Arc<Tree>>>,
     pub(crate) gate: RwLock<()>,
     /// Records below are in the ring and in every memtable they belong to: what reads may see.

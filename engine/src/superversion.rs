@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::error::{Error, Result};
 use crate::iter::Cursor;
 use crate::key::{Entry, Kind, Seq, key_hash};
-use crate::memtable::{Memtable, MemtableCursor};
+use crate::memtable::{ArenaPool, Memtable, MemtableCursor};
 use crate::merge::Merge;
 use crate::run::{Run, RunCursor};
 
@@ -42,21 +42,17 @@ pub(crate) struct Superversion {
 impl Superversion {
     /// The newest entry of `key` below `snapshot`: memtables first, then runs, newest first.
     pub(crate) fn get(&self, key: &[u8], snapshot: Seq) -> Result<Option<Bytes>> {
-        let value = |(kind, _, value): (Kind, Seq, Bytes)| (kind == Kind::Put).then_some(value);
+        let hash = key_hash(key);
         let frozen: &[Frozen] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.frozen };
         let tables = std::iter::once(&self.active).chain(frozen.iter().map(|frozen| &frozen.table));
         for table in tables {
-            if let Some(found) = table.get(key, snapshot) {
-                return Ok(value(found));
+            if let Some((kind, _, value)) = table.get(key, hash, snapshot) {
+                return Ok((kind == Kind::Put).then(|| Bytes::copy_from_slice(value)));
             }
         }
-        if self.runs.is_empty() {
-            return Ok(None);
-        }
-        let hash = key_hash(key);
         for run in &self.runs {
-            if let Some(found) = run.get(key, hash, snapshot)? {
-                return Ok(value(found));
+            if let Some((kind, _, value)) = run.get(key, hash, snapshot)? {
+                return Ok((kind == Kind::Put).then_some(value));
             }
         }
         Ok(None)
@@ -154,6 +150,7 @@ impl Cursor for Place {
 pub(crate) struct Tree {
     pub(crate) id: u32,
     pub(crate) name: String,
+    pool: Arc<ArenaPool>,
     current: ArcSwap<Superversion>,
     /// See [`Tree::number`].
     number: AtomicU64,
@@ -162,11 +159,14 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    pub(crate) fn new(id: u32, name: &str, runs: Vec<Run>) -> Tree {
-        let first = Superversion { number: 0, active: Arc::new(Memtable::new()), frozen: Vec::new(), runs };
+    /// `pool`: where the memory of its memtables comes from.
+    pub(crate) fn new(id: u32, name: &str, pool: &Arc<ArenaPool>, runs: Vec<Run>) -> Tree {
+        let active = Arc::new(Memtable::in_pool(pool, 0));
+        let first = Superversion { number: 0, active, frozen: Vec::new(), runs };
         Tree {
             id,
             name: name.to_owned(),
+            pool: Arc::clone(pool),
             current: ArcSwap::from_pointee(first),
             number: AtomicU64::new(0),
             install: Mutex::new(()),
@@ -194,13 +194,13 @@ impl Tree {
         self.install.lock()
     }
 
-    /// Puts an empty table in front; the caller holds the write gate exclusively and [`Tree::lock`].
+    /// Puts an empty table in front, made for as many entries as the last one had; the caller holds the write gate exclusively and [`Tree::lock`].
     pub(crate) fn freeze(&self, cut: Seq) {
         let old = self.load();
         let mut frozen = vec![Frozen { table: Arc::clone(&old.active), cut }];
         frozen.extend(old.frozen.iter().cloned());
         self.replace(&old, |new| {
-            new.active = Arc::new(Memtable::new());
+            new.active = Arc::new(Memtable::in_pool(&self.pool, old.active.len()));
             new.frozen = frozen;
         });
     }

@@ -1,71 +1,75 @@
-//! Some entries of a memtable, copied out under its lock: keys and values once, into one buffer that is used again.
+//! One piece of an arena's memory: from the allocator, or a huge page of its own.
 //!
-//! Invariant: it takes at least one entry, however large, so that a walk always gets on.
+//! A huge page saves most misses of the address translation, a third of an insert's time. It is mapped twice as large as
+//! it is, for its alignment; what is outside is never touched and so takes no memory.
 
-use crate::key::{Entry, Kind, Seq};
+use memmap2::{Advice, MmapMut};
 
-/// Bytes in a chunk at most, except that one entry always fits.
-const MAX_CHUNK_BYTES: usize = 64 << 10;
+/// Chunks of this size lie on a huge page each, if the kernel gives one.
+pub(super) const HUGE_BYTES: usize = 2 << 20;
 
-/// Entries copied out of a table, in the direction of the walk.
-#[derive(Debug, Default)]
-pub(super) struct Chunk {
-    bytes: Vec<u8>,
-    items: Vec<Item>,
-    limit_entries: usize,
+/// What the memory of every chunk is aligned to, and a multiple of.
+pub(super) const LINE_BYTES: usize = 64;
+
+#[repr(align(64))]
+struct Line {
+    _bytes: [u8; LINE_BYTES],
 }
 
-/// Where an entry stands in the chunk's bytes.
-#[derive(Debug)]
-struct Item {
-    key_start: usize,
-    value_start: usize,
-    value_end: usize,
-    seq: Seq,
-    kind: Kind,
+const _: () = assert!(size_of::<Line>() == LINE_BYTES);
+
+/// Memory that stays where it is, and that nobody has initialised.
+pub(super) struct Chunk {
+    bytes: usize,
+    memory: Memory,
+}
+
+enum Memory {
+    Heap(Vec<Line>),
+    Huge(MmapMut),
 }
 
 impl Chunk {
-    pub(super) fn len(&self) -> usize {
-        self.items.len()
+    /// `bytes` is a multiple of [`LINE_BYTES`].
+    pub(super) fn new(bytes: usize) -> Chunk {
+        debug_assert!(bytes.is_multiple_of(LINE_BYTES));
+        let huge = if bytes == HUGE_BYTES && cfg!(not(loom)) { map_huge() } else { None };
+        let memory = huge.map_or_else(|| Memory::Heap(Vec::with_capacity(bytes / LINE_BYTES)), Memory::Huge);
+        Chunk { bytes, memory }
     }
 
-    /// How many entries it takes.
-    pub(super) fn limit_entries(&self) -> usize {
-        self.limit_entries
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
-    /// Empties it. Memory that one huge entry needed is given back.
-    pub(super) fn clear(&mut self, limit_entries: usize) {
-        self.items.clear();
-        self.bytes.clear();
-        self.bytes.shrink_to(MAX_CHUNK_BYTES);
-        self.limit_entries = limit_entries;
-    }
-
-    /// Copies `entry`, or says `false` when the chunk is full.
-    pub(super) fn push(&mut self, entry: Entry<'_>) -> bool {
-        let bytes = self.bytes.len() + entry.key.len() + entry.value.len();
-        let full = self.items.len() == self.limit_entries || bytes > MAX_CHUNK_BYTES;
-        if full && !self.items.is_empty() {
-            return false;
+    /// Where it begins, aligned to [`LINE_BYTES`]: valid for reads and writes of [`Chunk::bytes`] until it is dropped.
+    pub(super) fn base(&mut self) -> *mut u8 {
+        match &mut self.memory {
+            Memory::Heap(lines) => lines.as_mut_ptr().cast(),
+            Memory::Huge(map) => {
+                let from = huge_offset(map);
+                map[from..from + HUGE_BYTES].as_mut_ptr()
+            }
         }
-        let key_start = self.bytes.len();
-        self.bytes.extend_from_slice(entry.key);
-        let value_start = self.bytes.len();
-        self.bytes.extend_from_slice(entry.value);
-        let value_end = self.bytes.len();
-        self.items.push(Item { key_start, value_start, value_end, seq: entry.seq, kind: entry.kind });
-        true
     }
+}
 
-    pub(super) fn entry(&self, index: usize) -> Option<Entry<'_>> {
-        let item = self.items.get(index)?;
-        Some(Entry {
-            key: &self.bytes[item.key_start..item.value_start],
-            seq: item.seq,
-            kind: item.kind,
-            value: &self.bytes[item.value_start..item.value_end],
-        })
+/// `None` when the kernel gives no mapping; the allocator has the last word then.
+fn map_huge() -> Option<MmapMut> {
+    let map = MmapMut::map_anon(2 * HUGE_BYTES).ok()?;
+    // Only advice: without it these are pages as others are.
+    let _ = map.advise_range(Advice::HugePage, huge_offset(&map), HUGE_BYTES);
+    Some(map)
+}
+
+/// Where the first aligned huge page begins.
+fn huge_offset(map: &MmapMut) -> usize {
+    let address = map.as_ptr().addr();
+    address.next_multiple_of(HUGE_BYTES) - address
+}
+
+impl std::fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chunk").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }

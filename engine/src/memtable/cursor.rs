@@ -1,98 +1,110 @@
-//! Walks a memtable by copying out a chunk of entries at a time.
+//! Walks a memtable leaf by leaf, in place: entries are given by reference, nothing of them is copied.
 //!
-//! Copied bytes: keys and values once, into one buffer that is used again. The first chunk is small, since
-//! most scans are short; later ones grow. Invariant: the lock is held for one chunk at most, never between
-//! calls, so that whoever iterates can write to the same table.
+//! A leaf's references are copied when the cursor enters it. Forwards it goes on to the leaf at the right as of that
+//! moment; backwards it looks for the leaf before the first key. Both way the keys of the next leaf join on, however the
+//! tree has changed meanwhile. What is inserted after a leaf was copied may or may not be seen.
+//!
+//! Invariant: nothing is held between calls but the table itself, so whoever iterates can write to it.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
-use super::chunk::Chunk;
+use super::arena::{Ref, Version};
 use super::table::Memtable;
+use super::tree::{Leaf, Target};
 use crate::error::Result;
 use crate::iter::Cursor;
-use crate::key::{Entry, Seq};
-
-/// Entries in the first chunk after a seek.
-const FIRST_CHUNK_ENTRIES: usize = 8;
-
-/// Entries in a chunk at most.
-const MAX_CHUNK_ENTRIES: usize = 256;
+use crate::key::Entry;
 
 /// See [`Memtable::cursor`]. Its calls never fail.
 #[derive(Debug)]
 pub(crate) struct MemtableCursor {
     table: Arc<Memtable>,
-    chunk: Chunk,
-    /// Index in the chunk; its length when past the end.
+    leaf: Option<Leaf>,
+    /// The key of the leaf at which it stands.
     at: usize,
-    /// Scratch: the key to go on from, while the chunk is filled anew.
-    key: Vec<u8>,
+    version: Option<Ref<Version>>,
+    /// On the way back: the versions of this key that are still to come, which are newer, the newest first.
+    newer: Vec<Ref<Version>>,
 }
 
 impl Memtable {
-    /// Walks it, and keeps it alive. No lock is held between calls; what is inserted later may or may not be
-    /// seen.
+    /// Walks it, and keeps it alive. No lock is taken; what is inserted later may or may not be seen.
     pub(crate) fn cursor(self: &Arc<Self>) -> MemtableCursor {
-        MemtableCursor { table: Arc::clone(self), chunk: Chunk::default(), at: 0, key: Vec::new() }
+        let table = Arc::clone(self);
+        MemtableCursor { table, leaf: None, at: 0, version: None, newer: Vec::new() }
     }
 }
 
 impl MemtableCursor {
-    /// To the next entry of the chunk. When there is none: empties the chunk and gives the `Seq` to go on
-    /// from, its key being in `self.key`.
-    fn step(&mut self) -> Option<Seq> {
-        let Some(entry) = self.chunk.entry(self.at) else {
-            debug_assert!(false, "a cursor past the end was moved");
-            return None;
-        };
-        if self.at + 1 < self.chunk.len() {
-            self.at += 1;
-            return None;
+    /// To the newest version of the key at `at`, or of the first key of the next leaf.
+    fn enter_forwards(&mut self) {
+        self.version = None;
+        while let Some(leaf) = &self.leaf {
+            self.version = leaf.version(self.at);
+            if self.version.is_some() {
+                return;
+            }
+            self.leaf = self.table.tree().next_leaf(leaf);
+            self.at = 0;
         }
-        self.key.clear();
-        self.key.extend_from_slice(entry.key);
-        let seq = entry.seq;
-        let limit_entries = (self.chunk.limit_entries() * 4).min(MAX_CHUNK_ENTRIES);
-        self.restart(limit_entries);
-        Some(seq)
     }
 
-    fn restart(&mut self, limit_entries: usize) {
-        self.chunk.clear(limit_entries);
-        self.at = 0;
+    /// To the oldest version of the key before `at`, or of the last key of the leaf before.
+    fn enter_backwards(&mut self) {
+        self.version = None;
+        self.newer.clear();
+        while let Some(leaf) = &self.leaf {
+            if let Some(at) = self.at.checked_sub(1) {
+                self.at = at;
+                let mut version = leaf.version(at);
+                while let Some(at) = version {
+                    self.newer.push(at);
+                    version = self.table.tree().arena().older(at).load();
+                }
+                self.version = self.newer.pop();
+                return;
+            }
+            self.leaf = self.table.tree().leaf_before(leaf);
+            self.at = self.leaf.as_ref().map_or(0, Leaf::rank);
+        }
     }
 }
 
 impl Cursor for MemtableCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.restart(FIRST_CHUNK_ENTRIES);
-        self.table.copy_forward(key, None, &mut self.chunk);
+        self.leaf = self.table.tree().leaf(Target::At(key));
+        self.at = self.leaf.as_ref().map_or(0, Leaf::rank);
+        self.enter_forwards();
         Ok(())
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.restart(FIRST_CHUNK_ENTRIES);
-        let end = key.map_or(Bound::Unbounded, Bound::Excluded);
-        self.table.copy_backward(end, None, &mut self.chunk);
+        self.leaf = self.table.tree().leaf(key.map_or(Target::Rightmost, Target::Before));
+        self.at = self.leaf.as_ref().map_or(0, Leaf::rank);
+        self.enter_backwards();
         Ok(())
     }
 
     fn next(&mut self) -> Result<()> {
-        if let Some(seq) = self.step() {
-            self.table.copy_forward(&self.key, Some(seq), &mut self.chunk);
+        debug_assert!(self.version.is_some(), "a cursor past the end was moved");
+        self.version = self.version.and_then(|version| self.table.tree().arena().older(version).load());
+        if self.version.is_none() {
+            self.at += 1;
+            self.enter_forwards();
         }
         Ok(())
     }
 
     fn prev(&mut self) -> Result<()> {
-        if let Some(seq) = self.step() {
-            self.table.copy_backward(Bound::Included(&self.key), Some(seq), &mut self.chunk);
+        debug_assert!(self.version.is_some(), "a cursor past the end was moved");
+        self.version = self.newer.pop();
+        if self.version.is_none() {
+            self.enter_backwards();
         }
         Ok(())
     }
 
     fn entry(&self) -> Option<Entry<'_>> {
-        self.chunk.entry(self.at)
+        self.version.map(|version| self.table.tree().arena().entry(version))
     }
 }

@@ -1,6 +1,7 @@
 //! The ordered write buffer of one keyspace.
 //!
-//! `table` holds the entries, `cursor` walks them without holding a lock between calls.
+//! `table` is the whole, `cursor` walks it. Inside: a `filter` in front of a `tree` of `node`s with one `latch` each, in
+//! an `arena`, whose `chunk`s (found through a `directory`) come from a `pool` that all tables of a store share.
 //!
 //! Invariants:
 //! - an entry that was inserted is never changed or removed: a memtable only grows, then is dropped as a
@@ -8,9 +9,20 @@
 //! - no two entries have the same key and `Seq`;
 //! - who reads decides by `Seq` what he sees: the memtable knows nothing of visibility.
 
+mod arena;
 mod chunk;
 mod cursor;
+mod directory;
+mod filter;
+mod latch;
+#[cfg(loom)]
+#[cfg(test)]
+mod models;
+mod node;
+mod pool;
 mod table;
+mod tree;
 
 pub(crate) use cursor::MemtableCursor;
+pub(crate) use pool::ArenaPool;
 pub(crate) use table::Memtable;

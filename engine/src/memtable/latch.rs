@@ -1,0 +1,73 @@
+//! A version word: readers look at it before and after, writers hold it and move it on.
+//!
+//! Bit 0 says that a writer is at work, the rest counts changes. Whatever a reader saw between [`Latch::begin`] and a
+//! [`Latch::check`] that succeeds stood there at one moment. Everything guarded is an atomic, so that what a reader saw
+//! before a check that fails is stale or mixed, and nothing worse.
+//!
+//! Why it holds: say a reader has loaded something that a writer stored while it held the latch. The writer's fence
+//! stands between its taking of the latch and that store, the reader's between that load and its second look; so the
+//! second look finds the latch taken, or a later count, and differs. And what was stored before the count at which the
+//! reader began is visible to it, since it loaded that count with acquire and the writer had stored it with release.
+
+use crate::sync::{AtomicU64, Ordering, fence, pause};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Latch(AtomicU64);
+
+/// A count at which nobody held the latch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamp(u64);
+
+/// What was read may be stale or mixed: begin again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Changed;
+
+/// The latch is held until this is dropped; then the count is the next one.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    latch: &'a Latch,
+    stamp: Stamp,
+}
+
+const HELD: u64 = 1;
+const STEP: u64 = 2;
+
+impl Latch {
+    pub(super) fn new() -> Latch {
+        Latch(AtomicU64::new(0))
+    }
+
+    /// Begins to read, when no writer is at work.
+    pub(super) fn begin(&self) -> Stamp {
+        let mut spins = 0;
+        loop {
+            let word = self.0.load(Ordering::Acquire);
+            if word & HELD == 0 {
+                return Stamp(word);
+            }
+            pause(&mut spins);
+        }
+    }
+
+    /// Whether nothing has changed since.
+    pub(super) fn check(&self, stamp: Stamp) -> Result<(), Changed> {
+        fence(Ordering::Acquire);
+        if self.0.load(Ordering::Relaxed) == stamp.0 { Ok(()) } else { Err(Changed) }
+    }
+
+    /// Takes the latch, if nothing has changed since: what was read up to here stays true while it is held.
+    pub(super) fn hold(&self, stamp: Stamp) -> Result<Held<'_>, Changed> {
+        self.0
+            .compare_exchange(stamp.0, stamp.0 | HELD, Ordering::Acquire, Ordering::Relaxed)
+            .map_err(|_| Changed)?;
+        fence(Ordering::Release);
+        Ok(Held { latch: self, stamp })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.latch.0.store(self.stamp.0.wrapping_add(STEP), Ordering::Release);
+    }
+}
