@@ -54,6 +54,8 @@ tsan:
     rustup component add rust-src
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" \
         cargo test -Zbuild-std -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" \
+        cargo test -Zbuild-std -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked memtable
 
 # Benches; NAME is a filter
 bench NAME="":

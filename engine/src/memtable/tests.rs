@@ -29,7 +29,7 @@ fn cursor_keeps_the_contract() {
 #[test]
 fn cursor_gives_values_larger_than_a_chunk() {
     let table = Arc::new(Memtable::new());
-    let value = vec![7; 200 << 10];
+    let value = vec![7; 3 << 20];
     for (key, seq) in [(b"a", 1), (b"b", 2), (b"c", 3)] {
         table.insert(key, Seq::new(seq), Kind::Put, &value);
     }
@@ -146,6 +146,139 @@ fn count_backward(table: &Arc<Memtable>) -> u64 {
         cursor.prev().unwrap();
     }
     count
+}
+
+/// Mixes `seed` with two numbers: what a random test uses of its seed is the same in every run.
+fn mix(seed: u64, one: u64, other: u64) -> u64 {
+    let bytes = [seed, one, other].map(u64::to_le_bytes).concat();
+    key_hash(&bytes)
+}
+
+const STRESS_WRITERS: u64 = 3;
+const STRESS_PER_WRITER: u64 = 12_000;
+
+/// What writers have done: the `Seq` of each write, and how many writes of each writer have returned.
+struct Acknowledged {
+    seed: u64,
+    seqs: Vec<Vec<AtomicU64>>,
+    counts: Vec<AtomicU64>,
+}
+
+impl Acknowledged {
+    /// The key of a writer's write: half of them from few keys, which get many versions from all writers.
+    fn key(&self, writer: u64, index: u64) -> Vec<u8> {
+        let random = mix(self.seed, writer, index);
+        match random % 4 {
+            0 => format!("hot/{:02}", random / 4 % 40).into_bytes(),
+            1 => vec![0; usize::try_from(random / 4 % 40).unwrap()],
+            2 => format!("in/order/{writer}/{index:08}").into_bytes(),
+            _ => random.to_le_bytes().to_vec(),
+        }
+    }
+
+    /// The value of a write names it; its length depends on it.
+    fn value(key: &[u8], seq: u64) -> Vec<u8> {
+        let random = mix(0, key_hash(key), seq);
+        random.to_le_bytes().repeat(usize::try_from(random % 30).unwrap())
+    }
+
+    fn write(&self, table: &Memtable, next_seq: &AtomicU64, writer: u64) {
+        for index in 0..STRESS_PER_WRITER {
+            let (key, seq) = (self.key(writer, index), next_seq.fetch_add(1, Ordering::Relaxed));
+            table.insert(&key, Seq::new(seq), Kind::Put, &Self::value(&key, seq));
+            let writer = usize::try_from(writer).unwrap();
+            self.seqs[writer][usize::try_from(index).unwrap()].store(seq, Ordering::Relaxed);
+            self.counts[writer].store(index + 1, Ordering::Release);
+        }
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.counts.iter().map(|count| count.load(Ordering::Acquire)).collect()
+    }
+
+    fn is_over(counts: &[u64]) -> bool {
+        counts.iter().all(|&count| count == STRESS_PER_WRITER)
+    }
+
+    fn seq(&self, writer: u64, index: u64) -> u64 {
+        let writer = usize::try_from(writer).unwrap();
+        self.seqs[writer][usize::try_from(index).unwrap()].load(Ordering::Relaxed)
+    }
+
+    /// Reads writes that have returned, each at its own position, where it is the newest.
+    fn read(&self, table: &Memtable, reader: u64) {
+        for round in 0.. {
+            let counts = self.counts();
+            for (writer, &count) in (0..).zip(&counts).filter(|(_, count)| **count > 0) {
+                let random = mix(self.seed, reader, round);
+                let index = if random.is_multiple_of(2) { count - 1 } else { random / 2 % count };
+                let (key, seq) = (self.key(writer, index), self.seq(writer, index));
+                let found = get(table, &key, Seq::new(seq + 1));
+                assert_eq!(found, Some((Kind::Put, Seq::new(seq), &*Self::value(&key, seq))));
+            }
+            if Self::is_over(&counts) {
+                return;
+            }
+        }
+    }
+
+    /// Walks again and again: in order, every value right, and nothing missing that had returned before.
+    fn walk(&self, table: &Arc<Memtable>, count: fn(&Arc<Memtable>) -> u64) {
+        loop {
+            let counts = self.counts();
+            assert!(count(table) >= counts.iter().sum());
+            if Self::is_over(&counts) {
+                return;
+            }
+        }
+    }
+}
+
+/// Writers share keys and draw their positions from one counter, so that versions of a key arrive out of order too.
+/// Readers and walkers compare what they see with what was acknowledged before they looked.
+#[test]
+fn many_threads_agree_on_what_was_acknowledged() {
+    let drawn = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+    let seed = std::env::var("SEED").map_or(drawn, |seed| seed.parse().expect("SEED is a number"));
+    println!("SEED={seed}");
+    // Small chunks: many threads meet at the end of each.
+    let table = Arc::new(Memtable::in_pool(&Arc::new(ArenaPool::new(1 << 20, 2 << 20)), 1000));
+    let seqs = || (0..STRESS_PER_WRITER).map(|_| AtomicU64::new(0)).collect();
+    let acknowledged = Acknowledged {
+        seed,
+        seqs: (0..STRESS_WRITERS).map(|_| seqs()).collect(),
+        counts: (0..STRESS_WRITERS).map(|_| AtomicU64::new(0)).collect(),
+    };
+    let next_seq = AtomicU64::new(1);
+    std::thread::scope(|scope| {
+        let (acknowledged, table, next_seq) = (&acknowledged, &table, &next_seq);
+        for writer in 0..STRESS_WRITERS {
+            scope.spawn(move || acknowledged.write(table, next_seq, writer));
+        }
+        for reader in 100..102 {
+            scope.spawn(move || acknowledged.read(table, reader));
+        }
+        for count in [count_forward as fn(&Arc<Memtable>) -> u64, count_backward] {
+            scope.spawn(move || acknowledged.walk(table, count));
+        }
+    });
+    let mut expected: Vec<Owned> = Vec::new();
+    for writer in 0..STRESS_WRITERS {
+        for index in 0..STRESS_PER_WRITER {
+            let (key, seq) = (acknowledged.key(writer, index), acknowledged.seq(writer, index));
+            let value = Acknowledged::value(&key, seq);
+            expected.push(Owned { key, seq: Seq::new(seq), kind: Kind::Put, value });
+        }
+    }
+    expected.sort_by(|one, other| one.as_entry().order(&other.as_entry()));
+    let mut cursor = table.cursor();
+    cursor.seek(b"").unwrap();
+    for entry in &expected {
+        assert_eq!(cursor.entry(), Some(entry.as_entry()));
+        cursor.next().unwrap();
+    }
+    assert_eq!(cursor.entry(), None);
+    assert_eq!(count_backward(&table), expected.len() as u64);
 }
 
 /// A writer to the table that is being walked must not wait for the walk: one thread does both.
