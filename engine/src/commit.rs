@@ -78,7 +78,7 @@ fn append(store: &Store, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<
         let op = op.expect("the record was encoded by this process");
         let tree =
             trees.iter().find(|tree| tree.id == op.keyspace).expect("a batch holds the keyspaces it names");
-        grown += tree.active().insert(op.key, appended.seq, op.kind, op.value);
+        grown += tree.look().active.insert(op.key, appended.seq, op.kind, op.value);
     }
     store.active_bytes.fetch_add(grown as u64, Ordering::Relaxed);
     store.counters.wrote(record.len_bytes());

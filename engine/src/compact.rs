@@ -107,9 +107,6 @@ fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<
         return Err(error);
     }
     remove(&store.files, removed.iter().copied());
-    for &segment in &removed {
-        store.cache.remove_segment(segment);
-    }
     store.count_runs();
     store.counters.compacted(bytes_in, bytes_out);
     let took = store.files.backend().now().saturating_sub(started);

@@ -121,21 +121,48 @@ impl Keyspace {
     /// [`Error::Corrupt`](crate::Error::Corrupt), [`Error::Io`](crate::Error::Io),
     /// [`Error::Closed`](crate::Error::Closed).
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
+        self.get_with(key, Bytes::copy_from_slice)
+    }
+
+    /// Shows the value of a key to `found` without copying it; what that returns, or `None` if there is no value.
+    /// Nothing is allocated when the value is in memory.
+    ///
+    /// # Concurrency
+    /// As [`Keyspace::get`]. No lock is held while `found` runs, so it may read and write this store; what it was shown
+    /// stays in memory until it returns.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    ///
+    /// # Examples
+    /// ```
+    /// # fn main() -> esker::Result<()> {
+    /// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    /// # let db = esker::Db::open(dir.path().join("store"))?;
+    /// let ks = db.keyspace("default")?;
+    /// ks.put("counter", 7u64.to_le_bytes())?;
+    /// let number = |value: &[u8]| value.try_into().map(u64::from_le_bytes).ok();
+    /// assert_eq!(ks.get_with("counter", number)?.flatten(), Some(7));
+    /// assert_eq!(ks.get_with("other", number)?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn get_with<R>(&self, key: impl AsRef<[u8]>, found: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
         self.handle.store().check_open()?;
         self.tree.check()?;
         check_key(key.as_ref())?;
         // First what there is, then up to where it may be seen: the other way round a compaction between the two
         // could drop what this read should see.
-        let superversion = self.tree.load();
-        superversion.get(key.as_ref(), self.handle.store().visible())
+        let superversion = self.tree.look();
+        superversion.get_with(key.as_ref(), self.handle.store().visible(), found)
     }
 
-    /// Whether a key exists; costs what [`Keyspace::get`] costs.
+    /// Whether a key exists; costs what [`Keyspace::get_with`] costs.
     ///
     /// # Errors
     /// As [`Keyspace::get`].
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        Ok(self.get(key)?.is_some())
+        Ok(self.get_with(key, |_| ())?.is_some())
     }
 
     /// The pairs whose keys lie in a range, in order from either end, as of now. A range that ends before it begins is
@@ -192,13 +219,18 @@ impl Keyspace {
     }
 
     /// A read at a fixed position, for [`Snapshot`](crate::Snapshot).
-    pub(crate) fn get_at(&self, key: &[u8], snapshot: &SnapshotGuard) -> Result<Option<Bytes>> {
+    pub(crate) fn get_at<R>(
+        &self,
+        key: &[u8],
+        snapshot: &SnapshotGuard,
+        found: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>> {
         self.handle.store().check_open()?;
         self.tree.check()?;
         check_key(key)?;
         let sees_later = planted(Bug::SnapshotSeesLater);
         let seq = if sees_later { self.handle.store().visible() } else { snapshot.seq() };
-        self.tree.load().get(key, seq)
+        self.tree.look().get_with(key, seq, found)
     }
 
     pub(crate) fn iterate_at(&self, bounds: KeyBounds, snapshot: SnapshotGuard) -> Iter {

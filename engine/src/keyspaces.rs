@@ -86,7 +86,6 @@ pub(crate) fn drop_keyspace(store: &Store, name: &str) -> Result<()> {
     store.frozen_bytes.fetch_sub(frozen as u64, Ordering::Relaxed);
     for segment in last.runs.iter().flat_map(|run| run.segments().iter()) {
         remove(&store.files, [segment.meta().id]);
-        store.cache.remove_segment(segment.meta().id);
     }
     store.count_runs();
     Ok(())

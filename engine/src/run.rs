@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::error::Result;
 use crate::iter::Cursor;
 use crate::key::{Entry, Kind, Seq};
@@ -31,10 +29,15 @@ impl Run {
         self.segments.iter().map(|segment| segment.meta().size_bytes).sum()
     }
 
-    /// The newest entry of `key` below `snapshot`. At most one block is read.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, snapshot: Seq) -> Result<Option<(Kind, Seq, Bytes)>> {
+    /// Shows the newest entry of `key` below `snapshot`, in place; `hash` is `key_hash(key)`. At most one block is read.
+    pub(crate) fn get_with<R>(
+        &self,
+        (key, hash): (&[u8], u64),
+        snapshot: Seq,
+        found: impl FnOnce(Kind, Seq, &[u8]) -> R,
+    ) -> Result<Option<R>> {
         match self.segments.get(self.first_reaching(key)) {
-            Some(segment) if segment.meta().smallest <= key => segment.get(key, hash, snapshot),
+            Some(segment) if segment.meta().smallest <= key => segment.get_with((key, hash), snapshot, found),
             _ => Ok(None),
         }
     }
@@ -196,8 +199,8 @@ mod tests {
         };
         let run = run(&[entry("b", 7, "new"), entry("b", 3, "old"), entry("d", 5, "d")]).unwrap();
         let get = |key: &str, below| {
-            let found = run.get(key.as_bytes(), key_hash(key.as_bytes()), Seq::new(below)).unwrap();
-            found.map(|(_, seq, value)| (seq.get(), value))
+            let key = (key.as_bytes(), key_hash(key.as_bytes()));
+            run.get_with(key, Seq::new(below), |_, seq, value| (seq.get(), value.to_vec())).unwrap()
         };
         assert_eq!(get("b", 8), Some((7, "new".into())));
         assert_eq!(get("b", 7), Some((3, "old".into())));

@@ -59,10 +59,23 @@ impl Snapshot {
     /// # Errors
     /// As [`Keyspace::get`]; [`Error::InvalidArgument`] for a keyspace of another store.
     pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
+        self.get_with(keyspace, key, Bytes::copy_from_slice)
+    }
+
+    /// Shows the value that a key had to `found` without copying it, see [`Keyspace::get_with`].
+    ///
+    /// # Errors
+    /// As [`Snapshot::get`].
+    pub fn get_with<R>(
+        &self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        found: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>> {
         if !std::sync::Arc::ptr_eq(keyspace.store(), self.handle.store()) {
             return Err(Error::invalid("the keyspace belongs to another store than the snapshot"));
         }
-        keyspace.get_at(key.as_ref(), &self.guard)
+        keyspace.get_at(key.as_ref(), &self.guard, found)
     }
 
     /// The pairs whose keys lay in a range, see [`Keyspace::range`].

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use aio::{Bug, planted};
-use arc_swap::ArcSwap;
-use bytes::Bytes;
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
@@ -40,19 +39,29 @@ pub(crate) struct Superversion {
 }
 
 impl Superversion {
-    /// The newest entry of `key` below `snapshot`: memtables first, then runs, newest first.
-    pub(crate) fn get(&self, key: &[u8], snapshot: Seq) -> Result<Option<Bytes>> {
+    /// Shows the value of `key` as of `snapshot`, in place: memtables first, then runs, newest first.
+    pub(crate) fn get_with<R>(
+        &self,
+        key: &[u8],
+        snapshot: Seq,
+        found: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>> {
         let hash = key_hash(key);
         let frozen: &[Frozen] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.frozen };
         let tables = std::iter::once(&self.active).chain(frozen.iter().map(|frozen| &frozen.table));
         for table in tables {
             if let Some((kind, _, value)) = table.get(key, hash, snapshot) {
-                return Ok((kind == Kind::Put).then(|| Bytes::copy_from_slice(value)));
+                return Ok((kind == Kind::Put).then(|| found(value)));
             }
         }
+        let mut found = Some(found);
         for run in &self.runs {
-            if let Some((kind, _, value)) = run.get(key, hash, snapshot)? {
-                return Ok((kind == Kind::Put).then_some(value));
+            let show = |kind, _, value: &[u8]| {
+                let found = found.take().filter(|_| kind == Kind::Put);
+                found.map(|found| found(value))
+            };
+            if let Some(decided) = run.get_with((key, hash), snapshot, show)? {
+                return Ok(decided);
             }
         }
         Ok(None)
@@ -176,6 +185,12 @@ impl Tree {
 
     pub(crate) fn load(&self) -> Arc<Superversion> {
         self.current.load_full()
+    }
+
+    /// As [`Tree::load`], for a short while: nothing is counted that other threads count as well.
+    #[inline]
+    pub(crate) fn look(&self) -> Guard<Arc<Superversion>> {
+        self.current.load()
     }
 
     /// [`Superversion::number`] of what [`Tree::load`] gives now or of an earlier one, never of a later one; for whoever

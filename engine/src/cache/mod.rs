@@ -1,31 +1,32 @@
 //! The block cache: decoded blocks under one byte budget that is never exceeded.
 //!
-//! It knows nothing about blocks: it keeps counted values under `(segment id, block number)`, each with the bytes it
-//! is charged for. Numbers of segments are used once, so a value can never be stale; it can only be unwanted.
+//! ```text
+//!   open segment:   slots   [ block 0 | block 1 |    | block 3 | ... ]     one word and one mark for each block
+//!   cache:          small   -> -> ->          main -> -> ->                who goes when room is needed: `policy`
+//! ```
 //!
-//! # How it works
-//! Shards, each with its own lock, map and CLOCK hand (see `policy.rs`). Nothing else is locked inside, and nothing
-//! waits while a lock is held.
+//! It knows nothing about blocks: it keeps counted values in slots of which every open segment has its own, so a hit is
+//! one load and no hash table, and writes nothing that another thread reads once a value is known to be hot. A reader
+//! holds what it found through a guard of `arc-swap` (its debt lists are what an epoch would be: a value is freed when the
+//! last guard on it is gone), so guards may be held across user code, a submit or a wait.
 //!
 //! Invariants: the charges of all values sum to at most the budget, also while an insert is under way; a value that
-//! is larger than its shard's part of the budget is not kept.
+//! is larger than the budget is not kept; when a segment is dropped, so are its values; a block that several threads
+//! miss at once is read once.
 
 mod policy;
+mod slots;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-use policy::{Clock, Key};
+use parking_lot::{Condvar, Mutex};
+use policy::Queues;
 
-/// More shards than this do not help: there are far more shards than cores that miss at the same time.
-const MAX_SHARDS: u64 = 16;
+pub(crate) use slots::{Held, Slots, Use};
 
-/// A shard smaller than this could not keep a few large blocks.
-const MIN_SHARD_BYTES: u64 = 1 << 20;
-
-/// What a slot, its map entry and the value's counts take beside the value itself, in bytes.
-const SLOT_OVERHEAD_BYTES: u64 = 96;
+/// What a place in a queue and the value's counts take beside the value itself, in bytes.
+const OVERHEAD_BYTES: u64 = 64;
 
 /// What the cache has done so far, and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,160 +48,157 @@ pub(crate) struct CacheStats {
 /// Counted values under a byte budget, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Cache<V> {
-    shards: Box<[Mutex<Clock<V>>]>,
+    queues: Mutex<Queues<V>>,
     budget_bytes: u64,
-    hits: AtomicU64,
-    misses: AtomicU64,
+    looked_up: Stripes,
+    /// Blocks that somebody reads: the address of the slots, and the number.
+    loading: Mutex<Vec<(usize, usize)>>,
+    loaded: Condvar,
 }
 
 impl<V> Cache<V> {
     /// An empty cache of at most `budget_bytes`. With 0 it keeps nothing and every look-up misses.
     pub(crate) fn new(budget_bytes: u64) -> Cache<V> {
-        let shards = (budget_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
-        let shard_budget = budget_bytes / shards;
-        let shards = (0..shards).map(|_| Mutex::new(Clock::new(shard_budget))).collect();
-        Cache { shards, budget_bytes, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        Cache {
+            queues: Mutex::new(Queues::new(budget_bytes)),
+            budget_bytes,
+            looked_up: Stripes::default(),
+            loading: Mutex::default(),
+            loaded: Condvar::new(),
+        }
     }
 
     /// The value, marked as used.
-    pub(crate) fn get(&self, segment: u64, block: u32) -> Option<Arc<V>> {
-        let key = Key { segment, block };
-        let found = self.shard(key).lock().get(key);
-        // Relaxed: the counters publish nothing.
-        let counter = if found.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
-        found
-    }
-
-    /// The value, neither marked nor counted: for scans that shall leave no trace.
-    pub(crate) fn peek(&self, segment: u64, block: u32) -> Option<Arc<V>> {
-        let key = Key { segment, block };
-        self.shard(key).lock().peek(key)
+    pub(crate) fn get(&self, slots: &Slots<V>, block: usize) -> Held<V> {
+        let held = slots.values[block].load();
+        if held.is_some() {
+            policy::mark_used(&slots.marks[block]);
+            self.looked_up.hit();
+        } else {
+            self.looked_up.missed();
+        }
+        held
     }
 
     /// Keeps the value if it fits, after evicting others. A value that is there already stays.
-    pub(crate) fn insert(&self, segment: u64, block: u32, value: &Arc<V>, value_bytes: u64) {
-        let key = Key { segment, block };
-        let charge = value_bytes.saturating_add(SLOT_OVERHEAD_BYTES);
-        let evicted = self.shard(key).lock().insert(key, value, charge);
+    pub(crate) fn insert(
+        &self,
+        slots: &Arc<Slots<V>>,
+        block: usize,
+        (value, bytes): (&Arc<V>, u64),
+        by: Use,
+    ) {
+        let charge = bytes.saturating_add(OVERHEAD_BYTES);
+        let evicted = self.queues.lock().insert((slots, block), value, charge, by);
         // Freed here, after the lock.
         drop(evicted);
     }
 
-    /// Forgets all blocks of a segment that was deleted. O(values); called once per deleted segment.
-    pub(crate) fn remove_segment(&self, segment: u64) {
-        for shard in &self.shards {
-            let removed = shard.lock().remove_segment(segment);
-            drop(removed);
+    /// The value after a miss: from `read`, unless another thread reads it already, in which case that is waited for.
+    ///
+    /// # Errors
+    /// Those of `read`; who waited for another thread that failed reads it again.
+    pub(crate) fn load<E>(
+        &self,
+        slots: &Arc<Slots<V>>,
+        block: usize,
+        read: impl FnOnce() -> Result<(Arc<V>, u64), E>,
+    ) -> Result<Arc<V>, E> {
+        let key = (Arc::as_ptr(slots).addr(), block);
+        let mut loading = self.loading.lock();
+        loop {
+            if let Some(value) = slots.peek(block) {
+                return Ok(value);
+            }
+            if !loading.contains(&key) {
+                break;
+            }
+            self.loaded.wait(&mut loading);
         }
+        loading.push(key);
+        drop(loading);
+        let done = Loading { cache: self, key };
+        let (value, bytes) = read()?;
+        self.insert(slots, block, (&value, bytes), Use::Point);
+        drop(done);
+        Ok(value)
+    }
+
+    /// Forgets the values of a segment that nobody reads any more. O(values).
+    pub(crate) fn forget(&self, slots: &Arc<Slots<V>>) {
+        let removed = self.queues.lock().forget(slots);
+        drop(removed);
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
-        let mut stats = CacheStats {
-            hits: self.hits.load(Ordering::Relaxed),
-            misses: self.misses.load(Ordering::Relaxed),
+        let (hits, misses) = self.looked_up.sums();
+        let queues = self.queues.lock();
+        CacheStats {
+            hits,
+            misses,
+            evictions: queues.evictions(),
+            values: queues.values(),
+            bytes: queues.used_bytes(),
             budget_bytes: self.budget_bytes,
-            ..CacheStats::default()
-        };
-        for shard in &self.shards {
-            let shard = shard.lock();
-            stats.bytes += shard.used_bytes();
-            stats.values += shard.values();
-            stats.evictions += shard.evictions();
         }
-        stats
+    }
+}
+
+/// A block that this thread reads; told to those who wait for it also if the read fails or panics.
+struct Loading<'a, V> {
+    cache: &'a Cache<V>,
+    key: (usize, usize),
+}
+
+impl<V> Drop for Loading<'_, V> {
+    fn drop(&mut self) {
+        self.cache.loading.lock().retain(|key| *key != self.key);
+        self.cache.loaded.notify_all();
+    }
+}
+
+const STRIPES: usize = 16;
+
+/// Hits and misses, counted by each thread in a line of its own as long as there are few: one line for all would cost a
+/// hit more than all the rest of it.
+#[derive(Debug, Default)]
+struct Stripes([Stripe; STRIPES]);
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe {
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+thread_local! {
+    static STRIPE: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
+    };
+}
+
+impl Stripes {
+    fn own(&self) -> &Stripe {
+        // A thread that is ending counts with the first.
+        &self.0[STRIPE.try_with(|stripe| *stripe).unwrap_or(0)]
     }
 
-    fn shard(&self, key: Key) -> &Mutex<Clock<V>> {
-        let count = self.shards.len() as u64;
-        let index = usize::try_from((key.mix() >> 32) % count).expect("less than the number of shards");
-        self.shards.get(index).expect("a remainder is below its divisor")
+    // Relaxed: the counters publish nothing.
+    fn hit(&self) {
+        self.own().hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn missed(&self) {
+        self.own().misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn sums(&self) -> (u64, u64) {
+        self.0.iter().fold((0, 0), |(hits, misses), stripe| {
+            (hits + stripe.hits.load(Ordering::Relaxed), misses + stripe.misses.load(Ordering::Relaxed))
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_budget_holds_after_every_insert_whatever_the_sizes() {
-        for budget in [0, 100, 4096, 3 << 20, 40 << 20] {
-            let cache: Cache<u64> = Cache::new(budget);
-            let mut random = 0x1234_5678_9abc_def1_u64;
-            for step in 0..20_000_u64 {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                let size = if step % 100 == 0 { random % (2 << 20) } else { random % 20_000 };
-                cache.insert(random % 7, u32::try_from(step % 5000).unwrap(), &Arc::new(step), size);
-                assert!(step % 64 != 0 || cache.stats().bytes <= budget);
-            }
-            let stats = cache.stats();
-            assert!(stats.bytes <= budget, "{stats:?}");
-            if budget >= 3 << 20 {
-                assert!(stats.bytes > budget / 2, "mostly full: {stats:?}");
-                assert!(stats.evictions > 0);
-            }
-        }
-    }
-
-    #[test]
-    fn a_value_is_found_until_its_segment_is_removed() {
-        let cache: Cache<u32> = Cache::new(1 << 20);
-        for block in 0..100 {
-            cache.insert(u64::from(block % 2), block, &Arc::new(block), 10);
-        }
-        for block in 0..100 {
-            assert_eq!(cache.get(u64::from(block % 2), block).as_deref(), Some(&block));
-            assert_eq!(cache.get(u64::from(block % 2) + 2, block), None);
-        }
-        cache.remove_segment(0);
-        for block in 0..100 {
-            assert_eq!(cache.peek(u64::from(block % 2), block).is_some(), block % 2 == 1);
-        }
-        let stats = cache.stats();
-        assert_eq!((stats.hits, stats.misses, stats.values), (100, 100, 50));
-        assert_eq!(stats.bytes, 50 * (10 + SLOT_OVERHEAD_BYTES));
-        cache.remove_segment(1);
-        assert_eq!(cache.stats().bytes, 0);
-    }
-
-    #[test]
-    fn used_values_outlive_unused_ones() {
-        let cache: Cache<u32> = Cache::new(100 * (1000 + SLOT_OVERHEAD_BYTES));
-        for block in 0..50 {
-            cache.insert(1, block, &Arc::new(block), 1000);
-        }
-        for scan in 0..40 {
-            for block in 0..50 {
-                assert!(cache.get(1, block).is_some(), "block {block} in round {scan}");
-            }
-            for block in 0..40 {
-                cache.insert(2, scan * 40 + block, &Arc::new(0), 1000);
-            }
-        }
-    }
-
-    #[test]
-    fn threads_do_not_exceed_the_budget_together() {
-        let cache: Cache<u32> = Cache::new(2 << 20);
-        std::thread::scope(|scope| {
-            for thread in 0..4_u64 {
-                let cache = &cache;
-                scope.spawn(move || {
-                    for block in 0..5000 {
-                        cache.insert(thread % 2, block, &Arc::new(block), 3000);
-                        if let Some(found) = cache.get(thread % 2, block) {
-                            assert_eq!(*found, block);
-                        }
-                        assert!(block % 50 != 0 || cache.stats().bytes <= 2 << 20);
-                        if block % 1000 == 999 {
-                            cache.remove_segment(thread % 2);
-                        }
-                    }
-                });
-            }
-        });
-        assert!(cache.stats().bytes <= 2 << 20);
-    }
-}
+mod tests;

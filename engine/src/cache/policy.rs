@@ -1,172 +1,191 @@
-//! Which block goes when room is needed: CLOCK with a small counter for each value.
+//! Which block goes when room is needed: S3-FIFO.
 //!
-//! A value starts with no credit, so one that is never read again goes when the hand first meets it; each hit gives
-//! credit, up to [`MAX_CREDIT`], and each pass of the hand takes one. That keeps a hot set through scans of about its
-//! own size without the second queue of fancier orders.
+//! A new value enters the *small* queue, a tenth of the budget. Who leaves it unused, as most do in a scan, is gone, but
+//! its *ghost* stays for a while; who was used more than once goes over to the *main* queue, and so does at once who
+//! comes back while its ghost is there. The main queue goes round: a used value gets another turn and loses a use.
+//! Nothing moves on a hit; only a mark in the slot changes, and not even that once it is full.
 //!
-//! Invariants: `used` is the sum of the charges of all occupied slots and at most `budget`; `map` names exactly the
-//! occupied slots; `free` exactly the others.
+//! Source: Yang and others, "FIFO queues are all you need for cache eviction", SOSP 2023.
+//!
+//! ```text
+//!   mark of a slot:  | 0 0 0 0 0 | ghost | uses (0 to 3) |
+//! ```
+//!
+//! Invariants: `small_used + main_used` is the sum of the charges of everything queued and at most the budget; each slot
+//! that has a value is queued once, and each queued entry's slot has one.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 
-/// Passes of the hand that a much-used value survives.
-const MAX_CREDIT: u8 = 3;
+use super::slots::{Slots, Use};
 
-/// Names a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Key {
-    pub(super) segment: u64,
-    pub(super) block: u32,
-}
+/// Uses that a mark counts at most.
+const MAX_USES: u8 = 3;
 
-impl Key {
-    /// 64 well-mixed bits. Fixed, so that a simulated run replays.
-    pub(super) fn mix(self) -> u64 {
-        let mut bits = self.segment.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(self.block);
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-}
+/// This value left the small queue unused, not long ago.
+const GHOST: u8 = 4;
 
-impl std::hash::Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.mix());
-    }
-}
+/// The small queue's part of the budget.
+const SMALL_PART: u64 = 10;
 
-/// Passes on the one word that [`Key`] writes.
-#[derive(Debug, Default)]
-struct Mixed(u64);
-
-impl Hasher for Mixed {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 = word;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
+/// Notes a use. Two threads at once may count as one: the mark is a guess anyway.
+pub(super) fn mark_used(mark: &AtomicU8) {
+    let before = mark.load(Ordering::Relaxed);
+    if before & MAX_USES < MAX_USES {
+        mark.store(before + 1, Ordering::Relaxed);
     }
 }
 
 #[derive(Debug)]
-struct Slot<V> {
-    key: Key,
-    value: Arc<V>,
+struct Entry<V> {
+    slots: Arc<Slots<V>>,
+    block: usize,
     charge: u64,
-    credit: u8,
 }
 
-/// One shard.
+impl<V> Entry<V> {
+    fn mark(&self) -> &AtomicU8 {
+        &self.slots.marks[self.block]
+    }
+
+    fn uses(&self) -> u8 {
+        self.mark().load(Ordering::Relaxed) & MAX_USES
+    }
+}
+
+/// The queues of a cache.
 #[derive(Debug)]
-pub(super) struct Clock<V> {
-    map: HashMap<Key, usize, BuildHasherDefault<Mixed>>,
-    slots: Vec<Option<Slot<V>>>,
-    free: Vec<usize>,
-    hand: usize,
-    used: u64,
+pub(super) struct Queues<V> {
+    small: VecDeque<Entry<V>>,
+    main: VecDeque<Entry<V>>,
+    ghosts: VecDeque<(Weak<Slots<V>>, usize)>,
+    small_used: u64,
+    main_used: u64,
     budget: u64,
     evictions: u64,
 }
 
-impl<V> Clock<V> {
-    pub(super) fn new(budget: u64) -> Clock<V> {
-        Clock {
-            map: HashMap::default(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            hand: 0,
-            used: 0,
+impl<V> Queues<V> {
+    pub(super) fn new(budget: u64) -> Queues<V> {
+        Queues {
+            small: VecDeque::new(),
+            main: VecDeque::new(),
+            ghosts: VecDeque::new(),
+            small_used: 0,
+            main_used: 0,
             budget,
             evictions: 0,
         }
     }
 
-    pub(super) fn get(&mut self, key: Key) -> Option<Arc<V>> {
-        let slot = self.slots.get_mut(*self.map.get(&key)?)?.as_mut()?;
-        slot.credit = MAX_CREDIT.min(slot.credit + 1);
-        Some(slot.value.clone())
-    }
-
-    pub(super) fn peek(&self, key: Key) -> Option<Arc<V>> {
-        Some(self.slots.get(*self.map.get(&key)?)?.as_ref()?.value.clone())
-    }
-
     /// Returns what had to go, so that the caller frees it outside of the lock.
-    pub(super) fn insert(&mut self, key: Key, value: &Arc<V>, charge: u64) -> Vec<Arc<V>> {
+    pub(super) fn insert(
+        &mut self,
+        (slots, block): (&Arc<Slots<V>>, usize),
+        value: &Arc<V>,
+        charge: u64,
+        by: Use,
+    ) -> Vec<Arc<V>> {
         let mut evicted = Vec::new();
-        if charge > self.budget || self.map.contains_key(&key) {
+        if charge > self.budget || slots.values[block].load().is_some() {
             return evicted;
         }
-        while self.used > self.budget - charge {
-            evicted.extend(self.evict_one());
+        while self.used_bytes() > self.budget - charge {
+            evicted.extend(self.make_room());
         }
-        let slot = Some(Slot { key, value: value.clone(), charge, credit: 0 });
-        let index = if let Some(index) = self.free.pop() {
-            *self.slots.get_mut(index).expect("free slots exist") = slot;
-            index
+        let was_ghost = slots.marks[block].swap(0, Ordering::Relaxed) & GHOST != 0;
+        slots.values[block].store(Some(Arc::clone(value)));
+        let entry = Entry { slots: Arc::clone(slots), block, charge };
+        if was_ghost && by == Use::Point {
+            self.main_used += charge;
+            self.main.push_back(entry);
         } else {
-            self.slots.push(slot);
-            self.slots.len() - 1
-        };
-        self.map.insert(key, index);
-        self.used += charge;
-        assert!(self.used <= self.budget, "the cache is over its budget");
+            self.small_used += charge;
+            self.small.push_back(entry);
+        }
+        assert!(self.used_bytes() <= self.budget, "the cache is over its budget");
         evicted
     }
 
-    pub(super) fn remove_segment(&mut self, segment: u64) -> Vec<Arc<V>> {
+    pub(super) fn forget(&mut self, slots: &Arc<Slots<V>>) -> Vec<Arc<V>> {
         let mut removed = Vec::new();
-        for index in 0..self.slots.len() {
-            if matches!(self.slots.get(index), Some(Some(slot)) if slot.key.segment == segment) {
-                removed.extend(self.take(index));
-            }
+        for (queue, used) in [(&mut self.small, &mut self.small_used), (&mut self.main, &mut self.main_used)]
+        {
+            queue.retain(|entry| {
+                let stays = !Arc::ptr_eq(&entry.slots, slots);
+                if !stays {
+                    *used -= entry.charge;
+                    removed.extend(entry.slots.values[entry.block].swap(None));
+                }
+                stays
+            });
         }
         removed
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
-        self.used
+        self.small_used + self.main_used
     }
 
     pub(super) fn values(&self) -> u64 {
-        self.map.len() as u64
+        (self.small.len() + self.main.len()) as u64
     }
 
     pub(super) fn evictions(&self) -> u64 {
         self.evictions
     }
 
-    /// Moves the hand to the next value without credit and takes it. Ends, since every pass takes credit away.
-    fn evict_one(&mut self) -> Option<Arc<V>> {
-        assert!(!self.map.is_empty(), "bytes are charged to no value");
-        loop {
-            let index = self.hand;
-            self.hand = if index + 1 < self.slots.len() { index + 1 } else { 0 };
-            match self.slots.get_mut(index) {
-                Some(Some(slot)) if slot.credit > 0 => slot.credit -= 1,
-                Some(Some(_)) => {
-                    self.evictions += 1;
-                    return self.take(index);
-                }
-                _ => {}
-            }
+    /// One step: an entry leaves the small queue for the main one or for good, or has its turn in the main one. Ends in
+    /// something evicted, since every turn takes a use away.
+    fn make_room(&mut self) -> Option<Arc<V>> {
+        if self.small_used > self.budget / SMALL_PART || self.main.is_empty() {
+            self.leave_small()
+        } else {
+            self.turn_main()
         }
     }
 
-    fn take(&mut self, index: usize) -> Option<Arc<V>> {
-        let slot = self.slots.get_mut(index)?.take()?;
-        self.map.remove(&slot.key);
-        self.free.push(index);
-        self.used -= slot.charge;
-        Some(slot.value)
+    fn leave_small(&mut self) -> Option<Arc<V>> {
+        let entry = self.small.pop_front().expect("bytes are charged to some value");
+        self.small_used -= entry.charge;
+        if entry.uses() > 1 {
+            entry.mark().store(0, Ordering::Relaxed);
+            self.main_used += entry.charge;
+            self.main.push_back(entry);
+            return None;
+        }
+        entry.mark().store(GHOST, Ordering::Relaxed);
+        self.ghosts.push_back((Arc::downgrade(&entry.slots), entry.block));
+        // As many as there are values: longer than that is not of late.
+        while self.ghosts.len() > self.small.len() + self.main.len() + 1 {
+            self.lay_ghost();
+        }
+        self.evict(&entry)
+    }
+
+    fn turn_main(&mut self) -> Option<Arc<V>> {
+        let entry = self.main.pop_front()?;
+        let uses = entry.uses();
+        if uses > 0 {
+            entry.mark().store(uses - 1, Ordering::Relaxed);
+            self.main.push_back(entry);
+            return None;
+        }
+        self.main_used -= entry.charge;
+        self.evict(&entry)
+    }
+
+    fn evict(&mut self, entry: &Entry<V>) -> Option<Arc<V>> {
+        self.evictions += 1;
+        entry.slots.values[entry.block].swap(None)
+    }
+
+    fn lay_ghost(&mut self) {
+        if let Some((slots, block)) = self.ghosts.pop_front()
+            && let Some(slots) = slots.upgrade()
+        {
+            slots.marks[block].fetch_and(!GHOST, Ordering::Relaxed);
+        }
     }
 }

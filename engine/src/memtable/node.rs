@@ -120,8 +120,10 @@ impl Node {
     pub(super) fn rank(&self, arena: &Arena, key: &[u8]) -> Result<Rank, Changed> {
         let head = head(key, self.prefix.load(Ordering::Relaxed) as usize);
         let (mut low, mut high) = (self.heads_below(head), self.len());
-        // The first key with an equal head is nearly always the only one, so it is looked at first.
-        let mut probe = low;
+        // The first key with an equal head is nearly always the only one, so it is looked at first. Where heads are equal
+        // up to the end (the nodes at the edges have no prefix), keys that come in order belong behind the last.
+        let last = high.saturating_sub(1);
+        let mut probe = if self.heads[last].load(Ordering::Relaxed) == head { last.max(low) } else { low };
         while low < high {
             let order = match self.heads[probe].load(Ordering::Relaxed).cmp(&head) {
                 Equal => self.key(arena, probe)?.cmp(key),

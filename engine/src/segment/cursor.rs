@@ -7,8 +7,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use arc_swap::Guard;
+
 use super::block::{Block, Spot};
 use super::reader::{Segment, Span};
+use crate::cache::Use;
 use crate::error::Result;
 use crate::iter::Cursor;
 use crate::key::Entry;
@@ -101,9 +104,12 @@ impl SegmentCursor {
     }
 
     fn load(&mut self, number: usize) -> Result<Arc<Block>> {
-        let (segment, key) = (&self.segment, Segment::cache_key(number));
-        let id = segment.meta.id;
-        let cached = if self.fill_cache { segment.cache.get(id, key) } else { segment.cache.peek(id, key) };
+        let segment = &self.segment;
+        let cached = if self.fill_cache {
+            Guard::into_inner(segment.cache.get(&segment.slots, number))
+        } else {
+            segment.slots.peek(number)
+        };
         if let Some(block) = cached {
             return Ok(block);
         }
@@ -117,7 +123,7 @@ impl SegmentCursor {
             self.ahead = Some(span);
         }
         if self.fill_cache {
-            segment.cache.insert(id, key, &block, block.memory_bytes());
+            segment.cache.insert(&segment.slots, number, (&block, block.memory_bytes()), Use::Scan);
         }
         Ok(block)
     }

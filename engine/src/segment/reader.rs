@@ -4,19 +4,19 @@
 //! A point read costs at most one device read (see `mod.rs`).
 //!
 //! Invariants: nothing of a block is used before its checksum passed; bytes of another place or segment do not pass.
-//! Any number of threads may read; nothing is locked here across a device read.
+//! Any number of threads may read; nothing is locked here across a device read. Whoever drops the last reference to a
+//! segment takes its blocks out of the cache.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aio::{Buf, Bug, Errno, File, OpenMode, planted};
-use bytes::Bytes;
 
 use super::block::Block;
 use super::filter::Filter;
 use super::footer::{FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Section, SegmentMeta, checksum};
 use super::index::{Index, Place};
-use crate::cache::Cache;
+use crate::cache::{Cache, Held, Slots};
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::{Kind, Seq};
@@ -37,6 +37,30 @@ pub(crate) struct Segment {
     pub(super) meta: SegmentMeta,
     pub(super) index: Index,
     pub(super) filter: Filter,
+    /// Where its blocks stand when they are cached.
+    pub(super) slots: Arc<Slots<Block>>,
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        self.cache.forget(&self.slots);
+    }
+}
+
+/// A block for as long as it is looked at.
+enum BlockRef {
+    Cached(Held<Block>),
+    Read(Arc<Block>),
+}
+
+impl BlockRef {
+    #[inline]
+    fn block(&self) -> &Block {
+        match self {
+            BlockRef::Cached(held) => held.as_deref().expect("it was found"),
+            BlockRef::Read(block) => block,
+        }
+    }
 }
 
 impl Segment {
@@ -71,6 +95,7 @@ impl Segment {
             file,
             path,
             meta: meta.clone(),
+            slots: Arc::new(Slots::new(index.blocks())),
             index,
             filter,
         }))
@@ -80,10 +105,11 @@ impl Segment {
         &self.meta
     }
 
-    /// What is pinned while the segment is open: index, filter and bounds.
+    /// What is pinned while the segment is open: index, filter, places of its blocks, and bounds.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let bounds = self.meta.smallest.len() + self.meta.largest.len() + size_of::<Segment>();
-        self.index.memory_bytes() + self.filter.memory_bytes() + bounds as u64
+        let places = bounds + self.slots.memory_bytes();
+        self.index.memory_bytes() + self.filter.memory_bytes() + places as u64
     }
 
     /// Whether the filter and the key range leave it possible that the key is here; no I/O.
@@ -91,11 +117,16 @@ impl Segment {
         self.meta.smallest <= key && self.meta.largest >= key && self.filter.may_contain(hash)
     }
 
-    /// The newest entry of `key` with `seq < snapshot`; `hash` is `key_hash(key)`. The value is a copy.
+    /// Shows the newest entry of `key` with `seq < snapshot`, in place; `hash` is `key_hash(key)`.
     ///
     /// # Errors
     /// The read failed, or the block is damaged.
-    pub(crate) fn get(&self, key: &[u8], hash: u64, snapshot: Seq) -> Result<Option<(Kind, Seq, Bytes)>> {
+    pub(crate) fn get_with<R>(
+        &self,
+        (key, hash): (&[u8], u64),
+        snapshot: Seq,
+        found: impl FnOnce(Kind, Seq, &[u8]) -> R,
+    ) -> Result<Option<R>> {
         if snapshot <= self.meta.min_seq || !self.may_contain(key, hash) {
             return Ok(None);
         }
@@ -106,13 +137,13 @@ impl Segment {
             first
         };
         for number in first..self.index.blocks() {
-            let block = match self.block(number) {
+            let held = match self.block(number) {
                 Err(_) if planted(Bug::ReadErrorTakenAsMissing) => return Ok(None),
                 read => read?,
             };
+            let block = held.block();
             if let Some(i) = block.find(key, hash, snapshot) {
-                let value = Bytes::copy_from_slice(block.value(i));
-                return Ok(Some((block.kind(i), block.seq(i), value)));
+                return Ok(Some(found(block.kind(i), block.seq(i), block.value(i))));
             }
             // Older entries of the key stand in the next block only if it fills the end of this one.
             if self.index.separator(number) != key || !block.is_key(block.len() - 1, key) {
@@ -126,7 +157,8 @@ impl Segment {
         self.index.place(number).expect("block numbers are below the number of blocks")
     }
 
-    pub(super) fn cache_key(number: usize) -> u32 {
+    /// The number as checksums know it.
+    pub(super) fn number_in_file(number: usize) -> u32 {
         u32::try_from(number).expect("the footer counts blocks in 32 bits")
     }
 
@@ -141,14 +173,17 @@ impl Segment {
     }
 
     /// The block, from the cache or the device; it is in the cache afterwards.
-    fn block(&self, number: usize) -> Result<Arc<Block>> {
-        if let Some(block) = self.cache.get(self.meta.id, Segment::cache_key(number)) {
-            return Ok(block);
+    fn block(&self, number: usize) -> Result<BlockRef> {
+        let held = self.cache.get(&self.slots, number);
+        if held.is_some() {
+            return Ok(BlockRef::Cached(held));
         }
-        let span = self.read_span(number, false)?;
-        let block = Arc::new(self.decode(number, &span)?);
-        self.cache.insert(self.meta.id, Segment::cache_key(number), &block, block.memory_bytes());
-        Ok(block)
+        let read = || {
+            let block = self.decode(number, &self.read_span(number, false)?)?;
+            let bytes = block.memory_bytes();
+            Ok((Arc::new(block), bytes))
+        };
+        self.cache.load(&self.slots, number, read).map(BlockRef::Read)
     }
 
     /// Reads block `first`, and with `ahead` as many of the following as fit into [`READ_AHEAD_BYTES`].
@@ -173,7 +208,7 @@ impl Segment {
             .ok()
             .and_then(|start| span.buf.get(start..start + place.padded_bytes()))
             .expect("the span holds its blocks");
-        let found = checksum(self.meta.id, Segment::cache_key(number), stored);
+        let found = checksum(self.meta.id, Segment::number_in_file(number), stored);
         if found != place.crc && !planted(Bug::BlockChecksumIgnored) {
             let (expected, found) = (format!("{:#x}", place.crc), format!("{found:#x}"));
             return Err(Error::corrupt(&self.path, place.offset, "block checksum", expected, found));

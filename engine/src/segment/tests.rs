@@ -121,8 +121,8 @@ fn model_get<'a>(entries: &'a [Owned], key: &[u8], snapshot: u64) -> Option<&'a 
 }
 
 fn check_get(segment: &Segment, entries: &[Owned], key: &[u8], snapshot: u64) -> Result<()> {
-    let found = segment.get(key, key_hash(key), Seq::new(snapshot))?;
-    let found = found.map(|(kind, seq, value)| (key.to_vec(), seq.get(), kind, value.to_vec()));
+    let show = |kind, seq: Seq, value: &[u8]| (key.to_vec(), seq.get(), kind, value.to_vec());
+    let found = segment.get_with((key, key_hash(key)), Seq::new(snapshot), show)?;
     assert_eq!(found.as_ref(), model_get(entries, key, snapshot), "key {key:?} below {snapshot}");
     Ok(())
 }

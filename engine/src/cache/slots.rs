@@ -1,0 +1,53 @@
+//! The places of one segment's blocks in the cache: one word and one mark for each block.
+//!
+//! Invariant: what stands in them changes under the lock of the queues only (`policy`); anybody may load it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use arc_swap::{ArcSwapOption, Guard};
+
+/// What a look-up found, for as long as it is held.
+pub(crate) type Held<V> = Guard<Option<Arc<V>>>;
+
+/// What asks for a value to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// A point read: what was thrown out a short while ago is wanted again.
+    Point,
+    /// A scan, whose blocks come by once: they never push out what point reads want.
+    Scan,
+}
+
+/// The places of one segment's blocks.
+pub(crate) struct Slots<V> {
+    pub(super) values: Box<[ArcSwapOption<V>]>,
+    /// How often each was used of late, and whether it was thrown out unused: see `policy`.
+    pub(super) marks: Box<[AtomicU8]>,
+}
+
+impl<V> Slots<V> {
+    pub(crate) fn new(blocks: usize) -> Slots<V> {
+        Slots {
+            values: (0..blocks).map(|_| ArcSwapOption::const_empty()).collect(),
+            marks: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
+        }
+    }
+
+    /// What they take, without the values.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.values.len() * (size_of::<ArcSwapOption<V>>() + size_of::<AtomicU8>())
+    }
+
+    /// The value, neither marked nor counted: for scans that shall leave no trace.
+    pub(crate) fn peek(&self, block: usize) -> Option<Arc<V>> {
+        self.values.get(block)?.load_full()
+    }
+}
+
+impl<V> fmt::Debug for Slots<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slots({} blocks)", self.values.len())
+    }
+}
