@@ -2,7 +2,7 @@
 //!
 //! What a model shows: no schedule loses a wake-up (loom ends a run in which nobody can go on), loses a record, or lets a
 //! position pass what is not there. All schedules are tried in which threads are switched against their will at most as
-//! often as stands at each model (two to five times); their number is printed. The models of the whole log run on a
+//! often as stands at each model (once to three times); their number is printed. The models of the whole log run on a
 //! simulated disk. No timer ever rings: what a log promises does not come from one.
 #![cfg(loom)]
 
@@ -49,7 +49,7 @@ fn complete(ordered: &Ordered, written: &[AtomicU64], ranges: &[(u64, u64)]) {
 
 #[test]
 fn the_watermark_leaves_nothing_behind_and_publishes_what_was_written() {
-    explore(4, || {
+    explore(3, || {
         let ordered = Arc::new(Ordered::new(Seq::ZERO, 4 * GRANULE));
         let written: Arc<[AtomicU64; 4]> = Arc::new(std::array::from_fn(|_| AtomicU64::new(0)));
         let threads: Vec<_> = [(0, 1), (1, 3)]
@@ -75,7 +75,7 @@ fn the_watermark_leaves_nothing_behind_and_publishes_what_was_written() {
 
 #[test]
 fn the_watermark_wakes_who_waits_for_it() {
-    explore(5, || {
+    explore(3, || {
         let ordered = Arc::new(Ordered::new(Seq::ZERO, 2 * GRANULE));
         let threads: Vec<_> = [(0, 1), (1, 2)]
             .into_iter()
@@ -214,23 +214,23 @@ fn every_writer_is_acknowledged(background: Background, switches: usize, lengths
 
 #[test]
 fn two_writers_run_their_own_rounds() {
-    every_writer_is_acknowledged(Background::Manual, 5, &[10, 40]);
+    every_writer_is_acknowledged(Background::Manual, 2, &[10, 40]);
 }
 
 #[test]
 fn three_writers_run_their_own_rounds() {
-    every_writer_is_acknowledged(Background::Manual, 2, &[10, 20, 40]);
+    every_writer_is_acknowledged(Background::Manual, 1, &[10, 20, 40]);
 }
 
 #[test]
 fn two_writers_and_the_commit_thread_share_the_token() {
-    every_writer_is_acknowledged(Background::Threads, 3, &[10, 40]);
+    every_writer_is_acknowledged(Background::Threads, 2, &[10, 40]);
 }
 
 /// Two records of a quarter of the ring each: nothing else fits until a round has made room.
 #[test]
 fn writers_wait_for_room_in_the_ring() {
-    explore(3, || {
+    explore(1, || {
         let bed = bed(Background::Manual);
         bed.in_threads(&[900, 901], |log, length| {
             for _ in 0..3 {
@@ -247,7 +247,7 @@ fn writers_wait_for_room_in_the_ring() {
 /// A round that was asked for and that nobody waits for.
 #[test]
 fn what_was_requested_becomes_durable() {
-    explore(3, || {
+    explore(2, || {
         let bed = bed(Background::Threads);
         let ends = bed.in_threads(&[10, 40], |log, length| {
             let end = append(log, length);
@@ -263,7 +263,7 @@ fn what_was_requested_becomes_durable() {
 #[test]
 fn a_failed_sync_wakes_everybody() {
     for background in [Background::Manual, Background::Threads] {
-        explore(3, move || {
+        explore(2, move || {
             let bed = bed(background);
             let plan = FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]).path(".log");
             bed.sim.fail(plan);

@@ -5,12 +5,26 @@
 //! follows each store and each read-modify-write, and none a load, as on x86. The bytes of the ring and of the simulated
 //! disk are ordinary memory, of which the models see the values and not the order.
 //!
+//! Loom tries another order of two accesses if they concern the same atomic and one of them writes. Of an atomic it
+//! remembers the last access only, so where a thread loads and then writes, the load of another thread before that is
+//! forgotten, and whatever would follow from the other order is not tried. So every access is preceded by one to a common
+//! atomic that reads and writes: then the order of any two accesses matters to loom. It is relaxed and orders no memory.
+//!
 //! A timeout never comes: whoever sleeps is woken by somebody, or the model stands still and loom says so.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use loom::sync::atomic::{Ordering, fence};
+
+loom::lazy_static! {
+    static ref TURN: loom::sync::atomic::AtomicUsize = loom::sync::atomic::AtomicUsize::new(0);
+}
+
+/// Here any other thread may go on first.
+fn turn() {
+    TURN.fetch_add(1, Ordering::Relaxed);
+}
 
 macro_rules! atomic {
     ($name:ident, $value:ty) => {
@@ -23,17 +37,20 @@ macro_rules! atomic {
             }
 
             pub(crate) fn load(&self, order: Ordering) -> $value {
+                turn();
                 self.0.load(order)
             }
 
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn store(&self, value: $value, order: Ordering) {
+                turn();
                 self.0.store(value, order);
                 fence_after(order);
             }
 
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn swap(&self, value: $value, order: Ordering) -> $value {
+                turn();
                 let before = self.0.swap(value, order);
                 fence_after(order);
                 before
@@ -47,6 +64,7 @@ macro_rules! atomic {
                 success: Ordering,
                 failure: Ordering,
             ) -> Result<$value, $value> {
+                turn();
                 let outcome = self.0.compare_exchange(current, new, success, failure);
                 fence_after(success);
                 outcome
@@ -72,6 +90,7 @@ macro_rules! number {
         impl $name {
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn fetch_add(&self, more: $value, order: Ordering) -> $value {
+                turn();
                 let before = self.0.fetch_add(more, order);
                 fence_after(order);
                 before
@@ -79,6 +98,7 @@ macro_rules! number {
 
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn fetch_sub(&self, less: $value, order: Ordering) -> $value {
+                turn();
                 let before = self.0.fetch_sub(less, order);
                 fence_after(order);
                 before
