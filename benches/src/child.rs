@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::data::KEY_BYTES;
-use crate::device;
+use crate::device::{self, Ran};
 use crate::drive::{self, Outcome, Plan};
 use crate::error::{Error, Result};
-use crate::machine::{self, Reading};
+use crate::machine::{self, Cost, Reading};
 use crate::result::{QUANTILES, Row, Run};
 use crate::store::{Config, Kind, Store};
 use crate::stores;
@@ -111,7 +111,7 @@ fn measure(kind: &Kind, job: &Job, workload: &Workload) -> Result<Run> {
 
     let space_bytes = machine::space_bytes(&job.dir);
     drive::check_sample((kind.name, &*store), &plan, &outcome)?;
-    let mut run = summarize(job, workload, &outcome, (&before, &after));
+    let mut run = summarize(job, workload, &outcome, &after.since(&before));
     let live = job.records + outcome.new_records;
     run.row.space_per_user_byte = ratio(space_bytes, live * (KEY_BYTES + workload.value_bytes) as u64);
     if outcome.user_bytes < plan.target_bytes {
@@ -141,21 +141,15 @@ fn warm_up(kind: &Kind, job: &Job, store: &dyn Store, plan: &Plan) -> Result<()>
 }
 
 fn measure_device(job: &Job, workload: &Workload) -> Result<Run> {
-    let before = Reading::take(&job.dir);
     let file_bytes = job.records * (KEY_BYTES + workload.value_bytes) as u64;
     let time = Duration::from_secs_f64(job.seconds);
-    let (outcome, how) = device::run(workload, &job.dir, file_bytes, time)?;
-    let mut run = summarize(job, workload, &outcome, (&before, &Reading::take(&job.dir)));
-    // The loop makes its file inside of this, and tries two ways: neither is its own cost.
-    run.row.cpu_us_per_op = 0.0;
-    run.row.bytes_dirtied_per_user_byte = 0.0;
-    run.row.device_bytes_per_user_byte = 0.0;
+    let Ran { outcome, cost, how } = device::run(workload, &job.dir, file_bytes, time)?;
+    let mut run = summarize(job, workload, &outcome, &cost);
     run.notes.push(how);
     Ok(run)
 }
 
-fn summarize(job: &Job, workload: &Workload, outcome: &Outcome, readings: (&Reading, &Reading)) -> Run {
-    let cost = readings.1.since(readings.0);
+fn summarize(job: &Job, workload: &Workload, outcome: &Outcome, cost: &Cost) -> Run {
     let micros = |nanos: u64| ratio(nanos, 1000);
     let at = |quantile| micros(outcome.latency.value_at_quantile(quantile));
     let seconds = outcome.elapsed.as_secs_f64();

@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::data::Random;
 use crate::drive::{Outcome, new_histogram};
 use crate::error::Result;
-use crate::machine::now;
+use crate::machine::{Cost, Reading, now};
 use crate::workload::{MULTI_GET_KEYS, Step, Workload};
 
 /// Bytes of one read, and the unit of a write.
@@ -37,26 +37,47 @@ pub fn has_loop_for(workload: &Workload) -> bool {
 ///
 /// # Errors
 /// The device failed.
-pub fn run(workload: &Workload, dir: &Path, file_bytes: u64, time: Duration) -> Result<(Outcome, String)> {
+pub fn run(workload: &Workload, dir: &Path, file_bytes: u64, time: Duration) -> Result<Ran> {
     let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
     if !workload.is_durable() {
         let depth =
             if workload.step == Step::MultiGet { MULTI_GET_KEYS } else { usize::from(workload.threads) };
-        let outcome = read_loop(&*backend, dir, file_bytes, (depth, time))?;
-        return Ok((outcome, format!("raw 4 KiB reads, {depth} in flight")));
+        let file = file_to_read(&*backend, dir, file_bytes)?;
+        let how = format!("raw 4 KiB reads, {depth} in flight");
+        return Ran::of(dir, how, || read_loop(&*backend, &file, (depth, time)));
     }
     let file = make_file(&*backend, &dir.join("log"), LOG_BYTES)?;
-    let mut best: Option<(Outcome, String)> = None;
+    let mut best: Option<Ran> = None;
     for way in [Way::DurableWrite, Way::WriteThenSync] {
-        let outcome = match workload.threads {
-            1 => lone_commits(&*backend, &file, way, time / 2)?,
-            threads => group_commits(&*backend, &file, way, (threads, time / 2))?,
-        };
-        if best.as_ref().is_none_or(|(best, _)| best.operations < outcome.operations) {
-            best = Some((outcome, format!("raw group commit, best with {}", way.name())));
+        let how = format!("raw group commit, best with {}", way.name());
+        let ran = Ran::of(dir, how, || match workload.threads {
+            1 => lone_commits(&*backend, &file, way, time / 2),
+            threads => group_commits(&*backend, &file, way, (threads, time / 2)),
+        })?;
+        if best.as_ref().is_none_or(|best| best.outcome.operations < ran.outcome.operations) {
+            best = Some(ran);
         }
     }
     best.ok_or_else(|| crate::error::Error::Usage("no way of syncing".to_owned()))
+}
+
+/// What a loop did and what it cost.
+#[derive(Debug)]
+pub struct Ran {
+    /// What was done.
+    pub outcome: Outcome,
+    /// What it cost: the loop alone, not the making of its file.
+    pub cost: Cost,
+    /// In which way.
+    pub how: String,
+}
+
+impl Ran {
+    fn of(dir: &Path, how: String, run: impl FnOnce() -> Result<Outcome>) -> Result<Ran> {
+        let before = Reading::take(dir);
+        let outcome = run()?;
+        Ok(Ran { outcome, cost: Reading::take(dir).since(&before), how })
+    }
 }
 
 /// How a group becomes durable.
@@ -93,20 +114,17 @@ fn make_file(backend: &dyn Backend, path: &Path, len_bytes: u64) -> Result<File>
     Ok(file)
 }
 
-/// Keeps `depth` random reads in flight from one thread.
-fn read_loop(
-    backend: &dyn Backend,
-    dir: &Path,
-    file_bytes: u64,
-    (depth, time): (usize, Duration),
-) -> Result<Outcome> {
+fn file_to_read(backend: &dyn Backend, dir: &Path, file_bytes: u64) -> Result<File> {
     let path = dir.join("reads");
-    let file = if backend.stat(&path)?.is_some() {
-        backend.open(&path, OpenMode::Read)?
-    } else {
-        make_file(backend, &path, file_bytes.next_multiple_of(1 << 20))?
-    };
-    let pages = backend.size_bytes(&file)? / PAGE_BYTES as u64;
+    if backend.stat(&path)?.is_some() {
+        return Ok(backend.open(&path, OpenMode::Read)?);
+    }
+    make_file(backend, &path, file_bytes.next_multiple_of(1 << 20))
+}
+
+/// Keeps `depth` random reads in flight from one thread.
+fn read_loop(backend: &dyn Backend, file: &File, (depth, time): (usize, Duration)) -> Result<Outcome> {
+    let pages = backend.size_bytes(file)? / PAGE_BYTES as u64;
     let mut queue = backend.queue(depth)?;
     let mut random = Random::new(depth as u64);
     let mut waiting: VecDeque<Operation> = VecDeque::new();

@@ -266,7 +266,7 @@ fn text(header: &Header, table: &Table, failures: &[String]) -> String {
     text += &ratios(table);
     text += "\n![Throughput](throughput.svg)\n\n## Against the device itself\n\nRaw loops on native AIO in the same \
              rounds: 4 KiB reads with as many in flight as the workload has threads (32 for multi_get_cold), and a \
-             group commit that does nothing else.\n\n";
+             group commit that does nothing else; how many a second, and the CPU time of each.\n\n";
     text += &device_table(table);
     text += "\n## Latency\n\nMicroseconds of a step: p50 / p99 / p99.9 / longest. A step of load is a batch of 1000, \
              of multi_get 32 keys, of scan_all the whole scan.\n\n";
@@ -339,7 +339,7 @@ fn device_table(table: &Table) -> String {
                 ours.map_or("-".to_owned(), |ours| format!("{:.2}", ours / raw.max(f64::MIN_POSITIVE)))
             })
             .collect();
-        let figure = rate(raw) + device.mark();
+        let figure = format!("{}{}, {} us", rate(raw), device.mark(), short(device.median.row.cpu_us_per_op));
         line(&mut text, format_args!("| {} | {figure} | {} |", workload.name, cells.join(" | ")));
     }
     text
