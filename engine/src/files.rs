@@ -23,7 +23,7 @@ use crate::error::Result;
 pub(crate) const MAX_FILE: u64 = u64::MAX / 2;
 
 /// Operations that one caller of [`Files`] has in flight at most.
-const QUEUE_SLOTS: usize = 64;
+pub(crate) const QUEUE_SLOTS: usize = 64;
 
 /// The directory of a store and the machine under it.
 #[derive(Debug)]

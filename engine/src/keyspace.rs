@@ -12,6 +12,8 @@ use crate::commit::commit;
 use crate::db_iter::Iter;
 use crate::error::Result;
 use crate::handle::Handle;
+use crate::key::Seq;
+use crate::multi_get::multi_get_with;
 use crate::ops::{Op, OpsBuilder, check_key};
 use crate::options::Durability;
 use crate::range::{KeyBounds, KeyRange};
@@ -157,6 +159,60 @@ impl Keyspace {
         superversion.get_with(key.as_ref(), self.handle.store().visible(), found)
     }
 
+    /// The values of many keys as of one moment, as copies, in the order of the keys; `None` where there is none. A key
+    /// may come several times. No keys give an empty list.
+    ///
+    /// # Concurrency
+    /// As [`Keyspace::multi_get_with`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`], if any key is at fault or cannot be read.
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
+        let mut values = vec![None; keys.len()];
+        self.multi_get_with(keys, |at, value| values[at] = value.map(Bytes::copy_from_slice))?;
+        Ok(values)
+    }
+
+    /// Shows the values of many keys as of one moment to `found` without copying them: once for every place in `keys`,
+    /// in any order, `None` where there is no value. A key may come several times, and is shown for each place. No keys
+    /// are fine, and nothing is shown.
+    ///
+    /// # Concurrency
+    /// Takes no lock that is held across I/O. What is not in memory is read from the device together, up to 64 blocks at
+    /// once, each of them once; so it is faster than as many [`Keyspace::get`]. No lock is held while `found` runs, so
+    /// it may read and write this store; what it was shown stays in memory until it returns.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) or [`Error::TooLarge`](crate::Error::TooLarge) if
+    /// any key is empty or over the limit, [`Error::Closed`](crate::Error::Closed): nothing was shown.
+    /// [`Error::Corrupt`](crate::Error::Corrupt), [`Error::Io`](crate::Error::Io): what was shown until then is right, of
+    /// the rest nothing is known. The same call may be made again.
+    ///
+    /// # Examples
+    /// ```
+    /// # fn main() -> esker::Result<()> {
+    /// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    /// # let db = esker::Db::open(dir.path().join("store"))?;
+    /// let ks = db.keyspace("default")?;
+    /// ks.put("a", "1")?;
+    /// ks.put("b", "22")?;
+    /// let mut lengths = [None; 3];
+    /// ks.multi_get_with(&["b", "x", "a"], |at, value| lengths[at] = value.map(<[u8]>::len))?;
+    /// assert_eq!(lengths, [Some(2), None, Some(1)]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn multi_get_with<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<()> {
+        self.check_keys(keys)?;
+        // In this order: see `get_with`.
+        let superversion = self.tree.look();
+        multi_get_with(&superversion, keys, self.handle.store().visible(), found)
+    }
+
     /// Whether a key exists; costs what [`Keyspace::get_with`] costs.
     ///
     /// # Errors
@@ -228,9 +284,29 @@ impl Keyspace {
         self.handle.store().check_open()?;
         self.tree.check()?;
         check_key(key)?;
+        self.tree.look().get_with(key, self.position(snapshot), found)
+    }
+
+    /// As [`Keyspace::get_at`], for many keys.
+    pub(crate) fn multi_get_at<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        snapshot: &SnapshotGuard,
+        found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<()> {
+        self.check_keys(keys)?;
+        multi_get_with(&self.tree.look(), keys, self.position(snapshot), found)
+    }
+
+    fn position(&self, snapshot: &SnapshotGuard) -> Seq {
         let sees_later = planted(Bug::SnapshotSeesLater);
-        let seq = if sees_later { self.handle.store().visible() } else { snapshot.seq() };
-        self.tree.look().get_with(key, seq, found)
+        if sees_later { self.handle.store().visible() } else { snapshot.seq() }
+    }
+
+    fn check_keys<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<()> {
+        self.handle.store().check_open()?;
+        self.tree.check()?;
+        keys.iter().try_for_each(|key| check_key(key.as_ref()).map(drop))
     }
 
     pub(crate) fn iterate_at(&self, bounds: KeyBounds, snapshot: SnapshotGuard) -> Iter {

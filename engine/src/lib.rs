@@ -80,6 +80,7 @@ mod manifest;
 mod memtable;
 mod merge;
 mod metrics;
+mod multi_get;
 mod ops;
 mod options;
 mod pacing;

@@ -36,10 +36,16 @@ impl Run {
         snapshot: Seq,
         found: impl FnOnce(Kind, Seq, &[u8]) -> R,
     ) -> Result<Option<R>> {
-        match self.segments.get(self.first_reaching(key)) {
-            Some(segment) if segment.meta().smallest <= key => segment.get_with((key, hash), snapshot, found),
-            _ => Ok(None),
+        match self.segment_of(key) {
+            Some(segment) => segment.get_with((key, hash), snapshot, found),
+            None => Ok(None),
         }
+    }
+
+    /// The segment whose bounds hold `key`; there is at most one.
+    pub(crate) fn segment_of(&self, key: &[u8]) -> Option<&Arc<Segment>> {
+        let segment = self.segments.get(self.first_reaching(key))?;
+        (segment.meta().smallest.as_ref() <= key).then_some(segment)
     }
 
     /// A cursor over the whole run; `fill_cache` keeps what it reads.

@@ -72,10 +72,32 @@ impl Snapshot {
         key: impl AsRef<[u8]>,
         found: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>> {
-        if !std::sync::Arc::ptr_eq(keyspace.store(), self.handle.store()) {
-            return Err(Error::invalid("the keyspace belongs to another store than the snapshot"));
-        }
+        self.check(keyspace)?;
         keyspace.get_at(key.as_ref(), &self.guard, found)
+    }
+
+    /// The values that many keys had, see [`Keyspace::multi_get`].
+    ///
+    /// # Errors
+    /// As [`Snapshot::get`].
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keyspace: &Keyspace, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
+        let mut values = vec![None; keys.len()];
+        self.multi_get_with(keyspace, keys, |at, value| values[at] = value.map(Bytes::copy_from_slice))?;
+        Ok(values)
+    }
+
+    /// Shows the values that many keys had to `found` without copying them, see [`Keyspace::multi_get_with`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::multi_get_with`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    pub fn multi_get_with<K: AsRef<[u8]>>(
+        &self,
+        keyspace: &Keyspace,
+        keys: &[K],
+        found: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<()> {
+        self.check(keyspace)?;
+        keyspace.multi_get_at(keys, &self.guard, found)
     }
 
     /// The pairs whose keys lay in a range, see [`Keyspace::range`].
@@ -103,6 +125,13 @@ impl Snapshot {
     #[must_use]
     pub fn iter(&self, keyspace: &Keyspace) -> Iter {
         self.iterate(keyspace, KeyBounds::all())
+    }
+
+    fn check(&self, keyspace: &Keyspace) -> Result<()> {
+        if std::sync::Arc::ptr_eq(keyspace.store(), self.handle.store()) {
+            return Ok(());
+        }
+        Err(Error::invalid("the keyspace belongs to another store than the snapshot"))
     }
 
     fn iterate(&self, keyspace: &Keyspace, bounds: KeyBounds) -> Iter {

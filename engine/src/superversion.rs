@@ -47,12 +47,8 @@ impl Superversion {
         found: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>> {
         let hash = key_hash(key);
-        let frozen: &[Frozen] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.frozen };
-        let tables = std::iter::once(&self.active).chain(frozen.iter().map(|frozen| &frozen.table));
-        for table in tables {
-            if let Some((kind, _, value)) = table.get(key, hash, snapshot) {
-                return Ok((kind == Kind::Put).then(|| found(value)));
-            }
+        if let Some((kind, value)) = self.get_in_tables(key, hash, snapshot) {
+            return Ok((kind == Kind::Put).then(|| found(value)));
         }
         let mut found = Some(found);
         for run in &self.runs {
@@ -65,6 +61,14 @@ impl Superversion {
             }
         }
         Ok(None)
+    }
+
+    /// What the memtables say of `key` as of `snapshot`; `None`: the runs decide. `hash` is `key_hash(key)`.
+    pub(crate) fn get_in_tables(&self, key: &[u8], hash: u64, snapshot: Seq) -> Option<(Kind, &[u8])> {
+        let frozen: &[Frozen] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.frozen };
+        let mut tables = std::iter::once(&self.active).chain(frozen.iter().map(|frozen| &frozen.table));
+        let (kind, _, value) = tables.find_map(|table| table.get(key, hash, snapshot))?;
+        Some((kind, value))
     }
 
     /// A cursor over everything, old versions and tombstones included.

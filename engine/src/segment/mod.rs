@@ -38,7 +38,8 @@ mod tests;
 mod verify;
 mod writer;
 
+pub(crate) use block::Block;
 pub(crate) use cursor::SegmentCursor;
 pub(crate) use footer::SegmentMeta;
-pub(crate) use reader::{BlockCache, Segment};
+pub(crate) use reader::{BlockCache, Segment, Step};
 pub(crate) use writer::{SegmentWriter, WriterOptions};

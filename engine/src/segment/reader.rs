@@ -10,13 +10,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Buf, Bug, Errno, File, OpenMode, planted};
+use aio::{Action, Buf, Bug, Errno, File, OpenMode, Operation, planted};
 
 use super::block::Block;
 use super::filter::Filter;
 use super::footer::{FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Section, SegmentMeta, checksum};
 use super::index::{Index, Place};
-use crate::cache::{Cache, Held, Slots};
+use crate::cache::{Cache, Held, Slots, Use};
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::{Kind, Seq};
@@ -61,6 +61,17 @@ impl BlockRef {
             BlockRef::Read(block) => block,
         }
     }
+}
+
+/// What a block says of a key.
+#[derive(Debug)]
+pub(crate) enum Step<'b> {
+    /// Its newest entry below the position.
+    Found(Kind, Seq, &'b [u8]),
+    /// Nothing, but its versions go on in this block.
+    Block(usize),
+    /// Nothing is in this segment.
+    Absent,
 }
 
 impl Segment {
@@ -127,30 +138,96 @@ impl Segment {
         snapshot: Seq,
         found: impl FnOnce(Kind, Seq, &[u8]) -> R,
     ) -> Result<Option<R>> {
-        if snapshot <= self.meta.min_seq || !self.may_contain(key, hash) {
+        if !self.may_show(key, hash, snapshot) {
             return Ok(None);
         }
-        let Some(first) = self.index.find(key) else { return Ok(None) };
-        let first = if planted(Bug::IndexOffByOne) && self.index.separator(first) == key {
-            (first + 1).min(self.index.blocks() - 1)
-        } else {
-            first
-        };
-        for number in first..self.index.blocks() {
+        let mut next = self.first_block(key);
+        while let Some(number) = next {
             let held = match self.block(number) {
                 Err(_) if planted(Bug::ReadErrorTakenAsMissing) => return Ok(None),
                 read => read?,
             };
-            let block = held.block();
-            if let Some(i) = block.find(key, hash, snapshot) {
-                return Ok(Some(found(block.kind(i), block.seq(i), block.value(i))));
-            }
-            // Older entries of the key stand in the next block only if it fills the end of this one.
-            if self.index.separator(number) != key || !block.is_key(block.len() - 1, key) {
-                break;
-            }
+            next = match self.search(number, held.block(), (key, hash), snapshot) {
+                Step::Found(kind, seq, value) => return Ok(Some(found(kind, seq, value))),
+                Step::Block(number) => Some(number),
+                Step::Absent => None,
+            };
         }
         Ok(None)
+    }
+
+    /// First step of a point read: whether an entry of `key` below `snapshot` may be here. No I/O.
+    pub(crate) fn may_show(&self, key: &[u8], hash: u64, snapshot: Seq) -> bool {
+        snapshot > self.meta.min_seq && self.may_contain(key, hash)
+    }
+
+    /// Second step: the block in which the newest entry of `key` stands, if there is one here. No I/O.
+    pub(crate) fn first_block(&self, key: &[u8]) -> Option<usize> {
+        let first = self.index.find(key)?;
+        let is_last = first + 1 == self.index.blocks();
+        let skips = planted(Bug::IndexOffByOne) && !is_last && self.index.separator(first) == key;
+        Some(if skips { first + 1 } else { first })
+    }
+
+    /// Third step: the block, if it is in the cache, marked as used.
+    pub(crate) fn cached(&self, number: usize) -> Held<Block> {
+        self.cache.get(&self.slots, number)
+    }
+
+    /// Last step: searches block `number`.
+    pub(crate) fn search<'b>(
+        &self,
+        number: usize,
+        block: &'b Block,
+        (key, hash): (&[u8], u64),
+        snapshot: Seq,
+    ) -> Step<'b> {
+        if let Some(i) = block.find(key, hash, snapshot) {
+            return Step::Found(block.kind(i), block.seq(i), block.value(i));
+        }
+        let next = number + 1;
+        // Older entries of the key stand in the next block only if it fills the end of this one.
+        let goes_on = next < self.index.blocks()
+            && self.index.separator(number) == key
+            && block.is_key(block.len() - 1, key);
+        if goes_on { Step::Block(next) } else { Step::Absent }
+    }
+
+    /// What reading block `number` takes off the device.
+    pub(crate) fn stored_bytes(&self, number: usize) -> usize {
+        self.place(number).padded_bytes()
+    }
+
+    /// Reads these blocks, of any segments of one store, and shows them to `each` in the order of the list; they are in the
+    /// cache afterwards. Up to [`QUEUE_SLOTS`](crate::files::QUEUE_SLOTS) are in flight before any is waited for.
+    ///
+    /// A block that somebody else reads in the same moment is read twice, and the first that comes into the cache stays:
+    /// to wait for others here, while they may wait for what is read here, is not worth the one read.
+    ///
+    /// # Errors
+    /// The first one in the order of the list; later ones were not shown.
+    pub(crate) fn read_blocks(wanted: &[(&Arc<Segment>, usize)], mut each: impl FnMut(&Block)) -> Result<()> {
+        let Some((first, _)) = wanted.first() else { return Ok(()) };
+        let operation = |(at, (segment, number)): (usize, &(&Arc<Segment>, usize))| {
+            let place = segment.place(*number);
+            let stop = place.offset + place.padded_bytes() as u64;
+            let (offset, len_bytes) = aligned(&segment.file, place.offset, stop)?;
+            let action = Action::Read { offset, buf: Buf::zeroed(len_bytes) };
+            Ok(Operation { token: at as u64, file: segment.file.clone(), action })
+        };
+        let operations = wanted.iter().enumerate().map(operation).collect::<Result<_>>()?;
+        let done = first.files.run(operations)?;
+        for ((segment, number), completion) in wanted.iter().zip(done) {
+            let operation = completion.whole()?;
+            let offset = operation.offset();
+            let span = Span { first: *number, end: number + 1, offset, buf: operation.into_buf() };
+            let block = Arc::new(segment.decode(*number, &span)?);
+            drop(span);
+            let charged = (&block, block.memory_bytes());
+            segment.cache.insert(&segment.slots, *number, charged, Use::Point);
+            each(&block);
+        }
+        Ok(())
     }
 
     fn place(&self, number: usize) -> Place {
@@ -233,13 +310,19 @@ fn open_file(files: &Files, path: &Path) -> Result<File> {
     })
 }
 
-/// Reads bytes `start..stop` with what direct I/O needs around them; returns where the buffer begins in the file.
-fn read_range(files: &Files, file: &File, start: u64, stop: u64) -> Result<(u64, Buf)> {
+/// Where a read of bytes `start..stop` begins in the file, and its length, with what direct I/O needs around them.
+fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)> {
     let align = file.alignment().offset_bytes as u64;
     let offset = start - start % align;
     let len_bytes = usize::try_from(stop.next_multiple_of(align) - offset).map_err(|_| {
         Error::corrupt(file.path(), start, "length of a read", "what fits into memory", stop - start)
     })?;
+    Ok((offset, len_bytes))
+}
+
+/// Reads bytes `start..stop`; returns where the buffer begins in the file.
+fn read_range(files: &Files, file: &File, start: u64, stop: u64) -> Result<(u64, Buf)> {
+    let (offset, len_bytes) = aligned(file, start, stop)?;
     Ok((offset, files.read(file, offset, len_bytes)?))
 }
 
