@@ -97,6 +97,10 @@ pub(crate) enum Op {
         slot: usize,
         key: Bytes,
     },
+    MultiGet {
+        slot: usize,
+        keys: Vec<Bytes>,
+    },
     Range {
         slot: usize,
         range: Range,
@@ -157,6 +161,11 @@ pub(crate) enum Op {
         slot: usize,
         key: Bytes,
     },
+    SnapshotMultiGet {
+        held: usize,
+        slot: usize,
+        keys: Vec<Bytes>,
+    },
     SnapshotRange {
         held: usize,
         slot: usize,
@@ -213,7 +222,7 @@ pub(crate) enum Op {
 }
 
 /// Every kind of operation, for the counts.
-pub(crate) const KINDS: [&str; 42] = [
+pub(crate) const KINDS: [&str; 44] = [
     "put",
     "delete",
     "batch",
@@ -221,6 +230,7 @@ pub(crate) const KINDS: [&str; 42] = [
     "bad_key",
     "get",
     "contains_key",
+    "multi_get",
     "range",
     "prefix",
     "iter",
@@ -243,6 +253,7 @@ pub(crate) const KINDS: [&str; 42] = [
     "use_dropped",
     "take_snapshot",
     "snapshot_get",
+    "snapshot_multi_get",
     "snapshot_range",
     "snapshot_prefix",
     "snapshot_iter",
@@ -269,6 +280,7 @@ impl Op {
             Op::BadKey { .. } => "bad_key",
             Op::Get { .. } => "get",
             Op::ContainsKey { .. } => "contains_key",
+            Op::MultiGet { .. } => "multi_get",
             Op::Range { .. } => "range",
             Op::Prefix { .. } => "prefix",
             Op::Iter { .. } => "iter",
@@ -291,6 +303,7 @@ impl Op {
             Op::UseDropped { .. } => "use_dropped",
             Op::TakeSnapshot => "take_snapshot",
             Op::SnapshotGet { .. } => "snapshot_get",
+            Op::SnapshotMultiGet { .. } => "snapshot_multi_get",
             Op::SnapshotRange { .. } => "snapshot_range",
             Op::SnapshotPrefix { .. } => "snapshot_prefix",
             Op::SnapshotIter { .. } => "snapshot_iter",
@@ -387,7 +400,7 @@ impl Generator {
 
     fn read(&mut self) -> Op {
         let slot = self.slot();
-        match self.rng.u8(..13) {
+        match self.rng.u8(..15) {
             0..3 => Op::Get { slot, key: self.key() },
             3 => Op::ContainsKey { slot, key: self.key() },
             4 | 5 => Op::Range { slot, range: self.range(), walk: self.walk() },
@@ -397,13 +410,14 @@ impl Generator {
             9 => Op::Keys { slot, ends: self.rng.u64(..) },
             10 => Op::First { slot },
             11 => Op::Last { slot },
+            12 | 13 => Op::MultiGet { slot, keys: self.keys() },
             _ => Op::IsEmpty { slot },
         }
     }
 
     fn held(&mut self) -> Op {
         let (slot, held) = (self.slot(), self.rng.usize(..4));
-        match self.rng.u8(..14) {
+        match self.rng.u8(..15) {
             0 | 1 => Op::TakeSnapshot,
             2 | 3 => Op::SnapshotGet { held, slot, key: self.key() },
             4 => Op::SnapshotRange { held, slot, range: self.range(), walk: self.walk() },
@@ -414,6 +428,7 @@ impl Generator {
             9 => Op::OpenSnapshotIter { held, slot, range: self.range() },
             10 | 11 => Op::StepIter { held, walk: self.walk() },
             12 => Op::SeekIter { held, to: self.key() },
+            13 => Op::SnapshotMultiGet { held, slot, keys: self.keys() },
             _ => Op::DropIter { held },
         }
     }
@@ -462,6 +477,12 @@ impl Generator {
             3 => vec![0xff; 1 + number as usize % 5],
             _ => vec![0, u8::try_from(number % 251).unwrap_or(0), 0, 0],
         })
+    }
+
+    /// None to many, some of them perhaps the same.
+    fn keys(&mut self) -> Vec<Bytes> {
+        let longest = if self.rng.u8(..4) == 0 { 100 } else { 10 };
+        (0..self.rng.usize(..longest)).map(|_| self.key()).collect()
     }
 
     fn prefix(&mut self) -> Bytes {

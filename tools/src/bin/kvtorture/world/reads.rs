@@ -21,6 +21,9 @@ impl World {
             Op::ContainsKey { slot, key } => {
                 self.read(*slot, |ks| ks.contains_key(key), |table| table.contains_key(key))
             }
+            Op::MultiGet { slot, keys } => {
+                self.read(*slot, |ks| ks.multi_get(keys), |table| get_all(table, keys))
+            }
             Op::Range { slot, range, walk: how } => self.read(
                 *slot,
                 |ks| walk(&mut ks.range(range.clone()), *how),
@@ -157,6 +160,7 @@ impl World {
     fn run_snapshot(&mut self, op: &Op) -> Check<Outcome> {
         let (held, slot) = match op {
             Op::SnapshotGet { held, slot, .. }
+            | Op::SnapshotMultiGet { held, slot, .. }
             | Op::SnapshotRange { held, slot, .. }
             | Op::SnapshotPrefix { held, slot, .. }
             | Op::SnapshotIter { held, slot, .. }
@@ -172,6 +176,9 @@ impl World {
         match op {
             Op::SnapshotGet { key, .. } => {
                 judge(snapshot.get(&handle, key), tables().map(|table| table.get(key).cloned()))
+            }
+            Op::SnapshotMultiGet { keys, .. } => {
+                judge(snapshot.multi_get(&handle, keys), tables().map(|table| get_all(table, keys)))
             }
             Op::SnapshotRange { range, walk: how, .. } => judge(
                 walk(&mut snapshot.range(&handle, range.clone()), *how),
@@ -199,6 +206,10 @@ impl World {
 /// One of those held, if there are any.
 fn pick(held: usize, len: usize) -> Option<usize> {
     (len > 0).then(|| held % len)
+}
+
+fn get_all(table: &Table, keys: &[Bytes]) -> Vec<Option<Bytes>> {
+    keys.iter().map(|key| table.get(key).cloned()).collect()
 }
 
 fn pair((key, value): (&Bytes, &Bytes)) -> (Bytes, Bytes) {

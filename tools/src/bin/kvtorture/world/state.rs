@@ -202,6 +202,7 @@ impl World {
             Op::Reopen { .. } | Op::DropAll { .. } | Op::Crash { .. } => self.run_lifecycle(op),
             Op::Get { .. }
             | Op::ContainsKey { .. }
+            | Op::MultiGet { .. }
             | Op::Range { .. }
             | Op::Prefix { .. }
             | Op::Iter { .. }
