@@ -66,6 +66,8 @@ const _: () = assert!(size_of::<Version>() == 24);
 /// See the [module](self).
 pub(super) struct Arena {
     pool: Arc<ArenaPool>,
+    /// How many low bits of a reference are the offset.
+    offset_bits: u32,
     /// The number of the current chunk in the upper half, what is taken of it in units in the lower half. Stored with
     /// release after the chunk is in the directory. What many threads add in vain stays far below 32 bits: each adds a
     /// quarter of a chunk at most and then waits for the next chunk.
@@ -82,8 +84,13 @@ struct Chunks {
 
 impl Arena {
     pub(super) fn new(pool: &Arc<ArenaPool>) -> Arena {
-        let (pool, directory) = (Arc::clone(pool), Directory::default());
-        Arena { pool, bump: Bump::new(0), directory, chunks: Mutex::default() }
+        Arena {
+            pool: Arc::clone(pool),
+            offset_bits: (pool.chunk_bytes() / UNIT_BYTES).ilog2(),
+            bump: Bump::new(0),
+            directory: Directory::default(),
+            chunks: Mutex::default(),
+        }
     }
 
     pub(super) fn pool(&self) -> &ArenaPool {
@@ -137,20 +144,18 @@ impl Arena {
     }
 
     /// The version and its bytes.
+    #[inline]
     pub(super) fn entry(&self, at: Ref<Version>) -> Entry<'_> {
         let Version { seq, kind, value_bytes, key_bytes, .. } = *self.read(at);
         let key_bytes = usize::from(key_bytes);
-        Entry {
-            key: self.bytes(at, 0, key_bytes),
-            seq,
-            kind,
-            value: self.bytes(at, key_bytes, value_bytes as usize),
-        }
+        let (key, value) = self.bytes(at, key_bytes + value_bytes as usize).split_at(key_bytes);
+        Entry { key, seq, kind, value }
     }
 
     /// The key of the version.
+    #[inline]
     pub(super) fn key(&self, at: Ref<Version>) -> &[u8] {
-        self.bytes(at, 0, usize::from(self.read(at).key_bytes))
+        self.bytes(at, usize::from(self.read(at).key_bytes))
     }
 
     /// The position of the version.
@@ -169,27 +174,23 @@ impl Arena {
         version
     }
 
-    /// Bytes behind a version. `from` and `len` come from its own lengths.
-    fn bytes(&self, at: Ref<Version>, from: usize, len: usize) -> &[u8] {
+    /// The first bytes behind a version: no more than its own lengths say that there are.
+    #[inline]
+    fn bytes(&self, at: Ref<Version>, len: usize) -> &[u8] {
         let version = self.address(at.0);
         // SAFETY: key and value were placed behind the version, so this is inside of the same allocation or at its end.
-        let bytes = unsafe { version.add(size_of::<Version>() + from) };
+        let bytes = unsafe { version.add(size_of::<Version>()) };
         // SAFETY: `Arena::version` wrote these bytes before the reference was made, and nobody does after.
         unsafe { std::slice::from_raw_parts(bytes, len) }
     }
 
     fn address(&self, at: NonZeroU32) -> *mut u8 {
-        let shift = self.offset_bits();
+        let shift = self.offset_bits;
         let (number, unit) = (at.get() >> shift, at.get() & ((1 << shift) - 1));
         let base = self.directory.base(number as usize);
         debug_assert!(!base.is_null(), "a reference of another arena");
         // SAFETY: the reference was made for an object in this chunk, at this offset.
         unsafe { base.add(unit as usize * UNIT_BYTES) }
-    }
-
-    /// How many low bits of a reference are the offset.
-    fn offset_bits(&self) -> u32 {
-        (self.pool.chunk_bytes() / UNIT_BYTES).ilog2()
     }
 
     /// Memory for one object, this caller's alone.
@@ -202,7 +203,7 @@ impl Arena {
             self.bump(units, grown_bytes)
         };
         let unit = unit.next_multiple_of(align.div_ceil(UNIT_BYTES));
-        let at = number << self.offset_bits() | unit;
+        let at = number << self.offset_bits | unit;
         let at = u32::try_from(at).ok().and_then(NonZeroU32::new).expect("a memtable stays below 32 GiB");
         (at, self.address(at))
     }

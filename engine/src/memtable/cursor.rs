@@ -23,6 +23,8 @@ pub(crate) struct MemtableCursor {
     /// The key of the leaf at which it stands.
     at: usize,
     version: Option<Ref<Version>>,
+    /// On the way forward: the next older version of this key, as of the moment at which the cursor came to this one.
+    older: Option<Ref<Version>>,
     /// On the way back: the versions of this key that are still to come, which are newer, the newest first.
     newer: Vec<Ref<Version>>,
 }
@@ -31,17 +33,32 @@ impl Memtable {
     /// Walks it, and keeps it alive. No lock is taken; what is inserted later may or may not be seen.
     pub(crate) fn cursor(self: &Arc<Self>) -> MemtableCursor {
         let table = Arc::clone(self);
-        MemtableCursor { table, leaf: None, at: 0, version: None, newer: Vec::new() }
+        MemtableCursor { table, leaf: None, at: 0, version: None, older: None, newer: Vec::new() }
     }
 }
 
 impl MemtableCursor {
+    /// Enters the leaf in which `target` is, if there is one.
+    fn seek_leaf(&mut self, target: Target<'_>) {
+        self.leaf = self.table.tree().leaf(target);
+        self.at = self.leaf.as_ref().map_or(0, Leaf::rank);
+        self.newer.clear();
+    }
+
+    /// Stands on a version, on the way forward.
+    #[inline]
+    fn stand_forwards(&mut self, version: Ref<Version>) {
+        self.version = Some(version);
+        self.older = self.table.tree().arena().older(version).load();
+    }
+
     /// To the newest version of the key at `at`, or of the first key of the next leaf.
     fn enter_forwards(&mut self) {
         self.version = None;
+        self.older = None;
         while let Some(leaf) = &self.leaf {
-            self.version = leaf.version(self.at);
-            if self.version.is_some() {
+            if let Some(version) = leaf.version(self.at) {
+                self.stand_forwards(version);
                 return;
             }
             self.leaf = self.table.tree().next_leaf(leaf);
@@ -52,6 +69,7 @@ impl MemtableCursor {
     /// To the oldest version of the key before `at`, or of the last key of the leaf before.
     fn enter_backwards(&mut self) {
         self.version = None;
+        self.older = None;
         self.newer.clear();
         while let Some(leaf) = &self.leaf {
             if let Some(at) = self.at.checked_sub(1) {
@@ -72,23 +90,22 @@ impl MemtableCursor {
 
 impl Cursor for MemtableCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.leaf = self.table.tree().leaf(Target::At(key));
-        self.at = self.leaf.as_ref().map_or(0, Leaf::rank);
+        self.seek_leaf(Target::At(key));
         self.enter_forwards();
         Ok(())
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.leaf = self.table.tree().leaf(key.map_or(Target::Rightmost, Target::Before));
-        self.at = self.leaf.as_ref().map_or(0, Leaf::rank);
+        self.seek_leaf(key.map_or(Target::Rightmost, Target::Before));
         self.enter_backwards();
         Ok(())
     }
 
     fn next(&mut self) -> Result<()> {
         debug_assert!(self.version.is_some(), "a cursor past the end was moved");
-        self.version = self.version.and_then(|version| self.table.tree().arena().older(version).load());
-        if self.version.is_none() {
+        if let Some(older) = self.older {
+            self.stand_forwards(older);
+        } else {
             self.at += 1;
             self.enter_forwards();
         }
@@ -104,7 +121,38 @@ impl Cursor for MemtableCursor {
         Ok(())
     }
 
+    #[inline]
     fn entry(&self) -> Option<Entry<'_>> {
         self.version.map(|version| self.table.tree().arena().entry(version))
+    }
+
+    /// The other versions were noted when it came to this one, so nothing that is inserted meanwhile comes between.
+    #[inline]
+    fn ends_key(&self) -> bool {
+        self.version.is_some() && self.older.is_none() && self.newer.is_empty()
+    }
+
+    /// Within the leaf.
+    #[inline]
+    fn quick_next(&mut self) -> bool {
+        let is_last = self.ends_key();
+        let next = self.leaf.as_ref().filter(|_| is_last).and_then(|leaf| leaf.version(self.at + 1));
+        let Some(version) = next else { return false };
+        self.at += 1;
+        self.stand_forwards(version);
+        true
+    }
+
+    /// Within the leaf, to a key of one version.
+    #[inline]
+    fn quick_prev(&mut self) -> bool {
+        let Some(at) = self.at.checked_sub(1).filter(|_| self.ends_key()) else { return false };
+        let Some(version) = self.leaf.as_ref().and_then(|leaf| leaf.version(at)) else { return false };
+        if self.table.tree().arena().older(version).load().is_some() {
+            return false;
+        }
+        self.at = at;
+        self.version = Some(version);
+        true
     }
 }
