@@ -2,7 +2,7 @@
 
 use crate::data::Key;
 use crate::error::{Error, Result};
-use crate::store::{Config, Kind, SeeRecord, SeeValue, Store};
+use crate::store::{Config, Kind, SeeMany, SeeRecord, SeeValue, Store};
 
 use esker::{Db, Durability, Keyspace};
 
@@ -14,7 +14,7 @@ pub(crate) const KIND: Kind = Kind {
     package: "esker",
     setting: "memory budget of the limit less 16 MiB (direct I/O, so no page cache); LZ4; synced: `Durability::Power`; \
               unsynced: `Durability::Process`, which survives the death of the process, and loss of power after 10 ms. \
-              `multi_get` is a loop of gets until the store has such a call; gets copy the value (`get`).",
+              Gets copy the value (`get`), `multi_get_with` does not.",
     open,
 };
 
@@ -54,6 +54,10 @@ impl Store for Esker {
         let found = self.keyspace.get(key).map_err(Error::store(NAME, "get"))?;
         found.as_deref().map(see);
         Ok(found.is_some())
+    }
+
+    fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
+        self.keyspace.multi_get_with(keys, see).map_err(Error::store(NAME, "multi_get"))
     }
 
     fn scan(&self, from: &Key, limit: usize, see: &mut SeeRecord<'_>) -> Result<u64> {
