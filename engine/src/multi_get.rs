@@ -144,8 +144,12 @@ impl<'a, K: AsRef<[u8]>, F: FnMut(usize, Option<&[u8]>)> MultiGet<'a, K, F> {
         let looking = std::mem::take(&mut self.looking);
         let mut held = Vec::with_capacity(LOOKED_AT);
         for spots in looking.chunks(LOOKED_AT) {
-            // First all loads, which do not wait for each other, then the searches.
+            // First all loads, which do not wait for each other, then the searches: a search behind a miss of the
+            // processor's caches would hold the next load back.
             held.extend(spots.iter().map(|spot| spot.segment.cached(spot.number)));
+            let touched =
+                held.iter().filter_map(|held| held.as_deref()).fold(0, |sum, block| sum ^ block.touch());
+            std::hint::black_box(touched);
             for (spot, held) in spots.iter().zip(held.drain(..)) {
                 match held.as_deref() {
                     Some(block) => self.search(*spot, block),

@@ -196,6 +196,12 @@ impl Block {
         (self.raw.len() + size_of::<Block>()) as u64
     }
 
+    /// A byte of what a search reads first, so that memory brings it while something else is done.
+    #[inline]
+    pub(crate) fn touch(&self) -> u8 {
+        self.raw.get(RAW_HEADER_BYTES).copied().unwrap_or(0)
+    }
+
     /// Number of entries, at least 1.
     #[inline]
     pub(super) fn len(&self) -> usize {
