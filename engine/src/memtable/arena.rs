@@ -41,6 +41,9 @@ const FIRST_CHUNK_BYTES: usize = 1 << 10;
 /// A chunk is full for what needs more than is left; an allocation above this part of a full chunk gets its own.
 const LARGEST_PART: usize = 4;
 
+/// What [`Arena::prefetch`] brings near of a version.
+const VERSION_LINES: usize = 2;
+
 /// Where an object stands in an arena.
 pub(super) struct Ref<T>(NonZeroU32, PhantomData<fn() -> T>);
 
@@ -145,17 +148,33 @@ impl Arena {
 
     /// The version and its bytes.
     #[inline]
+    #[expect(clippy::cast_ptr_alignment, reason = "it was placed with the alignment")]
     pub(super) fn entry(&self, at: Ref<Version>) -> Entry<'_> {
-        let Version { seq, kind, value_bytes, key_bytes, .. } = *self.read(at);
+        // Worked out once: to find a chunk is most of what this costs.
+        let address = self.address(at.0);
+        // SAFETY: as in `Arena::get`.
+        let version = unsafe { &*address.cast::<Version>() };
+        version.witness.check();
+        let Version { seq, kind, value_bytes, key_bytes, .. } = *version;
         let key_bytes = usize::from(key_bytes);
-        let (key, value) = self.bytes(at, key_bytes + value_bytes as usize).split_at(key_bytes);
+        // SAFETY: key and value were placed behind the version, so this is inside of the same allocation or at its end.
+        let bytes = unsafe { address.add(size_of::<Version>()) };
+        // SAFETY: `Arena::version` wrote these bytes before the reference was made, and nobody does after.
+        let bytes = unsafe { std::slice::from_raw_parts(bytes, key_bytes + value_bytes as usize) };
+        let (key, value) = bytes.split_at(key_bytes);
         Entry { key, seq, kind, value }
     }
 
     /// The key of the version.
     #[inline]
     pub(super) fn key(&self, at: Ref<Version>) -> &[u8] {
-        self.bytes(at, usize::from(self.read(at).key_bytes))
+        self.entry(at).key
+    }
+
+    /// See [`prefetch`]: the version, its key, and where its value begins.
+    #[inline]
+    pub(super) fn prefetch(&self, at: Ref<Version>) {
+        prefetch_lines(self.address(at.0), VERSION_LINES);
     }
 
     /// The position of the version.
@@ -174,16 +193,7 @@ impl Arena {
         version
     }
 
-    /// The first bytes behind a version: no more than its own lengths say that there are.
     #[inline]
-    fn bytes(&self, at: Ref<Version>, len: usize) -> &[u8] {
-        let version = self.address(at.0);
-        // SAFETY: key and value were placed behind the version, so this is inside of the same allocation or at its end.
-        let bytes = unsafe { version.add(size_of::<Version>()) };
-        // SAFETY: `Arena::version` wrote these bytes before the reference was made, and nobody does after.
-        unsafe { std::slice::from_raw_parts(bytes, len) }
-    }
-
     fn address(&self, at: NonZeroU32) -> *mut u8 {
         let shift = self.offset_bits;
         let (number, unit) = (at.get() >> shift, at.get() & ((1 << shift) - 1));
@@ -245,6 +255,24 @@ impl Arena {
         *grown_bytes += chunk.bytes();
         chunks.all.push(chunk);
         number
+    }
+}
+
+/// Asks for an object to be brought near, for whoever needs it soon and has something else to do before. Never more than
+/// advice.
+#[inline]
+pub(super) fn prefetch<T>(object: &T) {
+    prefetch_lines(std::ptr::from_ref(object).cast(), size_of::<T>().div_ceil(LINE_BYTES));
+}
+
+#[inline]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "not known how"))]
+fn prefetch_lines(address: *const u8, lines: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..lines {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: nothing is read as far as the program can tell, and no address is wrong.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line * LINE_BYTES).cast()) };
     }
 }
 

@@ -15,6 +15,9 @@ use crate::error::Result;
 use crate::iter::Cursor;
 use crate::key::Entry;
 
+/// So many keys ahead versions are brought near: they lie anywhere in memory, in the order in which they were inserted.
+const PREFETCH_KEYS: usize = 8;
+
 /// See [`Memtable::cursor`]. Its calls never fail.
 #[derive(Debug)]
 pub(crate) struct MemtableCursor {
@@ -45,6 +48,13 @@ impl MemtableCursor {
         self.newer.clear();
     }
 
+    /// The leaf was entered on the way forward.
+    fn prefetch_first(&self) {
+        let arena = self.table.tree().arena();
+        let versions = |leaf: &Leaf| leaf.versions(self.at, PREFETCH_KEYS).for_each(|at| arena.prefetch(at));
+        self.leaf.iter().for_each(versions);
+    }
+
     /// Stands on a version, on the way forward.
     #[inline]
     fn stand_forwards(&mut self, version: Ref<Version>) {
@@ -63,6 +73,7 @@ impl MemtableCursor {
             }
             self.leaf = self.table.tree().next_leaf(leaf);
             self.at = 0;
+            self.prefetch_first();
         }
     }
 
@@ -91,6 +102,7 @@ impl MemtableCursor {
 impl Cursor for MemtableCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.seek_leaf(Target::At(key));
+        self.prefetch_first();
         self.enter_forwards();
         Ok(())
     }
@@ -135,10 +147,12 @@ impl Cursor for MemtableCursor {
     /// Within the leaf.
     #[inline]
     fn quick_next(&mut self) -> bool {
-        let is_last = self.ends_key();
-        let next = self.leaf.as_ref().filter(|_| is_last).and_then(|leaf| leaf.version(self.at + 1));
-        let Some(version) = next else { return false };
+        let Some(leaf) = self.leaf.as_ref().filter(|_| self.ends_key()) else { return false };
+        let Some(version) = leaf.version(self.at + 1) else { return false };
         self.at += 1;
+        if let Some(ahead) = leaf.version(self.at + PREFETCH_KEYS) {
+            self.table.tree().arena().prefetch(ahead);
+        }
         self.stand_forwards(version);
         true
     }

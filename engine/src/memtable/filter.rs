@@ -7,6 +7,7 @@
 //! whoever knows that the insert returned is ordered after that; bits are never taken away. So relaxed is enough. A
 //! reader that runs beside the insert may miss the bits, as it may miss the entry.
 
+use super::arena::prefetch;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Keys that share a word, on average.
@@ -30,6 +31,11 @@ impl Filter {
 
     pub(super) fn size_bytes(&self) -> usize {
         size_of_val(&*self.words)
+    }
+
+    /// Soon the key will be added.
+    pub(super) fn prefetch(&self, hash: u64) {
+        prefetch(self.word(hash));
     }
 
     /// Adds a key. Before it is linked into the tree.

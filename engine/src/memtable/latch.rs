@@ -42,12 +42,17 @@ impl Latch {
     pub(super) fn begin(&self) -> Stamp {
         let mut spins = 0;
         loop {
-            let word = self.0.load(Ordering::Acquire);
-            if word & HELD == 0 {
-                return Stamp(word);
+            if let Ok(stamp) = self.try_begin() {
+                return stamp;
             }
             pause(&mut spins);
         }
+    }
+
+    /// Begins to read, unless a writer is at work.
+    pub(super) fn try_begin(&self) -> Result<Stamp, Changed> {
+        let word = self.0.load(Ordering::Acquire);
+        if word & HELD == 0 { Ok(Stamp(word)) } else { Err(Changed) }
     }
 
     /// Whether nothing has changed since.

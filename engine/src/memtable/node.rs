@@ -139,6 +139,16 @@ impl Node {
         Ok(Rank { index: low, found: false })
     }
 
+    /// Whether `key` is above all its keys, in a leaf that nothing is at the right of: such a leaf has no prefix, so
+    /// nothing but the last key has to be looked at.
+    pub(super) fn ends_before(&self, arena: &Arena, key: &[u8]) -> Result<bool, Changed> {
+        let Some(last) = self.len().checked_sub(1) else { return Ok(false) };
+        match self.heads[last].load(Ordering::Relaxed).cmp(&head(key, 0)) {
+            Equal => Ok(self.key(arena, last)? < key),
+            order => Ok(order == Less),
+        }
+    }
+
     /// How many heads are below: a search without a branch that could be guessed wrong.
     fn heads_below(&self, head: u64) -> usize {
         let below = |index: usize| self.heads[index % FANOUT].load(Ordering::Relaxed) < head;

@@ -60,15 +60,17 @@ impl Memtable {
     pub(crate) fn insert(&self, key: &[u8], seq: Seq, kind: Kind, value: &[u8]) -> usize {
         debug_assert!(kind == Kind::Put || value.is_empty(), "a tombstone has no value");
         let mut grown_bytes = 0;
-        // Before the tree: see the filter's invariant.
-        self.filter
-            .get_or_init(|| {
-                let filter = self.new_filter();
-                grown_bytes += filter.size_bytes();
-                filter
-            })
-            .insert(key_hash(key));
-        grown_bytes += self.tree.insert(Entry { key, seq, kind, value });
+        let filter = self.filter.get_or_init(|| {
+            let filter = self.new_filter();
+            grown_bytes += filter.size_bytes();
+            filter
+        });
+        let hash = key_hash(key);
+        filter.prefetch(hash);
+        let version = self.tree.place(Entry { key, seq, kind, value }, &mut grown_bytes);
+        // Before it is linked: see the filter's invariant.
+        filter.insert(hash);
+        self.tree.link(key, version, &mut grown_bytes);
         self.len.fetch_add(1, Ordering::Relaxed);
         if grown_bytes > 0 {
             self.size_bytes.fetch_add(grown_bytes, Ordering::Relaxed);

@@ -13,6 +13,9 @@
 //! to the root has a latch of its own, as if it were a node with one link, so that a root is split like any other node.
 //! Latches are taken from top to bottom and by an attempt that never waits, so nobody waits for one while he holds one.
 //!
+//! Keys that come in order go straight to the rightmost leaf, which is noted. The note is a hint: the leaf counts as the
+//! rightmost if it has no neighbour at its right between two looks at its word, the second of which takes its latch.
+//!
 //! Nothing is ever removed and no memory is used again while the tree lives. So a reader that follows a link which has
 //! just become stale finds an old node or entry, never garbage, and learns at the next look that it must begin anew.
 //!
@@ -28,7 +31,7 @@
 
 use std::sync::Arc;
 
-use super::arena::{Arena, Link, Ref, Version};
+use super::arena::{Arena, Link, Ref, Version, prefetch};
 use super::latch::{Changed, Latch, Stamp};
 use super::node::{FANOUT, Node, Rank};
 use super::pool::ArenaPool;
@@ -41,6 +44,8 @@ pub(super) struct Tree {
     /// Guards `root`.
     latch: Latch,
     root: Link<Node>,
+    /// The rightmost leaf, or one that was.
+    last: Link<Node>,
 }
 
 /// Which leaf is looked for.
@@ -81,7 +86,7 @@ struct Above<'a> {
 
 impl Tree {
     pub(super) fn new(pool: &Arc<ArenaPool>) -> Tree {
-        Tree { arena: Arena::new(pool), latch: Latch::new(), root: Link::new(None) }
+        Tree { arena: Arena::new(pool), latch: Latch::new(), root: Link::new(None), last: Link::new(None) }
     }
 
     pub(super) fn arena(&self) -> &Arena {
@@ -92,12 +97,16 @@ impl Tree {
         self.root.load().is_none()
     }
 
-    /// Adds a version and says by how many bytes the arena has grown. The same key and `seq` twice is a bug.
-    pub(super) fn insert(&self, entry: Entry<'_>) -> usize {
-        let mut grown_bytes = 0;
-        let version = self.arena.version(entry, &mut grown_bytes);
-        while self.try_insert(entry.key, version, &mut grown_bytes).is_err() {}
-        grown_bytes
+    /// Makes a version, which nobody finds yet; adds what the arena grows by to `grown_bytes`.
+    pub(super) fn place(&self, entry: Entry<'_>, grown_bytes: &mut usize) -> Ref<Version> {
+        self.arena.version(entry, grown_bytes)
+    }
+
+    /// Adds a version that was placed, and whose key this is. The same key and `seq` twice is a bug.
+    pub(super) fn link(&self, key: &[u8], version: Ref<Version>, grown_bytes: &mut usize) {
+        if !matches!(self.try_append(key, version), Ok(true)) {
+            while self.try_insert(key, version, grown_bytes).is_err() {}
+        }
     }
 
     /// The newest version of `key` below `snapshot`.
@@ -132,6 +141,8 @@ impl Tree {
             let node = self.arena.get(at);
             let spot = Spot { at, node, stamp: node.latch.begin() };
             if let Ok(leaf) = self.copy(spot, Target::At(b"")) {
+                // Whoever comes here walks far.
+                leaf.next.into_iter().for_each(|next| prefetch(self.arena.get(next)));
                 return Some(leaf);
             }
         }
@@ -181,6 +192,8 @@ impl Tree {
     fn below(&self, here: Spot<'_>, index: usize) -> Result<Spot<'_>, Changed> {
         let at = here.node.kid(index)?;
         let node = self.arena.get(at);
+        // All at once: a search would wait for one line after the other.
+        prefetch(node);
         let below = Spot { at, node, stamp: node.latch.begin() };
         here.node.latch.check(here.stamp)?;
         Ok(below)
@@ -214,6 +227,20 @@ impl Tree {
         Ok(leaf)
     }
 
+    /// Adds a key behind all others, if it belongs there and the rightmost leaf is at hand and has room.
+    fn try_append(&self, key: &[u8], version: Ref<Version>) -> Result<bool, Changed> {
+        let Some(at) = self.last.load() else { return Ok(false) };
+        let node = self.arena.get(at);
+        let stamp = node.latch.try_begin()?;
+        let is_rightmost = node.next.load().is_none();
+        if !is_rightmost || node.is_full() || !node.ends_before(&self.arena, key)? {
+            return Ok(false);
+        }
+        let _held = node.latch.hold(stamp)?;
+        node.insert_version(&self.arena, node.len(), version);
+        Ok(true)
+    }
+
     fn try_insert(&self, key: &[u8], version: Ref<Version>, grown_bytes: &mut usize) -> Result<(), Changed> {
         let Some((mut above, mut here)) = self.enter()? else { return self.plant(version, grown_bytes) };
         loop {
@@ -238,6 +265,7 @@ impl Tree {
         }
         let leaf = self.arena.place(Node::first_leaf(&self.arena, version), grown_bytes);
         self.root.store(Some(leaf));
+        self.last.store(Some(leaf));
         Ok(())
     }
 
@@ -288,8 +316,12 @@ impl Tree {
         let _above_held = above.latch.hold(above.stamp)?;
         let _held = here.node.latch.hold(here.stamp)?;
         let right = here.node.split(&self.arena, self.split_point(here.node, key)?, grown_bytes)?;
+        let new = self.arena.get(right);
+        if new.is_leaf() && new.next.load().is_none() {
+            self.last.store(Some(right));
+        }
         if let Some(parent) = above.node {
-            let low = self.arena.get(right).low().expect("what is at the right of a split has a first key");
+            let low = new.low().expect("what is at the right of a split has a first key");
             let index = parent.rank(&self.arena, self.arena.key(low))?.index;
             parent.insert_kid(&self.arena, index, right);
         } else {
@@ -316,5 +348,10 @@ impl Leaf {
     /// The newest version of the key at `index`; `None` behind the last.
     pub(super) fn version(&self, index: usize) -> Option<Ref<Version>> {
         self.versions.get(index).copied().flatten()
+    }
+
+    /// As [`Leaf::version`], of so many keys from `from` on, as far as there are any.
+    pub(super) fn versions(&self, from: usize, count: usize) -> impl Iterator<Item = Ref<Version>> {
+        self.versions.iter().skip(from).take(count).copied().flatten()
     }
 }
