@@ -157,6 +157,19 @@ fn two_inserts_into_one_leaf_are_both_found() {
     });
 }
 
+/// Both go to the leaf that is noted as the last.
+#[test]
+fn two_keys_behind_the_last_are_both_found() {
+    explore(2, || {
+        let table = table(&["a"]);
+        let writer = putting(&table, "c", 10);
+        put(&table, "b", 11);
+        writer.join().unwrap();
+        assert_eq!((get(&table, "c", 12), get(&table, "b", 12)), (Some(10), Some(11)));
+        assert_eq!(walk(&table, true).len(), 3);
+    });
+}
+
 #[test]
 fn two_versions_of_one_key_stand_in_order_whoever_comes_first() {
     explore(2, || {
