@@ -473,7 +473,7 @@ mod tests {
         runs[1].row.foreign_cpu = 0.5;
         let text = text(&Header::default(), &Table::of(&runs), &["x".to_owned()]);
         assert!(text.contains("| durable_put/1 | 100~ | **50** | 2 | 2 ok | 1 |"), "{text}");
-        assert!(text.contains("| durable_put/1 | 200 | 0.50 | 0.25 | 0.01 |"), "{text}");
+        assert!(text.contains("| durable_put/1 | 200, 0 us | 0.50 | 0.25 | 0.01 |"), "{text}");
         assert!(text.contains("rounds from 90 to 999"), "{text}");
         assert!(text.contains("\n* x\n"), "{text}");
     }

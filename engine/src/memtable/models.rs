@@ -146,7 +146,7 @@ fn a_walk_backwards_beside_a_split_is_complete() {
 
 #[test]
 fn two_inserts_into_one_leaf_are_both_found() {
-    explore(2, || {
+    explore(1, || {
         let table = table(&["a", "c", "e"]);
         let writer = putting(&table, "d", 10);
         put(&table, "b", 11);
@@ -172,7 +172,7 @@ fn two_keys_behind_the_last_are_both_found() {
 
 #[test]
 fn two_versions_of_one_key_stand_in_order_whoever_comes_first() {
-    explore(2, || {
+    explore(1, || {
         let table = table(&["a"]);
         let writer = putting(&table, "a", 10);
         put(&table, "a", 20);
@@ -199,7 +199,7 @@ fn a_reader_in_a_chain_sees_what_was_there_while_a_late_version_joins_it() {
 /// The filter has one word for both keys; the reader knows of the first by a flag that is stored after the insert.
 #[test]
 fn the_filter_passes_every_key_whose_insert_has_returned() {
-    explore(2, || {
+    explore(1, || {
         let table = table(&["x"]);
         let returned = Arc::new(AtomicBool::new(false));
         let first = {
