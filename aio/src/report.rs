@@ -23,7 +23,7 @@ use crate::probe::{self as facts};
 const SCRATCH_BYTES: usize = 1 << 18;
 
 /// Writes that are looked at to see whether any is still in flight after its submit.
-const TRIALS: usize = 8;
+const TRIALS: usize = 64;
 
 /// What the file system of a directory can do.
 #[expect(clippy::struct_excessive_bools, reason = "a report of independent answers")]
@@ -136,7 +136,10 @@ impl Probe {
         self.is_direct &= misaligned == Err(Errno::INVALID);
         self.is_asynchronous = false;
         for _ in 0..TRIALS {
-            self.is_asynchronous |= is_late(context, scratch)?;
+            if is_late(context, scratch)? {
+                self.is_asynchronous = true;
+                break;
+            }
         }
         self.reason = match (was_direct, self.is_direct, self.is_asynchronous) {
             (false, ..) => {
