@@ -43,8 +43,10 @@ pub(crate) fn commit(
     }
     // A store that has halted says so, not what it stumbled over on the way to finding out.
     let halted_or = |error| store.health().err().unwrap_or(error);
-    admit(store).and_then(|()| make_log_room(store, record.len_bytes())).map_err(halted_or)?;
-    let appended = append(store, record, trees)?;
+    let admitted = admit(store).and_then(|()| make_log_room(store, record.len_bytes())).map_err(halted_or);
+    // A ring that could not grow halts the log.
+    store.latch(admitted)?;
+    let appended = store.latch(append(store, record, trees))?;
     store.visible.wait_for(appended.end);
     let waited = match durability {
         Durability::Process => store.log.wait_process(appended.end),

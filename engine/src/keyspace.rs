@@ -116,7 +116,8 @@ impl Keyspace {
     ///
     /// # Concurrency
     /// Takes no lock that is held across I/O. At most one block is read from the device for each run whose filter lets
-    /// the key through, usually one in all, none if it is in memory.
+    /// the key through, usually one in all, none if it is in memory. A block that another get reads in the same moment is
+    /// waited for and not read again.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,

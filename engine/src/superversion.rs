@@ -213,7 +213,8 @@ impl Tree {
         self.install.lock()
     }
 
-    /// Puts an empty table in front, made for as many entries as the last one had; the caller holds the write gate exclusively and [`Tree::lock`].
+    /// Puts an empty table in front, made for as many entries as the last one had; the caller holds the write gate
+    /// exclusively and [`Tree::lock`].
     pub(crate) fn freeze(&self, cut: Seq) {
         let old = self.load();
         let mut frozen = vec![Frozen { table: Arc::clone(&old.active), cut }];

@@ -1,7 +1,8 @@
 //! Group commit: who runs the flush rounds, and how everybody else waits for them.
 //!
 //! Invariants:
-//! * lock order: `state`, then a lock of `ordered` or `log_file`; none of them is held across I/O or a call of the host;
+//! * lock order: `state`, then a lock of `ordered` or `log_file`; none of them is held across I/O or a call of the host.
+//!   The ring's `growing` is, and is taken while nothing else of the log is held;
 //! * the flush token is the [`Flusher`] itself: whoever took it out of the state runs a round and puts it back, so two
 //!   rounds at a time, or a round whose end nobody is told, cannot be written down;
 //! * the first error is latched in `state` and never cleared; a refusal (a round that found no space for its file) is
@@ -216,6 +217,8 @@ impl Shared {
         if core.ring.has_grown_for(len_bytes) {
             return Ok(());
         }
+        // What stopped the log may have been this very write or sync.
+        self.check_open()?;
         let grown = core.ring.grow(&*core.backend, queue, &*self.host, len_bytes);
         if let Err(cause) = &grown
             && !cause.is_shortage()

@@ -367,7 +367,8 @@ impl Log {
             && core.ring.has_grown_for(len_bytes as u64)
     }
 
-    /// Sees to it that [`Log::has_room`], by making spares and by letting the ring grow; a caller that finds another one at it waits.
+    /// Sees to it that [`Log::has_room`], by making spares and by letting the ring grow; a caller that finds another one at
+    /// it waits.
     ///
     /// Where the ring is larger than three files and full, as many spares as are ever kept may not be enough.
     ///
