@@ -66,6 +66,8 @@ impl Owner {
         drop(store.compacting.lock());
         let flushed = flush_all(store);
         let closed = store.latch(store.log.close().map_err(Error::from));
+        // Nobody reads any more, and handles may keep the store for long.
+        store.cache.clear();
         let forgotten = if flushed.is_ok() && closed.is_ok() { forget_log(store) } else { Ok(()) };
         // A disk too full for segments or a manifest is no reason to report a failed close: the log has everything.
         let lenient = |result| match result {
@@ -137,7 +139,10 @@ mod tests {
     #[test]
     fn nothing_is_written_or_removed_after_a_close() {
         let (sim, db, store) = two_runs();
+        assert!(db.keyspace("default").unwrap().get("key").unwrap().is_some());
+        assert!(store.cache.stats().values > 0);
         db.close().unwrap();
+        assert_eq!(store.cache.stats().values, 0, "memory is given back though there are handles");
         // Called as by threads that had found the store open before.
         let events = sim.events();
         compact_all(&store, Depth::Full, &|| false).unwrap();

@@ -130,6 +130,13 @@ impl<V> Cache<V> {
         drop(removed);
     }
 
+    /// Forgets everything, at once. A store that closes would else forget it segment by segment, each time looking at all
+    /// values.
+    pub(crate) fn clear(&self) {
+        let removed = self.queues.lock().clear();
+        drop(removed);
+    }
+
     pub(crate) fn stats(&self) -> CacheStats {
         let (hits, misses) = self.looked_up.sums();
         let queues = self.queues.lock();

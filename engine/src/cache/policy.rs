@@ -124,6 +124,13 @@ impl<V> Queues<V> {
         removed
     }
 
+    pub(super) fn clear(&mut self) -> Vec<Arc<V>> {
+        (self.small_used, self.main_used) = (0, 0);
+        self.ghosts.clear();
+        let entries = self.small.drain(..).chain(self.main.drain(..));
+        entries.filter_map(|entry| entry.slots.values[entry.block].swap(None)).collect()
+    }
+
     pub(super) fn used_bytes(&self) -> u64 {
         self.small_used + self.main_used
     }

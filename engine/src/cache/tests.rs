@@ -68,6 +68,22 @@ fn a_value_is_found_until_its_segment_is_forgotten() {
     assert_eq!(cache.stats().bytes, 0);
 }
 
+#[test]
+fn a_cleared_cache_is_empty_and_goes_on() {
+    let cache: Cache<usize> = Cache::new(20 * (1000 + OVERHEAD_BYTES));
+    let slots = slots(100);
+    for _ in 0..2 {
+        for block in 0..100 {
+            cache.insert(&slots, block, (&Arc::new(block), 1000), Use::Point);
+            assert!(has(&cache, &slots, block) && has(&cache, &slots, block), "so both queues are in use");
+        }
+        assert!(cache.stats().values > 10);
+        cache.clear();
+        assert_eq!((cache.stats().values, cache.stats().bytes), (0, 0));
+        assert!((0..100).all(|block| slots.peek(block).is_none()));
+    }
+}
+
 /// A hot set of half the cache, used twice; then values that are used once, five times as many as fit.
 #[test]
 fn a_scan_does_not_push_out_what_is_used() {
