@@ -7,12 +7,38 @@
 
 use std::path::Path;
 
-use aio::{Action, Backend, Buf, File, OpenMode, Operation, Queue, SECTOR_BYTES};
+use aio::{Action, Backend, Buf, Errno, File, OpenMode, Operation, Queue, SECTOR_BYTES};
 
 use crate::error::{Error, Result};
 
 /// Bytes of the first read, and of each that follows.
 const READS_BYTES: [usize; 2] = [64 << 10, 1 << 20];
+
+/// Opens a file of the log: how many of its first `len_bytes` are there, in whole sectors, and the damage if it is
+/// shorter.
+///
+/// # Errors
+/// It is missing, which is damage as well, or cannot be opened.
+pub(crate) fn open_existing(
+    backend: &dyn Backend,
+    path: &Path,
+    len_bytes: usize,
+) -> Result<(File, usize, Result<()>)> {
+    let file = match backend.open(path, OpenMode::Read) {
+        Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
+            return Err(Error::corrupt(path, 0, "a file of the log is missing", &len_bytes, &"no file"));
+        }
+        opened => opened?,
+    };
+    let found = backend.size_bytes(&file)?;
+    match usize::try_from(found) {
+        Ok(short) if short < len_bytes => {
+            let damage = Error::corrupt(path, found, "size of a file of the log", &len_bytes, &found);
+            Ok((file, short - short % SECTOR_BYTES, Err(damage)))
+        }
+        _ => Ok((file, len_bytes, Ok(()))),
+    }
+}
 
 /// See the module.
 pub(crate) struct EndedRing<'a> {
@@ -39,20 +65,7 @@ impl<'a> EndedRing<'a> {
         path: &Path,
         (bytes, file_bytes): (usize, usize),
     ) -> Result<(EndedRing<'a>, Result<()>)> {
-        let file = match backend.open(path, OpenMode::Read) {
-            Err(error) if error.errno() == Some(aio::Errno::NOT_FOUND) => {
-                return Err(Error::corrupt(path, 0, "the ring is missing", &file_bytes, &"no file"));
-            }
-            opened => opened?,
-        };
-        let found = backend.size_bytes(&file)?;
-        let size = if found < file_bytes as u64 {
-            Err(Error::corrupt(path, found, "size of the ring", &file_bytes, &found))
-        } else {
-            Ok(())
-        };
-        let there = usize::try_from(found).map_or(file_bytes, |found| found.min(file_bytes));
-        let there_bytes = there - there % SECTOR_BYTES;
+        let (file, there_bytes, size) = open_existing(backend, path, file_bytes)?;
         let ring = EndedRing { queue, file, bytes, there_bytes, part: None, part_start: 0, reads: 0 };
         Ok((ring, size))
     }

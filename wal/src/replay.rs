@@ -20,10 +20,10 @@
 
 use std::path::{Path, PathBuf};
 
-use aio::{Action, Backend, Buf, Bug, Errno, File, OpenMode, Operation, Queue, SECTOR_BYTES, planted};
+use aio::{Action, Backend, Buf, Bug, File, Operation, Queue, planted};
 
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
-use crate::ended_ring::EndedRing;
+use crate::ended_ring::{EndedRing, open_existing};
 use crate::error::{Error, Result};
 use crate::log_file::{ActiveFile, log_file_path};
 use crate::record::{Decoded, GRANULE, Origin, Seq, decode};
@@ -235,7 +235,9 @@ fn read_log_file(
     path: &Path,
     (input, file): (&ReplayInput, &ActiveFile),
 ) -> Result<(Chain, Result<()>)> {
-    let (bytes, size) = read_existing(backend, queue, path, input.file_bytes)?;
+    let len_bytes = usize::try_from(input.file_bytes).unwrap_or(usize::MAX);
+    let (opened, there_bytes, size) = open_existing(backend, path, len_bytes)?;
+    let bytes = read_whole(queue, &opened, there_bytes)?;
     let place = Place { store_id: input.store_id, file_id: file.id, epoch: file.epoch };
     let chain = read_chain(&bytes, &ChainRules { place, life: input.life, start: file.start });
     Ok((chain, size))
@@ -248,28 +250,6 @@ fn open_ring<'a>(
     input: &ReplayInput,
 ) -> Result<(EndedRing<'a>, Result<()>)> {
     EndedRing::open(backend, queue, &input.ring_path, (input.ring_bytes, input.ring_file_bytes))
-}
-
-/// Reads the first `len_bytes` of a file, or the whole sectors of one that is shorter, which is damage, as is a file that
-/// is missing.
-fn read_existing(
-    backend: &dyn Backend,
-    queue: &mut dyn Queue,
-    path: &Path,
-    len_bytes: u64,
-) -> Result<(Vec<u8>, Result<()>)> {
-    let file = match backend.open(path, OpenMode::Read) {
-        Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
-            return Err(Error::corrupt(path, 0, "a file of the log is missing", &len_bytes, &"no file"));
-        }
-        opened => opened?,
-    };
-    let found = backend.size_bytes(&file)?;
-    let short = || Error::corrupt(path, found, "size of a file of the log", &len_bytes, &found);
-    let whole = if found < len_bytes { found - found % SECTOR_BYTES as u64 } else { len_bytes };
-    let Ok(whole) = usize::try_from(whole) else { return Err(short()) };
-    let bytes = read_whole(queue, &file, whole)?;
-    Ok((bytes, if found < len_bytes { Err(short()) } else { Ok(()) }))
 }
 
 /// Cuts the stream into records.
