@@ -84,6 +84,7 @@ mod multi_get;
 mod ops;
 mod options;
 mod pacing;
+mod prefetch;
 mod range;
 mod recovery;
 mod repair;

@@ -119,6 +119,13 @@ impl<'a, K: AsRef<[u8]>, F: FnMut(usize, Option<&[u8]>)> MultiGet<'a, K, F> {
 
     /// Finds for every key the next run that may hold it, and the block there.
     fn ask_runs(&mut self) {
+        for wanted in &self.asking {
+            let run = self.superversion.runs.get(wanted.run);
+            let segment = run.and_then(|run| run.segment_of(self.keys[wanted.at].as_ref()));
+            if let Some(segment) = segment {
+                segment.prefetch_filter(wanted.hash);
+            }
+        }
         while let Some(mut wanted) = self.asking.pop() {
             let key = self.keys[wanted.at].as_ref();
             let spot = loop {
@@ -129,6 +136,7 @@ impl<'a, K: AsRef<[u8]>, F: FnMut(usize, Option<&[u8]>)> MultiGet<'a, K, F> {
                 if let Some(segment) = segment
                     && let Some(number) = segment.first_block(key)
                 {
+                    segment.prefetch_slot(number);
                     break Some(Spot { wanted, segment, number });
                 }
             };
@@ -147,12 +155,14 @@ impl<'a, K: AsRef<[u8]>, F: FnMut(usize, Option<&[u8]>)> MultiGet<'a, K, F> {
             // First all loads, which do not wait for each other, then the searches: a search behind a miss of the
             // processor's caches would hold the next load back.
             held.extend(spots.iter().map(|spot| spot.segment.cached(spot.number)));
-            let touched =
-                held.iter().filter_map(|held| held.as_deref()).fold(0, |sum, block| sum ^ block.touch());
-            std::hint::black_box(touched);
+            for (spot, held) in spots.iter().zip(&held) {
+                if let Some(frame) = held.as_ref() {
+                    Block::of(frame).prefetch_entry(spot.wanted.hash);
+                }
+            }
             for (spot, held) in spots.iter().zip(held.drain(..)) {
-                match held.as_deref() {
-                    Some(block) => self.search(*spot, block),
+                match held.as_ref() {
+                    Some(frame) => self.search(*spot, Block::of(frame)),
                     None => self.parked.push(*spot),
                 }
             }
@@ -160,7 +170,7 @@ impl<'a, K: AsRef<[u8]>, F: FnMut(usize, Option<&[u8]>)> MultiGet<'a, K, F> {
     }
 
     /// Searches one block and puts the key where it goes from there.
-    fn search(&mut self, spot: Spot<'a>, block: &Block) {
+    fn search(&mut self, spot: Spot<'a>, block: Block<'_>) {
         let Spot { wanted, segment, number } = spot;
         let key = self.keys[wanted.at].as_ref();
         match segment.search(number, block, (key, wanted.hash), self.snapshot) {

@@ -20,6 +20,7 @@ mod slots;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use arc_swap::RefCnt;
 use parking_lot::{Condvar, Mutex};
 use policy::Queues;
 
@@ -47,7 +48,7 @@ pub(crate) struct CacheStats {
 
 /// Counted values under a byte budget, for any number of threads.
 #[derive(Debug)]
-pub(crate) struct Cache<V> {
+pub(crate) struct Cache<V: RefCnt> {
     queues: Mutex<Queues<V>>,
     budget_bytes: u64,
     looked_up: Stripes,
@@ -56,7 +57,7 @@ pub(crate) struct Cache<V> {
     loaded: Condvar,
 }
 
-impl<V> Cache<V> {
+impl<V: RefCnt> Cache<V> {
     /// An empty cache of at most `budget_bytes`. With 0 it keeps nothing and every look-up misses.
     pub(crate) fn new(budget_bytes: u64) -> Cache<V> {
         Cache {
@@ -81,13 +82,7 @@ impl<V> Cache<V> {
     }
 
     /// Keeps the value if it fits, after evicting others. A value that is there already stays.
-    pub(crate) fn insert(
-        &self,
-        slots: &Arc<Slots<V>>,
-        block: usize,
-        (value, bytes): (&Arc<V>, u64),
-        by: Use,
-    ) {
+    pub(crate) fn insert(&self, slots: &Arc<Slots<V>>, block: usize, (value, bytes): (&V, u64), by: Use) {
         let charge = bytes.saturating_add(OVERHEAD_BYTES);
         let evicted = self.queues.lock().insert((slots, block), value, charge, by);
         // Freed here, after the lock.
@@ -102,8 +97,8 @@ impl<V> Cache<V> {
         &self,
         slots: &Arc<Slots<V>>,
         block: usize,
-        read: impl FnOnce() -> Result<(Arc<V>, u64), E>,
-    ) -> Result<Arc<V>, E> {
+        read: impl FnOnce() -> Result<(V, u64), E>,
+    ) -> Result<V, E> {
         let key = (Arc::as_ptr(slots).addr(), block);
         let mut loading = self.loading.lock();
         loop {
@@ -152,12 +147,12 @@ impl<V> Cache<V> {
 }
 
 /// A block that this thread reads; told to those who wait for it also if the read fails or panics.
-struct Loading<'a, V> {
+struct Loading<'a, V: RefCnt> {
     cache: &'a Cache<V>,
     key: (usize, usize),
 }
 
-impl<V> Drop for Loading<'_, V> {
+impl<V: RefCnt> Drop for Loading<'_, V> {
     fn drop(&mut self) {
         self.cache.loading.lock().retain(|key| *key != self.key);
         self.cache.loaded.notify_all();
@@ -193,7 +188,8 @@ impl Stripes {
 
     // Relaxed: the counters publish nothing.
     fn hit(&self) {
-        self.own().hits.fetch_add(1, Ordering::Relaxed);
+        let hits = &self.own().hits;
+        hits.fetch_add(1, Ordering::Relaxed);
     }
 
     fn missed(&self) {

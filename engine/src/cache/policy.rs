@@ -18,6 +18,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
+use arc_swap::RefCnt;
+
 use super::slots::{Slots, Use};
 
 /// Uses that a mark counts at most.
@@ -38,13 +40,13 @@ pub(super) fn mark_used(mark: &AtomicU8) {
 }
 
 #[derive(Debug)]
-struct Entry<V> {
+struct Entry<V: RefCnt> {
     slots: Arc<Slots<V>>,
     block: usize,
     charge: u64,
 }
 
-impl<V> Entry<V> {
+impl<V: RefCnt> Entry<V> {
     fn mark(&self) -> &AtomicU8 {
         &self.slots.marks[self.block]
     }
@@ -56,7 +58,7 @@ impl<V> Entry<V> {
 
 /// The queues of a cache.
 #[derive(Debug)]
-pub(super) struct Queues<V> {
+pub(super) struct Queues<V: RefCnt> {
     small: VecDeque<Entry<V>>,
     main: VecDeque<Entry<V>>,
     ghosts: VecDeque<(Weak<Slots<V>>, usize)>,
@@ -66,7 +68,7 @@ pub(super) struct Queues<V> {
     evictions: u64,
 }
 
-impl<V> Queues<V> {
+impl<V: RefCnt> Queues<V> {
     pub(super) fn new(budget: u64) -> Queues<V> {
         Queues {
             small: VecDeque::new(),
@@ -83,10 +85,10 @@ impl<V> Queues<V> {
     pub(super) fn insert(
         &mut self,
         (slots, block): (&Arc<Slots<V>>, usize),
-        value: &Arc<V>,
+        value: &V,
         charge: u64,
         by: Use,
-    ) -> Vec<Arc<V>> {
+    ) -> Vec<V> {
         let mut evicted = Vec::new();
         if charge > self.budget || slots.values[block].load().is_some() {
             return evicted;
@@ -95,7 +97,7 @@ impl<V> Queues<V> {
             evicted.extend(self.make_room());
         }
         let was_ghost = slots.marks[block].swap(0, Ordering::Relaxed) & GHOST != 0;
-        slots.values[block].store(Some(Arc::clone(value)));
+        slots.values[block].store(Some(value.clone()));
         let entry = Entry { slots: Arc::clone(slots), block, charge };
         if was_ghost && by == Use::Point {
             self.main_used += charge;
@@ -108,7 +110,7 @@ impl<V> Queues<V> {
         evicted
     }
 
-    pub(super) fn forget(&mut self, slots: &Arc<Slots<V>>) -> Vec<Arc<V>> {
+    pub(super) fn forget(&mut self, slots: &Arc<Slots<V>>) -> Vec<V> {
         let mut removed = Vec::new();
         for (queue, used) in [(&mut self.small, &mut self.small_used), (&mut self.main, &mut self.main_used)]
         {
@@ -124,7 +126,7 @@ impl<V> Queues<V> {
         removed
     }
 
-    pub(super) fn clear(&mut self) -> Vec<Arc<V>> {
+    pub(super) fn clear(&mut self) -> Vec<V> {
         (self.small_used, self.main_used) = (0, 0);
         self.ghosts.clear();
         let entries = self.small.drain(..).chain(self.main.drain(..));
@@ -145,7 +147,7 @@ impl<V> Queues<V> {
 
     /// One step: an entry leaves the small queue for the main one or for good, or has its turn in the main one. Ends in
     /// something evicted, since every turn takes a use away.
-    fn make_room(&mut self) -> Option<Arc<V>> {
+    fn make_room(&mut self) -> Option<V> {
         if self.small_used > self.budget / SMALL_PART || self.main.is_empty() {
             self.leave_small()
         } else {
@@ -153,7 +155,7 @@ impl<V> Queues<V> {
         }
     }
 
-    fn leave_small(&mut self) -> Option<Arc<V>> {
+    fn leave_small(&mut self) -> Option<V> {
         let entry = self.small.pop_front().expect("bytes are charged to some value");
         self.small_used -= entry.charge;
         if entry.uses() > 1 {
@@ -171,7 +173,7 @@ impl<V> Queues<V> {
         self.evict(&entry)
     }
 
-    fn turn_main(&mut self) -> Option<Arc<V>> {
+    fn turn_main(&mut self) -> Option<V> {
         let entry = self.main.pop_front()?;
         let uses = entry.uses();
         if uses > 0 {
@@ -183,7 +185,7 @@ impl<V> Queues<V> {
         self.evict(&entry)
     }
 
-    fn evict(&mut self, entry: &Entry<V>) -> Option<Arc<V>> {
+    fn evict(&mut self, entry: &Entry<V>) -> Option<V> {
         self.evictions += 1;
         entry.slots.values[entry.block].swap(None)
     }

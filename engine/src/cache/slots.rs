@@ -3,13 +3,14 @@
 //! Invariant: what stands in them changes under the lock of the queues only (`policy`); anybody may load it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::{ArcSwapAny, Guard, RefCnt};
+
+use crate::prefetch::prefetch;
 
 /// What a look-up found, for as long as it is held.
-pub(crate) type Held<V> = Guard<Option<Arc<V>>>;
+pub(crate) type Held<V> = Guard<Option<V>>;
 
 /// What asks for a value to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,32 +22,38 @@ pub(crate) enum Use {
 }
 
 /// The places of one segment's blocks.
-pub(crate) struct Slots<V> {
-    pub(super) values: Box<[ArcSwapOption<V>]>,
+pub(crate) struct Slots<V: RefCnt> {
+    pub(super) values: Box<[ArcSwapAny<Option<V>>]>,
     /// How often each was used of late, and whether it was thrown out unused: see `policy`.
     pub(super) marks: Box<[AtomicU8]>,
 }
 
-impl<V> Slots<V> {
+impl<V: RefCnt> Slots<V> {
     pub(crate) fn new(blocks: usize) -> Slots<V> {
         Slots {
-            values: (0..blocks).map(|_| ArcSwapOption::const_empty()).collect(),
+            values: (0..blocks).map(|_| ArcSwapAny::new(None)).collect(),
             marks: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
         }
     }
 
     /// What they take, without the values.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.values.len() * (size_of::<ArcSwapOption<V>>() + size_of::<AtomicU8>())
+        self.values.len() * (size_of::<ArcSwapAny<Option<V>>>() + size_of::<AtomicU8>())
+    }
+
+    /// Soon somebody will look for this block.
+    pub(crate) fn prefetch(&self, block: usize) {
+        self.values.get(block).into_iter().for_each(prefetch);
+        self.marks.get(block).into_iter().for_each(prefetch);
     }
 
     /// The value, neither marked nor counted: for scans that shall leave no trace.
-    pub(crate) fn peek(&self, block: usize) -> Option<Arc<V>> {
+    pub(crate) fn peek(&self, block: usize) -> Option<V> {
         self.values.get(block)?.load_full()
     }
 }
 
-impl<V> fmt::Debug for Slots<V> {
+impl<V: RefCnt> fmt::Debug for Slots<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Slots({} blocks)", self.values.len())
     }

@@ -4,18 +4,18 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 
-fn slots<V>(blocks: usize) -> Arc<Slots<V>> {
+fn slots<V: RefCnt>(blocks: usize) -> Arc<Slots<V>> {
     Arc::new(Slots::new(blocks))
 }
 
-fn has<V>(cache: &Cache<V>, slots: &Slots<V>, block: usize) -> bool {
+fn has<V: RefCnt>(cache: &Cache<V>, slots: &Slots<V>, block: usize) -> bool {
     cache.get(slots, block).is_some()
 }
 
 #[test]
 fn the_budget_holds_after_every_insert_whatever_the_sizes() {
     for budget in [0, 100, 4096, 3 << 20, 40 << 20] {
-        let cache: Cache<u64> = Cache::new(budget);
+        let cache: Cache<Arc<u64>> = Cache::new(budget);
         let segments: Vec<_> = (0..7).map(|_| slots(5000)).collect();
         let mut random = 0x1234_5678_9abc_def1_u64;
         for step in 0..20_000_u64 {
@@ -48,7 +48,7 @@ fn the_budget_holds_after_every_insert_whatever_the_sizes() {
 
 #[test]
 fn a_value_is_found_until_its_segment_is_forgotten() {
-    let cache: Cache<usize> = Cache::new(1 << 20);
+    let cache: Cache<Arc<usize>> = Cache::new(1 << 20);
     let segments = [slots(100), slots(100), slots(100)];
     for block in 0..100 {
         cache.insert(&segments[block % 2], block, (&Arc::new(block), 10), Use::Point);
@@ -70,7 +70,7 @@ fn a_value_is_found_until_its_segment_is_forgotten() {
 
 #[test]
 fn a_cleared_cache_is_empty_and_goes_on() {
-    let cache: Cache<usize> = Cache::new(20 * (1000 + OVERHEAD_BYTES));
+    let cache: Cache<Arc<usize>> = Cache::new(20 * (1000 + OVERHEAD_BYTES));
     let slots = slots(100);
     for _ in 0..2 {
         for block in 0..100 {
@@ -88,7 +88,7 @@ fn a_cleared_cache_is_empty_and_goes_on() {
 #[test]
 fn a_scan_does_not_push_out_what_is_used() {
     for by in [Use::Scan, Use::Point] {
-        let cache: Cache<usize> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
+        let cache: Cache<Arc<usize>> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
         let (hot, scanned) = (slots(50), slots(500));
         for block in 0..50 {
             cache.insert(&hot, block, (&Arc::new(block), 1000), Use::Point);
@@ -108,7 +108,7 @@ fn a_scan_does_not_push_out_what_is_used() {
 #[test]
 fn what_comes_back_soon_stays_longer_than_what_a_scan_brings_back() {
     for (by, stays) in [(Use::Point, true), (Use::Scan, false)] {
-        let cache: Cache<usize> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
+        let cache: Cache<Arc<usize>> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
         let (first, others) = (slots(1), slots(1000));
         cache.insert(&first, 0, (&Arc::new(0), 1000), Use::Point);
         for block in 0..110 {
@@ -125,7 +125,7 @@ fn what_comes_back_soon_stays_longer_than_what_a_scan_brings_back() {
 
 #[test]
 fn several_threads_that_miss_a_block_read_it_once() {
-    let cache: Cache<usize> = Cache::new(1 << 20);
+    let cache: Cache<Arc<usize>> = Cache::new(1 << 20);
     let slots = slots(4);
     let (reads, together) = (AtomicUsize::new(0), std::sync::Barrier::new(8));
     std::thread::scope(|scope| {
@@ -147,7 +147,7 @@ fn several_threads_that_miss_a_block_read_it_once() {
 
 #[test]
 fn who_waits_for_a_read_that_fails_or_panics_reads_itself() {
-    let cache: Cache<usize> = Cache::new(1 << 20);
+    let cache: Cache<Arc<usize>> = Cache::new(1 << 20);
     let slots = slots(1);
     assert_eq!(cache.load(&slots, 0, || Err("unreadable")), Err("unreadable"));
     let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -156,17 +156,17 @@ fn who_waits_for_a_read_that_fails_or_panics_reads_itself() {
     assert!(panics.is_err());
     assert_eq!(cache.load(&slots, 0, || Ok::<_, ()>((Arc::new(5), 10))).as_deref(), Ok(&5));
     // Too large to be kept: everybody gets it all the same.
-    let small: Cache<usize> = Cache::new(10);
+    let small: Cache<Arc<usize>> = Cache::new(10);
     assert_eq!(small.load(&slots_of_one(), 0, || Ok::<_, ()>((Arc::new(6), 100))).as_deref(), Ok(&6));
 }
 
-fn slots_of_one() -> Arc<Slots<usize>> {
+fn slots_of_one() -> Arc<Slots<Arc<usize>>> {
     slots(1)
 }
 
 #[test]
 fn threads_do_not_exceed_the_budget_together() {
-    let cache: Cache<usize> = Cache::new(2 << 20);
+    let cache: Cache<Arc<usize>> = Cache::new(2 << 20);
     let segments = [slots(5000), slots(5000)];
     std::thread::scope(|scope| {
         for thread in 0..4 {

@@ -30,6 +30,7 @@ use super::chunk::{Chunk, LINE_BYTES};
 use super::directory::Directory;
 use super::pool::ArenaPool;
 use crate::key::{Entry, Kind, Seq};
+use crate::prefetch::prefetch_bytes;
 use crate::sync::{AtomicU32, Ordering, Witness};
 
 /// What references count in, and the least alignment.
@@ -171,10 +172,10 @@ impl Arena {
         self.entry(at).key
     }
 
-    /// See [`prefetch`]: the version, its key, and where its value begins.
+    /// The version, its key, and where its value begins.
     #[inline]
     pub(super) fn prefetch(&self, at: Ref<Version>) {
-        prefetch_lines(self.address(at.0), VERSION_LINES);
+        prefetch_bytes(self.address(at.0), VERSION_LINES * LINE_BYTES);
     }
 
     /// The position of the version.
@@ -255,24 +256,6 @@ impl Arena {
         *grown_bytes += chunk.bytes();
         chunks.all.push(chunk);
         number
-    }
-}
-
-/// Asks for an object to be brought near, for whoever needs it soon and has something else to do before. Never more than
-/// advice.
-#[inline]
-pub(super) fn prefetch<T>(object: &T) {
-    prefetch_lines(std::ptr::from_ref(object).cast(), size_of::<T>().div_ceil(LINE_BYTES));
-}
-
-#[inline]
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "not known how"))]
-fn prefetch_lines(address: *const u8, lines: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in 0..lines {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: nothing is read as far as the program can tell, and no address is wrong.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line * LINE_BYTES).cast()) };
     }
 }
 

@@ -7,7 +7,7 @@
 //! whoever knows that the insert returned is ordered after that; bits are never taken away. So relaxed is enough. A
 //! reader that runs beside the insert may miss the bits, as it may miss the entry.
 
-use super::arena::prefetch;
+use crate::prefetch::prefetch;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Keys that share a word, on average.

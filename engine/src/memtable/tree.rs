@@ -31,11 +31,12 @@
 
 use std::sync::Arc;
 
-use super::arena::{Arena, Link, Ref, Version, prefetch};
+use super::arena::{Arena, Link, Ref, Version};
 use super::latch::{Changed, Latch, Stamp};
 use super::node::{FANOUT, Node, Rank};
 use super::pool::ArenaPool;
 use crate::key::{Entry, Seq};
+use crate::prefetch::prefetch;
 
 /// See the [module](self).
 #[derive(Debug)]

@@ -37,14 +37,21 @@
 
 use std::cmp::Ordering;
 
+use triomphe::ThinArc;
+
 use crate::coding::Reader;
 use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
+use crate::prefetch::prefetch_bytes;
 
 /// The stored block's own header.
 pub(super) const STORED_HEADER_BYTES: usize = 8;
 pub(super) const RAW_HEADER_BYTES: usize = 24;
 /// Fingerprints are compared this many at a time.
 pub(super) const LANES: usize = 32;
+/// What a frame takes beside the raw bytes: two counts, and the columns.
+const FRAME_BYTES: usize = size_of::<Head>() + 2 * size_of::<usize>();
+/// What [`Block::prefetch`] brings: all up to the ends of 70 entries.
+const FRONT_BYTES: usize = 14 * 64;
 /// LZ4 cannot expand its input more than this many times.
 const MAX_LZ4_RATIO: usize = 255;
 pub(super) const CODEC_NONE: u8 = 0;
@@ -127,13 +134,23 @@ struct Columns {
     heap: usize,
 }
 
-/// A decoded block whose structure was checked.
+/// A decoded block whose structure was checked, as the cache keeps it: what a search reads first stands right before the
+/// raw bytes, so memory brings both at once, and from one page.
+pub(crate) type Frame = ThinArc<Head, u8>;
+
+/// What is known of a block beside its bytes.
 #[derive(Debug)]
-pub(crate) struct Block {
-    raw: Box<[u8]>,
+pub(crate) struct Head {
     columns: Columns,
     /// No two entries have the same key.
     is_distinct: bool,
+}
+
+/// The block in a [`Frame`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block<'a> {
+    raw: &'a [u8],
+    head: &'a Head,
 }
 
 /// What the columns say of one entry, read once.
@@ -158,11 +175,17 @@ impl Spot {
     }
 }
 
-impl Block {
+impl<'a> Block<'a> {
+    /// What the frame holds.
+    #[inline]
+    pub(crate) fn of(frame: &'a Frame) -> Block<'a> {
+        Block { raw: &frame.slice, head: &frame.header.header }
+    }
+
     /// Takes a stored block (padding included or not) apart. On failure says what does not fit.
     ///
     /// Reads every column once. Never takes more than 255 times the memory of what is stored.
-    pub(super) fn decode(stored: &[u8], len_bytes: usize) -> Result<Block, &'static str> {
+    pub(super) fn decode(stored: &[u8], len_bytes: usize) -> Result<Frame, &'static str> {
         let mut reader = Reader::new(stored.get(..len_bytes).ok_or("block length")?);
         let raw_len = reader.u32().and_then(|len| usize::try_from(len).ok()).ok_or("block header")?;
         let codec = reader.u8().ok_or("block header")?;
@@ -170,8 +193,8 @@ impl Block {
             return Err("block header");
         }
         let body = reader.rest();
-        let raw: Box<[u8]> = match codec {
-            CODEC_NONE if body.len() == raw_len => body.into(),
+        match codec {
+            CODEC_NONE if body.len() == raw_len => Block::checked(body),
             CODEC_LZ4 if raw_len <= body.len().saturating_mul(MAX_LZ4_RATIO) => {
                 let mut raw = vec![0; raw_len];
                 let found =
@@ -179,116 +202,135 @@ impl Block {
                 if found != raw_len {
                     return Err("block decompressed length");
                 }
-                raw.into()
+                Block::checked(&raw)
             }
-            CODEC_NONE | CODEC_LZ4 => return Err("block raw length"),
-            _ => return Err("block codec"),
-        };
-        let columns = Columns::parse(&raw)?;
-        let mut block = Block { raw, columns, is_distinct: true };
+            CODEC_NONE | CODEC_LZ4 => Err("block raw length"),
+            _ => Err("block codec"),
+        }
+    }
+
+    fn checked(raw: &[u8]) -> Result<Frame, &'static str> {
+        let mut head = Head { columns: Columns::parse(raw)?, is_distinct: true };
+        let block = Block { raw, head: &head };
         block.check_structure()?;
-        block.is_distinct = (1..block.len()).all(|i| !block.is_same_key(i - 1, i));
-        Ok(block)
+        head.is_distinct = (1..block.len()).all(|i| !block.is_same_key(i - 1, i));
+        Ok(Frame::from_header_and_slice(head, raw))
     }
 
     /// What it takes in memory.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        (self.raw.len() + size_of::<Block>()) as u64
+    pub(super) fn memory_bytes(self) -> u64 {
+        (self.raw.len() + FRAME_BYTES) as u64
     }
 
-    /// A byte of what a search reads first, so that memory brings it while something else is done.
+    /// Asks memory for what a point read of this frame needs first: columns, fingerprints, and the ends behind them, if
+    /// the block is not one of many small entries.
     #[inline]
-    pub(crate) fn touch(&self) -> u8 {
-        self.raw.get(RAW_HEADER_BYTES).copied().unwrap_or(0)
+    pub(crate) fn prefetch(frame: &Frame) {
+        prefetch_bytes(std::ptr::from_ref(&**frame).cast(), FRONT_BYTES);
+    }
+
+    /// Asks memory for the entry that will probably be found for a hash.
+    #[inline]
+    pub(crate) fn prefetch_entry(self, hash: u64) {
+        if let Some(i) = self.candidates(hash).next() {
+            let (suffix, value, end) = self.bounds(i);
+            if let Some(entry) = self.raw.get(suffix..end) {
+                prefetch_bytes(entry.as_ptr(), (value - suffix + 1).min(entry.len()));
+            }
+        }
     }
 
     /// Number of entries, at least 1.
     #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.columns.entries
+    pub(super) fn len(self) -> usize {
+        self.head.columns.entries
     }
 
     /// The prefix that all keys share.
-    pub(super) fn prefix(&self) -> &[u8] {
-        self.raw.get(self.columns.prefix..self.columns.heap).unwrap_or_default()
+    pub(super) fn prefix(self) -> &'a [u8] {
+        self.raw.get(self.head.columns.prefix..self.head.columns.heap).unwrap_or_default()
     }
 
     /// What follows the prefix in key `i`.
-    pub(super) fn suffix(&self, i: usize) -> &[u8] {
+    pub(super) fn suffix(self, i: usize) -> &'a [u8] {
         self.pair(i).0
     }
 
     /// The value of entry `i`; empty for a tombstone.
-    pub(super) fn value(&self, i: usize) -> &[u8] {
+    pub(super) fn value(self, i: usize) -> &'a [u8] {
         self.pair(i).1
     }
 
     #[inline]
-    pub(super) fn seq(&self, i: usize) -> Seq {
-        Seq::new(self.columns.base_seq.wrapping_add(self.columns.seqs.get(&self.raw, i)))
+    pub(super) fn seq(self, i: usize) -> Seq {
+        Seq::new(self.head.columns.base_seq.wrapping_add(self.head.columns.seqs.get(self.raw, i)))
     }
 
     #[inline]
-    pub(super) fn kind(&self, i: usize) -> Kind {
-        let byte = u8::try_from(self.columns.kinds.get(&self.raw, i)).ok();
+    pub(super) fn kind(self, i: usize) -> Kind {
+        let byte = u8::try_from(self.head.columns.kinds.get(self.raw, i)).ok();
         byte.and_then(Kind::from_byte).unwrap_or(Kind::Put)
     }
 
     /// Whether no two entries of this block have the same key.
-    pub(super) fn is_distinct(&self) -> bool {
-        self.is_distinct
+    pub(super) fn is_distinct(self) -> bool {
+        self.head.is_distinct
     }
 
-    fn is_same_key(&self, i: usize, other: usize) -> bool {
+    fn is_same_key(self, i: usize, other: usize) -> bool {
         self.head(i) == self.head(other) && self.suffix(i) == self.suffix(other)
     }
 
     /// Reads the columns of entry `i`.
     #[inline]
-    pub(super) fn spot(&self, i: usize) -> Spot {
+    pub(super) fn spot(self, i: usize) -> Spot {
         let (suffix, value, end) = self.bounds(i);
         Spot { seq: self.seq(i), kind: self.kind(i), suffix, value, end }
     }
 
     /// All bytes of the block from the suffix of a spot on.
     #[inline]
-    pub(super) fn bytes_from(&self, spot: &Spot) -> &[u8] {
+    pub(super) fn bytes_from(self, spot: &Spot) -> &'a [u8] {
         self.raw.get(spot.suffix..).unwrap_or_default()
     }
 
     /// The value at a spot of this block.
     #[inline]
-    pub(super) fn value_at(&self, spot: &Spot) -> &[u8] {
+    pub(super) fn value_at(self, spot: &Spot) -> &'a [u8] {
         self.raw.get(spot.value..spot.end).unwrap_or_default()
     }
 
     /// Whether key `i` is `key`.
-    pub(super) fn is_key(&self, i: usize, key: &[u8]) -> bool {
+    pub(super) fn is_key(self, i: usize, key: &[u8]) -> bool {
         key.strip_prefix(self.prefix()).is_some_and(|rest| rest == self.suffix(i))
     }
 
     /// The newest entry of `key` with `seq < snapshot`.
-    pub(super) fn find(&self, key: &[u8], hash: u64, snapshot: Seq) -> Option<usize> {
+    pub(super) fn find(self, key: &[u8], hash: u64, snapshot: Seq) -> Option<usize> {
         let rest = key.strip_prefix(self.prefix())?;
+        self.candidates(hash).find(|&i| self.suffix(i) == rest && self.seq(i) < snapshot)
+    }
+
+    /// The entries whose fingerprint is that of a hash.
+    #[inline]
+    fn candidates(self, hash: u64) -> impl Iterator<Item = usize> {
         let wanted = fingerprint(hash);
-        let fingerprints = self.raw.get(RAW_HEADER_BYTES..self.columns.heads.start).unwrap_or_default();
+        let fingerprints = self.raw.get(RAW_HEADER_BYTES..self.head.columns.heads.start).unwrap_or_default();
         let (chunks, _) = fingerprints.as_chunks::<LANES>();
-        for (chunk, lanes) in chunks.iter().enumerate() {
+        let hits = chunks.iter().enumerate().flat_map(move |(chunk, lanes)| {
             let mut hits = same_lanes(lanes, wanted);
-            while hits != 0 {
-                let i = chunk * LANES + hits.trailing_zeros() as usize;
+            std::iter::from_fn(move || {
+                let lane = (hits != 0).then(|| hits.trailing_zeros() as usize)?;
                 hits &= hits - 1;
-                // The padding after the last fingerprint may fit as well.
-                if i < self.len() && self.suffix(i) == rest && self.seq(i) < snapshot {
-                    return Some(i);
-                }
-            }
-        }
-        None
+                Some(chunk * LANES + lane)
+            })
+        });
+        // The padding after the last fingerprint may fit as well.
+        hits.take_while(move |&i| i < self.len())
     }
 
     /// The first entry whose key is `>= key`; `len()` if there is none.
-    pub(super) fn lower_bound(&self, key: &[u8]) -> usize {
+    pub(super) fn lower_bound(self, key: &[u8]) -> usize {
         let (front, rest) = key.split_at_checked(self.prefix().len()).unwrap_or((key, &[]));
         match front.cmp(self.prefix()) {
             Ordering::Less => 0,
@@ -303,7 +345,7 @@ impl Block {
     }
 
     /// What is not checked when a block is read: order, heads, fingerprints. Calls `each` for every entry, in order.
-    pub(super) fn check(&self, mut each: impl FnMut(&Entry<'_>, u64)) -> Result<(), &'static str> {
+    pub(super) fn check(self, mut each: impl FnMut(&Entry<'_>, u64)) -> Result<(), &'static str> {
         let (mut key, mut previous) = (Vec::new(), Vec::new());
         for i in 0..self.len() {
             key.clear();
@@ -328,12 +370,12 @@ impl Block {
     }
 
     #[inline]
-    fn head(&self, i: usize) -> u64 {
-        self.columns.heads.get(&self.raw, i)
+    fn head(self, i: usize) -> u64 {
+        self.head.columns.heads.get(self.raw, i)
     }
 
     /// Suffix and value of entry `i`.
-    fn pair(&self, i: usize) -> (&[u8], &[u8]) {
+    fn pair(self, i: usize) -> (&'a [u8], &'a [u8]) {
         let (suffix, value, end) = self.bounds(i);
         let part = |from, to| self.raw.get(from..to).unwrap_or_default();
         (part(suffix, value), part(value, end))
@@ -341,26 +383,26 @@ impl Block {
 
     /// Where the suffix of entry `i` begins in the raw block, where its value, and where that ends.
     #[inline]
-    fn bounds(&self, i: usize) -> (usize, usize, usize) {
-        let heap = self.columns.heap;
+    fn bounds(self, i: usize) -> (usize, usize, usize) {
+        let heap = self.head.columns.heap;
         let suffix = heap + if i == 0 { 0 } else { self.end(i - 1) };
         (suffix, suffix + self.suffix_len(i), heap + self.end(i))
     }
 
     #[inline]
-    fn end(&self, i: usize) -> usize {
-        self.columns.ends.len_at(&self.raw, i)
+    fn end(self, i: usize) -> usize {
+        self.head.columns.ends.len_at(self.raw, i)
     }
 
     #[inline]
-    fn suffix_len(&self, i: usize) -> usize {
+    fn suffix_len(self, i: usize) -> usize {
         // One of the two is 0.
-        self.columns.suffix_fixed + self.columns.suffixes.len_at(&self.raw, i)
+        self.head.columns.suffix_fixed + self.head.columns.suffixes.len_at(self.raw, i)
     }
 
     /// That all entries lie in the heap, and that numbers have a meaning.
-    fn check_structure(&self) -> Result<(), &'static str> {
-        let columns = &self.columns;
+    fn check_structure(self) -> Result<(), &'static str> {
+        let columns = &self.head.columns;
         let heap_len = self.raw.len() - columns.heap;
         let prefix_len = columns.heap - columns.prefix;
         let mut start = 0;
@@ -372,13 +414,13 @@ impl Block {
             if !(1..=MAX_KEY_BYTES).contains(&(prefix_len + suffix_len)) {
                 return Err("key length in a block");
             }
-            let kind = u8::try_from(columns.kinds.get(&self.raw, i)).ok();
+            let kind = u8::try_from(columns.kinds.get(self.raw, i)).ok();
             match kind.and_then(Kind::from_byte) {
                 Some(Kind::Put) => {}
                 Some(Kind::Delete) if value_len == 0 => {}
                 _ => return Err("kinds of a block"),
             }
-            let delta = columns.seqs.get(&self.raw, i);
+            let delta = columns.seqs.get(self.raw, i);
             columns.base_seq.checked_add(delta).ok_or("sequence numbers of a block")?;
             start = end;
         }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::block::Block;
+use super::block::{Block, Frame};
 use super::block_builder::{BlockBuilder, Encoded};
 use crate::iter_contract::runner;
 use crate::key::{Entry, Kind, Seq, key_hash};
@@ -37,16 +37,16 @@ fn encode(entries: &[Owned], compress: bool) -> Encoded {
     encoded
 }
 
-fn decode(encoded: &Encoded) -> Block {
+fn decode(encoded: &Encoded) -> Frame {
     Block::decode(&encoded.bytes, encoded.len_bytes).unwrap()
 }
 
-fn key_at(block: &Block, i: usize) -> Vec<u8> {
+fn key_at(block: Block<'_>, i: usize) -> Vec<u8> {
     [block.prefix(), block.suffix(i)].concat()
 }
 
 /// Compares every accessor and search with the entries.
-fn compare(block: &Block, entries: &[Owned], probes: &[Vec<u8>]) {
+fn compare(block: Block<'_>, entries: &[Owned], probes: &[Vec<u8>]) {
     assert_eq!(block.len(), entries.len());
     block.check(|_, _| {}).unwrap();
     for (i, entry) in entries.iter().enumerate() {
@@ -72,7 +72,7 @@ fn compare(block: &Block, entries: &[Owned], probes: &[Vec<u8>]) {
 }
 
 /// Whatever was decoded can be used without a panic.
-fn use_all(block: &Block) {
+fn use_all(block: Block<'_>) {
     let _ = block.check(|_, _| {});
     for i in 0..block.len() {
         let key = key_at(block, i);
@@ -130,7 +130,7 @@ fn any_entries() -> impl Strategy<Value = Vec<Owned>> {
 fn entries_come_back_and_are_found() {
     let input = (any_entries(), prop::collection::vec(any_key(), 0..20), any::<bool>());
     let result = runner(256).run(&input, |(entries, probes, compress)| {
-        compare(&decode(&encode(&entries, compress)), &entries, &probes);
+        compare(Block::of(&decode(&encode(&entries, compress))), &entries, &probes);
         Ok(())
     });
     result.unwrap();
@@ -140,7 +140,7 @@ fn entries_come_back_and_are_found() {
 fn any_bytes_are_a_block_or_an_error() {
     let result = runner(2000).run(&prop::collection::vec(any::<u8>(), 0..300), |bytes| {
         if let Ok(block) = Block::decode(&bytes, bytes.len()) {
-            use_all(&block);
+            use_all(Block::of(&block));
         }
         Ok(())
     });
@@ -159,7 +159,7 @@ fn several_changed_bytes_never_panic() {
             bytes[at] = byte;
         }
         if let Ok(block) = Block::decode(&bytes, encoded.len_bytes) {
-            use_all(&block);
+            use_all(Block::of(&block));
         }
         Ok(())
     });
@@ -191,7 +191,7 @@ fn no_truncation_and_no_flipped_bit_of_a_block_panics() {
             let mut bytes = encoded.bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             if let Ok(block) = Block::decode(&bytes, encoded.len_bytes) {
-                use_all(&block);
+                use_all(Block::of(&block));
             }
         }
     }
@@ -209,7 +209,7 @@ fn compression_is_kept_only_where_it_saves_an_eighth() {
     assert!(!encode(&[Owned::new("key", 1, Some(&random))], true).compressed);
     let zeros = encode(&[Owned::new("key", 1, Some(&vec![0; 1 << 20]))], true);
     assert!(zeros.compressed && zeros.len_bytes < 8192);
-    compare(&decode(&zeros), &[Owned::new("key", 1, Some(&vec![0; 1 << 20]))], &[]);
+    compare(Block::of(&decode(&zeros)), &[Owned::new("key", 1, Some(&vec![0; 1 << 20]))], &[]);
 }
 
 #[test]
@@ -228,12 +228,12 @@ fn order_heads_and_fingerprints_are_part_of_the_check() {
         let mut bytes = encoded.bytes.clone();
         bytes[offset] ^= 1;
         let block = Block::decode(&bytes, encoded.len_bytes).unwrap();
-        assert_eq!(block.check(|_, _| {}).unwrap_err(), what);
+        assert_eq!(Block::of(&block).check(|_, _| {}).unwrap_err(), what);
     }
     let mut entries = small();
     entries.swap(3, 4);
     let block = decode(&encode(&entries, false));
-    assert_eq!(block.check(|_, _| {}).unwrap_err(), "order of entries in a block");
+    assert_eq!(Block::of(&block).check(|_, _| {}).unwrap_err(), "order of entries in a block");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::block::{Block, Spot};
+use super::block::{Block, Frame, Spot};
 use super::reader::{Segment, Span};
 use crate::cache::Use;
 use crate::error::Result;
@@ -43,7 +43,7 @@ pub(crate) struct SegmentCursor {
     segment: Arc<Segment>,
     fill_cache: bool,
     /// The block it stands in; `None` past the end.
-    block: Option<Arc<Block>>,
+    block: Option<Frame>,
     /// The number of that block.
     number: usize,
     /// The entry in it, and what its columns say of it.
@@ -60,7 +60,7 @@ pub(crate) struct SegmentCursor {
 impl Segment {
     /// The entries of block `number` that are known to be the only versions of their keys: none if it holds two of one
     /// key, else all but those at its edges whose key may stand in the neighbouring block as well.
-    fn sole_entries(&self, block: &Block, number: usize) -> Range<usize> {
+    fn sole_entries(&self, block: Block<'_>, number: usize) -> Range<usize> {
         if !block.is_distinct() {
             return 0..0;
         }
@@ -103,46 +103,53 @@ impl SegmentCursor {
         self.block = None;
     }
 
-    fn load(&mut self, number: usize) -> Result<Arc<Block>> {
+    fn load(&mut self, number: usize) -> Result<Frame> {
         let segment = &self.segment;
         let cached = if self.fill_cache {
             Guard::into_inner(segment.cache.get(&segment.slots, number))
         } else {
             segment.slots.peek(number)
         };
-        if let Some(block) = cached {
-            return Ok(block);
+        if let Some(frame) = cached {
+            Block::prefetch(&frame);
+            return Ok(frame);
         }
         let held = self.ahead.take().filter(|span| (span.first..span.end).contains(&number));
         let span = match held {
             Some(span) => span,
             None => segment.read_span(number, self.steps >= READ_AHEAD_AFTER_BLOCKS)?,
         };
-        let block = Arc::new(segment.decode(number, &span)?);
+        let block = segment.decode(number, &span)?;
         if number + 1 < span.end {
             self.ahead = Some(span);
         }
         if self.fill_cache {
-            segment.cache.insert(&segment.slots, number, (&block, block.memory_bytes()), Use::Scan);
+            segment.cache.insert(
+                &segment.slots,
+                number,
+                (&block, Block::of(&block).memory_bytes()),
+                Use::Scan,
+            );
         }
         Ok(block)
     }
 
     /// Stands on entry `at` of a block, which exists.
-    fn stand(&mut self, block: Arc<Block>, number: usize, at: usize) {
+    fn stand(&mut self, frame: Frame, number: usize, at: usize) {
+        let block = Block::of(&frame);
         self.key.set_prefix(block.prefix());
-        self.sole = self.segment.sole_entries(&block, number);
+        self.sole = self.segment.sole_entries(block, number);
         self.number = number;
         self.at = at;
         self.spot = block.spot(at);
         self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
-        self.block = Some(block);
+        self.block = Some(frame);
     }
 
     /// To the next entry of the same block, if there is one.
     #[inline]
     fn step_forward(&mut self) -> bool {
-        let Some(block) = self.block.as_deref().filter(|block| self.at + 1 < block.len()) else {
+        let Some(block) = self.block.as_ref().map(Block::of).filter(|block| self.at + 1 < block.len()) else {
             return false;
         };
         self.at += 1;
@@ -154,7 +161,7 @@ impl SegmentCursor {
     /// To the entry before in the same block, if there is one.
     #[inline]
     fn step_backward(&mut self) -> bool {
-        let Some(block) = self.block.as_deref().filter(|_| self.at > 0) else { return false };
+        let Some(block) = self.block.as_ref().map(Block::of).filter(|_| self.at > 0) else { return false };
         self.at -= 1;
         self.spot = block.spot(self.at);
         self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
@@ -176,7 +183,7 @@ impl SegmentCursor {
         self.block = None;
         if let Some(number) = number.checked_sub(1) {
             let block = self.load(number)?;
-            let last = block.len() - 1;
+            let last = Block::of(&block).len() - 1;
             self.stand(block, number, last);
         }
         Ok(())
@@ -189,8 +196,8 @@ impl Cursor for SegmentCursor {
         self.steps = 0;
         let Some(number) = self.segment.index.find(key) else { return Ok(()) };
         let block = self.load(number)?;
-        let at = block.lower_bound(key);
-        if at < block.len() {
+        let at = Block::of(&block).lower_bound(key);
+        if at < Block::of(&block).len() {
             self.stand(block, number, at);
             return Ok(());
         }
@@ -205,7 +212,7 @@ impl Cursor for SegmentCursor {
             return self.last_before(self.segment.index.blocks());
         };
         let block = self.load(number)?;
-        match block.lower_bound(key).checked_sub(1) {
+        match Block::of(&block).lower_bound(key).checked_sub(1) {
             Some(at) => {
                 self.stand(block, number, at);
                 Ok(())
@@ -231,7 +238,7 @@ impl Cursor for SegmentCursor {
 
     #[inline]
     fn entry(&self) -> Option<Entry<'_>> {
-        let block = self.block.as_deref()?;
+        let block = self.block.as_ref().map(Block::of)?;
         let Spot { seq, kind, .. } = self.spot;
         Some(Entry { key: self.key.as_slice(), seq, kind, value: block.value_at(&self.spot) })
     }

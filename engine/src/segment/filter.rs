@@ -17,6 +17,7 @@
 use aio::{Bug, planted};
 
 use crate::coding::{Put, Reader};
+use crate::prefetch::prefetch;
 
 const KIND_BLOCKED_BLOOM: u8 = 1;
 const LINE_WORDS: usize = 8;
@@ -62,6 +63,13 @@ impl Filter {
             }
         }
         filter
+    }
+
+    /// Soon somebody will ask about this hash.
+    pub(super) fn prefetch(&self, hash: u64) {
+        if let Some(line) = self.lines.get(self.line(hash)) {
+            prefetch(line);
+        }
     }
 
     /// Whether a key with this hash may have been put in.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use aio::{Action, Buf, Bug, Errno, File, OpenMode, Operation, planted};
 
-use super::block::Block;
+use super::block::{Block, Frame};
 use super::filter::Filter;
 use super::footer::{FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Section, SegmentMeta, checksum};
 use super::index::{Index, Place};
@@ -25,7 +25,7 @@ use crate::key::{Kind, Seq};
 const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// The cache of decoded blocks.
-pub(crate) type BlockCache = Cache<Block>;
+pub(crate) type BlockCache = Cache<Frame>;
 
 /// An open segment.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(crate) struct Segment {
     pub(super) index: Index,
     pub(super) filter: Filter,
     /// Where its blocks stand when they are cached.
-    pub(super) slots: Arc<Slots<Block>>,
+    pub(super) slots: Arc<Slots<Frame>>,
 }
 
 impl Drop for Segment {
@@ -49,17 +49,17 @@ impl Drop for Segment {
 
 /// A block for as long as it is looked at.
 enum BlockRef {
-    Cached(Held<Block>),
-    Read(Arc<Block>),
+    Cached(Held<Frame>),
+    Read(Frame),
 }
 
 impl BlockRef {
     #[inline]
-    fn block(&self) -> &Block {
-        match self {
-            BlockRef::Cached(held) => held.as_deref().expect("it was found"),
+    fn block(&self) -> Block<'_> {
+        Block::of(match self {
+            BlockRef::Cached(held) => held.as_ref().expect("it was found"),
             BlockRef::Read(block) => block,
-        }
+        })
     }
 }
 
@@ -138,10 +138,15 @@ impl Segment {
         snapshot: Seq,
         found: impl FnOnce(Kind, Seq, &[u8]) -> R,
     ) -> Result<Option<R>> {
+        // Mostly the filter says yes, or nobody would ask this run: so its line comes while the index is searched.
+        self.filter.prefetch(hash);
+        let mut next = self.first_block(key);
+        if let Some(number) = next {
+            self.slots.prefetch(number);
+        }
         if !self.may_show(key, hash, snapshot) {
             return Ok(None);
         }
-        let mut next = self.first_block(key);
         while let Some(number) = next {
             let held = match self.block(number) {
                 Err(_) if planted(Bug::ReadErrorTakenAsMissing) => return Ok(None),
@@ -154,6 +159,11 @@ impl Segment {
             };
         }
         Ok(None)
+    }
+
+    /// Asks memory for what the first step needs.
+    pub(crate) fn prefetch_filter(&self, hash: u64) {
+        self.filter.prefetch(hash);
     }
 
     /// First step of a point read: whether an entry of `key` below `snapshot` may be here. No I/O.
@@ -169,16 +179,25 @@ impl Segment {
         Some(if skips { first + 1 } else { first })
     }
 
-    /// Third step: the block, if it is in the cache, marked as used.
-    pub(crate) fn cached(&self, number: usize) -> Held<Block> {
-        self.cache.get(&self.slots, number)
+    /// Asks memory for what the third step needs.
+    pub(crate) fn prefetch_slot(&self, number: usize) {
+        self.slots.prefetch(number);
+    }
+
+    /// Third step: the block, if it is in the cache, marked as used. Memory is asked for what a search needs first.
+    pub(crate) fn cached(&self, number: usize) -> Held<Frame> {
+        let held = self.cache.get(&self.slots, number);
+        if let Some(frame) = held.as_ref() {
+            Block::prefetch(frame);
+        }
+        held
     }
 
     /// Last step: searches block `number`.
     pub(crate) fn search<'b>(
         &self,
         number: usize,
-        block: &'b Block,
+        block: Block<'b>,
         (key, hash): (&[u8], u64),
         snapshot: Seq,
     ) -> Step<'b> {
@@ -206,7 +225,10 @@ impl Segment {
     ///
     /// # Errors
     /// The first one in the order of the list; later ones were not shown.
-    pub(crate) fn read_blocks(wanted: &[(&Arc<Segment>, usize)], mut each: impl FnMut(&Block)) -> Result<()> {
+    pub(crate) fn read_blocks(
+        wanted: &[(&Arc<Segment>, usize)],
+        mut each: impl FnMut(Block<'_>),
+    ) -> Result<()> {
         let Some((first, _)) = wanted.first() else { return Ok(()) };
         let operation = |(at, (segment, number)): (usize, &(&Arc<Segment>, usize))| {
             let place = segment.place(*number);
@@ -221,11 +243,11 @@ impl Segment {
             let operation = completion.whole()?;
             let offset = operation.offset();
             let span = Span { first: *number, end: number + 1, offset, buf: operation.into_buf() };
-            let block = Arc::new(segment.decode(*number, &span)?);
+            let frame = segment.decode(*number, &span)?;
             drop(span);
-            let charged = (&block, block.memory_bytes());
+            let charged = (&frame, Block::of(&frame).memory_bytes());
             segment.cache.insert(&segment.slots, *number, charged, Use::Point);
-            each(&block);
+            each(Block::of(&frame));
         }
         Ok(())
     }
@@ -252,13 +274,14 @@ impl Segment {
     /// The block, from the cache or the device; it is in the cache afterwards.
     fn block(&self, number: usize) -> Result<BlockRef> {
         let held = self.cache.get(&self.slots, number);
-        if held.is_some() {
+        if let Some(frame) = held.as_ref() {
+            Block::prefetch(frame);
             return Ok(BlockRef::Cached(held));
         }
         let read = || {
-            let block = self.decode(number, &self.read_span(number, false)?)?;
-            let bytes = block.memory_bytes();
-            Ok((Arc::new(block), bytes))
+            let frame = self.decode(number, &self.read_span(number, false)?)?;
+            let bytes = Block::of(&frame).memory_bytes();
+            Ok((frame, bytes))
         };
         self.cache.load(&self.slots, number, read).map(BlockRef::Read)
     }
@@ -279,7 +302,7 @@ impl Segment {
     }
 
     /// Checks and decodes a block of a span.
-    pub(super) fn decode(&self, number: usize, span: &Span) -> Result<Block> {
+    pub(super) fn decode(&self, number: usize, span: &Span) -> Result<Frame> {
         let place = self.place(number);
         let stored = usize::try_from(place.offset - span.offset)
             .ok()

@@ -23,7 +23,7 @@ impl Segment {
             let span = self.read_span(next, true)?;
             while next < span.end {
                 let block = self.decode(next, &span)?;
-                seen.block(&block, self, next)?;
+                seen.block(Block::of(&block), self, next)?;
                 next += 1;
             }
         }
@@ -45,7 +45,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn block(&mut self, block: &Block, segment: &Segment, number: usize) -> Result<()> {
+    fn block(&mut self, block: Block<'_>, segment: &Segment, number: usize) -> Result<()> {
         let (mut failed, mut first) = (None, true);
         block
             .check(|entry, hash| {
