@@ -9,6 +9,7 @@
 //! order; operations in flight may or may not happen. *Power cut*: volatile caches are lost as well. For each method
 //! the documentation says what a power cut may leave of its effect. A sector is 512 bytes and is never torn itself.
 
+use std::any::Any;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -338,7 +339,9 @@ pub struct Stat {
 pub trait Lock: Send + Sync + fmt::Debug {}
 
 /// The machine: file system, asynchronous I/O, clock, randomness.
-pub trait Backend: Send + Sync + fmt::Debug + 'static {
+///
+/// What only one backend has is found by looking whether it is that one ([`Any`]).
+pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// A new context with room for `slots` operations in flight. Contexts are long-lived: making and dropping one
     /// can cost tens of milliseconds.
     ///

@@ -143,6 +143,12 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Context(InFlight<Op>);
 
+impl From<InFlight<Op>> for Context {
+    fn from(in_flight: InFlight<Op>) -> Context {
+        Context(in_flight)
+    }
+}
+
 impl Context {
     /// How it is to work.
     pub fn builder() -> ContextBuilder {

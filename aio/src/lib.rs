@@ -37,7 +37,7 @@ pub use in_flight::{Cancel, Reaping, Waking};
 pub use native::NativeBackend;
 pub use op::{Done, EventFd, Op, OpKind, Target};
 pub use planted::{Bug, planted};
-pub use reactor::{Reactor, Submission};
+pub use reactor::{Reactor, Submission, block_on};
 pub use report::{Probe, probe};
 pub use signal::{SignalSet, block_all_signals};
 pub use sim::SimBackend;

@@ -24,9 +24,11 @@ use self::map::NativeMap;
 use self::queue::NativeQueue;
 use crate::backend::{Backend, File, FileBody, Lock, OpenMode, Queue, SharedMap, Stat};
 use crate::clock;
+use crate::context::Context;
 use crate::error::{Errno, Error, Result};
-use crate::in_flight::Shared;
+use crate::in_flight::{InFlight, Reaping, Settings, Shared, Waking};
 use crate::probe;
+use crate::reactor::Reactor;
 use crate::signal::SignalSet;
 use crate::trace::{Counters, Kind};
 
@@ -53,6 +55,20 @@ impl NativeBackend {
     #[must_use]
     pub fn new() -> NativeBackend {
         NativeBackend { shared: Shared::new(), notes: Mutex::new(None) }
+    }
+
+    /// A reactor whose operations count among this backend's ([`Backend::counters`]).
+    ///
+    /// # Errors
+    /// As [`Reactor::new`].
+    ///
+    /// # Panics
+    /// If `slots` is 0.
+    pub fn reactor(&self, slots: usize) -> Result<Reactor> {
+        self.check_fork()?;
+        let (reaping, waking) = (Reaping::default(), Waking::default());
+        let settings = Settings { slots, mask: None, reaping, waking };
+        Reactor::over(Context::from(InFlight::new(&settings, self.shared.clone())?))
     }
 
     /// As [`Backend::queue`], and while a thread waits its signal mask is `mask`: a signal that the thread blocks

@@ -1,21 +1,25 @@
 //! Futures over a context: one thread harvests it and wakes the tasks of any executor.
 //!
-//! A task hands its operation to the thread over a bounded list and wakes it; the thread submits, sleeps in the kernel,
+//! A task hands its operation to the thread over a list and wakes it; the thread submits, sleeps in the kernel,
 //! and puts each completion where its task will find it. There is one thread for a reactor, whatever number of
 //! operations is in flight, and none for an operation.
+//!
+//! The list has no bound, and needs none: who waits for room would keep his operation, with its buffers, all the same.
+//! Rejected: a bounded list whose waiters are woken when there is room. A task that is woken and does not poll (it turned
+//! to something else meanwhile) keeps the room from all behind it, for ever if they are what it turned to. Where
+//! thousands wait, [`Reactor::read`] makes each buffer only when its turn has come.
 //!
 //! Invariants
 //! - The thread owns the context; an operation belongs to the list, then to the context, then to its [`Shot`], and to the
 //!   task only at the end. A future that is dropped early leaves the operation where it is; so cancelling a task
-//!   at any point frees no buffer that the kernel uses.
-//! - The list holds at most as many operations as the context has slots; a task that finds it full is woken when
-//!   there is room.
+//!   at any point frees no buffer that the kernel uses. What is still on the list then is never started.
+//! - What is in flight is bounded by the slots of the context; the rest stands on the list, first come, first served.
 //! - Locks are leaves: no waker of a task is called, and nothing is submitted, while one is held.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::thread::{JoinHandle, Thread};
@@ -23,9 +27,10 @@ use std::thread::{JoinHandle, Thread};
 use parking_lot::Mutex;
 
 use crate::backend::WakeUp;
+use crate::buf::Buf;
 use crate::context::{Context, ContextBuilder, Refused};
 use crate::error::{Errno, Error, Result};
-use crate::op::{Done, Op, OpKind};
+use crate::op::{Done, Op, OpKind, Target};
 use crate::signal::block_all_signals;
 use crate::sys::Process;
 
@@ -70,13 +75,13 @@ impl Reactor {
     /// # Errors
     /// As [`ContextBuilder::build`], and if no thread can be started.
     pub fn new(builder: ContextBuilder) -> Result<Reactor> {
-        let context = builder.build()?;
-        let hub = Arc::new(Hub {
-            list: Mutex::default(),
-            capacity: context.capacity(),
-            waker: context.waker(),
-            process: Process::current(),
-        });
+        Reactor::over(builder.build()?)
+    }
+
+    /// As [`Reactor::new`], with this context.
+    pub(crate) fn over(context: Context) -> Result<Reactor> {
+        let hub =
+            Arc::new(Hub { list: Mutex::default(), waker: context.waker(), process: Process::current() });
         let driver = Driver { context, hub: Arc::clone(&hub), flights: Vec::new(), free: Vec::new() };
         let thread =
             std::thread::Builder::new()
@@ -86,26 +91,37 @@ impl Reactor {
         Ok(Reactor(Arc::new(Owner { hub, thread: Mutex::new(Some(thread)) })))
     }
 
-    /// Hands an operation to the reactor's thread, at once if there is room, else when the future is first polled and
-    /// there is.
+    /// Hands an operation to the reactor's thread, at once. It is started when a slot of the context is free.
     ///
     /// The future may be dropped at any time. What was started is done all the same (a poll is cancelled), and
-    /// its buffers are freed when it is.
+    /// its buffers are freed when it is; what was not, never is.
     pub fn submit(&self, op: Op) -> Submission {
+        self.hand_over(Pending::Op(op))
+    }
+
+    /// As [`submit`](Reactor::submit) of a [read](Op::read) into a new buffer of `len_bytes`, which is made only when it is
+    /// started: any number of reads can wait for their turn without taking memory.
+    pub fn read(&self, target: impl Into<Target>, offset: u64, len_bytes: usize) -> Submission {
+        self.hand_over(Pending::Read { target: target.into(), offset, len_bytes })
+    }
+
+    fn hand_over(&self, pending: Pending) -> Submission {
         let hub = Arc::clone(&self.0.hub);
-        let kind = op.kind();
-        let stage = hub.try_start(op, None);
-        Submission { hub, kind, stage }
+        let is_poll = matches!(&pending, Pending::Op(op) if op.kind() == OpKind::Poll);
+        let stage = hub.start(pending);
+        Submission { hub, is_poll, stage }
     }
 
     /// Refuses new operations, cancels polls, and waits until everything else is done and the thread has ended.
     ///
-    /// In a forked child it does nothing.
+    /// In a forked child it does nothing. On the reactor's own thread (where wakers of tasks are called, and what they own
+    /// may be dropped) it waits for nothing.
     pub fn shutdown(&self) {
         self.0.hub.close();
         if self.0.hub.process.is_current() {
             let thread = self.0.thread.lock().take();
-            if let Some(thread) = thread {
+            let own = std::thread::current().id();
+            if let Some(thread) = thread.filter(|thread| thread.thread().id() != own) {
                 // A panic there would be a bug of ours; its message is out already.
                 let _ = thread.join();
             }
@@ -113,11 +129,30 @@ impl Reactor {
     }
 }
 
+/// An operation that was not started.
+#[derive(Debug)]
+enum Pending {
+    Op(Op),
+    Read { target: Target, offset: u64, len_bytes: usize },
+}
+
+impl Pending {
+    fn into_op(self) -> Op {
+        match self {
+            Pending::Op(op) => op,
+            Pending::Read { target, offset, len_bytes } => Op::read(target, offset, Buf::zeroed(len_bytes)),
+        }
+    }
+
+    fn refused(self, error: Error) -> Stage {
+        Stage::Refused(Box::new(Refused { op: self.into_op(), error }))
+    }
+}
+
 /// Where tasks and the thread meet.
 #[derive(Debug)]
 struct Hub {
     list: Mutex<List>,
-    capacity: usize,
     /// Wakes the thread.
     waker: Arc<dyn WakeUp>,
     process: Process,
@@ -125,34 +160,25 @@ struct Hub {
 
 #[derive(Debug, Default)]
 struct List {
-    ops: VecDeque<(Op, Arc<Shot>)>,
-    /// Tasks that found it full.
-    without_room: Vec<Waker>,
+    ops: VecDeque<(Pending, Arc<Shot>)>,
     /// The future of a poll was dropped.
     has_orphans: bool,
     is_closed: bool,
 }
 
 impl Hub {
-    /// Puts an operation on the list, if there is room; else the task is woken when there is.
-    fn try_start(&self, op: Op, task: Option<&Waker>) -> Stage {
+    /// Puts an operation on the list.
+    fn start(&self, pending: Pending) -> Stage {
         if !self.process.is_current() {
-            return Stage::Refused(Box::new(Refused { op, error: Error::Forked }));
+            return pending.refused(Error::Forked);
         }
         let mut list = self.list.lock();
         if list.is_closed {
-            return Stage::Refused(Box::new(Refused { op, error: Error::Closed }));
-        }
-        if list.ops.len() >= self.capacity {
-            if let Some(task) = task
-                && !list.without_room.iter().any(|waiting| waiting.will_wake(task))
-            {
-                list.without_room.push(task.clone());
-            }
-            return Stage::Outside(Box::new(op));
+            drop(list);
+            return pending.refused(Error::Closed);
         }
         let shot = Arc::new(Shot(Mutex::new(ShotState::Flying(None))));
-        list.ops.push_back((op, Arc::clone(&shot)));
+        list.ops.push_back((pending, Arc::clone(&shot)));
         drop(list);
         self.waker.wake();
         Stage::Started(shot)
@@ -204,14 +230,12 @@ impl Shot {
 #[must_use = "the operation is done, but nobody learns how"]
 pub struct Submission {
     hub: Arc<Hub>,
-    kind: OpKind,
+    is_poll: bool,
     stage: Stage,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// The list was full.
-    Outside(Box<Op>),
     Started(Arc<Shot>),
     Refused(Box<Refused>),
     /// The output was returned.
@@ -223,19 +247,25 @@ impl Submission {
     ///
     /// # Errors
     /// The operation was not started.
-    pub fn wait(mut self) -> std::result::Result<Done, Box<Refused>> {
-        struct Unpark(Thread);
-        impl std::task::Wake for Unpark {
-            fn wake(self: Arc<Self>) {
-                self.0.unpark();
-            }
+    pub fn wait(self) -> std::result::Result<Done, Box<Refused>> {
+        block_on(self)
+    }
+}
+
+/// Waits for a future on this thread, without an executor.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
         }
-        let task = Waker::from(Arc::new(Unpark(std::thread::current())));
-        loop {
-            match Pin::new(&mut self).poll(&mut TaskContext::from_waker(&task)) {
-                Poll::Ready(result) => return result,
-                Poll::Pending => std::thread::park(),
-            }
+    }
+    let task = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut TaskContext::from_waker(&task)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
         }
     }
 }
@@ -244,24 +274,17 @@ impl Future for Submission {
     type Output = std::result::Result<Done, Box<Refused>>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let mut stage = std::mem::replace(&mut self.stage, Stage::Over);
-        if let Stage::Outside(op) = stage {
-            stage = self.hub.try_start(*op, Some(task.waker()));
-        }
-        let shot = match stage {
+        let shot = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Started(shot) => shot,
             Stage::Refused(refused) => return Poll::Ready(Err(refused)),
-            Stage::Outside(_) => {
-                self.stage = stage;
-                return Poll::Pending;
-            }
             Stage::Over => unreachable!("polled again after its end"),
         };
         let mut landing = shot.0.lock();
         match std::mem::replace(&mut *landing, ShotState::Gone) {
             ShotState::Landed(result) => Poll::Ready(result),
-            ShotState::Flying(_) => {
-                *landing = ShotState::Flying(Some(task.waker().clone()));
+            ShotState::Flying(mut last) => {
+                let same = last.take_if(|waker| waker.will_wake(task.waker()));
+                *landing = ShotState::Flying(Some(same.unwrap_or_else(|| task.waker().clone())));
                 drop(landing);
                 self.stage = Stage::Started(shot);
                 Poll::Pending
@@ -279,7 +302,7 @@ impl Drop for Submission {
             return;
         }
         let before = std::mem::replace(&mut *shot.0.lock(), ShotState::Gone);
-        if matches!(before, ShotState::Flying(_)) && self.kind == OpKind::Poll {
+        if matches!(before, ShotState::Flying(_)) && self.is_poll {
             self.hub.list.lock().has_orphans = true;
             self.hub.waker.wake();
         }
@@ -334,24 +357,29 @@ impl Driver {
         }
     }
 
-    /// Takes from the list what the context has room for.
+    /// Takes from the list what the context has room for, and nothing that nobody waits for any more.
     fn fetch(&mut self, batch: &mut VecDeque<Op>) -> Fetched {
-        let mut list = self.hub.list.lock();
-        let room = self.context.capacity() - self.context.in_flight() - batch.len();
-        let count = room.min(list.ops.len());
-        let fetched: Vec<_> = list.ops.drain(..count).collect();
-        let waiting = if count > 0 { std::mem::take(&mut list.without_room) } else { Vec::new() };
-        let state = Fetched {
-            has_orphans: std::mem::take(&mut list.has_orphans),
-            is_closed: list.is_closed,
-            is_last: list.is_closed && list.ops.is_empty(),
-        };
-        drop(list);
-        waiting.into_iter().for_each(Waker::wake);
-        for (op, shot) in fetched {
-            batch.push_back(self.begin(op, shot));
+        let mut has_orphans = false;
+        loop {
+            let mut list = self.hub.list.lock();
+            let room = self.context.capacity() - self.context.in_flight() - batch.len();
+            let count = room.min(list.ops.len());
+            let fetched: Vec<_> = list.ops.drain(..count).collect();
+            let is_empty = list.ops.is_empty();
+            has_orphans |= std::mem::take(&mut list.has_orphans);
+            let is_closed = list.is_closed;
+            drop(list);
+            let before = batch.len();
+            for (pending, shot) in fetched {
+                if !shot.is_gone() {
+                    batch.push_back(self.begin(pending.into_op(), shot));
+                }
+            }
+            // If some were not wanted any more there is room for others.
+            if is_empty || batch.len() - before == count {
+                return Fetched { has_orphans, is_closed, is_last: is_closed && is_empty };
+            }
         }
-        state
     }
 
     /// Gives an operation the token by which its future is found.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
 
-use aio::{Buf, Context, Errno, Error, EventFd, Op, Reactor, Readiness, Waking};
+use aio::{Backend, Buf, Context, Errno, Error, EventFd, NativeBackend, Op, Reactor, Readiness, Waking};
 use support::{BLOCK, Place, assert_block, read};
 
 fn reactor(slots: usize) -> Reactor {
@@ -146,6 +146,10 @@ fn futures_can_be_dropped_at_any_stage() {
         for read in reads.iter_mut().take(round % 32) {
             let _ = pin!(read).poll(&mut TaskContext::from_waker(&task));
         }
+        if round % 2 == 0 {
+            // Most have landed by then, and woken the task.
+            assert_block(reactor.submit(read(&file, 30)).wait().unwrap());
+        }
         drop(reads);
         // Never ready: an abandoned one that was not cancelled would keep its slot for ever.
         drop(reactor.submit(Op::poll(&event, Readiness::READABLE)));
@@ -171,6 +175,65 @@ fn a_task_that_finds_no_room_is_woken() {
     for poll in polls {
         assert_eq!(poll.wait().unwrap().readiness(), Readiness::READABLE);
     }
+}
+
+#[test]
+fn thousands_of_reads_wait_for_a_few_slots() {
+    let place = Place::new();
+    let file = place.file("file", 64);
+    let backend = NativeBackend::new();
+    let reactor = backend.reactor(4).unwrap();
+    let block = |at: usize| (at % 64 * BLOCK) as u64;
+    let reads: Vec<_> = (0..5000).map(|at| reactor.read(&file, block(at), BLOCK)).collect();
+    for (at, read) in reads.into_iter().enumerate() {
+        let buf = aio::block_on(read).unwrap().whole().unwrap().into_buf();
+        assert!(buf.len() == BLOCK && buf.iter().all(|byte| usize::from(*byte) == at % 64), "read {at}");
+    }
+    reactor.shutdown();
+    let counters = backend.counters();
+    assert_eq!(counters.read.count, 5000, "they count as the backend's");
+    assert!(counters.depths[3..].iter().all(|count| *count == 0), "{:?}", counters.depths);
+}
+
+#[test]
+fn what_is_dropped_before_its_turn_is_never_started() {
+    let place = Place::new();
+    let file = place.file("file", 64);
+    let event = EventFd::new().unwrap();
+    let backend = NativeBackend::new();
+    let reactor = backend.reactor(1).unwrap();
+    // Holds the only slot.
+    let poll = reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let mut reads: Vec<_> = (0..100).map(|_| reactor.read(&file, 0, BLOCK)).collect();
+    let last = reads.pop().unwrap();
+    drop(reads);
+    event.add();
+    poll.wait().unwrap();
+    assert_block(last.wait().unwrap());
+    reactor.shutdown();
+    assert_eq!(backend.counters().read.count, 1);
+}
+
+/// Drops a reactor's last handle where the reactor wakes tasks.
+struct Owns(std::sync::Mutex<Option<Reactor>>, std::sync::mpsc::Sender<()>);
+
+impl Wake for Owns {
+    fn wake(self: Arc<Self>) {
+        self.0.lock().unwrap().take().unwrap().shutdown();
+        self.1.send(()).unwrap();
+    }
+}
+
+#[test]
+fn a_waker_may_shut_the_reactor_down() {
+    let event = EventFd::new().unwrap();
+    let reactor = reactor(1);
+    let mut poll = reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let (told, tell) = std::sync::mpsc::channel();
+    let task = Waker::from(Arc::new(Owns(std::sync::Mutex::new(Some(reactor)), told)));
+    assert!(pin!(&mut poll).poll(&mut TaskContext::from_waker(&task)).is_pending());
+    event.add();
+    tell.recv().unwrap();
 }
 
 #[test]
