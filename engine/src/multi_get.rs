@@ -6,16 +6,25 @@
 //!                         +----------------------------------------|---|------+
 //!                                                           not in |   | next block of the same key
 //!                                                        the cache v   |
-//!                                                                parked: all are read together, then searched
+//!                                       parked -> reading, each block once: checked, decoded, searched
 //! ```
 //!
+//! A [`Search`] is what is known so far, and no more: it does no I/O and waits for nothing. Who drives it reads the blocks
+//! that it asks for and brings each when it is there: [`multi_get_with`] from a context of its own, in the calling thread,
+//! and the futures of `get_async` through the store's reactor. So both take the same steps.
+//!
 //! Cost: a key takes what a get takes, and the call a few small allocations. What no memory decides is read when there is
-//! nothing else to do, so as many blocks as there can be go to the device together, each once.
+//! nothing else to do, so as many blocks as there can be are in flight together. Those that came are checked and decoded
+//! while the others are under way, and the window is filled again before that.
 //!
 //! Invariants: every key is in one of the lists or was shown, once; all see the same position; what is in flight is
 //! bounded by [`MOST_READS`] and [`MOST_READ_BYTES`], whatever the number of keys.
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use aio::{Action, Buf, Operation, Queue};
 
 use crate::error::Result;
 use crate::files::QUEUE_SLOTS;
@@ -29,10 +38,14 @@ const MOST_READS: usize = QUEUE_SLOTS;
 /// Bytes in flight of one call, unless one block alone is larger: a quarter of what the memory budget has for buffers.
 const MOST_READ_BYTES: usize = 2 << 20;
 
+/// A wait ends when this part of what is in flight is there: a smaller one costs more sleeps, a larger one lets the device
+/// run empty before its blocks are decoded.
+const PART_WAITED_FOR: usize = 4;
+
 /// Blocks that are held at once while they are searched: as many guards as are cheap, see `cache`.
 const LOOKED_AT: usize = 6;
 
-/// Shows every key's value as of `snapshot` to `found`, in any order.
+/// Shows every key's value as of `snapshot` to `found`, in any order; reads in this thread.
 ///
 /// # Errors
 /// A read failed, or a block is damaged; what was shown is right.
@@ -42,30 +55,14 @@ pub(crate) fn multi_get_with<K: AsRef<[u8]>>(
     snapshot: Seq,
     found: impl FnMut(usize, Option<&[u8]>),
 ) -> Result<()> {
-    let mut search = MultiGet {
-        superversion,
-        keys,
-        snapshot,
-        found,
-        asking: Vec::with_capacity(keys.len()),
-        looking: Vec::with_capacity(keys.len()),
-        parked: Vec::new(),
-    };
-    search.look_in_tables();
-    loop {
-        while !search.asking.is_empty() || !search.looking.is_empty() {
-            search.ask_runs();
-            search.look_in_cache();
-        }
-        if search.parked.is_empty() {
-            return Ok(());
-        }
-        search.read()?;
-    }
+    let mut state = Search::new(keys.len(), snapshot);
+    let mut search = Searching { state: &mut state, superversion, keys, found };
+    search.begin();
+    search.finish()
 }
 
 /// A key that is not decided.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Wanted {
     /// Its place among the keys.
     at: usize,
@@ -74,87 +71,272 @@ struct Wanted {
     run: usize,
 }
 
-/// A key and the block that decides next.
-#[derive(Clone, Copy)]
-struct Spot<'a> {
-    wanted: Wanted,
-    segment: &'a Arc<Segment>,
+/// A block, by its place in the superversion. In the order of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    run: usize,
+    segment: usize,
     number: usize,
 }
 
-impl Spot<'_> {
-    /// Groups those who want the same block, in the order of files.
-    fn block_id(&self) -> (u64, usize) {
-        (self.segment.meta().id, self.number)
-    }
+/// A key and the block that decides next.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    wanted: Wanted,
+    place: Place,
 }
 
-struct MultiGet<'a, K, F> {
-    superversion: &'a Superversion,
-    keys: &'a [K],
+/// A block that was asked for.
+#[derive(Debug)]
+pub(crate) struct Read {
+    place: Place,
+    bytes: usize,
+    /// Who waits for it.
+    spots: Vec<Spot>,
+}
+
+/// How far a search is: what can be kept while reads are under way.
+#[derive(Debug)]
+pub(crate) struct Search {
     snapshot: Seq,
-    found: F,
     /// Keys of which the next run is to be asked.
     asking: Vec<Wanted>,
     /// Keys of which a block is to be looked for in the cache.
-    looking: Vec<Spot<'a>>,
-    /// Keys whose block is not in the cache.
-    parked: Vec<Spot<'a>>,
+    looking: Vec<Spot>,
+    /// Keys whose block is not in the cache and was not asked for.
+    parked: Vec<Spot>,
+    /// Whether `parked` stands in falling order of blocks.
+    is_sorted: bool,
+    /// Blocks that were asked for and are not there yet, by the number of the read.
+    reading: Vec<Option<Read>>,
+    /// How many.
+    reads: usize,
+    /// And how many bytes.
+    read_bytes: usize,
 }
 
-impl<'a, K: AsRef<[u8]>, F: FnMut(usize, Option<&[u8]>)> MultiGet<'a, K, F> {
+impl Search {
+    /// Of `keys` keys, as of `snapshot`.
+    pub(crate) fn new(keys: usize, snapshot: Seq) -> Search {
+        Search {
+            snapshot,
+            asking: Vec::with_capacity(keys),
+            looking: Vec::with_capacity(keys),
+            parked: Vec::new(),
+            is_sorted: true,
+            reading: Vec::new(),
+            reads: 0,
+            read_bytes: 0,
+        }
+    }
+
+    /// Whether every key was shown; between two steps.
+    pub(crate) fn is_done(&self) -> bool {
+        self.parked.is_empty() && self.reads == 0
+    }
+
+    /// The read with this number is there, or has failed: the next one may be asked for.
+    pub(crate) fn ended(&mut self, number: usize) -> Read {
+        let read = self.reading[number].take().expect("a read ends once");
+        self.reads -= 1;
+        self.read_bytes -= read.bytes;
+        read
+    }
+
+    /// Waits for a block: with those who wait for it already, if there are any.
+    fn park(&mut self, spot: Spot) {
+        let same = |read: &&mut Read| read.place == spot.place;
+        if self.reads > 0
+            && let Some(read) = self.reading.iter_mut().flatten().find(same)
+        {
+            read.spots.push(spot);
+        } else {
+            self.parked.push(spot);
+            self.is_sorted = false;
+        }
+    }
+}
+
+/// Who is shown what was found.
+pub(crate) trait Show {
+    /// The value of the key at this place, or that there is none.
+    fn show(&mut self, at: usize, value: Option<&[u8]>);
+}
+
+impl<F: FnMut(usize, Option<&[u8]>)> Show for F {
+    fn show(&mut self, at: usize, value: Option<&[u8]>) {
+        self(at, value);
+    }
+}
+
+/// A search under way, with what it looks at.
+#[derive(Debug)]
+pub(crate) struct Searching<'a, K, F> {
+    pub(crate) state: &'a mut Search,
+    pub(crate) superversion: &'a Superversion,
+    pub(crate) keys: &'a [K],
+    /// Sees every key's value.
+    pub(crate) found: F,
+}
+
+impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
+    /// The first step: everything that memory decides.
+    pub(crate) fn begin(&mut self) {
+        self.look_in_tables();
+        self.advance();
+    }
+
+    /// Goes on until every key was shown or waits for a block.
+    pub(crate) fn advance(&mut self) {
+        while !self.state.asking.is_empty() || !self.state.looking.is_empty() {
+            self.ask_runs();
+            self.look_in_cache();
+        }
+    }
+
+    /// The next block to read, and the number of that read; `None`: there is none, or enough is in flight.
+    pub(crate) fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, usize)> {
+        let state = &mut *self.state;
+        if !state.is_sorted {
+            state.parked.sort_unstable_by_key(|spot| Reverse(spot.place));
+            state.is_sorted = true;
+        }
+        let place = state.parked.last()?.place;
+        let segment = segment(self.superversion, place);
+        let bytes = segment.stored_bytes(place.number);
+        if state.reads == MOST_READS || state.reads > 0 && state.read_bytes + bytes > MOST_READ_BYTES {
+            return None;
+        }
+        let others = state.parked.iter().rposition(|spot| spot.place != place);
+        let spots = state.parked.split_off(others.map_or(0, |last| last + 1));
+        let number = state.reading.iter().position(Option::is_none).unwrap_or_else(|| {
+            state.reading.push(None);
+            state.reading.len() - 1
+        });
+        state.reading[number] = Some(Read { place, bytes, spots });
+        state.reads += 1;
+        state.read_bytes += bytes;
+        Some((number, segment, place.number))
+    }
+
+    /// Searches a block that was read: `buf` begins at `offset` of the file.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub(crate) fn bring(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
+        let block = segment(self.superversion, read.place).take_in(read.place.number, offset, buf)?;
+        for spot in &read.spots {
+            self.search(*spot, Block::of(&block));
+        }
+        Ok(())
+    }
+
+    /// Reads what is to be read, in this thread, until every key was shown.
+    ///
+    /// # Errors
+    /// A read failed, or a block is damaged.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let Some(first) = self.state.parked.first() else { return Ok(()) };
+        let files = segment(self.superversion, first.place).files();
+        files.with_queue(|queue| {
+            let result = self.read_all(queue);
+            // What is in flight after an error is nobody's: the context is idle when it is given back.
+            let mut rest = Vec::new();
+            while queue.in_flight() > 0 {
+                queue.wait(queue.in_flight(), None, &mut rest)?;
+            }
+            result
+        })
+    }
+
+    fn read_all(&mut self, queue: &mut dyn Queue) -> Result<()> {
+        let (mut waiting, mut done, mut landed) = (VecDeque::new(), Vec::new(), Vec::new());
+        loop {
+            self.start_reads(queue, &mut waiting)?;
+            if self.state.is_done() {
+                return Ok(());
+            }
+            queue.wait(queue.in_flight().div_ceil(PART_WAITED_FOR), None, &mut done)?;
+            for completion in done.drain(..) {
+                let number = usize::try_from(completion.operation.token).expect("a number of a read");
+                landed.push((self.state.ended(number), completion));
+            }
+            // First the device gets new work, then this thread.
+            self.start_reads(queue, &mut waiting)?;
+            for (read, completion) in landed.drain(..) {
+                let operation = completion.whole()?;
+                self.bring(&read, operation.offset(), operation.into_buf())?;
+            }
+            self.advance();
+        }
+    }
+
+    /// Submits as many reads as there may be.
+    fn start_reads(&mut self, queue: &mut dyn Queue, waiting: &mut VecDeque<Operation>) -> Result<()> {
+        while let Some((token, segment, number)) = self.next_read() {
+            let (file, offset, len_bytes) = segment.range_of(number)?;
+            let action = Action::Read { offset, buf: Buf::zeroed(len_bytes) };
+            waiting.push_back(Operation { token: token as u64, file: file.clone(), action });
+        }
+        if !waiting.is_empty() {
+            queue.submit(waiting)?;
+        }
+        Ok(())
+    }
+
     fn show(&mut self, at: usize, kind: Kind, value: &[u8]) {
-        (self.found)(at, (kind == Kind::Put).then_some(value));
+        self.found.show(at, (kind == Kind::Put).then_some(value));
     }
 
     fn look_in_tables(&mut self) {
         for (at, key) in self.keys.iter().enumerate() {
             let hash = key_hash(key.as_ref());
-            match self.superversion.get_in_tables(key.as_ref(), hash, self.snapshot) {
+            match self.superversion.get_in_tables(key.as_ref(), hash, self.state.snapshot) {
                 Some((kind, value)) => self.show(at, kind, value),
-                None => self.asking.push(Wanted { at, hash, run: 0 }),
+                None => self.state.asking.push(Wanted { at, hash, run: 0 }),
             }
         }
     }
 
     /// Finds for every key the next run that may hold it, and the block there.
     fn ask_runs(&mut self) {
-        for wanted in &self.asking {
+        for wanted in &self.state.asking {
             let run = self.superversion.runs.get(wanted.run);
             let segment = run.and_then(|run| run.segment_of(self.keys[wanted.at].as_ref()));
-            if let Some(segment) = segment {
+            if let Some((_, segment)) = segment {
                 segment.prefetch_filter(wanted.hash);
             }
         }
-        while let Some(mut wanted) = self.asking.pop() {
+        while let Some(mut wanted) = self.state.asking.pop() {
             let key = self.keys[wanted.at].as_ref();
-            let spot = loop {
+            let place = loop {
                 let Some(run) = self.superversion.runs.get(wanted.run) else { break None };
                 wanted.run += 1;
-                let segment = run.segment_of(key);
-                let segment = segment.filter(|segment| segment.may_show(key, wanted.hash, self.snapshot));
-                if let Some(segment) = segment
-                    && let Some(number) = segment.first_block(key)
+                if let Some((segment, open)) = run.segment_of(key)
+                    && open.may_show(key, wanted.hash, self.state.snapshot)
+                    && let Some(number) = open.first_block(key)
                 {
-                    segment.prefetch_slot(number);
-                    break Some(Spot { wanted, segment, number });
+                    open.prefetch_slot(number);
+                    break Some(Place { run: wanted.run - 1, segment, number });
                 }
             };
-            match spot {
-                Some(spot) => self.looking.push(spot),
-                None => (self.found)(wanted.at, None),
+            match place {
+                Some(place) => self.state.looking.push(Spot { wanted, place }),
+                None => self.found.show(wanted.at, None),
             }
         }
     }
 
     /// Searches the blocks that are in the cache and parks the keys of the others.
     fn look_in_cache(&mut self) {
-        let looking = std::mem::take(&mut self.looking);
-        let mut held = Vec::with_capacity(LOOKED_AT);
+        let looking = std::mem::take(&mut self.state.looking);
+        let mut held = Vec::with_capacity(LOOKED_AT.min(looking.len()));
         for spots in looking.chunks(LOOKED_AT) {
             // First all loads, which do not wait for each other, then the searches: a search behind a miss of the
             // processor's caches would hold the next load back.
-            held.extend(spots.iter().map(|spot| spot.segment.cached(spot.number)));
+            held.extend(
+                spots.iter().map(|spot| segment(self.superversion, spot.place).cached(spot.place.number)),
+            );
             for (spot, held) in spots.iter().zip(&held) {
                 if let Some(frame) = held.as_ref() {
                     Block::of(frame).prefetch_entry(spot.wanted.hash);
@@ -163,43 +345,27 @@ impl<'a, K: AsRef<[u8]>, F: FnMut(usize, Option<&[u8]>)> MultiGet<'a, K, F> {
             for (spot, held) in spots.iter().zip(held.drain(..)) {
                 match held.as_ref() {
                     Some(frame) => self.search(*spot, Block::of(frame)),
-                    None => self.parked.push(*spot),
+                    None => self.state.park(*spot),
                 }
             }
         }
     }
 
     /// Searches one block and puts the key where it goes from there.
-    fn search(&mut self, spot: Spot<'a>, block: Block<'_>) {
-        let Spot { wanted, segment, number } = spot;
+    fn search(&mut self, spot: Spot, block: Block<'_>) {
+        let Spot { wanted, place } = spot;
         let key = self.keys[wanted.at].as_ref();
-        match segment.search(number, block, (key, wanted.hash), self.snapshot) {
+        let open = segment(self.superversion, place);
+        match open.search(place.number, block, (key, wanted.hash), self.state.snapshot) {
             Step::Found(kind, _, value) => self.show(wanted.at, kind, value),
-            Step::Block(number) => self.looking.push(Spot { number, ..spot }),
-            Step::Absent => self.asking.push(wanted),
+            Step::Block(number) => {
+                self.state.looking.push(Spot { wanted, place: Place { number, ..place } });
+            }
+            Step::Absent => self.state.asking.push(wanted),
         }
     }
+}
 
-    /// Reads as many of the blocks that are waited for as may be in flight, and searches them.
-    fn read(&mut self) -> Result<()> {
-        self.parked.sort_unstable_by_key(Spot::block_id);
-        let (mut blocks, mut bytes) = (Vec::new(), 0);
-        let mut count = 0;
-        for spots in self.parked.chunk_by(|a, b| a.block_id() == b.block_id()) {
-            let Some(first) = spots.first() else { continue };
-            bytes += first.segment.stored_bytes(first.number);
-            if blocks.len() == MOST_READS || bytes > MOST_READ_BYTES && !blocks.is_empty() {
-                break;
-            }
-            blocks.push((first.segment, first.number));
-            count += spots.len();
-        }
-        let reading: Vec<Spot<'a>> = self.parked.drain(..count).collect();
-        let mut groups = reading.chunk_by(|a, b| a.block_id() == b.block_id());
-        Segment::read_blocks(&blocks, |block| {
-            for spot in groups.next().unwrap_or_default() {
-                self.search(*spot, block);
-            }
-        })
-    }
+fn segment(superversion: &Superversion, place: Place) -> &Arc<Segment> {
+    &superversion.runs[place.run].segments()[place.segment]
 }

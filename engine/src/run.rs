@@ -37,15 +37,16 @@ impl Run {
         found: impl FnOnce(Kind, Seq, &[u8]) -> R,
     ) -> Result<Option<R>> {
         match self.segment_of(key) {
-            Some(segment) => segment.get_with((key, hash), snapshot, found),
+            Some((_, segment)) => segment.get_with((key, hash), snapshot, found),
             None => Ok(None),
         }
     }
 
-    /// The segment whose bounds hold `key`; there is at most one.
-    pub(crate) fn segment_of(&self, key: &[u8]) -> Option<&Arc<Segment>> {
-        let segment = self.segments.get(self.first_reaching(key))?;
-        (segment.meta().smallest.as_ref() <= key).then_some(segment)
+    /// The segment whose bounds hold `key`, and its place in the run; there is at most one.
+    pub(crate) fn segment_of(&self, key: &[u8]) -> Option<(usize, &Arc<Segment>)> {
+        let at = self.first_reaching(key);
+        let segment = self.segments.get(at)?;
+        (segment.meta().smallest.as_ref() <= key).then_some((at, segment))
     }
 
     /// A cursor over the whole run; `fill_cache` keeps what it reads.

@@ -164,7 +164,7 @@ fn keys_in_blocks(backend: &Arc<dyn Backend>, path: &std::path::Path, count: usi
 fn all_cold_blocks_up_to_64_are_in_flight_before_any_is_waited_for() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     // Powers of two, so that the depth that is reached has a class of its own.
-    for (count, depth, rounds) in [(1, 0, 1), (32, 5, 1), (64, 6, 1), (160, 6, 2)] {
+    for (count, depth) in [(1, 0), (32, 5), (64, 6), (160, 6)] {
         let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
         let (db, mut keys) = keys_in_blocks(&backend, &dir.path().join(count.to_string()), count);
         let ks = db.keyspace("default").unwrap();
@@ -174,7 +174,13 @@ fn all_cold_blocks_up_to_64_are_in_flight_before_any_is_waited_for() {
         assert!(ks.multi_get(&keys).unwrap().iter().all(Option::is_some));
         let after = backend.counters();
         assert_eq!(after.read.count - before.read.count, count as u64);
-        assert_eq!(after.depths[depth] - before.depths[depth], rounds, "{count} blocks: {:?}", after.depths);
+        let reached = after.depths[depth] - before.depths[depth];
+        if count <= 64 {
+            assert_eq!(reached, 1, "{count} blocks: {:?}", after.depths);
+        } else {
+            // The window is filled again.
+            assert!(reached >= 2, "{count} blocks: {:?}", after.depths);
+        }
         assert!(ks.multi_get(&keys).unwrap().iter().all(Option::is_some));
         assert_eq!(backend.counters().read.count, after.read.count, "all is in the cache");
     }

@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Action, Buf, Bug, Errno, File, OpenMode, Operation, planted};
+use aio::{Buf, Bug, Errno, File, OpenMode, planted};
 
 use super::block::{Block, Frame};
 use super::filter::Filter;
@@ -217,39 +217,35 @@ impl Segment {
         self.place(number).padded_bytes()
     }
 
-    /// Reads these blocks, of any segments of one store, and shows them to `each` in the order of the list; they are in the
-    /// cache afterwards. Up to [`QUEUE_SLOTS`](crate::files::QUEUE_SLOTS) are in flight before any is waited for.
+    /// What has to be read for block `number`: from where in the file, and how many bytes.
+    ///
+    /// # Errors
+    /// No such read is possible.
+    pub(crate) fn range_of(&self, number: usize) -> Result<(&File, u64, usize)> {
+        let place = self.place(number);
+        let stop = place.offset + place.padded_bytes() as u64;
+        let (offset, len_bytes) = aligned(&self.file, place.offset, stop)?;
+        Ok((&self.file, offset, len_bytes))
+    }
+
+    /// Checks and decodes block `number` after a read of its range, and puts it into the cache.
     ///
     /// A block that somebody else reads in the same moment is read twice, and the first that comes into the cache stays:
     /// to wait for others here, while they may wait for what is read here, is not worth the one read.
     ///
     /// # Errors
-    /// The first one in the order of the list; later ones were not shown.
-    pub(crate) fn read_blocks(
-        wanted: &[(&Arc<Segment>, usize)],
-        mut each: impl FnMut(Block<'_>),
-    ) -> Result<()> {
-        let Some((first, _)) = wanted.first() else { return Ok(()) };
-        let operation = |(at, (segment, number)): (usize, &(&Arc<Segment>, usize))| {
-            let place = segment.place(*number);
-            let stop = place.offset + place.padded_bytes() as u64;
-            let (offset, len_bytes) = aligned(&segment.file, place.offset, stop)?;
-            let action = Action::Read { offset, buf: Buf::zeroed(len_bytes) };
-            Ok(Operation { token: at as u64, file: segment.file.clone(), action })
-        };
-        let operations = wanted.iter().enumerate().map(operation).collect::<Result<_>>()?;
-        let done = first.files.run(operations)?;
-        for ((segment, number), completion) in wanted.iter().zip(done) {
-            let operation = completion.whole()?;
-            let offset = operation.offset();
-            let span = Span { first: *number, end: number + 1, offset, buf: operation.into_buf() };
-            let frame = segment.decode(*number, &span)?;
-            drop(span);
-            let charged = (&frame, Block::of(&frame).memory_bytes());
-            segment.cache.insert(&segment.slots, *number, charged, Use::Point);
-            each(Block::of(&frame));
-        }
-        Ok(())
+    /// It is damaged.
+    pub(crate) fn take_in(&self, number: usize, offset: u64, buf: Buf) -> Result<Frame> {
+        let span = Span { first: number, end: number + 1, offset, buf };
+        let frame = self.decode(number, &span)?;
+        let charged = (&frame, Block::of(&frame).memory_bytes());
+        self.cache.insert(&self.slots, number, charged, Use::Point);
+        Ok(frame)
+    }
+
+    /// The machine on which it stands.
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        &self.files
     }
 
     fn place(&self, number: usize) -> Place {
