@@ -172,6 +172,8 @@ impl From<aio::Error> for Error {
     fn from(error: aio::Error) -> Error {
         match &error {
             aio::Error::Locked { pid, .. } => Error::Locked { pid: *pid },
+            // Of the reactor, which ends with the store.
+            aio::Error::Closed => Error::Closed,
             aio::Error::Os { path, errno, .. } if errno.is_no_space() => {
                 Error::NoSpace { path: path.clone() }
             }

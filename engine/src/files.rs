@@ -10,20 +10,24 @@
 //!
 //! Invariant: file numbers come from one counter in the manifest, so a number is used once.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Backend, Buf, Completion, File, OpenMode, Operation, Queue};
+use aio::{Backend, Buf, Completion, File, NativeBackend, OpenMode, Operation, Queue, Reactor};
 use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// No store makes this many files: a higher number is none of ours, and one more than any of ours can be counted.
 pub(crate) const MAX_FILE: u64 = u64::MAX / 2;
 
 /// Operations that one caller of [`Files`] has in flight at most.
 pub(crate) const QUEUE_SLOTS: usize = 64;
+
+/// Asynchronous reads of a store in flight at most: what the queues of devices hold.
+const REACTOR_SLOTS: usize = 128;
 
 /// The directory of a store and the machine under it.
 #[derive(Debug)]
@@ -32,11 +36,26 @@ pub(crate) struct Files {
     root: PathBuf,
     /// Contexts at rest. One is taken for each read or write and put back: making one costs milliseconds.
     queues: Mutex<Vec<Box<dyn Queue>>>,
+    asynchronous: Mutex<Asynchronous>,
+}
+
+/// Where asynchronous reads go.
+#[derive(Debug)]
+enum Asynchronous {
+    /// There has been none.
+    Unused,
+    Running(Reactor),
+    Ended,
 }
 
 impl Files {
     pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path) -> Files {
-        Files { backend, root: root.to_owned(), queues: Mutex::default() }
+        Files {
+            backend,
+            root: root.to_owned(),
+            queues: Mutex::default(),
+            asynchronous: Mutex::new(Asynchronous::Unused),
+        }
     }
 
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
@@ -99,6 +118,34 @@ impl Files {
     /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
     pub(crate) fn read(&self, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
         self.with_queue(|queue| Ok(aio::file::read_exact(queue, file, offset, len_bytes)?))
+    }
+
+    /// The reactor for asynchronous reads, started by the first who asks; `None` on another machine than this one, where
+    /// no thread may start.
+    ///
+    /// # Errors
+    /// It cannot be started, or has ended.
+    pub(crate) fn reactor(&self) -> Result<Option<Reactor>> {
+        let machine: &dyn Any = &*self.backend;
+        let Some(machine) = machine.downcast_ref::<NativeBackend>() else { return Ok(None) };
+        let mut asynchronous = self.asynchronous.lock();
+        match &*asynchronous {
+            Asynchronous::Unused => {
+                let reactor = machine.reactor(REACTOR_SLOTS)?;
+                *asynchronous = Asynchronous::Running(reactor.clone());
+                Ok(Some(reactor))
+            }
+            Asynchronous::Running(reactor) => Ok(Some(reactor.clone())),
+            Asynchronous::Ended => Err(Error::Closed),
+        }
+    }
+
+    /// Refuses asynchronous reads from now on; those under way are waited for.
+    pub(crate) fn end_asynchronous(&self) {
+        let before = std::mem::replace(&mut *self.asynchronous.lock(), Asynchronous::Ended);
+        if let Asynchronous::Running(reactor) = before {
+            reactor.shutdown();
+        }
     }
 
     /// Runs a set of operations to their end; completions come in the order of their tokens.

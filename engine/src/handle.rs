@@ -61,6 +61,7 @@ impl Owner {
         }
         store.all_trees().iter().for_each(|tree| tree.retire());
         ending.threads.stop(store);
+        store.files.end_asynchronous();
         // A compaction that another thread asked for ends first, and no other begins: its inputs are removed at its
         // end, when the lock file must still be ours.
         drop(store.compacting.lock());

@@ -11,6 +11,7 @@ use wal::RecordBuf;
 use crate::commit::commit;
 use crate::db_iter::Iter;
 use crate::error::Result;
+use crate::get_async::{Get, MultiGet};
 use crate::handle::Handle;
 use crate::key::Seq;
 use crate::multi_get::multi_get_with;
@@ -214,6 +215,47 @@ impl Keyspace {
         multi_get_with(&superversion, keys, self.handle.store().visible(), found)
     }
 
+    /// As [`Keyspace::get`], as of this call, without waiting for the device: what is in memory is there when the future is
+    /// first polled. Any number of them may be under way from one thread, on any executor or none ([`Get::wait`]).
+    ///
+    /// # Concurrency
+    /// The first read of a store starts its reactor, one thread that submits all asynchronous reads and wakes their tasks;
+    /// it ends when the store closes. Up to 128 reads are in flight, the others wait for their turn in the order of the
+    /// calls, without a buffer. Blocks are decoded by the task that polls. Blocks that are asked for twice in the same
+    /// moment are read twice.
+    ///
+    /// With [`Background::Manual`](crate::Background::Manual), and on a simulated machine, no thread is started: then the
+    /// first poll reads, and blocks meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Keyspace::get`], from the future. [`Error::Closed`](crate::Error::Closed) also if the store was closed
+    /// meanwhile.
+    ///
+    /// # Examples
+    /// See [`Get`].
+    pub fn get_async(&self, key: impl AsRef<[u8]>) -> Get {
+        Get::of(self.multi_get_async(&[key]))
+    }
+
+    /// As [`Keyspace::multi_get`], as of this call, without waiting for the device, see [`Keyspace::get_async`].
+    ///
+    /// # Concurrency
+    /// As [`Keyspace::get_async`]; up to 64 reads of one call are under way at once, each block once.
+    ///
+    /// # Errors
+    /// Those of [`Keyspace::multi_get`], from the future. [`Error::Closed`](crate::Error::Closed) also if the store was
+    /// closed meanwhile.
+    pub fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> MultiGet {
+        match self.check_keys(keys) {
+            // In this order: see `get_with`.
+            Ok(()) => {
+                let superversion = self.tree.look();
+                MultiGet::start(&self.handle, superversion, keys, self.handle.store().visible())
+            }
+            Err(error) => MultiGet::failed(error),
+        }
+    }
+
     /// Whether a key exists; costs what [`Keyspace::get_with`] costs.
     ///
     /// # Errors
@@ -297,6 +339,18 @@ impl Keyspace {
     ) -> Result<()> {
         self.check_keys(keys)?;
         multi_get_with(&self.tree.look(), keys, self.position(snapshot), found)
+    }
+
+    /// As [`Keyspace::multi_get_at`], as a future.
+    pub(crate) fn multi_get_async_at<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        snapshot: &SnapshotGuard,
+    ) -> MultiGet {
+        match self.check_keys(keys) {
+            Ok(()) => MultiGet::start(&self.handle, self.tree.look(), keys, self.position(snapshot)),
+            Err(error) => MultiGet::failed(error),
+        }
     }
 
     fn position(&self, snapshot: &SnapshotGuard) -> Seq {

@@ -67,6 +67,7 @@ mod edit;
 mod error;
 mod files;
 mod flush;
+mod get_async;
 mod handle;
 mod iter;
 #[cfg(test)]
@@ -105,6 +106,7 @@ pub use batch::Batch;
 pub use db::{Builder, Db};
 pub use db_iter::{Iter, Keys};
 pub use error::{Error, Result};
+pub use get_async::{Get, MultiGet};
 pub use key::{MAX_KEY_BYTES, Seq};
 pub use keyspace::Keyspace;
 pub use listener::{Event, Listener};

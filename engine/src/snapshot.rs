@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::db_iter::Iter;
 use crate::error::{Error, Result};
+use crate::get_async::{Get, MultiGet};
 use crate::handle::Handle;
 use crate::key::Seq;
 use crate::keyspace::Keyspace;
@@ -98,6 +99,25 @@ impl Snapshot {
     ) -> Result<()> {
         self.check(keyspace)?;
         keyspace.multi_get_at(keys, &self.guard, found)
+    }
+
+    /// The value that a key had, as a future that needs the snapshot no more, see [`Keyspace::get_async`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::get_async`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    pub fn get_async(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Get {
+        Get::of(self.multi_get_async(keyspace, &[key]))
+    }
+
+    /// The values that many keys had, as a future that needs the snapshot no more, see [`Keyspace::multi_get_async`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::multi_get_async`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    pub fn multi_get_async<K: AsRef<[u8]>>(&self, keyspace: &Keyspace, keys: &[K]) -> MultiGet {
+        match self.check(keyspace) {
+            Ok(()) => keyspace.multi_get_async_at(keys, &self.guard),
+            Err(error) => MultiGet::failed(error),
+        }
     }
 
     /// The pairs whose keys lay in a range, see [`Keyspace::range`].

@@ -34,12 +34,19 @@ fn a_forked_child_is_refused_and_does_no_harm() {
     let db = Db::open(&path).unwrap();
     let ks = db.keyspace("default").unwrap();
     ks.put("a", "1").unwrap();
+    // Under way when the process forks.
+    db.close().unwrap();
+    let db = Db::open(&path).unwrap();
+    let ks = db.keyspace("default").unwrap();
+    let mut get = Some(ks.get_async("a"));
 
     let mut handles = Some((db.clone(), ks.clone()));
     let refused = in_child(|| {
         let (db, ks) = handles.take().unwrap();
         let refused = ks.put("a", "2").is_err()
             && ks.get("a").is_err()
+            && get.take().unwrap().wait().is_err()
+            && ks.get_async("a").wait().is_err()
             && db.batch().put(&ks, "a", "3").commit().is_err()
             && db.sync().is_err()
             && db.flush().is_err()
@@ -50,6 +57,7 @@ fn a_forked_child_is_refused_and_does_no_harm() {
     });
     assert!(refused);
 
+    assert_eq!(get.unwrap().wait().unwrap().as_deref(), Some(&b"1"[..]));
     // The parent neither lost its lock nor its threads, and nothing of the child is in the store.
     assert!(matches!(Db::open(&path), Err(Error::Locked { .. })));
     ks.put("b", "4").unwrap();
