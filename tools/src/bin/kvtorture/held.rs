@@ -1,13 +1,14 @@
-//! Snapshots and iterators that are kept while the store changes under them, and how iterators are compared.
+//! Snapshots, iterators and gets that are kept while the store changes under them, and how iterators are compared.
 //!
 //! Invariant: what is held shows the state at its creation until its keyspace is dropped or the store closed; from then
-//! on it reports `Closed`, unless it had come to its end.
+//! on it reports `Closed`, unless it had come to its end. Gets do so when the store is closed, unless they have their
+//! answer.
 
 use std::collections::VecDeque;
 use std::ops::RangeBounds as _;
 
 use bytes::Bytes;
-use esker::{Error, Iter, Keyspace, Snapshot};
+use esker::{Error, Iter, Keyspace, MultiGet, Snapshot};
 
 use crate::model::{State, Table};
 use crate::report::{Check, Failure};
@@ -32,6 +33,13 @@ pub(crate) struct HeldIter {
     pub(crate) iter: Iter,
     pub(crate) keyspace: u32,
     pub(crate) views: Vec<Expected>,
+}
+
+/// Gets under way, and what they may give.
+#[derive(Debug)]
+pub(crate) struct HeldGets {
+    pub(crate) gets: MultiGet,
+    pub(crate) views: Vec<Vec<Option<Bytes>>>,
 }
 
 /// What an iterator gives.
@@ -109,6 +117,7 @@ fn bit(bits: u64, step: usize) -> bool {
 pub(crate) struct Held {
     pub(crate) snapshots: Vec<HeldSnapshot>,
     pub(crate) iters: Vec<HeldIter>,
+    pub(crate) gets: Vec<HeldGets>,
 }
 
 impl Held {
@@ -126,6 +135,13 @@ impl Held {
         self.iters.push(held);
     }
 
+    pub(crate) fn keep_gets(&mut self, held: HeldGets) {
+        if self.gets.len() >= MAX_HELD {
+            self.gets.remove(0);
+        }
+        self.gets.push(held);
+    }
+
     /// A keyspace was dropped: its iterators must say so.
     pub(crate) fn keyspace_dropped(&mut self, keyspace: u32) -> Check {
         for mut held in self.iters.extract_if(.., |held| held.keyspace == keyspace) {
@@ -139,6 +155,12 @@ impl Held {
         for mut held in self.iters.drain(..) {
             must_be_closed(&mut held)?;
         }
+        for held in self.gets.drain(..) {
+            match held.gets.wait() {
+                Ok(found) if held.views.contains(&found) => {}
+                other => expect_closed("gets", other)?,
+            }
+        }
         for held in self.snapshots.drain(..) {
             if let Some(keyspace) = any {
                 expect_closed("a snapshot", held.snapshot.get(keyspace, "k"))?;
@@ -150,6 +172,7 @@ impl Held {
     /// Lets go of everything.
     pub(crate) fn clear(&mut self) {
         self.iters.clear();
+        self.gets.clear();
         self.snapshots.clear();
     }
 }

@@ -166,6 +166,19 @@ pub(crate) enum Op {
         slot: usize,
         keys: Vec<Bytes>,
     },
+    /// Gets as a future that is kept.
+    StartGets {
+        slot: usize,
+        keys: Vec<Bytes>,
+    },
+    StartSnapshotGets {
+        held: usize,
+        slot: usize,
+        keys: Vec<Bytes>,
+    },
+    FinishGets {
+        held: usize,
+    },
     SnapshotRange {
         held: usize,
         slot: usize,
@@ -222,7 +235,7 @@ pub(crate) enum Op {
 }
 
 /// Every kind of operation, for the counts.
-pub(crate) const KINDS: [&str; 44] = [
+pub(crate) const KINDS: [&str; 47] = [
     "put",
     "delete",
     "batch",
@@ -254,6 +267,9 @@ pub(crate) const KINDS: [&str; 44] = [
     "take_snapshot",
     "snapshot_get",
     "snapshot_multi_get",
+    "start_gets",
+    "start_snapshot_gets",
+    "finish_gets",
     "snapshot_range",
     "snapshot_prefix",
     "snapshot_iter",
@@ -304,6 +320,9 @@ impl Op {
             Op::TakeSnapshot => "take_snapshot",
             Op::SnapshotGet { .. } => "snapshot_get",
             Op::SnapshotMultiGet { .. } => "snapshot_multi_get",
+            Op::StartGets { .. } => "start_gets",
+            Op::StartSnapshotGets { .. } => "start_snapshot_gets",
+            Op::FinishGets { .. } => "finish_gets",
             Op::SnapshotRange { .. } => "snapshot_range",
             Op::SnapshotPrefix { .. } => "snapshot_prefix",
             Op::SnapshotIter { .. } => "snapshot_iter",
@@ -417,7 +436,7 @@ impl Generator {
 
     fn held(&mut self) -> Op {
         let (slot, held) = (self.slot(), self.rng.usize(..4));
-        match self.rng.u8(..15) {
+        match self.rng.u8(..20) {
             0 | 1 => Op::TakeSnapshot,
             2 | 3 => Op::SnapshotGet { held, slot, key: self.key() },
             4 => Op::SnapshotRange { held, slot, range: self.range(), walk: self.walk() },
@@ -429,6 +448,9 @@ impl Generator {
             10 | 11 => Op::StepIter { held, walk: self.walk() },
             12 => Op::SeekIter { held, to: self.key() },
             13 => Op::SnapshotMultiGet { held, slot, keys: self.keys() },
+            14 | 15 => Op::StartGets { slot, keys: self.keys() },
+            16 => Op::StartSnapshotGets { held, slot, keys: self.keys() },
+            17 | 18 => Op::FinishGets { held },
             _ => Op::DropIter { held },
         }
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use esker::Keyspace;
 
 use super::state::{Outcome, World};
-use crate::held::{Expected, HeldIter, HeldSnapshot, walk};
+use crate::held::{Expected, HeldGets, HeldIter, HeldSnapshot, walk};
 use crate::model::Table;
 use crate::report::{Check, Failure};
 use crate::workload::{Op, Range, Walk};
@@ -127,6 +127,17 @@ impl World {
                 self.held.keep_iter(HeldIter { iter: handle.range(range.clone()), keyspace, views });
                 Ok(Outcome::Done)
             }
+            Op::StartGets { slot, keys } => {
+                let Some((handle, keyspace)) = self.keyspace(*slot) else { return Ok(Outcome::Skipped) };
+                let views = self.tables(keyspace).iter().map(|table| get_all(table, keys)).collect();
+                self.held.keep_gets(HeldGets { gets: handle.multi_get_async(keys), views });
+                Ok(Outcome::Done)
+            }
+            Op::FinishGets { held } => {
+                let Some(index) = pick(*held, self.held.gets.len()) else { return Ok(Outcome::Skipped) };
+                let held = self.held.gets.remove(index);
+                judge(held.gets.wait(), held.views.into_iter())
+            }
             Op::StepIter { held, walk } => self.step_iter(*held, *walk),
             Op::SeekIter { held, to } => {
                 let Some(index) = pick(*held, self.held.iters.len()) else { return Ok(Outcome::Skipped) };
@@ -161,6 +172,7 @@ impl World {
         let (held, slot) = match op {
             Op::SnapshotGet { held, slot, .. }
             | Op::SnapshotMultiGet { held, slot, .. }
+            | Op::StartSnapshotGets { held, slot, .. }
             | Op::SnapshotRange { held, slot, .. }
             | Op::SnapshotPrefix { held, slot, .. }
             | Op::SnapshotIter { held, slot, .. }
@@ -179,6 +191,12 @@ impl World {
             }
             Op::SnapshotMultiGet { keys, .. } => {
                 judge(snapshot.multi_get(&handle, keys), tables().map(|table| get_all(table, keys)))
+            }
+            Op::StartSnapshotGets { keys, .. } => {
+                let views = tables().map(|table| get_all(table, keys)).collect();
+                let gets = snapshot.multi_get_async(&handle, keys);
+                self.held.keep_gets(HeldGets { gets, views });
+                Ok(Outcome::Done)
             }
             Op::SnapshotRange { range, walk: how, .. } => judge(
                 walk(&mut snapshot.range(&handle, range.clone()), *how),
