@@ -1,0 +1,95 @@
+//! What a get in memory allocates: nothing. In a program of its own, whose allocator counts.
+#![expect(unsafe_code, reason = "an allocator")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+
+use aio::SimBackend;
+use esker::{Background, Db};
+
+/// The system's allocator, counting for each thread.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // A thread that is ending counts no more.
+    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+}
+
+// SAFETY: every call is passed on as it came; counting touches no memory of the allocator, and allocates none.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise about `layout`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise about both.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise about `layout`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise about all three.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How often this thread allocates while `work` runs.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+fn key(number: usize) -> String {
+    format!("key {number:04}")
+}
+
+#[test]
+fn a_get_with_of_a_value_in_memory_allocates_nothing() {
+    let sim = SimBackend::new(1);
+    let builder = Db::builder().backend(Arc::new(sim)).background(Background::Manual);
+    let db = builder.memory_budget_bytes(8 << 20).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    for number in 0..2000 {
+        ks.put(key(number), [b'v'; 100]).unwrap();
+    }
+    db.compact().unwrap();
+    for number in 0..1000 {
+        ks.put(key(number * 2), [b'w'; 50]).unwrap();
+    }
+    db.flush().unwrap();
+    ks.put(key(7), "in the memtable").unwrap();
+    ks.delete(key(8)).unwrap();
+    let keys: Vec<String> = (0..2100).map(key).collect();
+    // The first round brings every block into the cache, and whatever a thread makes once.
+    for key in &keys {
+        ks.get(key).unwrap();
+    }
+    let (mut found, mut bytes) = (0, 0);
+    let made = allocations(|| {
+        for key in &keys {
+            found += usize::from(ks.get_with(key, |value| bytes += value.len()).unwrap().is_some());
+            assert!(ks.contains_key(key).unwrap() || key == "key 0008" || key.as_str() > "key 1999");
+        }
+    });
+    assert_eq!((found, made), (1999, 0));
+    assert_eq!(bytes, 999 * 100 + 15 + 999 * 50);
+    // That it counts at all: a get makes one copy of the value.
+    assert!(allocations(|| drop(ks.get(&keys[1]).unwrap())) >= 1);
+}

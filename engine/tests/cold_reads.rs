@@ -1,0 +1,102 @@
+//! What gets cost the device when the data are several times the cache: one read each, from whatever interface.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
+#![expect(clippy::print_stderr, reason = "a seed is told")]
+
+use std::path::Path;
+
+use esker::{Db, Durability, Keyspace};
+
+const KEYS: usize = 60_000;
+
+/// As many gets as are counted.
+const GETS: u64 = 6000;
+
+type Key = [u8; 8];
+
+/// A way to get many keys.
+type GetAll<'a> = &'a dyn Fn(&[Key]);
+
+fn key(number: usize) -> Key {
+    (number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()
+}
+
+/// A small generator; the seed is printed, and `SEED` in the environment replaces it.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
+        eprintln!("SEED={seed}");
+        Random(seed.wrapping_mul(2).wrapping_add(1))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn key(&mut self) -> Key {
+        key(usize::try_from(self.next() >> 11).unwrap() % KEYS)
+    }
+}
+
+/// 30 MB that do not compress, with a cache of at most two, in several runs.
+fn open(dir: &Path) -> (Db, Keyspace) {
+    let builder = || Db::builder().memory_budget_bytes(12 << 20).durability(Durability::Process);
+    let mut random = Random::new(3);
+    let db = builder().open(dir.join("store")).unwrap();
+    let ks = db.keyspace("default").unwrap();
+    for number in 0..KEYS {
+        let value: Vec<u8> = (0..63).flat_map(|_| random.next().to_le_bytes()).collect();
+        ks.put(key(number), value).unwrap();
+    }
+    db.close().unwrap();
+    // Nothing of it is in memory.
+    let db = builder().open(dir.join("store")).unwrap();
+    let ks = db.keyspace("default").unwrap();
+    let metrics = db.metrics();
+    let runs = metrics.keyspaces.iter().map(|keyspace| keyspace.runs).max().unwrap();
+    assert!(runs > 1, "{runs} runs");
+    (db, ks)
+}
+
+/// Reads of the device for [`GETS`] gets of random keys.
+fn reads(db: &Db, get_all: GetAll<'_>) -> u64 {
+    let mut random = Random::new(17);
+    let keys: Vec<Key> = (0..GETS).map(|_| random.key()).collect();
+    let before = db.metrics();
+    get_all(&keys);
+    let after = db.metrics();
+    assert!(after.cache_bytes < 3 << 20, "{} bytes in the cache", after.cache_bytes);
+    after.io.read.count - before.io.read.count
+}
+
+#[test]
+fn a_cold_get_is_one_read() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (db, ks) = open(dir.path());
+    // Nothing is written from here on, so nothing is flushed or compacted: all reads are those of the gets.
+    let ways: [(&str, GetAll<'_>); 3] = [
+        ("get", &|keys| assert!(keys.iter().all(|key| ks.get(key).unwrap().is_some()))),
+        ("multi_get", &|keys| {
+            for keys in keys.chunks(100) {
+                assert!(ks.multi_get(keys).unwrap().iter().all(Option::is_some));
+            }
+        }),
+        ("get_async", &|keys| {
+            for keys in keys.chunks(1000) {
+                let gets: Vec<_> = keys.iter().map(|key| ks.get_async(key)).collect();
+                assert!(gets.into_iter().all(|get| get.wait().unwrap().is_some()));
+            }
+        }),
+    ];
+    for (way, get_all) in ways {
+        let reads = reads(&db, get_all);
+        eprintln!("{way}: {reads} reads for {GETS} gets");
+        assert!(reads * 100 <= GETS * 105, "{way}: {reads} reads for {GETS} gets");
+        assert!(reads * 100 >= GETS * 80, "{way}: {reads} reads are too few for {GETS} cold gets");
+    }
+}
