@@ -16,7 +16,7 @@ use crate::data::Random;
 use crate::drive::{Outcome, new_histogram};
 use crate::error::Result;
 use crate::machine::{Cost, Reading, now};
-use crate::workload::{MULTI_GET_KEYS, Step, Workload};
+use crate::workload::Workload;
 
 /// Bytes of one read, and the unit of a write.
 const PAGE_BYTES: usize = 4096;
@@ -40,8 +40,7 @@ pub fn has_loop_for(workload: &Workload) -> bool {
 pub fn run(workload: &Workload, dir: &Path, file_bytes: u64, time: Duration) -> Result<Ran> {
     let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
     if !workload.is_durable() {
-        let depth =
-            if workload.step == Step::MultiGet { MULTI_GET_KEYS } else { usize::from(workload.threads) };
+        let depth = workload.depth();
         let file = file_to_read(&*backend, dir, file_bytes)?;
         let how = format!("raw 4 KiB reads, {depth} in flight");
         return Ran::of(dir, how, || read_loop(&*backend, &file, (depth, time)));

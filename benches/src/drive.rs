@@ -14,7 +14,8 @@ use crate::data::{KEY_BYTES, Key, Random, Zipf, is_for, key, make_value};
 use crate::error::{Error, Result};
 use crate::machine::{now, pause};
 use crate::store::Store;
-use crate::workload::{BATCH_RECORDS, MULTI_GET_KEYS, Mix, SCAN_RECORDS, Step, Workload};
+use crate::tasks::Tasks;
+use crate::workload::{BATCH_RECORDS, GETS_UNDER_WAY, MULTI_GET_KEYS, Mix, SCAN_RECORDS, Step, Workload};
 
 /// How long, and on what.
 #[derive(Clone, Debug)]
@@ -168,6 +169,8 @@ struct Worker<'a> {
     value: Vec<u8>,
     batch: Vec<(Key, Vec<u8>)>,
     keys: Vec<Key>,
+    /// Gets under way, each with its key.
+    gets: Option<Tasks<'a, Key, Result<Option<Vec<u8>>>>>,
     operations: u64,
     user_bytes: u64,
     new_records: u64,
@@ -192,6 +195,7 @@ impl<'a> Worker<'a> {
             value: Vec::new(),
             batch: vec![([0; KEY_BYTES], Vec::new()); BATCH_RECORDS],
             keys: vec![[0; KEY_BYTES]; MULTI_GET_KEYS],
+            gets: None,
             operations: 0,
             user_bytes: 0,
             new_records: 0,
@@ -240,6 +244,7 @@ impl<'a> Worker<'a> {
             }
             Step::GetMissing => self.get_missing(),
             Step::MultiGet => self.multi_get(),
+            Step::GetAsync => self.get_async(),
             Step::ScanShort => {
                 let number = self.random.below(self.plan.records);
                 self.scan(number, SCAN_RECORDS)
@@ -317,6 +322,19 @@ impl<'a> Worker<'a> {
             right += usize::from(is_right);
         })?;
         if right == keys.len() { Ok(keys.len() as u64) } else { Err(self.wrong("multi_get")) }
+    }
+
+    /// Ends one get of as many as may be under way.
+    fn get_async(&mut self) -> Result<u64> {
+        let (store, records, random) = (self.store, self.plan.records, &mut self.random);
+        // Made here, on the thread that runs.
+        let gets = self.gets.get_or_insert_with(Tasks::new);
+        let (key, found) = gets.next(GETS_UNDER_WAY, || {
+            let key = key(random.below(records));
+            (key, store.begin_get(&key))
+        });
+        let is_right = found?.is_some_and(|value| is_for(&key, &value, self.value_bytes()));
+        if is_right { Ok(1) } else { Err(self.wrong("get_async")) }
     }
 
     fn scan(&mut self, number: u64, limit: usize) -> Result<u64> {
@@ -503,7 +521,7 @@ mod tests {
 
     #[test]
     fn one_damaged_value_fails_the_run() {
-        for name in ["get_hot/1", "get_cold/8", "multi_get", "ycsb_a"] {
+        for name in ["get_hot/1", "get_cold/8", "multi_get", "get_async_cold", "ycsb_a"] {
             let result = run("map", &map(100), &plan(name));
             assert!(matches!(result, Err(Error::Wrong { .. })), "{name}: {result:?}");
         }

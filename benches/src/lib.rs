@@ -18,4 +18,5 @@ pub mod result;
 pub mod store;
 pub mod stores;
 pub mod svg;
+mod tasks;
 pub mod workload;

@@ -265,7 +265,7 @@ fn text(header: &Header, table: &Table, failures: &[String]) -> String {
              processes used 10 % of the CPUs or more in some round. Ratio: Esker to the best of the others.\n\n";
     text += &ratios(table);
     text += "\n![Throughput](throughput.svg)\n\n## Against the device itself\n\nRaw loops on native AIO in the same \
-             rounds: 4 KiB reads with as many in flight as the workload has threads (32 for multi_get_cold), and a \
+             rounds: 4 KiB reads with as many in flight as the workload has threads (32 for multi_get_cold, 64 for get_async_cold), and a \
              group commit that does nothing else; how many a second, and the CPU time of each.\n\n";
     text += &device_table(table);
     text += "\n## Latency\n\nMicroseconds of a step: p50 / p99 / p99.9 / longest. A step of load is a batch of 1000, \

@@ -5,6 +5,7 @@
 //! [`Kind::setting`].
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::data::Key;
@@ -23,6 +24,9 @@ pub struct Config {
 
 /// Sees the value of a get.
 pub type SeeValue<'a> = dyn FnMut(&[u8]) + 'a;
+
+/// A get under way, with a copy of the value.
+pub type GetUnderWay<'a> = Pin<Box<dyn Future<Output = Result<Option<Vec<u8>>>> + Send + 'a>>;
 
 /// Sees the place of a key in the call, and its value.
 pub type SeeMany<'a> = dyn FnMut(usize, Option<&[u8]>) + 'a;
@@ -61,6 +65,13 @@ pub trait Store: Send + Sync {
             }
         }
         Ok(())
+    }
+
+    /// Begins a get, without waiting for the device where the store can do so.
+    fn begin_get(&self, key: &Key) -> GetUnderWay<'_> {
+        let mut copy = Vec::new();
+        let found = self.get(key, &mut |value| copy.extend_from_slice(value));
+        Box::pin(std::future::ready(found.map(|found| found.then_some(copy))))
     }
 
     /// Shows up to `limit` records in order from a key; says how many.

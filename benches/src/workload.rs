@@ -47,6 +47,8 @@ pub enum Step {
     GetMissing,
     /// Gets many keys that are there, in one call where the store has one.
     MultiGet,
+    /// Gets a key that is there, with many such gets under way from one thread where the store has gets that do not wait.
+    GetAsync,
     /// Walks over 100 records from a random one.
     ScanShort,
     /// Walks over everything.
@@ -90,6 +92,9 @@ pub struct Lengths {
 /// Keys in a call of `multi_get`.
 pub const MULTI_GET_KEYS: usize = 32;
 
+/// Gets that a thread has under way where they do not wait.
+pub const GETS_UNDER_WAY: usize = 64;
+
 /// Records in a batch of the load.
 pub const BATCH_RECORDS: usize = 1000;
 
@@ -115,7 +120,7 @@ const fn workload(name: &'static str, step: Step, threads: u16, goal: f64) -> Wo
     let unit = match step {
         Step::Put | Step::Overwrite => "puts",
         Step::Load => "records",
-        Step::Get | Step::GetMissing => "gets",
+        Step::Get | Step::GetMissing | Step::GetAsync => "gets",
         Step::MultiGet => "keys",
         Step::ScanShort => "scans",
         Step::ScanAll => "pairs",
@@ -129,7 +134,7 @@ const fn cold(name: &'static str, step: Step, threads: u16) -> Workload {
 }
 
 /// All workloads, in the order in which they run.
-pub const ALL: [Workload; 22] = [
+pub const ALL: [Workload; 23] = [
     workload("durable_put/1", Step::Put, 1, 1.0),
     workload("durable_put/8", Step::Put, 8, 1.5),
     workload("durable_put/64", Step::Put, 64, 2.5),
@@ -146,6 +151,7 @@ pub const ALL: [Workload; 22] = [
     cold("get_cold/8", Step::Get, 8),
     cold("get_cold/32", Step::Get, 32),
     cold("multi_get_cold", Step::MultiGet, 1),
+    cold("get_async_cold", Step::GetAsync, 1),
     workload("ycsb_a", mix(50, 50, 0, 0), 4, 2.5),
     workload("ycsb_b", mix(95, 5, 0, 0), 4, 2.0),
     workload("ycsb_c", mix(100, 0, 0, 0), 4, 1.25),
@@ -158,6 +164,15 @@ impl Workload {
     /// The workload of this name.
     pub fn named(name: &str) -> Option<Workload> {
         ALL.into_iter().find(|workload| workload.name == name)
+    }
+
+    /// Reads that a store can have in flight at once.
+    pub fn depth(&self) -> usize {
+        match self.step {
+            Step::MultiGet => MULTI_GET_KEYS,
+            Step::GetAsync => GETS_UNDER_WAY,
+            _ => usize::from(self.threads),
+        }
     }
 
     /// Whether every put must survive a loss of power before it returns.
@@ -267,7 +282,7 @@ mod tests {
         let names =
             |list| parse(list).map(|all| all.iter().map(|workload| workload.name).collect::<Vec<_>>());
         assert_eq!(names("overwrite, put/1").ok(), Some(vec!["put/1", "overwrite"]));
-        assert_eq!(names("all").map(|names| names.len()).ok(), Some(22));
+        assert_eq!(names("all").map(|names| names.len()).ok(), Some(23));
         let error = names("put/1,put/3").expect_err("there is no put/3").to_string();
         assert!(error.contains("`put/3`"), "{error}");
         assert!(error.contains("durable_put/64"), "{error}");

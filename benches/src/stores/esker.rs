@@ -2,7 +2,7 @@
 
 use crate::data::Key;
 use crate::error::{Error, Result};
-use crate::store::{Config, Kind, SeeMany, SeeRecord, SeeValue, Store};
+use crate::store::{Config, GetUnderWay, Kind, SeeMany, SeeRecord, SeeValue, Store};
 
 use esker::{Db, Durability, Keyspace};
 
@@ -14,7 +14,7 @@ pub(crate) const KIND: Kind = Kind {
     package: "esker",
     setting: "memory budget of the limit less 16 MiB (direct I/O, so no page cache); LZ4; synced: `Durability::Power`; \
               unsynced: `Durability::Process`, which survives the death of the process, and loss of power after 10 ms. \
-              Gets copy the value (`get`), `multi_get_with` does not.",
+              Gets copy the value (`get`, `get_async`), `multi_get_with` does not.",
     open,
 };
 
@@ -58,6 +58,14 @@ impl Store for Esker {
 
     fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
         self.keyspace.multi_get_with(keys, see).map_err(Error::store(NAME, "multi_get"))
+    }
+
+    fn begin_get(&self, key: &Key) -> GetUnderWay<'_> {
+        let get = self.keyspace.get_async(key);
+        Box::pin(async {
+            let found = get.await.map_err(Error::store(NAME, "get_async"))?;
+            Ok(found.map(Vec::from))
+        })
     }
 
     fn scan(&self, from: &Key, limit: usize, see: &mut SeeRecord<'_>) -> Result<u64> {
