@@ -20,8 +20,8 @@ crash:
     cargo test -p esker --locked crash
     cargo test -p kvtool --test kill --locked
 
-# Check, and what takes long, in at most 25 minutes on two cores: processes killed, schedules, the torture, every planted bug, sanitizers
-deep: check && loom torture planted asan tsan
+# Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, fuzzers, sanitizers
+deep: check && loom torture planted (fuzz "30") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
@@ -56,6 +56,25 @@ tsan:
         cargo test -Zbuild-std -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" \
         cargo test -Zbuild-std -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked memtable
+
+# Every decoder and whole stores under libFuzzer, T seconds each, two at a time (or only NAMES); needs a C++ compiler
+fuzz T="60" *NAMES="":
+    tools/fuzz/run {{T}} {{NAMES}}
+
+# The inputs that fuzzers start from, and N changed ones of each, without a fuzzer and on any machine
+fuzz-replay N="500":
+    cargo fmt --manifest-path tools/fuzz/Cargo.toml --check
+    RUSTFLAGS="--cfg fuzzing" cargo run --release --locked --manifest-path tools/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- \
+        replay tools/fuzz/corpus {{N}}
+
+# Lints of the fuzzers' part, which `check` does not see
+fuzz-lints:
+    RUSTFLAGS="--cfg fuzzing" cargo clippy --locked --manifest-path tools/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- -D warnings
+
+# The inputs that fuzzers start from, cut out of real stores anew
+fuzz-corpus:
+    RUSTFLAGS="--cfg fuzzing" cargo run --release --locked --manifest-path tools/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- \
+        write tools/fuzz/corpus
 
 # Benches; NAME is a filter
 bench NAME="":

@@ -67,6 +67,9 @@ mod edit;
 mod error;
 mod files;
 mod flush;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod get_async;
 mod handle;
 mod iter;

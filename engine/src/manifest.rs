@@ -407,7 +407,8 @@ fn read(files: &Files, number: u64) -> Result<Option<Version>> {
     Ok(Some(version))
 }
 
-fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
+/// The version that a stream of edits builds.
+pub(crate) fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
     let corrupt =
         |what: &'static str, expected: &str| Error::corrupt(path, 0, what, expected, "something else");
     let mut version = Version::default();

@@ -31,6 +31,10 @@ mod block_tests;
 mod cursor;
 mod filter;
 mod footer;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+#[cfg(fuzzing)]
+mod fuzzing_file;
 mod index;
 mod reader;
 #[cfg(test)]

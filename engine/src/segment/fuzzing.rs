@@ -1,0 +1,277 @@
+//! What a fuzzer may reach of this folder: one function for each decoder, which takes any bytes and panics where a
+//! promise is broken. Compiled under `--cfg fuzzing` only.
+//!
+//! The first byte of an input chooses the way in: the bytes as they are, or made to fit what would refuse them at once
+//! (checksums, lengths), or a list that the encoder writes and the decoder must give back.
+//!
+//! Invariant: nothing here hands a decoder out; what is compared is compared here.
+
+use std::path::Path;
+
+use super::block::{Block, CODEC_LZ4, CODEC_NONE, RAW_HEADER_BYTES};
+use super::block_builder::BlockBuilder;
+use super::filter::Filter;
+use super::footer::{FOOTER_BYTES, Footer, UNIT_BYTES};
+use super::fuzzing_file::{Owned, entries_of};
+use super::index::{Index, IndexBuilder, Place};
+use crate::coding::{Put, Reader};
+use crate::key::{Entry, Seq, key_hash};
+
+pub use super::fuzzing_file::segment;
+
+/// Keys that are looked up in one input: a small input may unpack to many.
+const MOST_PROBES: usize = 16;
+
+/// A stored block: structure, both searches, and every entry; what passes the check of a verification is written anew
+/// and read back.
+pub fn block(data: &[u8]) {
+    let Some((way, rest)) = data.split_first() else { return };
+    match way % 4 {
+        0 => any_block(rest),
+        1 => any_block(&stored(CODEC_NONE, rest.len(), rest)),
+        2 => any_block(&stored(CODEC_LZ4, rest.len(), &lz4_flex::block::compress(rest))),
+        _ => built_block(rest, way & 4 != 0),
+    }
+}
+
+fn stored(codec: u8, raw_len: usize, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(8 + body.len());
+    bytes.put_u32(u32::try_from(raw_len).expect("an input is short"));
+    bytes.extend_from_slice(&[codec, 0, 0, 0]);
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn any_block(bytes: &[u8]) {
+    let Ok(block) = Block::decode(bytes, bytes.len()) else { return };
+    let _ = (block.memory_bytes(), block.touch());
+    let step = block.len().div_ceil(MOST_PROBES);
+    for i in (0..block.len()).step_by(step) {
+        let spot = block.spot(i);
+        assert_eq!((spot.seq, spot.kind), (block.seq(i), block.kind(i)));
+        assert_eq!(block.value_at(&spot), block.value(i));
+        assert!(block.bytes_from(&spot).starts_with(block.suffix(i)));
+        probe(&block, &[block.prefix(), block.suffix(i)].concat());
+    }
+    probe(&block, &bytes[bytes.len().min(RAW_HEADER_BYTES)..bytes.len().min(64)]);
+    let mut entries = Vec::new();
+    let checked = block.check(|entry, hash| {
+        assert_eq!(hash, key_hash(entry.key));
+        entries.push((entry.key.to_vec(), entry.seq, entry.kind, entry.value.to_vec()));
+    });
+    // One that was not made by the writer may be out of order, and then only answers anything.
+    if checked.is_ok() {
+        must_hold(&block, &entries);
+        must_hold(&rebuilt(&entries, false), &entries);
+        must_hold(&rebuilt(&entries, true), &entries);
+    }
+}
+
+fn probe(block: &Block, key: &[u8]) {
+    assert!(block.lower_bound(key) <= block.len());
+    for snapshot in [Seq::new(0), Seq::new(1 << 20), Seq::new(u64::MAX)] {
+        if let Some(i) = block.find(key, key_hash(key), snapshot) {
+            assert!(block.is_key(i, key), "another key was found");
+            assert!(block.seq(i) < snapshot, "an entry from after the snapshot was found");
+        }
+    }
+}
+
+fn rebuilt(entries: &[Owned], compress: bool) -> Block {
+    let mut builder = BlockBuilder::default();
+    for (key, seq, kind, value) in entries {
+        builder.add(&Entry { key, seq: *seq, kind: *kind, value }, key_hash(key));
+    }
+    let encoded = builder.finish(compress);
+    assert!(encoded.bytes.len().is_multiple_of(UNIT_BYTES));
+    Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded")
+}
+
+/// The block holds these, in internal order, and finds each.
+fn must_hold(block: &Block, entries: &[Owned]) {
+    assert_eq!(block.len(), entries.len());
+    let step = entries.len().div_ceil(MOST_PROBES);
+    for (i, (key, seq, kind, value)) in entries.iter().enumerate().step_by(step) {
+        assert!(block.is_key(i, key), "key {i}");
+        assert_eq!((block.seq(i), block.kind(i), block.value(i)), (*seq, *kind, &value[..]));
+        let first = entries.partition_point(|entry| entry.0 < *key);
+        assert_eq!(block.lower_bound(key), first);
+        if let Some(after) = seq.get().checked_add(1) {
+            assert_eq!(block.find(key, key_hash(key), Seq::new(after)), Some(i));
+        }
+        let mut longer = key.clone();
+        longer.push(0);
+        assert_eq!(
+            block.lower_bound(&longer),
+            entries.partition_point(|entry| entry.0 < longer),
+            "after {key:?}"
+        );
+    }
+    let has_twins = entries.windows(2).any(|pair| pair[0].0 == pair[1].0);
+    assert_eq!(block.is_distinct(), !has_twins);
+}
+
+/// Entries from the input, as the writer makes a block of them.
+fn built_block(data: &[u8], compress: bool) {
+    let mut entries = entries_of(data);
+    entries.truncate(200);
+    if !entries.is_empty() {
+        must_hold(&rebuilt(&entries, compress), &entries);
+    }
+}
+
+/// The index: its search against a walk, and that what is accepted is what the encoder writes.
+pub fn index(data: &[u8]) {
+    let Some((way, rest)) = data.split_first() else { return };
+    match way % 3 {
+        0 => {
+            let Some((end, bytes)) = rest.split_first_chunk() else { return };
+            any_index(bytes, u64::from_le_bytes(*end), rest);
+        }
+        1 => {
+            let mut bytes = rest.to_vec();
+            let end = place_blocks(&mut bytes);
+            any_index(&bytes, end, rest);
+        }
+        _ => built_index(rest),
+    }
+}
+
+/// Puts each block behind the one before; says where the last one ends.
+fn place_blocks(bytes: &mut [u8]) -> u64 {
+    let word = |bytes: &[u8], at: usize| Reader::new(bytes.get(at..).unwrap_or_default()).u32();
+    let blocks = word(bytes, 0).and_then(|blocks| usize::try_from(blocks).ok()).unwrap_or(0);
+    let mut end = 0_u64;
+    for block in 0..blocks.min(bytes.len() / 16) {
+        let len = u64::from(word(bytes, 16 + 4 * (blocks + block)).unwrap_or(0));
+        let unit = u32::try_from(end / UNIT_BYTES as u64).unwrap_or(u32::MAX);
+        if let Some(field) = bytes.get_mut(16 + 4 * block..).and_then(<[u8]>::first_chunk_mut) {
+            *field = unit.to_le_bytes();
+        }
+        end = end.saturating_add(len.next_multiple_of(UNIT_BYTES as u64));
+    }
+    end
+}
+
+fn any_index(bytes: &[u8], blocks_end: u64, probes: &[u8]) {
+    let Ok(index) = Index::decode(bytes, blocks_end) else { return };
+    let _ = index.memory_bytes();
+    let mut builder = IndexBuilder::default();
+    builder.set_smallest(index.smallest());
+    for block in 0..index.blocks() {
+        let place = index.place(block).expect("a block that is counted has a place");
+        assert!(place.offset + place.padded_bytes() as u64 <= blocks_end);
+        builder.add(place, index.separator(block), None);
+    }
+    assert_eq!(builder.encode(), bytes, "an index has one form");
+    assert_eq!(index.place(index.blocks()), None);
+    let step = index.blocks().div_ceil(MOST_PROBES);
+    for block in (0..index.blocks()).step_by(step) {
+        let separator = index.separator(block).to_vec();
+        must_find(&index, &separator);
+        must_find(&index, &separator[..separator.len() - 1]);
+        must_find(&index, &[&separator[..], &[0]].concat());
+    }
+    for probe in probes.chunks(9).take(8) {
+        must_find(&index, probe);
+    }
+}
+
+fn must_find(index: &Index, key: &[u8]) {
+    let walked = (0..index.blocks()).find(|block| index.separator(*block) >= key);
+    assert_eq!(index.find(key), walked, "{key:?}");
+}
+
+/// Blocks of two keys each, as a writer indexes them.
+fn built_index(data: &[u8]) {
+    let keys: Vec<Vec<u8>> = entries_of(data).into_iter().map(|entry| entry.0).collect();
+    let Some(smallest) = keys.first() else { return };
+    let mut builder = IndexBuilder::default();
+    builder.set_smallest(smallest);
+    let mut offset = 0;
+    let blocks: Vec<_> = keys.chunks(2).collect();
+    for (i, block) in blocks.iter().enumerate() {
+        let place = Place { offset, len_bytes: 1 + i * 100, crc: 7 };
+        offset += place.padded_bytes() as u64;
+        let next = blocks.get(i + 1).and_then(|next| next.first());
+        builder.add(place, &block[block.len() - 1], next.map(Vec::as_slice));
+    }
+    let index = Index::decode(&builder.encode(), offset).expect("what was encoded is decoded");
+    for (i, block) in blocks.iter().enumerate() {
+        let last = &block[block.len() - 1];
+        assert!(index.separator(i) >= &last[..], "a separator below its block");
+        let found = index.find(last).expect("a key that is there");
+        assert!(found <= i, "a key is looked for behind its block");
+        assert!(blocks[found..=i].iter().all(|block| block.contains(last)), "a key is looked for elsewhere");
+    }
+}
+
+/// The filter: one form, and no key that was put in is denied.
+pub fn filter(data: &[u8]) {
+    let Some((way, rest)) = data.split_first() else { return };
+    if way % 2 == 0 {
+        let Ok(filter) = Filter::decode(rest) else { return };
+        let _ = filter.memory_bytes();
+        assert_eq!(filter.encode(), rest, "a filter has one form");
+        for probe in rest.chunks(8).take(MOST_PROBES) {
+            let _ = filter.may_contain(key_hash(probe));
+        }
+        return;
+    }
+    let hashes: Vec<u64> = rest.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let bytes = Filter::build(&hashes, u32::from(way / 2)).encode();
+    let filter = Filter::decode(&bytes).expect("what was encoded is decoded");
+    assert_eq!(filter.encode(), bytes);
+    assert!(hashes.iter().all(|hash| filter.may_contain(*hash)), "a filter forgets a key");
+}
+
+/// The footer: what passes is in order, and has one form.
+pub fn footer(data: &[u8]) {
+    let Some((way, rest)) = data.split_first() else { return };
+    let mut bytes = rest.to_vec();
+    if way % 2 == 1 {
+        bytes.resize(FOOTER_BYTES - 4, 0);
+        let crc = crc32fast::hash(&bytes);
+        bytes.put_u32(crc);
+    }
+    let Ok((footer, crc)) = Footer::decode(&bytes, Path::new("fuzzed"), 0) else { return };
+    let (mut again, _) = footer.encode();
+    // What a reader does not know of it does not read.
+    again[128..].copy_from_slice(&bytes[128..]);
+    assert!(again == bytes, "a footer has one form");
+    assert_eq!(crc, crc32fast::hash(&bytes[..FOOTER_BYTES - 4]));
+    assert!(footer.index.offset + footer.index.len_bytes <= footer.filter.offset);
+    assert!(footer.filter.offset + footer.filter.len_bytes <= footer.size_bytes - FOOTER_BYTES as u64);
+}
+
+/// The parts of a segment file as inputs: the name of the function above, and bytes. Empty if it is none.
+#[must_use]
+pub fn parts(file: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    split(file).unwrap_or_default()
+}
+
+fn split(file: &[u8]) -> Option<Vec<(&'static str, Vec<u8>)>> {
+    let tail = file.get(file.len().checked_sub(FOOTER_BYTES)?..)?;
+    let footer = Footer::decode(tail, Path::new("specimen"), 0).ok()?.0;
+    let part = |offset: u64, len: u64| {
+        let start = usize::try_from(offset).ok()?;
+        file.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+    };
+    let index = part(footer.index.offset, footer.index.len_bytes)?;
+    let decoded = Index::decode(index, footer.index.offset).ok()?;
+    let first = decoded.place(0)?;
+    let with = |way: u8, bytes: &[u8]| [&[way], bytes].concat();
+    let block = part(0, first.len_bytes as u64)?;
+    let mut parts = vec![
+        ("block", with(0, block)),
+        ("index", with(0, &[&footer.index.offset.to_le_bytes(), index].concat())),
+        ("index", with(1, index)),
+        ("filter", with(0, part(footer.filter.offset, footer.filter.len_bytes)?)),
+        ("footer", with(1, &tail[..128])),
+    ];
+    if block.get(4) == Some(&CODEC_NONE) {
+        parts.push(("block", with(1, &block[8..])));
+        parts.push(("block", with(2, &block[8..])));
+    }
+    Some(parts)
+}
