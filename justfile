@@ -35,6 +35,12 @@ torture STATES="2000000":
     {{tunables}} target/release/kvtorture errors --workloads 10 --json
     {{tunables}} target/release/kvtorture sweep --json
 
+# A real store on the disk below target, MINUTES long: killed, its device failing now and then, compared after each
+soak MINUTES="5":
+    cargo build --release --locked -p kvtool --bin kvtorture
+    rm -rf target/soak
+    target/release/kvtorture soak --minutes {{MINUTES}} --dir target/soak --json
+
 # Which planted bugs the torture finds; NAME is a filter
 planted NAME="":
     {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --json --only "{{NAME}}"

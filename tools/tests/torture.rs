@@ -92,3 +92,13 @@ fn a_damaged_store_gives_the_right_value_or_says_corrupt() {
     );
     assert!(count(&counts, "detected") > count(&counts, "images") / 10, "{counts}");
 }
+
+#[test]
+fn a_store_on_the_real_disk_survives_kills_and_faults() {
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory can be made");
+    let dir = temp.path().join("soak");
+    let dir = dir.to_str().expect("text");
+    let figures = torture(&["soak", "--minutes", "0.25", "--dir", dir]);
+    must_be_positive(&figures, &["kills", "verified", "writes", "reads", "scans", "snapshots", "jobs"]);
+    assert!(count(&figures, "kills") >= 3, "{figures}");
+}

@@ -1,4 +1,5 @@
-//! `kvtorture`: breaks the store on a simulated machine, again and again, and compares what is left with a model.
+//! `kvtorture`: breaks the store on a simulated machine, again and again, and compares what is left with a model; or on
+//! the real one, by killing it.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ mod report;
 mod runner;
 mod shapes;
 mod sim;
+mod soak;
 mod sweep;
 mod workload;
 mod world;
@@ -27,6 +29,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::explore::Distinct;
 use crate::report::{Check, Failure, Tally, complain, say};
 use crate::runner::{Cases, Settings};
+use crate::soak::{SoakArgs, WorkerArgs};
 use crate::sweep::Sweep;
 
 /// Breaks an Esker store on a simulated machine and compares what is left with a model.
@@ -106,6 +109,11 @@ enum Command {
         #[arg(long, default_value = "")]
         only: String,
     },
+    /// A real store on a real disk, its process killed again and again and its device failing now and then.
+    Soak(SoakArgs),
+    /// The process that `soak` kills.
+    #[command(hide = true)]
+    SoakWorker(WorkerArgs),
 }
 
 #[derive(Debug, Args)]
@@ -147,6 +155,8 @@ fn main() -> ExitCode {
         Command::Errors { common, .. } => (common, "errors", true),
         Command::Sweep { common, .. } => (common, "sweep", true),
         Command::Planted { common, .. } => (common, "planted", true),
+        Command::Soak(args) => return verdict(soak::run(args)),
+        Command::SoakWorker(args) => return verdict(soak::work(args)),
     };
     let settings = common.settings(has_limit);
     let started = settings.clock.now();
@@ -160,13 +170,15 @@ fn main() -> ExitCode {
         }
         Command::Sweep { piece, step, .. } => run_sweep(&settings, *piece, (*step).max(1)),
         Command::Planted { only, .. } => planted::run(&settings, only),
+        Command::Soak(_) | Command::SoakWorker(_) => unreachable!("these have returned"),
     };
     let took = settings.clock.now().saturating_sub(started);
+    verdict(result.map(|tally| report(name, &settings, &tally, took, common.json)))
+}
+
+fn verdict(result: Check) -> ExitCode {
     match result {
-        Ok(tally) => {
-            report(name, &settings, &tally, took, common.json);
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             complain(&failure);
             ExitCode::FAILURE
