@@ -40,6 +40,10 @@ soak MINUTES="5":
     cargo build --release --locked -p kvtool --bin kvtorture
     rm -rf target/soak
     target/release/kvtorture soak --minutes {{MINUTES}} --dir target/soak --json
+# Power cuts below ext4, XFS and btrfs of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices
+kernel STATES="3000":
+    cargo build --release --locked -p kvtool --bin kvtorture
+    target/release/kvtorture kernel --states {{STATES}} --json
 
 # Which planted bugs the torture finds; NAME is a filter
 planted NAME="":

@@ -94,11 +94,13 @@ impl Config {
         self
     }
 
-    /// The options, on this machine.
+    /// The options, on this simulated machine.
     pub(crate) fn builder(&self, sim: &SimBackend) -> Builder {
+        self.options().backend(Arc::new(sim.clone())).background(Background::Manual)
+    }
+
+    fn options(&self) -> Builder {
         Db::builder()
-            .backend(Arc::new(sim.clone()))
-            .background(Background::Manual)
             .memory_budget_bytes(self.budget)
             .durability(self.durability)
             .compress(self.compress)
@@ -117,6 +119,11 @@ impl Config {
     /// Opens the store by the production recovery.
     pub(crate) fn open(&self, sim: &SimBackend) -> esker::Result<Db> {
         self.builder(sim).open(Path::new(ROOT))
+    }
+
+    /// Opens the store in a directory of the real machine.
+    pub(crate) fn open_in(&self, directory: &Path, background: Background) -> esker::Result<Db> {
+        self.options().background(background).open(directory)
     }
 }
 

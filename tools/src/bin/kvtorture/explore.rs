@@ -27,7 +27,7 @@ impl Distinct {
     }
 
     /// Whether it is new.
-    fn add(&self, fingerprint: u64) -> bool {
+    pub(crate) fn add(&self, fingerprint: u64) -> bool {
         let shard = usize::try_from(fingerprint % 16).unwrap_or(0);
         self.0[shard].lock().insert(fingerprint)
     }

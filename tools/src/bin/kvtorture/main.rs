@@ -1,5 +1,5 @@
-//! `kvtorture`: breaks the store on a simulated machine, again and again, and compares what is left with a model; or on
-//! the real one, by killing it.
+//! `kvtorture`: breaks the store on a simulated machine, and below the real kernel, again and again, and compares what is
+//! left with a model; or on the real disk, by killing it.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ mod config;
 mod errors;
 mod explore;
 mod held;
+mod kernel;
 mod model;
 mod modelcheck;
 mod planted;
@@ -20,6 +21,7 @@ mod sweep;
 mod workload;
 mod world;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -101,6 +103,30 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         step: usize,
     },
+    /// Power cuts below the file systems of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices;
+    /// what cannot be tried is skipped, and said.
+    Kernel {
+        #[command(flatten)]
+        common: Common,
+        /// Which file systems.
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "ext4,xfs,btrfs")]
+        fs: Vec<kernel::Fs>,
+        /// Stop after at least so many different states on ext4, and a tenth of it on each of the others.
+        #[arg(long, default_value_t = 3000)]
+        states: u64,
+        /// Keep the disk of a failure in this directory.
+        #[arg(long)]
+        keep: Option<PathBuf>,
+        /// Run this workload only.
+        #[arg(long)]
+        case: Option<u64>,
+    },
+    /// The child of `kernel` that mounts its disk.
+    #[command(hide = true)]
+    KernelHand {
+        #[arg(value_enum)]
+        fs: kernel::Fs,
+    },
     /// Wakes each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
     Planted {
         #[command(flatten)]
@@ -154,9 +180,11 @@ fn main() -> ExitCode {
         }
         Command::Errors { common, .. } => (common, "errors", true),
         Command::Sweep { common, .. } => (common, "sweep", true),
+        Command::Kernel { common, .. } => (common, "kernel", true),
         Command::Planted { common, .. } => (common, "planted", true),
         Command::Soak(args) => return verdict(soak::run(args)),
         Command::SoakWorker(args) => return verdict(soak::work(args)),
+        Command::KernelHand { fs } => return kernel::run_hand(*fs),
     };
     let settings = common.settings(has_limit);
     let started = settings.clock.now();
@@ -169,8 +197,14 @@ fn main() -> ExitCode {
             run_errors(&settings, *workloads, *case, (*at, (*step).max(1)))
         }
         Command::Sweep { piece, step, .. } => run_sweep(&settings, *piece, (*step).max(1)),
+        Command::Kernel { fs, states, keep, case, .. } => {
+            let (states, keep, case) = (*states, keep.as_deref(), *case);
+            kernel::run(&settings, &kernel::Plan { systems: fs, states, keep, case })
+        }
         Command::Planted { only, .. } => planted::run(&settings, only),
-        Command::Soak(_) | Command::SoakWorker(_) => unreachable!("these have returned"),
+        Command::Soak(_) | Command::SoakWorker(_) | Command::KernelHand { .. } => {
+            unreachable!("these have returned")
+        }
     };
     let took = settings.clock.now().saturating_sub(started);
     verdict(result.map(|tally| report(name, &settings, &tally, took, common.json)))

@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// The pairs of one keyspace.
 pub(crate) type Table = BTreeMap<Bytes, Bytes>;
@@ -41,14 +42,14 @@ pub(crate) struct ModelWrite {
 }
 
 /// How far each history has got.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Prefix {
     pub(crate) commits: usize,
     pub(crate) edits: usize,
 }
 
 /// Which prefixes a crash may leave.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Bounds {
     pub(crate) commits: RangeInclusive<usize>,
     pub(crate) edits: RangeInclusive<usize>,
@@ -66,7 +67,7 @@ impl Bounds {
 }
 
 /// What was acknowledged and what was submitted, at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Acks {
     /// Survives the death of the process.
     pub(crate) process: Prefix,

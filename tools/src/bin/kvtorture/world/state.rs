@@ -1,15 +1,16 @@
-//! A store on a simulated machine beside its model: runs operations on both, compares, and keeps count of what was
-//! acknowledged.
+//! A store on a simulated machine (or on the real one) beside its model: runs operations on both, compares, and keeps
+//! count of what was acknowledged.
 //!
 //! Invariants: `acks` is brought up to date before each call into the store and right after it, so that whoever watches
 //! the disk during the call sees what may be asked of it; an error of the store is not a failure of the world: it is
 //! handed to the caller, who knows whether one was due.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aio::SimBackend;
 use aio::sim::{DiskImage, EventKind};
-use esker::{Db, Error, Keyspace, Seq};
+use esker::{Background, Db, Error, Keyspace, Seq};
 use parking_lot::Mutex;
 
 use crate::check::compare;
@@ -46,6 +47,8 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) sim: SimBackend,
+    /// The store stands here, on the real machine; the simulated one is idle then.
+    real: Option<(PathBuf, Background)>,
     pub(crate) config: &'static Config,
     pub(crate) model: Model,
     pub(super) acks: Arc<Mutex<Acks>>,
@@ -67,6 +70,7 @@ impl World {
     pub(crate) fn new(seed: u64, config: usize) -> World {
         World {
             sim: SimBackend::new(seed),
+            real: None,
             config: &CONFIGS[config],
             model: Model::new(),
             acks: Arc::default(),
@@ -79,6 +83,11 @@ impl World {
             records: 0,
             points: None,
         }
+    }
+
+    /// The same, for a store in a directory of the real machine.
+    pub(crate) fn in_directory(directory: PathBuf, background: Background, config: usize) -> World {
+        World { real: Some((directory, background)), ..World::new(0, config) }
     }
 
     /// Collects the disk before every event from now on, on this machine and on later ones.
@@ -116,8 +125,14 @@ impl World {
     /// # Errors
     /// The store did not open, or holds something else.
     pub(crate) fn open(&mut self, bounds: &Bounds) -> Check<Prefix> {
-        let db = self.config.open(&self.sim).map_err(|error| Failure::from(error).at("open"))?;
-        check_files(&self.sim, &db)?;
+        let opened = match &self.real {
+            Some((directory, background)) => self.config.open_in(directory, *background),
+            None => self.config.open(&self.sim),
+        };
+        let db = opened.map_err(|error| Failure::from(error).at("open"))?;
+        if self.real.is_none() {
+            check_files(&self.sim, &db)?;
+        }
         let found = compare(&db, &self.model, bounds)?;
         self.db = Some(db);
         self.records = 0;

@@ -1,0 +1,147 @@
+//! One disk and the hand that works on it.
+//!
+//! Invariant: once it is dropped, nothing is left of either: the hand is killed, its mounts and its loop device go with
+//! it, and the threads of the disk end when the kernel lets go of their file.
+
+use std::fmt::Debug;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+
+use super::device::Device;
+use super::image::{Event, Image};
+use super::protocol::{Answer, Fs, Link, Look, Order, Play};
+use crate::model::{Acks, Prefix};
+use crate::report::{Check, Failure};
+
+/// The log of a disk while a store lived on it.
+#[derive(Debug)]
+pub(super) struct Life {
+    /// What the disk held before.
+    pub(super) base: Image,
+    pub(super) events: Vec<Event>,
+    /// After how many events what was acknowledged and submitted, rising. The first is that of the open.
+    pub(super) stamps: Vec<(usize, Acks)>,
+    /// What the store said that nobody asked for.
+    pub(super) wrong: Option<String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) device: Device,
+    hand: Child,
+    link: Link,
+    /// With an empty file system.
+    formatted: Image,
+}
+
+impl Lane {
+    /// A disk with an empty file system, and a hand on it.
+    pub(super) fn new(fs: Fs, seed: u64) -> Check<Lane> {
+        let device = Device::open(fs.disk_bytes(), seed).map_err(|error| cannot("open /dev/fuse", error))?;
+        let (hand, link) = start_hand(fs, &device).map_err(|error| cannot("start the hand", error))?;
+        let formatted = device.image();
+        let mut lane = Lane { device, hand, link, formatted };
+        lane.expect_done()?;
+        lane.device.serve().map_err(|error| cannot("start threads", error))?;
+        lane.order(&Order::Attach)?;
+        lane.order(&Order::Format)?;
+        lane.formatted = lane.device.image();
+        Ok(lane)
+    }
+
+    /// An empty file system again.
+    pub(super) fn clear(&mut self) {
+        self.device.set_image(self.formatted.clone());
+    }
+
+    /// Runs one life on what the disk holds, and ends it by a crash.
+    ///
+    /// # Errors
+    /// The hand is gone, or cannot unmount.
+    pub(super) fn play(&mut self, play: Play) -> Check<Life> {
+        let base = self.device.image();
+        self.device.start_log();
+        self.send(&Order::Play(play))?;
+        let mut stamps = Vec::new();
+        let wrong = loop {
+            match self.receive()? {
+                Answer::Did(acks) => {
+                    stamps.push((self.device.position(), acks));
+                    self.send(&Order::Go)?;
+                }
+                Answer::Done => break None,
+                Answer::Wrong(what) => break Some(what),
+                other @ Answer::Found(_) => return Err(unexpected(&other)),
+            }
+        };
+        let events = self.device.take_log();
+        self.order(&Order::Rest)?;
+        Ok(Life { base, events, stamps, wrong })
+    }
+
+    /// Looks at what the disk holds; the inner error is what is wrong with it.
+    ///
+    /// # Errors
+    /// The hand is gone.
+    pub(super) fn look(&mut self, look: Look) -> Check<Result<Prefix, String>> {
+        self.send(&Order::Look(look))?;
+        match self.receive()? {
+            Answer::Found(prefix) => Ok(Ok(prefix)),
+            Answer::Wrong(what) => Ok(Err(what)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn order(&mut self, order: &Order) -> Check {
+        self.send(order)?;
+        self.expect_done()
+    }
+
+    fn expect_done(&mut self) -> Check {
+        match self.receive()? {
+            Answer::Done => Ok(()),
+            Answer::Wrong(what) => Err(Failure::new(what)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn send(&mut self, order: &Order) -> Check {
+        self.link.send(order).map_err(|error| cannot("talk to the hand", error))
+    }
+
+    fn receive(&mut self) -> Check<Answer> {
+        let answer = self.link.receive().map_err(|error| cannot("listen to the hand", error))?;
+        answer.ok_or_else(|| match self.hand.wait() {
+            Ok(status) => Failure::new(format!("the hand ended: {status}")),
+            Err(error) => cannot("wait for the hand", error),
+        })
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.hand.kill();
+        let _ = self.hand.wait();
+    }
+}
+
+/// Starts this program again, in a mount namespace of its own.
+fn start_hand(fs: Fs, device: &Device) -> std::io::Result<(Child, Link)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let program = std::env::current_exe()?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--"]).arg(program).args(["kernel-hand", fs.name()]);
+    command.stdin(Stdio::from(device.connection()?)).stdout(Stdio::from(OwnedFd::from(theirs)));
+    Ok((command.spawn()?, Link::new(ours)?))
+}
+
+fn cannot(what: &str, error: impl Into<std::io::Error>) -> Failure {
+    Failure::new(format!("cannot {what}: {}", error.into()))
+}
+
+fn unexpected(answer: &impl Debug) -> Failure {
+    Failure::new(format!("the hand said {answer:?}"))
+}

@@ -1,0 +1,148 @@
+//! What the two processes say to each other: one JSON object a line, an order and its answer in turn.
+//!
+//! The *head* owns the disk and decides; the *hand* is a child that does everything that touches the disk: it mounts,
+//! runs the store, and compares. So the head never waits for its own disk, and when it dies, the disk is gone for the
+//! hand, which then ends with errors instead of hanging.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::ops::Range;
+use std::os::unix::net::UnixStream;
+
+use clap::ValueEnum;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Acks, Bounds, Prefix};
+
+/// A file system of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub(crate) enum Fs {
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl Fs {
+    /// As `mount` and `mkfs` call it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Fs::Ext4 => "ext4",
+            Fs::Xfs => "xfs",
+            Fs::Btrfs => "btrfs",
+        }
+    }
+
+    /// A disk that is about as small as it allows.
+    pub(super) fn disk_bytes(self) -> u64 {
+        let mib = match self {
+            Fs::Ext4 => 48,
+            Fs::Xfs => 304,
+            Fs::Btrfs => 128,
+        };
+        mib << 20
+    }
+
+    /// A block that it trusts the disk to write whole, since it has nothing else to begin with: its superblock, whose
+    /// checksum covers more than a sector. That of XFS is a sector.
+    pub(super) fn superblock(self) -> Range<u64> {
+        match self {
+            Fs::Ext4 => 0..4 << 10,
+            Fs::Xfs => 0..0,
+            Fs::Btrfs => 64 << 10..68 << 10,
+        }
+    }
+
+    /// How it is made: without a discard of the whole disk, and ext4 without a thread that goes on with it later.
+    pub(super) fn mkfs(self) -> &'static [&'static str] {
+        match self {
+            Fs::Ext4 => {
+                const LAZY: &str = "nodiscard,lazy_itable_init=0,lazy_journal_init=0";
+                &["mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", "-N", "512", "-E", LAZY]
+            }
+            Fs::Xfs => &["mkfs.xfs", "-q", "-K", "-f"],
+            Fs::Btrfs => &["mkfs.btrfs", "-q", "-K", "-f"],
+        }
+    }
+}
+
+/// One life of a store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Play {
+    /// Of the operations.
+    pub(super) seed: u64,
+    pub(super) ops: usize,
+    /// How it is opened.
+    pub(super) config: usize,
+    /// Whether the store has threads of its own.
+    pub(super) threads: bool,
+    /// What a crash left, if this is not the first life.
+    pub(super) bounds: Option<Bounds>,
+}
+
+/// One crash state to be looked at.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Look {
+    pub(super) bounds: Bounds,
+    pub(super) config: usize,
+    /// Open it a second time.
+    pub(super) again: bool,
+    pub(super) verify: bool,
+}
+
+/// From the head.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Make the disk a block device.
+    Attach,
+    /// Make the file system.
+    Format,
+    /// Mount, open, and run operations; [`Answer::Did`] after the open and after each.
+    Play(Play),
+    /// Go on with the next operation.
+    Go,
+    /// Let go of the store, and unmount.
+    Rest,
+    /// Mount, open, compare, unmount.
+    Look(Look),
+}
+
+/// From the hand.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// Done.
+    Done,
+    /// An operation is done, and this is acknowledged and submitted now.
+    Did(Acks),
+    /// The store holds this.
+    Found(Prefix),
+    /// Something is wrong.
+    Wrong(String),
+}
+
+/// One end of the conversation.
+#[derive(Debug)]
+pub(super) struct Link {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+}
+
+impl Link {
+    pub(super) fn new(stream: UnixStream) -> std::io::Result<Link> {
+        Ok(Link { reader: BufReader::new(stream.try_clone()?), writer: stream })
+    }
+
+    pub(super) fn send(&mut self, message: &impl Serialize) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        self.writer.write_all(&line)
+    }
+
+    /// The next message; `None` if the other end is gone.
+    pub(super) fn receive<T: DeserializeOwned>(&mut self) -> std::io::Result<Option<T>> {
+        let mut line = String::new();
+        if self.reader.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_str(&line)?))
+    }
+}
