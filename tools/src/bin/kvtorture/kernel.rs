@@ -13,6 +13,7 @@ mod fuse;
 mod hand;
 mod image;
 mod lane;
+mod media;
 mod protocol;
 
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use self::lane::Lane;
 use self::protocol::Play;
 use crate::config::CONFIGS;
 use crate::explore::Distinct;
-use crate::report::{Check, Failure, Tally, say};
+use crate::report::{Check, Counts, Failure, Tally, say};
 use crate::runner::{self, Cases, Settings};
 
 pub(crate) use self::hand::run as run_hand;
@@ -52,8 +53,12 @@ pub(crate) struct Plan<'a> {
     /// Different states on ext4; a tenth of it on the others.
     pub(crate) states: u64,
     pub(crate) keep: Option<&'a Path>,
+    /// Disks that break in a life, on each file system.
+    pub(crate) faults: u64,
     /// This workload only.
     pub(crate) case: Option<u64>,
+    /// This broken disk only.
+    pub(crate) fault: Option<u64>,
 }
 
 /// Tries every file system that this machine has.
@@ -76,13 +81,24 @@ pub(crate) fn run(settings: &Settings, plan: &Plan<'_>) -> Check<Tally> {
             }
         };
         tried += 1;
-        let began = settings.clock.now();
-        let found = try_one(settings, plan, fs, lane)?;
-        let took = settings.clock.now().saturating_sub(began);
-        let (distinct, name) = (found.counts.get("distinct"), fs.name());
-        say(format!("kernel: {name}: {distinct} distinct states in {:.1} s, none wrong", took.as_secs_f64()));
-        tally.counts.add(distinct_on(fs), distinct);
-        tally.merge(&found);
+        let lanes = Mutex::new(vec![lane]);
+        if plan.fault.is_none() {
+            let began = settings.clock.now();
+            let found = cut_power(settings, plan, fs, &lanes)?;
+            let (name, took) = (fs.name(), settings.clock.now().saturating_sub(began).as_secs_f64());
+            let distinct = found.counts.get("distinct");
+            say(format!("kernel: {name}: {distinct} distinct states in {took:.1} s, none wrong"));
+            tally.counts.add(distinct_on(fs), distinct);
+            tally.merge(&found);
+        }
+        if plan.case.is_none() {
+            let began = settings.clock.now();
+            let found = break_disks(settings, plan, fs, &lanes)?;
+            let (name, took) = (fs.name(), settings.clock.now().saturating_sub(began).as_secs_f64());
+            let struck = found.counts.get("faults_struck");
+            say(format!("kernel: {name}: {struck} times the disk broke, in {took:.1} s, nothing lost"));
+            tally.merge(&found);
+        }
     }
     if tried == 0 {
         return Err(Failure::new(NOTHING_TRIED));
@@ -90,9 +106,10 @@ pub(crate) fn run(settings: &Settings, plan: &Plan<'_>) -> Check<Tally> {
     Ok(tally)
 }
 
-fn try_one(settings: &Settings, plan: &Plan<'_>, fs: Fs, first: Lane) -> Check<Tally> {
+/// Different states that a power cut can leave.
+fn cut_power(settings: &Settings, plan: &Plan<'_>, fs: Fs, lanes: &Mutex<Vec<Lane>>) -> Check<Tally> {
     let states = if fs == Fs::Ext4 { plan.states } else { plan.states.div_ceil(SLOWER) };
-    let (lanes, distinct) = (Mutex::new(vec![first]), Distinct::new());
+    let distinct = Distinct::new();
     runner::run(
         settings,
         &Cases {
@@ -103,18 +120,50 @@ fn try_one(settings: &Settings, plan: &Plan<'_>, fs: Fs, first: Lane) -> Check<T
             round: settings.threads as u64,
             enough: &|tally| tally.counts.get("distinct") >= states,
             run: &|case| {
-                let free = lanes.lock().pop();
-                let mut lane = match free {
-                    Some(lane) => lane,
-                    None => Lane::new(fs, settings.case_seed(case))?,
-                };
                 let mut explorer = Explorer::new(settings, &distinct, plan.keep, (fs, case));
-                let tally = workload(&mut lane, &mut explorer, settings.case_seed(case))?;
-                lanes.lock().push(lane);
-                Ok(tally)
+                let seed = settings.case_seed(case);
+                on_lane(fs, lanes, seed, |lane| workload(lane, &mut explorer, seed))
             },
         },
     )
+}
+
+/// Disks that break in the middle of a life, and in a recovery.
+fn break_disks(settings: &Settings, plan: &Plan<'_>, fs: Fs, lanes: &Mutex<Vec<Lane>>) -> Check<Tally> {
+    let mut tally = Tally { counts: Counts::of(&media::COUNTS), ..Tally::default() };
+    tally.merge(&runner::run(
+        settings,
+        &Cases {
+            replay: &format!("kernel --fs {} --fault", fs.name()),
+            first: plan.fault.unwrap_or(0),
+            count: plan.fault.map_or(plan.faults, |_| 1),
+            order: &[],
+            round: u64::MAX,
+            enough: &|_| false,
+            run: &|case| {
+                let seed = settings.case_seed(case);
+                on_lane(fs, lanes, seed, |lane| media::break_disk(lane, seed))
+            },
+        },
+    )?);
+    Ok(tally)
+}
+
+/// Runs a case on a lane that is free, or on a new one. One that failed is not used again.
+fn on_lane(
+    fs: Fs,
+    lanes: &Mutex<Vec<Lane>>,
+    seed: u64,
+    run: impl FnOnce(&mut Lane) -> Check<Tally>,
+) -> Check<Tally> {
+    let free = lanes.lock().pop();
+    let mut lane = match free {
+        Some(lane) => lane,
+        None => Lane::new(fs, seed)?,
+    };
+    let tally = run(&mut lane)?;
+    lanes.lock().push(lane);
+    Ok(tally)
 }
 
 /// Some lives of one store: each goes on with what a power cut has left of the one before.
@@ -131,6 +180,7 @@ fn workload(lane: &mut Lane, explorer: &mut Explorer<'_>, seed: u64) -> Check<Ta
             config: rng.usize(..CONFIGS.len()),
             threads,
             bounds: left.as_ref().map(|left| left.bounds.clone()),
+            breaks: false,
         };
         if let Some(left) = left {
             lane.device.set_image(left.image);
@@ -140,7 +190,7 @@ fn workload(lane: &mut Lane, explorer: &mut Explorer<'_>, seed: u64) -> Check<Ta
             return Err(Failure::new(wrong).at("while the store lived"));
         }
         tally.counts.add("lives", 1);
-        tally.counts.add("operations", life.stamps.len() as u64);
+        tally.counts.add("operations_run", life.stamps.len() as u64);
         left = explorer.explore(lane, &life)?;
         if left.is_none() {
             break;

@@ -114,6 +114,12 @@ enum Command {
         /// Stop after at least so many different states on ext4, and a tenth of it on each of the others.
         #[arg(long, default_value_t = 3000)]
         states: u64,
+        /// Then break the disk so often in the middle of a life, on each file system.
+        #[arg(long, default_value_t = 60)]
+        faults: u64,
+        /// Break this disk only.
+        #[arg(long, conflicts_with = "case")]
+        fault: Option<u64>,
         /// Keep the disk of a failure in this directory.
         #[arg(long)]
         keep: Option<PathBuf>,
@@ -197,9 +203,10 @@ fn main() -> ExitCode {
             run_errors(&settings, *workloads, *case, (*at, (*step).max(1)))
         }
         Command::Sweep { piece, step, .. } => run_sweep(&settings, *piece, (*step).max(1)),
-        Command::Kernel { fs, states, keep, case, .. } => {
-            let (states, keep, case) = (*states, keep.as_deref(), *case);
-            kernel::run(&settings, &kernel::Plan { systems: fs, states, keep, case })
+        Command::Kernel { fs, states, keep, case, faults, fault, .. } => {
+            let (states, faults, keep) = (*states, *faults, keep.as_deref());
+            let plan = kernel::Plan { systems: fs, states, keep, faults, case: *case, fault: *fault };
+            kernel::run(&settings, &plan)
         }
         Command::Planted { only, .. } => planted::run(&settings, only),
         Command::Soak(_) | Command::SoakWorker(_) | Command::KernelHand { .. } => {

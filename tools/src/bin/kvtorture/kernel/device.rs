@@ -36,7 +36,50 @@ struct Disk {
     image: Image,
     /// Nothing is noted outside of a life.
     log: Option<Vec<Event>>,
+    fault: Option<Fault>,
+    /// Requests that failed since the fault was set.
+    struck: u64,
     rng: Rng,
+}
+
+/// Which requests a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Read,
+    Write,
+    Flush,
+    Any,
+}
+
+/// Requests that fail, as those of a broken disk do: it says so, and does nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fault {
+    pub(super) kind: Kind,
+    /// As many of its kind go well before it.
+    pub(super) skip: u64,
+    /// As many fail then.
+    pub(super) times: u64,
+    pub(super) errno: Errno,
+}
+
+impl Disk {
+    /// Whether a request goes well.
+    fn admit(&mut self, kind: Kind) -> rustix::io::Result<()> {
+        let Some(fault) = self.fault.as_mut().filter(|fault| fault.kind == kind || fault.kind == Kind::Any)
+        else {
+            return Ok(());
+        };
+        if fault.skip > 0 {
+            fault.skip -= 1;
+            return Ok(());
+        }
+        if fault.times == 0 {
+            return Ok(());
+        }
+        fault.times -= 1;
+        self.struck += 1;
+        Err(fault.errno)
+    }
 }
 
 /// See the module. The threads end when the kernel lets go of the file system.
@@ -51,7 +94,8 @@ impl Device {
     pub(super) fn open(bytes: u64, seed: u64) -> rustix::io::Result<Device> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let kernel = Arc::new(rustix::fs::open("/dev/fuse", flags, Mode::empty())?);
-        let disk = Disk { image: Image::new(bytes), log: None, rng: Rng::with_seed(seed) };
+        let disk =
+            Disk { image: Image::new(bytes), log: None, fault: None, struck: 0, rng: Rng::with_seed(seed) };
         Ok(Device { kernel, disk: Arc::new(Mutex::new(disk)) })
     }
 
@@ -94,6 +138,18 @@ impl Device {
         self.disk.lock().log.take().unwrap_or_default()
     }
 
+    /// Breaks the disk, or mends it.
+    pub(super) fn set_fault(&self, fault: Option<Fault>) {
+        let mut disk = self.disk.lock();
+        disk.fault = fault;
+        disk.struck = 0;
+    }
+
+    /// How many requests have failed since.
+    pub(super) fn struck(&self) -> u64 {
+        self.disk.lock().struck
+    }
+
     fn answer_all(&self) {
         let clock = NativeBackend::new();
         let mut buf = vec![0; fuse::BUFFER_BYTES];
@@ -120,10 +176,7 @@ impl Device {
                 self.write(offset, data, clock).map(|()| fuse::written(data.len()))
             }
             Request::Zero { offset, len } => self.write_zeros(offset, len, clock).map(|()| Vec::new()),
-            Request::Sync => {
-                self.flush();
-                Ok(Vec::new())
-            }
+            Request::Sync => self.flush().map(|()| Vec::new()),
             Request::Nothing => Ok(Vec::new()),
             Request::Unknown => Err(Errno::NOSYS),
         };
@@ -141,7 +194,9 @@ impl Device {
             return Err(Errno::INVAL);
         }
         let mut content = vec![0; len];
-        self.disk.lock().image.read(offset, &mut content);
+        let mut disk = self.disk.lock();
+        disk.admit(Kind::Read)?;
+        disk.image.read(offset, &mut content);
         Ok(content)
     }
 
@@ -158,6 +213,7 @@ impl Device {
         if !disk.image.contains(offset, data.len()) {
             return Err(Errno::IO);
         }
+        disk.admit(Kind::Write)?;
         disk.image.write(offset, data);
         if let Some(log) = &mut disk.log {
             log.push(Event::Write { offset, data: kept });
@@ -181,9 +237,12 @@ impl Device {
         Ok(())
     }
 
-    fn flush(&self) {
-        if let Some(log) = &mut self.disk.lock().log {
+    fn flush(&self) -> rustix::io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.admit(Kind::Flush)?;
+        if let Some(log) = &mut disk.log {
             log.push(Event::Flush);
         }
+        Ok(())
     }
 }

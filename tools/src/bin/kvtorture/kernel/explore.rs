@@ -164,12 +164,14 @@ impl<'a> Explorer<'a> {
             config: self.rng.usize(..CONFIGS.len()),
             again: self.rng.usize(..AGAIN) == 0,
             verify: self.rng.usize(..VERIFY) == 0,
+            breaks: false,
         };
         self.counts.add("second_opens", u64::from(look.again));
         self.counts.add("verified", u64::from(look.verify));
         lane.device.set_image(image.clone());
-        let found = lane.look(look).map_err(|failure| failure.to_string())??;
-        self.seen.insert(fingerprint, found);
+        if let Some(found) = lane.look(look).map_err(|failure| failure.to_string())? {
+            self.seen.insert(fingerprint, found);
+        }
         Ok(())
     }
 

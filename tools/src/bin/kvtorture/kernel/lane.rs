@@ -61,6 +61,17 @@ impl Lane {
     /// # Errors
     /// The hand is gone, or cannot unmount.
     pub(super) fn play(&mut self, play: Play) -> Check<Life> {
+        let life = self.live(play, &mut |_, _| ())?;
+        self.rest()?;
+        Ok(life)
+    }
+
+    /// Runs one life; `after` is told of the open and of each operation, by number, before the next. The store is still
+    /// there then: see [`Lane::rest`].
+    ///
+    /// # Errors
+    /// The hand is gone.
+    pub(super) fn live(&mut self, play: Play, after: &mut dyn FnMut(usize, &Device)) -> Check<Life> {
         let base = self.device.image();
         self.device.start_log();
         self.send(&Order::Play(play))?;
@@ -69,27 +80,36 @@ impl Lane {
             match self.receive()? {
                 Answer::Did(acks) => {
                     stamps.push((self.device.position(), acks));
+                    after(stamps.len() - 1, &self.device);
                     self.send(&Order::Go)?;
                 }
                 Answer::Done => break None,
                 Answer::Wrong(what) => break Some(what),
-                other @ Answer::Found(_) => return Err(unexpected(&other)),
+                other => return Err(unexpected(&other)),
             }
         };
         let events = self.device.take_log();
-        self.order(&Order::Rest)?;
         Ok(Life { base, events, stamps, wrong })
     }
 
-    /// Looks at what the disk holds; the inner error is what is wrong with it.
+    /// Lets go of the store, and unmounts.
     ///
     /// # Errors
-    /// The hand is gone.
-    pub(super) fn look(&mut self, look: Look) -> Check<Result<Prefix, String>> {
+    /// The hand is gone, or cannot unmount.
+    pub(super) fn rest(&mut self) -> Check {
+        self.order(&Order::Rest)
+    }
+
+    /// Looks at what the disk holds; `None` if the store or the file system refused, and may.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the hand is gone.
+    pub(super) fn look(&mut self, look: Look) -> Check<Option<Prefix>> {
         self.send(&Order::Look(look))?;
         match self.receive()? {
-            Answer::Found(prefix) => Ok(Ok(prefix)),
-            Answer::Wrong(what) => Ok(Err(what)),
+            Answer::Found(prefix) => Ok(Some(prefix)),
+            Answer::Refused(_) => Ok(None),
+            Answer::Wrong(what) => Err(Failure::new(what)),
             other => Err(unexpected(&other)),
         }
     }
@@ -131,7 +151,8 @@ impl Drop for Lane {
 /// Starts this program again, in a mount namespace of its own.
 fn start_hand(fs: Fs, device: &Device) -> std::io::Result<(Child, Link)> {
     let (ours, theirs) = UnixStream::pair()?;
-    let program = std::env::current_exe()?;
+    // The very program that runs, also if another was built in its place.
+    let program = format!("/proc/{}/exe", std::process::id());
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--"]).arg(program).args(["kernel-hand", fs.name()]);
     command.stdin(Stdio::from(device.connection()?)).stdout(Stdio::from(OwnedFd::from(theirs)));

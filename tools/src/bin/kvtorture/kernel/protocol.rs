@@ -77,6 +77,8 @@ pub(super) struct Play {
     pub(super) threads: bool,
     /// What a crash left, if this is not the first life.
     pub(super) bounds: Option<Bounds>,
+    /// The disk may break: errors are right answers, and the store stays open to its end.
+    pub(super) breaks: bool,
 }
 
 /// One crash state to be looked at.
@@ -87,6 +89,8 @@ pub(super) struct Look {
     /// Open it a second time.
     pub(super) again: bool,
     pub(super) verify: bool,
+    /// The disk may break: an error is a right answer.
+    pub(super) breaks: bool,
 }
 
 /// From the head.
@@ -115,6 +119,8 @@ pub(super) enum Answer {
     Did(Acks),
     /// The store holds this.
     Found(Prefix),
+    /// The store, or the file system, gave an error, where the disk may have broken.
+    Refused(String),
     /// Something is wrong.
     Wrong(String),
 }

@@ -48,7 +48,7 @@ pub(crate) enum Outcome {
 pub(crate) struct World {
     pub(crate) sim: SimBackend,
     /// The store stands here, on the real machine; the simulated one is idle then.
-    real: Option<(PathBuf, Background)>,
+    pub(super) real: Option<(PathBuf, Background)>,
     pub(crate) config: &'static Config,
     pub(crate) model: Model,
     pub(super) acks: Arc<Mutex<Acks>>,

@@ -1,0 +1,118 @@
+//! Disks that break below a living store: reads, writes or flushes fail, once, for a while or for good.
+//!
+//! The fault strikes in the middle of a life, wherever the request comes from: the store, or the file system for its
+//! journal. The store may give errors, and nothing but right values; and once the disk is whole again, everything that
+//! was acknowledged is there. Then the same in a recovery.
+
+use fastrand::Rng;
+use rustix::io::Errno;
+
+use super::device::{Fault, Kind};
+use super::lane::Lane;
+use super::protocol::{Look, Play};
+use crate::config::CONFIGS;
+use crate::model::{Acks, Bounds};
+use crate::report::{Check, Failure, Tally};
+
+/// What the counts of broken disks are called.
+pub(super) const COUNTS: [&str; 8] = [
+    "faults",
+    "faults_struck",
+    "failed_requests",
+    "broken_reads",
+    "broken_writes",
+    "broken_flushes",
+    "disks_gone",
+    "opens_refused",
+];
+
+/// As many operations has a life.
+const OPS: usize = 30;
+
+/// A fault strikes within as many requests of its kind.
+const WITHIN: u64 = 24;
+
+/// One life with one fault, and one recovery with another.
+pub(super) fn break_disk(lane: &mut Lane, seed: u64) -> Check<Tally> {
+    let mut rng = Rng::with_seed(seed);
+    let mut tally = Tally::default();
+    lane.clear();
+    let (fault, at) = (draw(&mut rng), rng.usize(..OPS / 2));
+    let play = Play {
+        seed: rng.u64(..),
+        ops: OPS,
+        config: rng.usize(..CONFIGS.len()),
+        threads: false,
+        bounds: None,
+        breaks: true,
+    };
+    let life = lane.live(play, &mut |nth, device| {
+        if nth == at {
+            device.set_fault(Some(fault));
+        }
+    })?;
+    let place = || format!("{fault:?} from operation {at} on");
+    if let Some(wrong) = life.wrong {
+        return Err(Failure::new(wrong).at(place()));
+    }
+    count(&mut tally, lane, fault);
+    let is_mended_late = rng.bool();
+    if is_mended_late {
+        lane.rest().map_err(|failure| failure.at(place()))?;
+    }
+    lane.device.set_fault(None);
+    if !is_mended_late {
+        lane.rest().map_err(|failure| failure.at(place()))?;
+    }
+    let acks = life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default();
+    recover(lane, &mut rng, &mut tally, acks).map_err(|failure| failure.at(place()))?;
+    Ok(tally)
+}
+
+/// Opens what is left: on a disk that breaks, and when it is whole again.
+fn recover(lane: &mut Lane, rng: &mut Rng, tally: &mut Tally, acks: Acks) -> Check {
+    let mut look = Look {
+        bounds: acks.after_power_cut(),
+        config: rng.usize(..CONFIGS.len()),
+        again: false,
+        verify: false,
+        breaks: true,
+    };
+    let fault = draw(rng);
+    lane.device.set_fault(Some(fault));
+    let found = lane.look(look.clone()).map_err(|failure| failure.at(format!("{fault:?} in a recovery")))?;
+    count(tally, lane, fault);
+    lane.device.set_fault(None);
+    match found {
+        // What an open has shown is durable.
+        Some(found) => look.bounds = Bounds::exactly(found),
+        None => tally.counts.add("opens_refused", 1),
+    }
+    look.breaks = false;
+    look.verify = true;
+    let whole = lane.look(look).map_err(|failure| failure.at("when the disk was whole again"))?;
+    whole.map(|_| ()).ok_or_else(|| Failure::new("a whole disk was refused"))
+}
+
+fn draw(rng: &mut Rng) -> Fault {
+    let kind = [Kind::Read, Kind::Write, Kind::Write, Kind::Flush, Kind::Flush, Kind::Any][rng.usize(..6)];
+    let errno = if kind == Kind::Write && rng.bool() { Errno::NOSPC } else { Errno::IO };
+    let times = if kind == Kind::Any { u64::MAX } else { [1, 1, 5, u64::MAX][rng.usize(..4)] };
+    Fault { kind, skip: rng.u64(..WITHIN), times, errno }
+}
+
+fn count(tally: &mut Tally, lane: &Lane, fault: Fault) {
+    let struck = lane.device.struck();
+    let kind = match fault.kind {
+        Kind::Read => "broken_reads",
+        Kind::Write => "broken_writes",
+        Kind::Flush => "broken_flushes",
+        Kind::Any => "disks_gone",
+    };
+    tally.counts.add("faults", 1);
+    tally.counts.add("failed_requests", struck);
+    if struck > 0 {
+        tally.counts.add("faults_struck", 1);
+        tally.counts.add(kind, 1);
+    }
+}
