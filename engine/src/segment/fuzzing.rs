@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use super::block::{Block, CODEC_LZ4, CODEC_NONE, RAW_HEADER_BYTES};
+use super::block::{Block, CODEC_LZ4, CODEC_NONE, Frame, RAW_HEADER_BYTES};
 use super::block_builder::BlockBuilder;
 use super::filter::Filter;
 use super::footer::{FOOTER_BYTES, Footer, UNIT_BYTES};
@@ -43,17 +43,19 @@ fn stored(codec: u8, raw_len: usize, body: &[u8]) -> Vec<u8> {
 }
 
 fn any_block(bytes: &[u8]) {
-    let Ok(block) = Block::decode(bytes, bytes.len()) else { return };
-    let _ = (block.memory_bytes(), block.touch());
+    let Ok(frame) = Block::decode(bytes, bytes.len()) else { return };
+    Block::prefetch(&frame);
+    let block = Block::of(&frame);
+    let _ = block.memory_bytes();
     let step = block.len().div_ceil(MOST_PROBES);
     for i in (0..block.len()).step_by(step) {
         let spot = block.spot(i);
         assert_eq!((spot.seq, spot.kind), (block.seq(i), block.kind(i)));
         assert_eq!(block.value_at(&spot), block.value(i));
         assert!(block.bytes_from(&spot).starts_with(block.suffix(i)));
-        probe(&block, &[block.prefix(), block.suffix(i)].concat());
+        probe(block, &[block.prefix(), block.suffix(i)].concat());
     }
-    probe(&block, &bytes[bytes.len().min(RAW_HEADER_BYTES)..bytes.len().min(64)]);
+    probe(block, &bytes[bytes.len().min(RAW_HEADER_BYTES)..bytes.len().min(64)]);
     let mut entries = Vec::new();
     let checked = block.check(|entry, hash| {
         assert_eq!(hash, key_hash(entry.key));
@@ -61,13 +63,14 @@ fn any_block(bytes: &[u8]) {
     });
     // One that was not made by the writer may be out of order, and then only answers anything.
     if checked.is_ok() {
-        must_hold(&block, &entries);
-        must_hold(&rebuilt(&entries, false), &entries);
-        must_hold(&rebuilt(&entries, true), &entries);
+        must_hold(block, &entries);
+        must_hold(Block::of(&rebuilt(&entries, false)), &entries);
+        must_hold(Block::of(&rebuilt(&entries, true)), &entries);
     }
 }
 
-fn probe(block: &Block, key: &[u8]) {
+fn probe(block: Block<'_>, key: &[u8]) {
+    block.prefetch_entry(key_hash(key));
     assert!(block.lower_bound(key) <= block.len());
     for snapshot in [Seq::new(0), Seq::new(1 << 20), Seq::new(u64::MAX)] {
         if let Some(i) = block.find(key, key_hash(key), snapshot) {
@@ -77,7 +80,7 @@ fn probe(block: &Block, key: &[u8]) {
     }
 }
 
-fn rebuilt(entries: &[Owned], compress: bool) -> Block {
+fn rebuilt(entries: &[Owned], compress: bool) -> Frame {
     let mut builder = BlockBuilder::default();
     for (key, seq, kind, value) in entries {
         builder.add(&Entry { key, seq: *seq, kind: *kind, value }, key_hash(key));
@@ -88,7 +91,7 @@ fn rebuilt(entries: &[Owned], compress: bool) -> Block {
 }
 
 /// The block holds these, in internal order, and finds each.
-fn must_hold(block: &Block, entries: &[Owned]) {
+fn must_hold(block: Block<'_>, entries: &[Owned]) {
     assert_eq!(block.len(), entries.len());
     let step = entries.len().div_ceil(MOST_PROBES);
     for (i, (key, seq, kind, value)) in entries.iter().enumerate().step_by(step) {
@@ -116,7 +119,7 @@ fn built_block(data: &[u8], compress: bool) {
     let mut entries = entries_of(data);
     entries.truncate(200);
     if !entries.is_empty() {
-        must_hold(&rebuilt(&entries, compress), &entries);
+        must_hold(Block::of(&rebuilt(&entries, compress)), &entries);
     }
 }
 
