@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aio::{Bug, planted};
-use wal::{ActiveFile, LogFormat, MAX_EPOCH};
+use wal::{ActiveFile, GRANULE, LogFormat, MAX_EPOCH};
 
 use crate::files::MAX_FILE;
 use crate::key::Seq;
@@ -259,6 +259,10 @@ impl Version {
         // From here on the next number would be one that is in use, and whoever takes it relies on its being free.
         if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {
             return Err("a counter is used up");
+        }
+        // A replay begins at one of the two, and relies on it.
+        if [self.horizon, self.life.start].iter().any(|at| !at.get().is_multiple_of(GRANULE as u64)) {
+            return Err("a position is not where a record can start");
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ fn new_run(version: &Version, keyspace: u32, segments: usize, position: u64) -> 
     numbered.map(|(keys, id)| segment(id, keyspace, *keys, position)).collect()
 }
 
-/// The edit of a step, if it is possible; `position` rises with every step.
+/// The edit of a step, if it is possible; `position`, where a record may start, rises with every step.
 fn edit(version: &Version, step: Step, position: u64) -> Option<Edit> {
     let keyspace = |nth: usize| version.keyspaces.keys().nth(nth).copied();
     Some(match step {
@@ -105,7 +105,7 @@ fn every_version_builds_itself_from_nothing() {
         .run(&vec(any_step(), 0..60), |steps| {
             let mut version = Version { next_file: 1, next_epoch: 1, next_keyspace: 1, ..Version::default() };
             for (position, step) in steps.into_iter().enumerate() {
-                let Some(edit) = edit(&version, step, position as u64) else { continue };
+                let Some(edit) = edit(&version, step, position as u64 * 32) else { continue };
                 prop_assert_eq!(version.apply(&edit), Ok(()), "{:?}", edit);
                 prop_assert_eq!(version.check(), Ok(()), "after {:?}", edit);
                 let rebuilt = built(&version.to_edits());
@@ -194,6 +194,16 @@ fn a_counter_at_its_end_is_refused() {
     ];
     for edits in cases {
         assert_eq!(built(&edits), Err("a counter is used up"), "{edits:?}");
+    }
+}
+
+#[test]
+fn a_position_where_no_record_can_start_is_refused() {
+    let horizon = |at| vec![Edit::Horizon { at: Seq::new(at), retired: Vec::new() }];
+    let life = |start| vec![Edit::Life(Life { number: 1, start: Seq::new(start), ..Life::default() })];
+    assert!(built(&horizon(64)).is_ok() && built(&life(64)).is_ok());
+    for edits in [horizon(33), life(33)] {
+        assert_eq!(built(&edits), Err("a position is not where a record can start"), "{edits:?}");
     }
 }
 
