@@ -45,7 +45,15 @@ pub fn run(
 /// # Errors
 /// The read failed or was short.
 pub fn read_exact(queue: &mut dyn Queue, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
-    let action = Action::Read { offset, buf: Buf::zeroed(len_bytes) };
+    read_into(queue, file, offset, Buf::zeroed(len_bytes))
+}
+
+/// Fills a buffer from `offset` on, and gives it back.
+///
+/// # Errors
+/// As [`read_exact`].
+pub fn read_into(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
+    let action = Action::Read { offset, buf };
     finish(queue, Operation { token: 0, file: file.clone(), action })
 }
 

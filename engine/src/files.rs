@@ -29,6 +29,11 @@ pub(crate) const QUEUE_SLOTS: usize = 64;
 /// Asynchronous reads of a store in flight at most: what the queues of devices hold.
 const REACTOR_SLOTS: usize = 128;
 
+/// Buffers that are kept, as long as most stored blocks and what direct I/O needs around them.
+const POOLED_BYTES: usize = 16 << 10;
+/// As many as one call has reads in flight: a megabyte.
+const MAX_POOLED: usize = QUEUE_SLOTS;
+
 /// The directory of a store and the machine under it.
 #[derive(Debug)]
 pub(crate) struct Files {
@@ -36,6 +41,8 @@ pub(crate) struct Files {
     root: PathBuf,
     /// Contexts at rest. One is taken for each read or write and put back: making one costs milliseconds.
     queues: Mutex<Vec<Box<dyn Queue>>>,
+    /// Buffers at rest, of [`POOLED_BYTES`] each.
+    bufs: Mutex<Vec<Buf>>,
     asynchronous: Mutex<Asynchronous>,
 }
 
@@ -54,6 +61,7 @@ impl Files {
             backend,
             root: root.to_owned(),
             queues: Mutex::default(),
+            bufs: Mutex::default(),
             asynchronous: Mutex::new(Asynchronous::Unused),
         }
     }
@@ -117,7 +125,8 @@ impl Files {
 
     /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
     pub(crate) fn read(&self, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
-        self.with_queue(|queue| Ok(aio::file::read_exact(queue, file, offset, len_bytes)?))
+        let buf = self.buf(len_bytes);
+        self.with_queue(|queue| Ok(aio::file::read_into(queue, file, offset, buf)?))
     }
 
     /// The reactor for asynchronous reads, started by the first who asks; `None` on another machine than this one, where
@@ -145,6 +154,28 @@ impl Files {
         let before = std::mem::replace(&mut *self.asynchronous.lock(), Asynchronous::Ended);
         if let Asynchronous::Running(reactor) = before {
             reactor.shutdown();
+        }
+    }
+
+    /// A buffer of `len_bytes`, whatever is in it: one that was given back, if it is no longer than most blocks are.
+    ///
+    /// A new one for each read would cost more than its zeroing: aligned memory leaves holes in the allocator's between the
+    /// cached blocks. With 32 threads and a cache of 70 MiB, 137 MiB were resident instead of 111.
+    pub(crate) fn buf(&self, len_bytes: usize) -> Buf {
+        if len_bytes > POOLED_BYTES {
+            return Buf::zeroed(len_bytes);
+        }
+        let idle = self.bufs.lock().pop();
+        let mut buf = idle.unwrap_or_else(|| Buf::zeroed(POOLED_BYTES));
+        buf.set_len(len_bytes);
+        buf
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn give_back(&self, buf: Buf) {
+        let mut bufs = self.bufs.lock();
+        if buf.capacity() == POOLED_BYTES && bufs.len() < MAX_POOLED {
+            bufs.push(buf);
         }
     }
 

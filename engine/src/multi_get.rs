@@ -275,7 +275,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     fn start_reads(&mut self, queue: &mut dyn Queue, waiting: &mut VecDeque<Operation>) -> Result<()> {
         while let Some((token, segment, number)) = self.next_read() {
             let (file, offset, len_bytes) = segment.range_of(number)?;
-            let action = Action::Read { offset, buf: Buf::zeroed(len_bytes) };
+            let action = Action::Read { offset, buf: segment.files().buf(len_bytes) };
             waiting.push_back(Operation { token: token as u64, file: file.clone(), action });
         }
         if !waiting.is_empty() {

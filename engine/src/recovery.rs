@@ -270,6 +270,9 @@ impl Replay {
     /// Reads log and ring, or, for a repair, what stands before the first damage; changes nothing.
     fn read(&mut self, files: &Files, version: &Version, repair: bool) -> Result<Replayed> {
         let life = &version.life;
+        if let Err(what) = version.check_log() {
+            return Err(Error::corrupt(&files.ring_path(life.ring), 0, what, "a ring", life.ring_bytes));
+        }
         let input = wal::ReplayInput {
             directory: files.wal_dir(),
             store_id: life.store_id,

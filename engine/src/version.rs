@@ -267,6 +267,11 @@ impl Version {
         Ok(())
     }
 
+    /// As [`Version::check`], for what a replay of the log relies on beside it.
+    pub(crate) fn check_log(&self) -> Result<(), &'static str> {
+        if self.life.ring_bytes == 0 { Err("a life has a ring of no bytes") } else { Ok(()) }
+    }
+
     fn activate(&mut self, file: &ActiveFile) -> Result<(), &'static str> {
         if self.logs.iter().any(|other| other.id == file.id || other.epoch >= file.epoch) {
             return Err("a log file or epoch is used twice");

@@ -208,6 +208,13 @@ fn a_position_where_no_record_can_start_is_refused() {
 }
 
 #[test]
+fn a_life_whose_ring_has_no_bytes_is_refused_before_its_log_is_replayed() {
+    let life = |ring_bytes| vec![Edit::Life(Life { number: 1, ring_bytes, ..Life::default() })];
+    assert_eq!(built(&life(4096)).unwrap().check_log(), Ok(()));
+    assert_eq!(built(&life(0)).unwrap().check_log(), Err("a life has a ring of no bytes"));
+}
+
+#[test]
 fn a_compaction_takes_the_place_of_its_runs() {
     let run = |id| vec![segment(id, 1, ("a", "b"), 5)];
     let flushes = [created(1, "one"), flushed(run(3)), flushed(run(4)), flushed(run(5)), flushed(run(6))];

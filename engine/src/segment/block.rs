@@ -35,6 +35,7 @@
 //! block is read (its checksum stands for them) but by [`Block::check`], which a verification calls.
 #![deny(clippy::indexing_slicing)]
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 
 use triomphe::ThinArc;
@@ -52,10 +53,17 @@ pub(super) const LANES: usize = 32;
 const FRAME_BYTES: usize = size_of::<Head>() + 2 * size_of::<usize>();
 /// What [`Block::prefetch`] brings: all up to the ends of 70 entries.
 const FRONT_BYTES: usize = 14 * 64;
+/// What a thread keeps at most of the memory in which it decompresses.
+const MAX_SCRATCH_BYTES: usize = 64 << 10;
 /// LZ4 cannot expand its input more than this many times.
 const MAX_LZ4_RATIO: usize = 255;
 pub(super) const CODEC_NONE: u8 = 0;
 pub(super) const CODEC_LZ4: u8 = 1;
+
+thread_local! {
+    /// Where a block is decompressed before it becomes a frame, so that a miss allocates nothing but the frame.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// First 4 bytes as a big-endian number, zero-extended: orders like the bytes, up to ties.
 pub(super) fn head_of(bytes: &[u8]) -> u32 {
@@ -196,13 +204,19 @@ impl<'a> Block<'a> {
         match codec {
             CODEC_NONE if body.len() == raw_len => Block::checked(body),
             CODEC_LZ4 if raw_len <= body.len().saturating_mul(MAX_LZ4_RATIO) => {
-                let mut raw = vec![0; raw_len];
-                let found =
-                    lz4_flex::block::decompress_into(body, &mut raw).map_err(|_| "block compression")?;
-                if found != raw_len {
-                    return Err("block decompressed length");
+                let mut raw = SCRATCH.try_with(RefCell::take).unwrap_or_default();
+                raw.clear();
+                raw.resize(raw_len, 0);
+                let frame = match lz4_flex::block::decompress_into(body, &mut raw) {
+                    Ok(found) if found == raw_len => Block::checked(&raw),
+                    Ok(_) => Err("block decompressed length"),
+                    Err(_) => Err("block compression"),
+                };
+                if raw.capacity() <= MAX_SCRATCH_BYTES {
+                    // Fails where the thread is ending.
+                    let _ = SCRATCH.try_with(|scratch| scratch.replace(raw));
                 }
-                Block::checked(&raw)
+                frame
             }
             CODEC_NONE | CODEC_LZ4 => Err("block raw length"),
             _ => Err("block codec"),

@@ -238,6 +238,7 @@ impl Segment {
     pub(crate) fn take_in(&self, number: usize, offset: u64, buf: Buf) -> Result<Frame> {
         let span = Span { first: number, end: number + 1, offset, buf };
         let frame = self.decode(number, &span)?;
+        self.files.give_back(span.buf);
         let charged = (&frame, Block::of(&frame).memory_bytes());
         self.cache.insert(&self.slots, number, charged, Use::Point);
         Ok(frame)
@@ -275,7 +276,9 @@ impl Segment {
             return Ok(BlockRef::Cached(held));
         }
         let read = || {
-            let frame = self.decode(number, &self.read_span(number, false)?)?;
+            let span = self.read_span(number, false)?;
+            let frame = self.decode(number, &span)?;
+            self.files.give_back(span.buf);
             let bytes = Block::of(&frame).memory_bytes();
             Ok((frame, bytes))
         };
