@@ -20,10 +20,11 @@ use crate::op::{Op, OpKind};
 use crate::probe::{self as facts};
 
 /// Bytes of the scratch file.
-const SCRATCH_BYTES: usize = 1 << 18;
+const SCRATCH_BYTES: usize = 1 << 20;
 
-/// Writes that are looked at to see whether any is still in flight after its submit.
-const TRIALS: usize = 8;
+/// Rounds of writes that are looked at to see whether any is still in flight after its submit. Many, and long writes: where
+/// the machine is busy with everything but this thread, a round may be over before it looks.
+const TRIALS: usize = 16;
 
 /// Writes submitted together for that: the last one is behind the others, however fast the device.
 const AT_ONCE: usize = 4;
