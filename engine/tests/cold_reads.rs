@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 #![expect(clippy::print_stderr, reason = "a seed is told")]
 
+mod common;
+
 use std::path::Path;
 
+use common::Random;
 use esker::{Db, Durability, Keyspace};
 
 const KEYS: usize = 60_000;
@@ -21,28 +24,6 @@ fn key(number: usize) -> Key {
     (number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()
 }
 
-/// A small generator; the seed is printed, and `SEED` in the environment replaces it.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
-        eprintln!("SEED={seed}");
-        Random(seed.wrapping_mul(2).wrapping_add(1))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn key(&mut self) -> Key {
-        key(usize::try_from(self.next() >> 11).unwrap() % KEYS)
-    }
-}
-
 /// 30 MB that do not compress, with a cache of at most two, in several runs.
 fn open(dir: &Path) -> (Db, Keyspace) {
     let builder = || Db::builder().memory_budget_bytes(12 << 20).durability(Durability::Process);
@@ -50,7 +31,7 @@ fn open(dir: &Path) -> (Db, Keyspace) {
     let db = builder().open(dir.join("store")).unwrap();
     let ks = db.keyspace("default").unwrap();
     for number in 0..KEYS {
-        let value: Vec<u8> = (0..63).flat_map(|_| random.next().to_le_bytes()).collect();
+        let value: Vec<u8> = (0..63).flat_map(|_| (random.below(usize::MAX) as u64).to_le_bytes()).collect();
         ks.put(key(number), value).unwrap();
     }
     db.close().unwrap();
@@ -66,7 +47,7 @@ fn open(dir: &Path) -> (Db, Keyspace) {
 /// Reads of the device for [`GETS`] gets of random keys.
 fn reads(db: &Db, get_all: GetAll<'_>) -> u64 {
     let mut random = Random::new(17);
-    let keys: Vec<Key> = (0..GETS).map(|_| random.key()).collect();
+    let keys: Vec<Key> = (0..GETS).map(|_| key(random.below(KEYS))).collect();
     let before = db.metrics();
     get_all(&keys);
     let after = db.metrics();

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 #![expect(clippy::print_stderr, reason = "a seed is told")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
@@ -13,6 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
+use common::Random;
 use esker::{Background, Builder, Db, Error, Get, Sizes};
 
 /// Small files, a block for each of the larger values, and a cache of at most a megabyte.
@@ -42,27 +45,9 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// A small generator; the seed is printed, and `SEED` in the environment replaces it.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
-        eprintln!("SEED={seed}");
-        Random(seed.wrapping_mul(2).wrapping_add(1))
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from((self.0 >> 11) % limit as u64).unwrap()
-    }
-
-    /// Bytes that do not compress.
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| u8::try_from(self.below(256)).unwrap()).collect()
-    }
+/// Bytes that do not compress.
+fn bytes(random: &mut Random, len: usize) -> Vec<u8> {
+    (0..len).map(|_| u8::try_from(random.below(256)).unwrap()).collect()
 }
 
 fn key(number: usize) -> Vec<u8> {
@@ -73,7 +58,7 @@ fn key(number: usize) -> Vec<u8> {
 fn fill(db: &Db, count: usize) -> Vec<Vec<u8>> {
     let mut random = Random::new(5);
     let ks = db.keyspace("default").unwrap();
-    let values: Vec<_> = (0..count).map(|_| random.bytes(700)).collect();
+    let values: Vec<_> = (0..count).map(|_| bytes(&mut random, 700)).collect();
     for (number, value) in values.iter().enumerate() {
         ks.put(key(number), value).unwrap();
     }
@@ -147,7 +132,7 @@ fn compare_with_a_model(db: &Db, random: &mut Random) {
                 model.remove(&key);
             } else {
                 let len = random.below(900);
-                let value = random.bytes(len);
+                let value = bytes(random, len);
                 ks.put(&key, &value).unwrap();
                 model.insert(key, value);
             }

@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 #![expect(clippy::print_stderr, reason = "a seed is told")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
+use common::Random;
 use esker::{Background, Builder, Db, Error, Keyspace, Sizes, Snapshot};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -26,44 +29,26 @@ fn open(sim: &SimBackend) -> Db {
     builder(Arc::new(sim.clone())).open("/store").unwrap()
 }
 
-/// A small generator; the seed is printed, and `SEED` in the environment replaces it.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
-        eprintln!("SEED={seed}");
-        Random(seed.wrapping_mul(2).wrapping_add(1))
+/// One of 900, and now and then one of which there are many versions.
+fn any_key(random: &mut Random) -> Vec<u8> {
+    match random.below(12) {
+        0 => b"hot".to_vec(),
+        _ => format!("key {:03}", random.below(900)).into_bytes(),
     }
+}
 
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from((self.0 >> 11) % limit as u64).unwrap()
-    }
+/// Bytes that do not compress.
+fn any_value(random: &mut Random) -> Vec<u8> {
+    let len = random.below(400);
+    (0..len).map(|_| u8::try_from(random.below(256)).unwrap()).collect()
+}
 
-    /// One of 900, and now and then one of which there are many versions.
-    fn key(&mut self) -> Vec<u8> {
-        match self.below(12) {
-            0 => b"hot".to_vec(),
-            _ => format!("key {:03}", self.below(900)).into_bytes(),
-        }
-    }
-
-    /// Bytes that do not compress.
-    fn value(&mut self) -> Vec<u8> {
-        let len = self.below(400);
-        (0..len).map(|_| u8::try_from(self.below(256)).unwrap()).collect()
-    }
-
-    fn keys(&mut self) -> Vec<Vec<u8>> {
-        let len = 1 + self.below(300);
-        let mut keys: Vec<_> = (0..len).map(|_| self.key()).collect();
-        keys[len / 2] = format!("key {:03}x", self.below(900)).into_bytes();
-        keys.extend_from_within(..len / 3);
-        keys
-    }
+fn any_keys(random: &mut Random) -> Vec<Vec<u8>> {
+    let len = 1 + random.below(300);
+    let mut keys: Vec<_> = (0..len).map(|_| any_key(random)).collect();
+    keys[len / 2] = format!("key {:03}x", random.below(900)).into_bytes();
+    keys.extend_from_within(..len / 3);
+    keys
 }
 
 fn expect(model: &Model, keys: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
@@ -85,12 +70,12 @@ fn found(
 /// Writes and deletes at random; in between flushes, compactions, and snapshots that are kept with what they see.
 fn fill(random: &mut Random, db: &Db, ks: &Keyspace, model: &mut Model, kept: &mut Vec<(Snapshot, Model)>) {
     for _ in 0..600 {
-        let key = random.key();
+        let key = any_key(random);
         if random.below(5) == 0 {
             ks.delete(&key).unwrap();
             model.remove(&key);
         } else {
-            let value = random.value();
+            let value = any_value(random);
             ks.put(&key, &value).unwrap();
             model.insert(key, value);
         }
@@ -115,7 +100,7 @@ fn it_gives_what_as_many_gets_would_now_and_at_snapshots() {
         for round in 0..6 {
             // The first round of a life finds the cache empty.
             for _ in 0..6 {
-                let keys = random.keys();
+                let keys = any_keys(&mut random);
                 assert_eq!(
                     found(&ks, None, &keys).unwrap(),
                     expect(&model, &keys),
