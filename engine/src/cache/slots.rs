@@ -47,6 +47,16 @@ impl<V: RefCnt> Slots<V> {
         self.marks.get(block).into_iter().for_each(prefetch);
     }
 
+    /// Shows the value, if it is there, to somebody who leaves no trace.
+    #[inline]
+    pub(crate) fn look(&self, block: usize, see: impl FnOnce(&V)) {
+        if let Some(slot) = self.values.get(block)
+            && let Some(value) = slot.load().as_ref()
+        {
+            see(value);
+        }
+    }
+
     /// The value, neither marked nor counted: for scans that shall leave no trace.
     pub(crate) fn peek(&self, block: usize) -> Option<V> {
         self.values.get(block)?.load_full()

@@ -53,6 +53,8 @@ pub(super) const LANES: usize = 32;
 const FRAME_BYTES: usize = size_of::<Head>() + 2 * size_of::<usize>();
 /// What [`Block::prefetch`] brings: all up to the ends of 70 entries.
 const FRONT_BYTES: usize = 14 * 64;
+/// Entries of this length and more stand apart: the processor does not ask for the next by itself.
+const LONG_BYTES: usize = 192;
 /// What a thread keeps at most of the memory in which it decompresses.
 const MAX_SCRATCH_BYTES: usize = 64 << 10;
 /// LZ4 cannot expand its input more than this many times.
@@ -152,6 +154,8 @@ pub(crate) struct Head {
     columns: Columns,
     /// No two entries have the same key.
     is_distinct: bool,
+    /// Its entries have [`LONG_BYTES`] on the average.
+    is_long: bool,
 }
 
 /// The block in a [`Frame`].
@@ -224,10 +228,12 @@ impl<'a> Block<'a> {
     }
 
     fn checked(raw: &[u8]) -> Result<Frame, &'static str> {
-        let mut head = Head { columns: Columns::parse(raw)?, is_distinct: true };
+        let head = Head { columns: Columns::parse(raw)?, is_distinct: true, is_long: false };
         let block = Block { raw, head: &head };
         block.check_structure()?;
-        head.is_distinct = (1..block.len()).all(|i| !block.is_same_key(i - 1, i));
+        let is_distinct = (1..block.len()).all(|i| !block.is_same_key(i - 1, i));
+        let is_long = raw.len() / block.len() >= LONG_BYTES;
+        let head = Head { is_distinct, is_long, ..head };
         Ok(Frame::from_header_and_slice(head, raw))
     }
 
@@ -300,6 +306,22 @@ impl<'a> Block<'a> {
     pub(super) fn spot(self, i: usize) -> Spot {
         let (suffix, value, end) = self.bounds(i);
         Spot { seq: self.seq(i), kind: self.kind(i), suffix, value, end }
+    }
+
+    /// Whether its entries are so long that memory has to be asked for each: short ones, one behind the other, the
+    /// processor sees coming by itself.
+    #[inline]
+    pub(super) fn is_long(self) -> bool {
+        self.head.is_long
+    }
+
+    /// Asks memory for the front of entry `i`, where also the entry before it ends.
+    #[inline]
+    pub(super) fn prefetch_front(self, i: usize) {
+        if i < self.len() {
+            let (suffix, ..) = self.bounds(i);
+            self.raw.get(suffix..).into_iter().for_each(|entry| prefetch_bytes(entry.as_ptr(), 1));
+        }
     }
 
     /// All bytes of the block from the suffix of a spot on.

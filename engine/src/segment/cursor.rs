@@ -16,8 +16,18 @@ use crate::error::Result;
 use crate::iter::Cursor;
 use crate::key::Entry;
 
+/// How many entries before its turn memory is asked for an entry.
+const ASKED_AHEAD: usize = 4;
+
 /// Consecutive blocks after which a cursor begins to read ahead.
 const READ_AHEAD_AFTER_BLOCKS: u32 = 2;
+
+/// Where a cursor goes.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Forward,
+    Backward,
+}
 
 impl Segment {
     /// A cursor over all entries. With `fill_cache` the blocks that it reads stay in the cache; without, it uses what
@@ -58,6 +68,20 @@ pub(crate) struct SegmentCursor {
 }
 
 impl Segment {
+    /// Asks memory for the entries around `at` of a block that a cursor comes to, for the front of the next block, and for
+    /// the place of the one behind that.
+    fn look_around(&self, block: Block<'_>, (number, at): (usize, usize), way: Way) {
+        let (soon, next, later) = match way {
+            Way::Forward => (at + 1..at + ASKED_AHEAD, number + 1, number + 2),
+            Way::Backward => {
+                (at.saturating_sub(ASKED_AHEAD)..at, number.wrapping_sub(1), number.wrapping_sub(2))
+            }
+        };
+        soon.for_each(|entry| block.prefetch_front(entry));
+        self.slots.look(next, Block::prefetch);
+        self.slots.prefetch(later);
+    }
+
     /// The entries of block `number` that are known to be the only versions of their keys: none if it holds two of one
     /// key, else all but those at its edges whose key may stand in the neighbouring block as well.
     fn sole_entries(&self, block: Block<'_>, number: usize) -> Range<usize> {
@@ -134,9 +158,12 @@ impl SegmentCursor {
         Ok(block)
     }
 
-    /// Stands on entry `at` of a block, which exists.
-    fn stand(&mut self, frame: Frame, number: usize, at: usize) {
+    /// Stands on entry `at` of a block, which exists; `way` says where to from there.
+    fn stand(&mut self, frame: Frame, number: usize, at: usize, way: Way) {
         let block = Block::of(&frame);
+        if block.is_long() {
+            self.segment.look_around(block, (number, at), way);
+        }
         self.key.set_prefix(block.prefix());
         self.sole = self.segment.sole_entries(block, number);
         self.number = number;
@@ -144,6 +171,30 @@ impl SegmentCursor {
         self.spot = block.spot(at);
         self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
         self.block = Some(frame);
+    }
+
+    /// Asks memory for an entry that will be stepped on soon, here or in the next block.
+    #[inline(never)]
+    fn look_forward(&self, block: Block<'_>) {
+        let at = self.at + ASKED_AHEAD;
+        match at.checked_sub(block.len()) {
+            None => block.prefetch_front(at),
+            Some(entry) => {
+                self.segment.slots.look(self.number + 1, |frame| Block::of(frame).prefetch_front(entry));
+            }
+        }
+    }
+
+    /// As [`SegmentCursor::look_forward`], the other way.
+    #[inline(never)]
+    fn look_backward(&self, block: Block<'_>) {
+        match self.at.checked_sub(ASKED_AHEAD) {
+            Some(entry) => block.prefetch_front(entry),
+            None => self.segment.slots.look(self.number.wrapping_sub(1), |frame| {
+                let block = Block::of(frame);
+                block.prefetch_front((block.len() + self.at).saturating_sub(ASKED_AHEAD));
+            }),
+        }
     }
 
     /// To the next entry of the same block, if there is one.
@@ -154,6 +205,9 @@ impl SegmentCursor {
         };
         self.at += 1;
         self.spot = block.spot(self.at);
+        if block.is_long() {
+            self.look_forward(block);
+        }
         self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
         true
     }
@@ -164,6 +218,9 @@ impl SegmentCursor {
         let Some(block) = self.block.as_ref().map(Block::of).filter(|_| self.at > 0) else { return false };
         self.at -= 1;
         self.spot = block.spot(self.at);
+        if block.is_long() {
+            self.look_backward(block);
+        }
         self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
         true
     }
@@ -173,7 +230,7 @@ impl SegmentCursor {
         self.block = None;
         if number < self.segment.index.blocks() {
             let block = self.load(number)?;
-            self.stand(block, number, 0);
+            self.stand(block, number, 0, Way::Forward);
         }
         Ok(())
     }
@@ -184,7 +241,7 @@ impl SegmentCursor {
         if let Some(number) = number.checked_sub(1) {
             let block = self.load(number)?;
             let last = Block::of(&block).len() - 1;
-            self.stand(block, number, last);
+            self.stand(block, number, last, Way::Backward);
         }
         Ok(())
     }
@@ -198,7 +255,7 @@ impl Cursor for SegmentCursor {
         let block = self.load(number)?;
         let at = Block::of(&block).lower_bound(key);
         if at < Block::of(&block).len() {
-            self.stand(block, number, at);
+            self.stand(block, number, at, Way::Forward);
             return Ok(());
         }
         // The key lies between the block's last key and its separator.
@@ -214,7 +271,7 @@ impl Cursor for SegmentCursor {
         let block = self.load(number)?;
         match Block::of(&block).lower_bound(key).checked_sub(1) {
             Some(at) => {
-                self.stand(block, number, at);
+                self.stand(block, number, at, Way::Backward);
                 Ok(())
             }
             None => self.last_before(number),
