@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   open segment:   slots   [ block 0 | block 1 |    | block 3 | ... ]     one word and one mark for each block
-//!   cache:          small   -> -> ->          main -> -> ->                who goes when room is needed: `policy`
+//!   cache, shards:  small   -> -> ->          main -> -> ->                who goes when room is needed: `policy`
 //! ```
 //!
 //! It knows nothing about blocks: it keeps counted values in slots of which every open segment has its own, so a hit is
@@ -10,8 +10,11 @@
 //! holds what it found through a guard of `arc-swap` (its debt lists are what an epoch would be: a value is freed when the
 //! last guard on it is gone), so guards may be held across user code, a submit or a wait.
 //!
+//! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each: under one lock, threads
+//! that missed queued up behind whoever had lost its core with it.
+//!
 //! Invariants: the charges of all values sum to at most the budget, also while an insert is under way; a value that
-//! is larger than the budget is not kept; when a segment is dropped, so are its values; a block that several threads
+//! is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values; a block that several threads
 //! miss at once is read once.
 
 mod policy;
@@ -28,6 +31,12 @@ pub(crate) use slots::{Held, Slots, Use};
 
 /// What a place in a queue and the value's counts take beside the value itself, in bytes.
 const OVERHEAD_BYTES: u64 = 64;
+
+/// A shard has at least this, so that large blocks fit and its queues are long enough to choose well.
+const MIN_SHARD_BYTES: u64 = 4 << 20;
+
+/// Shards at most: with more threads than that at misses at once, the device is the limit.
+const MAX_SHARDS: u64 = 16;
 
 /// What the cache has done so far, and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +58,8 @@ pub(crate) struct CacheStats {
 /// Counted values under a byte budget, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Cache<V: RefCnt> {
-    queues: Mutex<Queues<V>>,
+    /// Each slot belongs to one of them.
+    shards: Box<[Mutex<Queues<V>>]>,
     budget_bytes: u64,
     looked_up: Stripes,
     /// Blocks that somebody reads: the address of the slots, and the number.
@@ -60,8 +70,10 @@ pub(crate) struct Cache<V: RefCnt> {
 impl<V: RefCnt> Cache<V> {
     /// An empty cache of at most `budget_bytes`. With 0 it keeps nothing and every look-up misses.
     pub(crate) fn new(budget_bytes: u64) -> Cache<V> {
+        let shards = (budget_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
+        let shard_bytes = budget_bytes / shards;
         Cache {
-            queues: Mutex::new(Queues::new(budget_bytes)),
+            shards: (0..shards).map(|_| Mutex::new(Queues::new(shard_bytes))).collect(),
             budget_bytes,
             looked_up: Stripes::default(),
             loading: Mutex::default(),
@@ -84,7 +96,7 @@ impl<V: RefCnt> Cache<V> {
     /// Keeps the value if it fits, after evicting others. A value that is there already stays.
     pub(crate) fn insert(&self, slots: &Arc<Slots<V>>, block: usize, (value, bytes): (&V, u64), by: Use) {
         let charge = bytes.saturating_add(OVERHEAD_BYTES);
-        let evicted = self.queues.lock().insert((slots, block), value, charge, by);
+        let evicted = self.shard(slots, block).lock().insert((slots, block), value, charge, by);
         // Freed here, after the lock.
         drop(evicted);
     }
@@ -121,28 +133,36 @@ impl<V: RefCnt> Cache<V> {
 
     /// Forgets the values of a segment that nobody reads any more. O(values).
     pub(crate) fn forget(&self, slots: &Arc<Slots<V>>) {
-        let removed = self.queues.lock().forget(slots);
-        drop(removed);
+        for shard in &self.shards {
+            let removed = shard.lock().forget(slots);
+            drop(removed);
+        }
     }
 
     /// Forgets everything, at once. A store that closes would else forget it segment by segment, each time looking at all
     /// values.
     pub(crate) fn clear(&self) {
-        let removed = self.queues.lock().clear();
-        drop(removed);
+        for shard in &self.shards {
+            let removed = shard.lock().clear();
+            drop(removed);
+        }
     }
 
     pub(crate) fn stats(&self) -> CacheStats {
         let (hits, misses) = self.looked_up.sums();
-        let queues = self.queues.lock();
-        CacheStats {
-            hits,
-            misses,
-            evictions: queues.evictions(),
-            values: queues.values(),
-            bytes: queues.used_bytes(),
-            budget_bytes: self.budget_bytes,
+        let mut stats =
+            CacheStats { hits, misses, budget_bytes: self.budget_bytes, ..CacheStats::default() };
+        for shard in &self.shards {
+            let queues = shard.lock();
+            stats.evictions += queues.evictions();
+            stats.values += queues.values();
+            stats.bytes += queues.used_bytes();
         }
+        stats
+    }
+
+    fn shard(&self, slots: &Slots<V>, block: usize) -> &Mutex<Queues<V>> {
+        &self.shards[slots.salt.wrapping_add(block) % self.shards.len()]
     }
 }
 

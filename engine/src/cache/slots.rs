@@ -1,6 +1,6 @@
 //! The places of one segment's blocks in the cache: one word and one mark for each block.
 //!
-//! Invariant: what stands in them changes under the lock of the queues only (`policy`); anybody may load it.
+//! Invariant: what stands in them changes under the lock of its shard only (`policy`); anybody may load it.
 
 use std::fmt;
 use std::sync::atomic::AtomicU8;
@@ -26,11 +26,15 @@ pub(crate) struct Slots<V: RefCnt> {
     pub(super) values: Box<[ArcSwapAny<Option<V>>]>,
     /// How often each was used of late, and whether it was thrown out unused: see `policy`.
     pub(super) marks: Box<[AtomicU8]>,
+    /// Moves segments with few blocks to different shards.
+    pub(super) salt: usize,
 }
 
 impl<V: RefCnt> Slots<V> {
-    pub(crate) fn new(blocks: usize) -> Slots<V> {
+    /// None is filled; `salt` tells segments apart.
+    pub(crate) fn new(blocks: usize, salt: u64) -> Slots<V> {
         Slots {
+            salt: usize::try_from(salt).unwrap_or(0),
             values: (0..blocks).map(|_| ArcSwapAny::new(None)).collect(),
             marks: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
         }

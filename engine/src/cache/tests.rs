@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use super::*;
 
 fn slots<V: RefCnt>(blocks: usize) -> Arc<Slots<V>> {
-    Arc::new(Slots::new(blocks))
+    Arc::new(Slots::new(blocks, 0))
 }
 
 fn has<V: RefCnt>(cache: &Cache<V>, slots: &Slots<V>, block: usize) -> bool {

@@ -106,7 +106,7 @@ impl Segment {
             file,
             path,
             meta: meta.clone(),
-            slots: Arc::new(Slots::new(index.blocks())),
+            slots: Arc::new(Slots::new(index.blocks(), meta.id)),
             index,
             filter,
         }))
