@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::machine::{now, pause};
 use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::workload::{BATCH_RECORDS, GETS_UNDER_WAY, MULTI_GET_KEYS, Mix, SCAN_RECORDS, Step, Workload};
+use crate::workload::{BATCH_RECORDS, Mix, READS_IN_FLIGHT, SCAN_RECORDS, Step, Workload};
 
 /// How long, and on what.
 #[derive(Clone, Debug)]
@@ -194,7 +194,7 @@ impl<'a> Worker<'a> {
             random: Random::new(plan.seed ^ u64::from(thread) << 48),
             value: Vec::new(),
             batch: vec![([0; KEY_BYTES], Vec::new()); BATCH_RECORDS],
-            keys: vec![[0; KEY_BYTES]; MULTI_GET_KEYS],
+            keys: vec![[0; KEY_BYTES]; plan.workload.keys_in_call()],
             gets: None,
             operations: 0,
             user_bytes: 0,
@@ -329,7 +329,7 @@ impl<'a> Worker<'a> {
         let (store, records, random) = (self.store, self.plan.records, &mut self.random);
         // Made here, on the thread that runs.
         let gets = self.gets.get_or_insert_with(Tasks::new);
-        let (key, found) = gets.next(GETS_UNDER_WAY, || {
+        let (key, found) = gets.next(READS_IN_FLIGHT, || {
             let key = key(random.below(records));
             (key, store.begin_get(&key))
         });

@@ -265,11 +265,11 @@ fn text(header: &Header, table: &Table, failures: &[String]) -> String {
              processes used 10 % of the CPUs or more in some round. Ratio: Esker to the best of the others.\n\n";
     text += &ratios(table);
     text += "\n![Throughput](throughput.svg)\n\n## Against the device itself\n\nRaw loops on native AIO in the same \
-             rounds: 4 KiB reads with as many in flight as the workload has threads (32 for multi_get_cold, 64 for get_async_cold), and a \
+             rounds: 4 KiB reads with as many in flight as the workload has threads (64 for multi_get_cold and get_async_cold), and a \
              group commit that does nothing else; how many a second, and the CPU time of each.\n\n";
     text += &device_table(table);
     text += "\n## Latency\n\nMicroseconds of a step: p50 / p99 / p99.9 / longest. A step of load is a batch of 1000, \
-             of multi_get 32 keys, of scan_all the whole scan.\n\n";
+             of multi_get 64 keys (256 where they are not in memory), of scan_all the whole scan.\n\n";
     text += &table.markdown(|_| true, latency_cell);
     text += "\n![Latency](latency.svg)\n\n![Pauses](pauses.svg)\n\n## Cost\n\nCPU of the process for one operation, \
              microseconds:\n\n";

@@ -89,11 +89,8 @@ pub struct Lengths {
     pub at_most: f64,
 }
 
-/// Keys in a call of `multi_get`.
-pub const MULTI_GET_KEYS: usize = 32;
-
-/// Gets that a thread has under way where they do not wait.
-pub const GETS_UNDER_WAY: usize = 64;
+/// Reads that one thread has in flight, where a store lets it: in a call of `multi_get`, or by gets that do not wait.
+pub const READS_IN_FLIGHT: usize = 64;
 
 /// Records in a batch of the load.
 pub const BATCH_RECORDS: usize = 1000;
@@ -169,10 +166,15 @@ impl Workload {
     /// Reads that a store can have in flight at once.
     pub fn depth(&self) -> usize {
         match self.step {
-            Step::MultiGet => MULTI_GET_KEYS,
-            Step::GetAsync => GETS_UNDER_WAY,
+            Step::MultiGet | Step::GetAsync => READS_IN_FLIGHT,
             _ => usize::from(self.threads),
         }
+    }
+
+    /// Keys in a call of `multi_get`. Of data on the device several times as many as are read at once: a call ends with
+    /// its slowest read.
+    pub fn keys_in_call(&self) -> usize {
+        if self.family == Family::Cold { 256 } else { 64 }
     }
 
     /// Whether every put must survive a loss of power before it returns.
