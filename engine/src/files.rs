@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aio::{Backend, Buf, Completion, File, NativeBackend, OpenMode, Operation, Queue, Reactor};
-use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::sync::shared::Mutex;
 
 /// No store makes this many files: a higher number is none of ours, and one more than any of ours can be counted.
 pub(crate) const MAX_FILE: u64 = u64::MAX / 2;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aio::{Bug, Lock, planted};
-use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::flush::flush_at_close;
 use crate::jobs::Threads;
 use crate::store::Store;
+use crate::sync::shared::Mutex;
 use crate::version::Edit;
 
 /// Counted by every handle. Background threads hold the store only, so the last handle ends them.

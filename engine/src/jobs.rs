@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::compact::{Depth, compact_all};
@@ -18,6 +17,7 @@ use crate::flush::flush_frozen;
 use crate::listener::Event;
 use crate::options::Background;
 use crate::store::{Store, Wanted};
+use crate::sync::shared::thread::{self, JoinHandle};
 
 /// After a failed job its thread waits this long before it tries again by itself.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -40,7 +40,7 @@ pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
     let jobs: [(&str, Job); 2] = [("esker-flush", flush_loop), ("esker-compact", compact_loop)];
     for (name, job) in jobs {
         let shared = Arc::clone(store);
-        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
             // The application's signal handlers must never run on our threads.
             aio::block_all_signals();
             let _guard = PanicGuard { store: &shared, name };
@@ -81,7 +81,7 @@ struct PanicGuard<'a> {
 
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let cause = Error::internal(format!("the background thread {} panicked", self.name));
             self.store.log.halt(&cause.clone().into_wal());
             self.store.wanted.lock().ended = Some(Error::Halted { cause: Arc::new(cause) });

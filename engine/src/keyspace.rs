@@ -21,6 +21,7 @@ use crate::range::{KeyBounds, KeyRange};
 use crate::snapshots::SnapshotGuard;
 use crate::store::Store;
 use crate::superversion::Tree;
+use crate::sync::shared::thread_local;
 
 thread_local! {
     /// Each thread encodes its single writes in place of the one before, without allocating.
@@ -373,7 +374,8 @@ impl Keyspace {
     }
 
     fn write(&self, op: Op<'_>) -> Result<()> {
-        ENCODER.with_borrow_mut(|(payload, record)| {
+        ENCODER.with(|encoder| {
+            let (payload, record) = &mut *encoder.borrow_mut();
             payload.clear();
             let mut ops = OpsBuilder::begin(payload);
             ops.push(payload, op)?;

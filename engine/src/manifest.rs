@@ -24,12 +24,11 @@
 //! Written and read here. Version gate: [`FORMAT_VERSION`].
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use aio::{Buf, Bug, File, planted};
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use wal::{ChainRules, Group, Place, STEP, read_chain};
 
 use crate::coding::Reader;
@@ -37,6 +36,7 @@ use crate::edit;
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::Seq;
+use crate::sync::shared::{AtomicU64, Mutex};
 use crate::version::{Edit, Version};
 
 /// The version of manifest, log and ring that this program writes.

@@ -12,10 +12,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use aio::{Backend, Bug, Lock, planted};
-use parking_lot::{Condvar, Mutex, RwLock};
 use wal::{Host, Log, LogOptions, Ordered, Replayed};
 
 use crate::compaction::runner::{Output, open_run, write_run};
@@ -34,6 +33,7 @@ use crate::segment::BlockCache;
 use crate::snapshots::Snapshots;
 use crate::store::{Store, Wanted};
 use crate::superversion::Tree;
+use crate::sync::shared::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, RwLock};
 use crate::version::{Edit, Life, Version};
 
 /// The keyspace that every store has.

@@ -8,21 +8,12 @@
 //! shard by itself, so the shards need not be read at one moment.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::key::Seq;
+use crate::sync::shared::{Mutex, thread_number};
 
 /// Threads that pin at the same time without waiting for each other.
 const SHARDS: usize = 16;
-
-/// Numbers of threads, so that each always takes the same shard.
-static NEXT_THREAD: AtomicUsize = AtomicUsize::new(0);
-
-thread_local! {
-    static SHARD: usize = NEXT_THREAD.fetch_add(1, Ordering::Relaxed) % SHARDS;
-}
 
 /// The pinned positions of one store. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +40,8 @@ impl Snapshots {
     /// Pins the position that `at` reads. It is read under the lock, so that no compaction can look at the
     /// list between the reading and the pinning; it must take no lock itself.
     pub(crate) fn pin(&self, at: impl FnOnce() -> Seq) -> SnapshotGuard {
-        let shard = SHARD.with(|shard| *shard);
+        // Each thread always takes the same one.
+        let shard = thread_number() % SHARDS;
         let mut pinned = self.shards[shard].pinned.lock();
         let seq = at();
         match pinned.binary_search_by_key(&seq, |pinned| pinned.seq) {

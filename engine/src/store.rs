@@ -19,9 +19,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use parking_lot::{Condvar, Mutex, RwLock};
 use wal::{Log, Ordered};
 
 use crate::compaction::runner::Output;
@@ -36,6 +35,7 @@ use crate::options::Options;
 use crate::segment::BlockCache;
 use crate::snapshots::{SnapshotGuard, Snapshots};
 use crate::superversion::Tree;
+use crate::sync::shared::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, RwLock};
 
 /// Memory of the memtables, and what background work is wanted.
 #[derive(Debug, Default)]

@@ -5,11 +5,10 @@
 //! newer than every entry of it in a later one. A superversion never changes; changes make a new one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use aio::{Bug, planted};
 use arc_swap::{ArcSwap, Guard};
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::iter::Cursor;
@@ -17,6 +16,7 @@ use crate::key::{Entry, Kind, Seq, key_hash};
 use crate::memtable::{ArenaPool, Memtable, MemtableCursor};
 use crate::merge::Merge;
 use crate::run::{Run, RunCursor};
+use crate::sync::shared::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 
 /// A memtable that takes no more writes.
 #[derive(Clone, Debug)]

@@ -1,8 +1,12 @@
-//! Atomics of the memtable, in one place so that a model checker can be put in their stead: with `--cfg loom` they are
-//! loom's (`just loom`).
+//! Locks, conditions, atomics and threads of this crate, in one place so that a model checker can be put in their stead.
 //!
-//! Invariant: `memtable/{latch,node,tree,filter}.rs` and the links of `memtable/arena.rs` take their atomics from here.
-//! What only counts or hands out memory stays as it is: no model has to look at it.
+//! What stands here itself is the memtable's: with `--cfg loom` loom's (`just loom`), which looks at each access. [`shared`]
+//! is everybody else's: with `--cfg shuttle` shuttle's (`just schedules`), which runs the whole store and takes each
+//! operation of the memtable as one step.
+//!
+//! Invariants: `memtable/{latch,node,tree,filter}.rs` and the links of `memtable/arena.rs` take their atomics from here; no
+//! other file but those of the memtable names `parking_lot`. What only counts, and the marks of the cache, stay as
+//! they are: nothing is decided by them on which another thread relies.
 
 #[cfg(loom)]
 mod model;
@@ -55,5 +59,39 @@ impl Witness {
     pub(crate) fn check(&self) {
         #[cfg(loom)]
         assert_eq!(self.0.load(Ordering::Relaxed), 1, "a reader overtook the writer");
+    }
+}
+
+/// See the [module](self).
+#[cfg(not(shuttle))]
+pub(crate) mod shared {
+    use std::sync::atomic::Ordering;
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+    pub(crate) use std::{thread, thread_local};
+
+    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+    thread_local! {
+        static NUMBER: usize = THREADS.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Of this thread, counted from 0 as threads come to ask.
+    pub(crate) fn thread_number() -> usize {
+        NUMBER.with(|number| *number)
+    }
+}
+
+/// See the [module](self).
+#[cfg(shuttle)]
+pub(crate) mod shared {
+    pub(crate) use wal::scheduled::{
+        AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock, thread, thread_local,
+    };
+
+    /// Of this task.
+    pub(crate) fn thread_number() -> usize {
+        thread::current().id().into()
     }
 }

@@ -88,6 +88,8 @@ mod ordered;
 mod record;
 mod replay;
 mod ring;
+#[cfg(shuttle)]
+pub mod scheduled;
 mod seal;
 mod sector;
 mod sync;

@@ -1,9 +1,9 @@
 //! Locks, condition variables, atomics and threads of this crate, in one place so that a model checker can be put in
-//! their stead: with `--cfg loom` they are loom's (`just loom`).
+//! their stead: with `--cfg loom` they are loom's (`just loom`), with `--cfg shuttle` shuttle's (`just schedules`).
 //!
 //! Invariant: no other file of this crate names `parking_lot`, `std::sync` or `std::thread`.
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod announcement;
 #[cfg(loom)]
 mod model;
@@ -21,11 +21,16 @@ pub(crate) use self::model::{
 #[cfg(loom)]
 pub(crate) use loom::thread;
 
-#[cfg(not(loom))]
+#[cfg(shuttle)]
+pub(crate) use crate::scheduled::{
+    Announcement, AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, thread,
+};
+
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use self::announcement::Announcement;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::thread;

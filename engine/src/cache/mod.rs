@@ -24,8 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::RefCnt;
-use parking_lot::{Condvar, Mutex};
 use policy::Queues;
+
+use crate::sync::shared::{Condvar, Mutex};
 
 pub(crate) use slots::{Held, Slots, Use};
 
