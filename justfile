@@ -21,7 +21,7 @@ crash:
     cargo test -p kvtool --test kill --locked
 
 # Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, fuzzers, sanitizers
-deep: check && loom torture planted (fuzz "30") asan tsan
+deep: check && loom schedules torture planted (fuzz "30") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
@@ -53,6 +53,11 @@ planted NAME="":
 loom:
     RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker-wal --test loom --locked -- --nocapture
     RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker --lib --locked memtable::models -- --nocapture
+
+# The whole store on the simulated machine, its threads scheduled and the machine crashed by seeds; NAME is a filter, SEED=n runs one
+schedules NAME="" EACH="20000":
+    SCHEDULES={{EACH}} {{tunables}} RUSTFLAGS="--cfg shuttle" cargo test --release --target-dir target/shuttle -p esker --test schedules --locked -- \
+        --nocapture "{{NAME}}"
 
 # The tests of asynchronous I/O under AddressSanitizer: a buffer freed or touched in flight
 asan:

@@ -1,0 +1,434 @@
+//! Runs one scenario under many schedules, crashes the machine inside most of them, and judges what is left.
+//!
+//! `SCHEDULES` says how many (2,000 unless told), `SEED` runs that one alone. A failure prints its seed.
+//!
+//! Invariant: whatever is decided by chance is drawn from the schedule's seed.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use aio::SimBackend;
+use aio::sim::DiskImage;
+use esker::{Background, Batch, Builder, Db, Durability, Error, Keyspace, Sizes, Snapshot};
+use shuttle::rand::{RngCore, thread_rng};
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
+
+use crate::history::{self, Bounds, History, KEYSPACES, Place, Seen, Shape};
+use crate::machine::Machine;
+use crate::scheduler::{Case, Random, Seeded};
+
+const DIRECTORY: &str = "/store";
+
+/// A keyspace that comes and goes.
+pub(crate) const TEMPORARY: &str = "temporary";
+
+/// Schedules of each scenario, if nobody says how many.
+const SCHEDULES: u64 = 2_000;
+
+/// A run that takes more turns than this never ends.
+const MOST_STEPS: usize = 500_000;
+
+const STACK_BYTES: usize = 256 << 10;
+
+/// A store, who writes to it, and what happens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) writers: &'static [Shape],
+    pub(crate) sizes: Sizes,
+    /// Bytes of each value.
+    pub(crate) value_bytes: usize,
+    /// Starts tasks and joins them.
+    pub(crate) body: fn(&Bed),
+}
+
+/// Small enough for everything to happen soon.
+pub(crate) const SMALL: Sizes = Sizes {
+    ring_bytes: Some(16 << 10),
+    log_file_bytes: Some(16 << 10),
+    memtable_bytes: Some(64 << 10),
+    segment_bytes: Some(8 << 10),
+    manifest_bytes: Some(8 << 10),
+    block_bytes: Some(512),
+};
+
+/// A number by the schedule's seed.
+pub(crate) fn chance(one_in: u64) -> bool {
+    below(one_in) == 0
+}
+
+/// A number below `limit` by the schedule's seed.
+pub(crate) fn below(limit: u64) -> u64 {
+    thread_rng().next_u64() % limit
+}
+
+/// An open store inside a schedule, as its tasks share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Bed {
+    pub(crate) db: Db,
+    pub(crate) machine: Machine,
+    pub(crate) keyspaces: [Keyspace; KEYSPACES.len()],
+    history: Arc<Mutex<History>>,
+    pub(crate) value_bytes: usize,
+}
+
+impl Bed {
+    pub(crate) fn history<R>(&self, look: impl FnOnce(&mut History) -> R) -> R {
+        look(&mut self.history.lock().unwrap())
+    }
+
+    /// The result of a call; `None` after the machine has crashed, when nobody is told anything any more, and after a
+    /// fault has halted the store.
+    pub(crate) fn alive<T>(&self, result: esker::Result<T>) -> Option<T> {
+        let sim = &self.machine.sim;
+        match result {
+            _ if sim.has_crashed() => None,
+            Err(Error::Halted { .. }) if sim.faults_struck() > 0 => {
+                self.history(|history| history.has_halted = true);
+                None
+            }
+            // A log file that was about to be made: whoever asked is told, and the store goes on.
+            Err(Error::Io { .. }) if sim.faults_struck() > 0 => None,
+            Err(error) => panic!("nothing fails before the crash: {error:?}"),
+            Ok(value) => Some(value),
+        }
+    }
+
+    /// A task of this bed.
+    pub(crate) fn spawn(&self, task: impl FnOnce(Bed) + Send + 'static) -> thread::JoinHandle<()> {
+        let bed = self.clone();
+        thread::spawn(move || task(bed))
+    }
+
+    /// One more operation of a writer.
+    pub(crate) fn write(&self, writer: usize, level: Durability) -> esker::Result<()> {
+        let (shape, operation) = self.history(|history| (history.shape(writer), history.send(writer)));
+        let had_halted = self.history(|history| history.has_halted);
+        let effects = shape.effects(operation);
+        let value = value(operation, self.value_bytes);
+        let result = if let [((keyspace, number), is_put)] = effects[..] {
+            let keyspace = self.keyspaces[keyspace].with_durability(level);
+            let key = key(writer, number);
+            if is_put { keyspace.put(key, value) } else { keyspace.delete(key) }
+        } else {
+            let mut batch: Batch = self.db.batch();
+            batch.durability(level);
+            for ((keyspace, number), is_put) in effects {
+                let (keyspace, key) = (&self.keyspaces[keyspace], key(writer, number));
+                if is_put {
+                    batch.put(keyspace, key, &value)
+                } else {
+                    batch.delete(keyspace, key)
+                };
+            }
+            batch.commit().map(|_| ())
+        };
+        // No other task goes on between the look at the machine and the note.
+        if !self.machine.sim.has_crashed() {
+            assert!(!had_halted || result.is_err(), "a write after the store said that it has halted");
+            match &result {
+                Ok(()) => self.history(|history| history.end(writer, level == Durability::Power)),
+                Err(Error::Closed | Error::Io { .. }) => self.history(|history| history.refuse(writer)),
+                Err(_) => {}
+            }
+        }
+        result
+    }
+
+    /// So many operations of a writer, at a level each: for power loss one in `powerful`.
+    pub(crate) fn write_all(&self, writer: usize, operations: u64, powerful: u64) {
+        for _ in 0..operations {
+            let level = if chance(powerful) { Durability::Power } else { Durability::Process };
+            let written = self.write(writer, level);
+            if self.alive(written).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Calls what makes everything before it durable.
+    pub(crate) fn sync_by(&self, call: impl FnOnce(&Db) -> esker::Result<()>) {
+        let ended = self.history(|history| history.ended());
+        let result = call(&self.db);
+        if self.alive(result).is_some() {
+            self.history(|history| history.synced(&ended));
+        }
+    }
+
+    /// Judges all keys as `read` sees them, which is to show one moment of the time in which it runs.
+    pub(crate) fn look(&self, read: impl FnOnce() -> esker::Result<Vec<Seen>>) {
+        let least = self.history(|history| history.ended());
+        let seen = read();
+        let most = self.history(|history| history.sent());
+        self.judge(seen, &least, &most);
+    }
+
+    /// Judges the keys that a snapshot of now shows to `read`, whenever that is.
+    pub(crate) fn look_at(&self, read: impl FnOnce(&Snapshot) -> esker::Result<Vec<Seen>>) {
+        let least = self.history(|history| history.ended());
+        let snapshot = self.db.snapshot();
+        let most = self.history(|history| history.sent());
+        let seen = read(&snapshot);
+        self.judge(seen, &least, &most);
+    }
+
+    fn judge(&self, seen: esker::Result<Vec<Seen>>, least: &Bounds, most: &Bounds) {
+        if let Some(seen) = self.alive(seen)
+            && let Err(why) = self.history(|history| history.judge(&seen, least, most))
+        {
+            panic!("a read was wrong: {why}");
+        }
+    }
+
+    /// Reads one key and judges it.
+    pub(crate) fn look_up(&self, writer: usize, place: Place) {
+        let least = self.history(|history| history.ended())[writer];
+        let found = self.keyspaces[place.0].get(key(writer, place.1));
+        let most = self.history(|history| history.sent())[writer];
+        if let Some(found) = self.alive(found) {
+            let found = found.map(|value| number(&value, self.value_bytes));
+            let judged = self.history(|history| history.judge_place((writer, place), found, least..=most));
+            judged.expect("a get sees what was acknowledged before it, and nothing later");
+        }
+    }
+
+    /// What the pairs of a keyspace say of each writer.
+    pub(crate) fn gather(
+        &self,
+        seen: &mut [Seen],
+        keyspace: usize,
+        pairs: impl Iterator<Item = esker::Result<(impl AsRef<[u8]>, impl AsRef<[u8]>)>>,
+    ) -> esker::Result<()> {
+        gather(seen, (keyspace, self.value_bytes), pairs)
+    }
+
+    /// A place for what is seen of each writer.
+    pub(crate) fn nothing_seen(&self) -> Vec<Seen> {
+        vec![Seen::new(); self.history(|history| history.writers())]
+    }
+}
+
+pub(crate) fn key(writer: usize, number: u64) -> String {
+    format!("writer-{writer}/key-{number}")
+}
+
+fn place_of(key: &[u8]) -> Option<(usize, u64)> {
+    let key = std::str::from_utf8(key).ok()?.strip_prefix("writer-")?;
+    let (writer, number) = key.split_once("/key-")?;
+    Some((writer.parse().ok()?, number.parse().ok()?))
+}
+
+pub(crate) fn value(operation: u64, bytes: usize) -> Vec<u8> {
+    let mut value = operation.to_le_bytes().to_vec();
+    // Does not compress.
+    let mut random = Random::new(operation);
+    value.extend((value.len()..bytes).map(|_| random.next().to_le_bytes()[0]));
+    value
+}
+
+/// The operation that wrote it.
+pub(crate) fn number(found: &[u8], bytes: usize) -> u64 {
+    let operation = u64::from_le_bytes(found[..8].try_into().unwrap());
+    assert_eq!(found, value(operation, bytes), "a value that nobody wrote");
+    operation
+}
+
+fn gather(
+    seen: &mut [Seen],
+    (keyspace, value_bytes): (usize, usize),
+    pairs: impl Iterator<Item = esker::Result<(impl AsRef<[u8]>, impl AsRef<[u8]>)>>,
+) -> esker::Result<()> {
+    for pair in pairs {
+        let (key, value) = pair?;
+        let (writer, key) = place_of(key.as_ref()).expect("a key that somebody wrote");
+        let before = seen[writer].insert((keyspace, key), number(value.as_ref(), value_bytes));
+        assert_eq!(before, None, "a key is shown once");
+    }
+    Ok(())
+}
+
+fn builder(scenario: &Scenario) -> Builder {
+    Db::builder().sizes(scenario.sizes).memory_budget_bytes(1 << 20).drain_interval(Duration::from_millis(10))
+}
+
+/// The disk that all schedules of a scenario begin with: everything written once, in one segment.
+fn setup(scenario: &Scenario) -> DiskImage {
+    let sim = SimBackend::new(1);
+    let builder = builder(scenario).background(Background::Manual).backend(Arc::new(sim.clone()));
+    let db = builder.open(DIRECTORY).expect("nothing fails");
+    let keyspaces = KEYSPACES.map(|name| db.keyspace(name).expect("nothing fails"));
+    for writer in 0..scenario.writers.len() {
+        for ((keyspace, number), operation) in history::first() {
+            let value = value(operation, scenario.value_bytes);
+            keyspaces[keyspace].put(key(writer, number), value).expect("nothing fails");
+        }
+    }
+    db.compact().expect("nothing fails");
+    drop(keyspaces);
+    db.close().expect("nothing fails");
+    sim.snapshot().power_cut_all()
+}
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Process,
+    Power,
+}
+
+/// What became of a run, or the sum of some.
+#[derive(Debug, Default)]
+struct Tally {
+    events: u64,
+    crashes: u64,
+    sent: u64,
+    ended: u64,
+}
+
+impl Tally {
+    fn add(&mut self, run: &Tally) {
+        self.events += run.events;
+        self.crashes += run.crashes;
+        self.sent += run.sent;
+        self.ended += run.ended;
+    }
+}
+
+/// One run; crashes it before an event below `crash_below`.
+fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tally {
+    let sim = SimBackend::from_image(image.clone(), below(u64::MAX));
+    sim.stop_tracing();
+    wal::scheduled::set_timers(chance(2));
+    let end = if chance(2) { End::Process } else { End::Power };
+    // One in eight ends by itself.
+    if let Some(events) = crash_below
+        && !chance(8)
+    {
+        sim.crash_at(below(events));
+    }
+    let history = Arc::new(Mutex::new(History::new(scenario.writers)));
+    let machine = Machine::new(sim.clone());
+    let opened = builder(scenario).backend(Arc::new(machine.clone())).open(DIRECTORY);
+    let found = opened.and_then(|db| {
+        let [first, second] = KEYSPACES.map(|name| db.keyspace(name));
+        Ok((db, [first?, second?]))
+    });
+    match found {
+        Ok((db, keyspaces)) => {
+            let history = Arc::clone(&history);
+            let bed = Bed { db, machine, keyspaces, history, value_bytes: scenario.value_bytes };
+            (scenario.body)(&bed);
+            if chance(2) {
+                bed.sync_by(|db| db.clone().close());
+            }
+        }
+        Err(error) => assert!(sim.has_crashed(), "an open failed: {error}"),
+    }
+    sim.clear_faults();
+    let image = match end {
+        End::Process => sim.snapshot().process_crash(below(u64::MAX)),
+        End::Power => match below(4) {
+            0 => sim.snapshot().power_cut_none(),
+            1 => sim.snapshot().power_cut_all(),
+            _ => sim.snapshot().power_cut_random(below(u64::MAX)),
+        },
+    };
+    let history = history.lock().unwrap();
+    let least = match end {
+        End::Process => history.ended(),
+        End::Power => history.durable(),
+    };
+    if let Err(why) = reopened(scenario, image, history.temporary)
+        .and_then(|seen| history.judge(&seen, &least, &history.sent()))
+    {
+        panic!("after {end:?}: {why}\n{history:?}");
+    }
+    let sum = |bounds: Bounds| bounds.iter().sum();
+    let crashes = u64::from(sim.has_crashed());
+    Tally { events: sim.events(), crashes, sent: sum(history.sent()), ended: sum(history.ended()) }
+}
+
+/// What the production recovery makes of a disk.
+fn reopened(scenario: &Scenario, image: DiskImage, temporary: Option<bool>) -> Result<Vec<Seen>, String> {
+    let backend = Arc::new(SimBackend::from_image(image, 1));
+    backend.stop_tracing();
+    let builder = builder(scenario).background(Background::Manual).create(false).backend(backend);
+    let db = builder.open(DIRECTORY).map_err(|error| format!("does not open: {error}"))?;
+    let is_there = db.keyspaces().iter().any(|name| name == TEMPORARY);
+    if temporary.is_some_and(|expected| expected != is_there) {
+        return Err(format!("the keyspace {TEMPORARY} is there: {is_there}"));
+    }
+    let mut seen = vec![Seen::new(); scenario.writers.len()];
+    let mut all = || {
+        for (at, name) in KEYSPACES.into_iter().enumerate() {
+            gather(&mut seen, (at, scenario.value_bytes), db.keyspace(name)?.iter())?;
+        }
+        if chance(8) {
+            db.verify()?;
+        }
+        Ok::<_, Error>(())
+    };
+    all().map_err(|error| format!("cannot be read: {error}"))?;
+    Ok(seen)
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Runs the scenario under its schedules.
+pub(crate) fn explore(scenario: Scenario) {
+    let seed = setting("SEED");
+    let seeds: Range<u64> = match seed {
+        Some(seed) => seed..seed + 1,
+        None => 0..setting("SCHEDULES").unwrap_or(SCHEDULES),
+    };
+    let (scheduler, board) = Seeded::new(seeds);
+    let mut config = Config::new();
+    config.stack_size = STACK_BYTES;
+    config.failure_persistence = FailurePersistence::None;
+    config.max_steps = MaxSteps::FailAfter(MOST_STEPS);
+    config.silence_warnings = true;
+    let told = Arc::clone(&board);
+    let (image, events) = (OnceLock::new(), OnceLock::new());
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let sum = Arc::clone(&tally);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        Runner::new(scheduler, config).run(move || {
+            let case = told.lock().unwrap().case;
+            if case == Case::Setup {
+                image.set(setup(&scenario)).expect("once");
+                return;
+            }
+            let image = image.get().expect("the first run made it");
+            let run = run(&scenario, image, events.get().copied());
+            if case == Case::Probe {
+                events.set(run.events).expect("once");
+            } else {
+                sum.lock().unwrap().add(&run);
+            }
+        })
+    }));
+    let name = scenario.name;
+    match ran {
+        Ok(runs) => {
+            let (all, sum) = (runs as u64 - 2, tally.lock().unwrap());
+            println!(
+                "{name}: {all} schedules, {} with a crash, {} events; {} operations sent, {} acknowledged",
+                sum.crashes, sum.events, sum.sent, sum.ended
+            );
+            let means = "a series without a crash or an acknowledgement shows nothing";
+            assert!(seed.is_some() || (sum.crashes > all / 4 && sum.ended > all), "{means}");
+        }
+        Err(panic) => {
+            let case = board.lock().unwrap_or_else(PoisonError::into_inner).case;
+            match case {
+                Case::Seed(seed) => eprintln!("{name} failed; again: SEED={seed} just schedules {name}"),
+                case => eprintln!("{name} failed in its {case:?}; again: SEED=0 just schedules {name}"),
+            }
+            resume_unwind(panic);
+        }
+    }
+}
