@@ -18,6 +18,7 @@ use std::sync::Arc;
 use aio::{Backend, Buf, Completion, File, NativeBackend, OpenMode, Operation, Queue, Reactor};
 
 use crate::error::{Error, Result};
+use crate::read_ahead::{Allowance, Grant};
 use crate::sync::shared::Mutex;
 
 /// No store makes this many files: a higher number is none of ours, and one more than any of ours can be counted.
@@ -29,8 +30,8 @@ pub(crate) const QUEUE_SLOTS: usize = 64;
 /// Asynchronous reads of a store in flight at most: what the queues of devices hold.
 const REACTOR_SLOTS: usize = 128;
 
-/// Buffers that are kept, as long as most stored blocks and what direct I/O needs around them.
-const POOLED_BYTES: usize = 16 << 10;
+/// Length of the buffers that are kept: as long as most stored blocks and what direct I/O needs around them.
+pub(crate) const POOLED_BYTES: usize = 16 << 10;
 /// As many as one call has reads in flight: a megabyte.
 const MAX_POOLED: usize = QUEUE_SLOTS;
 
@@ -43,6 +44,7 @@ pub(crate) struct Files {
     queues: Mutex<Vec<Box<dyn Queue>>>,
     /// Buffers at rest, of [`POOLED_BYTES`] each.
     bufs: Mutex<Vec<Buf>>,
+    read_ahead: Arc<Allowance>,
     asynchronous: Mutex<Asynchronous>,
 }
 
@@ -56,12 +58,14 @@ enum Asynchronous {
 }
 
 impl Files {
-    pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path) -> Files {
+    /// `read_ahead_bytes`: the memory for what scans read ahead.
+    pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
         Files {
             backend,
             root: root.to_owned(),
             queues: Mutex::default(),
             bufs: Mutex::default(),
+            read_ahead: Allowance::new(read_ahead_bytes),
             asynchronous: Mutex::new(Asynchronous::Unused),
         }
     }
@@ -125,8 +129,17 @@ impl Files {
 
     /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
     pub(crate) fn read(&self, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
-        let buf = self.buf(len_bytes);
+        self.read_into(file, offset, self.buf(len_bytes))
+    }
+
+    /// Fills the buffer from `offset`, both aligned for direct I/O.
+    pub(crate) fn read_into(&self, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
         self.with_queue(|queue| Ok(aio::file::read_into(queue, file, offset, buf)?))
+    }
+
+    /// For one scan, to read ahead with.
+    pub(crate) fn read_ahead(&self) -> Grant {
+        self.read_ahead.grant()
     }
 
     /// The reactor for asynchronous reads, started by the first who asks; `None` on another machine than this one, where

@@ -90,6 +90,7 @@ mod options;
 mod pacing;
 mod prefetch;
 mod range;
+mod read_ahead;
 mod recovery;
 mod repair;
 mod report;

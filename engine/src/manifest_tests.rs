@@ -24,7 +24,7 @@ fn machine() -> SimBackend {
 }
 
 fn files_on(sim: &SimBackend) -> Arc<Files> {
-    Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT)))
+    Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), 1 << 20))
 }
 
 fn create(sim: &SimBackend, number: u64) -> Manifest {

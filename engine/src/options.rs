@@ -1,7 +1,7 @@
 //! What a store is opened with, and the sizes that follow from its memory budget.
 //!
 //! ```text
-//!   budget   | memtables 1/4 | ring 1/16 and its tables | I/O 8 MiB | cache: the rest, at least 1/8 |
+//!   budget   | memtables 1/4 | ring 1/16 and its tables | I/O 8 MiB | read-ahead 1/64 | cache: the rest, at least 1/8 |
 //! ```
 //!
 //! Invariant: whatever was asked for, the sizes are such that the store works; nothing of them is remembered but what
@@ -155,8 +155,15 @@ impl Options {
 
     /// The block cache: what the other parts leave. The ring counts with a quarter more for its two progress tables.
     pub(crate) fn cache_bytes(&self) -> u64 {
-        let others = self.memtables_bytes() + self.ring_bytes() * 5 / 4 + IO_BUFFER_BYTES;
+        let buffers = IO_BUFFER_BYTES + self.read_ahead_bytes() as u64;
+        let others = self.memtables_bytes() + self.ring_bytes() * 5 / 4 + buffers;
         self.memory_budget_bytes.saturating_sub(others).max(self.memory_budget_bytes / 8)
+    }
+
+    /// What all scans together have read and not used yet: 16 of them at full length with the default budget.
+    pub(crate) fn read_ahead_bytes(&self) -> usize {
+        let bytes = (self.memory_budget_bytes / 64).clamp(256 * KIB, 16 * MIB);
+        usize::try_from(bytes).expect("clamped")
     }
 
     /// Where a run is cut into the next segment.

@@ -50,7 +50,7 @@ pub(crate) struct Opened {
 
 /// Opens or creates the store in `root`.
 pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> Result<Opened> {
-    let files = Arc::new(Files::new(backend, root));
+    let files = Arc::new(Files::new(backend, root, options.read_ahead_bytes()));
     let lock = enter(&files, options.create)?;
     let loaded = manifest::load(&files)?;
     if loaded.is_none() && !options.create {
@@ -89,10 +89,11 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
 /// What is damaged in the log of the store in `root`, if anything is. Holds the store's lock meanwhile, and changes nothing
 /// else.
 pub(crate) fn find_damage(backend: Arc<dyn Backend>, root: &Path) -> Result<Option<LogDamage>> {
-    let files = Arc::new(Files::new(backend, root));
+    let options = Options::default();
+    let files = Arc::new(Files::new(backend, root, options.read_ahead_bytes()));
     let _lock = enter(&files, false)?;
     let Some(version) = manifest::load(&files)? else { return Err(no_store(root)) };
-    let mut replay = Replay::new(&Memory::new(&Options::default()));
+    let mut replay = Replay::new(&Memory::new(&options));
     replay.read(&files, &version, true)?;
     Ok(replay.damage)
 }

@@ -109,7 +109,7 @@ impl Cursor for RunCursor {
     fn next(&mut self) -> Result<()> {
         self.inner.next()?;
         if self.inner.is_at_end() {
-            self.enter(Some(self.at + 1), |segment| segment.seek(b""))
+            self.enter(Some(self.at + 1), SegmentCursor::enter_front)
         } else {
             Ok(())
         }
@@ -118,7 +118,7 @@ impl Cursor for RunCursor {
     fn prev(&mut self) -> Result<()> {
         self.inner.prev()?;
         if self.inner.is_at_end() {
-            self.enter(self.at.checked_sub(1), |segment| segment.seek_before(None))
+            self.enter(self.at.checked_sub(1), SegmentCursor::enter_back)
         } else {
             Ok(())
         }
@@ -166,7 +166,7 @@ mod tests {
         for dir in ["/store", "/store/segments"] {
             sim.make_dir(Path::new(dir)).unwrap();
         }
-        let files = Arc::new(Files::new(Arc::new(sim), Path::new("/store")));
+        let files = Arc::new(Files::new(Arc::new(sim), Path::new("/store"), 1 << 20));
         let cache = Arc::new(BlockCache::new(1 << 20));
         let output = Output {
             files: &files,

@@ -151,8 +151,7 @@ impl<V: RefCnt> Cache<V> {
 
     pub(crate) fn stats(&self) -> CacheStats {
         let (hits, misses) = self.looked_up.sums();
-        let mut stats =
-            CacheStats { hits, misses, budget_bytes: self.budget_bytes, ..CacheStats::default() };
+        let mut stats = CacheStats { hits, misses, budget_bytes: self.budget_bytes, ..CacheStats::default() };
         for shard in &self.shards {
             let queues = shard.lock();
             stats.evictions += queues.evictions();

@@ -61,6 +61,11 @@ impl<V: RefCnt> Slots<V> {
         }
     }
 
+    /// Whether there is a value. It may be gone in the next moment.
+    pub(crate) fn is_taken(&self, block: usize) -> bool {
+        self.values.get(block).is_some_and(|value| value.load().is_some())
+    }
+
     /// The value, neither marked nor counted: for scans that shall leave no trace.
     pub(crate) fn peek(&self, block: usize) -> Option<V> {
         self.values.get(block)?.load_full()

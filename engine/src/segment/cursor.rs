@@ -1,37 +1,33 @@
 //! Walks the entries of one segment.
 //!
-//! It reads one block at a time and, once it has gone a few blocks forward, up to `reader::READ_AHEAD_BYTES` at once.
+//! A seek reads the one block that it needs; a walk over what is not in the cache reads more and more blocks at once, in
+//! either direction and on into the next segment of a run (`read_ahead.rs`). Should such a read fail, the block that is
+//! wanted is read by itself: what was only expected to be needed is no reason to fail.
 //!
-//! Invariants: it holds at most one block and one span of read-ahead; after an error it stands nowhere.
+//! Invariants: it holds at most one block and one buffer of read-ahead, and that only as far as its grant goes; after an
+//! error it stands nowhere.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use aio::Buf;
 use arc_swap::Guard;
 
 use super::block::{Block, Frame, Spot};
-use super::reader::{Segment, Span};
+use super::reader::{Segment, Span, Way};
 use crate::cache::Use;
 use crate::error::Result;
+use crate::files::POOLED_BYTES;
 use crate::iter::Cursor;
 use crate::key::Entry;
+use crate::read_ahead::{Grant, MOST_BYTES, Window};
 
 /// How many entries before its turn memory is asked for an entry.
 const ASKED_AHEAD: usize = 4;
 
-/// Consecutive blocks after which a cursor begins to read ahead.
-const READ_AHEAD_AFTER_BLOCKS: u32 = 2;
-
-/// Where a cursor goes.
-#[derive(Clone, Copy, Debug)]
-enum Way {
-    Forward,
-    Backward,
-}
-
 impl Segment {
     /// A cursor over all entries. With `fill_cache` the blocks that it reads stay in the cache; without, it uses what
-    /// is there and leaves no trace.
+    /// is there and leaves no trace, and reads far ahead from its beginning, since it goes to the end.
     pub(crate) fn cursor(self: &Arc<Self>, fill_cache: bool) -> SegmentCursor {
         SegmentCursor {
             segment: self.clone(),
@@ -42,8 +38,11 @@ impl Segment {
             spot: Spot::NONE,
             key: KeyBuf::default(),
             sole: 0..0,
-            steps: 0,
+            way: Way::Forward,
+            window: first_window(fill_cache),
             ahead: None,
+            spare: None,
+            grant: fill_cache.then(|| self.files.read_ahead()),
         }
     }
 }
@@ -62,9 +61,26 @@ pub(crate) struct SegmentCursor {
     key: KeyBuf,
     /// Entries of the block that are the only versions of their keys.
     sole: Range<usize>,
-    /// Blocks taken forward one after the other since the last seek.
-    steps: u32,
+    /// Where it has gone since the last seek, and how far the next read goes.
+    way: Way,
+    window: Window,
+    /// Blocks that were read, some of which are still to come.
     ahead: Option<Span>,
+    /// A buffer of read-ahead whose blocks are all passed.
+    spare: Option<Buf>,
+    /// Memory for the one or the other; `None`: for a full window.
+    grant: Option<Grant>,
+}
+
+impl Drop for SegmentCursor {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// For a cursor that begins.
+fn first_window(fill_cache: bool) -> Window {
+    if fill_cache { Window::growing() } else { Window::full() }
 }
 
 impl Segment {
@@ -110,10 +126,21 @@ impl SegmentCursor {
     /// As a new cursor over another segment, with the memory of this one.
     pub(crate) fn enter(&mut self, segment: &Arc<Segment>) {
         if !Arc::ptr_eq(&self.segment, segment) {
+            // The buffer serves again, if the walk goes on.
+            self.spare = self.ahead.take().map(|span| span.buf).or(self.spare.take());
             self.segment = segment.clone();
-            self.ahead = None;
         }
         self.leave();
+    }
+
+    /// Goes on from the segment before: stands on the first entry.
+    pub(crate) fn enter_front(&mut self) -> Result<()> {
+        self.first_of(0)
+    }
+
+    /// Goes on backwards from the segment behind: stands on the last entry.
+    pub(crate) fn enter_back(&mut self) -> Result<()> {
+        self.last_before(self.segment.index.blocks())
     }
 
     /// Whether it stands nowhere.
@@ -138,15 +165,20 @@ impl SegmentCursor {
             Block::prefetch(&frame);
             return Ok(frame);
         }
-        let held = self.ahead.take().filter(|span| (span.first..span.end).contains(&number));
-        let span = match held {
-            Some(span) => span,
-            None => segment.read_span(number, self.steps >= READ_AHEAD_AFTER_BLOCKS)?,
+        let span = match self.ahead.take() {
+            Some(span) if (span.first..span.end).contains(&number) => span,
+            other => self.read(number, other)?,
         };
-        let block = segment.decode(number, &span)?;
-        if number + 1 < span.end {
+        let block = self.segment.decode(number, &span)?;
+        let last = if self.way == Way::Forward { span.end - 1 } else { span.first };
+        if number != last {
             self.ahead = Some(span);
+        } else if span.first + 1 < span.end {
+            self.spare = Some(span.buf);
+        } else {
+            self.segment.files.give_back(span.buf);
         }
+        let segment = &self.segment;
         if self.fill_cache {
             segment.cache.insert(
                 &segment.slots,
@@ -158,11 +190,70 @@ impl SegmentCursor {
         Ok(block)
     }
 
-    /// Stands on entry `at` of a block, which exists; `way` says where to from there.
-    fn stand(&mut self, frame: Frame, number: usize, at: usize, way: Way) {
+    /// Reads block `number`, and ahead as far as the window and the grant go. `passed` is of no use any more.
+    fn read(&mut self, number: usize, passed: Option<Span>) -> Result<Span> {
+        self.spare = passed.map(|span| span.buf).or(self.spare.take());
+        if self.window.blocks() == 1 {
+            self.let_go();
+        }
+        let ahead = self.plan(number)?;
+        self.window.grow();
+        if ahead.len() > 1 {
+            match self.segment.read_span(ahead, self.spare.take()) {
+                Ok(span) => return Ok(span),
+                // Who reads everything, as a merge does, needs the others as well.
+                Err(error) if !self.fill_cache => return Err(error),
+                Err(_) => self.window = Window::growing(),
+            }
+        }
+        self.segment.read_span(number..number + 1, None)
+    }
+
+    /// The blocks to read; if they are several, `spare` is large enough for them.
+    fn plan(&mut self, number: usize) -> Result<Range<usize>> {
+        let plan = |cursor: &Self, limit_bytes| {
+            cursor.segment.blocks_ahead(number, cursor.way, cursor.window.blocks(), limit_bytes)
+        };
+        let most = plan(self, MOST_BYTES);
+        if most.len() == 1 {
+            return Ok(most);
+        }
+        let len_bytes = self.segment.extent(&most)?.1;
+        // Rounded up, so that a buffer serves for reads of about the same length.
+        let wanted = len_bytes.next_power_of_two().max(POOLED_BYTES);
+        let granted = self.grant.as_mut().map_or(wanted, |grant| grant.widen(wanted));
+        let ahead = match granted {
+            0..POOLED_BYTES => number..number + 1,
+            _ if granted < len_bytes => plan(self, granted),
+            _ => most,
+        };
+        let buf_bytes = wanted.min(granted);
+        if ahead.len() > 1 && self.spare.as_ref().is_none_or(|buf| buf.capacity() < buf_bytes) {
+            self.spare = Some(self.segment.files.buf(buf_bytes));
+        }
+        Ok(ahead)
+    }
+
+    /// Gives back what it has for reading ahead.
+    fn let_go(&mut self) {
+        for buf in [self.spare.take(), self.ahead.take().map(|span| span.buf)].into_iter().flatten() {
+            self.segment.files.give_back(buf);
+        }
+        self.grant.as_mut().into_iter().for_each(Grant::release);
+    }
+
+    /// A walk begins.
+    fn begin(&mut self, way: Way) {
+        self.block = None;
+        self.way = way;
+        self.window = first_window(self.fill_cache);
+    }
+
+    /// Stands on entry `at` of a block, which exists.
+    fn stand(&mut self, frame: Frame, number: usize, at: usize) {
         let block = Block::of(&frame);
         if block.is_long() {
-            self.segment.look_around(block, (number, at), way);
+            self.segment.look_around(block, (number, at), self.way);
         }
         self.key.set_prefix(block.prefix());
         self.sole = self.segment.sole_entries(block, number);
@@ -230,7 +321,7 @@ impl SegmentCursor {
         self.block = None;
         if number < self.segment.index.blocks() {
             let block = self.load(number)?;
-            self.stand(block, number, 0, Way::Forward);
+            self.stand(block, number, 0);
         }
         Ok(())
     }
@@ -241,7 +332,7 @@ impl SegmentCursor {
         if let Some(number) = number.checked_sub(1) {
             let block = self.load(number)?;
             let last = Block::of(&block).len() - 1;
-            self.stand(block, number, last, Way::Backward);
+            self.stand(block, number, last);
         }
         Ok(())
     }
@@ -249,13 +340,12 @@ impl SegmentCursor {
 
 impl Cursor for SegmentCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.block = None;
-        self.steps = 0;
+        self.begin(Way::Forward);
         let Some(number) = self.segment.index.find(key) else { return Ok(()) };
         let block = self.load(number)?;
         let at = Block::of(&block).lower_bound(key);
         if at < Block::of(&block).len() {
-            self.stand(block, number, at, Way::Forward);
+            self.stand(block, number, at);
             return Ok(());
         }
         // The key lies between the block's last key and its separator.
@@ -263,15 +353,14 @@ impl Cursor for SegmentCursor {
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.block = None;
-        self.steps = 0;
+        self.begin(Way::Backward);
         let Some((key, number)) = key.and_then(|key| Some((key, self.segment.index.find(key)?))) else {
             return self.last_before(self.segment.index.blocks());
         };
         let block = self.load(number)?;
         match Block::of(&block).lower_bound(key).checked_sub(1) {
             Some(at) => {
-                self.stand(block, number, at, Way::Backward);
+                self.stand(block, number, at);
                 Ok(())
             }
             None => self.last_before(number),
@@ -282,7 +371,6 @@ impl Cursor for SegmentCursor {
         if self.step_forward() || self.block.is_none() {
             return Ok(());
         }
-        self.steps = self.steps.saturating_add(1);
         self.first_of(self.number + 1)
     }
 

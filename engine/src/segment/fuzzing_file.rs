@@ -77,7 +77,7 @@ fn sample() -> Result<Sample> {
     for dir in [ROOT, "/store/segments"] {
         sim.make_dir(Path::new(dir))?;
     }
-    let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT)));
+    let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), 1 << 20));
     let options = WriterOptions {
         id: ID,
         keyspace: 3,
@@ -150,7 +150,7 @@ fn seal_footer(bytes: &mut [u8], footer_at: usize) -> u32 {
 
 /// Every way to read, each by itself; the first error, after all of them.
 fn read_all(sim: &SimBackend, meta: &SegmentMeta, keys: &[Owned], expected: Option<&[Owned]>) -> Result<()> {
-    let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT)));
+    let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), 1 << 20));
     let cache: Arc<BlockCache> = Arc::new(Cache::new(1 << 16));
     let segment = Segment::open(&files, &cache, meta, STORE)?;
     let mut results = vec![segment.verify().map(drop)];

@@ -7,6 +7,7 @@
 //! Any number of threads may read; nothing is locked here across a device read. Whoever drops the last reference to a
 //! segment takes its blocks out of the cache.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,9 +21,6 @@ use crate::cache::{Cache, Held, Slots, Use};
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::{Kind, Seq};
-
-/// Most bytes of blocks that are read ahead at once.
-const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// The cache of decoded blocks.
 pub(crate) type BlockCache = Cache<Frame>;
@@ -276,7 +274,7 @@ impl Segment {
             return Ok(BlockRef::Cached(held));
         }
         let read = || {
-            let span = self.read_span(number, false)?;
+            let span = self.read_span(number..number + 1, None)?;
             let frame = self.decode(number, &span)?;
             self.files.give_back(span.buf);
             let bytes = Block::of(&frame).memory_bytes();
@@ -285,19 +283,54 @@ impl Segment {
         self.cache.load(&self.slots, number, read).map(BlockRef::Read)
     }
 
-    /// Reads block `first`, and with `ahead` as many of the following as fit into [`READ_AHEAD_BYTES`].
-    pub(super) fn read_span(&self, first: usize, ahead: bool) -> Result<Span> {
-        let start = self.place(first).offset;
-        let stop_of = |number| {
-            let place = self.place(number);
-            place.offset + place.padded_bytes() as u64
-        };
-        let mut end = first + 1;
-        while ahead && end < self.index.blocks() && stop_of(end) - start <= READ_AHEAD_BYTES as u64 {
-            end += 1;
+    /// What to read when block `number` is wanted: it, and up to `blocks` in all on the way, as long as no more than
+    /// `limit_bytes` are read. Ends with a block that is not in the cache.
+    pub(super) fn blocks_ahead(
+        &self,
+        number: usize,
+        way: Way,
+        blocks: usize,
+        limit_bytes: usize,
+    ) -> Range<usize> {
+        let (mut ahead, mut wanted) = (number..number + 1, number..number + 1);
+        for _ in 1..blocks {
+            let next = match way {
+                Way::Forward => ahead.end,
+                Way::Backward => ahead.start.wrapping_sub(1),
+            };
+            if next >= self.index.blocks() {
+                break;
+            }
+            ahead = ahead.start.min(next)..ahead.end.max(next + 1);
+            if !self.extent(&ahead).is_ok_and(|(_, len_bytes)| len_bytes <= limit_bytes) {
+                break;
+            }
+            if !self.slots.is_taken(next) {
+                wanted = ahead.clone();
+            }
         }
-        let (offset, buf) = read_range(&self.files, &self.file, start, stop_of(end - 1))?;
-        Ok(Span { first, end, offset, buf })
+        wanted
+    }
+
+    /// Where in the file these blocks stand, as direct I/O reads them: offset and length.
+    pub(super) fn extent(&self, blocks: &Range<usize>) -> Result<(u64, usize)> {
+        let last = self.place(blocks.end - 1);
+        let stop = last.offset + last.padded_bytes() as u64;
+        aligned(&self.file, self.place(blocks.start).offset, stop)
+    }
+
+    /// Reads these blocks at once, into `buf` if there is one and it is long enough.
+    pub(super) fn read_span(&self, blocks: Range<usize>, buf: Option<Buf>) -> Result<Span> {
+        let (offset, len_bytes) = self.extent(&blocks)?;
+        let buf = match buf.filter(|buf| buf.capacity() >= len_bytes) {
+            Some(mut buf) => {
+                buf.set_len(len_bytes);
+                buf
+            }
+            None => self.files.buf(len_bytes),
+        };
+        let buf = self.files.read_into(&self.file, offset, buf)?;
+        Ok(Span { first: blocks.start, end: blocks.end, offset, buf })
     }
 
     /// Checks and decodes a block of a span.
@@ -322,7 +355,14 @@ pub(super) struct Span {
     pub(super) end: usize,
     /// Where the buffer begins in the file.
     offset: u64,
-    buf: Buf,
+    pub(super) buf: Buf,
+}
+
+/// The direction of a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Forward,
+    Backward,
 }
 
 fn open_file(files: &Files, path: &Path) -> Result<File> {

@@ -1,5 +1,7 @@
 //! Segments on the simulated disk: against a sorted list, under damage, under failing calls, after power cuts.
 
+mod read_ahead;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -63,7 +65,7 @@ fn machine() -> (SimBackend, Arc<Files>) {
 }
 
 fn files_on(sim: &SimBackend) -> Arc<Files> {
-    Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT)))
+    Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), 1 << 20))
 }
 
 fn cache(budget_bytes: u64) -> Arc<BlockCache> {
@@ -234,7 +236,7 @@ fn a_real_file_works_like_the_simulated_one() {
     // Unit tests are not told `CARGO_TARGET_TMPDIR`; the test binary stands in the same file system.
     let beside = std::env::current_exe().unwrap();
     let dir = tempfile::tempdir_in(beside.parent().unwrap()).unwrap();
-    let files = Arc::new(Files::new(Arc::new(NativeBackend::new()), dir.path()));
+    let files = Arc::new(Files::new(Arc::new(NativeBackend::new()), dir.path(), 1 << 20));
     files.backend().make_dir(&files.segments_dir()).unwrap();
     let mut random = Random::new(6);
     let entries = random_entries(&mut random, 4000, 2000);

@@ -3,9 +3,10 @@
 //! The ordinary read path trusts a block whose checksum passes; this is the check that the writer did its work too.
 
 use super::block::Block;
-use super::reader::{Segment, load, read_footer};
+use super::reader::{Segment, Way, load, read_footer};
 use crate::error::{Error, Result};
 use crate::key::{Entry, Kind, Seq};
+use crate::read_ahead::MOST_BYTES;
 
 impl Segment {
     /// Reads everything and checks it: checksums, order within and across blocks, separators, filter, counts, bounds.
@@ -20,7 +21,8 @@ impl Segment {
         let mut seen = Seen::default();
         let mut next = 0;
         while next < self.index.blocks() {
-            let span = self.read_span(next, true)?;
+            let ahead = self.blocks_ahead(next, Way::Forward, usize::MAX, MOST_BYTES);
+            let span = self.read_span(ahead, None)?;
             while next < span.end {
                 let block = self.decode(next, &span)?;
                 seen.block(Block::of(&block), self, next)?;

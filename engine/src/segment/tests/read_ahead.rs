@@ -1,0 +1,77 @@
+//! Cursors that read ahead: with failing reads, and with little memory.
+
+use super::*;
+
+/// Steps through a whole segment, of whose reads the `nth` fails; how many reads there were.
+fn walk_with_failure(nth: u64, is_forward: bool) -> Result<u64> {
+    let (sim, files) = machine();
+    let entries = random_entries(&mut Random::new(6), 300, 100);
+    let meta = write(&files, options(512, false), &entries).unwrap();
+    let segment = Segment::open(&files, &cache(1 << 20), &meta, STORE).unwrap();
+    let before = sim.counters().read.count;
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).skip(nth));
+    let mut cursor = segment.cursor(true);
+    if is_forward {
+        cursor.seek(b"")?;
+        for owned in &entries {
+            assert_eq!(cursor.entry(), Some(entry(owned)));
+            cursor.next()?;
+        }
+    } else {
+        cursor.seek_before(None)?;
+        for owned in entries.iter().rev() {
+            assert_eq!(cursor.entry(), Some(entry(owned)));
+            cursor.prev()?;
+        }
+    }
+    assert_eq!(cursor.entry(), None);
+    Ok(sim.counters().read.count - before)
+}
+
+#[test]
+fn a_read_ahead_that_fails_is_no_failure_of_the_block_that_is_wanted() {
+    for is_forward in [true, false] {
+        let reads = walk_with_failure(1000, is_forward).unwrap();
+        assert!(reads >= 5, "{reads} reads are too few to tell");
+        assert!(walk_with_failure(0, is_forward).is_err(), "the first reads one block, which is wanted");
+        // Nor is the last perhaps more than one block.
+        for nth in 1..reads - 1 {
+            let again = walk_with_failure(nth, is_forward).unwrap();
+            assert!(again > reads, "read {nth} was made once more");
+        }
+    }
+}
+
+#[test]
+fn cursors_give_the_same_whatever_they_may_read_ahead() {
+    let mut random = Random::new(9);
+    for allowance in [0, 20_000, 40_000, 1 << 20] {
+        let sim = machine().0;
+        let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), allowance));
+        let entries = random_entries(&mut random, 2000, 200);
+        let meta = write(&files, options(4096, false), &entries).unwrap();
+        let segment = Segment::open(&files, &cache(0), &meta, STORE).unwrap();
+        let blocks = u64::try_from(segment.index.blocks()).unwrap();
+        let mut cursors: Vec<_> = (0..10).map(|_| segment.cursor(true)).collect();
+        let before = sim.counters().read.count;
+        for cursor in &mut cursors {
+            cursor.seek(b"").unwrap();
+        }
+        for owned in &entries {
+            for cursor in &mut cursors {
+                assert_eq!(cursor.entry(), Some(entry(owned)));
+                cursor.next().unwrap();
+            }
+        }
+        let reads = sim.counters().read.count - before;
+        assert_eq!(
+            reads == 10 * blocks,
+            allowance < 40_000,
+            "{reads} reads for {blocks} blocks with {allowance}"
+        );
+        drop(cursors);
+        let most = files.read_ahead().widen(usize::MAX);
+        assert_eq!(most, allowance / 2, "all was given back");
+        check_scans(&segment, &entries, true).unwrap();
+    }
+}

@@ -1,0 +1,163 @@
+//! What scans cost the device: little if they are short, few large reads if they are long, the same in both directions, and
+//! nothing of what others keep in the cache. On the simulated machine, whose counters are exact.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
+#![expect(clippy::print_stderr, reason = "a seed is told")]
+
+mod common;
+
+use std::sync::Arc;
+
+use aio::SimBackend;
+use common::Random;
+use esker::{Background, Builder, Db, Iter, Keyspace, Sizes};
+
+const KEYS: usize = 8000;
+const VALUE_BYTES: usize = 1000;
+/// A stored block, with what direct I/O needs around it.
+const BLOCK_BYTES: u64 = 9 << 10;
+/// What one read takes at most.
+const READ_BYTES: u64 = 256 << 10;
+const SEGMENT_BYTES: u64 = 1 << 20;
+
+fn builder(sim: &SimBackend) -> Builder {
+    let sizes = Sizes { segment_bytes: Some(SEGMENT_BYTES), ..Sizes::default() };
+    let builder = Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual);
+    builder.memory_budget_bytes(16 << 20).sizes(sizes)
+}
+
+fn key(number: usize) -> String {
+    format!("key {number:06}")
+}
+
+/// One run of several segments, 8 MB that do not compress.
+struct Data(SimBackend);
+
+impl Data {
+    fn new() -> Data {
+        let sim = SimBackend::new(1);
+        let mut random = Random::new(5);
+        let db = builder(&sim).open("/store").unwrap();
+        let ks = db.keyspace("default").unwrap();
+        for number in 0..KEYS {
+            let words = (0..VALUE_BYTES / 8).map(|_| random.below(usize::MAX) as u64);
+            ks.put(key(number), words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+        }
+        db.compact().unwrap();
+        db.close().unwrap();
+        Data(sim)
+    }
+
+    /// Nothing of it is in memory.
+    fn cold(&self) -> (Db, Keyspace) {
+        let db = builder(&self.0).open("/store").unwrap();
+        let ks = db.keyspace("default").unwrap();
+        (db, ks)
+    }
+}
+
+/// Reads and their bytes.
+fn cost(db: &Db, work: impl FnOnce()) -> (u64, u64) {
+    let before = db.metrics().io.read;
+    work();
+    let after = db.metrics().io.read;
+    (after.count - before.count, after.bytes - before.bytes)
+}
+
+/// Steps from one end.
+fn walk(iter: &mut Iter, steps: usize, is_forward: bool) {
+    for step in 0..steps {
+        let pair = if is_forward { iter.next_ref() } else { iter.next_back_ref() };
+        let wanted = if is_forward { step } else { KEYS - 1 - step };
+        assert_eq!(pair.unwrap().unwrap().0, key(wanted).as_bytes());
+    }
+}
+
+#[test]
+fn a_scan_reads_at_most_twice_what_it_needs_wherever_it_ends() {
+    let data = Data::new();
+    for is_forward in [true, false] {
+        for steps in [1, 8, 9, 30, 100, 300, 1000, 3000] {
+            let (db, ks) = data.cold();
+            let (reads, bytes) = cost(&db, || walk(&mut ks.iter(), steps, is_forward));
+            let needed = (steps * (VALUE_BYTES + 20)) as u64;
+            eprintln!("{steps} steps, forward {is_forward}: {reads} reads, {bytes} bytes");
+            assert!(bytes <= 2 * needed + 2 * BLOCK_BYTES, "{bytes} bytes for {needed}");
+            assert!(steps > 7 || (reads == 1 && bytes <= BLOCK_BYTES), "{reads} reads, {bytes} bytes");
+            assert!(reads <= 7 + bytes / (READ_BYTES / 2), "{reads} reads for {bytes} bytes");
+        }
+    }
+}
+
+#[test]
+fn a_long_scan_takes_few_reads_in_either_direction_and_across_segments() {
+    let data = Data::new();
+    for is_forward in [true, false] {
+        let (db, ks) = data.cold();
+        let segments = db.metrics().keyspaces[0].segments as u64;
+        assert!(segments >= 8, "{segments} segments");
+        let (reads, bytes) = cost(&db, || walk(&mut ks.iter(), KEYS, is_forward));
+        eprintln!("{segments} segments, forward {is_forward}: {reads} reads, {bytes} bytes");
+        assert!(bytes <= (KEYS * VALUE_BYTES) as u64 * 11 / 10, "{bytes} bytes are more than there are");
+        // The window grows once, not in each segment; each segment ends with a shorter read.
+        assert!(reads <= 7 + segments * (1 + SEGMENT_BYTES.div_ceil(READ_BYTES)), "{reads} reads");
+    }
+}
+
+#[test]
+fn a_seek_and_a_turn_begin_with_one_block_again() {
+    let data = Data::new();
+    let (db, ks) = data.cold();
+    let mut iter = ks.iter();
+    walk(&mut iter, 2000, true);
+    let (reads, bytes) = cost(&db, || {
+        for number in (2500..KEYS).step_by(100) {
+            iter.seek(key(number));
+            assert_eq!(iter.next_ref().unwrap().unwrap().0, key(number).as_bytes());
+        }
+    });
+    assert!(reads == 55 && bytes <= 55 * BLOCK_BYTES, "{reads} reads, {bytes} bytes for 55 seeks");
+    drop((iter, ks, db));
+    let (db, ks) = data.cold();
+    let mut iter = ks.iter();
+    walk(&mut iter, 2000, true);
+    let (reads, bytes) = cost(&db, || walk(&mut iter, 1, false));
+    assert!(reads == 1 && bytes <= BLOCK_BYTES, "{reads} reads, {bytes} bytes at the other end");
+}
+
+#[test]
+fn many_iterators_at_once_give_what_one_gives() {
+    let data = Data::new();
+    let (db, ks) = data.cold();
+    let mut iters: Vec<Iter> = (0..100).map(|_| ks.iter()).collect();
+    let (reads, _) = cost(&db, || {
+        for number in 0..KEYS / 2 {
+            for (i, iter) in iters.iter_mut().enumerate() {
+                let (pair, wanted) = match i % 2 {
+                    0 => (iter.next_ref(), number),
+                    _ => (iter.next_back_ref(), KEYS - 1 - number),
+                };
+                assert_eq!(pair.unwrap().unwrap().0, key(wanted).as_bytes());
+            }
+        }
+    });
+    // Without read-ahead it is one for each block and direction: they go side by side through the cache.
+    assert!(reads < 1000, "{reads} reads");
+}
+
+#[test]
+fn a_scan_of_more_than_the_cache_leaves_there_what_gets_use() {
+    let (db, ks) = Data::new().cold();
+    let hot: Vec<String> = (0..KEYS).step_by(100).map(key).collect();
+    let gets = || assert!(hot.iter().all(|key| ks.get(key).unwrap().is_some()));
+    for _ in 0..3 {
+        gets();
+    }
+    assert_eq!(cost(&db, gets).0, 0, "the hot set is in the cache");
+    for is_forward in [true, false] {
+        walk(&mut ks.iter(), KEYS, is_forward);
+        assert!(db.metrics().cache_bytes < (KEYS * VALUE_BYTES) as u64 / 2, "most of the data is not cached");
+        let (reads, _) = cost(&db, gets);
+        assert!(reads <= hot.len() as u64 / 10, "{reads} reads for {} keys after a scan", hot.len());
+    }
+}
