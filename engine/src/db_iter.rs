@@ -125,8 +125,9 @@ impl Iter {
         self.pairs.seek(key.as_ref());
     }
 
-    /// The keys only.
-    pub fn keys(self) -> Keys {
+    /// The keys that are left to give, without their values; from both ends where this iterator stands.
+    pub fn keys(mut self) -> Keys {
+        self.pairs.forgo_values();
         Keys { iter: self }
     }
 }
@@ -160,23 +161,78 @@ fn copied((key, value): PairRef<'_>) -> (Bytes, Bytes) {
     (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))
 }
 
-/// The keys of an [`Iter`], which see. Values are not copied.
+/// The keys of an [`Iter`], which see; made by [`Iter::keys`].
+///
+/// # Cost
+///
+/// No value is copied, and none is looked at. The device reads are those of the pairs: a value stands in the same block as
+/// its key. So keys are much cheaper than owned pairs where values are long and in the cache, a little cheaper than
+/// [`Iter::next_ref`], and cost the same where the device decides.
+///
+/// # Examples
+///
+/// ```
+/// # fn main() -> esker::Result<()> {
+/// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// # let db = esker::Db::open(dir.path().join("store"))?;
+/// # let keyspace = db.keyspace("default")?;
+/// keyspace.put("image/1", vec![0; 100_000])?;
+/// keyspace.put("image/2", vec![0; 100_000])?;
+/// let mut bytes = 0;
+/// let mut keys = keyspace.prefix("image/").keys();
+/// while let Some(key) = keys.next_ref()? {
+///     bytes += key.len();
+/// }
+/// assert_eq!(bytes, 14);
+/// // Or owned, from the back, and on from any key.
+/// keys.seek("image/");
+/// assert_eq!(keys.next_back().transpose()?, Some("image/2".into()));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Keys {
     iter: Iter,
+}
+
+impl Keys {
+    /// The next key from the front, borrowed until the next call. Allocates nothing for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Iter::next_ref`].
+    #[inline]
+    pub fn next_ref(&mut self) -> Result<Option<&[u8]>> {
+        Ok(self.iter.next_ref()?.map(|(key, _)| key))
+    }
+
+    /// The next key from the back, borrowed until the next call. Allocates nothing for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Iter::next_ref`].
+    #[inline]
+    pub fn next_back_ref(&mut self) -> Result<Option<&[u8]>> {
+        Ok(self.iter.next_back_ref()?.map(|(key, _)| key))
+    }
+
+    /// As [`Iter::seek`].
+    pub fn seek(&mut self, key: impl AsRef<[u8]>) {
+        self.iter.seek(key);
+    }
 }
 
 impl Iterator for Keys {
     type Item = Result<Bytes>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.iter.next_ref().map(|pair| pair.map(|(key, _)| Bytes::copy_from_slice(key))).transpose()
+        self.next_ref().map(|key| key.map(Bytes::copy_from_slice)).transpose()
     }
 }
 
 impl DoubleEndedIterator for Keys {
     fn next_back(&mut self) -> Option<Self::Item> {
-        self.iter.next_back_ref().map(|pair| pair.map(|(key, _)| Bytes::copy_from_slice(key))).transpose()
+        self.next_back_ref().map(|key| key.map(Bytes::copy_from_slice)).transpose()
     }
 }
 
@@ -201,6 +257,28 @@ mod tests {
         assert_eq!(keys.next().unwrap().unwrap(), "a");
         assert_eq!(keys.next().unwrap().unwrap(), "b");
         assert!(keys.next().is_none());
+    }
+
+    #[test]
+    fn keys_takes_over_where_the_pairs_stand_and_sees_the_newest_versions_at_both_ends() {
+        let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
+        let keyspace = builder.open("/store").unwrap().keyspace("default").unwrap();
+        for round in 0..3 {
+            for key in ["a", "b", "c", "d", "e"] {
+                keyspace.put(key, format!("{key}{round}")).unwrap();
+            }
+        }
+        keyspace.delete("c").unwrap();
+        let mut iter = keyspace.iter();
+        assert_eq!(iter.next().unwrap().unwrap().0, "a");
+        assert_eq!(iter.next_back().unwrap().unwrap(), ("e".into(), "e2".into()));
+        let mut keys = iter.keys();
+        assert_eq!(keys.next_back_ref().unwrap(), Some(&b"d"[..]));
+        assert_eq!(keys.next_ref().unwrap(), Some(&b"b"[..]));
+        assert_eq!(keys.next_ref().unwrap(), None);
+        assert_eq!(keys.next_back_ref().unwrap(), None);
+        keys.seek("bb");
+        assert_eq!(keys.by_ref().map(Result::unwrap).collect::<Vec<_>>(), ["d", "e"]);
     }
 
     #[test]

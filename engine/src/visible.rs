@@ -53,8 +53,9 @@ pub(crate) struct Visible<S: Source> {
     lowered: Vec<u8>,
     front: Option<Walk<S::Cursor>>,
     back: Option<Walk<S::Cursor>>,
-    /// The value last given at the back, if it had to be copied.
+    /// The value last given at the back, if it had to be copied and values are wanted.
     back_value: Vec<u8>,
+    wants_values: bool,
     /// A key whose other versions are passed over.
     passed: Vec<u8>,
     state: State,
@@ -101,6 +102,7 @@ impl<S: Source> Visible<S> {
             front: None,
             back: None,
             back_value: Vec::new(),
+            wants_values: true,
             passed: Vec::new(),
         }
     }
@@ -111,6 +113,12 @@ impl<S: Source> Visible<S> {
 
     pub(crate) fn bounds(&self) -> &KeyBounds {
         &self.bounds
+    }
+
+    /// From now on values are only given where it costs nothing, else empty ones.
+    pub(crate) fn forgo_values(&mut self) {
+        self.wants_values = false;
+        self.back_value = Vec::new();
     }
 
     /// The next pair from the front.
@@ -280,7 +288,8 @@ impl<S: Source> Visible<S> {
             } else {
                 self.lowered.clear();
                 self.lowered.extend_from_slice(entry.key);
-                if back.newest_visible(&self.lowered, snapshot, &mut self.back_value)? == Some(Kind::Put) {
+                let value = self.wants_values.then_some(&mut self.back_value);
+                if back.newest_visible(&self.lowered, snapshot, value)? == Some(Kind::Put) {
                     back.stands = Stands::Behind;
                     return Ok(true);
                 }
@@ -369,14 +378,21 @@ impl<C: Cursor> Walk<C> {
     }
 
     /// Walks back over all versions of `key`, oldest first; gives the kind of the newest below `snapshot`,
-    /// and its value.
-    fn newest_visible(&mut self, key: &[u8], snapshot: Seq, value: &mut Vec<u8>) -> Result<Option<Kind>> {
+    /// and its value to who wants it.
+    fn newest_visible(
+        &mut self,
+        key: &[u8],
+        snapshot: Seq,
+        mut value: Option<&mut Vec<u8>>,
+    ) -> Result<Option<Kind>> {
         let mut newest = None;
         while let Some(entry) = self.cursor.entry().filter(|entry| entry.key == key) {
             if entry.seq < snapshot {
                 newest = Some(entry.kind);
-                value.clear();
-                value.extend_from_slice(entry.value);
+                if let Some(value) = &mut value {
+                    value.clear();
+                    value.extend_from_slice(entry.value);
+                }
             }
             self.cursor.prev()?;
         }

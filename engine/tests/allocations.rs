@@ -93,3 +93,29 @@ fn a_get_with_of_a_value_in_memory_allocates_nothing() {
     // That it counts at all: a get makes one copy of the value.
     assert!(allocations(|| drop(ks.get(&keys[1]).unwrap())) >= 1);
 }
+
+#[test]
+fn keys_of_what_is_in_memory_copy_no_value_and_allocate_nothing() {
+    const VALUE_BYTES: usize = 10_000;
+    let sim = SimBackend::new(1);
+    let builder = Db::builder().backend(Arc::new(sim)).background(Background::Manual);
+    let db = builder.memory_budget_bytes(64 << 20).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    // Two versions of every key, so that the back has to look at both.
+    for number in 0..200 {
+        ks.put(key(number % 100), vec![b'v'; VALUE_BYTES]).unwrap();
+    }
+    let (mut front, mut back) = (ks.iter().keys(), ks.iter().keys());
+    for step in 0..100 {
+        let made = allocations(|| {
+            assert!(front.next_ref().unwrap().is_some());
+            assert!(back.next_back_ref().unwrap().is_some());
+        });
+        assert!(made == 0 || step < 2, "{made} allocations in step {step}");
+    }
+    // That a pair from the back does copy the first value.
+    let mut pairs = ks.iter();
+    let copies = allocations(|| assert_eq!(pairs.next_back_ref().unwrap().unwrap().1.len(), VALUE_BYTES));
+    let mut keys = ks.iter().keys();
+    assert!(copies > allocations(|| assert!(keys.next_back_ref().unwrap().is_some())));
+}

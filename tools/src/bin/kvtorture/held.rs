@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::RangeBounds as _;
 
 use bytes::Bytes;
-use esker::{Error, Iter, Keyspace, MultiGet, Snapshot};
+use esker::{Error, Iter, Keys, Keyspace, MultiGet, Snapshot};
 
 use crate::model::{State, Table};
 use crate::report::{Check, Failure};
@@ -97,6 +97,25 @@ pub(crate) fn walk(iter: &mut Iter, how: Walk) -> esker::Result<Vec<Option<Pair>
         };
         let ended = pair.is_none();
         seen.push(pair);
+        if ended {
+            break;
+        }
+    }
+    Ok(seen)
+}
+
+/// As [`walk`], without the values.
+pub(crate) fn walk_keys(keys: &mut Keys, how: Walk) -> esker::Result<Vec<Option<Bytes>>> {
+    let mut seen = Vec::new();
+    for step in 0..how.steps {
+        let key = match (bit(how.ends, step), bit(how.borrow, step)) {
+            (false, false) => keys.next().transpose()?,
+            (true, false) => keys.next_back().transpose()?,
+            (false, true) => keys.next_ref()?.map(Bytes::copy_from_slice),
+            (true, true) => keys.next_back_ref()?.map(Bytes::copy_from_slice),
+        };
+        let ended = key.is_none();
+        seen.push(key);
         if ended {
             break;
         }

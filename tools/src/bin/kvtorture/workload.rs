@@ -121,9 +121,12 @@ pub(crate) enum Op {
         walk: Walk,
         to: Bytes,
     },
+    /// The keys of a range; then again from `to` on.
     Keys {
         slot: usize,
-        ends: u64,
+        range: Range,
+        walk: Walk,
+        to: Bytes,
     },
     First {
         slot: usize,
@@ -426,7 +429,7 @@ impl Generator {
             6 => Op::Prefix { slot, prefix: self.prefix(), walk: self.walk() },
             7 => Op::Iter { slot, walk: self.walk() },
             8 => Op::Seek { slot, range: self.range(), walk: self.walk(), to: self.key() },
-            9 => Op::Keys { slot, ends: self.rng.u64(..) },
+            9 => Op::Keys { slot, range: self.range(), walk: self.walk(), to: self.key() },
             10 => Op::First { slot },
             11 => Op::Last { slot },
             12 | 13 => Op::MultiGet { slot, keys: self.keys() },

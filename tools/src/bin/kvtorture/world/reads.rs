@@ -7,7 +7,7 @@ use bytes::Bytes;
 use esker::Keyspace;
 
 use super::state::{Outcome, World};
-use crate::held::{Expected, HeldGets, HeldIter, HeldSnapshot, walk};
+use crate::held::{Expected, HeldGets, HeldIter, HeldSnapshot, Pair, walk, walk_keys};
 use crate::model::Table;
 use crate::report::{Check, Failure};
 use crate::workload::{Op, Range, Walk};
@@ -40,7 +40,7 @@ impl World {
                 |table| Expected::range(table, &ALL).walk(*how),
             ),
             Op::Seek { slot, range, walk: how, to } => self.seek(*slot, range, *how, to),
-            Op::Keys { slot, ends } => self.keys(*slot, *ends),
+            Op::Keys { slot, range, walk, to } => self.keys(*slot, range, *walk, to),
             Op::First { slot } => {
                 self.read(*slot, Keyspace::first, |table| table.first_key_value().map(pair))
             }
@@ -69,25 +69,23 @@ impl World {
         )
     }
 
-    fn keys(&self, slot: usize, ends: u64) -> Check<Outcome> {
-        let how = Walk { steps: usize::MAX, ends, borrow: 0 };
+    fn keys(&self, slot: usize, range: &Range, how: Walk, to: &Bytes) -> Check<Outcome> {
+        let only = |pairs: Vec<Option<Pair>>| {
+            pairs.into_iter().map(|pair| pair.map(|(key, _)| key)).collect::<Vec<_>>()
+        };
         self.read(
             slot,
             |ks| {
-                let mut keys = ks.iter().keys();
-                let mut seen = Vec::new();
-                loop {
-                    let from_back = ends >> (seen.len() % 64) & 1 == 1;
-                    let key = if from_back { keys.next_back() } else { keys.next() };
-                    seen.push(key.transpose()?);
-                    if seen.last().is_some_and(Option::is_none) {
-                        return Ok(seen);
-                    }
-                }
+                let mut keys = ks.range(range.clone()).keys();
+                let before = walk_keys(&mut keys, how)?;
+                keys.seek(to);
+                Ok((before, walk_keys(&mut keys, how)?))
             },
             |table| {
-                let pairs = Expected::range(table, &ALL).walk(how);
-                pairs.into_iter().map(|pair| pair.map(|(key, _)| key)).collect::<Vec<_>>()
+                let mut expected = Expected::range(table, range);
+                let before = expected.walk(how);
+                expected.seek(to);
+                (only(before), only(expected.walk(how)))
             },
         )
     }
