@@ -20,8 +20,8 @@ crash:
     cargo test -p esker --locked crash
     cargo test -p kvtool --test kill --locked
 
-# Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, fuzzers, sanitizers
-deep: check && loom schedules torture planted (fuzz "30") asan tsan
+# Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, fuzzers, sanitizers
+deep: check && loom schedules torture planted (strace "2") (fuzz "30") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
@@ -40,6 +40,13 @@ soak MINUTES="5":
     cargo build --release --locked -p kvtool --bin kvtorture
     rm -rf target/soak
     target/release/kvtorture soak --minutes {{MINUTES}} --dir target/soak --json
+
+# A real store whose system calls go wrong, every STEP-th in every way: in memory, and every 40th on the disk below target
+strace STEP="1":
+    cargo build --release --locked -p kvtool --bin kvtorture
+    target/release/kvtorture strace --step {{STEP}} --dir /dev/shm --json
+    target/release/kvtorture strace --step 40 --dir target --json
+
 # Power cuts below ext4, XFS and btrfs of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices
 kernel STATES="3000":
     cargo build --release --locked -p kvtool --bin kvtorture

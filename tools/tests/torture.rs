@@ -1,5 +1,6 @@
 //! Short forms of `kvtorture`. `SEED=` chooses the seed; a failure names it and the command that replays it.
 
+use std::io::Write as _;
 use std::process::Command;
 
 use serde_json::Value;
@@ -117,5 +118,33 @@ fn a_store_survives_power_cuts_below_a_real_file_system() {
         // Not root, or no FUSE, or no loop devices.
         Err(why) if why.contains("nothing could be tried") => eprintln!("SKIPPED: {why}"),
         Err(why) => panic!("{why}"),
+    }
+}
+
+/// A part of `strace`; `None` where system calls cannot be watched.
+fn strace(args: &[&str]) -> Option<Value> {
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory can be made");
+    let dir = temp.path().to_str().expect("text");
+    let counts = torture(&[&["strace", "--dir", dir], args].concat());
+    if counts["skipped"].is_null() {
+        assert_eq!(counts["planned"], counts["runs"], "{counts}");
+        return Some(counts);
+    }
+    // As loud as a test can be without failing.
+    writeln!(std::io::stderr(), "*** SKIPPED: system calls cannot be watched here").expect("standard error");
+    None
+}
+
+#[test]
+fn a_store_goes_on_or_says_why_whatever_the_kernel_answers() {
+    for (only, what) in [
+        ("SIGKILL", ["killed"].as_slice()),
+        ("io_submit", &["unnoticed", "went_on_after_an_error", "gave_up"]),
+        ("event", &["unnoticed", "went_on_after_an_error", "gave_up"]),
+        ("fdatasync", &["unnoticed", "went_on_after_an_error", "gave_up"]),
+    ] {
+        let Some(counts) = strace(&["--only", only, "--step", "50"]) else { return };
+        must_be_positive(&counts, what);
+        must_be_positive(&counts, &["struck", "acknowledged"]);
     }
 }

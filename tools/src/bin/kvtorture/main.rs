@@ -5,6 +5,7 @@
 
 mod check;
 mod config;
+mod errand;
 mod errors;
 mod explore;
 mod held;
@@ -17,6 +18,7 @@ mod runner;
 mod shapes;
 mod sim;
 mod soak;
+mod strace;
 mod sweep;
 mod workload;
 mod world;
@@ -28,10 +30,12 @@ use std::time::Duration;
 use aio::{Backend as _, NativeBackend};
 use clap::{Args, Parser, Subcommand};
 
+use crate::errand::ErrandArgs;
 use crate::explore::Distinct;
 use crate::report::{Check, Failure, Tally, complain, say};
 use crate::runner::{Cases, Settings};
 use crate::soak::{SoakArgs, WorkerArgs};
+use crate::strace::StraceArgs;
 use crate::sweep::Sweep;
 
 /// Breaks an Esker store on a simulated machine and compares what is left with a model.
@@ -133,6 +137,17 @@ enum Command {
         #[arg(value_enum)]
         fs: kernel::Fs,
     },
+    /// A real store whose system calls go wrong, one after the other: fail, are delayed, submit less than they were asked
+    /// to, reap other results, or are the last of their process.
+    Strace {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: StraceArgs,
+    },
+    /// The process that `strace` and `limits` are in the way of.
+    #[command(hide = true)]
+    Errand(ErrandArgs),
     /// Wakes each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
     Planted {
         #[command(flatten)]
@@ -188,6 +203,8 @@ fn main() -> ExitCode {
         Command::Sweep { common, .. } => (common, "sweep", true),
         Command::Kernel { common, .. } => (common, "kernel", true),
         Command::Planted { common, .. } => (common, "planted", true),
+        Command::Strace { common, .. } => (common, "strace", true),
+        Command::Errand(args) => return errand::run(args),
         Command::Soak(args) => return verdict(soak::run(args)),
         Command::SoakWorker(args) => return verdict(soak::work(args)),
         Command::KernelHand { fs } => return kernel::run_hand(*fs),
@@ -209,7 +226,8 @@ fn main() -> ExitCode {
             kernel::run(&settings, &plan)
         }
         Command::Planted { only, .. } => planted::run(&settings, only),
-        Command::Soak(_) | Command::SoakWorker(_) | Command::KernelHand { .. } => {
+        Command::Strace { args, .. } => strace::run(&settings, args),
+        Command::Soak(_) | Command::SoakWorker(_) | Command::KernelHand { .. } | Command::Errand(_) => {
             unreachable!("these have returned")
         }
     };

@@ -11,9 +11,9 @@
 //! Invariant: of each writer everything acknowledged is there, and at most the one write in flight beside it; both
 //! keyspaces are equal; nothing of the parent's handles and threads stays behind.
 
-mod board;
+pub(crate) mod board;
 mod faulty;
-mod plan;
+pub(crate) mod plan;
 mod worker;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,142 @@
+//! What the store of an errand must hold.
+//!
+//! Invariant: after `written` writes both keyspaces hold `expected`; the write after those may be there, whole, until
+//! [`Ledger::settle`] has looked.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use esker::{Db, Keyspace};
+
+use super::terms::WRITER;
+use crate::report::{Check, Failure};
+use crate::soak::plan::{KEYSPACES, key, number_of, slot_of};
+
+/// Keys of one call that reads many.
+const MANY: u64 = 16;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    written: u64,
+    /// The number of the write that put each key.
+    expected: BTreeMap<Vec<u8>, u64>,
+}
+
+impl Ledger {
+    /// How many writes are there.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// All writes up to this one are there.
+    pub(crate) fn take(&mut self, written: u64) {
+        for number in self.written + 1..=written {
+            self.apply(number);
+        }
+    }
+
+    /// The next write is there.
+    pub(crate) fn apply(&mut self, number: u64) {
+        let (slot, deletes) = slot_of(WRITER, number);
+        if deletes {
+            self.expected.remove(&key(WRITER, slot));
+        } else {
+            self.expected.insert(key(WRITER, slot), number);
+        }
+        self.written = number;
+    }
+
+    /// Finds out whether the write that was in flight is there.
+    pub(crate) fn settle(&mut self, db: &Db) -> Check {
+        let next = self.written + 1;
+        let (slot, deletes) = slot_of(WRITER, next);
+        let key = key(WRITER, slot);
+        let there = match db.keyspace(KEYSPACES[0])?.get(&key)? {
+            Some(found) => !deletes && number_of(&key, &found).map_err(Failure::new)? == next,
+            // If nothing was there anyway it makes no difference: the write is made once more.
+            None => deletes && self.expected.contains_key(&key),
+        };
+        if there {
+            self.apply(next);
+        }
+        Ok(())
+    }
+
+    /// Everything in both keyspaces is as it must be.
+    pub(crate) fn compare(&self, db: &Db) -> Check {
+        for name in KEYSPACES {
+            self.scan(&db.keyspace(name)?).map_err(|failure| failure.at(name))?;
+        }
+        Ok(())
+    }
+
+    /// Walks one keyspace.
+    pub(crate) fn scan(&self, keyspace: &Keyspace) -> Check {
+        let name_of = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        let mut iter = keyspace.iter();
+        let mut expected = self.expected.iter();
+        while let Some((found_key, found)) = iter.next_ref()? {
+            let number = number_of(found_key, found).map_err(Failure::new)?;
+            match expected.next() {
+                Some((key, wanted)) if key == found_key && *wanted == number => {}
+                other => {
+                    let wanted = other.map(|(key, wanted)| (name_of(key), wanted));
+                    let found = name_of(found_key);
+                    return Err(Failure::new(format!(
+                        "expected {wanted:?}, found {found} of write {number}"
+                    )));
+                }
+            }
+        }
+        match expected.next() {
+            Some((key, wanted)) => {
+                Err(Failure::new(format!("{} of write {wanted} of {} is gone", name_of(key), self.written)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self, key: &[u8], found: Option<&[u8]>) -> Check {
+        let number = found.map(|found| number_of(key, found)).transpose().map_err(Failure::new)?;
+        let wanted = self.expected.get(key).copied();
+        if number == wanted {
+            return Ok(());
+        }
+        let key = String::from_utf8_lossy(key);
+        Err(Failure::new(format!("{key} should be of write {wanted:?}, is of {number:?}")))
+    }
+
+    /// The keys of some writes up to `number`.
+    fn keys_near(number: u64) -> Vec<Vec<u8>> {
+        // From all over the life so far, so that some are in segments.
+        (0..MANY).map(|nth| key(WRITER, slot_of(WRITER, 1 + number * nth / MANY).0)).collect()
+    }
+
+    /// Reads some keys, one by one.
+    pub(crate) fn get(&self, keyspace: &Keyspace, number: u64) -> Check {
+        Ledger::keys_near(number).iter().try_for_each(|key| self.check(key, keyspace.get(key)?.as_deref()))
+    }
+
+    /// Reads some keys in one call.
+    pub(crate) fn multi_get(
+        &self,
+        number: u64,
+        read: impl FnOnce(&[Vec<u8>]) -> esker::Result<Vec<Option<Bytes>>>,
+    ) -> Check {
+        let keys = Ledger::keys_near(number);
+        let found = read(&keys)?;
+        keys.iter().zip(found).try_for_each(|(key, found)| self.check(key, found.as_deref()))
+    }
+
+    /// Reads every key but that of the write in flight, of which nobody knows.
+    pub(crate) fn get_all(&self, keyspace: &Keyspace) -> Check {
+        let in_flight = key(WRITER, slot_of(WRITER, self.written + 1).0);
+        let known = self.expected.keys().filter(|key| **key != in_flight);
+        for key in known {
+            let found = keyspace.get(key).map_err(|error| Failure::from(error).at("a read"))?;
+            self.check(key, found.as_deref())?;
+        }
+        Ok(())
+    }
+}

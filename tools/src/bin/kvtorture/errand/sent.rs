@@ -1,0 +1,161 @@
+//! An errand from outside: its directory, its process, and what it left.
+//!
+//! Invariant: nothing stays behind but the directory of one that went wrong.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use super::ledger::Ledger;
+use super::terms::{GAVE_UP, WRITER, builder};
+use crate::report::{Check, Failure};
+use crate::soak::board::{Board, Count};
+use crate::soak::plan::WRITERS;
+
+/// Lines that are shown of what it said.
+const SHOWN: usize = 6;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    dir: PathBuf,
+    pub(crate) threads: bool,
+}
+
+/// How an errand has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It did everything.
+    Done,
+    /// It gave up after errors of the store.
+    GaveUp,
+    /// By this signal.
+    Signal(i32),
+}
+
+/// What it noted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Noted {
+    pub(crate) acknowledged: u64,
+    /// Errors of the store that it met.
+    pub(crate) errors: u64,
+}
+
+fn io(what: &'static str) -> impl Fn(io::Error) -> Failure {
+    move |error| Failure::new(format!("{what}: {error}"))
+}
+
+impl Sent {
+    /// A fresh errand whose files are in this directory, which is made; `store` is elsewhere if given.
+    pub(crate) fn new(dir: &Path, threads: bool) -> Check<Sent> {
+        std::fs::create_dir_all(dir).map_err(io("make a directory"))?;
+        let sent = Sent { dir: dir.to_owned(), threads };
+        Board::create(&sent.board(), &[0; WRITERS]).map_err(io("the board"))?;
+        Ok(sent)
+    }
+
+    fn board(&self) -> PathBuf {
+        self.dir.join("board")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("said")
+    }
+
+    /// The command that starts it with a store at `store`; `wrapper` runs it.
+    pub(crate) fn command(&self, wrapper: &[&str], store: &Path) -> Check<Command> {
+        // The very program that runs, also if another was built in its place.
+        let program = format!("/proc/{}/exe", std::process::id());
+        let mut command = match wrapper.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.arg("errand").arg(store).arg(self.board());
+        if self.threads {
+            command.arg("--threads");
+        }
+        let log = File::options().create(true).append(true).open(self.log()).map_err(io("a log"))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        Ok(command)
+    }
+
+    /// Where its store is if nobody says otherwise.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// Starts it; it has come up, and waits for a byte on its standard input.
+    pub(crate) fn start(&self, command: &mut Command) -> Check<Child> {
+        let mut child = command.spawn().map_err(io("start an errand"))?;
+        let mut ready = [0];
+        if child.stdout.as_mut().is_some_and(|out| out.read_exact(&mut ready).is_ok()) {
+            return Ok(child);
+        }
+        // It is of no use.
+        let _ = child.kill();
+        let status = child.wait().map_err(io("wait for an errand"))?;
+        Err(Failure::new(format!("an errand did not come up ({status}): {}", self.said())))
+    }
+
+    pub(crate) fn noted(&self) -> Check<Noted> {
+        let board = Board::open(&self.board()).map_err(io("the board"))?;
+        let acknowledged = board.acknowledged().map_err(io("the board"))?[WRITER];
+        Ok(Noted { acknowledged, errors: board.count(Count::Faults).map_err(io("the board"))? })
+    }
+
+    /// How it ended, unless something was wrong.
+    pub(crate) fn end(&self, status: ExitStatus) -> Check<End> {
+        use std::os::unix::process::ExitStatusExt as _;
+        /// `abort`: a panic.
+        const SIGABRT: i32 = 6;
+        /// The processor found something impossible.
+        const SIGSEGV: i32 = 11;
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Ok(End::Done),
+            (Some(code), _) if code == i32::from(GAVE_UP) => Ok(End::GaveUp),
+            (None, Some(signal)) if signal != SIGABRT && signal != SIGSEGV => Ok(End::Signal(signal)),
+            _ => Err(Failure::new(format!("the errand ended with {status}: {}", self.said()))),
+        }
+    }
+
+    /// The end of what it said.
+    pub(crate) fn said(&self) -> String {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(SHOWN)..].join(" | ")
+    }
+
+    /// Opens the store, in this process, in which nothing is in the way: everything acknowledged is there, and at most the
+    /// one write that was in flight beside it; every checksum is right; and it takes writes.
+    pub(crate) fn judge(&self, store: &Path) -> Check<Noted> {
+        let noted = self.noted()?;
+        let mut ledger = Ledger::default();
+        ledger.take(noted.acknowledged);
+        let mut healthy = || -> Check {
+            let db = builder(self.threads).open(store)?;
+            ledger.settle(&db)?;
+            ledger.compare(&db)?;
+            db.verify().map_err(|error| Failure::from(error).at("verify"))?;
+            db.keyspace("after")?.put("it", "goes on")?;
+            Ok(db.close()?)
+        };
+        healthy().map_err(|failure| {
+            failure.at(format!(
+                "in a healthy process, after {}; the errand said {}",
+                noted.acknowledged,
+                self.said()
+            ))
+        })?;
+        Ok(noted)
+    }
+
+    /// Removes everything.
+    pub(crate) fn remove(self) -> Check {
+        std::fs::remove_dir_all(&self.dir).map_err(io("remove a directory"))
+    }
+}

@@ -1,0 +1,229 @@
+//! `strace`: an errand on the real kernel whose system calls go wrong: every call that the store makes fails in its turn in
+//! every way in which the kernel may let it fail, is delayed, submits less than it was asked to, reaps other results,
+//! or is the last one of its process.
+//!
+//! First the errand runs undisturbed, and its calls are counted; then, for each call and each of its ways, it runs
+//! again from the start for the first call, the second, and so on up to their number (or for every `--step`-th).
+//!
+//! What must hold after a fault that passes: the errand does all it has to do, if need be after errors that it was told
+//! of and after opening the store again in the same process, and leaves no handle or thread behind; of some faults it
+//! must not even notice. After a fault that stays: it gives up with an error. Always: no panic, no hang, no error
+//! that blames the files, nothing acknowledged is lost, the next process opens the store.
+
+mod registers;
+mod tracer;
+mod ways;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use self::tracer::{Fault, Watched, watch};
+use self::ways::{Lasts, Notice, WAYS, Way};
+use crate::errand::sent::{End, Sent};
+use crate::report::{Check, Failure, Tally, say};
+use crate::runner::{self, Cases, Settings};
+
+/// An errand that takes longer hangs. It takes a tenth of a second, or a few where everything is slow.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Errands wait for disks and for the kernel to close contexts of AIO: so many share a core.
+const LANES_PER_THREAD: usize = 3;
+
+const SIGKILL: i32 = 9;
+
+/// What the command is told.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StraceArgs {
+    /// Only every so many-th call goes wrong.
+    #[arg(long, default_value_t = 1)]
+    step: u64,
+    /// Only the ways whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Where the stores are made; by default in the directory for temporary files.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// It is a failure if system calls cannot be watched on this machine.
+    #[arg(long)]
+    require: bool,
+    /// Run this case only.
+    #[arg(long)]
+    case: Option<u64>,
+}
+
+/// One run: a way, and the number of the call that goes wrong.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    way: &'static Way,
+    threads: bool,
+    at: u64,
+}
+
+/// Tries it all.
+///
+/// # Errors
+/// The first failure; or it was required, and cannot be done here.
+pub(crate) fn run(settings: &Settings, args: &StraceArgs) -> Check<Tally> {
+    let root = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let root = root.join(format!("kvtorture-strace-{}", std::process::id()));
+    let mut tally = Tally::default();
+    let calm = match calibrate(&root) {
+        Ok(calm) => calm,
+        Err(Lack::Machine(lack)) if !args.require => {
+            say(format!("strace: *** SKIPPED: system calls cannot be watched here: {lack} ***"));
+            tally.counts.add("skipped", 1);
+            return Ok(tally);
+        }
+        Err(Lack::Machine(lack)) => {
+            return Err(Failure::new(format!("system calls cannot be watched here: {lack}")));
+        }
+        Err(Lack::Store(failure)) => return Err(failure),
+    };
+    let runs = plan(&calm, args);
+    let lanes = settings.threads * LANES_PER_THREAD;
+    let settings = &Settings { threads: lanes, clock: aio::NativeBackend::new(), ..*settings };
+    let mut order: Vec<u64> = runs.iter().map(Run::number).collect();
+    fastrand::Rng::with_seed(settings.seed).shuffle(&mut order);
+    if args.case.is_some() {
+        order.clear();
+    }
+    tally.counts.add("planned", runs.len() as u64);
+    tally.merge(&runner::run(
+        settings,
+        &Cases {
+            replay: "strace --case",
+            first: args.case.unwrap_or(0),
+            count: args.case.map_or(runs.len() as u64, |_| 1),
+            order: &order,
+            round: u64::MAX,
+            enough: &|_| false,
+            run: &|case| {
+                let run = Run::of(case).ok_or_else(|| Failure::new("no such case"))?;
+                one(&root.join(case.to_string()), &run).map_err(|failure| failure.at(run.name()))
+            },
+        },
+    )?);
+    // Empty, or not there if nothing was run.
+    let _ = std::fs::remove_dir(&root);
+    Ok(tally)
+}
+
+/// Why there is nothing to count.
+enum Lack {
+    Machine(String),
+    Store(Failure),
+}
+
+/// Undisturbed errands, without threads and with.
+fn calibrate(root: &Path) -> Result<[Watched; 2], Lack> {
+    if let Some(lack) = registers::lack() {
+        return Err(Lack::Machine(lack.to_owned()));
+    }
+    let calm = |threads: bool| {
+        let sent = Sent::new(&root.join("calm"), threads).map_err(Lack::Store)?;
+        let mut command = sent.command(&[], &sent.store()).map_err(Lack::Store)?;
+        let mut child = sent.start(&mut command).map_err(Lack::Store)?;
+        let watched = watch(&mut child, None, LIMIT).map_err(|error| {
+            // It was not let go.
+            let _ = child.kill();
+            Lack::Machine(error.to_string())
+        })?;
+        let judged = sent.end(watched.status).and_then(|end| {
+            if watched.hung || end != End::Done {
+                return Err(Failure::new(format!("undisturbed, it ended with {end:?}: {}", sent.said())));
+            }
+            sent.judge(&sent.store())?;
+            sent.remove()
+        });
+        judged.map_err(Lack::Store)?;
+        Ok(watched)
+    };
+    Ok([calm(false)?, calm(true)?])
+}
+
+/// More calls of one kind than an errand makes.
+const CALLS: u64 = 1_000_000;
+
+impl Run {
+    /// Names the run for a replay, whatever an undisturbed errand does.
+    fn number(&self) -> u64 {
+        let way = WAYS.iter().position(|way| std::ptr::eq(way, self.way)).unwrap_or(0) as u64;
+        (way * 2 + u64::from(self.threads)) * CALLS + self.at
+    }
+
+    fn of(number: u64) -> Option<Run> {
+        let way = WAYS.get(usize::try_from(number / CALLS / 2).ok()?)?;
+        Some(Run { way, threads: number / CALLS % 2 == 1, at: number % CALLS })
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}, call {}", if self.threads { "threads" } else { "manual" }, self.way.name, self.at)
+    }
+}
+
+/// All runs: each way for each of its calls.
+fn plan(calm: &[Watched; 2], args: &StraceArgs) -> Vec<Run> {
+    let mut runs = Vec::new();
+    for (threads, calm) in [false, true].into_iter().zip(calm) {
+        for way in WAYS.iter().filter(|way| way.name.contains(&args.only)) {
+            let step = args.step.max(1) * way.every(threads);
+            // The first is another one for each way, or some calls would never have their turn.
+            let first = 1 + (way.name.len() as u64 % step);
+            let last = way.count(calm);
+            let first = if first > last { 1 } else { first };
+            runs.extend((first..=last).step_by(usize::try_from(step).unwrap_or(1)).map(|at| Run {
+                way,
+                threads,
+                at,
+            }));
+        }
+    }
+    runs
+}
+
+/// One errand on which one call goes wrong.
+fn one(dir: &Path, run: &Run) -> Check<Tally> {
+    let sent = Sent::new(dir, run.threads)?;
+    let mut child = sent.start(&mut sent.command(&[], &sent.store())?)?;
+    let until = match run.way.lasts {
+        Lasts::Once => run.at,
+        Lasts::Times(times) => run.at + times - 1,
+        Lasts::Forever => u64::MAX,
+    };
+    let fault = Fault { calls: run.way.calls(), deed: run.way.deed, from: run.at, until };
+    let watched = watch(&mut child, Some(&fault), LIMIT).map_err(|error| {
+        let _ = child.kill();
+        Failure::new(format!("watch an errand: {error}"))
+    })?;
+    if watched.hung {
+        return Err(Failure::new(format!("it hangs: {}", sent.said())));
+    }
+    let end = sent.end(watched.status)?;
+    let noted = sent.judge(&sent.store())?;
+    let wrong = |what: &str| Err(Failure::new(format!("{what}: it ended with {end:?}: {}", sent.said())));
+    let struck = watched.struck > 0;
+    match (end, run.way.notice) {
+        (End::Signal(SIGKILL), Notice::Death) | (End::Done, Notice::May) => {}
+        (End::Done, Notice::MustNot) if noted.errors == 0 => {}
+        (End::Done, Notice::MustNot) => return wrong("that should not even be noticed"),
+        (End::Done, Notice::Death) if !struck => {}
+        (End::GaveUp, Notice::May) if struck && run.way.lasts == Lasts::Forever => {}
+        _ => return wrong("that is no end for such a fault"),
+    }
+    let mut tally = Tally::default();
+    tally.counts.add("runs", 1);
+    tally.counts.add(if struck { "struck" } else { "missed" }, 1);
+    tally.counts.add("acknowledged", noted.acknowledged);
+    tally.counts.add("errors_met", noted.errors);
+    match end {
+        End::Signal(_) => tally.counts.add("killed", 1),
+        End::GaveUp => tally.counts.add("gave_up", 1),
+        End::Done if noted.errors > 0 => tally.counts.add("went_on_after_an_error", 1),
+        End::Done => tally.counts.add("unnoticed", 1),
+    }
+    tally.operations.add(run.way.name, u64::from(struck));
+    sent.remove()?;
+    Ok(tally)
+}
