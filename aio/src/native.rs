@@ -155,7 +155,14 @@ impl Backend for NativeBackend {
     fn list(&self, dir: &Path) -> Result<Vec<String>> {
         let failed = |error: std::io::Error| Error::call("readdir", dir, Errno::from(&error));
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(failed)? {
+        // It opens the directory, which a signal may interrupt on a file system of another machine.
+        let entries = loop {
+            match std::fs::read_dir(dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => break other.map_err(failed)?,
+            }
+        };
+        for entry in entries {
             // A name that is not UTF-8 is not ours; it is shown, so that the directory is not taken for empty.
             names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
         }

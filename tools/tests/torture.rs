@@ -148,3 +148,9 @@ fn a_store_goes_on_or_says_why_whatever_the_kernel_answers() {
         must_be_positive(&counts, &["struck", "acknowledged"]);
     }
 }
+
+#[test]
+fn a_signal_while_a_directory_is_opened_goes_unnoticed() {
+    let Some(counts) = strace(&["--only", "openat EINTR", "--step", "2"]) else { return };
+    must_be_positive(&counts, &["struck", "unnoticed"]);
+}
