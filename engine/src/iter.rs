@@ -7,6 +7,15 @@
 use crate::error::Result;
 use crate::key::Entry;
 
+/// Where a seek goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target<'a> {
+    /// As [`Cursor::seek`].
+    From(&'a [u8]),
+    /// As [`Cursor::seek_before`].
+    Before(Option<&'a [u8]>),
+}
+
 /// Walks entries in internal order (key ascending, newest first), or exactly backwards.
 pub(crate) trait Cursor: Send {
     /// To the first entry whose key is `>= key`; its newest version. The empty key is before every key.
@@ -14,6 +23,14 @@ pub(crate) trait Cursor: Send {
 
     /// To the last entry whose key is `< key`: the oldest version of that key. `None`: to the very last entry.
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()>;
+
+    /// All of `cursors` are about to seek `target`, one after the other: the moment to let their waits overlap.
+    fn prepare<'a>(cursors: impl Iterator<Item = &'a mut Self>, target: Target<'_>)
+    where
+        Self: Sized + 'a,
+    {
+        let _ = (cursors, target);
+    }
 
     /// One entry on. Only after [`Cursor::seek`], and only while [`Cursor::entry`] is not `None`.
     fn next(&mut self) -> Result<()>;

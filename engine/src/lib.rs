@@ -99,6 +99,7 @@ mod run;
 mod segment;
 mod snapshot;
 mod snapshots;
+mod staged_seek;
 mod store;
 mod superversion;
 mod sync;

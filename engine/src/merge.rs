@@ -15,7 +15,7 @@
 use std::cmp::Ordering;
 
 use crate::error::Result;
-use crate::iter::Cursor;
+use crate::iter::{Cursor, Target};
 use crate::key::{Entry, key_head};
 
 /// The merge of its inputs; itself a [`Cursor`]. After an error it stands past the end until the next seek.
@@ -55,11 +55,17 @@ impl<C: Cursor> Merge<C> {
     }
 
     /// Positions every input and brings them into order.
-    fn start(&mut self, direction: Direction, mut seek: impl FnMut(&mut C) -> Result<()>) -> Result<()> {
+    fn start(&mut self, direction: Direction, target: Target<'_>) -> Result<()> {
         self.direction = direction;
         self.end();
+        if self.inputs.len() > 1 {
+            C::prepare(self.inputs.iter_mut().map(|input| &mut input.cursor), target);
+        }
         for input in &mut self.inputs {
-            seek(&mut input.cursor)?;
+            match target {
+                Target::From(key) => input.cursor.seek(key)?,
+                Target::Before(key) => input.cursor.seek_before(key)?,
+            }
         }
         for input in 0..self.inputs.len() {
             if self.take_head(input) {
@@ -158,11 +164,11 @@ impl<C: Cursor> Merge<C> {
 
 impl<C: Cursor> Cursor for Merge<C> {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.start(Direction::Forward, |input| input.seek(key))
+        self.start(Direction::Forward, Target::From(key))
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.start(Direction::Backward, |input| input.seek_before(key))
+        self.start(Direction::Backward, Target::Before(key))
     }
 
     fn next(&mut self) -> Result<()> {

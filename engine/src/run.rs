@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aio::Buf;
+
 use crate::error::Result;
-use crate::iter::Cursor;
+use crate::files::Files;
+use crate::iter::{Cursor, Target};
 use crate::key::{Entry, Kind, Seq};
-use crate::segment::{Segment, SegmentCursor};
+use crate::segment::{Missing, Segment, SegmentCursor};
 
 /// What one flush or one compaction made, open for reading. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -93,17 +96,51 @@ impl RunCursor {
     }
 }
 
+impl RunCursor {
+    /// The segment where a seek begins.
+    fn segment_for(&self, target: Target<'_>) -> Option<usize> {
+        match target {
+            Target::From(key) => Some(self.run.first_reaching(key)),
+            Target::Before(None) => self.run.segments.len().checked_sub(1),
+            Target::Before(Some(key)) => {
+                self.run.segments.partition_point(|segment| segment.meta().smallest < key).checked_sub(1)
+            }
+        }
+    }
+
+    /// First step of a seek together with others: goes to the segment and says which block will be wanted.
+    pub(crate) fn foresee(&mut self, target: Target<'_>) -> Option<usize> {
+        let mut block = None;
+        let entered = self.enter(self.segment_for(target), |segment| {
+            block = segment.foresee(target);
+            Ok(())
+        });
+        entered.ok().and(block)
+    }
+
+    /// Second step: the block, if it is not in memory.
+    pub(crate) fn missing(&self, block: usize) -> Option<Missing> {
+        self.inner.missing(block)
+    }
+
+    /// Last step: a missing block was read.
+    pub(crate) fn hand(&mut self, block: &Missing, buf: Buf) {
+        self.inner.hand(block, buf);
+    }
+
+    /// Where its segments stand.
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        self.inner.files()
+    }
+}
+
 impl Cursor for RunCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.enter(Some(self.run.first_reaching(key)), |segment| segment.seek(key))
+        self.enter(self.segment_for(Target::From(key)), |segment| segment.seek(key))
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        let behind = match key {
-            None => self.run.segments.len(),
-            Some(key) => self.run.segments.partition_point(|segment| segment.meta().smallest < key),
-        };
-        self.enter(behind.checked_sub(1), |segment| segment.seek_before(key))
+        self.enter(self.segment_for(Target::Before(key)), |segment| segment.seek_before(key))
     }
 
     fn next(&mut self) -> Result<()> {

@@ -11,11 +11,12 @@ use aio::{Bug, planted};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::error::{Error, Result};
-use crate::iter::Cursor;
+use crate::iter::{Cursor, Target};
 use crate::key::{Entry, Kind, Seq, key_hash};
 use crate::memtable::{ArenaPool, Memtable, MemtableCursor};
 use crate::merge::Merge;
 use crate::run::{Run, RunCursor};
+use crate::staged_seek;
 use crate::sync::shared::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 
 /// A memtable that takes no more writes.
@@ -95,6 +96,20 @@ pub(crate) enum Place {
 }
 
 impl Cursor for Place {
+    fn prepare<'a>(cursors: impl Iterator<Item = &'a mut Place>, target: Target<'_>)
+    where
+        Place: 'a,
+    {
+        let mut runs = cursors.filter_map(|place| match place {
+            Place::Table(_) => None,
+            Place::Run(run) => Some(run),
+        });
+        // One alone, as most keyspaces have, has nobody to wait with.
+        if let (Some(first), Some(second)) = (runs.next(), runs.next()) {
+            staged_seek::prepare([first, second].into_iter().chain(runs).collect(), target);
+        }
+    }
+
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         match self {
             Place::Table(table) => table.seek(key),

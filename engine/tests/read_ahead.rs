@@ -8,9 +8,10 @@ mod common;
 
 use std::sync::Arc;
 
-use aio::SimBackend;
+use aio::sim::{EventKind, Fault, FaultPlan};
+use aio::{Backend, Errno, NativeBackend, SimBackend};
 use common::Random;
-use esker::{Background, Builder, Db, Iter, Keyspace, Sizes};
+use esker::{Background, Builder, Db, Durability, Iter, Keyspace, Sizes};
 
 const KEYS: usize = 8000;
 const VALUE_BYTES: usize = 1000;
@@ -160,4 +161,64 @@ fn a_scan_of_more_than_the_cache_leaves_there_what_gets_use() {
         let (reads, _) = cost(&db, gets);
         assert!(reads <= hot.len() as u64 / 10, "{reads} reads for {} keys after a scan", hot.len());
     }
+}
+
+/// A store of `runs` runs with the same keys among them, each of several blocks; nothing of it is in memory.
+fn cold_runs(path: &std::path::Path, runs: usize) -> (Arc<dyn Backend>, Db) {
+    let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
+    let open =
+        || Db::builder().backend(Arc::clone(&backend)).background(Background::Manual).open(path).unwrap();
+    let db = open();
+    let ks = db.keyspace("default").unwrap().with_durability(Durability::Process);
+    let mut random = Random::new(7);
+    for run in 0..runs {
+        for number in (run..400).step_by(runs) {
+            let words = (0..100).map(|_| random.below(usize::MAX) as u64);
+            ks.put(key(number), words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+        }
+        db.flush().unwrap();
+    }
+    db.close().unwrap();
+    (Arc::clone(&backend), open())
+}
+
+#[test]
+fn a_seek_reads_the_blocks_of_all_runs_at_once() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // Powers of two, so that the depth that is reached has a class of its own.
+    for (runs, depth) in [(2, 1), (4, 2)] {
+        for is_forward in [true, false] {
+            let (backend, db) = cold_runs(&dir.path().join(format!("{runs} {is_forward}")), runs);
+            let ks = db.keyspace("default").unwrap();
+            assert_eq!(db.metrics().keyspaces[0].runs, runs);
+            let mut iter = if is_forward { ks.range(key(100)..) } else { ks.range(..key(100)) };
+            let before = backend.counters();
+            let pair = if is_forward { iter.next_ref() } else { iter.next_back_ref() };
+            let wanted = if is_forward { 100 } else { 99 };
+            assert_eq!(pair.unwrap().unwrap().0, key(wanted).as_bytes());
+            let after = backend.counters();
+            assert_eq!(after.read.count - before.read.count, runs as u64, "one block of each run");
+            assert_eq!(after.depths[depth] - before.depths[depth], 1, "{:?}", after.depths);
+        }
+    }
+}
+
+#[test]
+fn a_seek_goes_on_where_reading_ahead_for_all_runs_fails() {
+    let sim = SimBackend::new(3);
+    let db = builder(&sim).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    for run in 0..3 {
+        for number in (run..300).step_by(3) {
+            ks.put(key(number), [7; 900]).unwrap();
+        }
+        db.flush().unwrap();
+    }
+    db.close().unwrap();
+    let db = builder(&sim).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    // The first read fails, which nobody learns: the run reads it again.
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Read]));
+    assert_eq!(ks.range(key(10)..).next_ref().unwrap().unwrap().0, key(10).as_bytes());
+    assert_eq!(sim.faults_struck(), 1);
 }

@@ -10,15 +10,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use aio::Buf;
+use aio::{Buf, File};
 use arc_swap::Guard;
 
 use super::block::{Block, Frame, Spot};
 use super::reader::{Segment, Span, Way};
 use crate::cache::Use;
 use crate::error::Result;
-use crate::files::POOLED_BYTES;
-use crate::iter::Cursor;
+use crate::files::{Files, POOLED_BYTES};
+use crate::iter::{Cursor, Target};
 use crate::key::Entry;
 use crate::read_ahead::{Grant, MOST_BYTES, Window};
 
@@ -70,6 +70,15 @@ pub(crate) struct SegmentCursor {
     spare: Option<Buf>,
     /// Memory for the one or the other; `None`: for a full window.
     grant: Option<Grant>,
+}
+
+/// A block that is not in memory: what to read for it.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    number: usize,
+    pub(crate) file: File,
+    pub(crate) offset: u64,
+    pub(crate) len_bytes: usize,
 }
 
 impl Drop for SegmentCursor {
@@ -188,6 +197,43 @@ impl SegmentCursor {
             );
         }
         Ok(block)
+    }
+
+    /// A seek is coming: which block it begins with. Memory is asked for its place.
+    pub(crate) fn foresee(&self, target: Target<'_>) -> Option<usize> {
+        let index = &self.segment.index;
+        let last = || index.blocks().checked_sub(1);
+        let number = match target {
+            Target::From(key) => index.find(key)?,
+            Target::Before(key) => key.and_then(|key| index.find(key)).or_else(last)?,
+        };
+        self.segment.slots.prefetch(number);
+        Some(number)
+    }
+
+    /// What is to be read for block `number`, if it is neither in the cache nor in hand; else memory is asked for it.
+    pub(crate) fn missing(&self, number: usize) -> Option<Missing> {
+        let mut is_cached = false;
+        self.segment.slots.look(number, |frame| {
+            Block::prefetch(frame);
+            is_cached = true;
+        });
+        if is_cached || self.ahead.as_ref().is_some_and(|span| (span.first..span.end).contains(&number)) {
+            return None;
+        }
+        let (offset, len_bytes) = self.segment.extent(&(number..number + 1)).ok()?;
+        Some(Missing { number, file: self.segment.file.clone(), offset, len_bytes })
+    }
+
+    /// The block was read into `buf`: the seek finds it.
+    pub(crate) fn hand(&mut self, block: &Missing, buf: Buf) {
+        self.let_go();
+        self.ahead = Some(Span { first: block.number, end: block.number + 1, offset: block.offset, buf });
+    }
+
+    /// Where the segment stands.
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        &self.segment.files
     }
 
     /// Reads block `number`, and ahead as far as the window and the grant go. `passed` is of no use any more.

@@ -43,7 +43,7 @@ mod verify;
 mod writer;
 
 pub(crate) use block::Block;
-pub(crate) use cursor::SegmentCursor;
+pub(crate) use cursor::{Missing, SegmentCursor};
 pub(crate) use footer::SegmentMeta;
 pub(crate) use reader::{BlockCache, Segment, Step};
 pub(crate) use writer::{SegmentWriter, WriterOptions};

@@ -354,7 +354,7 @@ pub(super) struct Span {
     pub(super) first: usize,
     pub(super) end: usize,
     /// Where the buffer begins in the file.
-    offset: u64,
+    pub(super) offset: u64,
     pub(super) buf: Buf,
 }
 
