@@ -56,10 +56,10 @@ kernel STATES="3000":
 planted NAME="":
     {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --json --only "{{NAME}}"
 
-# Every schedule of the lock-free parts of log and memtable and of the flush token, within a bound
+# Every schedule of the lock-free parts of log, memtable and cache and of the flush token, within a bound
 loom:
     RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker-wal --test loom --locked -- --nocapture
-    RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker --lib --locked memtable::models -- --nocapture
+    RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker --lib --locked models:: -- --nocapture
 
 # The whole store on the simulated machine, its threads scheduled and the machine crashed by seeds; NAME is a filter, SEED=n runs one
 schedules NAME="" EACH="20000":

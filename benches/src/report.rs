@@ -269,7 +269,7 @@ fn text(header: &Header, table: &Table, failures: &[String]) -> String {
              group commit that does nothing else; how many a second, and the CPU time of each.\n\n";
     text += &device_table(table);
     text += "\n## Latency\n\nMicroseconds of a step: p50 / p99 / p99.9 / longest. A step of load is a batch of 1000, \
-             of multi_get 64 keys (256 where they are not in memory), of scan_all the whole scan.\n\n";
+             of multi_get 64 keys (1024 where they are not in memory), of scan_all the whole scan.\n\n";
     text += &table.markdown(|_| true, latency_cell);
     text += "\n![Latency](latency.svg)\n\n![Pauses](pauses.svg)\n\n## Cost\n\nCPU of the process for one operation, \
              microseconds:\n\n";

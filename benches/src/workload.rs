@@ -174,7 +174,7 @@ impl Workload {
     /// Keys in a call of `multi_get`. Of data on the device several times as many as are read at once: a call ends with
     /// its slowest read.
     pub fn keys_in_call(&self) -> usize {
-        if self.family == Family::Cold { 256 } else { 64 }
+        if self.family == Family::Cold { 1024 } else { 64 }
     }
 
     /// Whether every put must survive a loss of power before it returns.

@@ -95,3 +95,16 @@ pub(crate) mod shared {
         thread::current().id().into()
     }
 }
+
+/// The cache's: `just loom` looks at those, too.
+pub(crate) mod cached {
+    #[cfg(not(loom))]
+    pub(crate) use arc_swap::{ArcSwapAny as Slot, Guard as SlotGuard};
+
+    #[cfg(loom)]
+    pub(crate) use super::model::{Slot, SlotGuard};
+    #[cfg(not(loom))]
+    pub(crate) use super::shared::{Condvar, Mutex};
+    #[cfg(loom)]
+    pub(crate) use wal::modelled::{Condvar, Mutex};
+}

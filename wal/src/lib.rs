@@ -94,6 +94,12 @@ mod seal;
 mod sector;
 mod sync;
 
+/// Locks of the models, for those of the engine.
+#[cfg(loom)]
+pub mod modelled {
+    pub use crate::sync::model::{Condvar, Mutex, MutexGuard};
+}
+
 pub use chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 pub use error::{Error, Result};
 pub use flusher::SyncMethod;

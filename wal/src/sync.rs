@@ -6,7 +6,7 @@
 #[cfg(not(any(loom, shuttle)))]
 mod announcement;
 #[cfg(loom)]
-mod model;
+pub(crate) mod model;
 
 /// Counts owners, which the models leave alone: nothing here depends on when the last one goes.
 pub(crate) use std::sync::Arc;

@@ -17,6 +17,8 @@
 //! is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values; a block that several threads
 //! miss at once is read once.
 
+#[cfg(all(test, loom))]
+mod models;
 mod policy;
 mod slots;
 
@@ -26,7 +28,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use arc_swap::RefCnt;
 use policy::Queues;
 
-use crate::sync::shared::{Condvar, Mutex};
+use crate::sync::cached::{Condvar, Mutex};
 
 pub(crate) use slots::{Held, Slots, Use};
 
@@ -77,7 +79,7 @@ impl<V: RefCnt> Cache<V> {
             shards: (0..shards).map(|_| Mutex::new(Queues::new(shard_bytes))).collect(),
             budget_bytes,
             looked_up: Stripes::default(),
-            loading: Mutex::default(),
+            loading: Mutex::new(Vec::new()),
             loaded: Condvar::new(),
         }
     }

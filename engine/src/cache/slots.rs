@@ -5,12 +5,13 @@
 use std::fmt;
 use std::sync::atomic::AtomicU8;
 
-use arc_swap::{ArcSwapAny, Guard, RefCnt};
+use arc_swap::RefCnt;
 
 use crate::prefetch::prefetch;
+use crate::sync::cached::{Slot, SlotGuard};
 
 /// What a look-up found, for as long as it is held.
-pub(crate) type Held<V> = Guard<Option<V>>;
+pub(crate) type Held<V> = SlotGuard<Option<V>>;
 
 /// What asks for a value to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub(crate) enum Use {
 
 /// The places of one segment's blocks.
 pub(crate) struct Slots<V: RefCnt> {
-    pub(super) values: Box<[ArcSwapAny<Option<V>>]>,
+    pub(super) values: Box<[Slot<Option<V>>]>,
     /// How often each was used of late, and whether it was thrown out unused: see `policy`.
     pub(super) marks: Box<[AtomicU8]>,
     /// Moves segments with few blocks to different shards.
@@ -35,14 +36,14 @@ impl<V: RefCnt> Slots<V> {
     pub(crate) fn new(blocks: usize, salt: u64) -> Slots<V> {
         Slots {
             salt: usize::try_from(salt).unwrap_or(0),
-            values: (0..blocks).map(|_| ArcSwapAny::new(None)).collect(),
+            values: (0..blocks).map(|_| Slot::new(None)).collect(),
             marks: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
         }
     }
 
     /// What they take, without the values.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.values.len() * (size_of::<ArcSwapAny<Option<V>>>() + size_of::<AtomicU8>())
+        self.values.len() * (size_of::<Slot<Option<V>>>() + size_of::<AtomicU8>())
     }
 
     /// Soon somebody will look for this block.

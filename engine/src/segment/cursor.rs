@@ -11,11 +11,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use aio::{Buf, File};
-use arc_swap::Guard;
 
 use super::block::{Block, Frame, Spot};
 use super::reader::{Segment, Span, Way};
-use crate::cache::Use;
+use crate::cache::{Held, Use};
 use crate::error::Result;
 use crate::files::{Files, POOLED_BYTES};
 use crate::iter::{Cursor, Target};
@@ -166,7 +165,7 @@ impl SegmentCursor {
     fn load(&mut self, number: usize) -> Result<Frame> {
         let segment = &self.segment;
         let cached = if self.fill_cache {
-            Guard::into_inner(segment.cache.get(&segment.slots, number))
+            Held::into_inner(segment.cache.get(&segment.slots, number))
         } else {
             segment.slots.peek(number)
         };

@@ -1,4 +1,4 @@
-//! Loom's atomics with the faces of the standard library's.
+//! Loom's atomics with the faces of the standard library's, and a place of the cache.
 //!
 //! Loom tries another order of two accesses if they concern the same atomic and one of them writes. Of an atomic it
 //! remembers the last access only, so when a thread loads and then writes, the load of another thread before that is
@@ -66,5 +66,49 @@ impl AtomicU64 {
     ) -> Result<u64, u64> {
         turn();
         self.0.compare_exchange(current, new, success, failure)
+    }
+}
+
+/// Stands for a place of `arc-swap`: a value that any thread may load, store and swap. That those three are one step each is
+/// that crate's affair; what follows from their order is looked at here.
+pub(crate) struct Slot<T>(loom::sync::Mutex<T>);
+
+impl<T: Clone> Slot<T> {
+    pub(crate) fn new(value: T) -> Slot<T> {
+        Slot(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn load(&self) -> SlotGuard<T> {
+        SlotGuard(self.load_full())
+    }
+
+    pub(crate) fn load_full(&self) -> T {
+        self.0.lock().expect("a panic ends the model").clone()
+    }
+
+    pub(crate) fn store(&self, value: T) {
+        self.swap(value);
+    }
+
+    pub(crate) fn swap(&self, value: T) -> T {
+        std::mem::replace(&mut *self.0.lock().expect("a panic ends the model"), value)
+    }
+}
+
+/// What was loaded.
+#[derive(Debug)]
+pub(crate) struct SlotGuard<T>(T);
+
+impl<T> SlotGuard<T> {
+    pub(crate) fn into_inner(guard: SlotGuard<T>) -> T {
+        guard.0
+    }
+}
+
+impl<T> std::ops::Deref for SlotGuard<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
     }
 }

@@ -120,22 +120,25 @@ fn fence_after(order: Ordering) {
     }
 }
 
+/// A lock.
 #[derive(Debug)]
-pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+pub struct Mutex<T>(loom::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
-    pub(crate) fn new(value: T) -> Mutex<T> {
+    /// Around `value`.
+    pub fn new(value: T) -> Mutex<T> {
         Mutex(loom::sync::Mutex::new(value))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+    /// Waits for it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard(Some(self.0.lock().expect("a panic ends the model")))
     }
 }
 
 /// Empty only while its thread waits for a condition.
 #[derive(Debug)]
-pub(crate) struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
+pub struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
 
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
@@ -151,33 +154,39 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
+/// A condition variable.
 #[derive(Debug)]
-pub(crate) struct Condvar(loom::sync::Condvar);
+pub struct Condvar(loom::sync::Condvar);
 
 /// In place of the answer whether time is up.
 #[derive(Debug)]
-pub(crate) struct Woken;
+pub struct Woken;
 
 impl Condvar {
-    pub(crate) fn new() -> Condvar {
+    /// Nobody waits.
+    pub fn new() -> Condvar {
         Condvar(loom::sync::Condvar::new())
     }
 
-    pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+    /// Lets the lock go, sleeps, and takes it again.
+    pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
         let held = guard.0.take().expect("its thread does not wait");
         guard.0 = Some(self.0.wait(held).expect("a panic ends the model"));
     }
 
-    pub(crate) fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _timeout: Duration) -> Woken {
+    /// As [`Condvar::wait`].
+    pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _timeout: Duration) -> Woken {
         self.wait(guard);
         Woken
     }
 
-    pub(crate) fn notify_one(&self) {
+    /// Wakes one.
+    pub fn notify_one(&self) {
         self.0.notify_one();
     }
 
-    pub(crate) fn notify_all(&self) {
+    /// Wakes all.
+    pub fn notify_all(&self) {
         self.0.notify_all();
     }
 }
