@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use aio::{Bug, planted};
 
-use crate::compaction::picker::{RunShape, pick};
+use crate::compaction::picker::{Layers, RunShape, pick};
 use crate::compaction::runner::{open_run, remove, write_run};
 use crate::error::{Error, Result};
 use crate::listener::Event;
@@ -76,11 +76,14 @@ fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<
     let is_bottom = range.end == before.runs.len();
     let inputs: Vec<Run> = before.runs.get(range).map(<[Run]>::to_vec).unwrap_or_default();
     let bytes_in = inputs.iter().map(Run::size_bytes).sum();
+    // Otherwise the merged run has as many young entries as its inputs, or fewer.
+    let layers =
+        if is_bottom { Layers::default() } else { Layers::before(0, before.runs.iter().map(Run::entries)) };
     let removed: Vec<u64> =
         inputs.iter().flat_map(|run| run.segments().iter().map(|segment| segment.meta().id)).collect();
     drop(before);
 
-    let output = store.output(tree.id);
+    let output = store.output(tree.id, layers);
     let cursors = inputs.iter().map(|run| run.cursor(false));
     let is_bottom = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };

@@ -10,12 +10,14 @@ use std::sync::atomic::Ordering;
 
 use aio::{Bug, planted};
 
+use crate::compaction::picker::Layers;
 use crate::compaction::runner::{open_run, remove, write_run};
 use crate::error::{Error, Result};
 use crate::key::Seq;
 use crate::listener::Event;
 use crate::merge::Merge;
 use crate::retain::{Retain, Tombstones};
+use crate::run::Run;
 use crate::store::Store;
 use crate::superversion::{Frozen, Tree};
 use crate::version::Edit;
@@ -60,9 +62,12 @@ pub(crate) fn release_log(store: &Store) -> Result<()> {
 
 fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
     let started = store.files.backend().now();
-    let frozen = tree.load().frozen.clone();
+    let before = tree.load();
+    let frozen = before.frozen.clone();
     let Some(Frozen { cut, .. }) = frozen.first().cloned() else { return Ok(()) };
-    let output = store.output(tree.id);
+    let entries = frozen.iter().map(|frozen| frozen.table.len() as u64).sum();
+    let output = store.output(tree.id, Layers::before(entries, before.runs.iter().map(Run::entries)));
+    drop(before);
     let taken = if planted(Bug::FlushForgetsOldestTable) { frozen.len().div_ceil(2) } else { frozen.len() };
     let inputs = frozen.iter().take(taken).map(|frozen| frozen.table.cursor());
     let retain = Retain::new(store.snapshots.retained(), Tombstones::Keep);

@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use aio::{Backend, Bug, Lock, planted};
 use wal::{Host, Log, LogOptions, Ordered, Replayed};
 
+use crate::compaction::picker::{Layers, filter_bits};
 use crate::compaction::runner::{Output, open_run, write_run};
 use crate::error::{Error, Result};
 use crate::files::Files;
@@ -29,6 +30,7 @@ use crate::ops;
 use crate::options::{Background, Options};
 use crate::repair::LogDamage;
 use crate::retain::{Retain, Tombstones};
+use crate::run::Run;
 use crate::segment::BlockCache;
 use crate::snapshots::Snapshots;
 use crate::store::{Store, Wanted};
@@ -240,7 +242,7 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn output(self, store_id: u64, keyspace: u32) -> Output<'a> {
+    fn output(self, store_id: u64, keyspace: u32, layers: Layers) -> Output<'a> {
         Output {
             files: self.files,
             cache: &self.memory.cache,
@@ -249,6 +251,7 @@ impl<'a> Place<'a> {
             segment_bytes: self.options.segment_bytes(),
             block_bytes: self.options.block_bytes(),
             compress: self.options.compress,
+            filter_bits: filter_bits(layers),
         }
     }
 }
@@ -351,7 +354,9 @@ impl Replay {
         for (&keyspace, tree) in trees {
             let mut run = Vec::new();
             if let Some(table) = self.tables.get(&keyspace) {
-                let output = place.output(version.life.store_id, keyspace);
+                let runs = &tree.load().runs;
+                let layers = Layers::before(table.len() as u64, runs.iter().map(Run::entries));
+                let output = place.output(version.life.store_id, keyspace, layers);
                 let number = || next.fetch_add(1, Ordering::Relaxed);
                 let retain = Retain::new(Vec::new(), Tombstones::Keep);
                 run = write_run(&output, &number, &mut table.cursor(), retain)?;
@@ -436,7 +441,7 @@ fn number_above_all(files: &Files) -> Result<u64> {
 fn open_trees(place: &Place<'_>, version: &Version) -> Result<Trees> {
     let mut trees = BTreeMap::new();
     for (&keyspace, state) in &version.keyspaces {
-        let output = place.output(version.life.store_id, keyspace);
+        let output = place.output(version.life.store_id, keyspace, Layers::default());
         let mut runs = Vec::new();
         for run in &state.runs {
             runs.extend(open_run(&output, run)?);

@@ -32,6 +32,10 @@ impl Run {
         self.segments.iter().map(|segment| segment.meta().size_bytes).sum()
     }
 
+    pub(crate) fn entries(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.meta().entries).sum()
+    }
+
     /// Shows the newest entry of `key` below `snapshot`, in place; `hash` is `key_hash(key)`. At most one block is read.
     pub(crate) fn get_with<R>(
         &self,
@@ -213,6 +217,7 @@ mod tests {
             segment_bytes: 1,
             block_bytes: 512,
             compress: true,
+            filter_bits: 14,
         };
         let number = std::cell::Cell::new(1);
         let next = || number.replace(number.get() + 1);

@@ -23,6 +23,7 @@ use std::sync::atomic::Ordering;
 
 use wal::{Log, Ordered};
 
+use crate::compaction::picker::{Layers, filter_bits};
 use crate::compaction::runner::Output;
 use crate::error::{Error, Result};
 use crate::files::Files;
@@ -146,8 +147,8 @@ impl Store {
         self.trees.read().values().cloned().collect()
     }
 
-    /// Where segments of a keyspace go.
-    pub(crate) fn output(&self, keyspace: u32) -> Output<'_> {
+    /// Where segments of a new run of a keyspace go.
+    pub(crate) fn output(&self, keyspace: u32, layers: Layers) -> Output<'_> {
         Output {
             files: &self.files,
             cache: &self.cache,
@@ -156,6 +157,7 @@ impl Store {
             segment_bytes: self.options.segment_bytes(),
             block_bytes: self.options.block_bytes(),
             compress: self.options.compress,
+            filter_bits: filter_bits(layers),
         }
     }
 

@@ -4,6 +4,10 @@
 //! runs are merged into one; when the young ones together reach about a third of the bottom run they are merged into
 //! it. So a read meets at most [`MAX_YOUNG_RUNS`] runs and the bottom, an entry is rewritten a few times, and dead
 //! entries take at most about a third of the space on top.
+//!
+//! Filters follow the same shape: a bit costs memory for each key of a run, but saves reads of all keys that ask the run. So
+//! runs with few keys get more bits for each and the bottom run fewer, while all together take no more than 14 bits a key
+//! everywhere would ([`filter_bits`]). Source: Dayan and others, "Monkey: optimal navigable key-value store", SIGMOD 2017.
 
 use std::ops::Range;
 
@@ -48,9 +52,66 @@ fn similar(young: &[RunShape]) -> Range<usize> {
     0..len
 }
 
+/// Filter bits for each key of the bottom run.
+const BOTTOM_FILTER_BITS: u32 = 13;
+/// Of a young run, while all young ones have at most a third of the bottom run's entries.
+const YOUNG_FILTER_BITS: u32 = 17;
+/// Of one that comes when they have more, and so the mean of those two.
+const MEAN_FILTER_BITS: u32 = 14;
+
+/// The sizes of what stands in a keyspace once a new run does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Layers {
+    /// Entries of all young runs, the new one among them; 0: it is the bottom run.
+    pub(crate) young_entries: u64,
+    pub(crate) bottom_entries: u64,
+}
+
+impl Layers {
+    /// Once a new run stands before those that have these numbers of entries, newest first.
+    pub(crate) fn before(new_entries: u64, runs: impl DoubleEndedIterator<Item = u64>) -> Layers {
+        let mut oldest_first = runs.rev();
+        let Some(bottom_entries) = oldest_first.next() else { return Layers::default() };
+        Layers { young_entries: new_entries + oldest_first.sum::<u64>(), bottom_entries }
+    }
+}
+
+/// Filter bits for each key of a new run.
+pub(crate) fn filter_bits(layers: Layers) -> u32 {
+    let Layers { young_entries, bottom_entries } = layers;
+    if young_entries == 0 {
+        BOTTOM_FILTER_BITS
+    } else if young_entries.saturating_mul(3) <= bottom_entries {
+        YOUNG_FILTER_BITS
+    } else {
+        MEAN_FILTER_BITS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever comes on top of a bottom run, of any size and in any order.
+    #[test]
+    fn filters_never_take_more_than_the_mean_for_each_key() {
+        let bottom_entries = 3000;
+        for first in [1, 10, 300, 1000, 1001, 5000] {
+            for second in [1, 500, 700, 1000, 9000] {
+                let (mut keys, mut bits) = (bottom_entries, 0);
+                bits += bottom_entries * u64::from(filter_bits(Layers { young_entries: 0, bottom_entries }));
+                let mut young_entries = 0;
+                for run in [first, second, first, second] {
+                    young_entries += run;
+                    bits += run * u64::from(filter_bits(Layers { young_entries, bottom_entries }));
+                    keys += run;
+                }
+                assert!(bits <= keys * u64::from(MEAN_FILTER_BITS), "{bits} bits for {keys} keys");
+            }
+        }
+        let tiny = Layers { young_entries: 10, bottom_entries: 1000 };
+        assert_eq!(filter_bits(tiny), YOUNG_FILTER_BITS);
+    }
 
     fn check(sizes: &[u64], expected: impl Into<Option<Range<usize>>>) {
         let runs: Vec<RunShape> =

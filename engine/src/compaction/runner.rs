@@ -14,9 +14,6 @@ use crate::retain::Retain;
 use crate::run::Run;
 use crate::segment::{BlockCache, Segment, SegmentMeta, SegmentWriter, WriterOptions};
 
-/// Bits of filter for each key: 14 let about one missing key in 1,000 through to the index.
-const FILTER_BITS_PER_KEY: u32 = 14;
-
 /// Where and how segments of one keyspace are written.
 #[derive(Debug)]
 pub(crate) struct Output<'a> {
@@ -28,6 +25,7 @@ pub(crate) struct Output<'a> {
     pub(crate) segment_bytes: u64,
     pub(crate) block_bytes: usize,
     pub(crate) compress: bool,
+    pub(crate) filter_bits: u32,
 }
 
 /// Writes what `retain` keeps of `input` and makes files and names durable. `number` gives fresh file numbers.
@@ -106,7 +104,7 @@ fn create(output: &Output<'_>, id: u64) -> Result<SegmentWriter> {
         store_id: output.store_id,
         block_bytes: output.block_bytes,
         compress: output.compress,
-        filter_bits_per_key: FILTER_BITS_PER_KEY,
+        filter_bits_per_key: output.filter_bits,
     };
     SegmentWriter::create(output.files, options)
 }

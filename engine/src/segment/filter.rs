@@ -11,7 +11,8 @@
 //! A key with hash `h` (`key::key_hash`) belongs to line `(h >> 32) * b >> 32`. Its 7 bits in that line are the first
 //! seven 9-bit fields, from the low end, of `mix(h)`. Both are part of the format.
 //!
-//! Invariant: a key that was put in is always found. 14 bits a key find about 0.25 % of the others too.
+//! Invariant: a key that was put in is always found. Of the others 13, 14 and 17 bits a key find about 0.29, 0.20 and
+//! 0.08 % too.
 #![deny(clippy::indexing_slicing)]
 
 use aio::{Bug, planted};
@@ -134,13 +135,17 @@ mod tests {
 
     #[test]
     fn every_key_is_found_and_few_others() {
-        for count in [1, 10, 1000, 100_000] {
-            let present = hashes(0, count);
-            let filter = Filter::decode(&Filter::build(&present, 14).encode()).unwrap();
-            assert!(present.iter().all(|&hash| filter.may_contain(hash)));
-            if count >= 1000 {
-                let found = hashes(1 << 30, 200_000).iter().filter(|&&hash| filter.may_contain(hash)).count();
-                assert!(found < 200_000 * 4 / 1000, "{found} false positives in 200000 with {count} keys");
+        for (bits, most_in_million) in [(13, 3500), (14, 2400), (17, 1000)] {
+            for count in [1, 10, 1000, 100_000] {
+                let present = hashes(0, count);
+                let filter = Filter::decode(&Filter::build(&present, bits).encode()).unwrap();
+                assert!(present.iter().all(|&hash| filter.may_contain(hash)));
+                if count >= 1000 {
+                    let others = hashes(1 << 30, 1_000_000);
+                    let found = others.iter().filter(|&&hash| filter.may_contain(hash)).count();
+                    println!("{bits} bits, {count} keys: {found} false positives in a million");
+                    assert!(found < most_in_million, "{found} with {bits} bits and {count} keys");
+                }
             }
         }
     }
