@@ -20,8 +20,8 @@ crash:
     cargo test -p esker --locked crash
     cargo test -p kvtool --test kill --locked
 
-# Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, fuzzers, sanitizers
-deep: check && loom schedules torture planted (strace "2") (fuzz "30") asan tsan
+# Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, fuzzers, sanitizers
+deep: check && loom torture planted (strace "2") limits (fuzz "30") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
@@ -46,6 +46,11 @@ strace STEP="1":
     cargo build --release --locked -p kvtool --bin kvtorture
     target/release/kvtorture strace --step {{STEP}} --dir /dev/shm --json
     target/release/kvtorture strace --step 40 --dir target --json
+
+# A real store on a machine that is in its way, TIMES at another moment each: limits, full and frozen disks, signals; root sees more
+limits TIMES="5":
+    cargo build --release --locked -p kvtool --bin kvtorture
+    target/release/kvtorture limits --times {{TIMES}} --dir target --json
 
 # Power cuts below ext4, XFS and btrfs of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices
 kernel STATES="3000":

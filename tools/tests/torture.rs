@@ -154,3 +154,20 @@ fn a_signal_while_a_directory_is_opened_goes_unnoticed() {
     let Some(counts) = strace(&["--only", "openat EINTR", "--step", "2"]) else { return };
     must_be_positive(&counts, &["struck", "unnoticed"]);
 }
+
+#[test]
+fn a_store_goes_on_when_the_machine_is_no_longer_in_its_way() {
+    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory can be made");
+    let counts = torture(&["limits", "--dir", temp.path().to_str().expect("text")]);
+    // These need nothing but the kernel.
+    must_be_positive(
+        &counts["operations"],
+        &["file-size", "file-size-deadly", "handles", "address-space", "signals", "stops"],
+    );
+    must_be_positive(&counts, &["acknowledged", "errors_met"]);
+    if let Some(skipped) = counts["skipped"].as_u64() {
+        let operations = &counts["operations"];
+        writeln!(std::io::stderr(), "*** SKIPPED {skipped} limits (root is needed), tried: {operations}")
+            .expect("standard error");
+    }
+}

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use aio::{Backend as _, NativeBackend, block_on};
+use aio::{Backend as _, Context, NativeBackend, Waking, block_on};
 use clap::Args;
 use esker::{Db, Durability, Error, Keyspace};
 
@@ -49,13 +49,15 @@ pub(crate) struct ErrandArgs {
     /// With threads of the store.
     #[arg(long)]
     threads: bool,
-    /// Never end by itself: after all writes go on with reads, and give up after no number of errors.
+    /// Never end by itself: go on after the last write, and after any number of errors.
     #[arg(long)]
     endless: bool,
-    /// Between two writes, in microseconds.
-    #[arg(long, default_value_t = 0)]
-    pause: u64,
+    /// Have a handler for `SIGUSR1`, which interrupts what a thread waits in.
+    #[arg(long)]
+    catch: bool,
 }
+
+const SIGUSR1: i32 = 10;
 
 /// The hidden command.
 pub(crate) fn run(args: &ErrandArgs) -> ExitCode {
@@ -65,6 +67,12 @@ pub(crate) fn run(args: &ErrandArgs) -> ExitCode {
         usual(panic);
         std::process::abort();
     }));
+    // The context has the handler made, without `SA_RESTART`, and is not used.
+    let catching = args.catch.then(|| Context::builder().slots(1).waking(Waking::Signal(SIGUSR1)).build());
+    if let Some(Err(error)) = catching {
+        complain(format!("errand: no handler: {error}"));
+        return ExitCode::FAILURE;
+    }
     match Errand::new(args).and_then(|mut errand| errand.all()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -177,7 +185,7 @@ impl<'a> Errand<'a> {
         let db = builder(self.args.threads).open(&self.args.dir).map_err(at_open)?;
         let [left, right] = KEYSPACES.map(|name| db.keyspace(name));
         let keyspaces = [left.map_err(at_open)?, right.map_err(at_open)?];
-        self.ledger.settle(&db)?;
+        self.ledger.settle(&db, self.ledger.written() + 1)?;
         self.note()?;
         self.ledger.compare(&db).map_err(|failure| failure.at("after open"))?;
         Ok(Life { db, keyspaces })
@@ -194,9 +202,6 @@ impl<'a> Errand<'a> {
             self.ledger.apply(number);
             self.note()?;
             self.attempt(|errand| errand.beside(life, number))?;
-            if self.args.pause > 0 {
-                self.clock.park(Duration::from_micros(self.args.pause));
-            }
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod errors;
 mod explore;
 mod held;
 mod kernel;
+mod limits;
 mod model;
 mod modelcheck;
 mod planted;
@@ -32,6 +33,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::errand::ErrandArgs;
 use crate::explore::Distinct;
+use crate::limits::LimitsArgs;
 use crate::report::{Check, Failure, Tally, complain, say};
 use crate::runner::{Cases, Settings};
 use crate::soak::{SoakArgs, WorkerArgs};
@@ -145,6 +147,14 @@ enum Command {
         #[command(flatten)]
         args: StraceArgs,
     },
+    /// A real store on a machine that is in its way: limits on files, handles and memory, full, frozen and read-only disks,
+    /// large sectors, storms of signals. Some need root; what cannot be tried is skipped, and said.
+    Limits {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: LimitsArgs,
+    },
     /// The process that `strace` and `limits` are in the way of.
     #[command(hide = true)]
     Errand(ErrandArgs),
@@ -204,6 +214,7 @@ fn main() -> ExitCode {
         Command::Kernel { common, .. } => (common, "kernel", true),
         Command::Planted { common, .. } => (common, "planted", true),
         Command::Strace { common, .. } => (common, "strace", true),
+        Command::Limits { common, .. } => (common, "limits", true),
         Command::Errand(args) => return errand::run(args),
         Command::Soak(args) => return verdict(soak::run(args)),
         Command::SoakWorker(args) => return verdict(soak::work(args)),
@@ -227,6 +238,7 @@ fn main() -> ExitCode {
         }
         Command::Planted { only, .. } => planted::run(&settings, only),
         Command::Strace { args, .. } => strace::run(&settings, args),
+        Command::Limits { args, .. } => limits::run(&settings, args),
         Command::Soak(_) | Command::SoakWorker(_) | Command::KernelHand { .. } | Command::Errand(_) => {
             unreachable!("these have returned")
         }

@@ -134,7 +134,7 @@ fn calibrate(root: &Path) -> Result<[Watched; 2], Lack> {
             if watched.hung || end != End::Done {
                 return Err(Failure::new(format!("undisturbed, it ended with {end:?}: {}", sent.said())));
             }
-            sent.judge(&sent.store())?;
+            sent.judge(&sent.store(), false)?;
             sent.remove()
         });
         judged.map_err(Lack::Store)?;
@@ -201,7 +201,7 @@ fn one(dir: &Path, run: &Run) -> Check<Tally> {
         return Err(Failure::new(format!("it hangs: {}", sent.said())));
     }
     let end = sent.end(watched.status)?;
-    let noted = sent.judge(&sent.store())?;
+    let noted = sent.judge(&sent.store(), false)?;
     let wrong = |what: &str| Err(Failure::new(format!("{what}: it ended with {end:?}: {}", sent.said())));
     let struck = watched.struck > 0;
     match (end, run.way.notice) {

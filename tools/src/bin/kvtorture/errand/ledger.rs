@@ -1,7 +1,7 @@
 //! What the store of an errand must hold.
 //!
-//! Invariant: after `written` writes both keyspaces hold `expected`; the write after those may be there, whole, until
-//! [`Ledger::settle`] has looked.
+//! Invariant: after `written` writes both keyspaces hold `expected`; those after it may be there, whole and in order,
+//! until [`Ledger::settle`] has looked.
 
 use std::collections::BTreeMap;
 
@@ -47,17 +47,22 @@ impl Ledger {
         self.written = number;
     }
 
-    /// Finds out whether the write that was in flight is there.
-    pub(crate) fn settle(&mut self, db: &Db) -> Check {
-        let next = self.written + 1;
-        let (slot, deletes) = slot_of(WRITER, next);
-        let key = key(WRITER, slot);
-        let there = match db.keyspace(KEYSPACES[0])?.get(&key)? {
-            Some(found) => !deletes && number_of(&key, &found).map_err(Failure::new)? == next,
-            // If nothing was there anyway it makes no difference: the write is made once more.
-            None => deletes && self.expected.contains_key(&key),
-        };
-        if there {
+    /// Finds out which of the next writes up to `most` are there.
+    pub(crate) fn settle(&mut self, db: &Db, most: u64) -> Check {
+        let keyspace = db.keyspace(KEYSPACES[0])?;
+        while self.written < most {
+            let next = self.written + 1;
+            let (slot, deletes) = slot_of(WRITER, next);
+            let key = key(WRITER, slot);
+            let there = match keyspace.get(&key)? {
+                // One of those after it may have been to the same key.
+                Some(found) => (next..=most).contains(&number_of(&key, &found).map_err(Failure::new)?),
+                // If nothing was there anyway it makes no difference.
+                None => deletes,
+            };
+            if !there {
+                break;
+            }
             self.apply(next);
         }
         Ok(())

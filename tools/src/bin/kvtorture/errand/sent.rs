@@ -47,7 +47,7 @@ fn io(what: &'static str) -> impl Fn(io::Error) -> Failure {
 }
 
 impl Sent {
-    /// A fresh errand whose files are in this directory, which is made; `store` is elsewhere if given.
+    /// A fresh errand whose files are in this directory, which is made.
     pub(crate) fn new(dir: &Path, threads: bool) -> Check<Sent> {
         std::fs::create_dir_all(dir).map_err(io("make a directory"))?;
         let sent = Sent { dir: dir.to_owned(), threads };
@@ -130,26 +130,25 @@ impl Sent {
         lines[lines.len().saturating_sub(SHOWN)..].join(" | ")
     }
 
-    /// Opens the store, in this process, in which nothing is in the way: everything acknowledged is there, and at most the
-    /// one write that was in flight beside it; every checksum is right; and it takes writes.
-    pub(crate) fn judge(&self, store: &Path) -> Check<Noted> {
+    /// Opens the store, in this process, in which nothing is in the way: everything acknowledged is there (or only what
+    /// was to survive a loss of power, if that has happened), at most the one write that was in flight beside it, and
+    /// nothing between is missing; every checksum is right; and it takes writes.
+    pub(crate) fn judge(&self, store: &Path, power_was_lost: bool) -> Check<Noted> {
         let noted = self.noted()?;
         let mut ledger = Ledger::default();
-        ledger.take(noted.acknowledged);
+        // Every other write has waited for stable media.
+        ledger.take(if power_was_lost { noted.acknowledged / 2 * 2 } else { noted.acknowledged });
         let mut healthy = || -> Check {
             let db = builder(self.threads).open(store)?;
-            ledger.settle(&db)?;
+            ledger.settle(&db, noted.acknowledged + 1)?;
             ledger.compare(&db)?;
             db.verify().map_err(|error| Failure::from(error).at("verify"))?;
             db.keyspace("after")?.put("it", "goes on")?;
             Ok(db.close()?)
         };
         healthy().map_err(|failure| {
-            failure.at(format!(
-                "in a healthy process, after {}; the errand said {}",
-                noted.acknowledged,
-                self.said()
-            ))
+            let (acknowledged, said) = (noted.acknowledged, self.said());
+            failure.at(format!("in a healthy process, after {acknowledged}; the errand said {said}"))
         })?;
         Ok(noted)
     }

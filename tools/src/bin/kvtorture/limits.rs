@@ -1,0 +1,116 @@
+//! `limits`: an errand on the real kernel on a machine that is in its way: limits on files, handles and memory, full, frozen
+//! and read-only disks, large sectors, storms of signals, stops.
+//!
+//! ```text
+//!   errand   | works | is told errors, waits, or dies | goes on       |
+//!   parent           | sets a limit, fills the disk   | takes it back | kills it, opens the store, compares
+//! ```
+//!
+//! What must hold is said at each: whether the errand goes on when the way is free again, or must not even notice, or may
+//! die. Always: no panic, no hang, no error that blames the files, and a healthy process finds everything that was
+//! acknowledged and verifies it.
+//!
+//! What this machine cannot do is skipped, and said. Limits are set for the errand alone; but slots of asynchronous I/O
+//! belong to the whole machine, so they are used up only where that is asked for by name.
+
+mod disk;
+mod lack;
+mod trials;
+mod work;
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::report::{Check, Failure, Tally, say};
+use crate::runner::{self, Cases, Settings};
+use lack::Lack;
+use trials::{TRIALS, Trial};
+
+/// Trials mostly wait.
+const LANES_PER_THREAD: usize = 3;
+
+/// What the command is told.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LimitsArgs {
+    /// Only those whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Where the stores and disks are made; by default in the directory for temporary files.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// How often each, with another moment each time.
+    #[arg(long, default_value_t = 1)]
+    times: u64,
+    /// It is a failure if something cannot be tried on this machine.
+    #[arg(long)]
+    require: bool,
+    /// Run this case only.
+    #[arg(long)]
+    case: Option<u64>,
+}
+
+/// Tries it all.
+///
+/// # Errors
+/// The first failure.
+pub(crate) fn run(settings: &Settings, args: &LimitsArgs) -> Check<Tally> {
+    let root = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let root = root.join(format!("kvtorture-limits-{}", std::process::id()));
+    let kinds = TRIALS.len() as u64;
+    let is_chosen = |trial: &Trial| {
+        if trial.of_the_machine { trial.name == args.only } else { trial.name.contains(&args.only) }
+    };
+    let chosen = |case: &u64| usize::try_from(case % kinds).is_ok_and(|nth| is_chosen(&TRIALS[nth]));
+    let mut order: Vec<u64> = (0..kinds * args.times.max(1)).filter(chosen).collect();
+    let count = args.case.map_or(order.len() as u64, |_| 1);
+    if args.case.is_some() {
+        order.clear();
+    }
+    let lanes = settings.threads * LANES_PER_THREAD;
+    let settings = &Settings { threads: lanes, clock: aio::NativeBackend::new(), ..*settings };
+    let tally = runner::run(
+        settings,
+        &Cases {
+            replay: "limits --case",
+            first: args.case.unwrap_or(0),
+            count,
+            order: &order,
+            round: u64::MAX,
+            enough: &|_| false,
+            run: &|case| {
+                let nth = usize::try_from(case % kinds).unwrap_or(0);
+                let dir = root.join(case.to_string());
+                one(&dir, &TRIALS[nth], settings.case_seed(case), args.require)
+            },
+        },
+    )?;
+    // Empty, or not there if nothing was run.
+    let _ = std::fs::remove_dir(&root);
+    Ok(tally)
+}
+
+fn one(dir: &Path, trial: &Trial, seed: u64, require: bool) -> Check<Tally> {
+    let mut tally = Tally::default();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    match (trial.run)(dir, &mut rng) {
+        Ok(counts) => {
+            tally.counts.add("trials", 1);
+            tally.counts.merge(&counts);
+            tally.operations.add(trial.name, 1);
+            std::fs::remove_dir_all(dir)
+                .map_err(|error| Failure::new(format!("{}: remove the directory: {error}", trial.name)))?;
+        }
+        Err(Lack::Machine(lack)) if !require => {
+            say(format!("limits: *** SKIPPED {}: {lack} ***", trial.name));
+            tally.counts.add("skipped", 1);
+            // Whatever was made of it.
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        Err(Lack::Machine(lack)) => {
+            return Err(Failure::new(format!("{} cannot be tried: {lack}", trial.name)));
+        }
+        Err(Lack::Store(failure)) => return Err(failure.at(trial.name)),
+    }
+    Ok(tally)
+}

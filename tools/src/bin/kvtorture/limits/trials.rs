@@ -1,0 +1,323 @@
+//! Each way of being in the way of an errand, and what must come of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use aio::{Backend as _, NativeBackend, Queue};
+use fastrand::Rng;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+
+use super::disk::{Disk, tool};
+use super::lack::Lack;
+use super::work::Work;
+use crate::errand::sent::End;
+use crate::report::{Counts, Failure};
+
+type Found = Result<Counts, Lack>;
+
+/// One of them.
+pub(super) struct Trial {
+    pub(super) name: &'static str,
+    /// Everybody on the machine feels it: only if it is asked for by name.
+    pub(super) of_the_machine: bool,
+    /// Works in the directory; the moment is drawn.
+    pub(super) run: fn(&Path, &mut Rng) -> Found,
+}
+
+const fn trial(name: &'static str, run: fn(&Path, &mut Rng) -> Found) -> Trial {
+    Trial { name, of_the_machine: false, run }
+}
+
+pub(super) static TRIALS: [Trial; 13] = [
+    trial("file-size", file_size),
+    trial("file-size-deadly", file_size_deadly),
+    trial("handles", handles),
+    trial("address-space", address_space),
+    trial("memory-group", memory_group),
+    Trial { of_the_machine: true, ..trial("aio-slots", aio_slots) },
+    trial("sectors-4k", large_sectors),
+    trial("full-disk", full_disk),
+    trial("frozen", frozen),
+    trial("read-only", read_only),
+    trial("signals", signals),
+    trial("stops", stops),
+    trial("undisturbed", undisturbed),
+];
+
+const KIB: u64 = 1 << 10;
+/// Errors that are waited for.
+const ERRORS: u64 = 3;
+/// Writes that must follow when the way is free again.
+const MORE: u64 = 50;
+const SIGXFSZ: i32 = 25;
+const SIGKILL: i32 = 9;
+
+fn io(what: &'static str) -> impl Fn(std::io::Error) -> Lack {
+    move |error| Lack::Store(Failure::new(format!("{what}: {error}")))
+}
+
+/// Sets the soft limit of a process.
+fn limit(work: &Work, resource: Resource, current: Option<u64>) -> Result<(), Lack> {
+    let maximum = getrlimit(resource).maximum;
+    let new = Rlimit { current: current.or(maximum), maximum };
+    prlimit(Some(work.pid()?), resource, new).map(drop).map_err(|errno| io("set a limit")(errno.into()))
+}
+
+/// How far an errand may get before something comes in its way.
+fn at_first(rng: &mut Rng) -> u64 {
+    rng.u64(20..90)
+}
+
+/// Something is in the way for a while: errors, no end, and then on it goes. Killed at last.
+fn for_a_while(
+    mut work: Work,
+    rng: &mut Rng,
+    begin: impl FnOnce(&Work) -> Result<(), Lack>,
+    end: impl FnOnce(&Work) -> Result<(), Lack>,
+) -> Found {
+    work.go()?;
+    let first = at_first(rng);
+    work.until("its first writes", |noted| noted.acknowledged >= first)?;
+    begin(&work)?;
+    let met = work.noted()?.errors;
+    work.until("errors", |noted| noted.errors >= met + ERRORS)?;
+    end(&work)?;
+    let before = work.noted()?.acknowledged;
+    work.until("more writes", |noted| noted.acknowledged >= before + MORE)?;
+    work.kill_and_judge()
+}
+
+/// Files of at most 20 KiB, with the signal ignored: writes are cut short, and then refused.
+fn file_size(dir: &Path, rng: &mut Rng) -> Found {
+    let ignoring = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
+    let work = Work::begin(dir, &ignoring, &["--endless"], None)?;
+    let bytes = rng.u64(8..24) * KIB;
+    for_a_while(
+        work,
+        rng,
+        |work| limit(work, Resource::Fsize, Some(bytes)),
+        |work| limit(work, Resource::Fsize, None),
+    )
+}
+
+/// The same with the signal not ignored: it is the end of the process, and of nothing else.
+fn file_size_deadly(dir: &Path, rng: &mut Rng) -> Found {
+    let mut work = Work::begin(dir, &[], &["--endless", "--threads"], None)?;
+    work.go()?;
+    let first = at_first(rng);
+    work.until("its first writes", |noted| noted.acknowledged >= first)?;
+    limit(&work, Resource::Fsize, Some(rng.u64(8..24) * KIB))?;
+    work.ends(&[End::Signal(SIGXFSZ)])?;
+    work.judge()
+}
+
+/// Not one handle more than are open.
+fn handles(dir: &Path, rng: &mut Rng) -> Found {
+    let work = Work::begin(dir, &[], &["--endless"], None)?;
+    for_a_while(
+        work,
+        rng,
+        |work| {
+            let open = std::fs::read_dir(format!("/proc/{}/fd", work.id())).map_err(io("its handles"))?;
+            limit(work, Resource::Nofile, Some(open.count() as u64))
+        },
+        |work| limit(work, Resource::Nofile, None),
+    )
+}
+
+/// So much memory beyond what the process has at its start: an error, or the end by the allocator, which says so.
+fn address_space(dir: &Path, _: &mut Rng) -> Found {
+    let mut counts = Counts::default();
+    for (nth, kib) in [0, 64, 256, 1 << 10, 4 << 10, 16 << 10, 1 << 20].into_iter().enumerate() {
+        let mut work = Work::begin(&dir.join(nth.to_string()), &[], &["--threads"], None)?;
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", work.id())).map_err(io("its size"))?;
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+        let size = size.and_then(|size| size.split_whitespace().next()?.parse::<u64>().ok());
+        let size = size.ok_or_else(|| Lack::Machine("nobody knows the size of a process".to_owned()))?;
+        limit(&work, Resource::As, Some((size + kib) * KIB))?;
+        work.go()?;
+        if work.ends_for_want_of_memory()? {
+            counts.add("ended_by_the_allocator", 1);
+        }
+        counts.merge(&work.judge()?);
+    }
+    Ok(counts)
+}
+
+/// A group with less memory than it takes: killed by the kernel, and nothing is lost.
+fn memory_group(dir: &Path, _: &mut Rng) -> Found {
+    /// Removes the group; what was in it has ended.
+    struct Group(std::path::PathBuf);
+    impl Drop for Group {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir(&self.0);
+        }
+    }
+    // Another one may be under way beside this.
+    let case = dir.file_name().unwrap_or_default().to_string_lossy();
+    let name = format!("kvtorture-{}-{case}", std::process::id());
+    let first = Path::new("/sys/fs/cgroup/memory").join(&name);
+    let second = Path::new("/sys/fs/cgroup").join(&name);
+    let (group, file) = if std::fs::create_dir(&first).is_ok() {
+        (Group(first), "memory.limit_in_bytes")
+    } else if std::fs::create_dir(&second).is_ok() && second.join("memory.max").exists() {
+        (Group(second), "memory.max")
+    } else {
+        // Where only its controller is missing.
+        let _ = std::fs::remove_dir(&second);
+        return Err(Lack::Machine("no group of memory can be made".to_owned()));
+    };
+    for (nth, kib) in [4096, 2048, 1024, 512, 256, 128].into_iter().enumerate() {
+        let mut work = Work::begin(&dir.join(nth.to_string()), &[], &["--threads"], None)?;
+        let cannot = |error: std::io::Error| Lack::Machine(format!("a group of memory: {error}"));
+        std::fs::write(group.0.join(file), (kib * KIB).to_string()).map_err(cannot)?;
+        std::fs::write(group.0.join("cgroup.procs"), work.id().to_string()).map_err(cannot)?;
+        work.go()?;
+        let end = work.ends(&[End::Done, End::Signal(SIGKILL)])?;
+        let mut counts = work.judge()?;
+        if end == End::Signal(SIGKILL) {
+            counts.add("killed_for_memory", 1);
+            return Ok(counts);
+        }
+    }
+    Err(Lack::Machine("no limit of memory is felt".to_owned()))
+}
+
+/// All slots of asynchronous I/O of the machine are taken by somebody else.
+fn aio_slots(dir: &Path, rng: &mut Rng) -> Found {
+    let backend = NativeBackend::new();
+    let mut taken: Vec<Box<dyn Queue>> = Vec::new();
+    let mut work = Work::begin(dir, &[], &["--endless"], None)?;
+    for slots in [8192, 1024, 128, 16, 1] {
+        while let Ok(queue) = backend.queue(slots) {
+            taken.push(queue);
+        }
+    }
+    work.go()?;
+    work.until("errors", |noted| noted.errors >= ERRORS)?;
+    drop(taken);
+    let more = at_first(rng);
+    work.until("writes", |noted| noted.acknowledged >= more)?;
+    work.kill_and_judge()
+}
+
+/// A device that takes nothing smaller than 4 KiB: not noticed.
+fn large_sectors(dir: &Path, _: &mut Rng) -> Found {
+    let disk = Disk::new(dir, 64, 4096)?;
+    let mut work = Work::begin(dir, &[], &["--threads"], Some(disk.path()))?;
+    work.go()?;
+    work.ends_unnoticed()?;
+    let counts = work.judge()?;
+    disk.unmount()?;
+    Ok(counts)
+}
+
+/// A disk that is full for a while.
+fn full_disk(dir: &Path, rng: &mut Rng) -> Found {
+    let disk = Disk::new(dir, 24, 512)?;
+    let ballast = disk.path().join("ballast");
+    let work = Work::begin(dir, &[], &["--endless"], Some(disk.path()))?;
+    let counts = for_a_while(
+        work,
+        rng,
+        |_| {
+            let file = std::fs::File::options().create(true).append(true).open(&ballast);
+            let file = file.map_err(io("ballast"))?;
+            let (mut len, mut step) = (0, 16 << 20);
+            while step >= 1 << 10 {
+                match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), len, step) {
+                    Ok(()) => len += step,
+                    Err(_) => step /= 2,
+                }
+            }
+            Ok(())
+        },
+        |_| rustix::fs::unlink(&ballast).map_err(|errno| io("ballast")(errno.into())),
+    )?;
+    disk.unmount()?;
+    Ok(counts)
+}
+
+/// A file system that is frozen for a second: a wait, and no error.
+fn frozen(dir: &Path, rng: &mut Rng) -> Found {
+    let disk = Disk::new(dir, 64, 512)?;
+    let path = disk.path().to_string_lossy().into_owned();
+    let mut work = Work::begin(dir, &[], &["--endless", "--threads"], Some(disk.path()))?;
+    work.go()?;
+    let first = at_first(rng);
+    work.until("its first writes", |noted| noted.acknowledged >= first)?;
+    tool(&["fsfreeze", "-f", &path]).map_err(|lack| Lack::Machine(lack.to_string()))?;
+    let before = work.noted()?.acknowledged;
+    NativeBackend::new().park(Duration::from_secs(1));
+    let during = work.noted()?.acknowledged - before;
+    tool(&["fsfreeze", "-u", &path])?;
+    work.until("more writes", |noted| noted.acknowledged >= before + during + MORE)?;
+    if work.noted()?.errors > 0 {
+        return Err(Failure::new("a wait was taken for an error").into());
+    }
+    let mut counts = work.kill_and_judge()?;
+    counts.add("acknowledged_while_frozen", during);
+    disk.unmount()?;
+    Ok(counts)
+}
+
+/// A file system that has found an error and takes no more writes. The next mount has all that was to survive a loss of
+/// power; it is no less than one.
+fn read_only(dir: &Path, rng: &mut Rng) -> Found {
+    let disk = Disk::new(dir, 64, 512)?;
+    let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device_name());
+    if !Path::new(&trigger).exists() {
+        return Err(Lack::Machine(format!("there is no {trigger}")));
+    }
+    let mut work = Work::begin(dir, &[], &["--endless"], Some(disk.path()))?;
+    work.go()?;
+    let first = at_first(rng);
+    work.until("its first writes", |noted| noted.acknowledged >= first)?;
+    std::fs::write(&trigger, "an error of kvtorture").map_err(io("trigger an error"))?;
+    work.until("errors", |noted| noted.errors >= ERRORS)?;
+    work.kill()?;
+    disk.unmount()?;
+    disk.mount()?;
+    let counts = work.judge_what_is_durable()?;
+    disk.unmount()?;
+    Ok(counts)
+}
+
+/// Thousands of signals, with a handler that interrupts what the thread waits in: not noticed.
+fn signals(dir: &Path, _: &mut Rng) -> Found {
+    storm(dir, &["--catch"], &[Signal::USR1], Duration::from_micros(50))
+}
+
+/// Stopped, and let go again, all the time: not noticed.
+fn stops(dir: &Path, _: &mut Rng) -> Found {
+    storm(dir, &["--threads"], &[Signal::STOP, Signal::CONT], Duration::from_millis(1))
+}
+
+fn storm(dir: &Path, options: &[&str], signals: &[Signal], pause: Duration) -> Found {
+    let clock = NativeBackend::new();
+    let mut work = Work::begin(dir, &[], options, None)?;
+    let pid = work.pid()?;
+    work.go()?;
+    let mut sent = 0;
+    while work.is_running()? {
+        for &signal in signals {
+            // It may have ended; nobody else has its number before it was waited for.
+            let _ = kill_process(pid, signal);
+            sent += 1;
+            clock.park(pause);
+        }
+    }
+    work.ends_unnoticed()?;
+    let mut counts = work.judge()?;
+    counts.add("signals", sent);
+    Ok(counts)
+}
+
+/// Nothing is in the way: then nothing may be noticed either.
+fn undisturbed(dir: &Path, _: &mut Rng) -> Found {
+    let mut work = Work::begin(dir, &[], &[], None)?;
+    work.go()?;
+    work.ends_unnoticed()?;
+    work.judge()
+}
