@@ -14,7 +14,7 @@
 
 pub(crate) mod ledger;
 pub(crate) mod sent;
-mod terms;
+pub(crate) mod terms;
 pub(crate) mod watchdog;
 
 use std::io::Read as _;
@@ -30,7 +30,7 @@ use crate::report::{Check, Failure, complain, say};
 use crate::soak::board::{Board, Count, usage};
 use crate::soak::plan::{KEYSPACES, key, slot_of, value};
 use ledger::Ledger;
-use terms::{GAVE_UP, WRITER, builder};
+use terms::{GAVE_UP, Mode, WRITER};
 
 /// Lives that may end by an error before the errand gives up.
 const PATIENCE: u64 = 4;
@@ -46,9 +46,8 @@ pub(crate) struct ErrandArgs {
     /// Writes to make, of all lives together.
     #[arg(long, default_value_t = 200)]
     commits: u64,
-    /// With threads of the store.
-    #[arg(long)]
-    threads: bool,
+    #[arg(long, value_enum, default_value = "manual")]
+    mode: Mode,
     /// Never end by itself: go on after the last write, and after any number of errors.
     #[arg(long)]
     endless: bool,
@@ -182,7 +181,7 @@ impl<'a> Errand<'a> {
 
     fn open(&mut self) -> Check<Life> {
         let at_open = |error: Error| Failure::from(error).at("open");
-        let db = builder(self.args.threads).open(&self.args.dir).map_err(at_open)?;
+        let db = self.args.mode.builder().open(&self.args.dir).map_err(at_open)?;
         let [left, right] = KEYSPACES.map(|name| db.keyspace(name));
         let keyspaces = [left.map_err(at_open)?, right.map_err(at_open)?];
         self.ledger.settle(&db, self.ledger.written() + 1)?;

@@ -22,6 +22,7 @@ use clap::Args;
 use self::tracer::{Fault, Watched, watch};
 use self::ways::{Lasts, Notice, WAYS, Way};
 use crate::errand::sent::{End, Sent};
+use crate::errand::terms::Mode;
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::{self, Cases, Settings};
 
@@ -32,6 +33,9 @@ const LIMIT: Duration = Duration::from_mins(1);
 const LANES_PER_THREAD: usize = 3;
 
 const SIGKILL: i32 = 9;
+
+/// About as many calls as it takes to open a store.
+const IN_OPEN: u64 = 211;
 
 /// What the command is told.
 #[derive(Args, Clone, Debug)]
@@ -57,7 +61,7 @@ pub(crate) struct StraceArgs {
 #[derive(Clone, Copy, Debug)]
 struct Run {
     way: &'static Way,
-    threads: bool,
+    mode: Mode,
     at: u64,
 }
 
@@ -116,13 +120,13 @@ enum Lack {
     Store(Failure),
 }
 
-/// Undisturbed errands, without threads and with.
-fn calibrate(root: &Path) -> Result<[Watched; 2], Lack> {
+/// Undisturbed errands, one in each mode.
+fn calibrate(root: &Path) -> Result<[Watched; 3], Lack> {
     if let Some(lack) = registers::lack() {
         return Err(Lack::Machine(lack.to_owned()));
     }
-    let calm = |threads: bool| {
-        let sent = Sent::new(&root.join("calm"), threads).map_err(Lack::Store)?;
+    let calm = |mode: Mode| {
+        let sent = Sent::new(&root.join(mode.name()), mode).map_err(Lack::Store)?;
         let mut command = sent.command(&[], &sent.store()).map_err(Lack::Store)?;
         let mut child = sent.start(&mut command).map_err(Lack::Store)?;
         let watched = watch(&mut child, None, LIMIT).map_err(|error| {
@@ -140,42 +144,52 @@ fn calibrate(root: &Path) -> Result<[Watched; 2], Lack> {
         judged.map_err(Lack::Store)?;
         Ok(watched)
     };
-    Ok([calm(false)?, calm(true)?])
+    // Each is traced by the thread that starts it.
+    let [manual, durable, threads] = std::thread::scope(|scope| {
+        Mode::ALL.map(|mode| scope.spawn(move || calm(mode))).map(|thread| {
+            let panicked = |_| Err(Lack::Store(Failure::new("a thread panicked")));
+            thread.join().unwrap_or_else(panicked)
+        })
+    });
+    Ok([manual?, durable?, threads?])
 }
 
 /// More calls of one kind than an errand makes.
 const CALLS: u64 = 1_000_000;
+const MODES: u64 = Mode::ALL.len() as u64;
 
 impl Run {
     /// Names the run for a replay, whatever an undisturbed errand does.
     fn number(&self) -> u64 {
         let way = WAYS.iter().position(|way| std::ptr::eq(way, self.way)).unwrap_or(0) as u64;
-        (way * 2 + u64::from(self.threads)) * CALLS + self.at
+        let mode = Mode::ALL.iter().position(|mode| *mode == self.mode).unwrap_or(0) as u64;
+        (way * MODES + mode) * CALLS + self.at
     }
 
     fn of(number: u64) -> Option<Run> {
-        let way = WAYS.get(usize::try_from(number / CALLS / 2).ok()?)?;
-        Some(Run { way, threads: number / CALLS % 2 == 1, at: number % CALLS })
+        let way = WAYS.get(usize::try_from(number / CALLS / MODES).ok()?)?;
+        let mode = *Mode::ALL.get(usize::try_from(number / CALLS % MODES).ok()?)?;
+        Some(Run { way, mode, at: number % CALLS })
     }
 
     fn name(&self) -> String {
-        format!("{} {}, call {}", if self.threads { "threads" } else { "manual" }, self.way.name, self.at)
+        format!("{} {}, call {}", self.mode.name(), self.way.name, self.at)
     }
 }
 
 /// All runs: each way for each of its calls.
-fn plan(calm: &[Watched; 2], args: &StraceArgs) -> Vec<Run> {
+fn plan(calm: &[Watched; 3], args: &StraceArgs) -> Vec<Run> {
     let mut runs = Vec::new();
-    for (threads, calm) in [false, true].into_iter().zip(calm) {
+    for (mode, calm) in Mode::ALL.into_iter().zip(calm) {
         for way in WAYS.iter().filter(|way| way.name.contains(&args.only)) {
-            let step = args.step.max(1) * way.every(threads);
+            let step = args.step.max(1) * way.every(mode);
             // The first is another one for each way, or some calls would never have their turn.
             let first = 1 + (way.name.len() as u64 % step);
             let last = way.count(calm);
             let first = if first > last { 1 } else { first };
             runs.extend((first..=last).step_by(usize::try_from(step).unwrap_or(1)).map(|at| Run {
                 way,
-                threads,
+                mode,
                 at,
             }));
         }
@@ -183,17 +197,11 @@ fn plan(calm: &[Watched; 2], args: &StraceArgs) -> Vec<Run> {
     runs
 }
 
-/// One errand on which one call goes wrong.
-fn one(dir: &Path, run: &Run) -> Check<Tally> {
-    let sent = Sent::new(dir, run.threads)?;
+/// Runs an errand, from where the one before it has come, with a fault.
+fn disturbed(sent: &Sent, fault: &Fault) -> Check<(Watched, End)> {
     let mut child = sent.start(&mut sent.command(&[], &sent.store())?)?;
-    let until = match run.way.lasts {
-        Lasts::Once => run.at,
-        Lasts::Times(times) => run.at + times - 1,
-        Lasts::Forever => u64::MAX,
-    };
-    let fault = Fault { calls: run.way.calls(), deed: run.way.deed, from: run.at, until };
-    let watched = watch(&mut child, Some(&fault), LIMIT).map_err(|error| {
+    let watched = watch(&mut child, Some(fault), LIMIT).map_err(|error| {
+        // It was not let go.
         let _ = child.kill();
         Failure::new(format!("watch an errand: {error}"))
     })?;
@@ -201,6 +209,26 @@ fn one(dir: &Path, run: &Run) -> Check<Tally> {
         return Err(Failure::new(format!("it hangs: {}", sent.said())));
     }
     let end = sent.end(watched.status)?;
+    Ok((watched, end))
+}
+
+/// One errand on which one call goes wrong.
+fn one(dir: &Path, run: &Run) -> Check<Tally> {
+    let sent = Sent::new(dir, run.mode)?;
+    let until = match run.way.lasts {
+        Lasts::Once => run.at,
+        Lasts::Times(times) => run.at + times - 1,
+        Lasts::Forever => u64::MAX,
+    };
+    let fault = Fault { calls: run.way.calls(), deed: run.way.deed, from: run.at, until };
+    let (watched, end) = disturbed(&sent, &fault)?;
+    let mut tally = Tally::default();
+    if end == End::Signal(SIGKILL) {
+        // The next process dies, too, most often while it opens the store.
+        let at = 1 + run.at % IN_OPEN;
+        let (_, end) = disturbed(&sent, &Fault { from: at, until: at, ..fault })?;
+        tally.counts.add("killed_again", u64::from(end == End::Signal(SIGKILL)));
+    }
     let noted = sent.judge(&sent.store(), false)?;
     let wrong = |what: &str| Err(Failure::new(format!("{what}: it ended with {end:?}: {}", sent.said())));
     let struck = watched.struck > 0;
@@ -212,7 +240,6 @@ fn one(dir: &Path, run: &Run) -> Check<Tally> {
         (End::GaveUp, Notice::May) if struck && run.way.lasts == Lasts::Forever => {}
         _ => return wrong("that is no end for such a fault"),
     }
-    let mut tally = Tally::default();
     tally.counts.add("runs", 1);
     tally.counts.add(if struck { "struck" } else { "missed" }, 1);
     tally.counts.add("acknowledged", noted.acknowledged);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::ledger::Ledger;
-use super::terms::{GAVE_UP, WRITER, builder};
+use super::terms::{GAVE_UP, Mode, WRITER};
 use crate::report::{Check, Failure};
 use crate::soak::board::{Board, Count};
 use crate::soak::plan::WRITERS;
@@ -20,7 +20,7 @@ const SHOWN: usize = 6;
 #[derive(Debug)]
 pub(crate) struct Sent {
     dir: PathBuf,
-    pub(crate) threads: bool,
+    mode: Mode,
 }
 
 /// How an errand has ended.
@@ -48,9 +48,9 @@ fn io(what: &'static str) -> impl Fn(io::Error) -> Failure {
 
 impl Sent {
     /// A fresh errand whose files are in this directory, which is made.
-    pub(crate) fn new(dir: &Path, threads: bool) -> Check<Sent> {
+    pub(crate) fn new(dir: &Path, mode: Mode) -> Check<Sent> {
         std::fs::create_dir_all(dir).map_err(io("make a directory"))?;
-        let sent = Sent { dir: dir.to_owned(), threads };
+        let sent = Sent { dir: dir.to_owned(), mode };
         Board::create(&sent.board(), &[0; WRITERS]).map_err(io("the board"))?;
         Ok(sent)
     }
@@ -75,10 +75,7 @@ impl Sent {
             }
             None => Command::new(program),
         };
-        command.arg("errand").arg(store).arg(self.board());
-        if self.threads {
-            command.arg("--threads");
-        }
+        command.arg("errand").arg(store).arg(self.board()).args(["--mode", self.mode.name()]);
         let log = File::options().create(true).append(true).open(self.log()).map_err(io("a log"))?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         Ok(command)
@@ -139,7 +136,7 @@ impl Sent {
         // Every other write has waited for stable media.
         ledger.take(if power_was_lost { noted.acknowledged / 2 * 2 } else { noted.acknowledged });
         let mut healthy = || -> Check {
-            let db = builder(self.threads).open(store)?;
+            let db = self.mode.builder().open(store)?;
             ledger.settle(&db, noted.acknowledged + 1)?;
             ledger.compare(&db)?;
             db.verify().map_err(|error| Failure::from(error).at("verify"))?;

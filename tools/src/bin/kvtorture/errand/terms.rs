@@ -1,5 +1,6 @@
 //! What an errand and who sends it agree on.
 
+use clap::ValueEnum;
 use esker::{Background, Builder, Db, Sizes, SyncMethod};
 
 /// Exit code of an errand that met one error after the other.
@@ -10,20 +11,42 @@ pub(crate) const WRITER: usize = 0;
 
 const KIB: u64 = 1 << 10;
 
-/// How the store is opened: everything small, so that a few writes rotate the log, grow the ring, and fill manifests.
-pub(crate) fn builder(threads: bool) -> Builder {
-    // Both ways of syncing are tried, one in each mode.
-    let (background, sync) = if threads {
-        (Background::Threads, SyncMethod::AioFdatasync)
-    } else {
-        (Background::Manual, SyncMethod::Fdatasync)
-    };
-    Db::builder().memory_budget_bytes(1 << 20).background(background).sync_method(sync).sizes(Sizes {
-        ring_bytes: Some(64 * KIB),
-        log_file_bytes: Some(64 * KIB),
-        memtable_bytes: Some(64 * KIB),
-        segment_bytes: Some(32 * KIB),
-        manifest_bytes: Some(8 * KIB),
-        block_bytes: Some(4096),
-    })
+/// How the store of an errand works: all three ways of syncing, with threads of its own or without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// No threads; the log is synced by `fdatasync`.
+    Manual,
+    /// No threads; the log's writes are durable by themselves.
+    Durable,
+    /// Threads; the log is synced by an asynchronous operation.
+    Threads,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Mode; 3] = [Mode::Manual, Mode::Durable, Mode::Threads];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Mode::Manual => "manual",
+            Mode::Durable => "durable",
+            Mode::Threads => "threads",
+        }
+    }
+
+    /// How the store is opened: everything small, so that a few writes rotate the log, grow the ring, and fill manifests.
+    pub(crate) fn builder(self) -> Builder {
+        let (background, sync) = match self {
+            Mode::Manual => (Background::Manual, SyncMethod::Fdatasync),
+            Mode::Durable => (Background::Manual, SyncMethod::DurableWrite),
+            Mode::Threads => (Background::Threads, SyncMethod::AioFdatasync),
+        };
+        Db::builder().memory_budget_bytes(1 << 20).background(background).sync_method(sync).sizes(Sizes {
+            ring_bytes: Some(64 * KIB),
+            log_file_bytes: Some(64 * KIB),
+            memtable_bytes: Some(64 * KIB),
+            segment_bytes: Some(32 * KIB),
+            manifest_bytes: Some(8 * KIB),
+            block_bytes: Some(4096),
+        })
+    }
 }

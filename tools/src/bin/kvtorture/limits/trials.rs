@@ -11,6 +11,7 @@ use super::disk::{Disk, tool};
 use super::lack::Lack;
 use super::work::Work;
 use crate::errand::sent::End;
+use crate::errand::terms::Mode;
 use crate::report::{Counts, Failure};
 
 type Found = Result<Counts, Lack>;
@@ -90,7 +91,7 @@ fn for_a_while(
 /// Files of at most 20 KiB, with the signal ignored: writes are cut short, and then refused.
 fn file_size(dir: &Path, rng: &mut Rng) -> Found {
     let ignoring = ["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"];
-    let work = Work::begin(dir, &ignoring, &["--endless"], None)?;
+    let work = Work::begin((dir, Mode::Manual), &ignoring, &["--endless"], None)?;
     let bytes = rng.u64(8..24) * KIB;
     for_a_while(
         work,
@@ -102,7 +103,7 @@ fn file_size(dir: &Path, rng: &mut Rng) -> Found {
 
 /// The same with the signal not ignored: it is the end of the process, and of nothing else.
 fn file_size_deadly(dir: &Path, rng: &mut Rng) -> Found {
-    let mut work = Work::begin(dir, &[], &["--endless", "--threads"], None)?;
+    let mut work = Work::begin((dir, Mode::Threads), &[], &["--endless"], None)?;
     work.go()?;
     let first = at_first(rng);
     work.until("its first writes", |noted| noted.acknowledged >= first)?;
@@ -113,7 +114,7 @@ fn file_size_deadly(dir: &Path, rng: &mut Rng) -> Found {
 
 /// Not one handle more than are open.
 fn handles(dir: &Path, rng: &mut Rng) -> Found {
-    let work = Work::begin(dir, &[], &["--endless"], None)?;
+    let work = Work::begin((dir, Mode::Manual), &[], &["--endless"], None)?;
     for_a_while(
         work,
         rng,
@@ -129,7 +130,7 @@ fn handles(dir: &Path, rng: &mut Rng) -> Found {
 fn address_space(dir: &Path, _: &mut Rng) -> Found {
     let mut counts = Counts::default();
     for (nth, kib) in [0, 64, 256, 1 << 10, 4 << 10, 16 << 10, 1 << 20].into_iter().enumerate() {
-        let mut work = Work::begin(&dir.join(nth.to_string()), &[], &["--threads"], None)?;
+        let mut work = Work::begin((&dir.join(nth.to_string()), Mode::Threads), &[], &[], None)?;
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", work.id())).map_err(io("its size"))?;
         let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
@@ -169,7 +170,7 @@ fn memory_group(dir: &Path, _: &mut Rng) -> Found {
         return Err(Lack::Machine("no group of memory can be made".to_owned()));
     };
     for (nth, kib) in [4096, 2048, 1024, 512, 256, 128].into_iter().enumerate() {
-        let mut work = Work::begin(&dir.join(nth.to_string()), &[], &["--threads"], None)?;
+        let mut work = Work::begin((&dir.join(nth.to_string()), Mode::Threads), &[], &[], None)?;
         let cannot = |error: std::io::Error| Lack::Machine(format!("a group of memory: {error}"));
         std::fs::write(group.0.join(file), (kib * KIB).to_string()).map_err(cannot)?;
         std::fs::write(group.0.join("cgroup.procs"), work.id().to_string()).map_err(cannot)?;
@@ -188,7 +189,7 @@ fn memory_group(dir: &Path, _: &mut Rng) -> Found {
 fn aio_slots(dir: &Path, rng: &mut Rng) -> Found {
     let backend = NativeBackend::new();
     let mut taken: Vec<Box<dyn Queue>> = Vec::new();
-    let mut work = Work::begin(dir, &[], &["--endless"], None)?;
+    let mut work = Work::begin((dir, Mode::Manual), &[], &["--endless"], None)?;
     for slots in [8192, 1024, 128, 16, 1] {
         while let Ok(queue) = backend.queue(slots) {
             taken.push(queue);
@@ -205,7 +206,7 @@ fn aio_slots(dir: &Path, rng: &mut Rng) -> Found {
 /// A device that takes nothing smaller than 4 KiB: not noticed.
 fn large_sectors(dir: &Path, _: &mut Rng) -> Found {
     let disk = Disk::new(dir, 64, 4096)?;
-    let mut work = Work::begin(dir, &[], &["--threads"], Some(disk.path()))?;
+    let mut work = Work::begin((dir, Mode::Threads), &[], &[], Some(disk.path()))?;
     work.go()?;
     work.ends_unnoticed()?;
     let counts = work.judge()?;
@@ -217,7 +218,7 @@ fn large_sectors(dir: &Path, _: &mut Rng) -> Found {
 fn full_disk(dir: &Path, rng: &mut Rng) -> Found {
     let disk = Disk::new(dir, 24, 512)?;
     let ballast = disk.path().join("ballast");
-    let work = Work::begin(dir, &[], &["--endless"], Some(disk.path()))?;
+    let work = Work::begin((dir, Mode::Manual), &[], &["--endless"], Some(disk.path()))?;
     let counts = for_a_while(
         work,
         rng,
@@ -243,7 +244,7 @@ fn full_disk(dir: &Path, rng: &mut Rng) -> Found {
 fn frozen(dir: &Path, rng: &mut Rng) -> Found {
     let disk = Disk::new(dir, 64, 512)?;
     let path = disk.path().to_string_lossy().into_owned();
-    let mut work = Work::begin(dir, &[], &["--endless", "--threads"], Some(disk.path()))?;
+    let mut work = Work::begin((dir, Mode::Threads), &[], &["--endless"], Some(disk.path()))?;
     work.go()?;
     let first = at_first(rng);
     work.until("its first writes", |noted| noted.acknowledged >= first)?;
@@ -270,7 +271,7 @@ fn read_only(dir: &Path, rng: &mut Rng) -> Found {
     if !Path::new(&trigger).exists() {
         return Err(Lack::Machine(format!("there is no {trigger}")));
     }
-    let mut work = Work::begin(dir, &[], &["--endless"], Some(disk.path()))?;
+    let mut work = Work::begin((dir, Mode::Manual), &[], &["--endless"], Some(disk.path()))?;
     work.go()?;
     let first = at_first(rng);
     work.until("its first writes", |noted| noted.acknowledged >= first)?;
@@ -286,17 +287,17 @@ fn read_only(dir: &Path, rng: &mut Rng) -> Found {
 
 /// Thousands of signals, with a handler that interrupts what the thread waits in: not noticed.
 fn signals(dir: &Path, _: &mut Rng) -> Found {
-    storm(dir, &["--catch"], &[Signal::USR1], Duration::from_micros(50))
+    storm((dir, Mode::Manual), &["--catch"], &[Signal::USR1], Duration::from_micros(50))
 }
 
 /// Stopped, and let go again, all the time: not noticed.
 fn stops(dir: &Path, _: &mut Rng) -> Found {
-    storm(dir, &["--threads"], &[Signal::STOP, Signal::CONT], Duration::from_millis(1))
+    storm((dir, Mode::Threads), &[], &[Signal::STOP, Signal::CONT], Duration::from_millis(1))
 }
 
-fn storm(dir: &Path, options: &[&str], signals: &[Signal], pause: Duration) -> Found {
+fn storm(place: (&Path, Mode), options: &[&str], signals: &[Signal], pause: Duration) -> Found {
     let clock = NativeBackend::new();
-    let mut work = Work::begin(dir, &[], options, None)?;
+    let mut work = Work::begin(place, &[], options, None)?;
     let pid = work.pid()?;
     work.go()?;
     let mut sent = 0;
@@ -316,7 +317,7 @@ fn storm(dir: &Path, options: &[&str], signals: &[Signal], pause: Duration) -> F
 
 /// Nothing is in the way: then nothing may be noticed either.
 fn undisturbed(dir: &Path, _: &mut Rng) -> Found {
-    let mut work = Work::begin(dir, &[], &[], None)?;
+    let mut work = Work::begin((dir, Mode::Manual), &[], &[], None)?;
     work.go()?;
     work.ends_unnoticed()?;
     work.judge()

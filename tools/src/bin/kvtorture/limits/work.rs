@@ -12,6 +12,7 @@ use rustix::process::Pid;
 
 use super::lack::Lack;
 use crate::errand::sent::{End, Noted, Sent};
+use crate::errand::terms::Mode;
 use crate::report::{Check, Counts, Failure};
 
 /// What takes longer than this does not come.
@@ -31,11 +32,16 @@ pub(super) struct Work {
 impl Work {
     /// Starts an errand with these options, which is run by `wrapper` and waits until it is let go. Its store is in
     /// `disk` if given.
-    pub(super) fn begin(dir: &Path, wrapper: &[&str], options: &[&str], disk: Option<&Path>) -> Check<Work> {
-        let sent = Sent::new(dir, options.contains(&"--threads"))?;
+    pub(super) fn begin(
+        (dir, mode): (&Path, Mode),
+        wrapper: &[&str],
+        options: &[&str],
+        disk: Option<&Path>,
+    ) -> Check<Work> {
+        let sent = Sent::new(dir, mode)?;
         let store = disk.map_or_else(|| sent.store(), |disk| disk.join("store"));
         let mut command = sent.command(wrapper, &store)?;
-        command.args(options.iter().filter(|option| **option != "--threads"));
+        command.args(options);
         let child = sent.start(&mut command)?;
         Ok(Work { sent, store, child, status: None, clock: NativeBackend::new() })
     }

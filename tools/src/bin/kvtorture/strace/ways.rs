@@ -6,6 +6,8 @@ use nix::libc::{
     self, EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENOLCK, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP,
 };
 
+use crate::errand::terms::Mode;
+
 use super::tracer::{Deed, IO_PGETEVENTS, REAPING, WAKE_UP, Watched};
 
 /// How long it goes on.
@@ -59,9 +61,14 @@ impl Way {
         }
     }
 
-    /// With threads the calls come in another order each time, so a sample says as much as all of them.
-    pub(super) fn every(&self, threads: bool) -> u64 {
-        if threads && self.every > 1 { self.every * 3 } else { self.every }
+    /// One call in so many goes wrong. With threads the calls come in another order each time, so a sample says as much as
+    /// all of them; without `fdatasync` of the log little is different.
+    pub(super) fn every(&self, mode: Mode) -> u64 {
+        match mode {
+            Mode::Threads if self.every > 1 => self.every * 3,
+            Mode::Durable if self.every > 1 => self.every * 6,
+            _ => self.every,
+        }
     }
 }
 
@@ -88,6 +95,19 @@ const ADVISE: &[i64] = &[libc::SYS_madvise];
 const RESIDENT: &[i64] = &[libc::SYS_mincore];
 const EVENT: &[i64] = &[libc::SYS_eventfd2];
 const CLONE: &[i64] = &[libc::SYS_clone3];
+
+/// Those that may answer EIO, and those that may want space.
+const STORE: &[i64] = &[
+    libc::SYS_io_submit,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    OPEN,
+    libc::SYS_openat,
+    libc::SYS_unlinkat,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+];
+const SPACE: &[i64] = &[libc::SYS_fdatasync, libc::SYS_fsync, OPEN, libc::SYS_fallocate];
 
 /// All that are meant when any is: those on files, names, mapped memory, contexts and threads.
 pub(super) const ALL: [i64; 26] = [
@@ -149,9 +169,12 @@ impl Way {
 const SHORTLY: Duration = Duration::from_millis(5);
 
 /// Every way, once for each place where it can strike: about 2,500 runs.
-pub(super) static WAYS: [Way; 61] = [
+pub(super) static WAYS: [Way; 63] = [
     way("any SIGKILL before", &[], Deed::KillBefore, 8).deadly(),
     way("any SIGKILL after", &[], Deed::KillAfter, 8).deadly(),
+    // Three in a row, so that what follows the first failure fails as well: cleaning up, opening again.
+    fails("three calls EIO", STORE, EIO, 10).lasting(Lasts::Times(3)),
+    fails("three calls ENOSPC", SPACE, ENOSPC, 8).lasting(Lasts::Times(3)),
     fails("io_submit EIO", SUBMIT, EIO, 5),
     fails("io_submit EAGAIN", SUBMIT, EAGAIN, 8),
     fails("io_submit ENOMEM", SUBMIT, ENOMEM, 16),
