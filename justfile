@@ -21,7 +21,7 @@ crash:
     cargo test -p kvtool --test kill --locked
 
 # Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, fuzzers, sanitizers
-deep: check && loom torture planted (strace "2") limits (fuzz "30") asan tsan
+deep: check && loom torture planted (strace "3") limits (fuzz "30") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
