@@ -172,3 +172,32 @@ fn a_store_goes_on_when_the_machine_is_no_longer_in_its_way() {
             .expect("standard error");
     }
 }
+
+#[test]
+fn a_store_survives_sick_disks_and_shutdowns_below_a_real_file_system() {
+    match try_torture(&[
+        "kernel",
+        "--fs",
+        "ext4",
+        "--states",
+        "1",
+        "--faults",
+        "4",
+        "--rounds",
+        "1",
+        "--shutdowns",
+        "3",
+    ]) {
+        Ok(counts) => {
+            assert_eq!(count(&counts, "cells"), count(&counts, "cells_struck"), "{counts}");
+            must_be_positive(
+                &counts,
+                &["failed_reads", "no_space", "slow", "hung", "hung_and_gone", "daemon_killed", "pool_full"],
+            );
+            must_be_positive(&counts, &["detected_in_log", "detected_in_segment", "detected_in_manifest"]);
+        }
+        // Not root, or no FUSE, or no loop devices.
+        Err(why) if why.contains("nothing could be tried") => eprintln!("SKIPPED: {why}"),
+        Err(why) => panic!("{why}"),
+    }
+}

@@ -31,6 +31,11 @@ impl Distinct {
         let shard = usize::try_from(fingerprint % 16).unwrap_or(0);
         self.0[shard].lock().insert(fingerprint)
     }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.iter().map(|shard| shard.lock().len() as u64).sum()
+    }
 }
 
 /// Which power cuts to try at each point.

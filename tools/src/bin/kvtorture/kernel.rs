@@ -4,18 +4,25 @@
 //! flush. From that log the states are rebuilt that a power cut could have left; the kernel mounts each (and replays its
 //! journal), the store is opened by the production recovery, and all of it is compared with the model.
 //!
+//! Then the disk falls ill in the middle of lives and of recoveries, in every way and at every kind of file; and file
+//! systems are shut down below a store that writes.
+//!
 //! What `sim` assumes of a file system is tried here. A run does not replay exactly, since the kernel has threads of
 //! its own; the disk that shows a failure is kept with `--keep`.
 
 mod device;
 mod explore;
+mod fault;
 mod fuse;
 mod hand;
 mod image;
 mod lane;
+mod matrix;
 mod media;
 mod protocol;
+mod shutdown;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use aio::{Backend as _, NativeBackend};
@@ -24,7 +31,7 @@ use parking_lot::Mutex;
 
 use self::explore::{Explorer, Left};
 use self::lane::Lane;
-use self::protocol::Play;
+use self::protocol::{Allow, Play};
 use crate::config::CONFIGS;
 use crate::explore::Distinct;
 use crate::report::{Check, Counts, Failure, Tally, say};
@@ -55,10 +62,44 @@ pub(crate) struct Plan<'a> {
     pub(crate) keep: Option<&'a Path>,
     /// Disks that break in a life, on each file system.
     pub(crate) faults: u64,
-    /// This workload only.
-    pub(crate) case: Option<u64>,
-    /// This broken disk only.
-    pub(crate) fault: Option<u64>,
+    /// How often every illness is tried at every kind of file, on ext4 and XFS.
+    pub(crate) rounds: u64,
+    /// Shutdowns on ext4 and XFS, and as many lives on btrfs whose disk is copied.
+    pub(crate) shutdowns: u64,
+    /// This case of this part only.
+    pub(crate) only: Option<(Part, u64)>,
+}
+
+/// A part of a run, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Cuts,
+    Faults,
+    Cells,
+    Shutdowns,
+}
+
+impl Part {
+    /// The option that asks for a case of it.
+    fn name(self) -> &'static str {
+        match self {
+            Part::Cuts => "case",
+            Part::Faults => "fault",
+            Part::Cells => "cell",
+            Part::Shutdowns => "shutdown",
+        }
+    }
+}
+
+const PARTS: [Part; 4] = [Part::Cuts, Part::Faults, Part::Cells, Part::Shutdowns];
+
+/// What all parts of a run on one file system share.
+struct Run<'a> {
+    settings: &'a Settings,
+    plan: &'a Plan<'a>,
+    fs: Fs,
+    /// Those that are free.
+    lanes: Mutex<Vec<Lane>>,
 }
 
 /// Tries every file system that this machine has.
@@ -75,29 +116,16 @@ pub(crate) fn run(settings: &Settings, plan: &Plan<'_>) -> Check<Tally> {
         {
             Ok(lane) => lane,
             Err(lack) => {
-                say(format!("kernel: SKIPPED {}: {lack}", fs.name()));
-                tally.counts.add("skipped", 1);
+                skip(&mut tally, &format!("{}: {lack}", fs.name()));
                 continue;
             }
         };
         tried += 1;
-        let lanes = Mutex::new(vec![lane]);
-        if plan.fault.is_none() {
-            let began = settings.clock.now();
-            let found = cut_power(settings, plan, fs, &lanes)?;
-            let (name, took) = (fs.name(), settings.clock.now().saturating_sub(began).as_secs_f64());
-            let distinct = found.counts.get("distinct");
-            say(format!("kernel: {name}: {distinct} distinct states in {took:.1} s, none wrong"));
-            tally.counts.add(distinct_on(fs), distinct);
-            tally.merge(&found);
-        }
-        if plan.case.is_none() {
-            let began = settings.clock.now();
-            let found = break_disks(settings, plan, fs, &lanes)?;
-            let (name, took) = (fs.name(), settings.clock.now().saturating_sub(began).as_secs_f64());
-            let struck = found.counts.get("faults_struck");
-            say(format!("kernel: {name}: {struck} times the disk broke, in {took:.1} s, nothing lost"));
-            tally.merge(&found);
+        let run = Run { settings, plan, fs, lanes: Mutex::new(vec![lane]) };
+        for part in PARTS {
+            if plan.only.is_none_or(|(only, _)| only == part) {
+                run.part(part, &mut tally)?;
+            }
         }
     }
     if tried == 0 {
@@ -106,64 +134,148 @@ pub(crate) fn run(settings: &Settings, plan: &Plan<'_>) -> Check<Tally> {
     Ok(tally)
 }
 
-/// Different states that a power cut can leave.
-fn cut_power(settings: &Settings, plan: &Plan<'_>, fs: Fs, lanes: &Mutex<Vec<Lane>>) -> Check<Tally> {
-    let states = if fs == Fs::Ext4 { plan.states } else { plan.states.div_ceil(SLOWER) };
-    let distinct = Distinct::new();
-    runner::run(
-        settings,
-        &Cases {
-            replay: &format!("kernel --fs {} --case", fs.name()),
-            first: plan.case.unwrap_or(0),
-            count: plan.case.map_or(u64::MAX, |_| 1),
-            order: &[],
-            round: settings.threads as u64,
-            enough: &|tally| tally.counts.get("distinct") >= states,
-            run: &|case| {
-                let mut explorer = Explorer::new(settings, &distinct, plan.keep, (fs, case));
-                let seed = settings.case_seed(case);
-                on_lane(fs, lanes, seed, |lane| workload(lane, &mut explorer, seed))
-            },
-        },
-    )
+fn skip(tally: &mut Tally, what: &str) {
+    say(format!("kernel: SKIPPED {what}"));
+    tally.counts.add("skipped", 1);
 }
 
-/// Disks that break in the middle of a life, and in a recovery.
-fn break_disks(settings: &Settings, plan: &Plan<'_>, fs: Fs, lanes: &Mutex<Vec<Lane>>) -> Check<Tally> {
-    let mut tally = Tally { counts: Counts::of(&media::COUNTS), ..Tally::default() };
-    tally.merge(&runner::run(
-        settings,
-        &Cases {
-            replay: &format!("kernel --fs {} --fault", fs.name()),
-            first: plan.fault.unwrap_or(0),
-            count: plan.fault.map_or(plan.faults, |_| 1),
-            order: &[],
-            round: u64::MAX,
-            enough: &|_| false,
-            run: &|case| {
-                let seed = settings.case_seed(case);
-                on_lane(fs, lanes, seed, |lane| media::break_disk(lane, seed))
-            },
-        },
-    )?);
-    Ok(tally)
+impl Run<'_> {
+    /// Runs a part, and says what came of it.
+    fn part(&self, part: Part, tally: &mut Tally) -> Check {
+        if part == Part::Shutdowns && self.fs != Fs::Btrfs && !is_program("xfs_io") {
+            skip(tally, &format!("shutdowns of {}: there is no program xfs_io", self.fs.name()));
+            return Ok(());
+        }
+        let began = self.settings.clock.now();
+        let found = match part {
+            Part::Cuts => self.cut_power()?,
+            Part::Faults => {
+                let run = |lane: &mut Lane, _, seed| media::break_disk(lane, seed);
+                self.cases(part, self.plan.faults, &media::COUNTS, run)?
+            }
+            // btrfs has checksums of its own, and moves what is written.
+            Part::Cells if self.fs == Fs::Btrfs => return Ok(()),
+            Part::Cells => {
+                let count = self.plan.rounds * matrix::CELLS;
+                self.cases(part, count, &matrix::COUNTS, matrix::try_cell)?
+            }
+            Part::Shutdowns => {
+                let fs = self.fs;
+                let end = |lane: &mut Lane, _, seed| shutdown::end(lane, fs, seed);
+                self.cases(part, self.plan.shutdowns, &shutdown::COUNTS, end)?
+            }
+        };
+        let took = self.settings.clock.now().saturating_sub(began).as_secs_f64();
+        let count = |name| found.counts.get(name);
+        let what = match part {
+            Part::Cuts => format!("{} distinct states, none wrong", count("distinct")),
+            Part::Faults => format!("{} times the disk broke, nothing lost", count("faults_struck")),
+            Part::Cells => format!(
+                "{} illnesses of the disk, {} lies found out, {} harmless, {} undetectable by design",
+                count("cells_struck"),
+                count("detected"),
+                count("harmless"),
+                count("undetectable_by_design")
+            ),
+            Part::Shutdowns if self.fs == Fs::Btrfs => {
+                format!("{} copies of living disks opened, none wrong", count("copies_opened"))
+            }
+            Part::Shutdowns => format!("{} shutdowns, nothing lost", count("shutdowns")),
+        };
+        say(format!("kernel: {}: {what} ({took:.1} s)", self.fs.name()));
+        if part == Part::Cuts {
+            tally.counts.add(distinct_on(self.fs), count("distinct"));
+        }
+        tally.merge(&found);
+        Ok(())
+    }
 }
 
-/// Runs a case on a lane that is free, or on a new one. One that failed is not used again.
-fn on_lane(
-    fs: Fs,
-    lanes: &Mutex<Vec<Lane>>,
-    seed: u64,
-    run: impl FnOnce(&mut Lane) -> Check<Tally>,
-) -> Check<Tally> {
-    let free = lanes.lock().pop();
-    let mut lane = match free {
-        Some(lane) => lane,
-        None => Lane::new(fs, seed)?,
-    };
-    let tally = run(&mut lane)?;
-    lanes.lock().push(lane);
-    Ok(tally)
+impl Run<'_> {
+    /// Different states that a power cut can leave.
+    ///
+    /// # Errors
+    /// One is wrong; or there are fewer than asked for, although there was time.
+    fn cut_power(&self) -> Check<Tally> {
+        let Run { settings, plan, fs, .. } = *self;
+        let asked = if fs == Fs::Ext4 { plan.states } else { plan.states.div_ceil(SLOWER) };
+        let distinct = Distinct::new();
+        let cases = self.numbers(Part::Cuts, u64::MAX);
+        let mut tally = runner::run(
+            settings,
+            &Cases {
+                replay: &format!("kernel --fs {} --{}", fs.name(), Part::Cuts.name()),
+                first: cases.start,
+                count: cases.end - cases.start,
+                order: &[],
+                round: settings.threads as u64,
+                enough: &|_| distinct.len() >= asked,
+                run: &|case| {
+                    let mut explorer = Explorer::new(settings, (&distinct, asked), plan.keep, (fs, case));
+                    let seed = settings.case_seed(case);
+                    self.on_lane(seed, |lane| workload(lane, &mut explorer, seed))
+                },
+            },
+        )?;
+        let found = tally.counts.get("distinct");
+        if found < asked && plan.only.is_none() {
+            let what = format!("{}: {found} distinct states of {asked} that were asked for", fs.name());
+            if !settings.is_over() {
+                return Err(Failure::new(what));
+            }
+            say(format!("kernel: CUT SHORT {what}"));
+        }
+        tally.counts.add("asked", asked);
+        Ok(tally)
+    }
+
+    /// So many cases, or the one that is asked for.
+    fn cases(
+        &self,
+        part: Part,
+        count: u64,
+        counts: &[&'static str],
+        run: impl Fn(&mut Lane, u64, u64) -> Check<Tally> + Sync,
+    ) -> Check<Tally> {
+        let settings = self.settings;
+        let cases = self.numbers(part, count);
+        let mut tally = Tally { counts: Counts::of(counts), ..Tally::default() };
+        tally.merge(&runner::run(
+            settings,
+            &Cases {
+                replay: &format!("kernel --fs {} --{}", self.fs.name(), part.name()),
+                first: cases.start,
+                count: cases.end - cases.start,
+                order: &[],
+                round: u64::MAX,
+                enough: &|_| false,
+                run: &|case| {
+                    let seed = settings.case_seed(case);
+                    self.on_lane(seed, |lane| run(lane, case, seed))
+                },
+            },
+        )?);
+        Ok(tally)
+    }
+
+    fn numbers(&self, part: Part, count: u64) -> Range<u64> {
+        match self.plan.only {
+            Some((only, case)) if only == part => case..case + 1,
+            _ => 0..count,
+        }
+    }
+
+    /// Runs a case on a lane that is free, or on a new one. One that failed is not used again.
+    fn on_lane(&self, seed: u64, run: impl FnOnce(&mut Lane) -> Check<Tally>) -> Check<Tally> {
+        let free = self.lanes.lock().pop();
+        let mut lane = match free {
+            Some(lane) => lane,
+            None => Lane::new(self.fs, seed)?,
+        };
+        let tally = run(&mut lane)?;
+        self.lanes.lock().push(lane);
+        Ok(tally)
+    }
 }
 
 /// Some lives of one store: each goes on with what a power cut has left of the one before.
@@ -180,7 +292,9 @@ fn workload(lane: &mut Lane, explorer: &mut Explorer<'_>, seed: u64) -> Check<Ta
             config: rng.usize(..CONFIGS.len()),
             threads,
             bounds: left.as_ref().map(|left| left.bounds.clone()),
-            breaks: false,
+            stays: false,
+            allow: Allow::None,
+            shutdown: None,
         };
         if let Some(left) = left {
             lane.device.set_image(left.image);

@@ -109,8 +109,8 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         step: usize,
     },
-    /// Power cuts below the file systems of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices;
-    /// what cannot be tried is skipped, and said.
+    /// Power cuts, sick disks and shutdowns below the file systems of the kernel that runs: qualifies a machine. Needs root,
+    /// FUSE and loop devices; what cannot be tried is skipped, and said.
     Kernel {
         #[command(flatten)]
         common: Common,
@@ -123,15 +123,17 @@ enum Command {
         /// Then break the disk so often in the middle of a life, on each file system.
         #[arg(long, default_value_t = 60)]
         faults: u64,
-        /// Break this disk only.
-        #[arg(long, conflicts_with = "case")]
-        fault: Option<u64>,
+        /// Then try so often every illness of a disk at log, segments and manifest, on ext4 and XFS.
+        #[arg(long, default_value_t = 4)]
+        rounds: u64,
+        /// Then shut ext4 and XFS down so often below a living store, and copy so many living disks of btrfs.
+        #[arg(long, default_value_t = 50)]
+        shutdowns: u64,
+        #[command(flatten)]
+        only: OnlyOne,
         /// Keep the disk of a failure in this directory.
         #[arg(long)]
         keep: Option<PathBuf>,
-        /// Run this workload only.
-        #[arg(long)]
-        case: Option<u64>,
     },
     /// The child of `kernel` that mounts its disk.
     #[command(hide = true)]
@@ -189,6 +191,37 @@ struct Common {
     threads: usize,
 }
 
+/// What a failure of `kernel` asks for.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct OnlyOne {
+    /// Run this workload only.
+    #[arg(long)]
+    case: Option<u64>,
+    /// Break this disk only.
+    #[arg(long)]
+    fault: Option<u64>,
+    /// Try this illness of a disk only.
+    #[arg(long)]
+    cell: Option<u64>,
+    /// Shut down, or copy, this one only.
+    #[arg(long)]
+    shutdown: Option<u64>,
+}
+
+impl OnlyOne {
+    fn part(&self) -> Option<(kernel::Part, u64)> {
+        use kernel::Part;
+        let parts = [
+            (Part::Cuts, self.case),
+            (Part::Faults, self.fault),
+            (Part::Cells, self.cell),
+            (Part::Shutdowns, self.shutdown),
+        ];
+        parts.into_iter().find_map(|(part, number)| Some((part, number?)))
+    }
+}
+
 const DEFAULT_TIME: Duration = Duration::from_mins(1);
 
 impl Common {
@@ -231,9 +264,10 @@ fn main() -> ExitCode {
             run_errors(&settings, *workloads, *case, (*at, (*step).max(1)))
         }
         Command::Sweep { piece, step, .. } => run_sweep(&settings, *piece, (*step).max(1)),
-        Command::Kernel { fs, states, keep, case, faults, fault, .. } => {
+        Command::Kernel { fs, states, keep, faults, rounds, shutdowns, only, .. } => {
             let (states, faults, keep) = (*states, *faults, keep.as_deref());
-            let plan = kernel::Plan { systems: fs, states, keep, faults, case: *case, fault: *fault };
+            let (rounds, shutdowns, only) = (*rounds, *shutdowns, only.part());
+            let plan = kernel::Plan { systems: fs, states, keep, faults, rounds, shutdowns, only };
             kernel::run(&settings, &plan)
         }
         Command::Planted { only, .. } => planted::run(&settings, only),

@@ -5,11 +5,12 @@
 //! threads answer, and some writes are held up for a moment, so that others and flushes overtake them as on a real disk.
 //!
 //! Invariants: content and log change together, under one lock; a write is answered after it is in the log, and a flush
-//! counts for exactly the writes that stand before it there. This process touches nothing that stands on the disk: it
-//! would wait for itself, and could not even be killed.
+//! counts for exactly the writes that stand before it there. A disk that was lied about has a log of what it was told.
+//! This process touches nothing that stands on the disk: it would wait for itself, and could not even be killed.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::fault::{Content, Effect, Fault, Kind, Target, flip};
 use super::fuse::{self, Request};
 use super::image::{Event, Image};
+use crate::report::complain;
 
 /// As many requests are answered at once.
 const THREADS: usize = 6;
@@ -33,52 +36,59 @@ const DELAY: Duration = Duration::from_micros(300);
 /// What the disk holds, and what happened to it.
 #[derive(Debug)]
 struct Disk {
-    image: Image,
+    content: Content,
     /// Nothing is noted outside of a life.
     log: Option<Vec<Event>>,
+    /// What the disk held after so many events, taken after every so many.
+    copies: Vec<(usize, Image)>,
+    copy_every: usize,
     fault: Option<Fault>,
-    /// Requests that failed since the fault was set.
+    /// Requests that met the fault since it was set.
     struck: u64,
+    /// Whose file was written since the last flush.
+    written: Option<Target>,
+    /// Nothing is done before.
+    silent_until: Duration,
+    /// Nobody answers.
+    is_dead: bool,
+    /// Writing there is what the death of this process is to the kernel.
+    abort: Option<PathBuf>,
     rng: Rng,
 }
 
-/// Which requests a fault strikes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Read,
-    Write,
-    Flush,
-    Any,
-}
-
-/// Requests that fail, as those of a broken disk do: it says so, and does nothing.
+/// How a request ends that does not succeed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fault {
-    pub(super) kind: Kind,
-    /// As many of its kind go well before it.
-    pub(super) skip: u64,
-    /// As many fail then.
-    pub(super) times: u64,
-    pub(super) errno: Errno,
+enum End {
+    Fail(Errno),
+    /// Without an answer.
+    Silence,
 }
 
 impl Disk {
-    /// Whether a request goes well.
-    fn admit(&mut self, kind: Kind) -> rustix::io::Result<()> {
-        let Some(fault) = self.fault.as_mut().filter(|fault| fault.kind == kind || fault.kind == Kind::Any)
-        else {
-            return Ok(());
+    /// What becomes of a request.
+    fn meet(&mut self, kind: Kind, (offset, len): (u64, usize), data: Option<&[u8]>) -> Option<Effect> {
+        let fault = self.fault.as_mut()?;
+        if fault.effect == Effect::Full && self.content.image.holds(offset, len) {
+            return None;
+        }
+        let target = match kind {
+            Kind::Flush => self.written.take(),
+            _ => self.content.target(offset, len, data),
         };
-        if fault.skip > 0 {
-            fault.skip -= 1;
-            return Ok(());
+        if kind == Kind::Write && target.is_some() {
+            self.written = target;
         }
-        if fault.times == 0 {
-            return Ok(());
-        }
-        fault.times -= 1;
+        let effect = fault.meet(kind, target)?;
         self.struck += 1;
-        Err(fault.errno)
+        Some(effect)
+    }
+
+    fn note(&mut self, event: Event) {
+        let Some(log) = &mut self.log else { return };
+        log.push(event);
+        if self.copy_every > 0 && log.len().is_multiple_of(self.copy_every) {
+            self.copies.push((log.len(), self.content.image.clone()));
+        }
     }
 }
 
@@ -94,8 +104,19 @@ impl Device {
     pub(super) fn open(bytes: u64, seed: u64) -> rustix::io::Result<Device> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let kernel = Arc::new(rustix::fs::open("/dev/fuse", flags, Mode::empty())?);
-        let disk =
-            Disk { image: Image::new(bytes), log: None, fault: None, struck: 0, rng: Rng::with_seed(seed) };
+        let disk = Disk {
+            content: Content::new(Image::new(bytes)),
+            log: None,
+            copies: Vec::new(),
+            copy_every: 0,
+            fault: None,
+            struck: 0,
+            written: None,
+            silent_until: Duration::ZERO,
+            is_dead: false,
+            abort: None,
+            rng: Rng::with_seed(seed),
+        };
         Ok(Device { kernel, disk: Arc::new(Mutex::new(disk)) })
     }
 
@@ -115,17 +136,42 @@ impl Device {
 
     /// The content.
     pub(super) fn image(&self) -> Image {
-        self.disk.lock().image.clone()
+        self.disk.lock().content.image.clone()
     }
 
     /// Another content. Nothing on the disk may be mounted.
     pub(super) fn set_image(&self, image: Image) {
-        self.disk.lock().image = image;
+        self.set_content(Content::new(image));
+    }
+
+    /// The content, and what is wrong with it.
+    pub(super) fn content(&self) -> Content {
+        self.disk.lock().content.clone()
+    }
+
+    /// The same as [`Device::set_image`], with that.
+    pub(super) fn set_content(&self, content: Content) {
+        self.disk.lock().content = content;
+    }
+
+    /// How many writes there were since the content was set.
+    pub(super) fn writes(&self) -> u64 {
+        self.disk.lock().content.writes
     }
 
     /// Logs from now on.
     pub(super) fn start_log(&self) {
         self.disk.lock().log = Some(Vec::new());
+    }
+
+    /// Copies the content after every so many events of a log; 0 for never.
+    pub(super) fn copy_every(&self, events: usize) {
+        self.disk.lock().copy_every = events;
+    }
+
+    /// The copies, with how many events each has seen.
+    pub(super) fn take_copies(&self) -> Vec<(usize, Image)> {
+        std::mem::take(&mut self.disk.lock().copies)
     }
 
     /// How many events the log has.
@@ -145,9 +191,19 @@ impl Device {
         disk.struck = 0;
     }
 
-    /// How many requests have failed since.
+    /// How many requests have met it since.
     pub(super) fn struck(&self) -> u64 {
         self.disk.lock().struck
+    }
+
+    /// Where the kernel is told that nobody will answer any more.
+    pub(super) fn set_abort(&self, path: PathBuf) {
+        self.disk.lock().abort = Some(path);
+    }
+
+    /// Whether the disk has died. It does not come back.
+    pub(super) fn is_dead(&self) -> bool {
+        self.disk.lock().is_dead
     }
 
     fn answer_all(&self) {
@@ -169,38 +225,106 @@ impl Device {
         let answer = match request {
             Request::Silent => return,
             Request::Init => Ok(fuse::init()),
-            Request::Attributes => Ok(fuse::attributes(self.disk.lock().image.len())),
+            Request::Attributes => Ok(fuse::attributes(self.disk.lock().content.image.len())),
             Request::Open => Ok(fuse::opened()),
-            Request::Read { offset, len } => self.read(offset, len),
+            Request::Read { offset, len } => self.read(offset, len, clock),
             Request::Write { offset, data } => {
                 self.write(offset, data, clock).map(|()| fuse::written(data.len()))
             }
             Request::Zero { offset, len } => self.write_zeros(offset, len, clock).map(|()| Vec::new()),
-            Request::Sync => self.flush().map(|()| Vec::new()),
+            Request::Sync => self.flush(clock).map(|()| Vec::new()),
             Request::Nothing => Ok(Vec::new()),
-            Request::Unknown => Err(Errno::NOSYS),
+            Request::Unknown => Err(End::Fail(Errno::NOSYS)),
         };
         let (error, body) = match answer {
             Ok(body) => (0, body),
-            Err(errno) => (errno.raw_os_error(), Vec::new()),
+            Err(End::Fail(errno)) => (errno.raw_os_error(), Vec::new()),
+            Err(End::Silence) => return,
         };
         let head = fuse::head(number, error, body.len());
         // Whoever asked may be gone.
         let _ = rustix::io::writev(&*self.kernel, &[IoSlice::new(&head), IoSlice::new(&body)]);
     }
 
-    fn read(&self, offset: u64, len: usize) -> rustix::io::Result<Vec<u8>> {
-        if len > fuse::MAX_WRITE_BYTES {
-            return Err(Errno::INVAL);
+    /// Finds out what becomes of a request, and waits as long as that takes.
+    fn meet(
+        &self,
+        kind: Kind,
+        place: (u64, usize),
+        data: Option<&[u8]>,
+        clock: &NativeBackend,
+    ) -> Result<Option<Effect>, End> {
+        self.wait_while_silent(clock)?;
+        let effect = self.disk.lock().meet(kind, place, data);
+        match effect {
+            Some(Effect::Fail(errno)) => return Err(End::Fail(errno)),
+            Some(Effect::Full) => return Err(End::Fail(Errno::NOSPC)),
+            Some(Effect::Late(time)) => clock.park(time),
+            Some(Effect::Hang(time)) => {
+                self.disk.lock().silent_until = clock.now() + time;
+                self.wait_while_silent(clock)?;
+            }
+            Some(Effect::Gone(time)) => {
+                {
+                    let mut disk = self.disk.lock();
+                    disk.silent_until = clock.now() + time;
+                    disk.fault = Some(Fault::dead());
+                }
+                self.wait_while_silent(clock)?;
+                return Err(End::Fail(Errno::IO));
+            }
+            Some(Effect::Die) => {
+                self.die();
+                return Err(End::Silence);
+            }
+            _ => return Ok(effect),
         }
-        let mut content = vec![0; len];
-        let mut disk = self.disk.lock();
-        disk.admit(Kind::Read)?;
-        disk.image.read(offset, &mut content);
-        Ok(content)
+        Ok(None)
     }
 
-    fn write(&self, offset: u64, data: &[u8], clock: &NativeBackend) -> rustix::io::Result<()> {
+    fn wait_while_silent(&self, clock: &NativeBackend) -> Result<(), End> {
+        loop {
+            let rest = {
+                let disk = self.disk.lock();
+                if disk.is_dead {
+                    return Err(End::Silence);
+                }
+                disk.silent_until.saturating_sub(clock.now())
+            };
+            if rest.is_zero() {
+                return Ok(());
+            }
+            clock.park(rest);
+        }
+    }
+
+    /// The kernel does the same when the process that answers has ended.
+    fn die(&self) {
+        let abort = {
+            let mut disk = self.disk.lock();
+            disk.is_dead = true;
+            disk.abort.clone().unwrap_or_default()
+        };
+        if let Err(error) = std::fs::write(&abort, "1") {
+            complain(format!("kernel: a disk cannot die: {}: {error}", abort.display()));
+        }
+    }
+
+    fn read(&self, offset: u64, len: usize, clock: &NativeBackend) -> Result<Vec<u8>, End> {
+        if len > fuse::MAX_WRITE_BYTES {
+            return Err(End::Fail(Errno::INVAL));
+        }
+        let lie = self.meet(Kind::Read, (offset, len), None, clock)?;
+        let mut found = vec![0; len];
+        let mut disk = self.disk.lock();
+        disk.content.image.read(offset, &mut found);
+        if lie.is_some() {
+            flip(&mut found, &mut disk.rng);
+        }
+        Ok(found)
+    }
+
+    fn write(&self, offset: u64, data: &[u8], clock: &NativeBackend) -> Result<(), End> {
         let is_late = {
             let mut disk = self.disk.lock();
             disk.log.is_some() && disk.rng.u32(..LATE) == 0
@@ -209,21 +333,23 @@ impl Device {
             clock.park(DELAY);
         }
         let kept: Arc<[u8]> = Arc::from(data);
+        if !self.disk.lock().content.image.contains(offset, data.len()) {
+            return Err(End::Fail(Errno::IO));
+        }
+        let lie = self.meet(Kind::Write, (offset, data.len()), Some(data), clock)?;
         let mut disk = self.disk.lock();
-        if !disk.image.contains(offset, data.len()) {
-            return Err(Errno::IO);
+        let Disk { content, rng, .. } = &mut *disk;
+        match lie {
+            Some(effect) => content.lie(effect, offset, data, rng),
+            None => content.write(offset, data),
         }
-        disk.admit(Kind::Write)?;
-        disk.image.write(offset, data);
-        if let Some(log) = &mut disk.log {
-            log.push(Event::Write { offset, data: kept });
-        }
+        disk.note(Event::Write { offset, data: kept });
         Ok(())
     }
 
-    fn write_zeros(&self, offset: u64, len: usize, clock: &NativeBackend) -> rustix::io::Result<()> {
-        if !self.disk.lock().image.contains(offset, len) {
-            return Err(Errno::IO);
+    fn write_zeros(&self, offset: u64, len: usize, clock: &NativeBackend) -> Result<(), End> {
+        if !self.disk.lock().content.image.contains(offset, len) {
+            return Err(End::Fail(Errno::IO));
         }
         let zeros = vec![0; fuse::MAX_WRITE_BYTES.min(len)];
         let mut at = offset;
@@ -237,12 +363,9 @@ impl Device {
         Ok(())
     }
 
-    fn flush(&self) -> rustix::io::Result<()> {
-        let mut disk = self.disk.lock();
-        disk.admit(Kind::Flush)?;
-        if let Some(log) = &mut disk.log {
-            log.push(Event::Flush);
-        }
+    fn flush(&self, clock: &NativeBackend) -> Result<(), End> {
+        self.meet(Kind::Flush, (0, 0), None, clock)?;
+        self.disk.lock().note(Event::Flush);
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use fastrand::Rng;
 
 use super::image::{Event, Image, SECTOR_BYTES};
 use super::lane::{Lane, Life};
-use super::protocol::{Fs, Look};
+use super::protocol::{Allow, Fs, Look};
 use crate::config::CONFIGS;
 use crate::explore::Distinct;
 use crate::model::{Bounds, Prefix};
@@ -64,6 +64,8 @@ enum Keep {
 pub(super) struct Explorer<'a> {
     settings: &'a Settings,
     distinct: &'a Distinct,
+    /// As many different states are enough.
+    asked: u64,
     /// Where the image of a failure goes.
     keep: Option<&'a Path>,
     case: u64,
@@ -82,13 +84,14 @@ pub(super) struct Left {
 impl<'a> Explorer<'a> {
     pub(super) fn new(
         settings: &'a Settings,
-        distinct: &'a Distinct,
+        (distinct, asked): (&'a Distinct, u64),
         keep: Option<&'a Path>,
         (fs, case): (Fs, u64),
     ) -> Explorer<'a> {
         Explorer {
             settings,
             distinct,
+            asked,
             keep,
             case,
             fs,
@@ -111,6 +114,9 @@ impl<'a> Explorer<'a> {
         for (nth, cut) in cuts.into_iter().enumerate() {
             if self.settings.is_over() {
                 self.counts.add("unfinished", 1);
+                break;
+            }
+            if self.distinct.len() >= self.asked {
                 break;
             }
             advance(&mut durable, &life.events, cut);
@@ -164,7 +170,7 @@ impl<'a> Explorer<'a> {
             config: self.rng.usize(..CONFIGS.len()),
             again: self.rng.usize(..AGAIN) == 0,
             verify: self.rng.usize(..VERIFY) == 0,
-            breaks: false,
+            allow: Allow::None,
         };
         self.counts.add("second_opens", u64::from(look.again));
         self.counts.add("verified", u64::from(look.verify));
@@ -232,7 +238,7 @@ fn apply(image: &mut Image, tail: &[Event], keep: Keep, whole: &Range<u64>) {
 }
 
 /// What may be found after a cut here. Before the store was open it was what its recovery had found, or nothing.
-fn bounds_at(life: &Life, cut: usize) -> Bounds {
+pub(super) fn bounds_at(life: &Life, cut: usize) -> Bounds {
     let stamps = &life.stamps;
     let ended = stamps.partition_point(|(position, _)| *position <= cut);
     let begun = stamps.partition_point(|(position, _)| *position < cut);
@@ -333,6 +339,7 @@ mod tests {
             base: Image::new(0),
             events: Vec::new(),
             stamps: vec![(10, acks(0, 0)), (20, acks(1, 1)), (20, acks(1, 2)), (30, acks(3, 3))],
+            refused: 0,
             wrong: None,
         };
         for (cut, expected) in [(0, 0..=0), (10, 0..=0), (11, 0..=1), (20, 1..=1), (21, 1..=3), (40, 3..=3)] {

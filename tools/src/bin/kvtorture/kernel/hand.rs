@@ -4,32 +4,42 @@
 //! device goes with its last user; the only thing it knows of the disk is what the kernel shows.
 
 use std::any::Any;
+use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use aio::{Backend as _, NativeBackend};
+use bytes::Bytes;
 use esker::{Background, Error};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
-use super::protocol::{Answer, Fs, Link, Look, Order, Play};
+use super::protocol::{Allow, Answer, Fs, Link, Look, Order, Play};
 use crate::check::compare;
 use crate::config::CONFIGS;
 use crate::model::{Acks, Bounds, Model, Prefix};
 use crate::report::{Check, Failure, complain};
 use crate::runner::message;
-use crate::workload::{Generator, Mix, Op};
+use crate::workload::{Generator, Level, Mix, Op};
 use crate::world::{Outcome, World};
 
 /// How long an unmount waits for descriptors that are just being closed.
 const BUSY_TRIES: u32 = 400;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
+/// What mounted file systems may do: nothing but hold files.
+const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+
+/// Writes that a store on a file system that was shut down must refuse.
+const REFUSALS: usize = 3;
 
 /// See the module.
 struct Hand {
@@ -61,15 +71,15 @@ impl Hand {
             std::io::stdout().as_fd().try_clone_to_owned().map_err(|error| io("standard output", &error))?;
         let link = Link::new(UnixStream::from(talk)).map_err(|error| io("standard output", &error))?;
         let place = std::env::temp_dir();
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        rustix::mount::mount("none", &place, "tmpfs", flags, None)
+        rustix::mount::mount("none", &place, "tmpfs", FLAGS, None)
             .map_err(|errno| os("mounting memory", errno))?;
-        let (disk, mountpoint) = (place.join("disk"), place.join("mnt"));
-        std::fs::write(&disk, "").map_err(|error| io("making a mount point", &error))?;
-        std::fs::create_dir(&mountpoint).map_err(|error| io("making a mount point", &error))?;
-        let data = c"fd=0,rootmode=100600,user_id=0,group_id=0,allow_other";
-        rustix::mount::mount("kvtorture", &disk, "fuse", flags, data)
-            .map_err(|errno| os("mounting the disk", errno))?;
+        std::fs::write(place.join("disk"), "").map_err(|error| io("making a mount point", &error))?;
+        for name in ["mnt", "connections"] {
+            std::fs::create_dir(place.join(name)).map_err(|error| io("making a mount point", &error))?;
+        }
+        rustix::mount::mount("none", place.join("connections"), "fusectl", FLAGS, None)
+            .map_err(|errno| os("mounting the connections of FUSE", errno))?;
+        mount_disk(&place, rustix::stdio::stdin())?;
         // The head alone keeps the connection, so that the disk goes with it.
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty());
         null.and_then(rustix::stdio::dup2_stdin).map_err(|errno| os("/dev/null", errno))?;
@@ -91,14 +101,16 @@ impl Hand {
 
     fn carry_out(&mut self, order: Order) -> Check<Answer> {
         match order {
-            Order::Attach => self.attach()?,
+            Order::Attach => return self.attach().map(Answer::Attached),
+            Order::Detach => self.detach()?,
+            Order::Connect(connection) => self.connect(connection)?,
             Order::Format => self.format()?,
-            Order::Play(play) => self.play(&play)?,
+            Order::Play(play) => return self.play(&play).map(Answer::Lived),
             Order::Rest => {
                 if let Some(world) = &mut self.world {
                     world.let_go();
                 }
-                self.unmount()?;
+                self.unmount(&self.mountpoint())?;
             }
             Order::Look(look) => return self.look(&look),
             Order::Go => return Err(Failure::new("nothing to go on with")),
@@ -114,10 +126,11 @@ impl Hand {
         self.link.send(answer).map_err(|error| io("the head", &error))
     }
 
-    fn attach(&mut self) -> Check {
+    /// Gives the number of the connection.
+    fn attach(&mut self) -> Check<u32> {
         let disk = self.place.join("disk");
         // The kernel believes the size that it has asked for last.
-        std::fs::metadata(&disk).map_err(|error| io("the disk", &error))?;
+        let found = std::fs::metadata(&disk).map_err(|error| io("the disk", &error))?;
         let disk = disk.to_string_lossy();
         let name = program(&["losetup", "--find", "--show", "--direct-io=on", &disk])?;
         let device = PathBuf::from(name.trim());
@@ -125,7 +138,21 @@ impl Hand {
         // It is in use, so this takes effect when the last user is gone.
         program(&["losetup", "--detach", name.trim()])?;
         self.device = Some((device, held.map_err(|error| io(name.trim(), &error))?));
-        Ok(())
+        Ok(rustix::fs::minor(found.dev()))
+    }
+
+    fn detach(&mut self) -> Check {
+        self.device = None;
+        self.unmount(&self.place.join("disk"))
+    }
+
+    /// Takes a descriptor of the head, and mounts what answers there.
+    fn connect(&self, connection: i32) -> Check {
+        let head = rustix::process::getppid().ok_or_else(|| Failure::new("the head is gone"))?;
+        let got = rustix::process::pidfd_open(head, PidfdFlags::empty())
+            .and_then(|head| rustix::process::pidfd_getfd(head, connection, PidfdGetfdFlags::empty()));
+        let connection: OwnedFd = got.map_err(|errno| os("taking over a connection", errno))?;
+        mount_disk(&self.place, connection.as_fd())
     }
 
     fn format(&self) -> Check {
@@ -153,9 +180,9 @@ impl Hand {
             .map_err(|errno| os(&format!("mounting {name}"), errno))
     }
 
-    fn unmount(&self) -> Check {
+    fn unmount(&self, place: &Path) -> Check {
         for _ in 0..BUSY_TRIES {
-            match rustix::mount::unmount(self.mountpoint(), UnmountFlags::empty()) {
+            match rustix::mount::unmount(place, UnmountFlags::empty()) {
                 Ok(()) => return Ok(()),
                 Err(Errno::BUSY) => self.clock.park(BUSY_PAUSE),
                 Err(errno) => return Err(os("unmounting", errno)),
@@ -165,7 +192,7 @@ impl Hand {
     }
 
     /// Leaves the store open: a crash takes no leave.
-    fn play(&mut self, play: &Play) -> Check {
+    fn play(&mut self, play: &Play) -> Check<u64> {
         self.mount()?;
         let mut world = match self.world.take() {
             Some(mut world) if play.bounds.is_some() => {
@@ -182,24 +209,65 @@ impl Hand {
         result
     }
 
-    fn live(&mut self, play: &Play, world: &mut World) -> Check {
+    /// Gives how often the store refused, as it may.
+    fn live(&mut self, play: &Play, world: &mut World) -> Check<u64> {
         let new = Bounds::exactly(Prefix::default());
         let found = world.open(play.bounds.as_ref().unwrap_or(&new))?;
         world.settle(found)?;
         self.did(world.acks())?;
-        let mut generator = Generator::new(play.seed, mix(play.seed));
-        for op in generator.sequence(play.ops) {
-            if play.breaks && (!may_break(&op) || self.lists_nothing(&op)) {
+        let mut generator = Generator::new(play.seed, mix(play));
+        let (mut falling, mut refused) = (None, 0);
+        for (nth, op) in generator.sequence(play.ops).into_iter().enumerate() {
+            if play.stays && (!may_break(&op) || self.lists_nothing(&op)) {
                 continue;
             }
-            judge(world.run(&op), play.breaks).map_err(|failure| failure.at(format!("{op:?}")))?;
+            let is_refused = judge(world.run(&op), play.allow, &self.store())
+                .map_err(|failure| failure.at(format!("{op:?}")))?;
+            refused += u64::from(is_refused);
             self.did(world.acks())?;
+            if play.shutdown == Some(nth) {
+                falling = Some(self.shut_down()?);
+            }
+            if falling.as_mut().map(has_ended).transpose()?.unwrap_or(false) {
+                break;
+            }
         }
-        if play.breaks {
+        if let Some(mut falling) = falling {
+            let status = falling.wait().map_err(|error| io("xfs_io", &error))?;
+            if !status.success() {
+                return Err(Failure::new(format!("xfs_io: {status}")));
+            }
+            self.must_stay_down(world)?;
+        }
+        if play.allow != Allow::None {
             world.end_doubt();
             self.did(world.acks())?;
         }
-        Ok(())
+        Ok(refused)
+    }
+
+    /// Starts the program that ends the file system without a flush of its journal.
+    fn shut_down(&self) -> Check<Child> {
+        let mut command = Command::new("xfs_io");
+        command.args(["-x", "-c", "shutdown"]).arg(self.mountpoint());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().map_err(|error| io("xfs_io", &error))
+    }
+
+    /// Nothing can be written any more, and the store must never say that it was. That what was written before is
+    /// durable it may say, and what is found later must bear it out.
+    fn must_stay_down(&mut self, world: &mut World) -> Check {
+        let (key, value) = (Bytes::from("late"), Bytes::from("write"));
+        let put = Op::Put { slot: 0, key, value, level: Level::Power };
+        for op in [&put, &Op::Sync, &Op::Flush].into_iter().cycle().take(3 * REFUSALS) {
+            match world.run(op) {
+                Ok(Outcome::Refused(error)) => must_be_of_the_disk(&error)?,
+                Ok(_) if *op != put => {}
+                Ok(_) => return Err(Failure::new(format!("{op:?} after a shutdown succeeded"))),
+                Err(failure) => return Err(failure.at("after a shutdown")),
+            }
+        }
+        self.did(world.acks())
     }
 
     /// When btrfs gives up it forgets the names that it has not committed: a directory is empty whose files are open and
@@ -219,16 +287,17 @@ impl Hand {
 
     fn look(&self, look: &Look) -> Check<Answer> {
         if let Err(failure) = self.mount() {
-            return if look.breaks { Ok(Answer::Refused(failure.to_string())) } else { Err(failure) };
+            let is_allowed = look.allow != Allow::None;
+            return if is_allowed { Ok(Answer::Refused(failure.to_string())) } else { Err(failure) };
         }
         let result = catch_unwind(AssertUnwindSafe(|| self.inspect(look)))
             .unwrap_or_else(|panic| Err(Failure::new(panicked(&*panic))));
-        let unmounted = self.unmount();
+        let unmounted = self.unmount(&self.mountpoint());
         match result {
             Ok(found) => unmounted.map(|()| Answer::Found(found)),
             Err(failure) => match failure.refused() {
-                Some(error) if look.breaks => {
-                    must_be_of_the_disk(error)?;
+                Some(error) if look.allow != Allow::None => {
+                    must_be_allowed(error, look.allow, &self.store()).map_err(|wrong| wrong.at(&failure))?;
                     unmounted.map(|()| Answer::Refused(failure.to_string()))
                 }
                 _ => Err(failure),
@@ -255,11 +324,20 @@ impl Hand {
     }
 }
 
+/// Mounts the disk that is served through this connection.
+fn mount_disk(place: &Path, connection: BorrowedFd<'_>) -> Check {
+    let options = format!("fd={},rootmode=100600,user_id=0,group_id=0,allow_other", connection.as_raw_fd());
+    let options = CString::new(options).map_err(|_| Failure::new("a number has no zero byte"))?;
+    rustix::mount::mount("kvtorture", place.join("disk"), "fuse", FLAGS, options.as_c_str())
+        .map_err(|errno| os("mounting the disk", errno))
+}
+
 /// Like those of `sim`: mostly writes, with flushes, compactions, closes and opens between.
-fn mix(seed: u64) -> Mix {
+fn mix(play: &Play) -> Mix {
+    let seed = play.seed;
     Mix {
         writes: 60 + seed % 20,
-        reads: 4,
+        reads: if play.stays { 30 } else { 4 },
         upkeep: 10,
         crashes: false,
         keys: [3, 12, 40][usize::try_from(seed / 32 % 3).unwrap_or(0)],
@@ -273,16 +351,25 @@ fn may_break(op: &Op) -> bool {
     !matches!(op, Op::Reopen { .. } | Op::DropAll { .. } | Op::UseDropped { .. })
 }
 
-/// An operation must not go wrong; where the disk breaks the store may refuse it.
-fn judge(result: Check<Outcome>, breaks: bool) -> Check {
+/// An operation must not go wrong; where the disk breaks the store may refuse it. Gives whether it did.
+fn judge(result: Check<Outcome>, allow: Allow, store: &Path) -> Check<bool> {
     match result {
-        Ok(Outcome::Refused(error)) if breaks => must_be_of_the_disk(&error),
+        Ok(Outcome::Refused(error)) if allow != Allow::None => {
+            must_be_allowed(&error, allow, store).map(|()| true)
+        }
         Ok(Outcome::Refused(error)) => Err(Failure::from(error)),
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(false),
         Err(failure) => match failure.refused() {
-            Some(error) if breaks => must_be_of_the_disk(error),
+            Some(error) if allow != Allow::None => must_be_allowed(error, allow, store).map(|()| true),
             _ => Err(failure),
         },
+    }
+}
+
+fn must_be_allowed(error: &Error, allow: Allow, store: &Path) -> Check {
+    match allow {
+        Allow::Damage => must_be_damage(error, store),
+        _ => must_be_of_the_disk(error),
     }
 }
 
@@ -292,6 +379,22 @@ fn must_be_of_the_disk(error: &Error) -> Check {
         Error::Io { .. } | Error::NoSpace { .. } | Error::Halted { .. } => Ok(()),
         other => Err(Failure::new(format!("the disk broke, and the store says: {other}"))),
     }
+}
+
+/// A disk that lies is found out, with the file that it lies about.
+fn must_be_damage(error: &Error, store: &Path) -> Check {
+    let file = match error {
+        Error::Corrupt { file, .. } => file,
+        Error::Format { path, .. } => path,
+        Error::Halted { cause, .. } => return must_be_damage(cause, store),
+        other => return Err(Failure::new(format!("the disk lied, and the store says: {other}"))),
+    };
+    let is_named = file.starts_with(store) && file != store;
+    if is_named { Ok(()) } else { Err(Failure::new(format!("names no file of the store: {error}"))) }
+}
+
+fn has_ended(program: &mut Child) -> Check<bool> {
+    program.try_wait().map(|status| status.is_some()).map_err(|error| io("a program", &error))
 }
 
 /// What is mounted here must not be seen by anybody else.

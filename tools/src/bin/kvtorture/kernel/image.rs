@@ -52,6 +52,14 @@ impl Image {
         offset.checked_add(len as u64).is_some_and(|end| end <= self.len())
     }
 
+    /// Whether something was written to all of these pages.
+    pub(super) fn holds(&self, offset: u64, len: usize) -> bool {
+        let Ok(first) = usize::try_from(offset / PAGE_BYTES as u64) else { return false };
+        let within = usize::try_from(offset % PAGE_BYTES as u64).unwrap_or(0);
+        let pages = (within + len).div_ceil(PAGE_BYTES);
+        self.pages.iter().skip(first).take(pages).filter(|page| page.is_some()).count() == pages
+    }
+
     /// Fills the buffer; what lies outside reads as zeros.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) {
         let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -133,6 +141,9 @@ mod tests {
         let mut found = vec![9; 9000];
         copy.read(100, &mut found);
         assert_eq!(found, data);
+        let held = [(0, 512), (4000, 200), (8192, 4096), (12 << 10, 512), (4096, 8193)]
+            .map(|(at, len)| copy.holds(at, len));
+        assert_eq!(held, [true, true, true, false, false]);
         assert!(copy.contains(0, 16 << 10) && !copy.contains(1, 16 << 10) && !copy.contains(u64::MAX, 1));
     }
 }

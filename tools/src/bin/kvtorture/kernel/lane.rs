@@ -4,15 +4,22 @@
 //! it, and the threads of the disk end when the kernel lets go of their file.
 
 use std::fmt::Debug;
-use std::os::fd::OwnedFd;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use super::device::Device;
+use super::fault::Content;
 use super::image::{Event, Image};
 use super::protocol::{Answer, Fs, Link, Look, Order, Play};
 use crate::model::{Acks, Prefix};
 use crate::report::{Check, Failure};
+
+/// A hand that says nothing for so long hangs, or its kernel does. No fault takes so long.
+const HANGS_AFTER: Duration = Duration::from_mins(1);
 
 /// The log of a disk while a store lived on it.
 #[derive(Debug)]
@@ -22,6 +29,8 @@ pub(super) struct Life {
     pub(super) events: Vec<Event>,
     /// After how many events what was acknowledged and submitted, rising. The first is that of the open.
     pub(super) stamps: Vec<(usize, Acks)>,
+    /// As often the store refused an operation.
+    pub(super) refused: u64,
     /// What the store said that nobody asked for.
     pub(super) wrong: Option<String>,
 }
@@ -32,6 +41,8 @@ pub(super) struct Lane {
     pub(super) device: Device,
     hand: Child,
     link: Link,
+    fs: Fs,
+    seed: u64,
     /// With an empty file system.
     formatted: Image,
 }
@@ -42,13 +53,44 @@ impl Lane {
         let device = Device::open(fs.disk_bytes(), seed).map_err(|error| cannot("open /dev/fuse", error))?;
         let (hand, link) = start_hand(fs, &device).map_err(|error| cannot("start the hand", error))?;
         let formatted = device.image();
-        let mut lane = Lane { device, hand, link, formatted };
+        link.give_up_after(HANGS_AFTER).map_err(|error| cannot("watch over the hand", error))?;
+        let mut lane = Lane { device, hand, link, fs, seed, formatted };
         lane.expect_done()?;
-        lane.device.serve().map_err(|error| cannot("start threads", error))?;
-        lane.order(&Order::Attach)?;
+        lane.attach()?;
         lane.order(&Order::Format)?;
         lane.formatted = lane.device.image();
         Ok(lane)
+    }
+
+    fn attach(&mut self) -> Check {
+        self.device.serve().map_err(|error| cannot("start threads", error))?;
+        self.send(&Order::Attach)?;
+        match self.receive()? {
+            Answer::Attached(number) => {
+                // What the hand has mounted there is seen through its root.
+                let place = std::env::temp_dir().join("connections").join(format!("{number}/abort"));
+                let root = format!("/proc/{}/root", self.hand.id());
+                self.device.set_abort(Path::new(&root).join(place.strip_prefix("/").unwrap_or(&place)));
+                Ok(())
+            }
+            Answer::Wrong(what) => Err(Failure::new(what)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The disk has died: another one with its content. Nothing on it may be mounted.
+    ///
+    /// # Errors
+    /// The hand cannot let go of the old one, or not take the new one.
+    pub(super) fn replace_disk(&mut self, content: Content) -> Check {
+        self.order(&Order::Detach)?;
+        self.device =
+            Device::open(self.fs.disk_bytes(), self.seed).map_err(|error| cannot("open /dev/fuse", error))?;
+        self.device.set_content(content);
+        let connection = self.device.connection().map_err(|error| cannot("hand over the disk", error))?;
+        self.order(&Order::Connect(connection.as_raw_fd()))?;
+        drop(connection);
+        self.attach()
     }
 
     /// An empty file system again.
@@ -76,20 +118,20 @@ impl Lane {
         self.device.start_log();
         self.send(&Order::Play(play))?;
         let mut stamps = Vec::new();
-        let wrong = loop {
+        let (refused, wrong) = loop {
             match self.receive()? {
                 Answer::Did(acks) => {
                     stamps.push((self.device.position(), acks));
                     after(stamps.len() - 1, &self.device);
                     self.send(&Order::Go)?;
                 }
-                Answer::Done => break None,
-                Answer::Wrong(what) => break Some(what),
+                Answer::Lived(refused) => break (refused, None),
+                Answer::Wrong(what) => break (0, Some(what)),
                 other => return Err(unexpected(&other)),
             }
         };
         let events = self.device.take_log();
-        Ok(Life { base, events, stamps, wrong })
+        Ok(Life { base, events, stamps, refused, wrong })
     }
 
     /// Lets go of the store, and unmounts.
@@ -132,7 +174,12 @@ impl Lane {
     }
 
     fn receive(&mut self) -> Check<Answer> {
-        let answer = self.link.receive().map_err(|error| cannot("listen to the hand", error))?;
+        let answer = self.link.receive().map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                Failure::new(format!("HANG: the store or the kernel gave no answer in {HANGS_AFTER:?}"))
+            }
+            _ => cannot("listen to the hand", error),
+        })?;
         answer.ok_or_else(|| match self.hand.wait() {
             Ok(status) => Failure::new(format!("the hand ended: {status}")),
             Err(error) => cannot("wait for the hand", error),

@@ -7,9 +7,9 @@
 use fastrand::Rng;
 use rustix::io::Errno;
 
-use super::device::{Fault, Kind};
+use super::fault::{Effect, Fault, Kind};
 use super::lane::Lane;
-use super::protocol::{Look, Play};
+use super::protocol::{Allow, Look, Play};
 use crate::config::CONFIGS;
 use crate::model::{Acks, Bounds};
 use crate::report::{Check, Failure, Tally};
@@ -44,7 +44,9 @@ pub(super) fn break_disk(lane: &mut Lane, seed: u64) -> Check<Tally> {
         config: rng.usize(..CONFIGS.len()),
         threads: false,
         bounds: None,
-        breaks: true,
+        stays: true,
+        allow: Allow::Refusals,
+        shutdown: None,
     };
     let life = lane.live(play, &mut |nth, device| {
         if nth == at {
@@ -76,7 +78,7 @@ fn recover(lane: &mut Lane, rng: &mut Rng, tally: &mut Tally, acks: Acks) -> Che
         config: rng.usize(..CONFIGS.len()),
         again: false,
         verify: false,
-        breaks: true,
+        allow: Allow::Refusals,
     };
     let fault = draw(rng);
     lane.device.set_fault(Some(fault));
@@ -88,7 +90,7 @@ fn recover(lane: &mut Lane, rng: &mut Rng, tally: &mut Tally, acks: Acks) -> Che
         Some(found) => look.bounds = Bounds::exactly(found),
         None => tally.counts.add("opens_refused", 1),
     }
-    look.breaks = false;
+    look.allow = Allow::None;
     look.verify = true;
     let whole = lane.look(look).map_err(|failure| failure.at("when the disk was whole again"))?;
     whole.map(|_| ()).ok_or_else(|| Failure::new("a whole disk was refused"))
@@ -98,7 +100,7 @@ fn draw(rng: &mut Rng) -> Fault {
     let kind = [Kind::Read, Kind::Write, Kind::Write, Kind::Flush, Kind::Flush, Kind::Any][rng.usize(..6)];
     let errno = if kind == Kind::Write && rng.bool() { Errno::NOSPC } else { Errno::IO };
     let times = if kind == Kind::Any { u64::MAX } else { [1, 1, 5, u64::MAX][rng.usize(..4)] };
-    Fault { kind, skip: rng.u64(..WITHIN), times, errno }
+    Fault { kind, target: None, skip: rng.u64(..WITHIN), times, effect: Effect::Fail(errno) }
 }
 
 fn count(tally: &mut Tally, lane: &Lane, fault: Fault) {

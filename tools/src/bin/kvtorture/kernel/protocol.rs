@@ -7,6 +7,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::de::DeserializeOwned;
@@ -65,6 +66,16 @@ impl Fs {
     }
 }
 
+/// Which errors of the store are right answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Allow {
+    None,
+    /// Those of a disk that says what it cannot do.
+    Refusals,
+    /// Those of a disk that lies: damage, with the file that has it.
+    Damage,
+}
+
 /// One life of a store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Play {
@@ -77,8 +88,12 @@ pub(super) struct Play {
     pub(super) threads: bool,
     /// What a crash left, if this is not the first life.
     pub(super) bounds: Option<Bounds>,
-    /// The disk may break: errors are right answers, and the store stays open to its end.
-    pub(super) breaks: bool,
+    /// The store stays open to its end, and is read more.
+    pub(super) stays: bool,
+    pub(super) allow: Allow,
+    /// Shut the file system down, without a flush of its journal, after this operation; then run operations until that
+    /// has happened.
+    pub(super) shutdown: Option<usize>,
 }
 
 /// One crash state to be looked at.
@@ -89,8 +104,7 @@ pub(super) struct Look {
     /// Open it a second time.
     pub(super) again: bool,
     pub(super) verify: bool,
-    /// The disk may break: an error is a right answer.
-    pub(super) breaks: bool,
+    pub(super) allow: Allow,
 }
 
 /// From the head.
@@ -98,6 +112,10 @@ pub(super) struct Look {
 pub(super) enum Order {
     /// Make the disk a block device.
     Attach,
+    /// Undo that, and let go of the disk.
+    Detach,
+    /// Another disk: the connection is this descriptor of the head.
+    Connect(i32),
     /// Make the file system.
     Format,
     /// Mount, open, and run operations; [`Answer::Did`] after the open and after each.
@@ -115,8 +133,12 @@ pub(super) enum Order {
 pub(super) enum Answer {
     /// Done.
     Done,
+    /// The disk is a block device, and the number of the connection to the kernel is this.
+    Attached(u32),
     /// An operation is done, and this is acknowledged and submitted now.
     Did(Acks),
+    /// A life is over, and as often the store refused an operation, as it may.
+    Lived(u64),
     /// The store holds this.
     Found(Prefix),
     /// The store, or the file system, gave an error, where the disk may have broken.
@@ -135,6 +157,11 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(stream: UnixStream) -> std::io::Result<Link> {
         Ok(Link { reader: BufReader::new(stream.try_clone()?), writer: stream })
+    }
+
+    /// Gives up on a message that takes longer.
+    pub(super) fn give_up_after(&self, time: Duration) -> std::io::Result<()> {
+        self.writer.set_read_timeout(Some(time))
     }
 
     pub(super) fn send(&mut self, message: &impl Serialize) -> std::io::Result<()> {

@@ -1,0 +1,86 @@
+//! File systems that end below a living store.
+//!
+//! ext4 and XFS are shut down without a flush of their journal, at any time in the middle of an operation: what follows
+//! must be refused, for good, and after the next mount everything acknowledged is there. btrfs has no shutdown; there the
+//! disk is copied again and again while the store writes, and each copy is opened.
+
+use fastrand::Rng;
+
+use super::explore::bounds_at;
+use super::lane::Lane;
+use super::protocol::{Allow, Fs, Look, Play};
+use crate::config::CONFIGS;
+use crate::model::Bounds;
+use crate::report::{Check, Failure, Tally};
+
+/// What the counts are called.
+pub(super) const COUNTS: [&str; 2] = ["shutdowns", "copies_opened"];
+
+/// More operations than a shutdown lets happen.
+const MANY: usize = 2000;
+
+/// Operations before a shutdown at most, and of a life that is copied.
+const OPS: usize = 30;
+
+/// Copies of a life at most.
+const COPIES: usize = 8;
+
+/// One shutdown, or some copies of one life.
+pub(super) fn end(lane: &mut Lane, fs: Fs, seed: u64) -> Check<Tally> {
+    let mut rng = Rng::with_seed(seed);
+    lane.clear();
+    if fs == Fs::Btrfs { copy(lane, &mut rng) } else { shut_down(lane, &mut rng) }
+}
+
+fn play(rng: &mut Rng, allow: Allow, shutdown: Option<usize>) -> Play {
+    Play {
+        seed: rng.u64(..),
+        ops: if shutdown.is_some() { MANY } else { OPS },
+        config: rng.usize(..CONFIGS.len()),
+        threads: rng.bool(),
+        bounds: None,
+        stays: true,
+        allow,
+        shutdown,
+    }
+}
+
+fn look(rng: &mut Rng, bounds: Bounds) -> Look {
+    Look { bounds, config: rng.usize(..CONFIGS.len()), again: rng.bool(), verify: true, allow: Allow::None }
+}
+
+fn shut_down(lane: &mut Lane, rng: &mut Rng) -> Check<Tally> {
+    let at = rng.usize(..OPS);
+    let play = play(rng, Allow::Refusals, Some(at));
+    let life = lane.live(play, &mut |_, _| ())?;
+    let place = format!("shut down after operation {at}");
+    if let Some(wrong) = life.wrong {
+        return Err(Failure::new(wrong).at(place));
+    }
+    lane.rest().map_err(|failure| failure.at(&place))?;
+    let acks = life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default();
+    lane.look(look(rng, acks.after_power_cut())).map_err(|failure| failure.at(place))?;
+    let mut tally = Tally::default();
+    tally.counts.add("shutdowns", 1);
+    Ok(tally)
+}
+
+fn copy(lane: &mut Lane, rng: &mut Rng) -> Check<Tally> {
+    let play = play(rng, Allow::None, None);
+    lane.device.copy_every(rng.usize(5..60));
+    let life = lane.play(play);
+    lane.device.copy_every(0);
+    let (life, mut copies) = (life?, lane.device.take_copies());
+    if let Some(wrong) = life.wrong {
+        return Err(Failure::new(wrong).at("while the disk was copied"));
+    }
+    rng.shuffle(&mut copies);
+    let mut tally = Tally::default();
+    for (position, image) in copies.into_iter().filter(|copy| copy.0 <= life.events.len()).take(COPIES) {
+        lane.device.set_image(image);
+        let place = || format!("a copy after {position} events of {}", life.events.len());
+        lane.look(look(rng, bounds_at(&life, position))).map_err(|failure| failure.at(place()))?;
+        tally.counts.add("copies_opened", 1);
+    }
+    Ok(tally)
+}
