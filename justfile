@@ -20,8 +20,8 @@ crash:
     cargo test -p esker --locked crash
     cargo test -p kvtool --test kill --locked
 
-# Check, and what takes long, in about half an hour on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, fuzzers, sanitizers
-deep: check && loom torture planted (strace "3") limits (fuzz "30") asan tsan
+# Check, and what takes long, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
+deep: check && loom schedules torture planted planted-kernel (kernel "3000" "--where-possible") (strace "3") limits soak (fuzz "20") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
@@ -52,14 +52,18 @@ limits TIMES="5":
     cargo build --release --locked -p kvtool --bin kvtorture
     target/release/kvtorture limits --times {{TIMES}} --dir target --json
 
-# Power cuts below ext4, XFS and btrfs of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices
-kernel STATES="3000":
+# Power cuts, sick disks and shutdowns below ext4, XFS and btrfs of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices
+kernel STATES="3000" *ARGS="":
     cargo build --release --locked -p kvtool --bin kvtorture
-    target/release/kvtorture kernel --states {{STATES}} --json
+    target/release/kvtorture kernel --states {{STATES}} --json {{ARGS}}
 
 # Which planted bugs the torture finds; NAME is a filter
 planted NAME="":
     {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --json --only "{{NAME}}"
+
+# Syncs left out: power cuts below real file systems must find each. Needs root, too
+planted-kernel:
+    RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --kernel --json
 
 # Every schedule of the lock-free parts of log, memtable and cache and of the flush token, within a bound
 loom:

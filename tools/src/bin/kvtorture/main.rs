@@ -129,6 +129,9 @@ enum Command {
         /// Then shut ext4 and XFS down so often below a living store, and copy so many living disks of btrfs.
         #[arg(long, default_value_t = 50)]
         shutdowns: u64,
+        /// If this machine can try nothing at all, say so and succeed.
+        #[arg(long)]
+        where_possible: bool,
         #[command(flatten)]
         only: OnlyOne,
         /// Keep the disk of a failure in this directory.
@@ -165,8 +168,11 @@ enum Command {
         #[command(flatten)]
         common: Common,
         /// Only the bugs whose name contains this.
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", conflicts_with = "kernel")]
         only: String,
+        /// Leave syncs out below the file systems of the kernel that runs (as root): `kernel` must find each.
+        #[arg(long)]
+        kernel: bool,
     },
     /// A real store on a real disk, its process killed again and again and its device failing now and then.
     Soak(SoakArgs),
@@ -264,12 +270,20 @@ fn main() -> ExitCode {
             run_errors(&settings, *workloads, *case, (*at, (*step).max(1)))
         }
         Command::Sweep { piece, step, .. } => run_sweep(&settings, *piece, (*step).max(1)),
-        Command::Kernel { fs, states, keep, faults, rounds, shutdowns, only, .. } => {
-            let (states, faults, keep) = (*states, *faults, keep.as_deref());
-            let (rounds, shutdowns, only) = (*rounds, *shutdowns, only.part());
-            let plan = kernel::Plan { systems: fs, states, keep, faults, rounds, shutdowns, only };
+        Command::Kernel { fs, states, keep, faults, rounds, shutdowns, where_possible, only, .. } => {
+            let plan = kernel::Plan {
+                systems: fs,
+                states: *states,
+                keep: keep.as_deref(),
+                faults: *faults,
+                rounds: *rounds,
+                shutdowns: *shutdowns,
+                may_skip: *where_possible,
+                only: only.part(),
+            };
             kernel::run(&settings, &plan)
         }
+        Command::Planted { kernel: true, .. } => planted::run_below(&settings),
         Command::Planted { only, .. } => planted::run(&settings, only),
         Command::Strace { args, .. } => strace::run(&settings, args),
         Command::Limits { args, .. } => limits::run(&settings, args),

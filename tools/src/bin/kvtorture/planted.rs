@@ -3,6 +3,9 @@
 //! Each layer runs as a child of this binary with the bug's name in its environment, in slices that grow, until one of
 //! them fails or the time for the bug is over. A child that panics, dies or hangs has found it, too. Before that every
 //! layer runs without a bug, and must find nothing.
+//!
+//! With `--kernel` it is one layer, `kernel`, which needs root: each sync that is left out must be found by power cuts
+//! below a real file system.
 
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -11,11 +14,24 @@ use std::time::Duration;
 
 use aio::{Backend as _, Bug, NativeBackend};
 
+use crate::kernel;
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::Settings;
 
 /// The layers, cheapest first, with what makes a short run of each a broad one.
 const LAYERS: [&[&str]; 4] = [&["model"], &["sim"], &["errors", "--step", "23"], &["sweep", "--step", "97"]];
+
+/// Syncs that are left out, and a file system below which that must be found: on ext4 the sync of any file brings down
+/// what was written to all others before it.
+const UNSYNCED: [(Bug, &str); 4] = [
+    (Bug::LogNotSynced, "ext4"),
+    (Bug::LogSyncedBeforeTheWrite, "ext4"),
+    (Bug::ManifestNotSynced, "ext4"),
+    (Bug::SegmentNotSynced, "btrfs"),
+];
+
+/// The first slice of `kernel`, which makes file systems before it begins.
+const KERNEL_SLICE: Duration = Duration::from_secs(5);
 
 /// A bug that is not found in this time is a failure.
 const TIME_FOR_A_BUG: Duration = Duration::from_mins(1);
@@ -42,12 +58,10 @@ struct Finding {
 
 /// Runs the bugs whose name contains `only`; fails if one of them is not found.
 pub(crate) fn run(settings: &Settings, only: &str) -> Check<Tally> {
-    if !cfg!(planted) {
-        return Err(Failure::new(
-            "this build has no planted bugs: build with RUSTFLAGS=\"--cfg planted\" and a target directory of its own",
-        ));
+    must_be_planted()?;
+    for layer in LAYERS {
+        clean(settings, layer, CLEAN_SLICE)?;
     }
-    clean(settings)?;
     let bugs: Vec<Bug> =
         Bug::ALL.iter().map(|(bug, _)| *bug).filter(|bug| bug.name().contains(only)).collect();
     let (next, findings) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -55,7 +69,7 @@ pub(crate) fn run(settings: &Settings, only: &str) -> Check<Tally> {
         for _ in 0..settings.threads {
             scope.spawn(|| {
                 while let Some(&bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let finding = hunt(settings, bug);
+                    let finding = hunt(settings, bug, &LAYERS, FIRST_SLICE);
                     tell(&finding);
                     findings.lock().expect("no hunter panics").push(finding);
                 }
@@ -65,20 +79,52 @@ pub(crate) fn run(settings: &Settings, only: &str) -> Check<Tally> {
     conclude(&findings.into_inner().expect("no hunter panics"))
 }
 
-fn clean(settings: &Settings) -> Check {
-    for layer in LAYERS {
-        if let Some(how) = slice(settings, layer, None, Slice { length: CLEAN_SLICE, nth: 0 }) {
-            return Err(Failure::new(format!("{} {how} although no bug is awake", layer[0])));
+/// Runs the syncs that are left out, below real file systems; fails if one of them is not found.
+pub(crate) fn run_below(settings: &Settings) -> Check<Tally> {
+    must_be_planted()?;
+    let mut findings = Vec::new();
+    let mut skipped = 0;
+    for fs in ["ext4", "btrfs"] {
+        let bugs = UNSYNCED.iter().filter(|(_, name)| *name == fs).map(|(bug, _)| *bug);
+        if let Some(lack) = kernel::lack(fs) {
+            say(format!("planted: SKIPPED {fs}: {lack}"));
+            skipped += bugs.count() as u64;
+            continue;
+        }
+        let layer = ["kernel", "--fs", fs, "--faults", "0", "--rounds", "0", "--shutdowns", "0"];
+        clean(settings, &layer, KERNEL_SLICE)?;
+        for bug in bugs {
+            let finding = hunt(settings, bug, &[&layer[..]], KERNEL_SLICE);
+            tell(&finding);
+            findings.push(finding);
         }
     }
-    Ok(())
+    let mut tally = conclude(&findings)?;
+    tally.counts.add("skipped", skipped);
+    Ok(tally)
 }
 
-fn hunt(settings: &Settings, bug: Bug) -> Finding {
+fn must_be_planted() -> Check {
+    if cfg!(planted) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "this build has no planted bugs: build with RUSTFLAGS=\"--cfg planted\" and a target directory of its own",
+    ))
+}
+
+fn clean(settings: &Settings, layer: &[&str], length: Duration) -> Check {
+    match slice(settings, layer, None, Slice { length, nth: 0 }) {
+        Some(how) => Err(Failure::new(format!("{} {how} although no bug is awake", layer[0]))),
+        None => Ok(()),
+    }
+}
+
+fn hunt(settings: &Settings, bug: Bug, layers: &[&[&'static str]], first: Duration) -> Finding {
     let started = settings.clock.now();
-    let mut part = Slice { length: FIRST_SLICE, nth: 0 };
+    let mut part = Slice { length: first, nth: 0 };
     loop {
-        for layer in LAYERS {
+        for &layer in layers {
             let how = slice(settings, layer, Some(bug), part);
             let took = settings.clock.now().saturating_sub(started);
             if let Some(how) = how {
