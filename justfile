@@ -21,7 +21,7 @@ crash:
     cargo test -p kvtool --test kill --locked
 
 # Check, and what takes long, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
-deep: check && loom schedules torture planted planted-kernel (kernel "3000" "--where-possible") (strace "3") limits soak (fuzz "20") asan tsan
+deep: check && loom schedules torture planted planted-schedules planted-kernel (kernel "3000" "--where-possible") (strace "3") limits soak (fuzz "20") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
@@ -64,6 +64,11 @@ planted NAME="":
 # Syncs left out: power cuts below real file systems must find each. Needs root, too
 planted-kernel:
     RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --kernel --json
+
+# Which planted bugs the schedules find: those that one thread cannot notice, and four of the others; or all whose name has NAME in it
+planted-schedules NAME="":
+    ONLY="{{NAME}}" {{tunables}} RUSTFLAGS="--cfg shuttle --cfg planted" cargo test --release --target-dir target/shuttle-planted -p esker --test schedules \
+        --locked -- --nocapture --exact planted::every_planted_bug_is_found
 
 # Every schedule of the lock-free parts of log, memtable and cache and of the flush token, within a bound
 loom:

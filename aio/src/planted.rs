@@ -4,7 +4,8 @@
 //! name when the process starts. In every other build [`planted`] is a constant `false` and the compiler removes what
 //! stands behind it.
 //!
-//! The list is [`Bug::ALL`]; each is a mistake that some store has really made, placed where it would be made.
+//! The lists are [`Bug::ALL`] and, of mistakes that only other threads can notice, [`Bug::IN_SCHEDULES`]; each is one that
+//! some store has really made, placed where it would be made.
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +59,14 @@ pub enum Bug {
     DroppedKeyspaceStays,
     OrphansAreKept,
     CloseForgetsUnflushed,
+    VisibleBeforeTheMemtable,
+    AnnouncementMissed,
+    TokenNotHandedOver,
+    HaltWakesNobody,
 }
 
 impl Bug {
-    /// Every bug with what it does.
+    /// Every bug that one thread can notice, with what it does.
     pub const ALL: &[(Bug, &str)] = &[
         (Bug::NewFileContentNotSynced, "a zero-filled file is used before its content is on stable media"),
         (Bug::NewFileNameNotSynced, "a new file is used before its name is on stable media"),
@@ -110,6 +115,17 @@ impl Bug {
         (Bug::CloseForgetsUnflushed, "a close forgets the log without flushing"),
     ];
 
+    /// As [`Bug::ALL`], those that take several threads: `just planted-schedules` looks for them.
+    pub const IN_SCHEDULES: &[(Bug, &str)] = &[
+        (Bug::VisibleBeforeTheMemtable, "a write is announced to readers before it is in the memtable"),
+        (
+            Bug::AnnouncementMissed,
+            "a waiter decides to sleep, lets the lock go, and then looks what was announced",
+        ),
+        (Bug::TokenNotHandedOver, "who ends a round does not look for others that wait for the next one"),
+        (Bug::HaltWakesNobody, "who sleeps while the log halts is not told"),
+    ];
+
     /// Its name, as `ESKER_PLANTED` takes it.
     #[must_use]
     pub fn name(self) -> String {
@@ -124,7 +140,7 @@ pub fn planted(bug: Bug) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
     let find = || {
         let name = std::env::var("ESKER_PLANTED").ok()?;
-        let found = Bug::ALL.iter().find(|(bug, _)| bug.name() == name);
+        let found = Bug::ALL.iter().chain(Bug::IN_SCHEDULES).find(|(bug, _)| bug.name() == name);
         Some(found.unwrap_or_else(|| panic!("ESKER_PLANTED={name} is not a planted bug")).0)
     };
     *CHOSEN.get_or_init(find) == Some(bug)

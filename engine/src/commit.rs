@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use aio::{Bug, planted};
 use wal::RecordBuf;
 
 use crate::error::{Error, Result};
@@ -75,6 +76,9 @@ fn append(store: &Store, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<
     store.check_open()?;
     store.manifest.health()?;
     let appended = store.log.append(record)?;
+    if planted(Bug::VisibleBeforeTheMemtable) {
+        store.visible.complete(appended.seq, appended.end);
+    }
     let mut grown = 0;
     for op in ops::ops(record.payload()) {
         let op = op.expect("the record was encoded by this process");
@@ -84,7 +88,9 @@ fn append(store: &Store, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<
     }
     store.active_bytes.fetch_add(grown as u64, Ordering::Relaxed);
     store.counters.wrote(record.len_bytes());
-    store.visible.complete(appended.seq, appended.end);
+    if !planted(Bug::VisibleBeforeTheMemtable) {
+        store.visible.complete(appended.seq, appended.end);
+    }
     Ok(appended)
 }
 

@@ -36,7 +36,7 @@ use crate::edit;
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::Seq;
-use crate::sync::shared::{AtomicU64, Mutex};
+use crate::sync::shared::{AtomicU64, Mutex, turn};
 use crate::version::{Edit, Version};
 
 /// The version of manifest, log and ring that this program writes.
@@ -123,6 +123,7 @@ impl Manifest {
 
     /// The live files right now.
     pub(crate) fn version(&self) -> Arc<Version> {
+        turn();
         self.current.load_full()
     }
 

@@ -17,7 +17,7 @@ use crate::memtable::{ArenaPool, Memtable, MemtableCursor};
 use crate::merge::Merge;
 use crate::run::{Run, RunCursor};
 use crate::staged_seek;
-use crate::sync::shared::{AtomicBool, AtomicU64, Mutex, MutexGuard};
+use crate::sync::shared::{AtomicBool, AtomicU64, Mutex, MutexGuard, turn};
 
 /// A memtable that takes no more writes.
 #[derive(Clone, Debug)]
@@ -203,12 +203,14 @@ impl Tree {
     }
 
     pub(crate) fn load(&self) -> Arc<Superversion> {
+        turn();
         self.current.load_full()
     }
 
     /// As [`Tree::load`], for a short while: nothing is counted that other threads count as well.
     #[inline]
     pub(crate) fn look(&self) -> Guard<Arc<Superversion>> {
+        turn();
         self.current.load()
     }
 

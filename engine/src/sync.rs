@@ -77,6 +77,10 @@ pub(crate) mod shared {
         static NUMBER: usize = THREADS.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Where a schedule may go on with another thread, beside an access that it does not see.
+    #[inline]
+    pub(crate) fn turn() {}
+
     /// Of this thread, counted from 0 as threads come to ask.
     pub(crate) fn thread_number() -> usize {
         NUMBER.with(|number| *number)
@@ -87,7 +91,7 @@ pub(crate) mod shared {
 #[cfg(shuttle)]
 pub(crate) mod shared {
     pub(crate) use wal::scheduled::{
-        AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock, thread, thread_local,
+        AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock, thread, thread_local, turn,
     };
 
     /// Of this task.

@@ -15,6 +15,9 @@
 mod history;
 #[path = "schedules/machine.rs"]
 mod machine;
+#[cfg(planted)]
+#[path = "schedules/planted.rs"]
+mod planted;
 #[path = "schedules/run.rs"]
 mod run;
 #[path = "schedules/scheduler.rs"]
@@ -51,7 +54,8 @@ fn puts_survive_power_loss() {
 #[test]
 fn puts_survive_the_process() {
     explore(scenario("puts_survive_the_process", &[Shape::Puts; 3], |bed| {
-        let tasks = writing(bed, 4, 4);
+        let mut tasks = writing(bed, 4, 4);
+        tasks.push(bed.spawn(|bed| (0..5).for_each(|_| look_at_all_by_multi_get(&bed))));
         bed.sync_by(esker::Db::sync);
         join(tasks);
     }));
@@ -99,7 +103,7 @@ fn multi_gets_beside_flushes() {
             bed.sync_by(esker::Db::flush);
             bed.sync_by(esker::Db::flush);
         }));
-        tasks.push(bed.spawn(|bed| (0..3).for_each(|_| look_at_all_by_multi_get(&bed))));
+        tasks.push(bed.spawn(|bed| (0..4).for_each(|_| look_at_all_by_multi_get(&bed))));
         join(tasks);
     }));
 }

@@ -196,8 +196,11 @@ impl Shared {
             let side = if end > state.in_flight { state.round + 1 } else { state.round } % 2;
             state.sleepers[side] += 1;
             // Taken under the lock: whatever is announced from here on ends the sleep.
-            let heard = self.rounds[side].heard();
+            let mut heard = self.rounds[side].heard();
             drop(state);
+            if planted(Bug::AnnouncementMissed) {
+                heard = self.rounds[side].heard();
+            }
             self.rounds[side].wait(heard);
             if self.reached(level) >= end {
                 return Ok(());
@@ -264,7 +267,8 @@ impl Shared {
         if outcome.is_ok() && purpose == Purpose::Data && acknowledged > 0 {
             state.crowd = acknowledged > 1;
         }
-        let hand_over = state.wanted > self.core.durable() && state.halted.is_none();
+        let is_wanted = state.wanted > self.core.durable() && !planted(Bug::TokenNotHandedOver);
+        let hand_over = is_wanted && state.halted.is_none();
         if hand_over && state.has_thread {
             self.work.notify_one();
         }
@@ -376,7 +380,9 @@ impl Shared {
             state.halted = Some(cause.halted());
         }
         self.halted.store(true, Ordering::SeqCst);
-        self.wake_waiters();
+        if !planted(Bug::HaltWakesNobody) {
+            self.wake_waiters();
+        }
         drop(state);
         self.host.progressed(self.core.durable());
     }

@@ -5,15 +5,14 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aio::{
     Backend, Completion, Counters, File, Lock, OpenMode, Operation, Queue, Result, SharedMap, SimBackend,
     Stat, Wake, WakeUp,
 };
-use shuttle::sync::atomic::AtomicU64;
 use shuttle::thread;
+use wal::scheduled::turn;
 
 /// How far a look moves the clock: a drain interval is over after a few.
 const TICK: Duration = Duration::from_millis(2);
@@ -22,17 +21,16 @@ const TICK: Duration = Duration::from_millis(2);
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) sim: SimBackend,
-    turns: Arc<AtomicU64>,
 }
 
 impl Machine {
     pub(crate) fn new(sim: SimBackend) -> Machine {
-        Machine { sim, turns: Arc::default() }
+        Machine { sim }
     }
 
     /// Here another task may go on.
     fn turn(&self) -> &SimBackend {
-        self.turns.fetch_add(1, Ordering::SeqCst);
+        turn();
         &self.sim
     }
 }

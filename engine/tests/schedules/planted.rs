@@ -1,0 +1,92 @@
+//! Each mistake of [`Bug::IN_SCHEDULES`] must be found by some scenario, and those of [`ALSO`] too; `ONLY` is a filter over
+//! all mistakes there are.
+//!
+//! Every scenario runs as a process of its own with the mistake's name in its environment, until one fails.
+
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use aio::{Backend, Bug, NativeBackend};
+
+/// Schedules of each scenario for each mistake: few at first, since most scenarios notice theirs soon or never.
+const ROUNDS: [&str; 3] = ["100", "1000", "5000"];
+
+/// Processes at once.
+const CORES: usize = 2;
+
+/// Mistakes that one thread can notice, and schedules notice, too.
+const ALSO: [Bug; 4] =
+    [Bug::LogErrorNotSticky, Bug::FlushBeforeDurable, Bug::FlushedTooFar, Bug::FrozenTablesNotRead];
+
+fn child() -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("it is running"));
+    command.stdin(Stdio::null()).stderr(Stdio::null()).env_remove("SEED");
+    command
+}
+
+/// All tests but the one of this file.
+fn scenarios() -> Vec<String> {
+    let listed = child().args(["--list", "--format", "terse"]).output().expect("it starts");
+    let listed = String::from_utf8(listed.stdout).expect("names are text");
+    let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    names.filter(|name| !name.contains("planted")).map(str::to_owned).collect()
+}
+
+/// Whether the scenario passes with this mistake awake, or with none.
+fn passes(scenario: &str, schedules: &str, bug: Option<Bug>) -> bool {
+    let mut command = child();
+    command.env("SCHEDULES", schedules);
+    command.args(["--exact", scenario]).stdout(Stdio::null());
+    match bug {
+        Some(bug) => command.env("ESKER_PLANTED", bug.name()),
+        None => command.env_remove("ESKER_PLANTED"),
+    };
+    command.status().expect("it starts").success()
+}
+
+/// Calls `work` with every item, on [`CORES`] threads.
+fn spread<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..CORES {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(item);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    let scenarios = scenarios();
+    assert!(scenarios.len() >= 12, "{scenarios:?}");
+    let only = std::env::var("ONLY").ok().filter(|part| !part.is_empty());
+    let bugs: Vec<Bug> = match &only {
+        Some(part) => {
+            let all = Bug::ALL.iter().chain(Bug::IN_SCHEDULES).map(|(bug, _)| *bug);
+            all.filter(|bug| bug.name().contains(part)).collect()
+        }
+        None => Bug::IN_SCHEDULES.iter().map(|(bug, _)| *bug).chain(ALSO).collect(),
+    };
+    if only.is_none() {
+        spread(&scenarios, |scenario| {
+            assert!(passes(scenario, ROUNDS[1], None), "{scenario} fails without a bug")
+        });
+    }
+    let clock = NativeBackend::new();
+    let missed = AtomicUsize::new(0);
+    spread(&bugs, |bug| {
+        let begun = clock.now();
+        let rounds = ROUNDS.iter().flat_map(|round| scenarios.iter().map(move |scenario| (scenario, round)));
+        let mut found = rounds.filter(|(scenario, round)| !passes(scenario, round, Some(*bug)));
+        let by = found.next();
+        let took: Duration = clock.now().saturating_sub(begun);
+        let how = by.map_or("NOT FOUND".to_owned(), |(by, of)| format!("found by {by} of {of}"));
+        println!("{}: {how} after {:.1} s", bug.name(), took.as_secs_f64());
+        missed.fetch_add(usize::from(by.is_none()), Ordering::Relaxed);
+    });
+    assert_eq!(missed.into_inner(), 0, "bugs that no schedule showed");
+}
