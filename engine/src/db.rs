@@ -353,8 +353,9 @@ impl Builder {
     /// follow without a gap: the newest ones, often all, unless the power failed. **What was acknowledged behind that is
     /// lost**, except what was flushed already: a keyspace that was flushed later than another keeps more, so a batch over
     /// several keyspaces may be there in part. Copy the directory first. A damaged manifest or segment is not
-    /// repaired, and a file that cannot be read at all (an error of the device) has to be copied before, with zeros for what
-    /// is unreadable.
+    /// repaired (but where the manifest has lost its last edit, and that named a log file, the file itself makes it good),
+    /// and a file that cannot be read at all (an error of the device) has to be copied before, with zeros for what is
+    /// unreadable.
     ///
     /// # Durability
     /// What is left survives power loss when this returns. After a crash meanwhile the log is as damaged as before, or

@@ -80,6 +80,7 @@ mod key;
 mod keyspace;
 mod keyspaces;
 mod listener;
+mod lost_edit;
 mod manifest;
 mod memtable;
 mod merge;

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::Seq;
 use crate::listener::Event;
+use crate::lost_edit;
 use crate::manifest::{self, FIRST_NUMBER, Manifest};
 use crate::memtable::{ArenaPool, Memtable};
 use crate::metrics::Counters;
@@ -262,13 +263,16 @@ struct Replay {
     pool: Arc<ArenaPool>,
     tables: BTreeMap<u32, Arc<Memtable>>,
     end: Seq,
+    /// Above the epochs of log files whose edits are lost; 0 if none are.
+    next_epoch: u32,
     /// Where the log was cut, if it was.
     damage: Option<LogDamage>,
 }
 
 impl Replay {
     fn new(memory: &Memory) -> Replay {
-        Replay { pool: Arc::clone(&memory.pool), tables: BTreeMap::new(), end: Seq::default(), damage: None }
+        let (pool, tables) = (Arc::clone(&memory.pool), BTreeMap::new());
+        Replay { pool, tables, end: Seq::default(), next_epoch: 0, damage: None }
     }
 
     /// Reads log and ring, or, for a repair, what stands before the first damage; changes nothing.
@@ -277,11 +281,17 @@ impl Replay {
         if let Err(what) = version.check_log() {
             return Err(Error::corrupt(&files.ring_path(life.ring), 0, what, "a ring", life.ring_bytes));
         }
+        let lost = lost_edit::find(files, version)?;
+        let missing = lost.first().map(|file| lost_edit::error(files, file)).transpose()?;
+        if let (Some(missing), false) = (&missing, repair) {
+            return Err(missing.clone());
+        }
+        self.next_epoch = lost.last().map_or(0, |file| file.epoch + 1);
         let input = wal::ReplayInput {
             directory: files.wal_dir(),
             store_id: life.store_id,
             life: life.number,
-            files: version.logs.clone(),
+            files: [&version.logs[..], &lost].concat(),
             file_bytes: life.log_file_bytes,
             from: version.horizon.max(life.start),
             life_start: life.start,
@@ -300,11 +310,16 @@ impl Replay {
             }
             Ok((wal::replay(backend, queue, &input, &mut visit)?, None))
         })?;
-        if let Some(cut) = cut {
+        let at_end = replayed.end;
+        let damage = match (missing, cut) {
+            (Some(missing), cut) => Some((missing, cut.map_or(at_end, |cut| cut.acknowledged))),
+            (None, cut) => cut.map(|cut| (cut.damage.into(), cut.acknowledged)),
+        };
+        if let Some((error, acknowledged)) = damage {
             // Positions never repeat: what segments hold from behind the cut must stay older than what comes.
             let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed);
-            let next = flushed.fold(cut.acknowledged, Seq::max);
-            self.damage = Some(LogDamage::new(cut, replayed.records, replayed.end));
+            let next = flushed.fold(acknowledged, Seq::max);
+            self.damage = Some(LogDamage::new(error, replayed.records, (at_end, acknowledged)));
             replayed.end = next;
         }
         self.end = replayed.end;
@@ -365,6 +380,8 @@ impl Replay {
             apply(version, &Edit::Flushed { keyspace, to: self.end, run });
         }
         version.next_file = next.into_inner();
+        // Else a crash before the orphans are removed would leave files that look lost again.
+        version.next_epoch = version.next_epoch.max(self.next_epoch);
         Ok(())
     }
 }

@@ -23,8 +23,8 @@ pub struct LogDamage {
 }
 
 impl LogDamage {
-    pub(crate) fn new(cut: wal::Cut, kept_records: u64, end: Seq) -> LogDamage {
-        let cut_bytes = cut.acknowledged.since(end);
-        LogDamage { error: cut.damage.into(), kept_records, cut_bytes }
+    /// What is kept ends at `kept`, and the log was acknowledged up to `acknowledged` at least.
+    pub(crate) fn new(error: Error, kept_records: u64, (kept, acknowledged): (Seq, Seq)) -> LogDamage {
+        LogDamage { error, kept_records, cut_bytes: acknowledged.since(kept) }
     }
 }

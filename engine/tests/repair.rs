@@ -239,6 +239,101 @@ fn a_repair_that_a_crash_interrupts_is_done_or_can_be_done_again() {
     assert!(done > 0 && again > 0, "{done} done, {again} again");
 }
 
+/// The stores after each put, when the power failed, the ring has nothing, and the manifest has lost the edit that named
+/// the log file of that put; with how many puts there were.
+fn without_an_activation() -> Vec<(u32, DiskImage)> {
+    let sim = SimBackend::new(7);
+    let db = builder(&sim).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    let manifest = || {
+        let image = sim.snapshot();
+        let path = paths(&image, "/manifest-").remove(0);
+        let bytes = image.read_file(&path).unwrap();
+        (path, bytes)
+    };
+    let (mut images, mut before) = (Vec::new(), manifest());
+    let mut now = before.clone();
+    for nth in 0..KEYS {
+        ks.put(key(nth), nth.to_le_bytes()).unwrap();
+        let after = manifest();
+        if after.1 != now.1 {
+            before = std::mem::replace(&mut now, after);
+        }
+        let mut image = sim.snapshot().power_cut_all();
+        assert_eq!(before.0, now.0, "one manifest");
+        image.write_file(&before.0, &before.1);
+        for ring in paths(&image, "/ring-") {
+            image.damage(&ring, |bytes| bytes.fill(0));
+        }
+        images.push((nth + 1, image));
+    }
+    images
+}
+
+#[test]
+fn a_log_file_that_was_used_proves_that_the_manifest_has_lost_its_edit() {
+    for (puts, image) in without_an_activation() {
+        let sim = SimBackend::from_image(image.clone(), 7);
+        let refused = builder(&sim).open("/store").unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            matches!(&refused, Error::Corrupt { file, .. } if file.ends_with("manifest-000001")),
+            "{text}"
+        );
+        assert!(text.contains("an edit is lost"), "{text}");
+        assert_eq!(sim.snapshot().fingerprint(), image.fingerprint(), "a refusal changes nothing");
+
+        let cut = builder(&sim).repair("/store").unwrap().unwrap();
+        assert_eq!((cut.kept_records, cut.cut_bytes), (u64::from(puts), 0), "{cut:?}");
+        assert_eq!(cut.error.to_string(), text);
+        let (sim, db) = open(&sim.snapshot().power_cut_none());
+        assert_eq!(kept(&db), puts);
+        drop(db);
+        let (_, db) = open(&sim.snapshot().power_cut_none());
+        assert_eq!(kept(&db), puts, "also after another life");
+    }
+}
+
+#[test]
+fn where_a_file_without_its_edit_is_damaged_too_a_repair_takes_what_stands_before() {
+    let (puts, image) = without_an_activation().remove(40);
+    // Puts 32 to 47 stand in the third file, one in each group.
+    let mut damaged = image.clone();
+    damaged.flip_bit(&logs(&image)[2], (5 * 4096 + 300) * 8);
+    let sim = SimBackend::from_image(damaged, 7);
+    builder(&sim).open("/store").unwrap_err();
+    let cut = builder(&sim).repair("/store").unwrap().unwrap();
+    assert_eq!(cut.kept_records, 37, "{cut:?}");
+    assert!(cut.cut_bytes >= u64::from(puts - 37 - 1) * 32, "{cut:?}");
+    let (_, db) = open(&sim.snapshot().power_cut_none());
+    assert_eq!(kept(&db), 37);
+}
+
+#[test]
+fn a_crash_while_a_lost_edit_is_made_good_leaves_it_to_do_or_done() {
+    let (puts, image) = without_an_activation().pop().unwrap();
+    let whole = SimBackend::from_image(image.clone(), 7);
+    builder(&whole).repair("/store").unwrap().unwrap();
+    let (mut done, mut again) = (0, 0);
+    for event in 0..whole.events() {
+        let sim = SimBackend::from_image(image.clone(), 7);
+        sim.crash_at(event);
+        builder(&sim).repair("/store").unwrap_err();
+        for left in [sim.snapshot().power_cut_none(), sim.snapshot().power_cut_all()] {
+            let sim = SimBackend::from_image(left, 7);
+            if builder(&sim).open("/store").is_err() {
+                builder(&sim).repair("/store").unwrap().unwrap();
+                again += 1;
+            } else {
+                done += 1;
+            }
+            let (_, db) = open(&sim.snapshot().power_cut_none());
+            assert_eq!(kept(&db), puts);
+        }
+    }
+    assert!(done > 0 && again > 0, "{done} done, {again} again");
+}
+
 #[test]
 fn an_undamaged_store_and_no_store_are_left_alone() {
     let sim = SimBackend::from_image(cut_off(), 7);

@@ -75,7 +75,7 @@
 //!
 //! # Reading order
 //! `log` (the handle), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `ordered`,
-//! `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
+//! `unnamed`, `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
 mod chain;
 mod ended_ring;
@@ -93,6 +93,7 @@ pub mod scheduled;
 mod seal;
 mod sector;
 mod sync;
+mod unnamed;
 
 /// Locks of the models, for those of the engine.
 #[cfg(loom)]
@@ -110,3 +111,4 @@ pub use record::{Decoded, GRANULE, Origin, Prepared, RECORD_HEADER_BYTES, Record
 pub use replay::{Cut, LogFormat, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
 pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal, stream_room_bytes};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};
+pub use unnamed::use_of_file;

@@ -91,6 +91,12 @@ pub fn classify(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> Secto
     }
 }
 
+/// The epoch that a sector says it has, right only if it is valid for it; 0 if it says none.
+pub(crate) fn epoch_of(sector: &[u8; SECTOR_BYTES]) -> u32 {
+    let [_, _, _, _, e0, e1, e2, e3, ..] = *sector;
+    u32::from_le_bytes([e0, e1, e2, e3]) & !FIRST
+}
+
 fn checksum(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> u32 {
     let mut seed = [0; 24];
     seed[..8].copy_from_slice(&place.store_id.to_le_bytes());

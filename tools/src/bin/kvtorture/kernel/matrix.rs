@@ -6,8 +6,9 @@
 //! an error that names a damaged file; and with the right bytes back, everything acknowledged is there.
 //!
 //! One lie cannot be found out: that the newest group of log or manifest was never written. Then what is found must
-//! still be a prefix that lacks at most what was acknowledged since the operation that wrote it began (an edit may have
-//! named the log file of what came after it); such cases are counted.
+//! still be a prefix: without the newest group of the log it lacks at most what was acknowledged since the operation that
+//! wrote it began; without the newest edit no commit is lost (a log file that the edit named bears witness), only a
+//! keyspace that was made or dropped. Such cases are counted.
 //!
 //! Invariant: a cell is tried until its fault has struck; one that never does is a failure of the run.
 
@@ -312,9 +313,11 @@ fn without_unnoticed(content: &Content, life: &Life, ends: &Ends, strict: Bounds
             .map(|(_, acks)| acks.power)
             .unwrap_or_default();
         let least = |first: usize, start: &usize| first.min(*start);
-        bounds.commits = least(before.commits, bounds.commits.start())..=*bounds.commits.end();
-        if target == Target::Manifest {
-            bounds.edits = least(before.edits, bounds.edits.start())..=*bounds.edits.end();
+        match target {
+            Target::Manifest => {
+                bounds.edits = least(before.edits, bounds.edits.start())..=*bounds.edits.end();
+            }
+            _ => bounds.commits = least(before.commits, bounds.commits.start())..=*bounds.commits.end(),
         }
     }
     bounds

@@ -1,0 +1,87 @@
+//! What a log file that no manifest names says of itself.
+//!
+//! An epoch is durable in the manifest before the first sector of that use of a file is written, and none is handed out
+//! twice. So one valid sector of an epoch that the manifest has not handed out proves that the manifest has lost an edit,
+//! and no crash leaves one: spares that were never used are zeros, and whatever an earlier use or life left behind has an
+//! epoch below. The first sector is enough: the groups of a file stand one after the other from its front, so where
+//! that is not of a use, nothing of the use was acknowledged.
+//!
+//! Invariant: this reads and never changes anything.
+
+use std::path::Path;
+
+use aio::{Backend, Queue, SECTOR_BYTES};
+
+use crate::ended_ring::open_existing;
+use crate::error::Result;
+use crate::log_file::ActiveFile;
+use crate::record::GRANULE;
+use crate::replay::read_whole;
+use crate::seal::Group;
+use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify, epoch_of};
+
+/// The newest use of log file `id` of this store, as the first group at its front says; `None` if there is none.
+///
+/// # Errors
+/// The file could not be read.
+pub fn use_of_file(
+    backend: &dyn Backend,
+    queue: &mut dyn Queue,
+    path: &Path,
+    (store_id, id): (u64, u64),
+) -> Result<Option<ActiveFile>> {
+    let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES)?;
+    // An open or a rotation that was interrupted may have left less.
+    if there_bytes < SECTOR_BYTES {
+        return Ok(None);
+    }
+    let bytes = read_whole(queue, &file, SECTOR_BYTES)?;
+    Ok(bytes.first_chunk().and_then(|sector| read_front(sector, (store_id, id))))
+}
+
+fn read_front(sector: &[u8; SECTOR_BYTES], (store_id, id): (u64, u64)) -> Option<ActiveFile> {
+    let epoch = epoch_of(sector);
+    let place = Place { store_id, file_id: id, epoch };
+    if classify(&place, 0, sector) != (SectorState::Current { first: true }) {
+        return None;
+    }
+    let group = Group::decode(&sector[SECTOR_HEADER_BYTES..])?;
+    let begins = group.number == 0 && group.start.get().is_multiple_of(GRANULE as u64);
+    begins.then_some(ActiveFile { id, epoch, start: group.start })
+}
+
+#[cfg(test)]
+mod tests {
+    use aio::Buf;
+
+    use super::*;
+    use crate::record::Seq;
+    use crate::seal::{STEP, seal};
+
+    const PLACE: Place = Place { store_id: 7, file_id: 3, epoch: 5 };
+
+    fn front(number: u64, start: u64) -> [u8; SECTOR_BYTES] {
+        let start = Seq::new(start);
+        let group = Group { life: 1, number, start, end: start, durable: start, step_bytes: 4096 };
+        let mut buf = Buf::zeroed(STEP);
+        seal(&PLACE, 0, &group, &mut buf, &mut |_, _| {});
+        *buf.first_chunk().unwrap()
+    }
+
+    #[test]
+    fn only_the_first_group_of_this_file_tells_of_its_use() {
+        let whole = front(0, 64);
+        let expected = ActiveFile { id: 3, epoch: 5, start: Seq::new(64) };
+        assert_eq!(read_front(&whole, (7, 3)), Some(expected));
+        assert_eq!(read_front(&whole, (8, 3)), None, "another store");
+        assert_eq!(read_front(&whole, (7, 4)), None, "another file");
+        assert_eq!(read_front(&front(1, 64), (7, 3)), None, "a later group");
+        assert_eq!(read_front(&front(0, 65), (7, 3)), None, "no position");
+        assert_eq!(read_front(&[0; SECTOR_BYTES], (7, 3)), None, "never used");
+        for bit in 0..SECTOR_BYTES * 8 {
+            let mut flipped = whole;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(read_front(&flipped, (7, 3)), None, "bit {bit}");
+        }
+    }
+}
