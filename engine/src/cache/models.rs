@@ -127,6 +127,20 @@ fn two_that_want_the_only_place_leave_one_there() {
 }
 
 #[test]
+fn a_block_that_a_get_and_scans_bring_is_queued_once() {
+    explore(
+        "brought twice",
+        10 * ONE,
+        [
+            |model| assert!(model.load(0).is_ok()),
+            |model| model.insert(0, Use::Scan),
+            |model| model.insert(0, Use::Scan),
+        ],
+        |model| assert_eq!(model.cache.stats().values, 1),
+    );
+}
+
+#[test]
 fn a_segment_may_be_dropped_while_its_blocks_are_read() {
     explore(
         "dropped",
