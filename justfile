@@ -21,7 +21,7 @@ crash:
     cargo test -p kvtool --test kill --locked
 
 # Check, and what takes long, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
-deep: check && loom schedules torture planted planted-schedules planted-kernel (kernel "3000" "--where-possible") (strace "3") limits soak (fuzz "15") asan tsan
+deep: check && loom schedules torture planted planted-schedules planted-kernel (kernel "3000" "--where-possible") (strace "4") limits soak (fuzz "20") asan tsan
     ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
