@@ -14,8 +14,8 @@
 //! that missed queued up behind whoever had lost its core with it.
 //!
 //! Invariants: the charges of all values sum to at most the budget, also while an insert is under way; a value that
-//! is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values; a block that several threads
-//! miss at once is read once.
+//! is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values; a block that
+//! several threads miss at once is read once.
 
 #[cfg(all(test, loom))]
 mod models;
@@ -23,12 +23,13 @@ mod policy;
 mod slots;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::RefCnt;
 use policy::Queues;
 
 use crate::sync::cached::{Condvar, Mutex};
+use crate::sync::shared::thread_number;
 
 pub(crate) use slots::{Held, Slots, Use};
 
@@ -195,17 +196,9 @@ struct Stripe {
     misses: AtomicU64,
 }
 
-thread_local! {
-    static STRIPE: usize = {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
-    };
-}
-
 impl Stripes {
     fn own(&self) -> &Stripe {
-        // A thread that is ending counts with the first.
-        &self.0[STRIPE.try_with(|stripe| *stripe).unwrap_or(0)]
+        &self.0[thread_number() % STRIPES]
     }
 
     // Relaxed: the counters publish nothing.
