@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aio::{Bug, planted};
-use wal::{ActiveFile, GRANULE, LogFormat, MAX_EPOCH};
+use wal::{ActiveFile, GRANULE, LogFormat, MAX_EPOCH, STEP};
 
 use crate::files::MAX_FILE;
 use crate::key::Seq;
@@ -267,9 +267,16 @@ impl Version {
         Ok(())
     }
 
-    /// As [`Version::check`], for what a replay of the log relies on beside it.
+    /// As [`Version::check`], for what a replay of the log relies on beside it, and a log that goes on in the same ring.
     pub(crate) fn check_log(&self) -> Result<(), &'static str> {
-        if self.life.ring_bytes == 0 { Err("a life has a ring of no bytes") } else { Ok(()) }
+        if self.life.ring_bytes == 0 {
+            return Err("a life has a ring of no bytes");
+        }
+        let there = self.ring_file_bytes;
+        if there == 0 || !there.is_multiple_of(STEP as u64) {
+            return Err("what is there of a ring is not whole steps");
+        }
+        Ok(())
     }
 
     fn activate(&mut self, file: &ActiveFile) -> Result<(), &'static str> {

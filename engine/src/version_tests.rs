@@ -212,6 +212,12 @@ fn a_life_whose_ring_has_no_bytes_is_refused_before_its_log_is_replayed() {
     let life = |ring_bytes| vec![Edit::Life(Life { number: 1, ring_bytes, ..Life::default() })];
     assert_eq!(built(&life(4096)).unwrap().check_log(), Ok(()));
     assert_eq!(built(&life(0)).unwrap().check_log(), Err("a life has a ring of no bytes"));
+    let there = |file_bytes| built(&[life(8192), vec![Edit::RingGrown { file_bytes }]].concat()).unwrap();
+    assert_eq!(there(4096).check_log(), Ok(()));
+    for file_bytes in [0, 1, 4095, 4097] {
+        let refused = there(file_bytes).check_log();
+        assert_eq!(refused, Err("what is there of a ring is not whole steps"), "{file_bytes}");
+    }
 }
 
 #[test]
