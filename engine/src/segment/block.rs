@@ -40,6 +40,7 @@ use std::cmp::Ordering;
 
 use triomphe::ThinArc;
 
+use super::lanes::{LANES, same_lanes};
 use crate::coding::Reader;
 use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
 use crate::prefetch::prefetch_bytes;
@@ -47,8 +48,6 @@ use crate::prefetch::prefetch_bytes;
 /// The stored block's own header.
 pub(super) const STORED_HEADER_BYTES: usize = 8;
 pub(super) const RAW_HEADER_BYTES: usize = 24;
-/// Fingerprints are compared this many at a time.
-pub(super) const LANES: usize = 32;
 /// What a frame takes beside the raw bytes: two counts, and the columns.
 const FRAME_BYTES: usize = size_of::<Head>() + 2 * size_of::<usize>();
 /// What [`Block::prefetch`] brings: all up to the ends of 70 entries.
@@ -505,9 +504,4 @@ impl Columns {
         }
         if self.heap > raw_len { Err("block columns") } else { Ok(self) }
     }
-}
-
-/// Bit `i` says whether lane `i` is `wanted`. Without a branch, so that the compiler makes a vector compare of it.
-fn same_lanes(lanes: &[u8; LANES], wanted: u8) -> u32 {
-    lanes.iter().enumerate().fold(0, |hits, (i, &lane)| hits | u32::from(lane == wanted) << i)
 }

@@ -3,8 +3,9 @@
 //! Invariant: what it encodes, [`Block::decode`](super::block::Block) takes apart into the same entries.
 #![deny(clippy::indexing_slicing)]
 
-use super::block::{CODEC_LZ4, CODEC_NONE, LANES, RAW_HEADER_BYTES, common_prefix, fingerprint, head_of};
+use super::block::{CODEC_LZ4, CODEC_NONE, RAW_HEADER_BYTES, common_prefix, fingerprint, head_of};
 use super::footer::UNIT_BYTES;
+use super::lanes::LANES;
 use crate::coding::Put;
 use crate::key::{Entry, Kind, Seq};
 

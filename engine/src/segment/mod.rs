@@ -22,7 +22,7 @@
 //! Cost of a point read that is not ruled out by the filter: index search, cache look-up, at most one device read of
 //! a block (one more only if the key's own versions fill the rest of that block).
 //!
-//! Reading order: `cursor`, `verify`, `reader` and `writer`, then `block_builder`, `block`, `index`, `filter`, `footer`.
+//! Reading order: `cursor`, `verify`, `reader` and `writer`, then `block_builder`, `block`, `lanes`, `index`, `filter`, `footer`.
 
 mod block;
 mod block_builder;
@@ -36,6 +36,7 @@ pub(crate) mod fuzzing;
 #[cfg(fuzzing)]
 mod fuzzing_file;
 mod index;
+mod lanes;
 mod reader;
 #[cfg(test)]
 mod tests;
