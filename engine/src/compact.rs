@@ -2,7 +2,8 @@
 //!
 //! Order, and what a crash between the steps leaves: the output is written and synced with its names (orphans); the
 //! manifest edit is synced (output live, inputs dead); the superversion is swapped; the inputs' files are removed
-//! (or are orphans that the next open removes). Readers that hold an older superversion keep their open files.
+//! (or are orphans that the next open removes). Readers that hold an older superversion keep their open files. Last, what
+//! was hot in the inputs is brought into the cache from the output.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use aio::{Bug, planted};
 
 use crate::compaction::picker::{Layers, RunShape, pick};
 use crate::compaction::runner::{open_run, remove, write_run};
+use crate::compaction::warm;
 use crate::error::{Error, Result};
 use crate::listener::Event;
 use crate::merge::Merge;
@@ -95,7 +97,9 @@ fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<
     if planted(Bug::InputsRemovedBeforeTheEdit) {
         remove(&store.files, removed.iter().copied());
     }
+    let mut cooled = Vec::new();
     let installed = open_run(&output, &run).and_then(|opened| {
+        cooled = opened.as_ref().map_or_else(Vec::new, |opened| warm::plan(&inputs, opened));
         let _installing = tree.lock();
         let edit = Edit::Compacted { keyspace: tree.id, removed: removed.clone(), run: run.clone() };
         store.manifest.append(&[edit])?;
@@ -111,6 +115,9 @@ fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<
     }
     remove(&store.files, removed.iter().copied());
     store.count_runs();
+    // With the last reader of the inputs their blocks leave the cache.
+    drop(inputs);
+    warm::bring(&cooled, &|| store.is_closed());
     store.counters.compacted(bytes_in, bytes_out);
     let took = store.files.backend().now().saturating_sub(started);
     store.tell(&Event::Compacted { keyspace: tree.name.clone(), bytes_in, bytes_out, took });

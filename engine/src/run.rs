@@ -56,6 +56,13 @@ impl Run {
         (segment.meta().smallest.as_ref() <= key).then_some((at, segment))
     }
 
+    /// The segment and the block in which the first entry at or behind `key` stands, or stood if there is none: then past the
+    /// last segment, or the last block.
+    pub(crate) fn place_of(&self, key: &[u8]) -> (usize, usize) {
+        let at = self.first_reaching(key);
+        (at, self.segments.get(at).and_then(|segment| segment.first_block(key)).unwrap_or(0))
+    }
+
     /// A cursor over the whole run; `fill_cache` keeps what it reads.
     pub(crate) fn cursor(&self, fill_cache: bool) -> RunCursor {
         let first = self.segments.first().expect("a run has at least one segment");

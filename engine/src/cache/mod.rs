@@ -59,6 +59,11 @@ pub(crate) struct CacheStats {
     pub(crate) budget_bytes: u64,
 }
 
+/// Whether there is a value that was used since it came. Leaves no trace.
+pub(crate) fn is_hot<V: RefCnt>(slots: &Slots<V>, block: usize) -> bool {
+    slots.is_taken(block) && slots.marks.get(block).is_some_and(policy::is_used)
+}
+
 /// Counted values under a byte budget, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Cache<V: RefCnt> {

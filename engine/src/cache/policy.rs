@@ -2,7 +2,7 @@
 //!
 //! A new value enters the *small* queue, a tenth of the budget. Who leaves it unused, as most do in a scan, is gone, but
 //! its *ghost* stays for a while; who was used more than once goes over to the *main* queue, and so does at once who
-//! comes back while its ghost is there. The main queue goes round: a used value gets another turn and loses a use.
+//! comes back while its ghost is there, or was hot before a compaction. The main queue goes round: a used value gets another turn and loses a use.
 //! Nothing moves on a hit; only a mark in the slot changes, and not even that once it is full.
 //!
 //! Source: Yang and others, "FIFO queues are all you need for cache eviction", SOSP 2023.
@@ -37,6 +37,11 @@ pub(super) fn mark_used(mark: &AtomicU8) {
     if before & MAX_USES < MAX_USES {
         mark.store(before + 1, Ordering::Relaxed);
     }
+}
+
+/// Whether a value was used of late.
+pub(super) fn is_used(mark: &AtomicU8) -> bool {
+    mark.load(Ordering::Relaxed) & MAX_USES > 0
 }
 
 #[derive(Debug)]
@@ -99,7 +104,7 @@ impl<V: RefCnt> Queues<V> {
         let was_ghost = slots.marks[block].swap(0, Ordering::Relaxed) & GHOST != 0;
         slots.values[block].store(Some(value.clone()));
         let entry = Entry { slots: Arc::clone(slots), block, charge };
-        if was_ghost && by == Use::Point {
+        if by == Use::Warm || was_ghost && by == Use::Point {
             self.main_used += charge;
             self.main.push_back(entry);
         } else {

@@ -20,6 +20,8 @@ pub(crate) enum Use {
     Point,
     /// A scan, whose blocks come by once: they never push out what point reads want.
     Scan,
+    /// A compaction that brings again what was hot before: it stays as what was wanted twice.
+    Warm,
 }
 
 /// The places of one segment's blocks.

@@ -106,6 +106,21 @@ fn a_scan_does_not_push_out_what_is_used() {
 }
 
 #[test]
+fn what_a_compaction_brings_stays_where_others_come_once() {
+    for (by, stays) in [(Use::Warm, true), (Use::Point, false)] {
+        let cache: Cache<Arc<usize>> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
+        let (hot, others) = (slots(50), slots(500));
+        for block in 0..50 {
+            cache.insert(&hot, block, (&Arc::new(block), 1000), by);
+        }
+        for block in 0..500 {
+            cache.insert(&others, block, (&Arc::new(block), 1000), Use::Point);
+        }
+        assert!((0..50).all(|block| hot.peek(block).is_some() == stays), "{by:?}");
+    }
+}
+
+#[test]
 fn what_comes_back_soon_stays_longer_than_what_a_scan_brings_back() {
     for (by, stays) in [(Use::Point, true), (Use::Scan, false)] {
         let cache: Cache<Arc<usize>> = Cache::new(100 * (1000 + OVERHEAD_BYTES));

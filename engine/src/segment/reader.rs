@@ -17,7 +17,7 @@ use super::block::{Block, Frame};
 use super::filter::Filter;
 use super::footer::{FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Section, SegmentMeta, checksum};
 use super::index::{Index, Place};
-use crate::cache::{Cache, Held, Slots, Use};
+use crate::cache::{Cache, Held, Slots, Use, is_hot};
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::{Kind, Seq};
@@ -240,6 +240,56 @@ impl Segment {
         let charged = (&frame, Block::of(&frame).memory_bytes());
         self.cache.insert(&self.slots, number, charged, Use::Point);
         Ok(frame)
+    }
+
+    /// Number of blocks.
+    pub(crate) fn blocks(&self) -> usize {
+        self.index.blocks()
+    }
+
+    /// Calls `each` for the blocks that are in the cache and were used there: with bounds of their keys, and the bytes that
+    /// they take on the device.
+    pub(crate) fn each_hot_block(&self, mut each: impl FnMut(&[u8], &[u8], u64)) {
+        for number in (0..self.blocks()).filter(|&number| is_hot(&self.slots, number)) {
+            let before = number.checked_sub(1).map(|before| self.index.separator(before));
+            let from = before.unwrap_or(self.meta.smallest.as_ref());
+            each(from, self.index.separator(number), self.stored_bytes(number) as u64);
+        }
+    }
+
+    /// Puts rising blocks together that stand side by side, as long as one read takes at most `limit_bytes`.
+    pub(crate) fn pieces(
+        &self,
+        blocks: impl Iterator<Item = usize>,
+        limit_bytes: usize,
+    ) -> Vec<Range<usize>> {
+        let mut pieces: Vec<Range<usize>> = Vec::new();
+        for block in blocks {
+            if let Some(piece) = pieces.last_mut().filter(|piece| piece.end == block) {
+                let longer = piece.start..block + 1;
+                if self.extent(&longer).is_ok_and(|(_, len_bytes)| len_bytes <= limit_bytes) {
+                    *piece = longer;
+                    continue;
+                }
+            }
+            pieces.push(block..block + 1);
+        }
+        pieces
+    }
+
+    /// Reads these blocks in one go and puts them into the cache as what is wanted.
+    ///
+    /// # Errors
+    /// The read failed, or a block is damaged; those before it are in the cache.
+    pub(crate) fn warm(&self, blocks: &Range<usize>) -> Result<()> {
+        let span = self.read_span(blocks.clone(), None)?;
+        for number in blocks.clone() {
+            let frame = self.decode(number, &span)?;
+            let charged = (&frame, Block::of(&frame).memory_bytes());
+            self.cache.insert(&self.slots, number, charged, Use::Warm);
+        }
+        self.files.give_back(span.buf);
+        Ok(())
     }
 
     /// The machine on which it stands.
