@@ -42,8 +42,15 @@ pub fn run(workload: &Workload, dir: &Path, file_bytes: u64, time: Duration) -> 
     if !workload.is_durable() {
         let depth = workload.depth();
         let file = file_to_read(&*backend, dir, file_bytes)?;
-        let how = format!("raw 4 KiB reads, {depth} in flight");
-        return Ran::of(dir, how, || read_loop(&*backend, &file, (depth, time)));
+        let how = format!("raw 4 KiB reads, {depth} in flight from one thread");
+        let how = match workload.threads {
+            1 => how,
+            threads => {
+                let rate = threads_rate(&*backend, &file, (threads, time / 2))?;
+                format!("{how}; from {threads} threads, one each: {rate:.0}/s")
+            }
+        };
+        return Ran::of(dir, how, || read_loop(&*backend, &file, (depth, time), 0));
     }
     let file = make_file(&*backend, &dir.join("log"), LOG_BYTES)?;
     let mut best: Option<Ran> = None;
@@ -121,11 +128,28 @@ fn file_to_read(backend: &dyn Backend, dir: &Path, file_bytes: u64) -> Result<Fi
     make_file(backend, &path, file_bytes.next_multiple_of(1 << 20))
 }
 
+/// Reads in a second of threads that each wait for one read at a time: as far as a store can come whose gets are calls.
+fn threads_rate(backend: &dyn Backend, file: &File, (threads, time): (u16, Duration)) -> Result<f64> {
+    let begin = now();
+    let operations: u64 = std::thread::scope(|scope| {
+        let reader = move |seed| read_loop(backend, file, (1, time), seed).map(|outcome| outcome.operations);
+        let readers: Vec<_> = (0..threads).map(|seed| scope.spawn(move || reader(seed))).collect();
+        let done = readers.into_iter().map(|reader| reader.join().expect("a raw loop does not panic"));
+        done.sum::<Result<u64>>()
+    })?;
+    Ok(f64::from(u32::try_from(operations).unwrap_or(u32::MAX)) / begin.elapsed().as_secs_f64())
+}
+
 /// Keeps `depth` random reads in flight from one thread.
-fn read_loop(backend: &dyn Backend, file: &File, (depth, time): (usize, Duration)) -> Result<Outcome> {
+fn read_loop(
+    backend: &dyn Backend,
+    file: &File,
+    (depth, time): (usize, Duration),
+    seed: u16,
+) -> Result<Outcome> {
     let pages = backend.size_bytes(file)? / PAGE_BYTES as u64;
     let mut queue = backend.queue(depth)?;
-    let mut random = Random::new(depth as u64);
+    let mut random = Random::new((depth as u64) << 32 | u64::from(seed));
     let mut waiting: VecDeque<Operation> = VecDeque::new();
     let mut next = |token, buf| {
         let offset = random.below(pages) * PAGE_BYTES as u64;
