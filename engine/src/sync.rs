@@ -4,9 +4,9 @@
 //! is everybody else's: with `--cfg shuttle` shuttle's (`just schedules`), which runs the whole store and takes each
 //! operation of the memtable as one step.
 //!
-//! Invariants: `memtable/{latch,node,tree,filter}.rs` and the links of `memtable/arena.rs` take their atomics from here; no
-//! other file but those of the memtable names `parking_lot`. What only counts, and the marks of the cache, stay as
-//! they are: nothing is decided by them on which another thread relies.
+//! Invariants: `memtable/{latch,node,tree,filter}.rs`, the links of `memtable/arena.rs` and `cache/{hazard,places}.rs` take
+//! their atomics from here; no other file but those of the memtable names `parking_lot`. What only counts, and the marks of
+//! the cache, stay as they are: nothing is decided by them on which another thread relies.
 
 #[cfg(loom)]
 mod model;
@@ -100,13 +100,13 @@ pub(crate) mod shared {
     }
 }
 
-/// The cache's: `just loom` looks at those, too.
+/// The cache's: `just loom` looks at those, too; to a schedule a look-up is one step.
 pub(crate) mod cached {
     #[cfg(not(loom))]
-    pub(crate) use arc_swap::{ArcSwapAny as Slot, Guard as SlotGuard};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr};
 
     #[cfg(loom)]
-    pub(crate) use super::model::{Slot, SlotGuard};
+    pub(crate) use super::model::{AtomicBool, AtomicPtr};
     #[cfg(not(loom))]
     pub(crate) use super::shared::{Condvar, Mutex};
     #[cfg(loom)]

@@ -7,31 +7,39 @@
 //!
 //! It knows nothing about blocks: it keeps counted values in slots of which every open segment has its own, so a hit is
 //! one load and no hash table, and writes nothing that another thread reads once a value is known to be hot. A reader
-//! holds what it found through a guard of `arc-swap` (its debt lists are what an epoch would be: a value is freed when the
-//! last guard on it is gone), so guards may be held across user code, a submit or a wait.
+//! announces what it found ([`hazard`]), which delays the freeing of that value and nothing else, so it may be held across
+//! user code, a submit or a wait.
+//!
+//! What leaves the cache waits in its shard ([`retired`]) until it is worth the while to look who holds it. It is not charged
+//! any more, and is memory that counts beside the budget: at most a 64th of it and 512 KiB, or one value that is larger; then
+//! what some thread is freeing just now; and what is held, of which there is no more than guards.
 //!
 //! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each: under one lock, threads
 //! that missed queued up behind whoever had lost its core with it.
 //!
-//! Invariants: the charges of all values sum to at most the budget, also while an insert is under way; a value that
-//! is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values; a block that
-//! several threads miss at once is read once.
+//! Invariants: the charges of all values that can be found sum to at most the budget, also while an insert is under way; a
+//! value that is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values, at
+//! once except for those that somebody holds; a block that several threads miss at once is read once.
 
+mod hazard;
 #[cfg(all(test, loom))]
 mod models;
+mod places;
 mod policy;
+mod retired;
 mod slots;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::RefCnt;
+use hazard::{Counted, Taken};
 use policy::Queues;
 
 use crate::sync::cached::{Condvar, Mutex};
 use crate::sync::shared::thread_number;
 
-pub(crate) use slots::{Held, Slots, Use};
+pub(crate) use hazard::Held;
+pub(crate) use slots::{Slots, Use};
 
 /// What a place in a queue and the value's counts take beside the value itself, in bytes.
 const OVERHEAD_BYTES: u64 = 64;
@@ -41,6 +49,10 @@ const MIN_SHARD_BYTES: u64 = 4 << 20;
 
 /// Shards at most: with more threads than that at misses at once, the device is the limit.
 const MAX_SHARDS: u64 = 16;
+
+/// What left the cache may wait for the next look until it is this part of the budget, and no more than so many bytes.
+const RETIRED_PART: u64 = 64;
+const MOST_RETIRED_BYTES: u64 = 512 << 10;
 
 /// What the cache has done so far, and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,16 +69,18 @@ pub(crate) struct CacheStats {
     pub(crate) bytes: u64,
     /// The limit.
     pub(crate) budget_bytes: u64,
+    /// Charges of what left and was not freed yet: some of it is held, the rest waits for the next look.
+    pub(crate) retired_bytes: u64,
 }
 
 /// Whether there is a value that was used since it came. Leaves no trace.
-pub(crate) fn is_hot<V: RefCnt>(slots: &Slots<V>, block: usize) -> bool {
+pub(crate) fn is_hot<V: Counted>(slots: &Slots<V>, block: usize) -> bool {
     slots.is_taken(block) && slots.marks.get(block).is_some_and(policy::is_used)
 }
 
 /// Counted values under a byte budget, for any number of threads.
 #[derive(Debug)]
-pub(crate) struct Cache<V: RefCnt> {
+pub(crate) struct Cache<V: Counted> {
     /// Each slot belongs to one of them.
     shards: Box<[Mutex<Queues<V>>]>,
     budget_bytes: u64,
@@ -76,13 +90,14 @@ pub(crate) struct Cache<V: RefCnt> {
     loaded: Condvar,
 }
 
-impl<V: RefCnt> Cache<V> {
+impl<V: Counted> Cache<V> {
     /// An empty cache of at most `budget_bytes`. With 0 it keeps nothing and every look-up misses.
     pub(crate) fn new(budget_bytes: u64) -> Cache<V> {
         let shards = (budget_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
         let shard_bytes = budget_bytes / shards;
+        let retired_bytes = (budget_bytes / RETIRED_PART).min(MOST_RETIRED_BYTES) / shards;
         Cache {
-            shards: (0..shards).map(|_| Mutex::new(Queues::new(shard_bytes))).collect(),
+            shards: (0..shards).map(|_| Mutex::new(Queues::new(shard_bytes, retired_bytes))).collect(),
             budget_bytes,
             looked_up: Stripes::default(),
             loading: Mutex::new(Vec::new()),
@@ -105,9 +120,9 @@ impl<V: RefCnt> Cache<V> {
     /// Keeps the value if it fits, after evicting others. A value that is there already stays.
     pub(crate) fn insert(&self, slots: &Arc<Slots<V>>, block: usize, (value, bytes): (&V, u64), by: Use) {
         let charge = bytes.saturating_add(OVERHEAD_BYTES);
-        let evicted = self.shard(slots, block).lock().insert((slots, block), value, charge, by);
-        // Freed here, after the lock.
-        drop(evicted);
+        let shard = self.shard(slots, block);
+        let taken = shard.lock().insert((slots, block), value, charge, by);
+        free(shard, taken);
     }
 
     /// The value after a miss: from `read`, unless another thread reads it already, in which case that is waited for.
@@ -143,8 +158,8 @@ impl<V: RefCnt> Cache<V> {
     /// Forgets the values of a segment that nobody reads any more. O(values).
     pub(crate) fn forget(&self, slots: &Arc<Slots<V>>) {
         for shard in &self.shards {
-            let removed = shard.lock().forget(slots);
-            drop(removed);
+            let taken = shard.lock().forget(slots);
+            free(shard, taken);
         }
     }
 
@@ -152,8 +167,8 @@ impl<V: RefCnt> Cache<V> {
     /// values.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
-            let removed = shard.lock().clear();
-            drop(removed);
+            let taken = shard.lock().clear();
+            free(shard, taken);
         }
     }
 
@@ -165,6 +180,7 @@ impl<V: RefCnt> Cache<V> {
             stats.evictions += queues.evictions();
             stats.values += queues.values();
             stats.bytes += queues.used_bytes();
+            stats.retired_bytes += queues.retired_bytes();
         }
         stats
     }
@@ -174,13 +190,33 @@ impl<V: RefCnt> Cache<V> {
     }
 }
 
+/// Frees what left a shard, outside of its lock; what somebody holds goes back there.
+fn free<V: Counted>(shard: &Mutex<Queues<V>>, mut taken: Vec<Taken<V>>) {
+    if taken.is_empty() {
+        return;
+    }
+    hazard::free_unheld(&mut taken);
+    if !taken.is_empty() {
+        shard.lock().wait_again(taken);
+    }
+}
+
+impl<V: Counted> Drop for Cache<V> {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            let taken = shard.lock().clear();
+            hazard::leave_to_others(taken);
+        }
+    }
+}
+
 /// A block that this thread reads; told to those who wait for it also if the read fails or panics.
-struct Loading<'a, V: RefCnt> {
+struct Loading<'a, V: Counted> {
     cache: &'a Cache<V>,
     key: (usize, usize),
 }
 
-impl<V: RefCnt> Drop for Loading<'_, V> {
+impl<V: Counted> Drop for Loading<'_, V> {
     fn drop(&mut self) {
         self.cache.loading.lock().retain(|key| *key != self.key);
         self.cache.loaded.notify_all();

@@ -75,7 +75,10 @@ fn explore(name: &str, budget_bytes: u64, threads: [fn(&Model); 3], check: fn(&M
         let model = Model::new(budget_bytes);
         let others = [threads[1], threads[2]].map(|work| {
             let model = Arc::clone(&model);
-            thread::spawn(move || work(&model))
+            thread::spawn(move || {
+                work(&model);
+                places::end_thread();
+            })
         });
         threads[0](&model);
         for other in others {
@@ -83,6 +86,7 @@ fn explore(name: &str, budget_bytes: u64, threads: [fn(&Model); 3], check: fn(&M
         }
         check(&model);
         model.check();
+        places::end_thread();
     });
     println!("{name}: {} schedules", schedules.load(Ordering::Relaxed));
 }

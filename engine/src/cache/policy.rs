@@ -18,8 +18,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 
-use arc_swap::RefCnt;
-
+use super::hazard::{Counted, Taken};
+use super::retired::Retired;
 use super::slots::{Slots, Use};
 
 /// Uses that a mark counts at most.
@@ -45,13 +45,13 @@ pub(super) fn is_used(mark: &AtomicU8) -> bool {
 }
 
 #[derive(Debug)]
-struct Entry<V: RefCnt> {
+struct Entry<V: Counted> {
     slots: Arc<Slots<V>>,
     block: usize,
     charge: u64,
 }
 
-impl<V: RefCnt> Entry<V> {
+impl<V: Counted> Entry<V> {
     fn mark(&self) -> &AtomicU8 {
         &self.slots.marks[self.block]
     }
@@ -59,11 +59,16 @@ impl<V: RefCnt> Entry<V> {
     fn uses(&self) -> u8 {
         self.mark().load(Ordering::Relaxed) & MAX_USES
     }
+
+    /// The value leaves its slot.
+    fn take(&self) -> Option<Taken<V>> {
+        self.slots.values[self.block].take(self.charge)
+    }
 }
 
 /// The queues of a cache.
 #[derive(Debug)]
-pub(super) struct Queues<V: RefCnt> {
+pub(super) struct Queues<V: Counted> {
     small: VecDeque<Entry<V>>,
     main: VecDeque<Entry<V>>,
     ghosts: VecDeque<(Weak<Slots<V>>, usize)>,
@@ -71,10 +76,12 @@ pub(super) struct Queues<V: RefCnt> {
     main_used: u64,
     budget: u64,
     evictions: u64,
+    retired: Retired<V>,
 }
 
-impl<V: RefCnt> Queues<V> {
-    pub(super) fn new(budget: u64) -> Queues<V> {
+impl<V: Counted> Queues<V> {
+    /// Within `budget`; what is thrown out may wait until it is more than `waiting`.
+    pub(super) fn new(budget: u64, waiting: u64) -> Queues<V> {
         Queues {
             small: VecDeque::new(),
             main: VecDeque::new(),
@@ -83,26 +90,26 @@ impl<V: RefCnt> Queues<V> {
             main_used: 0,
             budget,
             evictions: 0,
+            retired: Retired::new(waiting),
         }
     }
 
-    /// Returns what had to go, so that the caller frees it outside of the lock.
+    /// Returns what is to be freed, if it is time for that: by the caller, outside of the lock.
     pub(super) fn insert(
         &mut self,
         (slots, block): (&Arc<Slots<V>>, usize),
         value: &V,
         charge: u64,
         by: Use,
-    ) -> Vec<V> {
-        let mut evicted = Vec::new();
-        if charge > self.budget || slots.values[block].load().is_some() {
-            return evicted;
+    ) -> Vec<Taken<V>> {
+        if charge > self.budget || slots.values[block].is_some() {
+            return Vec::new();
         }
         while self.used_bytes() > self.budget - charge {
-            evicted.extend(self.make_room());
+            self.make_room();
         }
         let was_ghost = slots.marks[block].swap(0, Ordering::Relaxed) & GHOST != 0;
-        slots.values[block].store(Some(value.clone()));
+        slots.values[block].fill(value.clone());
         let entry = Entry { slots: Arc::clone(slots), block, charge };
         if by == Use::Warm || was_ghost && by == Use::Point {
             self.main_used += charge;
@@ -112,30 +119,43 @@ impl<V: RefCnt> Queues<V> {
             self.small.push_back(entry);
         }
         assert!(self.used_bytes() <= self.budget, "the cache is over its budget");
-        evicted
+        self.retired.due()
     }
 
-    pub(super) fn forget(&mut self, slots: &Arc<Slots<V>>) -> Vec<V> {
-        let mut removed = Vec::new();
+    /// Returns all that is to be freed, as [`Queues::insert`].
+    pub(super) fn forget(&mut self, slots: &Arc<Slots<V>>) -> Vec<Taken<V>> {
+        let retired = &mut self.retired;
         for (queue, used) in [(&mut self.small, &mut self.small_used), (&mut self.main, &mut self.main_used)]
         {
             queue.retain(|entry| {
                 let stays = !Arc::ptr_eq(&entry.slots, slots);
                 if !stays {
                     *used -= entry.charge;
-                    removed.extend(entry.slots.values[entry.block].swap(None));
+                    entry.take().into_iter().for_each(|taken| retired.add(taken));
                 }
                 stays
             });
         }
-        removed
+        self.retired.all()
     }
 
-    pub(super) fn clear(&mut self) -> Vec<V> {
+    /// Returns all that is to be freed, as [`Queues::insert`].
+    pub(super) fn clear(&mut self) -> Vec<Taken<V>> {
         (self.small_used, self.main_used) = (0, 0);
         self.ghosts.clear();
         let entries = self.small.drain(..).chain(self.main.drain(..));
-        entries.filter_map(|entry| entry.slots.values[entry.block].swap(None)).collect()
+        entries.filter_map(|entry| entry.take()).for_each(|taken| self.retired.add(taken));
+        self.retired.all()
+    }
+
+    /// What was to be freed and is held by somebody.
+    pub(super) fn wait_again(&mut self, held: Vec<Taken<V>>) {
+        self.retired.wait_again(held);
+    }
+
+    /// Charges of what left and was not freed yet.
+    pub(super) fn retired_bytes(&self) -> u64 {
+        self.retired.bytes()
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -152,22 +172,22 @@ impl<V: RefCnt> Queues<V> {
 
     /// One step: an entry leaves the small queue for the main one or for good, or has its turn in the main one. Ends in
     /// something evicted, since every turn takes a use away.
-    fn make_room(&mut self) -> Option<V> {
+    fn make_room(&mut self) {
         if self.small_used > self.budget / SMALL_PART || self.main.is_empty() {
-            self.leave_small()
+            self.leave_small();
         } else {
-            self.turn_main()
+            self.turn_main();
         }
     }
 
-    fn leave_small(&mut self) -> Option<V> {
+    fn leave_small(&mut self) {
         let entry = self.small.pop_front().expect("bytes are charged to some value");
         self.small_used -= entry.charge;
         if entry.uses() > 1 {
             entry.mark().store(0, Ordering::Relaxed);
             self.main_used += entry.charge;
             self.main.push_back(entry);
-            return None;
+            return;
         }
         entry.mark().store(GHOST, Ordering::Relaxed);
         self.ghosts.push_back((Arc::downgrade(&entry.slots), entry.block));
@@ -175,24 +195,24 @@ impl<V: RefCnt> Queues<V> {
         while self.ghosts.len() > self.small.len() + self.main.len() + 1 {
             self.lay_ghost();
         }
-        self.evict(&entry)
+        self.evict(&entry);
     }
 
-    fn turn_main(&mut self) -> Option<V> {
-        let entry = self.main.pop_front()?;
+    fn turn_main(&mut self) {
+        let Some(entry) = self.main.pop_front() else { return };
         let uses = entry.uses();
         if uses > 0 {
             entry.mark().store(uses - 1, Ordering::Relaxed);
             self.main.push_back(entry);
-            return None;
+            return;
         }
         self.main_used -= entry.charge;
-        self.evict(&entry)
+        self.evict(&entry);
     }
 
-    fn evict(&mut self, entry: &Entry<V>) -> Option<V> {
+    fn evict(&mut self, entry: &Entry<V>) {
         self.evictions += 1;
-        entry.slots.values[entry.block].swap(None)
+        entry.take().into_iter().for_each(|taken| self.retired.add(taken));
     }
 
     fn lay_ghost(&mut self) {

@@ -5,13 +5,8 @@
 use std::fmt;
 use std::sync::atomic::AtomicU8;
 
-use arc_swap::RefCnt;
-
+use super::hazard::{Counted, Held, Slot};
 use crate::prefetch::prefetch;
-use crate::sync::cached::{Slot, SlotGuard};
-
-/// What a look-up found, for as long as it is held.
-pub(crate) type Held<V> = SlotGuard<Option<V>>;
 
 /// What asks for a value to be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,27 +20,27 @@ pub(crate) enum Use {
 }
 
 /// The places of one segment's blocks.
-pub(crate) struct Slots<V: RefCnt> {
-    pub(super) values: Box<[Slot<Option<V>>]>,
+pub(crate) struct Slots<V: Counted> {
+    pub(super) values: Box<[Slot<V>]>,
     /// How often each was used of late, and whether it was thrown out unused: see `policy`.
     pub(super) marks: Box<[AtomicU8]>,
     /// Moves segments with few blocks to different shards.
     pub(super) salt: usize,
 }
 
-impl<V: RefCnt> Slots<V> {
+impl<V: Counted> Slots<V> {
     /// None is filled; `salt` tells segments apart.
     pub(crate) fn new(blocks: usize, salt: u64) -> Slots<V> {
         Slots {
             salt: usize::try_from(salt).unwrap_or(0),
-            values: (0..blocks).map(|_| Slot::new(None)).collect(),
+            values: (0..blocks).map(|_| Slot::empty()).collect(),
             marks: (0..blocks).map(|_| AtomicU8::new(0)).collect(),
         }
     }
 
     /// What they take, without the values.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.values.len() * (size_of::<Slot<Option<V>>>() + size_of::<AtomicU8>())
+        self.values.len() * (size_of::<Slot<V>>() + size_of::<AtomicU8>())
     }
 
     /// Soon somebody will look for this block.
@@ -66,16 +61,16 @@ impl<V: RefCnt> Slots<V> {
 
     /// Whether there is a value. It may be gone in the next moment.
     pub(crate) fn is_taken(&self, block: usize) -> bool {
-        self.values.get(block).is_some_and(|value| value.load().is_some())
+        self.values.get(block).is_some_and(Slot::is_some)
     }
 
     /// The value, neither marked nor counted: for scans that shall leave no trace.
     pub(crate) fn peek(&self, block: usize) -> Option<V> {
-        self.values.get(block)?.load_full()
+        Held::into_inner(self.values.get(block)?.load())
     }
 }
 
-impl<V: RefCnt> fmt::Debug for Slots<V> {
+impl<V: Counted> fmt::Debug for Slots<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Slots({} blocks)", self.values.len())
     }

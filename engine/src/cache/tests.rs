@@ -4,11 +4,11 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 
-fn slots<V: RefCnt>(blocks: usize) -> Arc<Slots<V>> {
+fn slots<V: Counted>(blocks: usize) -> Arc<Slots<V>> {
     Arc::new(Slots::new(blocks, 0))
 }
 
-fn has<V: RefCnt>(cache: &Cache<V>, slots: &Slots<V>, block: usize) -> bool {
+fn has<V: Counted>(cache: &Cache<V>, slots: &Slots<V>, block: usize) -> bool {
     cache.get(slots, block).is_some()
 }
 
@@ -201,4 +201,138 @@ fn threads_do_not_exceed_the_budget_together() {
         }
     });
     assert!(cache.stats().bytes <= 2 << 20);
+}
+
+/// A value that counts the bytes of all that live.
+struct Live {
+    bytes: u64,
+    all: Arc<AtomicU64>,
+}
+
+impl Live {
+    fn new(bytes: u64, all: &Arc<AtomicU64>) -> Arc<Live> {
+        all.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Live { bytes, all: Arc::clone(all) })
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_was_thrown_out_and_lives_is_a_small_part_of_the_budget() {
+    for budget in [5000, 3 << 20, 20 << 20, 100 << 20] {
+        let cache: Cache<Arc<Live>> = Cache::new(budget);
+        let (slots, all) = (slots(100_000), Arc::default());
+        let may_wait = (budget / 64).min(512 << 10);
+        let mut most_retired = 0;
+        for (block, step) in (0..100_000).zip(0_u64..) {
+            // Now and then one that is larger than all that may wait.
+            let bytes = if step.is_multiple_of(1000) {
+                700_000
+            } else {
+                2000 + step.wrapping_mul(0x9e37_79b9) % 5000
+            };
+            cache.insert(&slots, block, (&Live::new(bytes, &all), bytes), Use::Point);
+            let lives = all.load(Ordering::Relaxed);
+            assert!(lives <= budget + may_wait, "{lives} of {budget}");
+            if step.is_multiple_of(16) {
+                let stats = cache.stats();
+                assert!(lives <= stats.bytes + stats.retired_bytes);
+                most_retired = most_retired.max(stats.retired_bytes);
+            }
+        }
+        assert!(cache.stats().evictions > 0);
+        assert!(budget < 3 << 20 || most_retired > may_wait / 4, "they wait for each other: {most_retired}");
+        drop(cache);
+        assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[test]
+fn only_what_is_held_outlives_its_segment_and_its_cache() {
+    let cache: Cache<Arc<Live>> = Cache::new(8 << 20);
+    let (segments, all) = ([slots(1000), slots(1000)], Arc::default());
+    let fill = || {
+        for block in 0..1000 {
+            for slots in &segments {
+                cache.insert(slots, block, (&Live::new(1000, &all), 1000), Use::Point);
+            }
+        }
+    };
+    let lives = || all.load(Ordering::Relaxed);
+    fill();
+    assert_eq!(lives(), 2_000_000);
+    let held = cache.get(&segments[0], 3);
+    cache.forget(&segments[0]);
+    assert_eq!(lives(), 1_001_000);
+    assert_eq!(held.as_ref().map(|live| live.bytes), Some(1000));
+    drop(held);
+    // It is noticed when somebody looks the next time.
+    cache.forget(&segments[1]);
+    assert_eq!((lives(), cache.stats().retired_bytes), (0, 0));
+
+    fill();
+    let held = [5, 6, 7].map(|block| cache.get(&segments[1], block));
+    cache.clear();
+    assert_eq!(lives(), 3000);
+    assert!(cache.stats().retired_bytes <= 3 * (1000 + OVERHEAD_BYTES), "or they have counts");
+    drop(held);
+    cache.clear();
+    assert_eq!((lives(), cache.stats().retired_bytes), (0, 0));
+
+    fill();
+    let held = cache.get(&segments[1], 9);
+    drop(cache);
+    assert_eq!(lives(), 1000);
+    assert!(segments.iter().flat_map(|slots| &slots.values).all(|slot| !slot.is_some()));
+    drop(segments);
+    assert_eq!(held.as_ref().map(|live| live.bytes), Some(1000));
+    drop(held);
+    // Whoever frees something frees it, too.
+    let other: Cache<Arc<Live>> = Cache::new(1 << 20);
+    while lives() > 0 {
+        let slots = slots(1);
+        other.insert(&slots, 0, (&Live::new(0, &all), 0), Use::Point);
+        other.clear();
+        std::thread::yield_now();
+    }
+}
+
+/// Readers hold a few blocks at once, as user code does, while others throw them out.
+#[test]
+fn what_threads_hold_is_not_freed_while_others_throw_it_out() {
+    let cache: Cache<Arc<Live>> = Cache::new(300_000);
+    let all = Arc::default();
+    std::thread::scope(|scope| {
+        for thread in 0..4_usize {
+            let (cache, all) = (&cache, &all);
+            scope.spawn(move || {
+                let segment = slots(1000);
+                for round in 0..20 {
+                    let mut held = std::collections::VecDeque::new();
+                    for step in 0..1000 {
+                        let (block, bytes) = (step * (thread + 7) % 1000, 1000 + (step * 7 % 1000) as u64);
+                        cache.insert(&segment, block, (&Live::new(bytes, all), bytes), Use::Point);
+                        held.push_back(cache.get(&segment, block));
+                        let live: u64 =
+                            held.iter().filter_map(|held| held.as_ref()).map(|live| live.bytes).sum();
+                        assert!(live <= 2000 * 13, "or a freed one is seen");
+                        while held.len() > step % 12 {
+                            held.pop_front();
+                        }
+                    }
+                    if round % 4 == thread {
+                        cache.forget(&segment);
+                    }
+                }
+                cache.forget(&segment);
+            });
+        }
+    });
+    cache.clear();
+    assert_eq!((all.load(Ordering::Relaxed), cache.stats().bytes), (0, 0));
 }

@@ -1,4 +1,4 @@
-//! Loom's atomics with the faces of the standard library's, and a place of the cache.
+//! Loom's atomics with the faces of the standard library's.
 //!
 //! Loom tries another order of two accesses if they concern the same atomic and one of them writes. Of an atomic it
 //! remembers the last access only, so when a thread loads and then writes, the load of another thread before that is
@@ -41,6 +41,7 @@ macro_rules! atomic {
     };
 }
 
+atomic!(AtomicBool, bool);
 atomic!(AtomicU32, u32);
 atomic!(AtomicU64, u64);
 
@@ -69,46 +70,58 @@ impl AtomicU64 {
     }
 }
 
-/// Stands for a place of `arc-swap`: a value that any thread may load, store and swap. That those three are one step each is
-/// that crate's affair; what follows from their order is looked at here.
-pub(crate) struct Slot<T>(loom::sync::Mutex<T>);
-
-impl<T: Clone> Slot<T> {
-    pub(crate) fn new(value: T) -> Slot<T> {
-        Slot(loom::sync::Mutex::new(value))
-    }
-
-    pub(crate) fn load(&self) -> SlotGuard<T> {
-        SlotGuard(self.load_full())
-    }
-
-    pub(crate) fn load_full(&self) -> T {
-        self.0.lock().expect("a panic ends the model").clone()
-    }
-
-    pub(crate) fn store(&self, value: T) {
-        self.swap(value);
-    }
-
-    pub(crate) fn swap(&self, value: T) -> T {
-        std::mem::replace(&mut *self.0.lock().expect("a panic ends the model"), value)
+impl AtomicBool {
+    pub(crate) fn swap(&self, value: bool, order: Ordering) -> bool {
+        turn();
+        self.0.swap(value, order)
     }
 }
 
-/// What was loaded.
+/// Loom takes a sequentially consistent access for acquire and release only, and would find executions that no machine has.
+/// So here, as in the log's models, a fence that is sequentially consistent, which loom does model, follows each exchange
+/// that is to be so.
 #[derive(Debug)]
-pub(crate) struct SlotGuard<T>(T);
+pub(crate) struct AtomicPtr<T>(loom::sync::atomic::AtomicPtr<T>);
 
-impl<T> SlotGuard<T> {
-    pub(crate) fn into_inner(guard: SlotGuard<T>) -> T {
-        guard.0
+impl<T> AtomicPtr<T> {
+    pub(crate) fn new(value: *mut T) -> AtomicPtr<T> {
+        AtomicPtr(loom::sync::atomic::AtomicPtr::new(value))
+    }
+
+    pub(crate) fn load(&self, order: Ordering) -> *mut T {
+        turn();
+        self.0.load(order)
+    }
+
+    pub(crate) fn store(&self, value: *mut T, order: Ordering) {
+        assert_ne!(order, Ordering::SeqCst, "it would need the fence");
+        turn();
+        self.0.store(value, order);
+    }
+
+    pub(crate) fn swap(&self, value: *mut T, order: Ordering) -> *mut T {
+        turn();
+        let before = self.0.swap(value, order);
+        fence_after(order);
+        before
+    }
+
+    pub(crate) fn compare_exchange(
+        &self,
+        current: *mut T,
+        new: *mut T,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<*mut T, *mut T> {
+        turn();
+        let outcome = self.0.compare_exchange(current, new, success, failure);
+        fence_after(success);
+        outcome
     }
 }
 
-impl<T> std::ops::Deref for SlotGuard<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
+fn fence_after(order: Ordering) {
+    if order == Ordering::SeqCst {
+        fence(Ordering::SeqCst);
     }
 }

@@ -1,0 +1,304 @@
+//! Every schedule of small cases, for loom (`just loom`): threads that load, take out, free and end at once.
+//!
+//! A thread has one guard here, so that the second counts. Memory of values that are freed is used again at once, the last
+//! first.
+//!
+//! Invariants looked at: whatever is found is a value that stood in that slot; while it is held it is not freed, and what is
+//! done with it is ordered before its freeing; at the end everything is freed, once.
+#![expect(unsafe_code, reason = "values whose memory the models give out again")]
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64 as Count;
+
+use loom::cell::UnsafeCell;
+use loom::sync::Mutex;
+use loom::sync::atomic::AtomicUsize;
+use loom::thread;
+
+use super::*;
+
+/// Memory for a value. It stays until the process ends.
+struct Body {
+    counts: AtomicUsize,
+    /// Which value it is; 0: it is freed. Loom notices if it is read and written without an order.
+    number: UnsafeCell<usize>,
+}
+
+// SAFETY: loom looks after the accesses to `number`, and runs one thread at a time.
+unsafe impl Sync for Body {}
+
+/// What has been freed of this run, to be used again, and how many bodies there are.
+struct Memory {
+    free: Vec<&'static Body>,
+    bodies: usize,
+}
+
+loom::lazy_static! {
+    static ref MEMORY: Mutex<Memory> = Mutex::new(Memory { free: Vec::new(), bodies: 0 });
+}
+
+/// One count of a value.
+struct Watched(&'static Body);
+
+impl Watched {
+    fn new(number: usize) -> Watched {
+        let mut memory = MEMORY.lock().unwrap();
+        if let Some(body) = memory.free.pop() {
+            drop(memory);
+            body.write(number);
+            body.counts.store(1, Ordering::Relaxed);
+            return Watched(body);
+        }
+        memory.bodies += 1;
+        Watched(Box::leak(Box::new(Body { counts: AtomicUsize::new(1), number: UnsafeCell::new(number) })))
+    }
+
+    fn number(&self) -> usize {
+        // SAFETY: loom fails if anybody writes at the same time, and runs one thread at a time.
+        let number = self.0.number.with(|number| unsafe { *number });
+        assert_ne!(number, 0, "it was freed");
+        number
+    }
+}
+
+impl Body {
+    fn write(&self, number: usize) {
+        // SAFETY: as in `Watched::number`.
+        self.number.with_mut(|place| unsafe { *place = number });
+    }
+}
+
+impl Clone for Watched {
+    fn clone(&self) -> Watched {
+        assert!(self.0.counts.fetch_add(1, Ordering::Relaxed) > 0, "it was freed");
+        Watched(self.0)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let before = self.0.counts.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "it was freed twice");
+        if before == 1 {
+            self.0.write(0);
+            MEMORY.lock().unwrap().free.push(self.0);
+        }
+    }
+}
+
+// SAFETY: a value is a reference to its body and nothing else, and bodies stay.
+unsafe impl Counted for Watched {
+    fn into_raw(self) -> NonNull<()> {
+        NonNull::from(ManuallyDrop::new(self).0).cast()
+    }
+
+    fn address(&self) -> usize {
+        ptr::from_ref(self.0).addr()
+    }
+
+    unsafe fn from_raw(raw: NonNull<()>) -> Watched {
+        // SAFETY: `into_raw` made it of a reference that stays.
+        Watched(unsafe { raw.cast().as_ref() })
+    }
+}
+
+/// Two slots; the first holds value 1, the second value 2.
+type Slots = [Slot<Watched>; 2];
+
+fn slots() -> Arc<Slots> {
+    Arc::new([1, 2].map(|number| {
+        let slot = Slot::empty();
+        slot.fill(Watched::new(number));
+        slot
+    }))
+}
+
+fn explore(name: &str, preemptions: usize, model: fn()) {
+    let schedules = Arc::new(Count::new(0));
+    let count = Arc::clone(&schedules);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 10_000;
+    builder.check(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        model();
+        let memory = MEMORY.lock().unwrap();
+        assert_eq!(memory.free.len(), memory.bodies, "what nobody has is freed");
+    });
+    println!("{name}: {} schedules", schedules.load(Ordering::Relaxed));
+}
+
+fn spawn(slots: &Arc<Slots>, work: fn(&Slots)) -> thread::JoinHandle<()> {
+    let slots = Arc::clone(slots);
+    thread::spawn(move || {
+        work(&slots);
+        places::end_thread();
+    })
+}
+
+/// The number of what is found, looked at twice with others in between.
+fn read(slot: &Slot<Watched>) -> Option<usize> {
+    let held = slot.load();
+    let value = held.as_ref()?;
+    let number = value.number();
+    thread::yield_now();
+    assert_eq!(value.number(), number, "another value came to its place while it was held");
+    Some(number)
+}
+
+/// What is held waits; the others are freed.
+fn throw_out(slot: &Slot<Watched>) -> Vec<Taken<Watched>> {
+    let mut taken: Vec<_> = slot.take(0).into_iter().collect();
+    free_unheld(&mut taken);
+    taken
+}
+
+/// When nobody holds anything any more.
+fn free_all(mut taken: Vec<Taken<Watched>>) {
+    free_unheld(&mut taken);
+    assert_eq!(taken.len(), 0, "nobody holds anything");
+}
+
+#[test]
+fn what_is_held_is_not_freed() {
+    explore("one reader", 4, || {
+        let slots = slots();
+        let reader = spawn(&slots, |slots| assert!([None, Some(1)].contains(&read(&slots[0]))));
+        let waiting = throw_out(&slots[0]);
+        reader.join().unwrap();
+        free_all(waiting);
+    });
+}
+
+#[test]
+fn two_may_hold_what_a_third_throws_out() {
+    explore("two readers", 3, || {
+        let slots = slots();
+        let readers = [(); 2].map(|()| {
+            spawn(&slots, |slots| {
+                read(&slots[0]);
+            })
+        });
+        let waiting = throw_out(&slots[0]);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        free_all(waiting);
+    });
+}
+
+/// The new value comes to where the old one was, if that is free already.
+#[test]
+fn another_value_at_the_same_address_is_what_is_found_there() {
+    explore("an address again", 3, || {
+        let slots = slots();
+        let reader = spawn(&slots, |slots| {
+            let first = read(&slots[0]);
+            assert!([None, Some(1), Some(3)].contains(&first), "{first:?}");
+            let second = read(&slots[0]);
+            assert!(second == Some(3) || (second, first) != (Some(1), Some(3)), "{second:?} after {first:?}");
+        });
+        let mut waiting = throw_out(&slots[0]);
+        slots[0].fill(Watched::new(3));
+        reader.join().unwrap();
+        waiting.extend(slots[0].take(0));
+        free_all(waiting);
+    });
+}
+
+#[test]
+fn who_frees_may_be_another_than_who_took_out() {
+    explore("freed elsewhere", 3, || {
+        let slots = slots();
+        let reader = spawn(&slots, |slots| {
+            read(&slots[0]);
+        });
+        let waiting = Arc::new(Mutex::new(Vec::new()));
+        let list = Arc::clone(&waiting);
+        let freeing = thread::spawn(move || {
+            let mut taken = std::mem::take(&mut *list.lock().unwrap());
+            free_unheld(&mut taken);
+            list.lock().unwrap().extend(taken);
+        });
+        let taken = slots[0].take(0);
+        waiting.lock().unwrap().extend(taken);
+        reader.join().unwrap();
+        freeing.join().unwrap();
+        free_all(std::mem::take(&mut *waiting.lock().unwrap()));
+    });
+}
+
+#[test]
+fn who_holds_more_than_there_are_places_counts() {
+    explore("two at once", 3, || {
+        let slots = slots();
+        let reader = spawn(&slots, |slots| {
+            let first = slots[0].load();
+            assert!([None, Some(2)].contains(&read(&slots[1])));
+            assert!([None, Some(1)].contains(&first.as_ref().map(Watched::number)));
+        });
+        let mut waiting = throw_out(&slots[1]);
+        waiting.append(&mut throw_out(&slots[0]));
+        reader.join().unwrap();
+        free_all(waiting);
+    });
+}
+
+#[test]
+fn a_count_may_be_taken_of_what_is_held() {
+    explore("counted", 4, || {
+        let slots = slots();
+        let reader = spawn(&slots, |slots| {
+            let counted = Held::into_inner(slots[0].load());
+            thread::yield_now();
+            assert!([None, Some(1)].contains(&counted.as_ref().map(Watched::number)));
+        });
+        let waiting = throw_out(&slots[0]);
+        reader.join().unwrap();
+        free_all(waiting);
+    });
+}
+
+/// The first thread of the two ends; the second takes over its places, or it was too early and has its own.
+#[test]
+fn places_go_from_a_thread_that_ends_to_another() {
+    explore("a thread ends", 3, || {
+        let slots = slots();
+        let first = spawn(&slots, |slots| {
+            read(&slots[0]);
+        });
+        let second = spawn(&slots, |slots| {
+            read(&slots[1]);
+            read(&slots[0]);
+        });
+        let waiting = throw_out(&slots[0]);
+        first.join().unwrap();
+        second.join().unwrap();
+        free_all(waiting);
+        free_all(slots[1].take(0).into_iter().collect());
+    });
+}
+
+/// The guard is let go by another thread than made it, whose place is used again.
+#[test]
+fn a_guard_may_be_let_go_elsewhere() {
+    explore("let go elsewhere", 3, || {
+        let slots = slots();
+        let handed = Arc::new(Mutex::new(None));
+        let (theirs, into) = (Arc::clone(&slots), Arc::clone(&handed));
+        let reader = thread::spawn(move || {
+            *into.lock().unwrap() = Some(theirs[0].load());
+            read(&theirs[1]);
+            places::end_thread();
+        });
+        let held = handed.lock().unwrap().take();
+        let number = held.as_ref().and_then(|held| held.as_ref()).map(Watched::number);
+        assert!([None, Some(1)].contains(&number));
+        drop(held);
+        let mut waiting = throw_out(&slots[0]);
+        waiting.append(&mut throw_out(&slots[1]));
+        reader.join().unwrap();
+        drop(handed.lock().unwrap().take());
+        free_all(waiting);
+    });
+}
