@@ -260,8 +260,9 @@ impl Version {
         if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {
             return Err("a counter is used up");
         }
-        // A replay begins at one of the two, and relies on it.
-        if [self.horizon, self.life.start].iter().any(|at| !at.get().is_multiple_of(GRANULE as u64)) {
+        // A replay begins at one of the two, or at what becomes the horizon, and relies on it.
+        let flushed = self.keyspaces.values().map(|keyspace| keyspace.flushed);
+        if flushed.chain([self.horizon, self.life.start]).any(|at| !at.get().is_multiple_of(GRANULE as u64)) {
             return Err("a position is not where a record can start");
         }
         Ok(())

@@ -72,7 +72,7 @@ fn edit(version: &Version, step: Step, position: u64) -> Option<Edit> {
         Step::Drop(nth) => Edit::KeyspaceDropped { keyspace: keyspace(nth)? },
         Step::Flush(nth, segments) => {
             let run = new_run(version, keyspace(nth)?, segments, position);
-            Edit::Flushed { keyspace: keyspace(nth)?, to: Seq::new(position + 1), run }
+            Edit::Flushed { keyspace: keyspace(nth)?, to: Seq::new(position + 32), run }
         }
         Step::Compact(nth, from, len) => {
             let runs = &version.keyspaces.get(&keyspace(nth)?)?.runs;
@@ -121,7 +121,7 @@ fn created(keyspace: u32, name: &str) -> Edit {
 }
 
 fn flushed(run: RunMeta) -> Edit {
-    Edit::Flushed { keyspace: 1, to: Seq::new(100), run }
+    Edit::Flushed { keyspace: 1, to: Seq::new(96), run }
 }
 
 fn compacted(removed: &[u64], run: RunMeta) -> Edit {
@@ -202,7 +202,11 @@ fn a_position_where_no_record_can_start_is_refused() {
     let horizon = |at| vec![Edit::Horizon { at: Seq::new(at), retired: Vec::new() }];
     let life = |start| vec![Edit::Life(Life { number: 1, start: Seq::new(start), ..Life::default() })];
     assert!(built(&horizon(64)).is_ok() && built(&life(64)).is_ok());
-    for edits in [horizon(33), life(33)] {
+    // The horizon becomes the least that keyspaces are flushed to.
+    let flushed =
+        |to| vec![created(1, "one"), Edit::Flushed { keyspace: 1, to: Seq::new(to), run: Vec::new() }];
+    assert!(built(&flushed(64)).is_ok());
+    for edits in [horizon(33), life(33), flushed(33)] {
         assert_eq!(built(&edits), Err("a position is not where a record can start"), "{edits:?}");
     }
 }
