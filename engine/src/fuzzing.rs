@@ -3,7 +3,7 @@
 //!
 //! Invariant: nothing here hands a decoder out; what is compared is compared here.
 
-pub use crate::segment::fuzzing::{block, filter, footer, index, parts, segment};
+pub use crate::segment::fuzzing::{block, filter, footer, index, parts, segment, top};
 
 use std::collections::BTreeMap;
 use std::path::Path;

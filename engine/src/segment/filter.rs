@@ -11,18 +11,23 @@
 //! A key with hash `h` (`key::key_hash`) belongs to line `(h >> 32) * b >> 32`. Its 7 bits in that line are the first
 //! seven 9-bit fields, from the low end, of `mix(h)`. Both are part of the format.
 //!
+//! Since version 2 of segments the header stands in the top and the lines in filter blocks (`pages.rs`), 60 in each; in
+//! version 1 the filter is a section of its own, as drawn. In memory a pinned filter is the lines, one behind the other.
+//!
 //! Invariant: a key that was put in is always found. Of the others 13, 14 and 17 bits a key find about 0.29, 0.20 and
 //! 0.08 % too.
 #![deny(clippy::indexing_slicing)]
 
 use aio::{Bug, planted};
 
-use crate::coding::{Put, Reader};
+use crate::coding::Reader;
 use crate::prefetch::prefetch;
 
-const KIND_BLOCKED_BLOOM: u8 = 1;
+/// Tells this kind of filter from later ones.
+pub(super) const KIND_BLOCKED_BLOOM: u8 = 1;
 const LINE_WORDS: usize = 8;
-const LINE_BYTES: usize = 64;
+/// Bytes of a line.
+pub(super) const LINE_BYTES: usize = 64;
 const LINE_BITS: u64 = 512;
 /// Probes for one key; the best number for 14 bits a key, and what fits into one 64-bit word.
 const PROBES: u32 = 7;
@@ -43,10 +48,36 @@ fn probes(hash: u64) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
+/// A line, as it is in memory.
+pub(super) type Line = [u64; LINE_WORDS];
+
+/// The line of a hash among so many.
+pub(super) fn line_of(hash: u64, lines: usize) -> usize {
+    let scaled = ((hash >> 32) * lines as u64) >> 32;
+    usize::try_from(scaled).expect("below the number of lines")
+}
+
+/// Whether a key with this hash may be in its line.
+pub(super) fn may_be_in(line: &Line, hash: u64) -> bool {
+    if planted(Bug::FilterForgetsKeys) && hash.is_multiple_of(61) {
+        return false;
+    }
+    probes(hash).all(|(word, mask)| line.get(word).is_some_and(|word| word & mask != 0))
+}
+
+/// A line from its bytes.
+pub(super) fn line_from(chunk: &[u8; LINE_BYTES]) -> Line {
+    let mut line = [0; LINE_WORDS];
+    for (word, bytes) in line.iter_mut().zip(chunk.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    line
+}
+
 /// A filter over key hashes.
 #[derive(Debug)]
 pub(super) struct Filter {
-    lines: Box<[[u64; LINE_WORDS]]>,
+    lines: Box<[Line]>,
 }
 
 impl Filter {
@@ -75,18 +106,27 @@ impl Filter {
 
     /// Whether a key with this hash may have been put in.
     pub(super) fn may_contain(&self, hash: u64) -> bool {
-        if planted(Bug::FilterForgetsKeys) && hash.is_multiple_of(61) {
-            return false;
-        }
-        let Some(line) = self.lines.get(self.line(hash)) else { return true };
-        probes(hash).all(|(word, mask)| line.get(word).is_some_and(|word| word & mask != 0))
+        self.lines.get(self.line(hash)).is_none_or(|line| may_be_in(line, hash))
+    }
+
+    /// The lines of which it consists.
+    pub(super) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Of these lines, at least one.
+    pub(super) fn of(lines: Vec<Line>) -> Filter {
+        Filter { lines: lines.into() }
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
         (self.lines.len() * LINE_BYTES + size_of::<Filter>()) as u64
     }
 
+    /// The section of version 1.
+    #[cfg(any(test, fuzzing))]
     pub(super) fn encode(&self) -> Vec<u8> {
+        use crate::coding::Put;
         let mut out = Vec::with_capacity(8 + self.lines.len() * LINE_BYTES);
         out.extend_from_slice(&[KIND_BLOCKED_BLOOM, 0, 0, 0]);
         out.put_u32(u32::try_from(self.lines.len()).expect("clamped when built"));
@@ -96,7 +136,7 @@ impl Filter {
         out
     }
 
-    /// On failure says what does not fit.
+    /// From the section of version 1. On failure says what does not fit.
     pub(super) fn decode(bytes: &[u8]) -> Result<Filter, &'static str> {
         let mut reader = Reader::new(bytes);
         match reader.take(4) {
@@ -108,19 +148,11 @@ impl Filter {
         if lines == 0 || chunks.len() != lines || !rest.is_empty() {
             return Err("filter length");
         }
-        let line = |chunk: &[u8; LINE_BYTES]| {
-            let mut line = [0; LINE_WORDS];
-            for (word, bytes) in line.iter_mut().zip(chunk.as_chunks::<8>().0) {
-                *word = u64::from_le_bytes(*bytes);
-            }
-            line
-        };
-        Ok(Filter { lines: chunks.iter().map(line).collect() })
+        Ok(Filter { lines: chunks.iter().map(line_from).collect() })
     }
 
     fn line(&self, hash: u64) -> usize {
-        let scaled = ((hash >> 32) * self.lines.len() as u64) >> 32;
-        usize::try_from(scaled).expect("below the number of lines")
+        line_of(hash, self.lines.len())
     }
 }
 

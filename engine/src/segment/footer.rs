@@ -1,36 +1,44 @@
-//! The last 4096 bytes of a segment: what it is, where its index and filter stand, and their checksums.
+//! The last 4096 bytes of a segment: what it is, where its other parts stand, and the checksum of what leads to them.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian)
 //!        0     8  magic "EskerSeg"
-//!        8     4  format version, 1
+//!        8     4  format version: 2 is written, 1 is still read
 //!       12     4  feature bits; a reader refuses a file with a bit that it does not know
 //!                   bit 0: some blocks are compressed with LZ4
 //!       16     8  segment id, which is its file number
 //!       24     8  id of the store that wrote it
 //!       32     4  keyspace id
-//!       36     4  number of blocks
+//!       36     4  number of data blocks
 //!       40     8  entries
 //!       48     8  tombstones among them
 //!       56     8  raw bytes: keys and values as they were put
 //!       64     8  smallest Seq
 //!       72     8  largest Seq
-//!       80     8  offset of the index section = end of the blocks; a multiple of 512
+//!       80     8  offset of the index blocks = end of the data blocks; a multiple of 512
+//!       88     8  offset of the filter blocks = end of the index blocks; a multiple of 512
+//!       96     8  offset of the top = end of the filter blocks; a multiple of 512
+//!      104     8  length of the top without its padding
+//!      112     8  size of the file
+//!      120     4  checksum of the top, padding included
+//!      124     4  length of all separators of data blocks together: what a pinned index takes is known before it is read
+//!      128  3964  zero
+//!     4092     4  CRC-32 of bytes 0..4092; the manifest holds it too
+//!
+//!   In version 1 index and filter are sections of one checksum each:
+//!       80     8  offset of the index section = end of the data blocks; a multiple of 512
 //!       88     8  length of the index without its padding
 //!       96     8  offset of the filter section; a multiple of 512
 //!      104     8  length of the filter without its padding
-//!      112     8  size of the file
 //!      120     4  checksum of the index section, padding included
 //!      124     4  checksum of the filter section, padding included
-//!      128  3964  zero
-//!     4092     4  CRC-32 of bytes 0..4092; the manifest holds it too
 //! ```
 //!
 //! Checksums of sections and blocks are CRC-32 (the polynomial of zlib) over: segment id u64, place u32, the bytes.
-//! The place is the block number, or one of [`INDEX_PLACE`] and [`FILTER_PLACE`]; so bytes of another segment or
-//! another place do not pass.
+//! The place is the block number, or one of [`TOP_PLACE`], [`INDEX_PLACE`] and [`FILTER_PLACE`]; so bytes of another
+//! segment or another place do not pass.
 //!
-//! Invariant: sections follow each other without gaps, so every byte of the file is under exactly one checksum.
+//! Invariant: the parts follow each other without gaps, so every byte of the file is under exactly one checksum.
 #![deny(clippy::indexing_slicing)]
 
 use std::path::Path;
@@ -49,11 +57,16 @@ pub(super) const UNIT_BYTES: usize = 512;
 pub(super) const INDEX_PLACE: u32 = u32::MAX;
 /// Stands for the block number in the checksum of the filter.
 pub(super) const FILTER_PLACE: u32 = u32::MAX - 1;
+/// Stands for the block number in the checksum of the top.
+pub(super) const TOP_PLACE: u32 = u32::MAX - 2;
 /// Feature: some blocks are compressed with LZ4.
 pub(super) const FEATURE_LZ4: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"EskerSeg";
-const VERSION: u32 = 1;
+/// What is written.
+const VERSION: u32 = 2;
+/// Index and filter are one section each.
+const VERSION_FLAT: u32 = 1;
 const KNOWN_FEATURES: u32 = FEATURE_LZ4;
 const CRC_OFFSET: usize = FOOTER_BYTES - 4;
 
@@ -80,7 +93,8 @@ pub(crate) struct SegmentMeta {
     pub(crate) max_seq: Seq,
     /// Bytes of all keys and values, before prefix sharing and compression.
     pub(crate) raw_bytes: u64,
-    /// Checksum of the footer, which holds those of index and filter, which holds those of the blocks.
+    /// Checksum of the footer, which holds that of the top, which holds those of index and filter blocks, and the index
+    /// holds those of the data blocks.
     pub(crate) footer_crc: u32,
 }
 
@@ -94,11 +108,20 @@ pub(super) fn checksum(segment: u64, place: u32, bytes: &[u8]) -> u32 {
 }
 
 /// A section of the file: bytes `offset .. offset + len_bytes`, then zeros up to the next section.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Section {
     pub(super) offset: u64,
     pub(super) len_bytes: u64,
     pub(super) crc: u32,
+}
+
+/// Where the parts behind the data blocks stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Version 1.
+    Flat { index: Section, filter: Section },
+    /// Version 2: where index and filter blocks begin, the top, and the length of all separators.
+    Paged { index: u64, filter: u64, top: Section, separators_bytes: u32 },
 }
 
 /// The fields of the footer.
@@ -114,17 +137,38 @@ pub(super) struct Footer {
     pub(super) raw_bytes: u64,
     pub(super) min_seq: Seq,
     pub(super) max_seq: Seq,
-    pub(super) index: Section,
-    pub(super) filter: Section,
+    pub(super) layout: Layout,
     pub(super) size_bytes: u64,
 }
 
 impl Footer {
+    /// Where the data blocks end.
+    pub(super) fn blocks_end(&self) -> u64 {
+        match self.layout {
+            Layout::Flat { index, .. } => index.offset,
+            Layout::Paged { index, .. } => index,
+        }
+    }
+
+    /// Where the footer itself stands.
+    pub(super) fn offset(&self) -> u64 {
+        self.size_bytes.saturating_sub(FOOTER_BYTES as u64)
+    }
+
     /// The bytes, and their checksum for the manifest.
     pub(super) fn encode(&self) -> (Vec<u8>, u32) {
         let mut out = Vec::with_capacity(FOOTER_BYTES);
         out.extend_from_slice(&MAGIC);
-        out.put_u32(VERSION);
+        let (version, parts, last) = match self.layout {
+            Layout::Flat { index, filter } => {
+                let parts = [index.offset, index.len_bytes, filter.offset, filter.len_bytes];
+                (VERSION_FLAT, parts, [index.crc, filter.crc])
+            }
+            Layout::Paged { index, filter, top, separators_bytes } => {
+                (VERSION, [index, filter, top.offset, top.len_bytes], [top.crc, separators_bytes])
+            }
+        };
+        out.put_u32(version);
         out.put_u32(self.features);
         out.put_u64(self.segment);
         out.put_u64(self.store);
@@ -133,17 +177,13 @@ impl Footer {
         for word in [self.entries, self.tombstones, self.raw_bytes, self.min_seq.get(), self.max_seq.get()] {
             out.put_u64(word);
         }
-        for word in [
-            self.index.offset,
-            self.index.len_bytes,
-            self.filter.offset,
-            self.filter.len_bytes,
-            self.size_bytes,
-        ] {
+        for word in parts {
             out.put_u64(word);
         }
-        out.put_u32(self.index.crc);
-        out.put_u32(self.filter.crc);
+        out.put_u64(self.size_bytes);
+        for word in last {
+            out.put_u32(word);
+        }
         out.resize(CRC_OFFSET, 0);
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
@@ -175,8 +215,10 @@ impl Footer {
         let short = || bad("segment footer size", FOOTER_BYTES as u64, bytes.len() as u64);
         let version = reader.u32().ok_or_else(short)?;
         let features = reader.u32().ok_or_else(short)?;
-        if version != VERSION {
-            let what = format!("segment format version {version}; this program reads version {VERSION}");
+        if !(VERSION_FLAT..=VERSION).contains(&version) {
+            let what = format!(
+                "segment format version {version}; this program reads versions {VERSION_FLAT} to {VERSION}"
+            );
             return Err(Error::Format { path: file.to_owned(), what });
         }
         if features & !KNOWN_FEATURES != 0 {
@@ -186,12 +228,12 @@ impl Footer {
             );
             return Err(Error::Format { path: file.to_owned(), what });
         }
-        let footer = Footer::fields(features, &mut reader).ok_or_else(short)?;
-        footer.check_layout().map_err(|what| bad(what, footer.size_bytes, footer.filter.offset))?;
+        let footer = Footer::fields(version, features, &mut reader).ok_or_else(short)?;
+        footer.check_layout().map_err(|what| bad(what, footer.size_bytes, footer.blocks_end()))?;
         Ok((footer, crc))
     }
 
-    fn fields(features: u32, reader: &mut Reader<'_>) -> Option<Footer> {
+    fn fields(version: u32, features: u32, reader: &mut Reader<'_>) -> Option<Footer> {
         let mut footer = Footer {
             features,
             segment: reader.u64()?,
@@ -203,26 +245,47 @@ impl Footer {
             raw_bytes: reader.u64()?,
             min_seq: Seq::new(reader.u64()?),
             max_seq: Seq::new(reader.u64()?),
-            index: Section { offset: reader.u64()?, len_bytes: reader.u64()?, crc: 0 },
-            filter: Section { offset: reader.u64()?, len_bytes: reader.u64()?, crc: 0 },
-            size_bytes: reader.u64()?,
+            layout: Layout::Flat { index: Section::default(), filter: Section::default() },
+            size_bytes: 0,
         };
-        footer.index.crc = reader.u32()?;
-        footer.filter.crc = reader.u32()?;
+        let parts = [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];
+        footer.size_bytes = reader.u64()?;
+        let last = [reader.u32()?, reader.u32()?];
+        footer.layout = if version == VERSION_FLAT {
+            Layout::Flat {
+                index: Section { offset: parts[0], len_bytes: parts[1], crc: last[0] },
+                filter: Section { offset: parts[2], len_bytes: parts[3], crc: last[1] },
+            }
+        } else {
+            Layout::Paged {
+                index: parts[0],
+                filter: parts[1],
+                top: Section { offset: parts[2], len_bytes: parts[3], crc: last[0] },
+                separators_bytes: last[1],
+            }
+        };
         Some(footer)
     }
 
-    /// That the sections lie in the file, in order, and hold their contents.
+    /// That the parts lie in the file, in order, and hold their contents.
     fn check_layout(&self) -> std::result::Result<(), &'static str> {
         let footer_offset =
             self.size_bytes.checked_sub(FOOTER_BYTES as u64).ok_or("segment size in the footer")?;
-        let aligned = self.size_bytes.is_multiple_of(FOOTER_BYTES as u64)
-            && self.index.offset.is_multiple_of(UNIT_BYTES as u64)
-            && self.filter.offset.is_multiple_of(UNIT_BYTES as u64);
         let fits = |section: &Section, end: u64| {
             section.offset.checked_add(section.len_bytes).is_some_and(|section_end| section_end <= end)
         };
-        let ordered = fits(&self.index, self.filter.offset) && fits(&self.filter, footer_offset);
+        let (starts, ordered) = match &self.layout {
+            Layout::Flat { index, filter } => {
+                let ordered = fits(index, filter.offset) && fits(filter, footer_offset);
+                ([index.offset, filter.offset, filter.offset], ordered)
+            }
+            Layout::Paged { index, filter, top, .. } => (
+                [*index, *filter, top.offset],
+                index < filter && *filter < top.offset && fits(top, footer_offset),
+            ),
+        };
+        let aligned = self.size_bytes.is_multiple_of(FOOTER_BYTES as u64)
+            && starts.iter().all(|start| start.is_multiple_of(UNIT_BYTES as u64));
         if !aligned || !ordered {
             return Err("segment sections in the footer");
         }
@@ -242,6 +305,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Footer {
+        let top = Section { offset: 9728, len_bytes: 200, crc: 2 };
         Footer {
             features: FEATURE_LZ4,
             segment: 7,
@@ -253,10 +317,15 @@ mod tests {
             raw_bytes: 12_345,
             min_seq: Seq::new(9),
             max_seq: Seq::new(1 << 40),
-            index: Section { offset: 8192, len_bytes: 300, crc: 1 },
-            filter: Section { offset: 8704, len_bytes: 200, crc: 2 },
+            layout: Layout::Paged { index: 8192, filter: 8704, top, separators_bytes: 99 },
             size_bytes: 16_384,
         }
+    }
+
+    fn flat_sample() -> Footer {
+        let index = Section { offset: 8192, len_bytes: 300, crc: 1 };
+        let filter = Section { offset: 8704, len_bytes: 200, crc: 2 };
+        Footer { layout: Layout::Flat { index, filter }, ..sample() }
     }
 
     fn decode(bytes: &[u8]) -> Result<(Footer, u32)> {
@@ -264,8 +333,8 @@ mod tests {
     }
 
     /// Replaces bytes and repairs the checksum.
-    fn patched(offset: usize, with: &[u8]) -> Vec<u8> {
-        let (mut bytes, _) = sample().encode();
+    fn patched(sample: Footer, offset: usize, with: &[u8]) -> Vec<u8> {
+        let (mut bytes, _) = sample.encode();
         bytes[offset..offset + with.len()].copy_from_slice(with);
         let crc = crc32fast::hash(&bytes[..CRC_OFFSET]);
         bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
@@ -274,8 +343,10 @@ mod tests {
 
     #[test]
     fn what_was_encoded_is_decoded() {
-        let (bytes, crc) = sample().encode();
-        assert_eq!(decode(&bytes).unwrap(), (sample(), crc));
+        for footer in [sample(), flat_sample()] {
+            let (bytes, crc) = footer.encode();
+            assert_eq!(decode(&bytes).unwrap(), (footer, crc));
+        }
     }
 
     #[test]
@@ -302,20 +373,28 @@ mod tests {
 
     #[test]
     fn newer_versions_and_unknown_features_are_refused_not_called_damage() {
-        assert!(matches!(decode(&patched(8, &2_u32.to_le_bytes())), Err(Error::Format { .. })));
-        assert!(matches!(decode(&patched(12, &2_u32.to_le_bytes())), Err(Error::Format { .. })));
-        assert!(matches!(decode(&patched(0, b"x")), Err(Error::Corrupt { .. })));
+        for footer in [sample(), flat_sample()] {
+            for version in [0, 3, u32::MAX] {
+                let bytes = patched(footer, 8, &u32::to_le_bytes(version));
+                assert!(matches!(decode(&bytes), Err(Error::Format { .. })), "version {version}");
+            }
+            assert!(matches!(decode(&patched(footer, 12, &2_u32.to_le_bytes())), Err(Error::Format { .. })));
+            assert!(matches!(decode(&patched(footer, 0, b"x")), Err(Error::Corrupt { .. })));
+        }
     }
 
     #[test]
     fn impossible_fields_with_a_right_checksum_are_corrupt() {
         let huge = u64::MAX.to_le_bytes();
-        for offset in [80, 88, 96, 104, 112] {
-            assert!(matches!(decode(&patched(offset, &huge)), Err(Error::Corrupt { .. })), "offset {offset}");
-        }
-        for (offset, word) in [(36, 0_u32), (40, 0), (112, 0), (48, 101), (80, 8193)] {
-            let bad = patched(offset, &word.to_le_bytes());
-            assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
+        for footer in [sample(), flat_sample()] {
+            for offset in [80, 88, 96, 104, 112] {
+                let bad = patched(footer, offset, &huge);
+                assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
+            }
+            for (offset, word) in [(36, 0_u32), (40, 0), (112, 0), (48, 101), (80, 8193), (96, 8193)] {
+                let bad = patched(footer, offset, &word.to_le_bytes());
+                assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
+            }
         }
     }
 }

@@ -11,9 +11,11 @@ use std::path::Path;
 use super::block::{Block, CODEC_LZ4, CODEC_NONE, Frame, RAW_HEADER_BYTES};
 use super::block_builder::BlockBuilder;
 use super::filter::Filter;
-use super::footer::{FOOTER_BYTES, Footer, UNIT_BYTES};
+use super::footer::{FOOTER_BYTES, Footer, Layout, Section, UNIT_BYTES};
 use super::fuzzing_file::{Owned, entries_of};
 use super::index::{Index, IndexBuilder, Place};
+use super::pages::{filter_blocks, index_blocks, is_searchable, lines_in, place_in};
+use super::top::{Role, Top, TopBuilder};
 use crate::coding::{Put, Reader};
 use crate::key::{Entry, Seq, key_hash};
 
@@ -228,6 +230,114 @@ pub fn filter(data: &[u8]) {
     assert!(hashes.iter().all(|hash| filter.may_contain(*hash)), "a filter forgets a key");
 }
 
+/// The top: what is accepted leads to blocks without a gap; and what the writer makes of keys is found again.
+pub fn top(data: &[u8]) {
+    let Some((way, rest)) = data.split_first() else { return };
+    if way % 2 == 1 {
+        return built_top(rest);
+    }
+    let mut reader = Reader::new(rest);
+    let (Some(blocks), Some(index), Some(filter), Some(top)) =
+        (reader.u32(), reader.u64(), reader.u64(), reader.u64())
+    else {
+        return;
+    };
+    let footer = footer_of(blocks, [index, filter, top]);
+    let Ok(decoded) = Top::decode(reader.rest(), &footer) else { return };
+    must_be_contiguous(&decoded, &footer);
+    for probe in rest.chunks(9).take(MOST_PROBES) {
+        assert!(decoded.find(probe).is_none_or(|piece| piece < decoded.pieces()));
+        assert!(decoded.filter_blocks().contains(&decoded.filter_block(key_hash(probe))));
+    }
+}
+
+fn footer_of(blocks: u32, [index, filter, top]: [u64; 3]) -> Footer {
+    let top = Section { offset: top, len_bytes: 0, crc: 0 };
+    Footer {
+        features: 0,
+        segment: 0,
+        store: 0,
+        keyspace: 0,
+        blocks,
+        entries: 1,
+        tombstones: 0,
+        raw_bytes: 0,
+        min_seq: Seq::new(0),
+        max_seq: Seq::new(0),
+        layout: Layout::Paged { index, filter, top, separators_bytes: 0 },
+        size_bytes: 0,
+    }
+}
+
+fn must_be_contiguous(top: &Top, footer: &Footer) {
+    let Layout::Paged { index, top: section, .. } = footer.layout else { unreachable!("made so") };
+    let mut offset = index;
+    for number in top.index_block(0)..top.blocks() {
+        let place = top.place(number).expect("a block that is counted has a place");
+        assert_eq!(place.offset, offset, "block {number}");
+        offset += place.padded_bytes() as u64;
+    }
+    assert_eq!(offset, section.offset);
+    assert_eq!((top.place(top.blocks()), top.place(top.index_block(0).wrapping_sub(1))), (None, None));
+}
+
+/// An index over as many data blocks as there are keys, and a filter of them, as a writer lays them out.
+fn built_top(data: &[u8]) {
+    let keys: Vec<Vec<u8>> = entries_of(data).into_iter().map(|entry| entry.0).collect();
+    let (Some(smallest), Some(largest)) = (keys.first(), keys.last()) else { return };
+    let (mut builder, mut top) = (IndexBuilder::default(), TopBuilder::default());
+    top.set_smallest(smallest);
+    let mut offset = 0;
+    for key in &keys {
+        let place = Place { offset, len_bytes: 1 + key.len() * 100, crc: 7 };
+        offset += place.padded_bytes() as u64;
+        builder.add(place, key, None);
+    }
+    let hashes: Vec<u64> = keys.iter().map(|key| key_hash(key)).collect();
+    let filter = Filter::build(&hashes, 14);
+    let (data_end, mut frames, mut all) = (offset, Vec::new(), builder.entries());
+    for encoded in index_blocks(builder.entries()) {
+        let frame = Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded");
+        let entries: Vec<_> = all.by_ref().take(Block::of(&frame).len()).collect();
+        let place = Place { offset, len_bytes: encoded.len_bytes, crc: 8 };
+        top.add_index(place, entries[entries.len() - 1].1, entries[0].0);
+        offset += place.padded_bytes() as u64;
+        frames.push(frame);
+    }
+    let filter_offset = offset;
+    for encoded in filter_blocks(filter.lines()) {
+        top.add_filter(9);
+        offset += encoded.bytes.len() as u64;
+        frames.push(Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded"));
+    }
+    let footer = footer_of(builder.blocks(), [data_end, filter_offset, offset]);
+    let decoded =
+        Top::decode(&top.encode(filter.lines().len()), &footer).expect("what was encoded is decoded");
+    assert_eq!((decoded.smallest(), decoded.largest()), (&smallest[..], &largest[..]));
+    must_be_contiguous(&decoded, &footer);
+    must_lead(&decoded, &frames, &keys, &builder);
+}
+
+fn must_lead(top: &Top, frames: &[Frame], keys: &[Vec<u8>], builder: &IndexBuilder) {
+    let block_of = |number: usize| Block::of(&frames[number - top.index_block(0)]);
+    for number in top.index_block(0)..top.blocks() {
+        let role = top.role(number).expect("it is no data block");
+        top.check(role, block_of(number)).expect("a block as it was written");
+        match role {
+            Role::Index(_) => assert!(is_searchable(block_of(number))),
+            Role::Filter(_) => assert!(!lines_in(block_of(number)).is_empty()),
+        }
+    }
+    let places: Vec<Place> = builder.entries().map(|(place, _)| place).collect();
+    for key in keys.iter().step_by(keys.len().div_ceil(MOST_PROBES)) {
+        let hash = key_hash(key);
+        assert!(top.may_contain(block_of(top.filter_block(hash)), hash), "a filter forgets a key");
+        let index = block_of(top.index_block(top.find(key).expect("a key that is there")));
+        let first = keys.partition_point(|other| other < key);
+        assert_eq!(place_in(index, index.lower_bound(key)), Some(places[first]), "{key:?}");
+    }
+}
+
 /// The footer: what passes is in order, and has one form.
 pub fn footer(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
@@ -243,8 +353,17 @@ pub fn footer(data: &[u8]) {
     again[128..].copy_from_slice(&bytes[128..]);
     assert!(again == bytes, "a footer has one form");
     assert_eq!(crc, crc32fast::hash(&bytes[..FOOTER_BYTES - 4]));
-    assert!(footer.index.offset + footer.index.len_bytes <= footer.filter.offset);
-    assert!(footer.filter.offset + footer.filter.len_bytes <= footer.size_bytes - FOOTER_BYTES as u64);
+    let last = match footer.layout {
+        Layout::Flat { index, filter } => {
+            assert!(index.offset + index.len_bytes <= filter.offset);
+            filter
+        }
+        Layout::Paged { index, filter, top, .. } => {
+            assert!(index < filter && filter < top.offset);
+            top
+        }
+    };
+    assert!(last.offset + last.len_bytes <= footer.offset());
 }
 
 /// The parts of a segment file as inputs: the name of the function above, and bytes. Empty if it is none.
@@ -260,16 +379,24 @@ fn split(file: &[u8]) -> Option<Vec<(&'static str, Vec<u8>)>> {
         let start = usize::try_from(offset).ok()?;
         file.get(start..start.checked_add(usize::try_from(len).ok()?)?)
     };
-    let index = part(footer.index.offset, footer.index.len_bytes)?;
-    let decoded = Index::decode(index, footer.index.offset).ok()?;
-    let first = decoded.place(0)?;
     let with = |way: u8, bytes: &[u8]| [&[way], bytes].concat();
+    let Layout::Paged { index, filter, top, .. } = footer.layout else { return None };
+    let top_bytes = part(top.offset, top.len_bytes)?;
+    let decoded = Top::decode(top_bytes, &footer).ok()?;
+    let mut words = footer.blocks.to_le_bytes().to_vec();
+    [index, filter, top.offset].iter().for_each(|word| words.put_u64(*word));
+    let stored = |number: usize| {
+        let place = decoded.place(number)?;
+        part(place.offset, place.len_bytes as u64)
+    };
+    let index_block = stored(decoded.index_block(0))?;
+    let first = place_in(Block::of(&Block::decode(index_block, index_block.len()).ok()?), 0)?;
     let block = part(0, first.len_bytes as u64)?;
     let mut parts = vec![
         ("block", with(0, block)),
-        ("index", with(0, &[&footer.index.offset.to_le_bytes(), index].concat())),
-        ("index", with(1, index)),
-        ("filter", with(0, part(footer.filter.offset, footer.filter.len_bytes)?)),
+        ("block", with(0, index_block)),
+        ("block", with(0, stored(decoded.filter_blocks().start)?)),
+        ("top", with(0, &[&words[..], top_bytes].concat())),
         ("footer", with(1, &tail[..128])),
     ];
     if block.get(4) == Some(&CODEC_NONE) {

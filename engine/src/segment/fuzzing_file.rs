@@ -15,9 +15,12 @@ use std::sync::{Arc, OnceLock};
 use aio::sim::DiskImage;
 use aio::{Backend, SimBackend};
 
-use super::footer::{FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, SegmentMeta, UNIT_BYTES, checksum};
-use super::index::Index;
+use super::block::{Block, STORED_HEADER_BYTES};
+use super::footer::{FOOTER_BYTES, Footer, Layout, SegmentMeta, TOP_PLACE, checksum};
+use super::index::Place;
+use super::pages::{PIECE_BLOCKS, place_in};
 use super::reader::{BlockCache, Segment};
+use super::top::Top;
 use super::writer::{SegmentWriter, WriterOptions};
 use crate::cache::Cache;
 use crate::coding::Reader;
@@ -107,38 +110,54 @@ fn forge(bytes: &mut [u8]) -> Option<SegmentMeta> {
     let footer_at = bytes.len() - FOOTER_BYTES;
     seal_footer(bytes, footer_at);
     let footer = Footer::decode(&bytes[footer_at..], Path::new(FILE), 0).ok()?.0;
-    let at = |offset: u64| usize::try_from(offset).ok().filter(|at| *at <= footer_at);
-    let (index_at, filter_at) = (at(footer.index.offset)?, at(footer.filter.offset)?);
-    let index_end = at(footer.index.offset + footer.index.len_bytes)?;
-    let mut word = |at: usize, value: Option<u32>| -> Option<u32> {
-        let field: &mut [u8; 4] = bytes.get_mut(at..)?.first_chunk_mut()?;
-        if let Some(value) = value {
-            *field = value.to_le_bytes();
-        }
-        Some(u32::from_le_bytes(*field))
-    };
-    let blocks = usize::try_from(word(index_at, None)?).ok()?.min(1 << 10);
-    let mut places = Vec::new();
-    for block in 0..blocks {
-        let unit = word(index_at + 16 + 4 * block, None)?;
-        let len = word(index_at + 16 + 4 * (blocks + block), None)?;
-        places.push((usize::try_from(unit).ok()? * UNIT_BYTES, usize::try_from(len).ok()?));
+    let Layout::Paged { top: section, .. } = footer.layout else { return None };
+    let top_at = usize::try_from(section.offset).ok()?;
+    let top_end = usize::try_from(section.offset + section.len_bytes).ok()?;
+    let top = Top::decode(bytes.get(top_at..top_end)?, &footer).ok()?;
+    // Behind the columns of the index over the index blocks, and from the end: see the tables.
+    let pieces = top.pieces();
+    let crcs_at = top_end.checked_sub(4 * (top.blocks() - top.filter_blocks().start))?;
+    for number in top.index_block(0)..top.blocks() {
+        let place = top.place(number)?;
+        forge_places(bytes, &footer, number - top.index_block(0), &place, pieces);
+        let crc = forged_crc(bytes, &footer, number, &place)?;
+        let at = match number.checked_sub(top.filter_blocks().start) {
+            Some(page) => crcs_at + 4 * page,
+            None => top_at + 16 + 4 * (2 * pieces + number - top.index_block(0)),
+        };
+        *bytes.get_mut(at..)?.first_chunk_mut()? = crc.to_le_bytes();
     }
-    for (block, (start, len)) in places.into_iter().enumerate() {
-        let Some(stored) = bytes.get(start..start + len.next_multiple_of(UNIT_BYTES)) else { continue };
-        let crc = checksum(footer.segment, u32::try_from(block).ok()?, stored);
-        let field = bytes.get_mut(index_at + 16 + 4 * (2 * blocks + block)..)?.first_chunk_mut()?;
-        *field = crc.to_le_bytes();
-    }
-    let index_crc = checksum(footer.segment, INDEX_PLACE, bytes.get(index_at..filter_at)?);
-    let filter_crc = checksum(footer.segment, FILTER_PLACE, bytes.get(filter_at..footer_at)?);
-    bytes[footer_at + 120..footer_at + 124].copy_from_slice(&index_crc.to_le_bytes());
-    bytes[footer_at + 124..footer_at + 128].copy_from_slice(&filter_crc.to_le_bytes());
+    let top_crc = checksum(footer.segment, TOP_PLACE, bytes.get(top_at..footer_at)?);
+    bytes[footer_at + 120..footer_at + 124].copy_from_slice(&top_crc.to_le_bytes());
     let crc = seal_footer(bytes, footer_at);
     let footer = Footer::decode(&bytes[footer_at..], Path::new(FILE), 0).ok()?.0;
-    let index = Index::decode(bytes.get(index_at..index_end)?, footer.index.offset).ok()?;
     // The name on the disk and the number in the file are one.
-    (footer.segment == ID).then(|| meta_of(&footer, &index, crc))
+    (footer.segment == ID).then(|| meta_of(&footer, &top, crc))
+}
+
+/// Makes the checksums of the data blocks right in an index block.
+fn forge_places(bytes: &mut [u8], footer: &Footer, piece: usize, place: &Place, pieces: usize) -> Option<()> {
+    if piece >= pieces {
+        return None;
+    }
+    let at = usize::try_from(place.offset).ok()?;
+    let frame = Block::decode(bytes.get(at..at.checked_add(place.padded_bytes())?)?, place.len_bytes).ok()?;
+    let block = Block::of(&frame);
+    let raw_bytes = place.len_bytes - STORED_HEADER_BYTES;
+    for i in 0..block.len() {
+        let spot = block.spot(i);
+        let value_at = raw_bytes.checked_sub(block.bytes_from(&spot).len())? + spot.suffix_len();
+        let data = place_in(block, i)?;
+        let crc = forged_crc(bytes, footer, piece * PIECE_BLOCKS + i, &data)?;
+        *bytes.get_mut(at + STORED_HEADER_BYTES + value_at + 8..)?.first_chunk_mut()? = crc.to_le_bytes();
+    }
+    Some(())
+}
+
+fn forged_crc(bytes: &[u8], footer: &Footer, number: usize, place: &Place) -> Option<u32> {
+    let at = usize::try_from(place.offset).ok()?;
+    let stored = bytes.get(at..at.checked_add(place.padded_bytes())?)?;
+    Some(checksum(footer.segment, u32::try_from(number).ok()?, stored))
 }
 
 fn seal_footer(bytes: &mut [u8], footer_at: usize) -> u32 {
@@ -215,15 +234,15 @@ fn must_be(entry: &Entry<'_>, expected: Option<&Owned>) {
 }
 
 /// What the manifest would say of a file with this footer.
-fn meta_of(footer: &Footer, index: &Index, footer_crc: u32) -> SegmentMeta {
+fn meta_of(footer: &Footer, top: &Top, footer_crc: u32) -> SegmentMeta {
     SegmentMeta {
         id: footer.segment,
         keyspace: footer.keyspace,
         size_bytes: footer.size_bytes,
         entries: footer.entries,
         tombstones: footer.tombstones,
-        smallest: index.smallest().to_vec().into(),
-        largest: index.separator(index.blocks() - 1).to_vec().into(),
+        smallest: top.smallest().to_vec().into(),
+        largest: top.largest().to_vec().into(),
         min_seq: footer.min_seq,
         max_seq: footer.max_seq,
         raw_bytes: footer.raw_bytes,

@@ -1,9 +1,13 @@
-//! The index of a segment: for each block its last key (shortened), its place, length and checksum. Always in memory.
+//! The index of a segment: for each block its last key (shortened), its place, length and checksum.
 //!
 //! The separator of a block is the shortest key that is `>=` every key in it and `<` every key of the next block; so
 //! the block where a key may stand is the first whose separator is `>=` the key. When one key's entries span two
 //! blocks the separator is that key, and a reader goes on to the next block. The separator of the last block is the
 //! segment's largest key.
+//!
+//! Since version 2 of segments the entries of data blocks stand in index blocks (`pages.rs`), and the form drawn here is
+//! that of the index over those, in the top; in version 1 it is the index of the data blocks. In memory a pinned index,
+//! and the piece of one with which a cursor works, are in this form, too.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian; n blocks)
@@ -21,11 +25,12 @@
 //!
 //! In memory there is also a column of `u64` heads: the 8 bytes of each separator after the prefix that all share.
 //!
-//! Invariants, checked when decoding: blocks follow each other without a gap from offset 0 on; separators do not
-//! fall; every separator is a possible key.
+//! Invariants, checked when decoding: blocks follow each other without a gap; separators do not fall; every separator is
+//! a possible key.
 #![deny(clippy::indexing_slicing)]
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use super::block::{common_prefix, partition};
 use super::footer::UNIT_BYTES;
@@ -66,10 +71,21 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Where it begins, as it stands on disk.
+    pub(super) fn units(&self) -> u32 {
+        u32::try_from(self.offset / UNIT_BYTES as u64).expect("a segment is smaller than 2 TiB")
+    }
+
     /// Stored bytes with padding.
     pub(super) fn padded_bytes(&self) -> usize {
         self.len_bytes.next_multiple_of(UNIT_BYTES)
     }
+}
+
+/// A place from its three numbers on disk.
+pub(super) fn place_of(units: u32, length: u32, crc: u32) -> Place {
+    let len_bytes = usize::try_from(length).unwrap_or(usize::MAX);
+    Place { offset: u64::from(units) * UNIT_BYTES as u64, len_bytes, crc }
 }
 
 /// Collects blocks in order.
@@ -92,8 +108,7 @@ impl IndexBuilder {
 
     /// The next block; `next` is the first key after it, `None` at the end of the segment.
     pub(super) fn add(&mut self, place: Place, last: &[u8], next: Option<&[u8]>) {
-        let units = place.offset / UNIT_BYTES as u64;
-        self.units.push(u32::try_from(units).expect("a segment is smaller than 2 TiB"));
+        self.units.push(place.units());
         self.lengths.push(u32::try_from(place.len_bytes).expect("a block is smaller than 4 GiB"));
         self.crcs.push(place.crc);
         let separator = match next {
@@ -102,6 +117,53 @@ impl IndexBuilder {
         };
         self.separators.extend_from_slice(separator);
         self.ends.push(u32::try_from(self.separators.len()).expect("separators take less than 4 GiB"));
+    }
+
+    /// A block from disk, with its separator as it stands there. `None`: there is no room for it.
+    pub(super) fn push(&mut self, place: Place, separator: &[u8]) -> Option<()> {
+        let units = u32::try_from(place.offset / UNIT_BYTES as u64).ok()?;
+        let length = u32::try_from(place.len_bytes).ok()?;
+        let end = u32::try_from(self.separators.len().checked_add(separator.len())?).ok()?;
+        self.separators.extend_from_slice(separator);
+        self.units.push(units);
+        self.lengths.push(length);
+        self.crcs.push(place.crc);
+        self.ends.push(end);
+        Some(())
+    }
+
+    /// Length of all separators.
+    pub(super) fn separators_bytes(&self) -> u32 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Place and separator of each block.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Place, &[u8])> {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        let columns = self.units.iter().zip(&self.lengths).zip(&self.crcs).zip(starts.zip(&self.ends));
+        columns.map(|(((units, length), crc), (start, end))| {
+            let at = |end: &u32| usize::try_from(*end).unwrap_or(usize::MAX);
+            let separator = self.separators.get(at(start)..at(end)).unwrap_or_default();
+            (place_of(*units, *length, *crc), separator)
+        })
+    }
+
+    /// What was collected, to be searched. The caller has checked it.
+    pub(super) fn into_index(self) -> Index {
+        let mut index = Index {
+            units: self.units,
+            lengths: self.lengths,
+            crcs: self.crcs,
+            ends: self.ends,
+            separators: self.separators.into(),
+            smallest: self.smallest.into(),
+            ..Index::default()
+        };
+        for column in [&mut index.units, &mut index.lengths, &mut index.crcs, &mut index.ends] {
+            column.shrink_to_fit();
+        }
+        index.find_heads();
+        index
     }
 
     /// Number of blocks.
@@ -132,7 +194,7 @@ impl IndexBuilder {
 }
 
 /// The decoded index.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Index {
     heads: Vec<u64>,
     /// The last head of each [`GROUP`]: these stay in the processor's first caches, so that a search touches one line behind
@@ -148,28 +210,42 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Decodes the index of a segment whose blocks end at `blocks_end`. On failure says what does not fit.
-    pub(super) fn decode(bytes: &[u8], blocks_end: u64) -> Result<Index, &'static str> {
-        let mut index = Index::columns(bytes).ok_or("index length")?;
-        index.check(blocks_end)?;
-        let (first, last) = (index.separator(0), index.separator(index.blocks() - 1));
-        index.prefix_len = common_prefix(first, last);
-        index.heads = (0..index.blocks()).map(|block| key_head(index.rest(block))).collect();
-        index.group_ends = index.heads.chunks(GROUP).filter_map(|group| group.last().copied()).collect();
+    /// Takes the index of blocks that stand at `places` off the reader. On failure says what does not fit.
+    pub(super) fn read(reader: &mut Reader<'_>, places: Range<u64>) -> Result<Index, &'static str> {
+        let mut index = Index::columns(reader).ok_or("index length")?;
+        index.check(places)?;
+        index.find_heads();
         Ok(index)
     }
 
-    /// Number of blocks, at least 1.
+    /// Decodes the index of a segment of version 1, whose blocks end at `blocks_end`.
+    pub(super) fn decode(bytes: &[u8], blocks_end: u64) -> Result<Index, &'static str> {
+        let mut reader = Reader::new(bytes);
+        let index = Index::read(&mut reader, 0..blocks_end)?;
+        if reader.is_empty() { Ok(index) } else { Err("index length") }
+    }
+
+    /// Makes the columns that are in memory only.
+    fn find_heads(&mut self) {
+        let (first, last) = (self.separator(0), self.separator(self.blocks().saturating_sub(1)));
+        self.prefix_len = common_prefix(first, last);
+        self.heads = (0..self.blocks()).map(|block| key_head(self.rest(block))).collect();
+        self.group_ends = self.heads.chunks(GROUP).filter_map(|group| group.last().copied()).collect();
+    }
+
+    /// Number of blocks; 0 only in that of nothing.
     pub(super) fn blocks(&self) -> usize {
         self.units.len()
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
-        (24 * self.blocks()
-            + 8 * self.group_ends.len()
-            + self.separators.len()
-            + self.smallest.len()
-            + size_of::<Index>()) as u64
+        let keys = self.separators.len() + self.smallest.len();
+        Index::bytes_for(self.blocks() as u64, keys as u64)
+    }
+
+    /// What an index of so many blocks takes, with so many bytes of separators and smallest key.
+    pub(super) fn bytes_for(blocks: u64, keys_bytes: u64) -> u64 {
+        24 * blocks + 8 * blocks.div_ceil(GROUP as u64) + keys_bytes + size_of::<Index>() as u64
     }
 
     /// The segment's first key.
@@ -211,11 +287,7 @@ impl Index {
 
     /// Where block `block` stands; `None` past the end.
     pub(super) fn place(&self, block: usize) -> Option<Place> {
-        Some(Place {
-            offset: u64::from(*self.units.get(block)?) * UNIT_BYTES as u64,
-            len_bytes: usize::try_from(*self.lengths.get(block)?).ok()?,
-            crc: *self.crcs.get(block)?,
-        })
+        Some(place_of(*self.units.get(block)?, *self.lengths.get(block)?, *self.crcs.get(block)?))
     }
 
     /// At least every key of the block, and below every key of the next unless one key spans both. Empty past the end.
@@ -233,8 +305,7 @@ impl Index {
         self.separator(block).get(self.prefix_len..).unwrap_or_default()
     }
 
-    fn columns(bytes: &[u8]) -> Option<Index> {
-        let mut reader = Reader::new(bytes);
+    fn columns(reader: &mut Reader<'_>) -> Option<Index> {
         let blocks = usize::try_from(reader.u32()?).ok()?;
         let smallest_len = usize::try_from(reader.u32()?).ok()?;
         let separators_len = usize::try_from(reader.u32()?).ok()?;
@@ -246,23 +317,13 @@ impl Index {
         let (units, lengths, crcs, ends) = (column()?, column()?, column()?, column()?);
         let smallest = reader.take(smallest_len)?.into();
         let separators = reader.take(separators_len)?.into();
-        let whole = zero == 0 && reader.is_empty() && blocks > 0;
-        whole.then_some(Index {
-            heads: Vec::new(),
-            group_ends: Vec::new(),
-            units,
-            lengths,
-            crcs,
-            ends,
-            separators,
-            prefix_len: 0,
-            smallest,
-        })
+        let index = Index { units, lengths, crcs, ends, separators, smallest, ..Index::default() };
+        (zero == 0 && blocks > 0).then_some(index)
     }
 
-    fn check(&self, blocks_end: u64) -> Result<(), &'static str> {
+    fn check(&self, places: Range<u64>) -> Result<(), &'static str> {
         let possible = |key: &[u8]| (1..=MAX_KEY_BYTES).contains(&key.len());
-        let (mut offset, mut end) = (0, 0);
+        let (mut offset, mut end) = (places.start, 0);
         for block in 0..self.blocks() {
             let place = self.place(block).ok_or("index columns")?;
             if place.offset != offset || place.len_bytes == 0 {
@@ -277,7 +338,7 @@ impl Index {
                 return Err("order of the separators in the index");
             }
         }
-        if offset != blocks_end {
+        if offset != places.end {
             return Err("block places in the index");
         }
         if end != self.separators.len() {

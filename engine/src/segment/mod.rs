@@ -1,28 +1,32 @@
 //! The sorted, immutable file: what a memtable becomes when it is flushed, and what compaction reads and writes.
 //!
 //! ```text
-//!   0                                                                     size_bytes, a multiple of 4096
-//!   v                                                                              v
-//!   +---------+---------+-----+---------+-------------+--------------+-----+--------+
-//!   | block 0 | block 1 | ... | block n | index       | filter       | 0 0 | footer |
-//!   +---------+---------+-----+---------+-------------+--------------+-----+--------+
-//!   each starts on 512 bytes            ^ on 512      ^ on 512             ^ 4096 bytes, on 4096
+//!   0                                                                                    size_bytes, a multiple of 4096
+//!   v                                                                                               v
+//!   +--------+-----+--------+---------+-----+---------+----------+-----+----------+-----+-----+--------+
+//!   | data 0 | ... | data n | index 0 | ... | index p | filter 0 | ... | filter q | top | 0 0 | footer |
+//!   +--------+-----+--------+---------+-----+---------+----------+-----+----------+-----+-----+--------+
+//!   all of these are blocks; each starts on 512 bytes                             ^ on 512    ^ 4096 bytes, on 4096
 //! ```
 //!
 //! | part | table in | checked by | when |
 //! |---|---|---|---|
 //! | footer | `footer.rs` | its CRC, and the manifest's copy of it | open |
-//! | index, with their padding | `index.rs` | the footer | open, then pinned |
-//! | filter, with the padding up to the footer | `filter.rs` | the footer | open, then pinned |
-//! | block, with its padding | `block.rs` | its index entry | each read from the device |
+//! | top, with the padding up to the footer | `top.rs` | the footer | open |
+//! | index and filter block, with its padding | `pages.rs`, `block.rs` | the top | open, if they are pinned; else each read from the device |
+//! | data block, with its padding | `block.rs` | its entry in an index block | each read from the device |
 //!
 //! So the manifest vouches for every byte. Checksums are seeded with segment id and place; a block that was written
 //! to the wrong place, or that a device forgot to write, does not pass.
 //!
+//! In version 1, which is still read, index and filter are a section each, behind the blocks:
+//! `| data 0 | ... | data n | index | filter | 0 0 | footer |`; their tables are in `index.rs` and `filter.rs`.
+//!
 //! Cost of a point read that is not ruled out by the filter: index search, cache look-up, at most one device read of
 //! a block (one more only if the key's own versions fill the rest of that block).
 //!
-//! Reading order: `cursor`, `verify`, `reader` and `writer`, then `block_builder`, `block`, `lanes`, `index`, `filter`, `footer`.
+//! Reading order: `cursor`, `verify`, `open`, `reader` and `writer`, then `top`, `pages`, `block_builder`, `block`, `lanes`,
+//! `index`, `filter`, `footer`.
 
 mod block;
 mod block_builder;
@@ -37,9 +41,12 @@ pub(crate) mod fuzzing;
 mod fuzzing_file;
 mod index;
 mod lanes;
+mod open;
+mod pages;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod top;
 mod verify;
 mod writer;
 

@@ -11,12 +11,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Buf, Bug, Errno, File, OpenMode, planted};
+use aio::{Buf, Bug, File, planted};
 
 use super::block::{Block, Frame};
 use super::filter::Filter;
-use super::footer::{FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Section, SegmentMeta, checksum};
+use super::footer::{SegmentMeta, checksum};
 use super::index::{Index, Place};
+use super::pages::is_searchable;
+use super::top::Top;
 use crate::cache::{Cache, Held, Slots, Use, is_hot};
 use crate::error::{Error, Result};
 use crate::files::Files;
@@ -73,43 +75,6 @@ pub(crate) enum Step<'b> {
 }
 
 impl Segment {
-    /// Opens the file that `meta` describes and loads its index and filter: two reads.
-    ///
-    /// # Errors
-    /// `Corrupt` if the file is missing or is not the file that `meta` and `store_id` describe; `Format` if a newer
-    /// program wrote it.
-    pub(crate) fn open(
-        files: &Arc<Files>,
-        cache: &Arc<BlockCache>,
-        meta: &SegmentMeta,
-        store_id: u64,
-    ) -> Result<Arc<Segment>> {
-        let path = files.segment_path(meta.id);
-        let file = open_file(files, &path)?;
-        let size_bytes = files.backend().size_bytes(&file)?;
-        if size_bytes != meta.size_bytes {
-            return Err(Error::corrupt(&path, 0, "segment size in bytes", meta.size_bytes, size_bytes));
-        }
-        let footer = read_footer(files, &file, size_bytes, Some(meta.footer_crc))?.0;
-        check_footer(&path, meta, &footer, store_id)?;
-        let (index, filter) = load(files, &file, &footer)?;
-        let largest = index.separator(index.blocks() - 1);
-        if index.smallest() != meta.smallest || largest != meta.largest {
-            let what = "segment key bounds";
-            return Err(Error::corrupt(&path, footer.index.offset, what, "the manifest's", "others"));
-        }
-        Ok(Arc::new(Segment {
-            files: files.clone(),
-            cache: cache.clone(),
-            file,
-            path,
-            meta: meta.clone(),
-            slots: Arc::new(Slots::new(index.blocks(), meta.id)),
-            index,
-            filter,
-        }))
-    }
-
     pub(crate) fn meta(&self) -> &SegmentMeta {
         &self.meta
     }
@@ -390,12 +355,7 @@ impl Segment {
             .ok()
             .and_then(|start| span.buf.get(start..start + place.padded_bytes()))
             .expect("the span holds its blocks");
-        let found = checksum(self.meta.id, Segment::number_in_file(number), stored);
-        if found != place.crc && !planted(Bug::BlockChecksumIgnored) {
-            let (expected, found) = (format!("{:#x}", place.crc), format!("{found:#x}"));
-            return Err(Error::corrupt(&self.path, place.offset, "block checksum", expected, found));
-        }
-        Block::decode(stored, place.len_bytes).map_err(|what| self.corrupt(number, what))
+        decode_block((&self.path, self.meta.id), number, &place, stored)
     }
 }
 
@@ -415,15 +375,17 @@ pub(super) enum Way {
     Backward,
 }
 
-fn open_file(files: &Files, path: &Path) -> Result<File> {
-    files.backend().open(path, OpenMode::Read).map_err(|error| match error.errno() {
-        Some(Errno::NOT_FOUND) => Error::corrupt(path, 0, "segment file", "a file", "none"),
-        _ => error.into(),
-    })
+/// How much is checked of what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Care {
+    /// What a reader relies on.
+    Open,
+    /// And what it takes from the writer.
+    Verify,
 }
 
 /// Where a read of bytes `start..stop` begins in the file, and its length, with what direct I/O needs around them.
-fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)> {
+pub(super) fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)> {
     let align = file.alignment().offset_bytes as u64;
     let offset = start - start % align;
     let len_bytes = usize::try_from(stop.next_multiple_of(align) - offset).map_err(|_| {
@@ -432,80 +394,34 @@ fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)> {
     Ok((offset, len_bytes))
 }
 
-/// Reads bytes `start..stop`; returns where the buffer begins in the file.
-fn read_range(files: &Files, file: &File, start: u64, stop: u64) -> Result<(u64, Buf)> {
-    let (offset, len_bytes) = aligned(file, start, stop)?;
-    Ok((offset, files.read(file, offset, len_bytes)?))
-}
-
-/// The footer and its checksum, which must be `expected` if that is known.
-pub(super) fn read_footer(
-    files: &Files,
-    file: &File,
-    size_bytes: u64,
-    expected: Option<u32>,
-) -> Result<(Footer, u32)> {
-    let path = file.path();
-    let Some(start) = size_bytes.checked_sub(FOOTER_BYTES as u64) else {
-        return Err(Error::corrupt(path, 0, "segment size in bytes", "at least 4096", size_bytes));
-    };
-    let (offset, buf) = read_range(files, file, start, size_bytes)?;
-    let skip = usize::try_from(start - offset).unwrap_or(usize::MAX);
-    let (footer, crc) = Footer::decode(buf.get(skip..).unwrap_or_default(), path, start)?;
-    match expected {
-        Some(expected) if expected != crc => {
-            let (expected, found) = (format!("{expected:#x}"), format!("{crc:#x}"));
-            Err(Error::corrupt(path, start, "segment footer against the manifest", expected, found))
-        }
-        _ => Ok((footer, crc)),
+/// Checks and decodes the stored bytes of a block.
+pub(super) fn decode_block(
+    (path, segment): (&Path, u64),
+    number: usize,
+    place: &Place,
+    stored: &[u8],
+) -> Result<Frame> {
+    let found = checksum(segment, Segment::number_in_file(number), stored);
+    if found != place.crc && !planted(Bug::BlockChecksumIgnored) {
+        let (expected, found) = (format!("{:#x}", place.crc), format!("{found:#x}"));
+        return Err(Error::corrupt(path, place.offset, "block checksum", expected, found));
     }
+    Block::decode(stored, place.len_bytes)
+        .map_err(|what| Error::corrupt(path, place.offset, what, "a valid block", format!("block {number}")))
 }
 
-/// That the footer says what the manifest says.
-fn check_footer(path: &Path, meta: &SegmentMeta, footer: &Footer, store_id: u64) -> Result<()> {
-    let pairs = [
-        ("segment id", meta.id, footer.segment),
-        ("store id", store_id, footer.store),
-        ("keyspace id", u64::from(meta.keyspace), u64::from(footer.keyspace)),
-        ("segment size in bytes", meta.size_bytes, footer.size_bytes),
-        ("number of entries", meta.entries, footer.entries),
-        ("number of tombstones", meta.tombstones, footer.tombstones),
-        ("raw bytes", meta.raw_bytes, footer.raw_bytes),
-        ("smallest sequence number", meta.min_seq.get(), footer.min_seq.get()),
-        ("largest sequence number", meta.max_seq.get(), footer.max_seq.get()),
-    ];
-    for (what, expected, found) in pairs {
-        if expected != found {
-            return Err(Error::corrupt(path, footer.size_bytes - FOOTER_BYTES as u64, what, expected, found));
-        }
+/// That an index or filter block is what the top says of it.
+pub(super) fn check_page(
+    top: &Top,
+    number: usize,
+    frame: &Frame,
+    care: Care,
+) -> std::result::Result<(), &'static str> {
+    let block = Block::of(frame);
+    let Some(role) = top.role(number) else { return Ok(()) };
+    top.check(role, block)?;
+    if care == Care::Verify && number < top.filter_blocks().start && !is_searchable(block) {
+        return Err("search of an index block");
     }
     Ok(())
-}
-
-/// Reads and decodes index and filter.
-pub(super) fn load(files: &Files, file: &File, footer: &Footer) -> Result<(Index, Filter)> {
-    let path = file.path();
-    let footer_offset = footer.size_bytes - FOOTER_BYTES as u64;
-    let (offset, buf) = read_range(files, file, footer.index.offset, footer_offset)?;
-    let section = |section: &Section, stop: u64, place: u32, what: &'static str| {
-        let at = |position: u64| usize::try_from(position - offset).unwrap_or(usize::MAX);
-        let padded = buf.get(at(section.offset)..at(stop)).unwrap_or_default();
-        let found = checksum(footer.segment, place, padded);
-        if found != section.crc {
-            let (expected, found) = (format!("{:#x}", section.crc), format!("{found:#x}"));
-            return Err(Error::corrupt(path, section.offset, what, expected, found));
-        }
-        Ok(buf.get(at(section.offset)..at(section.offset + section.len_bytes)).unwrap_or_default())
-    };
-    let index = section(&footer.index, footer.filter.offset, INDEX_PLACE, "segment index checksum")?;
-    let index = Index::decode(index, footer.index.offset)
-        .map_err(|what| Error::corrupt(path, footer.index.offset, what, "a valid index", "another"))?;
-    if index.blocks() as u64 != u64::from(footer.blocks) {
-        let what = "number of blocks in the index";
-        return Err(Error::corrupt(path, footer.index.offset, what, footer.blocks, index.blocks()));
-    }
-    let filter = section(&footer.filter, footer_offset, FILTER_PLACE, "segment filter checksum")?;
-    let filter = Filter::decode(filter)
-        .map_err(|what| Error::corrupt(path, footer.filter.offset, what, "a valid filter", "another"))?;
-    Ok((index, filter))
 }

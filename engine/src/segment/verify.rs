@@ -3,7 +3,8 @@
 //! The ordinary read path trusts a block whose checksum passes; this is the check that the writer did its work too.
 
 use super::block::Block;
-use super::reader::{Segment, Way, load, read_footer};
+use super::open::{load, read_footer};
+use super::reader::{Care, Segment, Way};
 use crate::error::{Error, Result};
 use crate::key::{Entry, Kind, Seq};
 use crate::read_ahead::MOST_BYTES;
@@ -17,7 +18,7 @@ impl Segment {
     pub(crate) fn verify(&self) -> Result<u64> {
         let footer =
             read_footer(&self.files, &self.file, self.meta.size_bytes, Some(self.meta.footer_crc))?.0;
-        load(&self.files, &self.file, &footer)?;
+        load(&self.files, &self.file, &footer, Care::Verify)?;
         let mut seen = Seen::default();
         let mut next = 0;
         while next < self.index.blocks() {

@@ -16,12 +16,12 @@ use std::sync::Arc;
 use aio::{Action, Buf, Bug, File, OpenMode, Operation, planted};
 use bytes::Bytes;
 
-use super::block_builder::{ALONE_BYTES, BlockBuilder};
+use super::block_builder::{ALONE_BYTES, BlockBuilder, Encoded};
 use super::filter::Filter;
-use super::footer::{
-    FEATURE_LZ4, FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Section, SegmentMeta, UNIT_BYTES, checksum,
-};
+use super::footer::{FEATURE_LZ4, FOOTER_BYTES, Footer, Layout, Section, SegmentMeta, TOP_PLACE, checksum};
 use super::index::{IndexBuilder, Place};
+use super::pages::{PIECE_BLOCKS, filter_blocks, index_blocks};
+use super::top::TopBuilder;
 use crate::error::Result;
 use crate::files::Files;
 use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
@@ -148,7 +148,6 @@ impl SegmentWriter {
         }
         if first {
             self.smallest = Bytes::copy_from_slice(entry.key);
-            self.index.set_smallest(entry.key);
         }
         self.last_seq = entry.seq;
         self.totals.count(&entry);
@@ -184,10 +183,7 @@ impl SegmentWriter {
         if let Some(place) = self.unindexed.take() {
             self.index.add(place, &self.last_key, None);
         }
-        let index_bytes = self.index.encode();
-        let index = self.section(index_bytes, INDEX_PLACE, UNIT_BYTES)?;
-        let filter = Filter::build(&self.hashes, self.options.filter_bits_per_key).encode();
-        let filter = self.section(filter, FILTER_PLACE, FOOTER_BYTES)?;
+        let layout = self.finish_pages()?;
         let footer = Footer {
             features: self.totals.features,
             segment: self.options.id,
@@ -199,8 +195,7 @@ impl SegmentWriter {
             raw_bytes: self.totals.raw_bytes,
             min_seq: self.totals.min_seq.unwrap_or_default(),
             max_seq: self.totals.max_seq.unwrap_or_default(),
-            index,
-            filter,
+            layout,
             size_bytes: self.output.end() + FOOTER_BYTES as u64,
         };
         let (bytes, footer_crc) = footer.encode();
@@ -230,15 +225,54 @@ impl SegmentWriter {
             self.totals.features |= FEATURE_LZ4;
         }
         let number = self.index.blocks();
-        let crc = checksum(self.options.id, number, &encoded.bytes);
-        self.unindexed = Some(Place { offset: self.output.end(), len_bytes: encoded.len_bytes, crc });
-        self.output.append(&encoded.bytes)
+        self.unindexed = Some(self.append_block(number, &encoded)?);
+        Ok(())
     }
 
-    /// Appends a section with zeros so that the next byte stands on a multiple of `align`.
-    fn section(&mut self, mut bytes: Vec<u8>, place: u32, align: usize) -> Result<Section> {
+    /// Appends block `number` of the file.
+    fn append_block(&mut self, number: u32, encoded: &Encoded) -> Result<Place> {
+        let crc = checksum(self.options.id, number, &encoded.bytes);
+        let place = Place { offset: self.output.end(), len_bytes: encoded.len_bytes, crc };
+        self.output.append(&encoded.bytes)?;
+        Ok(place)
+    }
+
+    /// Writes index and filter in blocks, and the top.
+    fn finish_pages(&mut self) -> Result<Layout> {
+        let entries = std::mem::take(&mut self.index);
+        let mut top = TopBuilder::default();
+        top.set_smallest(&self.smallest);
+        let index = self.output.end();
+        let first = self.finish_index(&entries, &mut top)?;
+        let filter = self.output.end();
+        let built = Filter::build(&self.hashes, self.options.filter_bits_per_key);
+        for (number, encoded) in (first..).zip(filter_blocks(built.lines())) {
+            top.add_filter(self.append_block(number, &encoded)?.crc);
+        }
+        let separators_bytes = entries.separators_bytes();
+        let top = self.section(top.encode(built.lines().len()), TOP_PLACE)?;
+        self.index = entries;
+        Ok(Layout::Paged { index, filter, top, separators_bytes })
+    }
+
+    /// Writes the index blocks; says which number the next block has.
+    fn finish_index(&mut self, entries: &IndexBuilder, top: &mut TopBuilder) -> Result<u32> {
+        let mut number = entries.blocks();
+        let mut all = entries.entries();
+        for encoded in index_blocks(entries.entries()) {
+            let place = self.append_block(number, &encoded)?;
+            let mut piece = all.by_ref().take(PIECE_BLOCKS);
+            let (first, separator) = piece.next().expect("an index block has an entry");
+            top.add_index(place, piece.last().map_or(separator, |(_, last)| last), first);
+            number += 1;
+        }
+        Ok(number)
+    }
+
+    /// Appends a section with zeros up to where the footer may stand.
+    fn section(&mut self, mut bytes: Vec<u8>, place: u32) -> Result<Section> {
         let (offset, len_bytes) = (self.output.end(), bytes.len() as u64);
-        let end = (offset + len_bytes).next_multiple_of(align as u64);
+        let end = (offset + len_bytes).next_multiple_of(FOOTER_BYTES as u64);
         bytes.resize(usize::try_from(end - offset).expect("it is in memory already"), 0);
         let crc = checksum(self.options.id, place, &bytes);
         self.output.append(&bytes)?;

@@ -40,7 +40,7 @@ const fn whole(name: &'static str, most_bytes: usize, run: fn(&[u8])) -> Target 
 
 /// The decoders. Apart from the stores, in a program of its own: a fuzzer looks at all that could be covered after every
 /// input, and most of a store is nothing that a decoder can reach.
-pub const DECODERS: [Target; 11] = [
+pub const DECODERS: [Target; 12] = [
     decoder("sector", 600, log::sector),
     decoder("group", 600, log::group),
     decoder("record", 1024, log::record),
@@ -51,6 +51,7 @@ pub const DECODERS: [Target; 11] = [
     decoder("block", 2048, esker::fuzzing::block),
     decoder("index", 1024, esker::fuzzing::index),
     decoder("filter", 2048, esker::fuzzing::filter),
+    decoder("top", 2048, esker::fuzzing::top),
     decoder("footer", 256, esker::fuzzing::footer),
 ];
 

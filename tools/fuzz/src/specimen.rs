@@ -169,7 +169,8 @@ pub fn corpus() -> esker::Result<Vec<(&'static str, String, Vec<u8>)>> {
     // Inputs that are instructions, in the languages of their targets.
     let with = |way: u8, rest: &[u8]| [&[way], rest].concat();
     let words: Vec<u8> = (0..120_u8).map(|byte| byte.wrapping_mul(73) ^ 0x5a).collect();
-    for (target, ways) in [("block", &[3_u8, 7][..]), ("index", &[2]), ("filter", &[29]), ("sector", &[1, 3])]
+    for (target, ways) in
+        [("block", &[3_u8, 7][..]), ("index", &[2]), ("top", &[1]), ("filter", &[29]), ("sector", &[1, 3])]
     {
         inputs.extend(ways.iter().map(|way| (target, format!("built-{way}"), with(*way, &words))));
     }

@@ -1,0 +1,238 @@
+//! Opens a segment: reads what leads to its blocks, and checks it.
+//!
+//! Invariant: nothing of index, filter and top is used before its checksum passed, and that of the footer is the one that
+//! the manifest holds.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use aio::{Buf, Errno, File, OpenMode};
+
+use super::block::{Block, Frame};
+use super::filter::{Filter, line_from};
+use super::footer::{
+    FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Layout, Section, SegmentMeta, TOP_PLACE, checksum,
+};
+use super::index::{Index, IndexBuilder};
+use super::pages::{lines_in, place_in, separator_in};
+use super::reader::{BlockCache, Care, Segment, aligned, check_page, decode_block};
+use super::top::Top;
+use crate::cache::Slots;
+use crate::error::{Error, Result};
+use crate::files::Files;
+
+impl Segment {
+    /// Opens the file that `meta` describes and loads its index and filter: two reads.
+    ///
+    /// # Errors
+    /// `Corrupt` if the file is missing or is not the file that `meta` and `store_id` describe; `Format` if a newer
+    /// program wrote it.
+    pub(crate) fn open(
+        files: &Arc<Files>,
+        cache: &Arc<BlockCache>,
+        meta: &SegmentMeta,
+        store_id: u64,
+    ) -> Result<Arc<Segment>> {
+        let path = files.segment_path(meta.id);
+        let file = open_file(files, &path)?;
+        let size_bytes = files.backend().size_bytes(&file)?;
+        if size_bytes != meta.size_bytes {
+            return Err(Error::corrupt(&path, 0, "segment size in bytes", meta.size_bytes, size_bytes));
+        }
+        let footer = read_footer(files, &file, size_bytes, Some(meta.footer_crc))?.0;
+        check_footer(&path, meta, &footer, store_id)?;
+        let (index, filter) = load(files, &file, &footer, Care::Open)?;
+        let largest = index.separator(index.blocks() - 1);
+        if index.smallest() != meta.smallest || largest != meta.largest {
+            let what = "segment key bounds";
+            return Err(Error::corrupt(&path, footer.blocks_end(), what, "the manifest's", "others"));
+        }
+        Ok(Arc::new(Segment {
+            files: files.clone(),
+            cache: cache.clone(),
+            file,
+            path,
+            meta: meta.clone(),
+            slots: Arc::new(Slots::new(index.blocks(), meta.id)),
+            index,
+            filter,
+        }))
+    }
+}
+
+fn open_file(files: &Files, path: &Path) -> Result<File> {
+    files.backend().open(path, OpenMode::Read).map_err(|error| match error.errno() {
+        Some(Errno::NOT_FOUND) => Error::corrupt(path, 0, "segment file", "a file", "none"),
+        _ => error.into(),
+    })
+}
+
+/// Reads bytes `start..stop`; returns where the buffer begins in the file.
+fn read_range(files: &Files, file: &File, start: u64, stop: u64) -> Result<(u64, Buf)> {
+    let (offset, len_bytes) = aligned(file, start, stop)?;
+    Ok((offset, files.read(file, offset, len_bytes)?))
+}
+
+/// The footer and its checksum, which must be `expected` if that is known.
+pub(super) fn read_footer(
+    files: &Files,
+    file: &File,
+    size_bytes: u64,
+    expected: Option<u32>,
+) -> Result<(Footer, u32)> {
+    let path = file.path();
+    let Some(start) = size_bytes.checked_sub(FOOTER_BYTES as u64) else {
+        return Err(Error::corrupt(path, 0, "segment size in bytes", "at least 4096", size_bytes));
+    };
+    let (offset, buf) = read_range(files, file, start, size_bytes)?;
+    let skip = usize::try_from(start - offset).unwrap_or(usize::MAX);
+    let (footer, crc) = Footer::decode(buf.get(skip..).unwrap_or_default(), path, start)?;
+    match expected {
+        Some(expected) if expected != crc => {
+            let (expected, found) = (format!("{expected:#x}"), format!("{crc:#x}"));
+            Err(Error::corrupt(path, start, "segment footer against the manifest", expected, found))
+        }
+        _ => Ok((footer, crc)),
+    }
+}
+
+/// That the footer says what the manifest says.
+fn check_footer(path: &Path, meta: &SegmentMeta, footer: &Footer, store_id: u64) -> Result<()> {
+    let pairs = [
+        ("segment id", meta.id, footer.segment),
+        ("store id", store_id, footer.store),
+        ("keyspace id", u64::from(meta.keyspace), u64::from(footer.keyspace)),
+        ("segment size in bytes", meta.size_bytes, footer.size_bytes),
+        ("number of entries", meta.entries, footer.entries),
+        ("number of tombstones", meta.tombstones, footer.tombstones),
+        ("raw bytes", meta.raw_bytes, footer.raw_bytes),
+        ("smallest sequence number", meta.min_seq.get(), footer.min_seq.get()),
+        ("largest sequence number", meta.max_seq.get(), footer.max_seq.get()),
+    ];
+    for (what, expected, found) in pairs {
+        if expected != found {
+            return Err(Error::corrupt(path, footer.size_bytes - FOOTER_BYTES as u64, what, expected, found));
+        }
+    }
+    Ok(())
+}
+
+/// What of a segment lies between data blocks and footer, or the end of that.
+struct Region<'a> {
+    path: &'a Path,
+    segment: u64,
+    /// Where the buffer begins in the file.
+    offset: u64,
+    buf: Buf,
+}
+
+impl<'a> Region<'a> {
+    /// Reads from `start` up to the footer.
+    fn read(files: &Files, file: &'a File, footer: &Footer, start: u64) -> Result<Region<'a>> {
+        let (offset, buf) = read_range(files, file, start, footer.offset())?;
+        Ok(Region { path: file.path(), segment: footer.segment, offset, buf })
+    }
+
+    fn bytes(&self, start: u64, stop: u64) -> &[u8] {
+        let at = |position: u64| position.checked_sub(self.offset).and_then(|at| usize::try_from(at).ok());
+        let bytes = at(start).zip(at(stop)).and_then(|(start, stop)| self.buf.get(start..stop));
+        bytes.unwrap_or_default()
+    }
+
+    /// A section that goes with its padding up to `stop`; without the padding.
+    fn section(&self, section: &Section, stop: u64, place: u32, what: &'static str) -> Result<&[u8]> {
+        let found = checksum(self.segment, place, self.bytes(section.offset, stop));
+        if found != section.crc {
+            let (expected, found) = (format!("{:#x}", section.crc), format!("{found:#x}"));
+            return Err(Error::corrupt(self.path, section.offset, what, expected, found));
+        }
+        Ok(self.bytes(section.offset, section.offset + section.len_bytes))
+    }
+
+    /// The index or filter block with this number.
+    fn block(&self, top: &Top, number: usize, care: Care) -> Result<Frame> {
+        let place = top.place(number).expect("the top counts its blocks");
+        let stored = self.bytes(place.offset, place.offset + place.padded_bytes() as u64);
+        let frame = decode_block((self.path, self.segment), number, &place, stored)?;
+        check_page(top, number, &frame, care)
+            .map_err(|what| Error::corrupt(self.path, place.offset, what, "a valid block", "another"))?;
+        Ok(frame)
+    }
+}
+
+/// Reads index and filter, and joins them to what they are when they are pinned.
+pub(super) fn load(files: &Files, file: &File, footer: &Footer, care: Care) -> Result<(Index, Filter)> {
+    let region = Region::read(files, file, footer, footer.blocks_end())?;
+    match &footer.layout {
+        Layout::Flat { index, filter } => load_flat(&region, footer, index, filter),
+        Layout::Paged { top, separators_bytes, .. } => {
+            let top = top_of(&region, footer, top)?;
+            let index = join_index(&region, &top, (footer.blocks, *separators_bytes), care)?;
+            Ok((index, join_filter(&region, &top, care)?))
+        }
+    }
+}
+
+fn load_flat(
+    region: &Region<'_>,
+    footer: &Footer,
+    index: &Section,
+    filter: &Section,
+) -> Result<(Index, Filter)> {
+    let bytes = region.section(index, filter.offset, INDEX_PLACE, "segment index checksum")?;
+    let decoded = Index::decode(bytes, index.offset)
+        .map_err(|what| Error::corrupt(region.path, index.offset, what, "a valid index", "another"))?;
+    if decoded.blocks() as u64 != u64::from(footer.blocks) {
+        let what = "number of blocks in the index";
+        return Err(Error::corrupt(region.path, index.offset, what, footer.blocks, decoded.blocks()));
+    }
+    let bytes = region.section(filter, footer.offset(), FILTER_PLACE, "segment filter checksum")?;
+    let filter = Filter::decode(bytes)
+        .map_err(|what| Error::corrupt(region.path, filter.offset, what, "a valid filter", "another"))?;
+    Ok((decoded, filter))
+}
+
+fn top_of(region: &Region<'_>, footer: &Footer, section: &Section) -> Result<Top> {
+    let bytes = region.section(section, footer.offset(), TOP_PLACE, "segment top checksum")?;
+    Top::decode(bytes, footer)
+        .map_err(|what| Error::corrupt(region.path, section.offset, what, "a valid top", "another"))
+}
+
+fn join_index(
+    region: &Region<'_>,
+    top: &Top,
+    (blocks, separators_bytes): (u32, u32),
+    care: Care,
+) -> Result<Index> {
+    let (mut joined, mut separator) = (IndexBuilder::default(), Vec::new());
+    joined.set_smallest(top.smallest());
+    let other = |found: u32| {
+        let what = "length of all separators of the index";
+        Error::corrupt(region.path, region.offset, what, separators_bytes, found)
+    };
+    for piece in 0..top.pieces() {
+        let frame = region.block(top, top.index_block(piece), care)?;
+        let block = Block::of(&frame);
+        for i in 0..block.len() {
+            separator_in(block, i, &mut separator);
+            let added = place_in(block, i).and_then(|place| joined.push(place, &separator));
+            // As soon as it is too much: what was granted is not exceeded.
+            if added.is_none() || joined.separators_bytes() > separators_bytes {
+                return Err(other(joined.separators_bytes()));
+            }
+        }
+    }
+    if joined.separators_bytes() != separators_bytes || joined.blocks() != blocks {
+        return Err(other(joined.separators_bytes()));
+    }
+    Ok(joined.into_index())
+}
+
+fn join_filter(region: &Region<'_>, top: &Top, care: Care) -> Result<Filter> {
+    let mut lines = Vec::with_capacity(top.lines());
+    for number in top.filter_blocks() {
+        let frame = region.block(top, number, care)?;
+        lines.extend(lines_in(Block::of(&frame)).iter().map(line_from));
+    }
+    Ok(Filter::of(lines))
+}
