@@ -11,7 +11,7 @@ use std::sync::Arc;
 use aio::{Bug, planted};
 
 use crate::compaction::picker::{Layers, RunShape, pick};
-use crate::compaction::runner::{open_run, remove, write_run};
+use crate::compaction::runner::{Output, open_run, remove, write_run};
 use crate::compaction::warm;
 use crate::error::{Error, Result};
 use crate::listener::Event;
@@ -85,7 +85,8 @@ fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<
         inputs.iter().flat_map(|run| run.segments().iter().map(|segment| segment.meta().id)).collect();
     drop(before);
 
-    let output = store.output(tree.id, layers);
+    let leaving_bytes = inputs.iter().map(Run::memory_bytes).sum();
+    let output = Output { leaving_bytes, ..store.output(tree.id, layers) };
     let cursors = inputs.iter().map(|run| run.cursor(false));
     let is_bottom = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };

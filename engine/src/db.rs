@@ -262,8 +262,9 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Memory of the store in bytes: memtables, ring, cache and I/O buffers are planned from it; indexes and filters of
-    /// the segments are not counted yet ([`Metrics::pinned_bytes`]). At least 1 MiB; default 256 MiB.
+    /// Memory of the store in bytes: memtables, ring, cache, indexes and filters, and I/O buffers are planned from it. Indexes
+    /// and filters that do not fit are read through the cache ([`Metrics::paged_segments`]). At least 1 MiB; default 256
+    /// MiB.
     ///
     /// Sizes of log files, ring and segments follow from it, and with them the largest record
     /// ([`Db::max_record_bytes`]). A store may be opened with another budget each time.

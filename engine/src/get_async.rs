@@ -246,8 +246,8 @@ impl Reading {
     fn start_reads(&mut self) -> Result<()> {
         let Some(reactor) = &self.reactor else { return Ok(()) };
         let mut searching = self.work.searching();
-        while let Some((number, segment, block)) = searching.next_read() {
-            let (file, offset, len_bytes) = segment.range_of(block)?;
+        while let Some((number, segment, aim)) = searching.next_read() {
+            let (file, offset, len_bytes) = segment.range_of(aim)?;
             self.flights.push((number, reactor.read(file, offset, len_bytes)));
         }
         Ok(())

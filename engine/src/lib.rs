@@ -22,7 +22,9 @@
 //!   [`Db::max_record_bytes`], 4 MiB at the default memory budget.
 //! * One process has a store open, once. Handles may be used by any number of threads, and may outlive each other.
 //! * Memory is planned from one number, [`Builder::memory_budget_bytes`]. Indexes and filters of all segments (about
-//!   2 bytes a key) are not yet counted in it.
+//!   2 bytes a key) are part of it: they may take half of what they share with the block cache; what does not fit comes
+//!   through the cache, and a get of what is not in memory may then cost three reads instead of one
+//!   ([`Metrics::paged_segments`]).
 //! * The file formats may change before the first release. Every file says its version.
 //!
 //! # Example
@@ -95,6 +97,7 @@ mod read_ahead;
 mod recovery;
 mod repair;
 mod report;
+mod reserve;
 mod retain;
 mod run;
 mod segment;

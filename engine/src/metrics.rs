@@ -51,8 +51,11 @@ pub struct Metrics {
     pub cache_misses: u64,
     /// Block cache: bytes held.
     pub cache_bytes: u64,
-    /// Memory of pinned indexes and filters in bytes.
+    /// What open segments hold in memory beside their blocks, in bytes: indexes and filters, or what leads to them. With
+    /// [`cache_bytes`](Metrics::cache_bytes) it is within one part of the memory budget.
     pub pinned_bytes: u64,
+    /// Segments whose indexes and filters do not fit into memory, and come through the block cache.
+    pub paged_segments: usize,
     /// Snapshots and iterators that keep old entries.
     pub snapshots: usize,
     /// Each keyspace, by name.

@@ -4,8 +4,8 @@
 //!   key -> memtables -> asking: filter, index of the next run -> looking: cache, search -> shown
 //!                         ^                                        |   ^      | not here: next run
 //!                         +----------------------------------------|---|------+
-//!                                                           not in |   | next block of the same key
-//!                                                        the cache v   |
+//!                                                           not in |   | next block of the same key, or from filter block
+//!                                                        the cache v   | to index block to data block, where these are paged
 //!                                       parked -> reading, each block once: checked, decoded, searched
 //! ```
 //!
@@ -29,7 +29,7 @@ use aio::{Action, Buf, Operation, Queue};
 use crate::error::Result;
 use crate::files::QUEUE_SLOTS;
 use crate::key::{Kind, Seq, key_hash};
-use crate::segment::{Block, Segment, Step};
+use crate::segment::{Aim, Block, Segment, Step};
 use crate::superversion::Superversion;
 
 /// Reads in flight of one call: what a context takes before any is waited for.
@@ -84,12 +84,14 @@ struct Place {
 struct Spot {
     wanted: Wanted,
     place: Place,
+    aim: Aim,
 }
 
 /// A block that was asked for.
 #[derive(Debug)]
 pub(crate) struct Read {
     place: Place,
+    aim: Aim,
     bytes: usize,
     /// Who waits for it.
     spots: Vec<Spot>,
@@ -195,15 +197,15 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     }
 
     /// The next block to read, and the number of that read; `None`: there is none, or enough is in flight.
-    pub(crate) fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, usize)> {
+    pub(crate) fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, Aim)> {
         let state = &mut *self.state;
         if !state.is_sorted {
             state.parked.sort_unstable_by_key(|spot| Reverse(spot.place));
             state.is_sorted = true;
         }
-        let place = state.parked.last()?.place;
+        let Spot { place, aim, .. } = *state.parked.last()?;
         let segment = segment(self.superversion, place);
-        let bytes = segment.stored_bytes(place.number);
+        let bytes = segment.stored_bytes(aim);
         if state.reads == MOST_READS || state.reads > 0 && state.read_bytes + bytes > MOST_READ_BYTES {
             return None;
         }
@@ -213,10 +215,10 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
             state.reading.push(None);
             state.reading.len() - 1
         });
-        state.reading[number] = Some(Read { place, bytes, spots });
+        state.reading[number] = Some(Read { place, aim, bytes, spots });
         state.reads += 1;
         state.read_bytes += bytes;
-        Some((number, segment, place.number))
+        Some((number, segment, aim))
     }
 
     /// Searches a block that was read: `buf` begins at `offset` of the file.
@@ -224,7 +226,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     /// # Errors
     /// It is damaged.
     pub(crate) fn bring(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
-        let block = segment(self.superversion, read.place).take_in(read.place.number, offset, buf)?;
+        let block = segment(self.superversion, read.place).take_in(read.aim, offset, buf)?;
         for spot in &read.spots {
             self.search(*spot, Block::of(&block));
         }
@@ -273,8 +275,8 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
 
     /// Submits as many reads as there may be.
     fn start_reads(&mut self, queue: &mut dyn Queue, waiting: &mut VecDeque<Operation>) -> Result<()> {
-        while let Some((token, segment, number)) = self.next_read() {
-            let (file, offset, len_bytes) = segment.range_of(number)?;
+        while let Some((token, segment, aim)) = self.next_read() {
+            let (file, offset, len_bytes) = segment.range_of(aim)?;
             let action = Action::Read { offset, buf: segment.files().buf(len_bytes) };
             waiting.push_back(Operation { token: token as u64, file: file.clone(), action });
         }
@@ -309,19 +311,18 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
         }
         while let Some(mut wanted) = self.state.asking.pop() {
             let key = self.keys[wanted.at].as_ref();
-            let place = loop {
+            let first = loop {
                 let Some(run) = self.superversion.runs.get(wanted.run) else { break None };
                 wanted.run += 1;
                 if let Some((segment, open)) = run.segment_of(key)
-                    && open.may_show(key, wanted.hash, self.state.snapshot)
-                    && let Some(number) = open.first_block(key)
+                    && let Some(aim) = open.begin((key, wanted.hash), self.state.snapshot)
                 {
-                    open.prefetch_slot(number);
-                    break Some(Place { run: wanted.run - 1, segment, number });
+                    open.prefetch_slot(aim.number);
+                    break Some((Place { run: wanted.run - 1, segment, number: aim.number }, aim));
                 }
             };
-            match place {
-                Some(place) => self.state.looking.push(Spot { wanted, place }),
+            match first {
+                Some((place, aim)) => self.state.looking.push(Spot { wanted, place, aim }),
                 None => self.found.show(wanted.at, None),
             }
         }
@@ -353,13 +354,14 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
 
     /// Searches one block and puts the key where it goes from there.
     fn search(&mut self, spot: Spot, block: Block<'_>) {
-        let Spot { wanted, place } = spot;
+        let Spot { wanted, place, aim } = spot;
         let key = self.keys[wanted.at].as_ref();
         let open = segment(self.superversion, place);
-        match open.search(place.number, block, (key, wanted.hash), self.state.snapshot) {
+        match open.search(aim, block, (key, wanted.hash), self.state.snapshot) {
             Step::Found(kind, _, value) => self.show(wanted.at, kind, value),
-            Step::Block(number) => {
-                self.state.looking.push(Spot { wanted, place: Place { number, ..place } });
+            Step::Block(aim) => {
+                let place = Place { number: aim.number, ..place };
+                self.state.looking.push(Spot { wanted, place, aim });
             }
             Step::Absent => self.state.asking.push(wanted),
         }

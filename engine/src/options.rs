@@ -4,6 +4,8 @@
 //!   budget   | memtables 1/4 | ring 1/16 and its tables | I/O 8 MiB | read-ahead 1/64 | cache: the rest, at least 1/8 |
 //! ```
 //!
+//! The cache shares its part with the indexes and filters of open segments (`reserve.rs`).
+//!
 //! Invariant: whatever was asked for, the sizes are such that the store works; nothing of them is remembered but what
 //! the manifest says of ring and log files.
 
@@ -153,7 +155,7 @@ impl Options {
         self.log_limit_bytes() / self.log_file_bytes() + 2
     }
 
-    /// The block cache: what the other parts leave. The ring counts with a quarter more for its two progress tables.
+    /// The block cache, and what open segments keep pinned: what the other parts leave. The ring counts with a quarter more for its two progress tables.
     pub(crate) fn cache_bytes(&self) -> u64 {
         let buffers = IO_BUFFER_BYTES + self.read_ahead_bytes() as u64;
         let others = self.memtables_bytes() + self.ring_bytes() * 5 / 4 + buffers;

@@ -253,6 +253,7 @@ impl<'a> Place<'a> {
             block_bytes: self.options.block_bytes(),
             compress: self.options.compress,
             filter_bits: filter_bits(layers),
+            leaving_bytes: 0,
         }
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn metrics(store: &Store) -> Metrics {
         cache_hits: cache.hits,
         cache_misses: cache.misses,
         cache_bytes: cache.bytes,
-        pinned_bytes: trees.iter().map(|tree| pinned_bytes(tree)).sum(),
+        pinned_bytes: cache.reserved_bytes,
+        paged_segments: trees.iter().map(|tree| paged_segments(tree)).sum(),
         snapshots: store.snapshots.count(),
         keyspaces: trees.iter().map(|tree| keyspace(tree)).collect(),
         io: store.files.backend().counters(),
@@ -40,10 +41,9 @@ pub(crate) fn metrics(store: &Store) -> Metrics {
     metrics
 }
 
-fn pinned_bytes(tree: &Tree) -> u64 {
+fn paged_segments(tree: &Tree) -> usize {
     let current = tree.load();
-    let segments = current.runs.iter().flat_map(Run::segments);
-    segments.map(|segment| segment.memory_bytes()).sum()
+    current.runs.iter().flat_map(Run::segments).filter(|segment| segment.is_paged()).count()
 }
 
 fn keyspace(tree: &Tree) -> KeyspaceMetrics {

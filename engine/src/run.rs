@@ -32,6 +32,11 @@ impl Run {
         self.segments.iter().map(|segment| segment.meta().size_bytes).sum()
     }
 
+    /// What its segments hold in memory beside their blocks.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.memory_bytes()).sum()
+    }
+
     pub(crate) fn entries(&self) -> u64 {
         self.segments.iter().map(|segment| segment.meta().entries).sum()
     }
@@ -60,7 +65,7 @@ impl Run {
     /// last segment, or the last block.
     pub(crate) fn place_of(&self, key: &[u8]) -> (usize, usize) {
         let at = self.first_reaching(key);
-        (at, self.segments.get(at).and_then(|segment| segment.first_block(key)).unwrap_or(0))
+        (at, self.segments.get(at).map_or(0, |segment| segment.block_of(key)))
     }
 
     /// A cursor over the whole run; `fill_cache` keeps what it reads.
@@ -225,6 +230,7 @@ mod tests {
             block_bytes: 512,
             compress: true,
             filter_bits: 14,
+            leaving_bytes: 0,
         };
         let number = std::cell::Cell::new(1);
         let next = || number.replace(number.get() + 1);

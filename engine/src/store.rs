@@ -158,6 +158,7 @@ impl Store {
             block_bytes: self.options.block_bytes(),
             compress: self.options.compress,
             filter_bits: filter_bits(layers),
+            leaving_bytes: 0,
         }
     }
 

@@ -194,7 +194,9 @@ fn thousands_are_in_flight_from_one_thread_over_a_store_larger_than_its_cache() 
     let after = backend.counters();
     let reads = after.read.count - before.read.count;
     assert!(reads > COUNT as u64 * 3 / 4, "{reads} reads");
-    assert!(reads <= COUNT as u64, "{reads} reads");
+    // Index and filter do not fit either: futures that want the same block of them at once each read it.
+    assert!(db.metrics().paged_segments > 0);
+    assert!(reads <= 3 * COUNT as u64, "{reads} reads");
     assert_eq!(after.depths[8..], before.depths[8..], "no more in flight than there are slots");
     assert!(db.metrics().cache_bytes < 1 << 20);
     db.close().unwrap();

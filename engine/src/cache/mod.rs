@@ -17,6 +17,8 @@
 //! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each: under one lock, threads
 //! that missed queued up behind whoever had lost its core with it.
 //!
+//! Others may hold a part of the budget (`reserve.rs`); what is called the budget of the shards is the rest.
+//!
 //! Invariants: the charges of all values that can be found sum to at most the budget, also while an insert is under way; a
 //! value that is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values, at
 //! once except for those that somebody holds; a block that several threads miss at once is read once.
@@ -32,13 +34,13 @@ mod slots;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hazard::{Counted, Taken};
+use hazard::Taken;
 use policy::Queues;
 
 use crate::sync::cached::{Condvar, Mutex};
 use crate::sync::shared::thread_number;
 
-pub(crate) use hazard::Held;
+pub(crate) use hazard::{Counted, Held};
 pub(crate) use slots::{Slots, Use};
 
 /// What a place in a queue and the value's counts take beside the value itself, in bytes.
@@ -65,8 +67,10 @@ pub(crate) struct CacheStats {
     pub(crate) evictions: u64,
     /// Values held now.
     pub(crate) values: u64,
-    /// Charged now, overhead included; at most `budget_bytes`.
+    /// Charged now, overhead included.
     pub(crate) bytes: u64,
+    /// What others hold of the budget; with `bytes` at most `budget_bytes`.
+    pub(crate) reserved_bytes: u64,
     /// The limit.
     pub(crate) budget_bytes: u64,
     /// Charges of what left and was not freed yet: some of it is held, the rest waits for the next look.
@@ -84,6 +88,8 @@ pub(crate) struct Cache<V: Counted> {
     /// Each slot belongs to one of them.
     shards: Box<[Mutex<Queues<V>>]>,
     budget_bytes: u64,
+    /// What others hold of it. Taken before the locks of shards.
+    reserved_bytes: Mutex<u64>,
     looked_up: Stripes,
     /// Blocks that somebody reads: the address of the slots, and the number.
     loading: Mutex<Vec<(usize, usize)>>,
@@ -99,6 +105,7 @@ impl<V: Counted> Cache<V> {
         Cache {
             shards: (0..shards).map(|_| Mutex::new(Queues::new(shard_bytes, retired_bytes))).collect(),
             budget_bytes,
+            reserved_bytes: Mutex::new(0),
             looked_up: Stripes::default(),
             loading: Mutex::new(Vec::new()),
             loaded: Condvar::new(),
@@ -155,6 +162,24 @@ impl<V: Counted> Cache<V> {
         Ok(value)
     }
 
+    /// The whole budget, with what others hold of it.
+    pub(crate) fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
+    /// What others hold of the budget becomes what `change` makes of it; the cache has the rest. Whether anything changed.
+    pub(crate) fn reserve(&self, change: impl FnOnce(u64) -> Option<u64>) -> bool {
+        let mut reserved = self.reserved_bytes.lock();
+        let Some(wanted) = change(*reserved) else { return false };
+        let shard_bytes = self.budget_bytes.saturating_sub(wanted) / self.shards.len() as u64;
+        for shard in &self.shards {
+            let taken = shard.lock().resize(shard_bytes);
+            free(shard, taken);
+        }
+        *reserved = wanted;
+        true
+    }
+
     /// Forgets the values of a segment that nobody reads any more. O(values).
     pub(crate) fn forget(&self, slots: &Arc<Slots<V>>) {
         for shard in &self.shards {
@@ -175,6 +200,9 @@ impl<V: Counted> Cache<V> {
     pub(crate) fn stats(&self) -> CacheStats {
         let (hits, misses) = self.looked_up.sums();
         let mut stats = CacheStats { hits, misses, budget_bytes: self.budget_bytes, ..CacheStats::default() };
+        // Held to the end: shards that are looked at one after the other were never over their part meanwhile.
+        let reserved_bytes = self.reserved_bytes.lock();
+        stats.reserved_bytes = *reserved_bytes;
         for shard in &self.shards {
             let queues = shard.lock();
             stats.evictions += queues.evictions();

@@ -122,6 +122,15 @@ impl<V: Counted> Queues<V> {
         self.retired.due()
     }
 
+    /// Has so much from now on; returns all that is to be freed, as [`Queues::insert`].
+    pub(super) fn resize(&mut self, budget: u64) -> Vec<Taken<V>> {
+        self.budget = budget;
+        while self.used_bytes() > self.budget {
+            self.make_room();
+        }
+        self.retired.all()
+    }
+
     /// Returns all that is to be freed, as [`Queues::insert`].
     pub(super) fn forget(&mut self, slots: &Arc<Slots<V>>) -> Vec<Taken<V>> {
         let retired = &mut self.retired;

@@ -29,6 +29,9 @@ pub(crate) struct Slots<V: Counted> {
 }
 
 impl<V: Counted> Slots<V> {
+    /// What one place takes.
+    pub(crate) const BYTES_EACH: usize = size_of::<Slot<V>>() + size_of::<AtomicU8>();
+
     /// None is filled; `salt` tells segments apart.
     pub(crate) fn new(blocks: usize, salt: u64) -> Slots<V> {
         Slots {
@@ -40,7 +43,7 @@ impl<V: Counted> Slots<V> {
 
     /// What they take, without the values.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.values.len() * (size_of::<Slot<V>>() + size_of::<AtomicU8>())
+        self.values.len() * Self::BYTES_EACH
     }
 
     /// Soon somebody will look for this block.

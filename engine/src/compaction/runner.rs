@@ -26,6 +26,8 @@ pub(crate) struct Output<'a> {
     pub(crate) block_bytes: usize,
     pub(crate) compress: bool,
     pub(crate) filter_bits: u32,
+    /// What those that the run replaces hold in memory beside their blocks.
+    pub(crate) leaving_bytes: u64,
 }
 
 /// Writes what `retain` keeps of `input` and makes files and names durable. `number` gives fresh file numbers.
@@ -51,7 +53,8 @@ pub(crate) fn write_run(
 
 /// Opens the segments that [`write_run`] or the manifest describes; `None` for an empty list.
 pub(crate) fn open_run(output: &Output<'_>, metas: &[SegmentMeta]) -> Result<Option<Run>> {
-    let open = |meta: &SegmentMeta| Segment::open(output.files, output.cache, meta, output.store_id);
+    let memory = (output.files, output.cache);
+    let open = |meta: &SegmentMeta| Segment::replace(memory, meta, output.store_id, output.leaving_bytes);
     let segments: Vec<_> = metas.iter().map(open).collect::<Result<_>>()?;
     Ok(if segments.is_empty() { None } else { Some(Run::new(segments)) })
 }

@@ -25,12 +25,12 @@ pub(crate) type Piece = (Arc<Segment>, Range<usize>);
 pub(crate) fn plan(inputs: &[Run], output: &Run) -> Vec<Piece> {
     let segments = output.segments();
     // By segment and block: how many bytes of hot blocks went there.
-    let mut heat: Vec<Vec<u64>> = segments.iter().map(|segment| vec![0; segment.blocks()]).collect();
+    let mut heat: Vec<Vec<u64>> = segments.iter().map(|segment| vec![0; segment.blocks_to_bring()]).collect();
     for input in inputs.iter().flat_map(Run::segments) {
         input.each_hot_block(|from, upto, bytes| spread(output, &mut heat, (from, upto), bytes));
     }
     let pieces = segments.iter().zip(&heat).flat_map(|(segment, heat)| {
-        let is_hot = |&block: &usize| heat[block] * 2 >= segment.stored_bytes(block) as u64;
+        let is_hot = |&block: &usize| heat[block] * 2 >= segment.block_bytes(block);
         let hot = (0..heat.len()).filter(is_hot);
         segment.pieces(hot, MOST_BYTES).into_iter().map(|piece| (Arc::clone(segment), piece))
     });
@@ -44,8 +44,8 @@ fn spread(output: &Run, heat: &mut [Vec<u64>], (from, upto): (&[u8], &[u8]), byt
     let last = output.place_of(upto);
     let blocks_of = |segment: usize| {
         let start = if segment == first.0 { first.1 } else { 0 };
-        let end = if segment == last.0 { last.1 + 1 } else { segments[segment].blocks() };
-        start..end.min(segments[segment].blocks())
+        let end = if segment == last.0 { last.1 + 1 } else { segments[segment].blocks_to_bring() };
+        start..end.min(segments[segment].blocks_to_bring())
     };
     let reached = first.0..(last.0 + 1).min(segments.len());
     let blocks: usize = reached.clone().map(|segment| blocks_of(segment).len()).sum();
@@ -59,7 +59,7 @@ fn spread(output: &Run, heat: &mut [Vec<u64>], (from, upto): (&[u8], &[u8]), byt
 /// Reads them into the cache, until `stop` says so.
 pub(crate) fn bring(pieces: &[Piece], stop: &dyn Fn() -> bool) {
     for (segment, blocks) in pieces {
-        if stop() || segment.warm(blocks).is_err() {
+        if stop() || segment.bring(blocks).is_err() {
             return;
         }
     }

@@ -4,6 +4,9 @@
 //! either direction and on into the next segment of a run (`read_ahead.rs`). Should such a read fail, the block that is
 //! wanted is read by itself: what was only expected to be needed is no reason to fail.
 //!
+//! Where index and filter are paged, it makes a small index of the index block that covers where it stands, and works on that;
+//! what it reads ahead ends there.
+//!
 //! Invariants: it holds at most one block and one buffer of read-ahead, and that only as far as its grant goes; after an
 //! error it stands nowhere.
 
@@ -13,7 +16,10 @@ use std::sync::Arc;
 use aio::{Buf, File};
 
 use super::block::{Block, Frame, Spot};
-use super::reader::{Segment, Span, Way};
+use super::index::{Index, IndexBuilder, Part};
+use super::pages::{PIECE_BLOCKS, place_in, separator_in};
+use super::reader::{Form, Segment, Span, Way};
+use super::top::Top;
 use crate::cache::{Held, Use};
 use crate::error::Result;
 use crate::files::{Files, POOLED_BYTES};
@@ -31,6 +37,7 @@ impl Segment {
         SegmentCursor {
             segment: self.clone(),
             fill_cache,
+            piece: Piece::default(),
             block: None,
             number: 0,
             at: 0,
@@ -50,6 +57,8 @@ impl Segment {
 pub(crate) struct SegmentCursor {
     segment: Arc<Segment>,
     fill_cache: bool,
+    /// The index around where it stands, if that is paged.
+    piece: Piece,
     /// The block it stands in; `None` past the end.
     block: Option<Frame>,
     /// The number of that block.
@@ -69,6 +78,35 @@ pub(crate) struct SegmentCursor {
     spare: Option<Buf>,
     /// Memory for the one or the other; `None`: for a full window.
     grant: Option<Grant>,
+}
+
+/// The index of a few data blocks.
+#[derive(Debug, Default)]
+struct Piece {
+    index: Index,
+    /// The number of the first.
+    first: usize,
+}
+
+impl Piece {
+    /// What an index block, which was checked, says.
+    fn of(block: Block<'_>, first: usize) -> Piece {
+        let (mut joined, mut separator) = (IndexBuilder::default(), Vec::new());
+        for i in 0..block.len() {
+            separator_in(block, i, &mut separator);
+            let added = place_in(block, i).and_then(|place| joined.push(place, &separator));
+            added.expect("it was checked when it was read");
+        }
+        Piece { index: joined.into_index(), first }
+    }
+
+    fn part<'a>(&'a self, top: &'a Top) -> Part<'a> {
+        Part::piece(&self.index, self.first, top.separator_before(self.first / PIECE_BLOCKS))
+    }
+
+    fn holds(&self, number: usize) -> bool {
+        (self.first..self.first + self.index.blocks()).contains(&number)
+    }
 }
 
 /// A block that is not in memory: what to read for it.
@@ -108,14 +146,13 @@ impl Segment {
 
     /// The entries of block `number` that are known to be the only versions of their keys: none if it holds two of one
     /// key, else all but those at its edges whose key may stand in the neighbouring block as well.
-    fn sole_entries(&self, block: Block<'_>, number: usize) -> Range<usize> {
+    fn sole_entries(&self, part: Part<'_>, block: Block<'_>, number: usize) -> Range<usize> {
         if !block.is_distinct() {
             return 0..0;
         }
         // A key that spans two blocks is the separator between them.
-        let is_shared = |i, before: usize| block.is_key(i, self.index.separator(before));
-        let front = number.checked_sub(1).is_some_and(|before| is_shared(0, before));
-        let back = number + 1 < self.index.blocks() && is_shared(block.len() - 1, number);
+        let front = block.is_key(0, part.separator_before(number));
+        let back = number + 1 < self.blocks && block.is_key(block.len() - 1, part.separator(number));
         usize::from(front)..block.len() - usize::from(back)
     }
 }
@@ -137,6 +174,7 @@ impl SegmentCursor {
             // The buffer serves again, if the walk goes on.
             self.spare = self.ahead.take().map(|span| span.buf).or(self.spare.take());
             self.segment = segment.clone();
+            self.piece = Piece::default();
         }
         self.leave();
     }
@@ -148,7 +186,37 @@ impl SegmentCursor {
 
     /// Goes on backwards from the segment behind: stands on the last entry.
     pub(crate) fn enter_back(&mut self) -> Result<()> {
-        self.last_before(self.segment.index.blocks())
+        self.last_before(self.segment.blocks)
+    }
+
+    /// The index around where it stands, or goes: see [`SegmentCursor::reach`].
+    #[inline]
+    fn part(&self) -> Part<'_> {
+        match &self.segment.form {
+            Form::Pinned { index, .. } => Part::whole(index),
+            Form::Paged(top) => self.piece.part(top),
+        }
+    }
+
+    /// Data block `number` is wanted: makes the index around it, unless it is there.
+    fn reach(&mut self, number: usize) -> Result<()> {
+        if let Form::Paged(top) = &self.segment.form
+            && !self.piece.holds(number)
+        {
+            let piece = number / PIECE_BLOCKS;
+            let frame = self.segment.page(top.index_block(piece), self.fill_cache)?;
+            self.piece = Piece::of(Block::of(&frame), piece * PIECE_BLOCKS);
+        }
+        Ok(())
+    }
+
+    /// The first data block that may hold a key `>= key`, which is in reach then.
+    fn find(&mut self, key: &[u8]) -> Result<Option<usize>> {
+        if let Form::Paged(top) = &self.segment.form {
+            let Some(piece) = top.find(key) else { return Ok(None) };
+            self.reach(piece * PIECE_BLOCKS)?;
+        }
+        Ok(self.part().find(key))
     }
 
     /// Whether it stands nowhere.
@@ -163,6 +231,7 @@ impl SegmentCursor {
     }
 
     fn load(&mut self, number: usize) -> Result<Frame> {
+        self.reach(number)?;
         let segment = &self.segment;
         let cached = if self.fill_cache {
             Held::into_inner(segment.cache.get(&segment.slots, number))
@@ -177,7 +246,8 @@ impl SegmentCursor {
             Some(span) if (span.first..span.end).contains(&number) => span,
             other => self.read(number, other)?,
         };
-        let block = self.segment.decode(number, &span)?;
+        let place = self.part().place(number).expect("it is in reach");
+        let block = self.segment.decode(number, &place, &span)?;
         let last = if self.way == Way::Forward { span.end - 1 } else { span.first };
         if number != last {
             self.ahead = Some(span);
@@ -198,13 +268,24 @@ impl SegmentCursor {
         Ok(block)
     }
 
-    /// A seek is coming: which block it begins with. Memory is asked for its place.
-    pub(crate) fn foresee(&self, target: Target<'_>) -> Option<usize> {
-        let index = &self.segment.index;
-        let last = || index.blocks().checked_sub(1);
+    /// A seek is coming: which block it begins with, if memory knows. Memory is asked for its place.
+    pub(crate) fn foresee(&mut self, target: Target<'_>) -> Option<usize> {
+        if let Form::Paged(top) = &self.segment.form {
+            let last = || top.pieces().checked_sub(1);
+            let piece = match target {
+                Target::From(key) => top.find(key)?,
+                Target::Before(key) => key.and_then(|key| top.find(key)).or_else(last)?,
+            };
+            if !self.piece.holds(piece * PIECE_BLOCKS) {
+                let frame = self.segment.slots.peek(top.index_block(piece))?;
+                self.piece = Piece::of(Block::of(&frame), piece * PIECE_BLOCKS);
+            }
+        }
+        let part = self.part();
+        let last = || part.blocks().end.checked_sub(1);
         let number = match target {
-            Target::From(key) => index.find(key)?,
-            Target::Before(key) => key.and_then(|key| index.find(key)).or_else(last)?,
+            Target::From(key) => part.find(key)?,
+            Target::Before(key) => key.and_then(|key| part.find(key)).or_else(last)?,
         };
         self.segment.slots.prefetch(number);
         Some(number)
@@ -220,7 +301,7 @@ impl SegmentCursor {
         if is_cached || self.ahead.as_ref().is_some_and(|span| (span.first..span.end).contains(&number)) {
             return None;
         }
-        let (offset, len_bytes) = self.segment.extent(&(number..number + 1)).ok()?;
+        let (offset, len_bytes) = self.segment.extent(self.part(), &(number..number + 1)).ok()?;
         Some(Missing { number, file: self.segment.file.clone(), offset, len_bytes })
     }
 
@@ -244,26 +325,29 @@ impl SegmentCursor {
         let ahead = self.plan(number)?;
         self.window.grow();
         if ahead.len() > 1 {
-            match self.segment.read_span(ahead, self.spare.take()) {
+            let extent = self.segment.extent(self.part(), &ahead)?;
+            match self.segment.read_span(ahead, extent, self.spare.take()) {
                 Ok(span) => return Ok(span),
                 // Who reads everything, as a merge does, needs the others as well.
                 Err(error) if !self.fill_cache => return Err(error),
                 Err(_) => self.window = Window::growing(),
             }
         }
-        self.segment.read_span(number..number + 1, None)
+        let extent = self.segment.extent(self.part(), &(number..number + 1))?;
+        self.segment.read_span(number..number + 1, extent, None)
     }
 
     /// The blocks to read; if they are several, `spare` is large enough for them.
     fn plan(&mut self, number: usize) -> Result<Range<usize>> {
         let plan = |cursor: &Self, limit_bytes| {
-            cursor.segment.blocks_ahead(number, cursor.way, cursor.window.blocks(), limit_bytes)
+            let blocks = cursor.window.blocks();
+            cursor.segment.blocks_ahead(cursor.part(), (number, cursor.way), blocks, limit_bytes)
         };
         let most = plan(self, MOST_BYTES);
         if most.len() == 1 {
             return Ok(most);
         }
-        let len_bytes = self.segment.extent(&most)?.1;
+        let len_bytes = self.segment.extent(self.part(), &most)?.1;
         // Rounded up, so that a buffer serves for reads of about the same length.
         let wanted = len_bytes.next_power_of_two().max(POOLED_BYTES);
         let granted = self.grant.as_mut().map_or(wanted, |grant| grant.widen(wanted));
@@ -301,7 +385,7 @@ impl SegmentCursor {
             self.segment.look_around(block, (number, at), self.way);
         }
         self.key.set_prefix(block.prefix());
-        self.sole = self.segment.sole_entries(block, number);
+        self.sole = self.segment.sole_entries(self.part(), block, number);
         self.number = number;
         self.at = at;
         self.spot = block.spot(at);
@@ -364,7 +448,7 @@ impl SegmentCursor {
     /// Stands on the first entry of block `number`, or past the end.
     fn first_of(&mut self, number: usize) -> Result<()> {
         self.block = None;
-        if number < self.segment.index.blocks() {
+        if number < self.segment.blocks {
             let block = self.load(number)?;
             self.stand(block, number, 0);
         }
@@ -386,7 +470,7 @@ impl SegmentCursor {
 impl Cursor for SegmentCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.begin(Way::Forward);
-        let Some(number) = self.segment.index.find(key) else { return Ok(()) };
+        let Some(number) = self.find(key)? else { return Ok(()) };
         let block = self.load(number)?;
         let at = Block::of(&block).lower_bound(key);
         if at < Block::of(&block).len() {
@@ -399,9 +483,11 @@ impl Cursor for SegmentCursor {
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
         self.begin(Way::Backward);
-        let Some((key, number)) = key.and_then(|key| Some((key, self.segment.index.find(key)?))) else {
-            return self.last_before(self.segment.index.blocks());
+        let found = match key {
+            Some(key) => self.find(key)?.map(|number| (key, number)),
+            None => None,
         };
+        let Some((key, number)) = found else { return self.last_before(self.segment.blocks) };
         let block = self.load(number)?;
         match Block::of(&block).lower_bound(key).checked_sub(1) {
             Some(at) => {

@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::iter::Cursor;
 use crate::key::{Entry, Kind, Seq, key_hash};
+use crate::reserve::Reserved;
 
 const STORE: u64 = 0x5702_e1d5;
 const ID: u64 = 12;
@@ -170,8 +171,22 @@ fn seal_footer(bytes: &mut [u8], footer_at: usize) -> u32 {
 /// Every way to read, each by itself; the first error, after all of them.
 fn read_all(sim: &SimBackend, meta: &SegmentMeta, keys: &[Owned], expected: Option<&[Owned]>) -> Result<()> {
     let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), 1 << 20));
-    let cache: Arc<BlockCache> = Arc::new(Cache::new(1 << 16));
-    let segment = Segment::open(&files, &cache, meta, STORE)?;
+    let cache: Arc<BlockCache> = Arc::new(Cache::new(1 << 17));
+    let pinned = read_in(&files, &cache, meta, keys, expected);
+    // Nobody is granted anything any more: index and filter are paged.
+    let _taken = Reserved::take(&cache, 1 << 16);
+    let paged = read_in(&files, &cache, meta, keys, expected);
+    pinned.and(paged)
+}
+
+fn read_in(
+    files: &Arc<Files>,
+    cache: &Arc<BlockCache>,
+    meta: &SegmentMeta,
+    keys: &[Owned],
+    expected: Option<&[Owned]>,
+) -> Result<()> {
+    let segment = Segment::open(files, cache, meta, STORE)?;
     let mut results = vec![segment.verify().map(drop)];
     for (i, (key, seq, ..)) in keys.iter().enumerate().step_by(5) {
         let snapshot = Seq::new(seq.get().saturating_add(1));

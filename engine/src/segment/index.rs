@@ -351,6 +351,56 @@ impl Index {
     }
 }
 
+/// Index entries of data blocks that follow each other, with the numbers that the segment gives these.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part<'a> {
+    index: &'a Index,
+    /// The number of the first block.
+    first: usize,
+    /// The separator of the block before the first; empty if there is none.
+    before: &'a [u8],
+}
+
+impl<'a> Part<'a> {
+    /// All blocks.
+    #[inline]
+    pub(super) fn whole(index: &'a Index) -> Part<'a> {
+        Part { index, first: 0, before: &[] }
+    }
+
+    /// Those from block `first` on, which comes after the separator `before`.
+    pub(super) fn piece(index: &'a Index, first: usize, before: &'a [u8]) -> Part<'a> {
+        Part { index, first, before }
+    }
+
+    /// The blocks of which this knows.
+    #[inline]
+    pub(super) fn blocks(self) -> Range<usize> {
+        self.first..self.first + self.index.blocks()
+    }
+
+    /// As [`Index::find`].
+    #[inline]
+    pub(super) fn find(self, key: &[u8]) -> Option<usize> {
+        self.index.find(key).map(|block| self.first + block)
+    }
+
+    /// Where block `number` stands; `None` if it is none of these.
+    pub(super) fn place(self, number: usize) -> Option<Place> {
+        self.index.place(number.checked_sub(self.first)?)
+    }
+
+    /// The separator of block `number`, which is one of these.
+    pub(super) fn separator(self, number: usize) -> &'a [u8] {
+        number.checked_sub(self.first).map_or(&[], |block| self.index.separator(block))
+    }
+
+    /// The separator of the block before `number`, which is one of these; empty if that is the first of all.
+    pub(super) fn separator_before(self, number: usize) -> &'a [u8] {
+        if number == self.first { self.before } else { self.separator(number - 1) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -23,7 +23,8 @@
 //! `| data 0 | ... | data n | index | filter | 0 0 | footer |`; their tables are in `index.rs` and `filter.rs`.
 //!
 //! Cost of a point read that is not ruled out by the filter: index search, cache look-up, at most one device read of
-//! a block (one more only if the key's own versions fill the rest of that block).
+//! a block (one more only if the key's own versions fill the rest of that block). Where index and filter are paged: at most
+//! one more of a filter block and one of an index block, each only if it is not in the cache.
 //!
 //! Reading order: `cursor`, `verify`, `open`, `reader` and `writer`, then `top`, `pages`, `block_builder`, `block`, `lanes`,
 //! `index`, `filter`, `footer`.
@@ -39,6 +40,7 @@ mod footer;
 pub(crate) mod fuzzing;
 #[cfg(fuzzing)]
 mod fuzzing_file;
+mod heat;
 mod index;
 mod lanes;
 mod open;
@@ -53,5 +55,5 @@ mod writer;
 pub(crate) use block::Block;
 pub(crate) use cursor::{Missing, SegmentCursor};
 pub(crate) use footer::SegmentMeta;
-pub(crate) use reader::{BlockCache, Segment, Step};
+pub(crate) use reader::{Aim, BlockCache, Segment, Step};
 pub(crate) use writer::{SegmentWriter, WriterOptions};

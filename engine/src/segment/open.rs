@@ -15,23 +15,35 @@ use super::footer::{
 };
 use super::index::{Index, IndexBuilder};
 use super::pages::{lines_in, place_in, separator_in};
-use super::reader::{BlockCache, Care, Segment, aligned, check_page, decode_block};
+use super::reader::{BlockCache, Care, Form, Segment, aligned, check_page, corrupt, decode_block};
 use super::top::Top;
 use crate::cache::Slots;
 use crate::error::{Error, Result};
 use crate::files::Files;
+use crate::reserve::Reserved;
 
 impl Segment {
-    /// Opens the file that `meta` describes and loads its index and filter: two reads.
+    /// Opens the file that `meta` describes and loads its index and filter, or only what leads to them: two reads.
     ///
     /// # Errors
     /// `Corrupt` if the file is missing or is not the file that `meta` and `store_id` describe; `Format` if a newer
     /// program wrote it.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn open(
         files: &Arc<Files>,
         cache: &Arc<BlockCache>,
         meta: &SegmentMeta,
         store_id: u64,
+    ) -> Result<Arc<Segment>> {
+        Segment::replace((files, cache), meta, store_id, 0)
+    }
+
+    /// As [`Segment::open`], in the place of segments that hold so much memory and leave soon.
+    pub(crate) fn replace(
+        (files, cache): (&Arc<Files>, &Arc<BlockCache>),
+        meta: &SegmentMeta,
+        store_id: u64,
+        leaving_bytes: u64,
     ) -> Result<Arc<Segment>> {
         let path = files.segment_path(meta.id);
         let file = open_file(files, &path)?;
@@ -41,23 +53,64 @@ impl Segment {
         }
         let footer = read_footer(files, &file, size_bytes, Some(meta.footer_crc))?.0;
         check_footer(&path, meta, &footer, store_id)?;
-        let (index, filter) = load(files, &file, &footer, Care::Open)?;
-        let largest = index.separator(index.blocks() - 1);
-        if index.smallest() != meta.smallest || largest != meta.largest {
-            let what = "segment key bounds";
-            return Err(Error::corrupt(&path, footer.blocks_end(), what, "the manifest's", "others"));
-        }
-        Ok(Arc::new(Segment {
+        let granted = Reserved::ask(cache, pinned_bytes(meta, &footer), leaving_bytes);
+        // One of version 1 has no pages.
+        let is_paged = granted.is_none() && matches!(footer.layout, Layout::Paged { .. });
+        let (form, blocks, slots) = if is_paged {
+            let top = load_top(files, &file, &footer)?;
+            let (blocks, all) = (top.index_block(0), top.blocks());
+            (Form::Paged(top), blocks, all)
+        } else {
+            let (index, filter) = load(files, &file, &footer, Care::Open)?;
+            let blocks = index.blocks();
+            (Form::Pinned { index, filter }, blocks, blocks)
+        };
+        check_bounds(&path, meta, &footer, &form)?;
+        let mut segment = Segment {
             files: files.clone(),
             cache: cache.clone(),
             file,
             path,
             meta: meta.clone(),
-            slots: Arc::new(Slots::new(index.blocks(), meta.id)),
-            index,
-            filter,
-        }))
+            form,
+            blocks,
+            slots: Arc::new(Slots::new(slots, meta.id)),
+            reserved: granted.unwrap_or_else(|| Reserved::take(cache, 0)),
+        };
+        let memory_bytes = segment.memory_bytes();
+        segment.reserved.resize(memory_bytes);
+        Ok(Arc::new(segment))
     }
+}
+
+/// What the segment takes if its index and filter are pinned; rather more.
+pub(super) fn pinned_bytes(meta: &SegmentMeta, footer: &Footer) -> u64 {
+    let blocks = u64::from(footer.blocks);
+    let (separators_bytes, filter_bytes) = match footer.layout {
+        Layout::Flat { index, filter } => (index.len_bytes, filter.len_bytes),
+        Layout::Paged { filter, top, separators_bytes, .. } => {
+            (u64::from(separators_bytes), top.offset.saturating_sub(filter))
+        }
+    };
+    let keys_bytes = separators_bytes.saturating_add(meta.smallest.len() as u64);
+    let slots_bytes =
+        usize::try_from(blocks).unwrap_or(usize::MAX).saturating_mul(Slots::<Frame>::BYTES_EACH);
+    Index::bytes_for(blocks, keys_bytes)
+        .saturating_add(filter_bytes + size_of::<Filter>() as u64)
+        .saturating_add(Segment::other_bytes(meta, slots_bytes))
+}
+
+/// That the keys are those of which the manifest knows.
+fn check_bounds(path: &Path, meta: &SegmentMeta, footer: &Footer, form: &Form) -> Result<()> {
+    let (smallest, largest) = match form {
+        Form::Pinned { index, .. } => (index.smallest(), index.separator(index.blocks() - 1)),
+        Form::Paged(top) => (top.smallest(), top.largest()),
+    };
+    if smallest != meta.smallest || largest != meta.largest {
+        let what = "segment key bounds";
+        return Err(Error::corrupt(path, footer.blocks_end(), what, "the manifest's", "others"));
+    }
+    Ok(())
 }
 
 fn open_file(files: &Files, path: &Path) -> Result<File> {
@@ -154,8 +207,7 @@ impl<'a> Region<'a> {
         let place = top.place(number).expect("the top counts its blocks");
         let stored = self.bytes(place.offset, place.offset + place.padded_bytes() as u64);
         let frame = decode_block((self.path, self.segment), number, &place, stored)?;
-        check_page(top, number, &frame, care)
-            .map_err(|what| Error::corrupt(self.path, place.offset, what, "a valid block", "another"))?;
+        check_page(top, number, &frame, care).map_err(|what| corrupt(self.path, number, &place, what))?;
         Ok(frame)
     }
 }
@@ -171,6 +223,15 @@ pub(super) fn load(files: &Files, file: &File, footer: &Footer, care: Care) -> R
             Ok((index, join_filter(&region, &top, care)?))
         }
     }
+}
+
+/// Reads what leads to index and filter blocks.
+fn load_top(files: &Files, file: &File, footer: &Footer) -> Result<Top> {
+    let Layout::Paged { top, .. } = &footer.layout else {
+        let what = "segment format version";
+        return Err(Error::corrupt(file.path(), footer.offset(), what, "one with pages", "another"));
+    };
+    top_of(&Region::read(files, file, footer, top.offset)?, footer, top)
 }
 
 fn load_flat(

@@ -1,7 +1,13 @@
 //! An open segment: point reads, and the reading of blocks for cursors and verification.
 //!
-//! Index and filter are loaded once and stay in memory as long as the segment is open; blocks come through the cache.
-//! A point read costs at most one device read (see `mod.rs`).
+//! Index and filter are loaded once and stay in memory as long as the segment is open, if the cache's budget has room for
+//! them: *pinned*. Else only the top is in memory, and their blocks come through the cache as data blocks do: *paged*. A
+//! point read costs at most one device read (see `mod.rs`), or three.
+//!
+//! ```text
+//!   pinned:  filter, index in memory ------------------------------> data block -> found, or the next data block
+//!   paged:   top in memory -> filter block -> (top) -> index block -> data block -> found, or the next one's index block
+//! ```
 //!
 //! Invariants: nothing of a block is used before its checksum passed; bytes of another place or segment do not pass.
 //! Any number of threads may read; nothing is locked here across a device read. Whoever drops the last reference to a
@@ -16,13 +22,14 @@ use aio::{Buf, Bug, File, planted};
 use super::block::{Block, Frame};
 use super::filter::Filter;
 use super::footer::{SegmentMeta, checksum};
-use super::index::{Index, Place};
-use super::pages::is_searchable;
-use super::top::Top;
-use crate::cache::{Cache, Held, Slots, Use, is_hot};
+use super::index::{Index, Part, Place};
+use super::pages::{PIECE_BLOCKS, is_searchable, place_in, separator_in};
+use super::top::{Role, Top};
+use crate::cache::{Cache, Held, Slots, Use};
 use crate::error::{Error, Result};
 use crate::files::Files;
 use crate::key::{Kind, Seq};
+use crate::reserve::Reserved;
 
 /// The cache of decoded blocks.
 pub(crate) type BlockCache = Cache<Frame>;
@@ -35,10 +42,22 @@ pub(crate) struct Segment {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) meta: SegmentMeta,
-    pub(super) index: Index,
-    pub(super) filter: Filter,
-    /// Where its blocks stand when they are cached.
+    pub(super) form: Form,
+    /// Number of data blocks; index and filter blocks have higher numbers.
+    pub(super) blocks: usize,
+    /// Where its blocks stand when they are cached; index and filter blocks only if they are paged.
     pub(super) slots: Arc<Slots<Frame>>,
+    /// Its part of the cache's budget: given back last.
+    pub(super) reserved: Reserved<Frame>,
+}
+
+/// How index and filter are there.
+#[derive(Debug)]
+pub(super) enum Form {
+    /// In memory, in one piece each.
+    Pinned { index: Index, filter: Filter },
+    /// In blocks, to which this leads.
+    Paged(Top),
 }
 
 impl Drop for Segment {
@@ -63,13 +82,38 @@ impl BlockRef {
     }
 }
 
+/// The block that decides next of a key, and what it is asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Aim {
+    /// The number of the block in the file.
+    pub(crate) number: usize,
+    asked: Asked,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    /// For the key.
+    Key,
+    /// For the key, in a data block that stands here: its index block said so.
+    At(Place),
+    /// An index block, where this data block stands.
+    Block(usize),
+}
+
+impl Aim {
+    #[inline]
+    fn key(number: usize) -> Aim {
+        Aim { number, asked: Asked::Key }
+    }
+}
+
 /// What a block says of a key.
 #[derive(Debug)]
 pub(crate) enum Step<'b> {
     /// Its newest entry below the position.
     Found(Kind, Seq, &'b [u8]),
-    /// Nothing, but its versions go on in this block.
-    Block(usize),
+    /// Nothing, but this block may.
+    Block(Aim),
     /// Nothing is in this segment.
     Absent,
 }
@@ -79,16 +123,28 @@ impl Segment {
         &self.meta
     }
 
-    /// What is pinned while the segment is open: index, filter, places of its blocks, and bounds.
+    /// What is in memory while the segment is open: index and filter or the top, places of its blocks, and bounds.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let bounds = self.meta.smallest.len() + self.meta.largest.len() + size_of::<Segment>();
-        let places = bounds + self.slots.memory_bytes();
-        self.index.memory_bytes() + self.filter.memory_bytes() + places as u64
+        let form = match &self.form {
+            Form::Pinned { index, filter } => index.memory_bytes() + filter.memory_bytes(),
+            Form::Paged(top) => top.memory_bytes(),
+        };
+        form + Segment::other_bytes(&self.meta, self.slots.memory_bytes())
     }
 
-    /// Whether the filter and the key range leave it possible that the key is here; no I/O.
-    pub(crate) fn may_contain(&self, key: &[u8], hash: u64) -> bool {
-        self.meta.smallest <= key && self.meta.largest >= key && self.filter.may_contain(hash)
+    /// What a segment takes beside index, filter and top.
+    pub(super) fn other_bytes(meta: &SegmentMeta, slots_bytes: usize) -> u64 {
+        (meta.smallest.len() + meta.largest.len() + size_of::<Segment>() + slots_bytes) as u64
+    }
+
+    /// Whether index and filter come through the cache.
+    pub(crate) fn is_paged(&self) -> bool {
+        matches!(self.form, Form::Paged(_))
+    }
+
+    /// Whether the key range leaves it possible that an entry of `key` below `snapshot` is here.
+    fn spans(&self, key: &[u8], snapshot: Seq) -> bool {
+        snapshot > self.meta.min_seq && self.meta.smallest <= key && self.meta.largest >= key
     }
 
     /// Shows the newest entry of `key` with `seq < snapshot`, in place; `hash` is `key_hash(key)`.
@@ -101,23 +157,29 @@ impl Segment {
         snapshot: Seq,
         found: impl FnOnce(Kind, Seq, &[u8]) -> R,
     ) -> Result<Option<R>> {
-        // Mostly the filter says yes, or nobody would ask this run: so its line comes while the index is searched.
-        self.filter.prefetch(hash);
-        let mut next = self.first_block(key);
-        if let Some(number) = next {
-            self.slots.prefetch(number);
-        }
-        if !self.may_show(key, hash, snapshot) {
-            return Ok(None);
-        }
-        while let Some(number) = next {
-            let held = match self.block(number) {
+        let mut next = match &self.form {
+            Form::Pinned { index, filter } => {
+                // Mostly the filter says yes, or nobody would ask this run: so its line comes while the index is searched.
+                filter.prefetch(hash);
+                let first = first_block(index, key);
+                if let Some(number) = first {
+                    self.slots.prefetch(number);
+                }
+                if !self.spans(key, snapshot) || !filter.may_contain(hash) {
+                    return Ok(None);
+                }
+                first.map(Aim::key)
+            }
+            Form::Paged(_) => self.begin((key, hash), snapshot),
+        };
+        while let Some(aim) = next {
+            let held = match self.block(aim) {
                 Err(_) if planted(Bug::ReadErrorTakenAsMissing) => return Ok(None),
                 read => read?,
             };
-            next = match self.search(number, held.block(), (key, hash), snapshot) {
+            next = match self.search(aim, held.block(), (key, hash), snapshot) {
                 Step::Found(kind, seq, value) => return Ok(Some(found(kind, seq, value))),
-                Step::Block(number) => Some(number),
+                Step::Block(aim) => Some(aim),
                 Step::Absent => None,
             };
         }
@@ -126,28 +188,32 @@ impl Segment {
 
     /// Asks memory for what the first step needs.
     pub(crate) fn prefetch_filter(&self, hash: u64) {
-        self.filter.prefetch(hash);
+        match &self.form {
+            Form::Pinned { filter, .. } => filter.prefetch(hash),
+            Form::Paged(top) => self.slots.prefetch(top.filter_block(hash)),
+        }
     }
 
-    /// First step of a point read: whether an entry of `key` below `snapshot` may be here. No I/O.
-    pub(crate) fn may_show(&self, key: &[u8], hash: u64, snapshot: Seq) -> bool {
-        snapshot > self.meta.min_seq && self.may_contain(key, hash)
+    /// First step of a point read: the block that decides first, if an entry of `key` below `snapshot` may be here. No I/O.
+    pub(crate) fn begin(&self, (key, hash): (&[u8], u64), snapshot: Seq) -> Option<Aim> {
+        if !self.spans(key, snapshot) {
+            return None;
+        }
+        match &self.form {
+            Form::Pinned { index, filter } if filter.may_contain(hash) => {
+                first_block(index, key).map(Aim::key)
+            }
+            Form::Pinned { .. } => None,
+            Form::Paged(top) => Some(Aim::key(top.filter_block(hash))),
+        }
     }
 
-    /// Second step: the block in which the newest entry of `key` stands, if there is one here. No I/O.
-    pub(crate) fn first_block(&self, key: &[u8]) -> Option<usize> {
-        let first = self.index.find(key)?;
-        let is_last = first + 1 == self.index.blocks();
-        let skips = planted(Bug::IndexOffByOne) && !is_last && self.index.separator(first) == key;
-        Some(if skips { first + 1 } else { first })
-    }
-
-    /// Asks memory for what the third step needs.
+    /// Asks memory for what the second step needs.
     pub(crate) fn prefetch_slot(&self, number: usize) {
         self.slots.prefetch(number);
     }
 
-    /// Third step: the block, if it is in the cache, marked as used. Memory is asked for what a search needs first.
+    /// Second step: the block, if it is in the cache, marked as used. Memory is asked for what a search needs first.
     pub(crate) fn cached(&self, number: usize) -> Held<Frame> {
         let held = self.cache.get(&self.slots, number);
         if let Some(frame) = held.as_ref() {
@@ -156,105 +222,103 @@ impl Segment {
         held
     }
 
-    /// Last step: searches block `number`.
+    /// Third step: searches the block.
     pub(crate) fn search<'b>(
         &self,
-        number: usize,
+        aim: Aim,
         block: Block<'b>,
         (key, hash): (&[u8], u64),
         snapshot: Seq,
     ) -> Step<'b> {
+        if aim.number >= self.blocks {
+            return self.search_page(aim, block, (key, hash)).map_or(Step::Absent, Step::Block);
+        }
         if let Some(i) = block.find(key, hash, snapshot) {
             return Step::Found(block.kind(i), block.seq(i), block.value(i));
         }
-        let next = number + 1;
+        let next = aim.number + 1;
         // Older entries of the key stand in the next block only if it fills the end of this one.
-        let goes_on = next < self.index.blocks()
-            && self.index.separator(number) == key
-            && block.is_key(block.len() - 1, key);
-        if goes_on { Step::Block(next) } else { Step::Absent }
+        let goes_on =
+            next < self.blocks && self.may_be_shared(aim.number, key) && block.is_key(block.len() - 1, key);
+        if goes_on { Step::Block(self.following(next)) } else { Step::Absent }
     }
 
-    /// What reading block `number` takes off the device.
-    pub(crate) fn stored_bytes(&self, number: usize) -> usize {
-        self.place(number).padded_bytes()
+    /// Whether the index leaves it possible that `key` stands in data block `number` and in the next one.
+    fn may_be_shared(&self, number: usize, key: &[u8]) -> bool {
+        match &self.form {
+            Form::Pinned { index, .. } => index.separator(number) == key,
+            // The separator is not at hand.
+            Form::Paged(_) => true,
+        }
     }
 
-    /// What has to be read for block `number`: from where in the file, and how many bytes.
+    /// The way to data block `number`, from the one before it.
+    fn following(&self, number: usize) -> Aim {
+        match &self.form {
+            Form::Pinned { .. } => Aim::key(number),
+            Form::Paged(top) => {
+                Aim { number: top.index_block(number / PIECE_BLOCKS), asked: Asked::Block(number) }
+            }
+        }
+    }
+
+    /// Searches an index or filter block.
+    fn search_page(&self, aim: Aim, block: Block<'_>, (key, hash): (&[u8], u64)) -> Option<Aim> {
+        let Form::Paged(top) = &self.form else { return None };
+        match top.role(aim.number)? {
+            Role::Filter(_) if !top.may_contain(block, hash) => None,
+            Role::Filter(_) => top.find(key).map(|piece| Aim::key(top.index_block(piece))),
+            Role::Index(piece) => {
+                let first = piece * PIECE_BLOCKS;
+                let at = match aim.asked {
+                    Asked::Block(wanted) => wanted.checked_sub(first)?,
+                    Asked::Key | Asked::At(_) => self.first_in_page(block, first, key),
+                };
+                let place = place_in(block, at)?;
+                Some(Aim { number: first + at, asked: Asked::At(place) })
+            }
+        }
+    }
+
+    /// The entry of an index block for the first data block that may hold `key`; `first` is the number of its first one.
+    fn first_in_page(&self, block: Block<'_>, first: usize, key: &[u8]) -> usize {
+        let at = block.lower_bound(key);
+        if planted(Bug::IndexOffByOne) && at + 1 < block.len() && first + at + 1 < self.blocks {
+            let mut separator = Vec::new();
+            separator_in(block, at, &mut separator);
+            return at + usize::from(separator == key);
+        }
+        at
+    }
+
+    /// What reading the block takes off the device.
+    pub(crate) fn stored_bytes(&self, aim: Aim) -> usize {
+        self.place(aim).padded_bytes()
+    }
+
+    /// What has to be read for the block: from where in the file, and how many bytes.
     ///
     /// # Errors
     /// No such read is possible.
-    pub(crate) fn range_of(&self, number: usize) -> Result<(&File, u64, usize)> {
-        let place = self.place(number);
-        let stop = place.offset + place.padded_bytes() as u64;
-        let (offset, len_bytes) = aligned(&self.file, place.offset, stop)?;
+    pub(crate) fn range_of(&self, aim: Aim) -> Result<(&File, u64, usize)> {
+        let (offset, len_bytes) = self.extent_of(&self.place(aim))?;
         Ok((&self.file, offset, len_bytes))
     }
 
-    /// Checks and decodes block `number` after a read of its range, and puts it into the cache.
+    /// Checks and decodes the block after a read of its range, and puts it into the cache.
     ///
     /// A block that somebody else reads in the same moment is read twice, and the first that comes into the cache stays:
     /// to wait for others here, while they may wait for what is read here, is not worth the one read.
     ///
     /// # Errors
     /// It is damaged.
-    pub(crate) fn take_in(&self, number: usize, offset: u64, buf: Buf) -> Result<Frame> {
-        let span = Span { first: number, end: number + 1, offset, buf };
-        let frame = self.decode(number, &span)?;
+    pub(crate) fn take_in(&self, aim: Aim, offset: u64, buf: Buf) -> Result<Frame> {
+        let span = Span { first: aim.number, end: aim.number + 1, offset, buf };
+        let frame = self.decode(aim.number, &self.place(aim), &span)?;
         self.files.give_back(span.buf);
         let charged = (&frame, Block::of(&frame).memory_bytes());
-        self.cache.insert(&self.slots, number, charged, Use::Point);
+        self.cache.insert(&self.slots, aim.number, charged, Use::Point);
         Ok(frame)
-    }
-
-    /// Number of blocks.
-    pub(crate) fn blocks(&self) -> usize {
-        self.index.blocks()
-    }
-
-    /// Calls `each` for the blocks that are in the cache and were used there: with bounds of their keys, and the bytes that
-    /// they take on the device.
-    pub(crate) fn each_hot_block(&self, mut each: impl FnMut(&[u8], &[u8], u64)) {
-        for number in (0..self.blocks()).filter(|&number| is_hot(&self.slots, number)) {
-            let before = number.checked_sub(1).map(|before| self.index.separator(before));
-            let from = before.unwrap_or(self.meta.smallest.as_ref());
-            each(from, self.index.separator(number), self.stored_bytes(number) as u64);
-        }
-    }
-
-    /// Puts rising blocks together that stand side by side, as long as one read takes at most `limit_bytes`.
-    pub(crate) fn pieces(
-        &self,
-        blocks: impl Iterator<Item = usize>,
-        limit_bytes: usize,
-    ) -> Vec<Range<usize>> {
-        let mut pieces: Vec<Range<usize>> = Vec::new();
-        for block in blocks {
-            if let Some(piece) = pieces.last_mut().filter(|piece| piece.end == block) {
-                let longer = piece.start..block + 1;
-                if self.extent(&longer).is_ok_and(|(_, len_bytes)| len_bytes <= limit_bytes) {
-                    *piece = longer;
-                    continue;
-                }
-            }
-            pieces.push(block..block + 1);
-        }
-        pieces
-    }
-
-    /// Reads these blocks in one go and puts them into the cache as what is wanted.
-    ///
-    /// # Errors
-    /// The read failed, or a block is damaged; those before it are in the cache.
-    pub(crate) fn warm(&self, blocks: &Range<usize>) -> Result<()> {
-        let span = self.read_span(blocks.clone(), None)?;
-        for number in blocks.clone() {
-            let frame = self.decode(number, &span)?;
-            let charged = (&frame, Block::of(&frame).memory_bytes());
-            self.cache.insert(&self.slots, number, charged, Use::Warm);
-        }
-        self.files.give_back(span.buf);
-        Ok(())
     }
 
     /// The machine on which it stands.
@@ -262,8 +326,15 @@ impl Segment {
         &self.files
     }
 
-    fn place(&self, number: usize) -> Place {
-        self.index.place(number).expect("block numbers are below the number of blocks")
+    fn place(&self, aim: Aim) -> Place {
+        let place = match (&self.form, aim.asked) {
+            (_, Asked::At(place)) => Some(place),
+            (Form::Pinned { index, .. }, _) => index.place(aim.number),
+            (Form::Paged(top), _) => top.place(aim.number),
+        };
+        place.expect(
+            "block numbers are below the number of blocks, and that of a data block comes with its place",
+        )
     }
 
     /// The number as checksums know it.
@@ -271,39 +342,47 @@ impl Segment {
         u32::try_from(number).expect("the footer counts blocks in 32 bits")
     }
 
-    pub(super) fn corrupt(&self, number: usize, what: &'static str) -> Error {
-        Error::corrupt(
-            &self.path,
-            self.place(number).offset,
-            what,
-            "a valid block",
-            format!("block {number}"),
-        )
-    }
-
     /// The block, from the cache or the device; it is in the cache afterwards.
-    fn block(&self, number: usize) -> Result<BlockRef> {
-        let held = self.cache.get(&self.slots, number);
-        if let Some(frame) = held.as_ref() {
-            Block::prefetch(frame);
+    fn block(&self, aim: Aim) -> Result<BlockRef> {
+        let held = self.cached(aim.number);
+        if held.is_some() {
             return Ok(BlockRef::Cached(held));
         }
         let read = || {
-            let span = self.read_span(number..number + 1, None)?;
-            let frame = self.decode(number, &span)?;
-            self.files.give_back(span.buf);
+            let frame = self.read_block(aim)?;
             let bytes = Block::of(&frame).memory_bytes();
             Ok((frame, bytes))
         };
-        self.cache.load(&self.slots, number, read).map(BlockRef::Read)
+        self.cache.load(&self.slots, aim.number, read).map(BlockRef::Read)
+    }
+
+    /// The block, from the device.
+    fn read_block(&self, aim: Aim) -> Result<Frame> {
+        let place = self.place(aim);
+        let span = self.read_span(aim.number..aim.number + 1, self.extent_of(&place)?, None)?;
+        let frame = self.decode(aim.number, &place, &span)?;
+        self.files.give_back(span.buf);
+        Ok(frame)
+    }
+
+    /// The index block with this number; with `fill_cache` it is in the cache afterwards, else nobody notices.
+    pub(super) fn page(&self, number: usize, fill_cache: bool) -> Result<Frame> {
+        if !fill_cache {
+            let cached = self.slots.peek(number);
+            return cached.map_or_else(|| self.read_block(Aim::key(number)), Ok);
+        }
+        Ok(match self.block(Aim::key(number))? {
+            BlockRef::Cached(held) => held.as_ref().expect("it was found").clone(),
+            BlockRef::Read(frame) => frame,
+        })
     }
 
     /// What to read when block `number` is wanted: it, and up to `blocks` in all on the way, as long as no more than
     /// `limit_bytes` are read. Ends with a block that is not in the cache.
     pub(super) fn blocks_ahead(
         &self,
-        number: usize,
-        way: Way,
+        part: Part<'_>,
+        (number, way): (usize, Way),
         blocks: usize,
         limit_bytes: usize,
     ) -> Range<usize> {
@@ -313,11 +392,11 @@ impl Segment {
                 Way::Forward => ahead.end,
                 Way::Backward => ahead.start.wrapping_sub(1),
             };
-            if next >= self.index.blocks() {
+            if !part.blocks().contains(&next) {
                 break;
             }
             ahead = ahead.start.min(next)..ahead.end.max(next + 1);
-            if !self.extent(&ahead).is_ok_and(|(_, len_bytes)| len_bytes <= limit_bytes) {
+            if !self.extent(part, &ahead).is_ok_and(|(_, len_bytes)| len_bytes <= limit_bytes) {
                 break;
             }
             if !self.slots.is_taken(next) {
@@ -327,16 +406,24 @@ impl Segment {
         wanted
     }
 
-    /// Where in the file these blocks stand, as direct I/O reads them: offset and length.
-    pub(super) fn extent(&self, blocks: &Range<usize>) -> Result<(u64, usize)> {
-        let last = self.place(blocks.end - 1);
-        let stop = last.offset + last.padded_bytes() as u64;
-        aligned(&self.file, self.place(blocks.start).offset, stop)
+    /// Where in the file these blocks of `part` stand, as direct I/O reads them: offset and length.
+    pub(super) fn extent(&self, part: Part<'_>, blocks: &Range<usize>) -> Result<(u64, usize)> {
+        let place = |number| part.place(number).expect("these are blocks of the part");
+        let last = place(blocks.end - 1);
+        aligned(&self.file, place(blocks.start).offset, last.offset + last.padded_bytes() as u64)
     }
 
-    /// Reads these blocks at once, into `buf` if there is one and it is long enough.
-    pub(super) fn read_span(&self, blocks: Range<usize>, buf: Option<Buf>) -> Result<Span> {
-        let (offset, len_bytes) = self.extent(&blocks)?;
+    fn extent_of(&self, place: &Place) -> Result<(u64, usize)> {
+        aligned(&self.file, place.offset, place.offset + place.padded_bytes() as u64)
+    }
+
+    /// Reads these blocks, which stand in this extent, at once, into `buf` if there is one and it is long enough.
+    pub(super) fn read_span(
+        &self,
+        blocks: Range<usize>,
+        (offset, len_bytes): (u64, usize),
+        buf: Option<Buf>,
+    ) -> Result<Span> {
         let buf = match buf.filter(|buf| buf.capacity() >= len_bytes) {
             Some(mut buf) => {
                 buf.set_len(len_bytes);
@@ -349,14 +436,32 @@ impl Segment {
     }
 
     /// Checks and decodes a block of a span.
-    pub(super) fn decode(&self, number: usize, span: &Span) -> Result<Frame> {
-        let place = self.place(number);
+    pub(super) fn decode(&self, number: usize, place: &Place, span: &Span) -> Result<Frame> {
         let stored = usize::try_from(place.offset - span.offset)
             .ok()
             .and_then(|start| span.buf.get(start..start + place.padded_bytes()))
             .expect("the span holds its blocks");
-        decode_block((&self.path, self.meta.id), number, &place, stored)
+        let frame = decode_block((&self.path, self.meta.id), number, place, stored)?;
+        if let Form::Paged(top) = &self.form {
+            check_page(top, number, &frame, Care::Open)
+                .map_err(|what| corrupt(&self.path, number, place, what))?;
+        }
+        Ok(frame)
     }
+}
+
+/// The first block in which `key` may stand.
+#[inline]
+pub(super) fn first_block(index: &Index, key: &[u8]) -> Option<usize> {
+    let first = index.find(key)?;
+    let is_last = first + 1 == index.blocks();
+    let skips = planted(Bug::IndexOffByOne) && !is_last && index.separator(first) == key;
+    Some(if skips { first + 1 } else { first })
+}
+
+/// A block that does not fit, whatever its checksum.
+pub(super) fn corrupt(path: &Path, number: usize, place: &Place, what: &'static str) -> Error {
+    Error::corrupt(path, place.offset, what, "a valid block", format!("block {number}"))
 }
 
 /// Blocks `first..end`, as read from the file.
@@ -406,8 +511,7 @@ pub(super) fn decode_block(
         let (expected, found) = (format!("{:#x}", place.crc), format!("{found:#x}"));
         return Err(Error::corrupt(path, place.offset, "block checksum", expected, found));
     }
-    Block::decode(stored, place.len_bytes)
-        .map_err(|what| Error::corrupt(path, place.offset, what, "a valid block", format!("block {number}")))
+    Block::decode(stored, place.len_bytes).map_err(|what| corrupt(path, number, place, what))
 }
 
 /// That an index or filter block is what the top says of it.

@@ -1,5 +1,7 @@
-//! Segments on the simulated disk: against a sorted list, under damage, under failing calls, after power cuts.
+//! Segments on the simulated disk: against a sorted list, under damage, under failing calls, after power cuts; with index
+//! and filter pinned, and paged.
 
+mod paged;
 mod read_ahead;
 
 use std::path::Path;
@@ -15,6 +17,7 @@ use crate::files::Files;
 use crate::iter::Cursor;
 use crate::iter_contract::{VecCursor, check_all};
 use crate::key::{Entry, Kind, Seq, key_hash};
+use crate::reserve::Reserved;
 
 const STORE: u64 = 0x5702_e1d5;
 const ID: u64 = 12;
@@ -66,6 +69,37 @@ fn machine() -> (SimBackend, Arc<Files>) {
 
 fn files_on(sim: &SimBackend) -> Arc<Files> {
     Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), 1 << 20))
+}
+
+/// Whether segments that a cache serves have index and filter pinned or paged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Pinned,
+    Paged,
+}
+
+const FORMS: [Form; 2] = [Form::Pinned, Form::Paged];
+
+impl Form {
+    /// A cache; of so many bytes if they are paged, else with room for what is pinned.
+    fn cache(self, budget_bytes: u64) -> Arc<BlockCache> {
+        match self {
+            Form::Pinned => Arc::new(Cache::new(budget_bytes.max(8 << 20))),
+            Form::Paged => {
+                let cache = Arc::new(Cache::new(budget_bytes * 2));
+                // For good: who asks now is refused.
+                std::mem::forget(Reserved::take(&cache, budget_bytes));
+                cache
+            }
+        }
+    }
+
+    /// A segment in this form.
+    fn open(self, files: &Arc<Files>, budget_bytes: u64, meta: &SegmentMeta) -> Result<Arc<Segment>> {
+        let segment = Segment::open(files, &self.cache(budget_bytes), meta, STORE)?;
+        assert_eq!(segment.is_paged(), self == Form::Paged);
+        Ok(segment)
+    }
 }
 
 fn cache(budget_bytes: u64) -> Arc<BlockCache> {
@@ -181,7 +215,7 @@ fn check_meta(meta: &SegmentMeta, entries: &[Owned]) {
 #[test]
 fn a_segment_answers_like_the_sorted_list_it_was_made_from() {
     let mut random = Random::new(1);
-    for round in 0..24_u32 {
+    for round in 0..40_u32 {
         let (sim, files) = machine();
         let offset_bytes = if round % 2 == 0 { 512 } else { 4096 };
         sim.set_alignment(Alignment { memory_bytes: 512, offset_bytes });
@@ -191,13 +225,14 @@ fn a_segment_answers_like_the_sorted_list_it_was_made_from() {
         let meta = write(&files, options(block_bytes, random.below(2) == 0), &entries).unwrap();
         check_meta(&meta, &entries);
 
-        let segment = Segment::open(&files, &cache(random.below(1 << 20)), &meta, STORE).unwrap();
+        let form = FORMS[usize::try_from(round / 2 % 2).unwrap()];
+        let segment = form.open(&files, random.below(1 << 20), &meta).unwrap();
         assert_eq!(segment.meta(), &meta);
         assert_eq!(segment.verify().unwrap(), meta.size_bytes);
         for fill_cache in [false, true] {
             check_scans(&segment, &entries, fill_cache).unwrap();
         }
-        let mut cursor = segment.cursor(false);
+        let mut cursor = segment.cursor(random.below(2) == 0);
         for _ in 0..400 {
             let mut key = entries[random.len(entries.len() as u64)].0.clone();
             match random.below(4) {
@@ -214,7 +249,8 @@ fn a_segment_answers_like_the_sorted_list_it_was_made_from() {
 
 #[test]
 fn cursors_keep_the_contract_whether_blocks_are_cached_or_not() {
-    for fill_cache in [false, true] {
+    for (fill_cache, form) in [false, true].into_iter().zip(FORMS).chain([true, false].into_iter().zip(FORMS))
+    {
         check_all(|model| {
             if model.is_empty() {
                 return Box::new(VecCursor::new(Vec::new()));
@@ -225,8 +261,7 @@ fn cursors_keep_the_contract_whether_blocks_are_cached_or_not() {
                 writer.add(owned.as_entry()).unwrap();
             }
             let meta = writer.finish().unwrap();
-            let segment = Segment::open(&files, &cache(1 << 20), &meta, STORE).unwrap();
-            Box::new(segment.cursor(fill_cache))
+            Box::new(form.open(&files, 1 << 20, &meta).unwrap().cursor(fill_cache))
         });
     }
 }
@@ -243,12 +278,14 @@ fn a_real_file_works_like_the_simulated_one() {
     let meta = write(&files, options(8192, true), &entries).unwrap();
     files.backend().sync_dir(&files.segments_dir()).unwrap();
     assert_eq!(files.backend().stat(&files.segment_path(ID)).unwrap().unwrap().size_bytes, meta.size_bytes);
-    let segment = Segment::open(&files, &cache(1 << 20), &meta, STORE).unwrap();
-    check_scans(&segment, &entries, false).unwrap();
-    for owned in entries.iter().step_by(37) {
-        check_get(&segment, &entries, &owned.0, u64::MAX).unwrap();
+    for form in FORMS {
+        let segment = form.open(&files, 1 << 20, &meta).unwrap();
+        check_scans(&segment, &entries, false).unwrap();
+        for owned in entries.iter().step_by(37) {
+            check_get(&segment, &entries, &owned.0, u64::MAX).unwrap();
+        }
+        segment.verify().unwrap();
     }
-    segment.verify().unwrap();
 }
 
 #[test]
@@ -259,15 +296,17 @@ fn versions_of_one_key_may_span_blocks() {
     entries.push((b"hotter".to_vec(), 7, Kind::Delete, vec![]));
     let entries = sort(entries);
     let meta = write(&files, options(512, false), &entries).unwrap();
-    let segment = Segment::open(&files, &cache(1 << 20), &meta, STORE).unwrap();
-    for snapshot in 0..1510 {
-        check_get(&segment, &entries, b"hot", snapshot).unwrap();
+    for form in FORMS {
+        let segment = form.open(&files, 1 << 20, &meta).unwrap();
+        for snapshot in 0..1510 {
+            check_get(&segment, &entries, b"hot", snapshot).unwrap();
+        }
+        for key in [b"a".as_slice(), b"hos", b"hot", b"hot\0", b"hotter", b"z"] {
+            check_get(&segment, &entries, key, u64::MAX).unwrap();
+            check_seeks(&mut segment.cursor(true), &entries, key).unwrap();
+        }
+        segment.verify().unwrap();
     }
-    for key in [b"a".as_slice(), b"hos", b"hot", b"hot\0", b"hotter", b"z"] {
-        check_get(&segment, &entries, key, u64::MAX).unwrap();
-        check_seeks(&mut segment.cursor(true), &entries, key).unwrap();
-    }
-    segment.verify().unwrap();
 }
 
 #[test]
@@ -283,14 +322,16 @@ fn large_segments_take_several_writes_and_large_values_a_block_each() {
     }
     let meta = write(&files, options(8192, false), &entries).unwrap();
     assert!(meta.size_bytes > 9 << 20);
-    let cache = cache(1 << 20);
-    let segment = Segment::open(&files, &cache, &meta, STORE).unwrap();
-    check_scans(&segment, &entries, true).unwrap();
-    for owned in &entries {
-        check_get(&segment, &entries, &owned.0, u64::MAX).unwrap();
+    for cache in FORMS.map(|form| form.cache(1 << 20)) {
+        let segment = Segment::open(&files, &cache, &meta, STORE).unwrap();
+        check_scans(&segment, &entries, true).unwrap();
+        for owned in &entries {
+            check_get(&segment, &entries, &owned.0, u64::MAX).unwrap();
+        }
+        segment.verify().unwrap();
+        let stats = cache.stats();
+        assert!(stats.bytes + stats.reserved_bytes <= stats.budget_bytes, "{stats:?}");
     }
-    segment.verify().unwrap();
-    assert!(cache.stats().bytes <= 1 << 20);
 }
 
 /// Small, with every part of the format in it.
@@ -311,9 +352,14 @@ fn small_entries() -> Vec<Owned> {
     entries
 }
 
-/// Opens, reads everything in all ways: right answers (asserted inside) or the first error.
+/// Reads everything in all ways, in both forms: right answers (asserted inside) or the first error.
 fn read_all(files: &Arc<Files>, meta: &SegmentMeta, entries: &[Owned]) -> Result<()> {
-    let segment = Segment::open(files, &cache(1 << 20), meta, STORE)?;
+    let results = FORMS.map(|form| read_in(form, files, meta, entries));
+    results.into_iter().collect()
+}
+
+fn read_in(form: Form, files: &Arc<Files>, meta: &SegmentMeta, entries: &[Owned]) -> Result<()> {
+    let segment = form.open(files, 1 << 20, meta)?;
     let mut first = None;
     let mut note = |result: Result<()>| {
         if let Err(error) = result {
@@ -344,12 +390,14 @@ fn every_damaged_byte_is_reported_and_never_changes_an_answer() {
             let mut image = whole.clone();
             image.flip_bit(Path::new(FILE), byte * 8 + byte % 8);
             let files = files_on(&SimBackend::from_image(image, 1));
-            match read_all(&files, &meta, &entries) {
-                Err(Error::Corrupt { file, offset, .. }) => {
-                    assert_eq!(file, Path::new(FILE));
-                    assert!(offset <= byte, "byte {byte} reported at {offset}");
+            for form in FORMS {
+                match read_in(form, &files, &meta, &entries) {
+                    Err(Error::Corrupt { file, offset, .. }) => {
+                        assert_eq!(file, Path::new(FILE));
+                        assert!(offset <= byte, "byte {byte} reported at {offset}");
+                    }
+                    other => panic!("byte {byte}, {form:?}: {other:?}"),
                 }
-                other => panic!("byte {byte}: {other:?}"),
             }
         }
     }
@@ -391,8 +439,10 @@ fn lost_foreign_and_misplaced_bytes_are_reported() {
         SegmentMeta { footer_crc: 0, ..meta.clone() },
         SegmentMeta { id: ID + 7, ..meta.clone() },
     ] {
-        let result = Segment::open(&files, &cache(0), &wrong, STORE);
-        assert!(matches!(result, Err(Error::Corrupt { .. })), "{wrong:?}");
+        for form in FORMS {
+            let result = Segment::open(&files, &form.cache(1 << 20), &wrong, STORE);
+            assert!(matches!(result, Err(Error::Corrupt { .. })), "{wrong:?}");
+        }
     }
     assert!(Segment::open(&files, &cache(0), &meta, STORE + 1).is_err());
 }
@@ -464,7 +514,7 @@ fn reads_that_fail_are_errors_and_the_next_try_works() {
     let (sim, files) = machine();
     let entries = small_entries();
     let meta = write(&files, options(512, true), &entries).unwrap();
-    let segment = Segment::open(&files, &cache(1 << 20), &meta, STORE).unwrap();
+    let segment = Form::Pinned.open(&files, 1 << 20, &meta).unwrap();
     let key = &entries[9].0;
     for fault in [Fault::Errno(Errno::IO), Fault::Short(0)] {
         sim.fail(FaultPlan::new(fault));
@@ -540,31 +590,4 @@ fn scans_read_ahead_and_leave_the_cache_alone_unless_asked_to_fill_it() {
     assert!(scan(true) <= most);
     assert_eq!(scan(true), 0);
     assert_eq!(scan(false), 0);
-}
-
-/// Values of which a part is noise, and the rest zeros.
-#[test]
-fn blocks_that_a_little_less_makes_fit_into_a_page_fit() {
-    let mut random = Random::new(11);
-    // Blocks of 8 KiB would be stored in up to 5 KiB, or in more than 5.5.
-    for (noise, fits) in [(40, true), (45, true), (50, true), (58, false), (80, false)] {
-        let value = |random: &mut Random| [random.bytes(noise), vec![0; 100 - noise]].concat();
-        let entries: Vec<Owned> = (0..4000_u32)
-            .map(|i| {
-                let key = [format!("{i:04}").into_bytes(), random.bytes(12)].concat();
-                (key, 9, Kind::Put, value(&mut random))
-            })
-            .collect();
-        let (_sim, files) = machine();
-        let meta = write(&files, options(8 << 10, true), &entries).unwrap();
-        let segment = Segment::open(&files, &cache(0), &meta, STORE).unwrap();
-        // The last one holds what was left, and the first was made before anybody knew.
-        let stored: Vec<usize> = (1..segment.blocks() - 1).map(|block| segment.stored_bytes(block)).collect();
-        let on_a_page = stored.iter().filter(|&&bytes| bytes <= 4096).count();
-        assert!(stored.len() > 40 && (on_a_page * 10 >= stored.len() * 9) == fits, "{noise}: {stored:?}");
-        assert!(
-            stored.iter().all(|&bytes| bytes >= 3584),
-            "{noise}: no smaller than they must be: {stored:?}"
-        );
-    }
 }

@@ -3,11 +3,14 @@
 //! The ordinary read path trusts a block whose checksum passes; this is the check that the writer did its work too.
 
 use super::block::Block;
-use super::open::{load, read_footer};
-use super::reader::{Care, Segment, Way};
+use super::filter::Filter;
+use super::index::Part;
+use super::open::{load, pinned_bytes, read_footer};
+use super::reader::{Care, Segment, Way, corrupt};
 use crate::error::{Error, Result};
 use crate::key::{Entry, Kind, Seq};
 use crate::read_ahead::MOST_BYTES;
+use crate::reserve::Reserved;
 
 impl Segment {
     /// Reads everything and checks it: checksums, order within and across blocks, separators, filter, counts, bounds.
@@ -18,17 +21,25 @@ impl Segment {
     pub(crate) fn verify(&self) -> Result<u64> {
         let footer =
             read_footer(&self.files, &self.file, self.meta.size_bytes, Some(self.meta.footer_crc))?.0;
-        load(&self.files, &self.file, &footer, Care::Verify)?;
+        // What they take meanwhile, the cache has less. They come from the device, whatever form is in memory.
+        let mut reserved = Reserved::take(&self.cache, pinned_bytes(&self.meta, &footer));
+        let (index, filter) = load(&self.files, &self.file, &footer, Care::Verify)?;
+        reserved.resize(index.memory_bytes() + filter.memory_bytes());
+        let part = Part::whole(&index);
+        let against = Against { part, filter: &filter };
         let mut seen = Seen::default();
         let mut next = 0;
-        while next < self.index.blocks() {
-            let ahead = self.blocks_ahead(next, Way::Forward, usize::MAX, MOST_BYTES);
-            let span = self.read_span(ahead, None)?;
+        while next < index.blocks() {
+            let ahead = self.blocks_ahead(part, (next, Way::Forward), usize::MAX, MOST_BYTES);
+            let span = self.read_span(ahead.clone(), self.extent(part, &ahead)?, None)?;
             while next < span.end {
-                let block = self.decode(next, &span)?;
-                seen.block(Block::of(&block), self, next)?;
+                let place = part.place(next).expect("it is below the number of blocks");
+                let block = self.decode(next, &place, &span)?;
+                seen.block(Block::of(&block), &against, next)
+                    .map_err(|what| corrupt(&self.path, next, &place, what))?;
                 next += 1;
             }
+            self.files.give_back(span.buf);
         }
         seen.totals(self)?;
         Ok(self.meta.size_bytes)
@@ -47,39 +58,48 @@ struct Seen {
     last: Option<(Vec<u8>, Seq)>,
 }
 
+/// What blocks are held against.
+struct Against<'a> {
+    part: Part<'a>,
+    filter: &'a Filter,
+}
+
 impl Seen {
-    fn block(&mut self, block: Block<'_>, segment: &Segment, number: usize) -> Result<()> {
+    fn block(
+        &mut self,
+        block: Block<'_>,
+        against: &Against<'_>,
+        number: usize,
+    ) -> std::result::Result<(), &'static str> {
         let (mut failed, mut first) = (None, true);
-        block
-            .check(|entry, hash| {
-                if first {
-                    failed = failed.or(self.first_of_block(entry, segment, number));
-                    first = false;
-                }
-                if !segment.filter.may_contain(hash) {
-                    failed = failed.or(Some("a key of a block is not in the filter"));
-                }
-                self.entries += 1;
-                self.tombstones += u64::from(entry.kind == Kind::Delete);
-                self.raw_bytes += (entry.key.len() + entry.value.len()) as u64;
-                self.min_seq = Some(self.min_seq.map_or(entry.seq, |seq| seq.min(entry.seq)));
-                self.max_seq = Some(self.max_seq.map_or(entry.seq, |seq| seq.max(entry.seq)));
-            })
-            .map_err(|what| segment.corrupt(number, what))?;
+        block.check(|entry, hash| {
+            if first {
+                failed = failed.or(self.first_of_block(entry, against, number));
+                first = false;
+            }
+            if !against.filter.may_contain(hash) {
+                failed = failed.or(Some("a key of a block is not in the filter"));
+            }
+            self.entries += 1;
+            self.tombstones += u64::from(entry.kind == Kind::Delete);
+            self.raw_bytes += (entry.key.len() + entry.value.len()) as u64;
+            self.min_seq = Some(self.min_seq.map_or(entry.seq, |seq| seq.min(entry.seq)));
+            self.max_seq = Some(self.max_seq.map_or(entry.seq, |seq| seq.max(entry.seq)));
+        })?;
         let last = block.len() - 1;
         let key = [block.prefix(), block.suffix(last)].concat();
-        if key.as_slice() > segment.index.separator(number) {
+        if key.as_slice() > against.part.separator(number) {
             failed = failed.or(Some("a key of a block is above its separator"));
         }
         self.last = Some((key, block.seq(last)));
-        failed.map_or(Ok(()), |what| Err(segment.corrupt(number, what)))
+        failed.map_or(Ok(()), Err)
     }
 
     /// How the block continues the one before.
     fn first_of_block(
         &mut self,
         entry: &Entry<'_>,
-        segment: &Segment,
+        against: &Against<'_>,
         number: usize,
     ) -> Option<&'static str> {
         let Some((key, seq)) = &self.last else {
@@ -90,7 +110,7 @@ impl Seen {
         if key.as_slice() > entry.key || same_key && *seq <= entry.seq {
             return Some("order of entries across blocks");
         }
-        let separator = segment.index.separator(number - 1);
+        let separator = against.part.separator_before(number);
         if separator > entry.key || separator == entry.key && !same_key {
             return Some("a key of a block is not above the separator before");
         }
