@@ -155,7 +155,8 @@ impl Options {
         self.log_limit_bytes() / self.log_file_bytes() + 2
     }
 
-    /// The block cache, and what open segments keep pinned: what the other parts leave. The ring counts with a quarter more for its two progress tables.
+    /// The block cache, and what open segments keep pinned: what the other parts leave. The ring counts with a quarter more
+    /// for its two progress tables.
     pub(crate) fn cache_bytes(&self) -> u64 {
         let buffers = IO_BUFFER_BYTES + self.read_ahead_bytes() as u64;
         let others = self.memtables_bytes() + self.ring_bytes() * 5 / 4 + buffers;
