@@ -67,8 +67,25 @@ struct Wanted {
     /// Its place among the keys.
     at: usize,
     hash: u64,
-    /// The newest run that was not asked.
+    /// The newest run that has not said that it has nothing.
     run: usize,
+    /// Its segment whose bounds hold the key.
+    segment: usize,
+}
+
+impl Wanted {
+    /// Goes on to a run whose bounds hold `key`, or past the last one, and gives the segment.
+    #[inline]
+    fn next_segment<'a>(&mut self, superversion: &'a Superversion, key: &[u8]) -> Option<&'a Segment> {
+        while let Some(run) = superversion.runs.get(self.run) {
+            if let Some((at, segment)) = run.segment_of(key) {
+                self.segment = at;
+                return Some(segment);
+            }
+            self.run += 1;
+        }
+        None
+    }
 }
 
 /// A block, by its place in the superversion. In the order of files.
@@ -83,8 +100,14 @@ struct Place {
 #[derive(Clone, Copy, Debug)]
 struct Spot {
     wanted: Wanted,
-    place: Place,
     aim: Aim,
+}
+
+impl Spot {
+    #[inline]
+    fn place(&self) -> Place {
+        Place { run: self.wanted.run, segment: self.wanted.segment, number: self.aim.number }
+    }
 }
 
 /// A block that was asked for.
@@ -147,7 +170,7 @@ impl Search {
 
     /// Waits for a block: with those who wait for it already, if there are any.
     fn park(&mut self, spot: Spot) {
-        let same = |read: &&mut Read| read.place == spot.place;
+        let same = |read: &&mut Read| read.place == spot.place();
         if self.reads > 0
             && let Some(read) = self.reading.iter_mut().flatten().find(same)
         {
@@ -200,16 +223,17 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     pub(crate) fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, Aim)> {
         let state = &mut *self.state;
         if !state.is_sorted {
-            state.parked.sort_unstable_by_key(|spot| Reverse(spot.place));
+            state.parked.sort_unstable_by_key(|spot| Reverse(spot.place()));
             state.is_sorted = true;
         }
-        let Spot { place, aim, .. } = *state.parked.last()?;
+        let last = state.parked.last()?;
+        let (place, aim) = (last.place(), last.aim);
         let segment = segment(self.superversion, place);
         let bytes = segment.stored_bytes(aim);
         if state.reads == MOST_READS || state.reads > 0 && state.read_bytes + bytes > MOST_READ_BYTES {
             return None;
         }
-        let others = state.parked.iter().rposition(|spot| spot.place != place);
+        let others = state.parked.iter().rposition(|spot| spot.place() != place);
         let spots = state.parked.split_off(others.map_or(0, |last| last + 1));
         let number = state.reading.iter().position(Option::is_none).unwrap_or_else(|| {
             state.reading.push(None);
@@ -239,7 +263,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     /// A read failed, or a block is damaged.
     pub(crate) fn finish(&mut self) -> Result<()> {
         let Some(first) = self.state.parked.first() else { return Ok(()) };
-        let files = segment(self.superversion, first.place).files();
+        let files = segment(self.superversion, first.place()).files();
         files.with_queue(|queue| {
             let result = self.read_all(queue);
             // What is in flight after an error is nobody's: the context is idle when it is given back.
@@ -295,34 +319,34 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
             let hash = key_hash(key.as_ref());
             match self.superversion.get_in_tables(key.as_ref(), hash, self.state.snapshot) {
                 Some((kind, value)) => self.show(at, kind, value),
-                None => self.state.asking.push(Wanted { at, hash, run: 0 }),
+                None => self.state.asking.push(Wanted { at, hash, run: 0, segment: 0 }),
             }
         }
     }
 
     /// Finds for every key the next run that may hold it, and the block there.
     fn ask_runs(&mut self) {
-        for wanted in &self.state.asking {
-            let run = self.superversion.runs.get(wanted.run);
-            let segment = run.and_then(|run| run.segment_of(self.keys[wanted.at].as_ref()));
-            if let Some((_, segment)) = segment {
+        for wanted in &mut self.state.asking {
+            if let Some(segment) = wanted.next_segment(self.superversion, self.keys[wanted.at].as_ref()) {
                 segment.prefetch_filter(wanted.hash);
             }
         }
         while let Some(mut wanted) = self.state.asking.pop() {
             let key = self.keys[wanted.at].as_ref();
-            let first = loop {
-                let Some(run) = self.superversion.runs.get(wanted.run) else { break None };
-                wanted.run += 1;
-                if let Some((segment, open)) = run.segment_of(key)
-                    && let Some(aim) = open.begin((key, wanted.hash), self.state.snapshot)
-                {
-                    open.prefetch_slot(aim.number);
-                    break Some((Place { run: wanted.run - 1, segment, number: aim.number }, aim));
+            let run = self.superversion.runs.get(wanted.run);
+            let mut next = run.map(|run| &*run.segments()[wanted.segment]);
+            let aim = loop {
+                let Some(segment) = next else { break None };
+                let aim = segment.begin((key, wanted.hash), self.state.snapshot);
+                if let Some(aim) = aim {
+                    segment.prefetch_slot(aim.number);
+                    break Some(aim);
                 }
+                wanted.run += 1;
+                next = wanted.next_segment(self.superversion, key);
             };
-            match first {
-                Some((place, aim)) => self.state.looking.push(Spot { wanted, place, aim }),
+            match aim {
+                Some(aim) => self.state.looking.push(Spot { wanted, aim }),
                 None => self.found.show(wanted.at, None),
             }
         }
@@ -336,7 +360,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
             // First all loads, which do not wait for each other, then the searches: a search behind a miss of the
             // processor's caches would hold the next load back.
             held.extend(
-                spots.iter().map(|spot| segment(self.superversion, spot.place).cached(spot.place.number)),
+                spots.iter().map(|spot| segment(self.superversion, spot.place()).cached(spot.aim.number)),
             );
             for (spot, held) in spots.iter().zip(&held) {
                 if let Some(frame) = held.as_ref() {
@@ -354,16 +378,16 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
 
     /// Searches one block and puts the key where it goes from there.
     fn search(&mut self, spot: Spot, block: Block<'_>) {
-        let Spot { wanted, place, aim } = spot;
+        let Spot { mut wanted, aim } = spot;
         let key = self.keys[wanted.at].as_ref();
-        let open = segment(self.superversion, place);
+        let open = segment(self.superversion, spot.place());
         match open.search(aim, block, (key, wanted.hash), self.state.snapshot) {
             Step::Found(kind, _, value) => self.show(wanted.at, kind, value),
-            Step::Block(aim) => {
-                let place = Place { number: aim.number, ..place };
-                self.state.looking.push(Spot { wanted, place, aim });
+            Step::Block(aim) => self.state.looking.push(Spot { wanted, aim }),
+            Step::Absent => {
+                wanted.run += 1;
+                self.state.asking.push(wanted);
             }
-            Step::Absent => self.state.asking.push(wanted),
         }
     }
 }

@@ -165,7 +165,7 @@ pub(crate) struct Block<'a> {
 }
 
 /// What the columns say of one entry, read once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spot {
     pub(super) seq: Seq,
     pub(super) kind: Kind,
@@ -208,10 +208,11 @@ impl<'a> Block<'a> {
             CODEC_NONE if body.len() == raw_len => Block::checked(body),
             CODEC_LZ4 if raw_len <= body.len().saturating_mul(MAX_LZ4_RATIO) => {
                 let mut raw = SCRATCH.try_with(RefCell::take).unwrap_or_default();
-                raw.clear();
-                raw.resize(raw_len, 0);
-                let frame = match lz4_flex::block::decompress_into(body, &mut raw) {
-                    Ok(found) if found == raw_len => Block::checked(&raw),
+                // What is there from before is overwritten, all of it: else it is an error.
+                raw.resize(raw.len().max(raw_len), 0);
+                let (whole, _) = raw.split_at_mut(raw_len);
+                let frame = match lz4_flex::block::decompress_into(body, whole) {
+                    Ok(found) if found == raw_len => Block::checked(whole),
                     Ok(_) => Err("block decompressed length"),
                     Err(_) => Err("block compression"),
                 };
@@ -341,9 +342,11 @@ impl<'a> Block<'a> {
     }
 
     /// The newest entry of `key` with `seq < snapshot`.
-    pub(super) fn find(self, key: &[u8], hash: u64, snapshot: Seq) -> Option<usize> {
+    #[inline]
+    pub(super) fn find(self, key: &[u8], hash: u64, snapshot: Seq) -> Option<Spot> {
         let rest = key.strip_prefix(self.prefix())?;
-        self.candidates(hash).find(|&i| self.suffix(i) == rest && self.seq(i) < snapshot)
+        let mut spots = self.candidates(hash).map(|i| self.spot(i));
+        spots.find(|spot| self.raw.get(spot.suffix..spot.value) == Some(rest) && spot.seq < snapshot)
     }
 
     /// The entries whose fingerprint is that of a hash.
@@ -371,10 +374,17 @@ impl<'a> Block<'a> {
             Ordering::Less => 0,
             Ordering::Greater => self.len(),
             Ordering::Equal => {
-                let head = u64::from(head_of(rest));
-                let tie = partition(self.len(), |i| self.head(i) < head);
-                let tie_end = tie + partition(self.len() - tie, |i| self.head(tie + i) == head);
-                tie + partition(tie_end - tie, |i| self.suffix(tie + i) < rest)
+                let head = head_of(rest);
+                let tie = self.heads().partition_point(|other| u32::from_le_bytes(*other) < head);
+                let from = self.heads().get(tie..).unwrap_or_default();
+                let is_tie = |other: &[u8; 4]| u32::from_le_bytes(*other) == head;
+                // Mostly the key itself, or none.
+                let ties = if from.get(1).is_some_and(is_tie) {
+                    from.partition_point(is_tie)
+                } else {
+                    usize::from(from.first().is_some_and(is_tie))
+                };
+                tie + partition(ties, |i| self.suffix(tie + i) < rest)
             }
         }
     }
@@ -402,6 +412,13 @@ impl<'a> Block<'a> {
             std::mem::swap(&mut key, &mut previous);
         }
         Ok(())
+    }
+
+    /// The column of heads, each as it stands there.
+    #[inline]
+    fn heads(self) -> &'a [[u8; 4]] {
+        let Columns { heads, ends, .. } = &self.head.columns;
+        self.raw.get(heads.start..ends.start).unwrap_or_default().as_chunks().0
     }
 
     #[inline]

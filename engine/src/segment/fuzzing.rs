@@ -75,9 +75,10 @@ fn probe(block: Block<'_>, key: &[u8]) {
     block.prefetch_entry(key_hash(key));
     assert!(block.lower_bound(key) <= block.len());
     for snapshot in [Seq::new(0), Seq::new(1 << 20), Seq::new(u64::MAX)] {
-        if let Some(i) = block.find(key, key_hash(key), snapshot) {
-            assert!(block.is_key(i, key), "another key was found");
-            assert!(block.seq(i) < snapshot, "an entry from after the snapshot was found");
+        if let Some(spot) = block.find(key, key_hash(key), snapshot) {
+            let suffix = block.bytes_from(&spot).get(..spot.suffix_len()).expect("it is in the block");
+            assert_eq!([block.prefix(), suffix].concat(), key, "another key was found");
+            assert!(spot.seq < snapshot, "an entry from after the snapshot was found");
         }
     }
 }
@@ -102,7 +103,7 @@ fn must_hold(block: Block<'_>, entries: &[Owned]) {
         let first = entries.partition_point(|entry| entry.0 < *key);
         assert_eq!(block.lower_bound(key), first);
         if let Some(after) = seq.get().checked_add(1) {
-            assert_eq!(block.find(key, key_hash(key), Seq::new(after)), Some(i));
+            assert_eq!(block.find(key, key_hash(key), Seq::new(after)), Some(block.spot(i)));
         }
         let mut longer = key.clone();
         longer.push(0);

@@ -29,7 +29,6 @@
 //! a possible key.
 #![deny(clippy::indexing_slicing)]
 
-use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::block::{common_prefix, partition};
@@ -255,23 +254,20 @@ impl Index {
 
     /// The first block that may hold a key `>= key`; `None` if all keys are smaller.
     pub(super) fn find(&self, key: &[u8]) -> Option<usize> {
-        let prefix = self.separator(0).get(..self.prefix_len).unwrap_or_default();
-        let (front, rest) = key.split_at_checked(prefix.len()).unwrap_or((key, &[]));
-        let block = match front.cmp(prefix) {
-            Ordering::Less => 0,
-            Ordering::Greater => self.blocks(),
-            Ordering::Equal => {
-                let head = key_head(rest);
-                let tie = self.first_head_from(head);
-                let ties = self.heads.get(tie..).unwrap_or_default();
-                if ties.first() == Some(&head) {
-                    let ties = ties.partition_point(|&other| other == head);
-                    tie + partition(ties, |i| self.rest(tie + i) < rest)
-                } else {
-                    // Mostly: a head is 8 bytes.
-                    tie
-                }
-            }
+        let prefix = self.separators.get(..self.prefix_len).unwrap_or_default();
+        let Some(rest) = key.strip_prefix(prefix) else {
+            // Before all blocks, or behind them.
+            return (key < prefix).then_some(0);
+        };
+        let head = key_head(rest);
+        let tie = self.first_head_from(head);
+        let ties = self.heads.get(tie..).unwrap_or_default();
+        let block = if ties.first() == Some(&head) {
+            let ties = ties.partition_point(|&other| other == head);
+            tie + partition(ties, |i| self.rest(tie + i) < rest)
+        } else {
+            // Mostly: a head is 8 bytes.
+            tie
         };
         (block < self.blocks()).then_some(block)
     }

@@ -142,12 +142,14 @@ impl Segment {
         matches!(self.form, Form::Paged(_))
     }
 
-    /// Whether the key range leaves it possible that an entry of `key` below `snapshot` is here.
-    fn spans(&self, key: &[u8], snapshot: Seq) -> bool {
-        snapshot > self.meta.min_seq && self.meta.smallest <= key && self.meta.largest >= key
+    /// Whether anything here is below `snapshot`.
+    fn reaches_below(&self, snapshot: Seq) -> bool {
+        snapshot > self.meta.min_seq
     }
 
     /// Shows the newest entry of `key` with `seq < snapshot`, in place; `hash` is `key_hash(key)`.
+    ///
+    /// Who asks has compared the key with the bounds (`Run::segment_of`); beyond them nothing is found either.
     ///
     /// # Errors
     /// The read failed, or the block is damaged.
@@ -165,7 +167,7 @@ impl Segment {
                 if let Some(number) = first {
                     self.slots.prefetch(number);
                 }
-                if !self.spans(key, snapshot) || !filter.may_contain(hash) {
+                if !self.reaches_below(snapshot) || !filter.may_contain(hash) {
                     return Ok(None);
                 }
                 first.map(Aim::key)
@@ -196,7 +198,7 @@ impl Segment {
 
     /// First step of a point read: the block that decides first, if an entry of `key` below `snapshot` may be here. No I/O.
     pub(crate) fn begin(&self, (key, hash): (&[u8], u64), snapshot: Seq) -> Option<Aim> {
-        if !self.spans(key, snapshot) {
+        if !self.reaches_below(snapshot) {
             return None;
         }
         match &self.form {
@@ -233,8 +235,8 @@ impl Segment {
         if aim.number >= self.blocks {
             return self.search_page(aim, block, (key, hash)).map_or(Step::Absent, Step::Block);
         }
-        if let Some(i) = block.find(key, hash, snapshot) {
-            return Step::Found(block.kind(i), block.seq(i), block.value(i));
+        if let Some(spot) = block.find(key, hash, snapshot) {
+            return Step::Found(spot.kind, spot.seq, block.value_at(&spot));
         }
         let next = aim.number + 1;
         // Older entries of the key stand in the next block only if it fills the end of this one.

@@ -2,6 +2,7 @@
 
 use super::super::pages::PIECE_BLOCKS;
 use super::*;
+use crate::run::Run;
 
 /// A block of 512 bytes each, so that there are several index blocks; `hot` has versions across two of them.
 fn one_entry_a_block() -> Vec<Owned> {
@@ -64,13 +65,21 @@ fn a_cold_get_reads_a_filter_an_index_and_a_data_block_and_a_warm_one_less() {
     }
     assert!(reads() - before <= 200 + 8, "{} reads for 200 blocks", reads() - before);
     let before = reads();
+    let run = Run::new(vec![Arc::clone(&cold)]);
     for owned in entries.iter().filter(first) {
         check_get(&warm, &entries, &owned.0, u64::MAX).unwrap();
-        // Out of the bounds, and below all entries.
-        check_get(&cold, &entries, b"zz", u64::MAX).unwrap();
+        // Below all entries, and out of the bounds: those a run knows.
         check_get(&cold, &entries, &owned.0, 0).unwrap();
+        for beyond in [&b"zz"[..], &owned.0[..2]] {
+            let hash = key_hash(beyond);
+            assert_eq!(run.get_with((beyond, hash), Seq::new(u64::MAX), |_, _, _| ()).unwrap(), None);
+        }
     }
     assert_eq!(reads(), before);
+    // Who asks the segment itself is told the same, for a read.
+    check_get(&cold, &entries, b"zz", u64::MAX).unwrap();
+    check_get(&cold, &entries, b"a", u64::MAX).unwrap();
+    let before = reads();
     let absent = (0..200).map(|i| format!("first/{i:03}x").into_bytes());
     absent.for_each(|key| check_get(&cold, &entries, &key, u64::MAX).unwrap());
     assert!(reads() - before < 210, "most are denied by a filter block");
