@@ -2,7 +2,7 @@
 //!
 //! Invariants looked at: what is found is the block that was asked for; who misses while another reads the same block does
 //! not read it, and is told when that one fails; at the end each place that holds a value is queued once, and the
-//! charges are those of what is held, within the budget.
+//! charges are those of what is held, within what others leave of the budget.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as Count, Ordering};
@@ -60,7 +60,7 @@ impl Model {
         let stats = self.cache.stats();
         assert_eq!(stats.values, held, "what is queued is there, and the other way round");
         assert_eq!(stats.bytes, held * ONE);
-        assert!(stats.bytes <= stats.budget_bytes);
+        assert!(stats.bytes + stats.reserved_bytes <= stats.budget_bytes);
     }
 }
 
@@ -155,5 +155,26 @@ fn a_segment_may_be_dropped_while_its_blocks_are_read() {
             |model| model.cache.forget(&model.slots),
         ],
         |_| {},
+    );
+}
+
+/// Room for nobody else: what the cache holds must go.
+fn take_all(model: &Model) {
+    assert!(model.cache.reserve(|_| Some(model.cache.budget_bytes())));
+}
+
+#[test]
+fn what_others_take_of_the_budget_leaves_the_cache() {
+    explore(
+        "reserved",
+        10 * ONE,
+        [|model| assert!(model.load(0).is_ok()), |model| model.insert(1, Use::Point), take_all],
+        |model| {
+            // Whoever came last.
+            assert_eq!(model.cache.stats().values, 0, "held beside what others have");
+            assert!(model.cache.reserve(|reserved| Some(reserved - ONE)));
+            model.insert(1, Use::Point);
+            assert_eq!(model.cache.stats().values, 1);
+        },
     );
 }
