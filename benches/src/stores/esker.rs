@@ -14,7 +14,7 @@ pub(crate) const KIND: Kind = Kind {
     package: "esker",
     setting: "memory budget of the limit less 16 MiB (direct I/O, so no page cache); LZ4; synced: `Durability::Power`; \
               unsynced: `Durability::Process`, which survives the death of the process, and loss of power after 10 ms. \
-              Gets copy the value (`get`, `get_async`), `multi_get_with` does not.",
+              Values are seen in place (`get_with`, `multi_get_with`, `next_ref`), those of `get_async` are copies.",
     open,
 };
 
@@ -51,8 +51,7 @@ impl Store for Esker {
     }
 
     fn get(&self, key: &Key, see: &mut SeeValue<'_>) -> Result<bool> {
-        let found = self.keyspace.get(key).map_err(Error::store(NAME, "get"))?;
-        found.as_deref().map(see);
+        let found = self.keyspace.get_with(key, see).map_err(Error::store(NAME, "get"))?;
         Ok(found.is_some())
     }
 
