@@ -7,7 +7,7 @@
 //! Invariants:
 //! - `waiting` holds every input that has an entry, except the one at the top, and the one whose turn is next comes
 //!   last;
-//! - while anything waits, `head` of each input that has an entry is that of its key.
+//! - while anything waits, `head` of each input that has an entry is that of its key, and `next_head` that of the runner-up.
 //!
 //! Two inputs never hold the same key and `Seq`. Were it so all the same, both entries would come out side by side, the
 //! earlier input's first going forward and last going backward, and readers and compaction would ignore the copy.
@@ -25,6 +25,8 @@ pub(crate) struct Merge<C> {
     /// The input whose turn it is; past the last one if there is none.
     top: usize,
     waiting: Vec<usize>,
+    /// The head of the input that waits last: most steps ask nothing else of those that wait.
+    next_head: u64,
     direction: Direction,
 }
 
@@ -51,7 +53,7 @@ impl<C: Cursor> Merge<C> {
     /// The order of the inputs does not matter.
     pub(crate) fn new(cursors: impl IntoIterator<Item = C>) -> Merge<C> {
         let inputs: Vec<_> = cursors.into_iter().map(|cursor| Input { cursor, head: 0 }).collect();
-        Merge { top: inputs.len(), inputs, waiting: Vec::new(), direction: Direction::Forward }
+        Merge { top: inputs.len(), inputs, waiting: Vec::new(), next_head: 0, direction: Direction::Forward }
     }
 
     /// Positions every input and brings them into order.
@@ -73,6 +75,7 @@ impl<C: Cursor> Merge<C> {
             }
         }
         self.top = self.waiting.pop().unwrap_or(self.inputs.len());
+        self.note_next();
         Ok(())
     }
 
@@ -114,14 +117,27 @@ impl<C: Cursor> Merge<C> {
     #[inline]
     fn is_shared(&self, top: &Input<C>) -> bool {
         self.waiting.last().is_some_and(|&next| {
-            let next = &self.inputs[next];
-            top.head == next.head && top.key() == next.key()
+            // One number, mostly.
+            top.head == self.next_head && top.key() == self.inputs[next].key()
         })
     }
 
     /// Lets the runner-up have its turn if it comes before the input at the top.
+    #[inline]
     fn give_way(&mut self) {
         let has_entry = self.take_head(self.top);
+        let head = self.inputs[self.top].head;
+        let is_ahead = match self.direction {
+            Direction::Forward => head < self.next_head,
+            Direction::Backward => head > self.next_head,
+        };
+        if !(has_entry && is_ahead) {
+            self.change_places(has_entry);
+        }
+    }
+
+    /// As [`Merge::give_way`], where the heads do not decide, or decide for the runner-up.
+    fn change_places(&mut self, has_entry: bool) {
         let Some(&next) = self.waiting.last() else { return };
         if has_entry && self.precedes(self.top, next) {
             return;
@@ -131,9 +147,18 @@ impl<C: Cursor> Merge<C> {
         if has_entry {
             self.enqueue(moved);
         }
+        self.note_next();
+    }
+
+    /// The runner-up may be another.
+    fn note_next(&mut self) {
+        if let Some(&next) = self.waiting.last() {
+            self.next_head = self.inputs[next].head;
+        }
     }
 
     /// Notes the head of an input's key; whether it has one.
+    #[inline]
     fn take_head(&mut self, input: usize) -> bool {
         let input = &mut self.inputs[input];
         let Some(entry) = input.cursor.entry() else { return false };
