@@ -11,6 +11,10 @@ check:
     RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --locked
     cargo test -p kvtool --test tidy --locked
 
+# Every source file in import order, each with its first line
+map:
+    @grep -v '^#' tools/tests/tidy/order | while read -r file; do printf '%s - %s\n' "$file" "$(sed -n '1s|^//! *||p' "$file")"; done
+
 # All tests
 test:
     cargo test --workspace --locked

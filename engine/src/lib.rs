@@ -53,78 +53,41 @@
 //! ```
 //!
 //! # Reading order
-//! `ARCHITECTURE.md` has the map. In short: [`Db`], [`Keyspace`] and [`Batch`] route; `commit` is the write path,
-//! `superversion` the read path, `recovery` the way from a directory to a store; `flush` and `compact` move data into
-//! `segment`s, `manifest` says which of them count.
+//! `ARCHITECTURE.md` has the map. In short: `api` routes; `write/commit` is the write path, `tree` and `read` are the read
+//! path, `recovery` leads from a directory to a store; `compaction` moves data into `segment`s, `manifest` says which of
+//! them count.
 
-mod batch;
-mod cache;
-mod coding;
-mod commit;
-mod compact;
+mod api;
+mod base;
 mod compaction;
-mod db;
-mod db_iter;
-mod edit;
-mod error;
-mod files;
-mod flush;
+mod io;
+mod manifest;
+mod memory;
+mod memtable;
+mod read;
+mod recovery;
+mod segment;
+mod tree;
+mod upkeep;
+mod write;
+
+pub use api::batch::Batch;
+pub use api::db::{Builder, Db};
+pub use api::futures::{Get, MultiGet};
 #[cfg(fuzzing)]
 #[doc(hidden)]
-pub mod fuzzing;
-mod get_async;
-mod handle;
-mod iter;
-#[cfg(test)]
-mod iter_contract;
-mod jobs;
-mod key;
-mod keyspace;
-mod keyspaces;
-mod listener;
-mod lost_edit;
-mod manifest;
-mod memtable;
-mod merge;
-mod metrics;
-mod multi_get;
-mod ops;
-mod options;
-mod pacing;
-mod prefetch;
-mod range;
-mod read_ahead;
-mod recovery;
-mod repair;
-mod report;
-mod reserve;
-mod retain;
-mod run;
-mod segment;
-mod snapshot;
-mod snapshots;
-mod staged_seek;
-mod store;
-mod superversion;
-mod sync;
-mod verify;
-mod version;
-mod visible;
-
-pub use batch::Batch;
-pub use db::{Builder, Db};
-pub use db_iter::{Iter, Keys};
-pub use error::{Error, Result};
-pub use get_async::{Get, MultiGet};
-pub use key::{MAX_KEY_BYTES, Seq};
-pub use keyspace::Keyspace;
-pub use listener::{Event, Listener};
-pub use metrics::{KeyspaceMetrics, Metrics};
-pub use options::{Background, Durability, Sizes};
-pub use range::KeyRange;
-pub use repair::LogDamage;
-pub use snapshot::Snapshot;
-pub use verify::VerifyReport;
+pub use api::fuzzing;
+pub use api::iter::{Iter, Keys};
+pub use api::keyspace::Keyspace;
+pub use api::snapshot::Snapshot;
+pub use base::error::{Error, Result};
+pub use base::events::{Event, Listener};
+pub use base::key::{MAX_KEY_BYTES, Seq};
+pub use base::metrics::{KeyspaceMetrics, Metrics};
+pub use base::options::{Background, Durability, Sizes};
+pub use base::range::KeyRange;
+pub use recovery::repair::LogDamage;
+pub use upkeep::verify::VerifyReport;
 pub use wal::SyncMethod;
 
 /// The example of the README, compiled and run.

@@ -14,9 +14,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::read_ahead::MOST_BYTES;
-use crate::run::Run;
+use crate::io::read_ahead::MOST_BYTES;
 use crate::segment::Segment;
+use crate::tree::run::Run;
 
 /// Blocks to bring, side by side in one segment, in one read.
 pub(crate) type Piece = (Arc<Segment>, Range<usize>);

@@ -29,9 +29,9 @@ use parking_lot::Mutex;
 use super::chunk::{Chunk, LINE_BYTES};
 use super::directory::Directory;
 use super::pool::ArenaPool;
-use crate::key::{Entry, Kind, Seq};
-use crate::prefetch::prefetch_bytes;
-use crate::sync::{AtomicU32, Ordering, Witness};
+use crate::base::key::{Entry, Kind, Seq};
+use crate::base::prefetch::prefetch_bytes;
+use crate::base::sync::{AtomicU32, Ordering, Witness};
 
 /// What references count in, and the least alignment.
 const UNIT_BYTES: usize = 8;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use super::arena::{Ref, Version};
 use super::table::Memtable;
 use super::tree::{Leaf, Target};
-use crate::error::Result;
-use crate::iter::Cursor;
-use crate::key::Entry;
+use crate::base::error::Result;
+use crate::base::key::Entry;
+use crate::read::cursor::Cursor;
 
 /// So many keys ahead versions are brought near: they lie anywhere in memory, in the order in which they were inserted.
 const PREFETCH_KEYS: usize = 8;

@@ -7,8 +7,8 @@
 //! whoever knows that the insert returned is ordered after that; bits are never taken away. So relaxed is enough. A
 //! reader that runs beside the insert may miss the bits, as it may miss the entry.
 
-use crate::prefetch::prefetch;
-use crate::sync::{AtomicU64, Ordering};
+use crate::base::prefetch::prefetch;
+use crate::base::sync::{AtomicU64, Ordering};
 
 /// Keys that share a word, on average.
 const KEYS_PER_WORD: usize = 4;
@@ -67,7 +67,7 @@ fn bits(hash: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::key_hash;
+    use crate::base::key::key_hash;
 
     fn hash(key: u32) -> u64 {
         key_hash(&key.to_le_bytes())

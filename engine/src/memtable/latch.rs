@@ -9,7 +9,7 @@
 //! second look finds the latch taken, or a later count, and differs. And what was stored before the count at which the
 //! reader began is visible to it, since it loaded that count with acquire and the writer had stored it with release.
 
-use crate::sync::{AtomicU64, Ordering, fence, pause};
+use crate::base::sync::{AtomicU64, Ordering, fence, pause};
 
 /// See the [module](self).
 #[derive(Debug)]

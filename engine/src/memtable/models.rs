@@ -11,8 +11,8 @@ use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
 use super::Memtable;
-use crate::iter::Cursor;
-use crate::key::{Kind, Seq, key_hash};
+use crate::base::key::{Kind, Seq, key_hash};
+use crate::read::cursor::Cursor;
 
 fn explore(switches: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();

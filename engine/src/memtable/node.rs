@@ -14,7 +14,7 @@ use std::cmp::Ordering::{Equal, Greater, Less};
 
 use super::arena::{Arena, Link, Ref, Version};
 use super::latch::{Changed, Latch};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::base::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Keys in a node at most. In the models few, so that splits come soon.
 pub(super) const FANOUT: usize = if cfg!(loom) { 3 } else { 64 };

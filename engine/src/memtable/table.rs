@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use super::filter::Filter;
 use super::pool::ArenaPool;
 use super::tree::Tree;
-use crate::key::{Entry, Kind, Seq, key_hash};
+use crate::base::key::{Entry, Kind, Seq, key_hash};
 
 /// A filter is made for so many entries, if fewer are expected. The first table of a keyspace expects none.
 const LEAST_EXPECTED: usize = if cfg!(loom) { 0 } else { 2048 };

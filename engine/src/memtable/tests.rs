@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::iter::Cursor;
-use crate::iter_contract::{Owned, any_entries, check_all, runner};
+use crate::read::cursor::Cursor;
+use crate::read::cursor_contract::{Owned, any_entries, check_all, runner};
 
 fn filled(entries: &[Owned]) -> Arc<Memtable> {
     let table = Arc::new(Memtable::new());

@@ -35,8 +35,8 @@ use super::arena::{Arena, Link, Ref, Version};
 use super::latch::{Changed, Latch, Stamp};
 use super::node::{FANOUT, Node, Rank};
 use super::pool::ArenaPool;
-use crate::key::{Entry, Seq};
-use crate::prefetch::prefetch;
+use crate::base::key::{Entry, Seq};
+use crate::base::prefetch::prefetch;
 
 /// See the [module](self).
 #[derive(Debug)]

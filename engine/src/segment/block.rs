@@ -41,9 +41,9 @@ use std::cmp::Ordering;
 use triomphe::ThinArc;
 
 use super::lanes::{LANES, same_lanes};
-use crate::coding::Reader;
-use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
-use crate::prefetch::prefetch_bytes;
+use crate::base::coding::Reader;
+use crate::base::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
+use crate::base::prefetch::prefetch_bytes;
 
 /// The stored block's own header.
 pub(super) const STORED_HEADER_BYTES: usize = 8;

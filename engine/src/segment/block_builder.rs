@@ -6,8 +6,8 @@
 use super::block::{CODEC_LZ4, CODEC_NONE, RAW_HEADER_BYTES, common_prefix, fingerprint, head_of};
 use super::footer::UNIT_BYTES;
 use super::lanes::LANES;
-use crate::coding::Put;
-use crate::key::{Entry, Kind, Seq};
+use crate::base::coding::Put;
+use crate::base::key::{Entry, Kind, Seq};
 
 /// An entry whose key and value together are larger stands alone in its block.
 pub(super) const ALONE_BYTES: usize = 32 << 10;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::block::{Block, Frame};
 use super::block_builder::{BlockBuilder, Encoded};
-use crate::iter_contract::runner;
-use crate::key::{Entry, Kind, Seq, key_hash};
+use crate::base::key::{Entry, Kind, Seq, key_hash};
+use crate::read::cursor_contract::runner;
 
 #[derive(Clone, Debug, PartialEq)]
 struct Owned {

@@ -20,12 +20,12 @@ use super::index::{Index, IndexBuilder, Part};
 use super::pages::{PIECE_BLOCKS, place_in, separator_in};
 use super::reader::{Form, Segment, Span, Way};
 use super::top::Top;
-use crate::cache::{Held, Use};
-use crate::error::Result;
-use crate::files::{Files, POOLED_BYTES};
-use crate::iter::{Cursor, Target};
-use crate::key::Entry;
-use crate::read_ahead::{Grant, MOST_BYTES, Window};
+use crate::base::error::Result;
+use crate::base::key::Entry;
+use crate::io::files::{Files, POOLED_BYTES};
+use crate::io::read_ahead::{Grant, MOST_BYTES, Window};
+use crate::memory::cache::{Held, Use};
+use crate::read::cursor::{Cursor, Target};
 
 /// How many entries before its turn memory is asked for an entry.
 const ASKED_AHEAD: usize = 4;

@@ -20,8 +20,8 @@
 
 use aio::{Bug, planted};
 
-use crate::coding::Reader;
-use crate::prefetch::prefetch;
+use crate::base::coding::Reader;
+use crate::base::prefetch::prefetch;
 
 /// Tells this kind of filter from later ones.
 pub(super) const KIND_BLOCKED_BLOOM: u8 = 1;
@@ -126,7 +126,7 @@ impl Filter {
     /// The section of version 1.
     #[cfg(any(test, fuzzing))]
     pub(super) fn encode(&self) -> Vec<u8> {
-        use crate::coding::Put;
+        use crate::base::coding::Put;
         let mut out = Vec::with_capacity(8 + self.lines.len() * LINE_BYTES);
         out.extend_from_slice(&[KIND_BLOCKED_BLOOM, 0, 0, 0]);
         out.put_u32(u32::try_from(self.lines.len()).expect("clamped when built"));
@@ -159,7 +159,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::key_hash;
+    use crate::base::key::key_hash;
 
     fn hashes(from: u32, count: u32) -> Vec<u64> {
         (from..from + count).map(|i| key_hash(&i.to_le_bytes())).collect()

@@ -45,9 +45,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use crate::coding::{Put, Reader};
-use crate::error::{Error, Result};
-use crate::key::Seq;
+use crate::base::coding::{Put, Reader};
+use crate::base::error::{Error, Result};
+use crate::base::key::Seq;
 
 /// Size of the footer; also what the size of a segment is a multiple of.
 pub(super) const FOOTER_BYTES: usize = 4096;

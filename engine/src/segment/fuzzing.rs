@@ -16,8 +16,8 @@ use super::fuzzing_file::{Owned, entries_of};
 use super::index::{Index, IndexBuilder, Place};
 use super::pages::{filter_blocks, index_blocks, is_searchable, lines_in, place_in};
 use super::top::{Role, Top, TopBuilder};
-use crate::coding::{Put, Reader};
-use crate::key::{Entry, Seq, key_hash};
+use crate::base::coding::{Put, Reader};
+use crate::base::key::{Entry, Seq, key_hash};
 
 pub use super::fuzzing_file::segment;
 

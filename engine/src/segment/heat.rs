@@ -7,8 +7,8 @@ use std::ops::Range;
 use super::block::Block;
 use super::index::{Index, Part};
 use super::reader::{Form, Segment, first_block};
-use crate::cache::{Use, is_hot};
-use crate::error::Result;
+use crate::base::error::Result;
+use crate::memory::cache::{Use, is_hot};
 
 impl Segment {
     fn pinned(&self) -> Option<&Index> {

@@ -33,8 +33,8 @@ use std::ops::Range;
 
 use super::block::{common_prefix, partition};
 use super::footer::UNIT_BYTES;
-use crate::coding::{Put, Reader};
-use crate::key::{MAX_KEY_BYTES, key_head};
+use crate::base::coding::{Put, Reader};
+use crate::base::key::{MAX_KEY_BYTES, key_head};
 
 const HEADER_BYTES: usize = 16;
 /// Heads in a line of memory.
@@ -402,7 +402,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::iter_contract::runner;
+    use crate::read::cursor_contract::runner;
 
     fn place(offset: u64, len_bytes: usize) -> Place {
         Place { offset, len_bytes, crc: 0xfeed }

@@ -17,10 +17,10 @@ use super::index::{Index, IndexBuilder};
 use super::pages::{lines_in, place_in, separator_in};
 use super::reader::{BlockCache, Care, Form, Segment, aligned, check_page, corrupt, decode_block};
 use super::top::Top;
-use crate::cache::Slots;
-use crate::error::{Error, Result};
-use crate::files::Files;
-use crate::reserve::Reserved;
+use crate::base::error::{Error, Result};
+use crate::io::files::Files;
+use crate::memory::cache::Slots;
+use crate::memory::reserve::Reserved;
 
 impl Segment {
     /// Opens the file that `meta` describes and loads its index and filter, or only what leads to them: two reads.

@@ -24,8 +24,8 @@ use super::block::{Block, RAW_HEADER_BYTES, STORED_HEADER_BYTES};
 use super::block_builder::{BlockBuilder, Encoded};
 use super::filter::{LINE_BYTES, Line};
 use super::index::{Place, place_of};
-use crate::coding::{Put, Reader};
-use crate::key::{Entry, Kind, Seq, key_hash};
+use crate::base::coding::{Put, Reader};
+use crate::base::key::{Entry, Kind, Seq, key_hash};
 
 /// Data blocks of an index block.
 pub(super) const PIECE_BLOCKS: usize = 128;

@@ -25,11 +25,11 @@ use super::footer::{SegmentMeta, checksum};
 use super::index::{Index, Part, Place};
 use super::pages::{PIECE_BLOCKS, is_searchable, place_in, separator_in};
 use super::top::{Role, Top};
-use crate::cache::{Cache, Held, Slots, Use};
-use crate::error::{Error, Result};
-use crate::files::Files;
-use crate::key::{Kind, Seq};
-use crate::reserve::Reserved;
+use crate::base::error::{Error, Result};
+use crate::base::key::{Kind, Seq};
+use crate::io::files::Files;
+use crate::memory::cache::{Cache, Held, Slots, Use};
+use crate::memory::reserve::Reserved;
 
 /// The cache of decoded blocks.
 pub(crate) type BlockCache = Cache<Frame>;

@@ -11,13 +11,13 @@ use aio::sim::{Fault, FaultPlan};
 use aio::{Alignment, Backend, Errno, NativeBackend, SimBackend};
 
 use super::{BlockCache, Segment, SegmentMeta, SegmentWriter, WriterOptions};
-use crate::cache::Cache;
-use crate::error::{Error, Result};
-use crate::files::Files;
-use crate::iter::Cursor;
-use crate::iter_contract::{VecCursor, check_all};
-use crate::key::{Entry, Kind, Seq, key_hash};
-use crate::reserve::Reserved;
+use crate::base::error::{Error, Result};
+use crate::base::key::{Entry, Kind, Seq, key_hash};
+use crate::io::files::Files;
+use crate::memory::cache::Cache;
+use crate::memory::reserve::Reserved;
+use crate::read::cursor::Cursor;
+use crate::read::cursor_contract::{VecCursor, check_all};
 
 const STORE: u64 = 0x5702_e1d5;
 const ID: u64 = 12;

@@ -24,7 +24,7 @@ use super::index::{Index, IndexBuilder, Place};
 use super::pages::{
     PAGE_BYTES, PAGE_LINES, PIECE_BLOCKS, filter_block_bytes, lines_in, place_in, separator_in,
 };
-use crate::coding::{Put, Reader};
+use crate::base::coding::{Put, Reader};
 
 /// Collects index and filter blocks in order.
 #[derive(Debug, Default)]

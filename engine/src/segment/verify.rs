@@ -7,10 +7,10 @@ use super::filter::Filter;
 use super::index::Part;
 use super::open::{load, pinned_bytes, read_footer};
 use super::reader::{Care, Segment, Way, corrupt};
-use crate::error::{Error, Result};
-use crate::key::{Entry, Kind, Seq};
-use crate::read_ahead::MOST_BYTES;
-use crate::reserve::Reserved;
+use crate::base::error::{Error, Result};
+use crate::base::key::{Entry, Kind, Seq};
+use crate::io::read_ahead::MOST_BYTES;
+use crate::memory::reserve::Reserved;
 
 impl Segment {
     /// Reads everything and checks it: checksums, order within and across blocks, separators, filter, counts, bounds.

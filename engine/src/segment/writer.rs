@@ -22,9 +22,9 @@ use super::footer::{FEATURE_LZ4, FOOTER_BYTES, Footer, Layout, Section, SegmentM
 use super::index::{IndexBuilder, Place};
 use super::pages::{PIECE_BLOCKS, filter_blocks, index_blocks};
 use super::top::TopBuilder;
-use crate::error::Result;
-use crate::files::Files;
-use crate::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
+use crate::base::error::Result;
+use crate::base::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
+use crate::io::files::Files;
 
 /// Bytes of one write of a large segment.
 const CHUNK_BYTES: usize = 1 << 20;

@@ -15,7 +15,7 @@ const CRATES: [(&str, &str); 5] =
 /// File names with their text. Names are relative to the root of the repository.
 pub(crate) type Tree = BTreeMap<String, String>;
 
-/// What ARCHITECTURE.md says about the files.
+/// What the file `order` and ARCHITECTURE.md say about the files.
 #[derive(Debug, Default)]
 pub(crate) struct Lists {
     /// Every source file, in the order of reading and importing.
@@ -27,15 +27,18 @@ pub(crate) struct Lists {
 }
 
 impl Lists {
-    /// Reads the fenced blocks `files`, `formats` and `unsafe`; a line is `path - what it is`.
-    pub(crate) fn read(architecture: &str) -> Lists {
+    /// Reads `order`, one path a line, `#` starts a comment; and the fenced blocks `formats` and `unsafe`, whose lines
+    /// are `path - why`.
+    pub(crate) fn read(order: &str, architecture: &str) -> Lists {
+        let paths = order.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let files = paths.map(str::to_owned).collect();
         let block = |name: &str| {
             let lines = architecture.lines().skip_while(|line| *line != format!("```{name}")).skip(1);
             let inside = lines.take_while(|line| !line.starts_with("```"));
             let paths = inside.map(|line| line.split(" - ").next().unwrap_or(line).trim().to_owned());
             paths.filter(|path| !path.is_empty()).collect()
         };
-        Lists { files: block("files"), formats: block("formats"), with_unsafe: block("unsafe") }
+        Lists { files, formats: block("formats"), with_unsafe: block("unsafe") }
     }
 }
 
@@ -69,14 +72,14 @@ fn is_head(path: &str) -> bool {
 pub(crate) fn listed(tree: &Tree, lists: &Lists) -> Vec<String> {
     let mut wrong = Vec::new();
     for path in tree.keys().filter(|path| is_source(path) && !lists.files.contains(path)) {
-        wrong.push(format!("{path}: not in the list of ARCHITECTURE.md"));
+        wrong.push(format!("{path}: not in the list, tools/tests/tidy/order"));
     }
     for (at, path) in lists.files.iter().enumerate() {
         if !tree.contains_key(path) {
-            wrong.push(format!("{path}: listed in ARCHITECTURE.md, but there is no such file"));
+            wrong.push(format!("{path}: listed, but there is no such file"));
         }
         if lists.files[..at].contains(path) {
-            wrong.push(format!("{path}: listed twice in ARCHITECTURE.md"));
+            wrong.push(format!("{path}: listed twice"));
         }
     }
     for path in lists.formats.iter().chain(&lists.with_unsafe).filter(|path| !tree.contains_key(*path)) {

@@ -2,7 +2,7 @@
 
 use super::super::pages::PIECE_BLOCKS;
 use super::*;
-use crate::run::Run;
+use crate::tree::run::Run;
 
 /// A block of 512 bytes each, so that there are several index blocks; `hot` has versions across two of them.
 fn one_entry_a_block() -> Vec<Owned> {

@@ -1,0 +1,296 @@
+//! Gets as futures: what is in memory is there at once, the rest is read by the store's reactor, whatever the executor.
+//!
+//! ```text
+//!   get_async -> Search: memory decides -> ready
+//!                   | blocks to read, up to 64 for each future
+//!                   v
+//!                 reactor: as many as it has slots are in flight, the rest waits its turn -> wakes the task
+//!                   | poll: check, decode, search; then ready, or the next run, and the next read
+//! ```
+//!
+//! The steps are those of `multi_get`, taken by the task that polls: no thread but the reactor's one, which only moves
+//! completions. A get is a `multi_get` of one key.
+//!
+//! Invariants: between two polls a future holds no lock and no guard, only counted references to what it sees; a dropped
+//! one leaves its reads to the reactor, which keeps their buffers until the kernel is done with them.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use aio::{Done, Reactor, Submission, block_on};
+use arc_swap::Guard;
+use bytes::Bytes;
+
+use crate::api::handle::Handle;
+use crate::base::error::{Error, Result};
+use crate::base::key::Seq;
+use crate::base::options::Background;
+use crate::read::multi_get::{Search, Searching, Show};
+use crate::tree::superversion::Superversion;
+
+/// The future of [`Keyspace::get_async`](crate::Keyspace::get_async): the value of a key, or `None`.
+///
+/// It may be polled by any executor, and dropped at any time: a read under way is then finished by itself. It keeps the
+/// store open, as an iterator does. After [`Db::close`](crate::Db::close) it ends with
+/// [`Error::Closed`](crate::Error::Closed), in a forked child with an error.
+///
+/// # Panics
+/// If it is polled again after its end.
+///
+/// # Examples
+/// ```
+/// use std::future::Future;
+/// use std::pin::pin;
+/// use std::sync::Arc;
+/// use std::task::{Context, Poll, Wake, Waker};
+///
+/// /// A small executor, on the thread that calls it.
+/// fn block_on<F: Future>(future: F) -> F::Output {
+///     struct Unpark(std::thread::Thread);
+///     impl Wake for Unpark {
+///         fn wake(self: Arc<Self>) {
+///             self.0.unpark();
+///         }
+///     }
+///     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+///     let mut future = pin!(future);
+///     loop {
+///         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+///             Poll::Ready(output) => return output,
+///             Poll::Pending => std::thread::park(),
+///         }
+///     }
+/// }
+///
+/// # fn main() -> esker::Result<()> {
+/// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+/// # let path = dir.path().join("store");
+/// # let db = esker::Db::open(&path)?;
+/// # let ks = db.keyspace("default")?;
+/// for i in 0..1000 {
+///     # let ks = ks.with_durability(esker::Durability::Process);
+///     ks.put(format!("key {i}"), i.to_string())?;
+/// }
+/// # db.close()?;
+/// # let db = esker::Db::open(&path)?;
+/// # let ks = db.keyspace("default")?;
+/// // All thousand are under way before the first is waited for.
+/// let gets: Vec<_> = (0..1000).map(|i| ks.get_async(format!("key {i}"))).collect();
+/// let found = block_on(async {
+///     let mut found = 0;
+///     for (i, get) in gets.into_iter().enumerate() {
+///         assert_eq!(get.await?.as_deref(), Some(i.to_string().as_bytes()));
+///         found += 1;
+///     }
+///     Ok::<_, esker::Error>(found)
+/// })?;
+/// assert_eq!(found, 1000);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "the value is read, but nobody sees it"]
+pub struct Get(MultiGet);
+
+/// The future of [`Keyspace::multi_get_async`](crate::Keyspace::multi_get_async): the values of many keys, in their order.
+/// As [`Get`] in everything else.
+///
+/// # Panics
+/// If it is polled again after its end.
+#[must_use = "the values are read, but nobody sees them"]
+pub struct MultiGet(State);
+
+enum State {
+    /// It is known how it ends.
+    Ready(Result<Vec<Option<Bytes>>>),
+    Reading(Box<Reading>),
+    /// The output was returned.
+    Over,
+}
+
+impl Get {
+    /// The get of a single key, given by the search for it.
+    pub(crate) fn of(one: MultiGet) -> Get {
+        Get(one)
+    }
+
+    /// Waits for it on this thread, without an executor.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get_async`](crate::Keyspace::get_async).
+    pub fn wait(self) -> Result<Option<Bytes>> {
+        block_on(self)
+    }
+}
+
+impl Future for Get {
+    type Output = Result<Option<Bytes>>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
+        let one = |values: Vec<Option<Bytes>>| values.into_iter().next().flatten();
+        Pin::new(&mut self.0).poll(task).map(|values| values.map(one))
+    }
+}
+
+impl MultiGet {
+    /// Looks up what memory decides of `keys`, which were checked, and hands over the reads of the rest.
+    pub(crate) fn start<K: AsRef<[u8]>>(
+        handle: &Handle,
+        superversion: Guard<Arc<Superversion>>,
+        keys: &[K],
+        snapshot: Seq,
+    ) -> MultiGet {
+        let mut values = vec![None; keys.len()];
+        let mut search = Search::new(keys.len(), snapshot);
+        let found = Copies(&mut values);
+        Searching { state: &mut search, superversion: &superversion, keys, found }.begin();
+        if search.is_done() {
+            return MultiGet(State::Ready(Ok(values)));
+        }
+        let keys = keys.iter().map(|key| key.as_ref().into()).collect();
+        let work = Work { superversion: Guard::into_inner(superversion), keys, values, search };
+        match Reading::start(handle, work) {
+            Ok(reading) => MultiGet(State::Reading(Box::new(reading))),
+            Err(error) => MultiGet::failed(error),
+        }
+    }
+
+    /// Ends with this error.
+    pub(crate) fn failed(error: Error) -> MultiGet {
+        MultiGet(State::Ready(Err(error)))
+    }
+
+    /// Waits for it on this thread, without an executor.
+    ///
+    /// # Errors
+    /// As [`Keyspace::multi_get_async`](crate::Keyspace::multi_get_async).
+    pub fn wait(self) -> Result<Vec<Option<Bytes>>> {
+        block_on(self)
+    }
+}
+
+impl Future for MultiGet {
+    type Output = Result<Vec<Option<Bytes>>>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Reading(reading) = &mut self.0 {
+            let Poll::Ready(result) = reading.poll(task) else { return Poll::Pending };
+            let values = std::mem::take(&mut reading.work.values);
+            self.0 = State::Ready(result.map(|()| values));
+        }
+        match std::mem::replace(&mut self.0, State::Over) {
+            State::Ready(result) => Poll::Ready(result),
+            State::Reading(_) | State::Over => unreachable!("polled again after its end"),
+        }
+    }
+}
+
+impl fmt::Debug for MultiGet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            State::Ready(_) => write!(f, "MultiGet(ready)"),
+            State::Reading(reading) => write!(f, "MultiGet({} reads under way)", reading.flights.len()),
+            State::Over => write!(f, "MultiGet(over)"),
+        }
+    }
+}
+
+/// Where values are copied to.
+struct Copies<'a>(&'a mut [Option<Bytes>]);
+
+impl Show for Copies<'_> {
+    fn show(&mut self, at: usize, value: Option<&[u8]>) {
+        self.0[at] = value.map(Bytes::copy_from_slice);
+    }
+}
+
+/// A search and what it looks at, owned.
+struct Work {
+    superversion: Arc<Superversion>,
+    keys: Vec<Box<[u8]>>,
+    values: Vec<Option<Bytes>>,
+    search: Search,
+}
+
+impl Work {
+    fn searching(&mut self) -> Searching<'_, Box<[u8]>, Copies<'_>> {
+        let found = Copies(&mut self.values);
+        Searching { state: &mut self.search, superversion: &self.superversion, keys: &self.keys, found }
+    }
+}
+
+/// A future that memory did not decide.
+struct Reading {
+    handle: Handle,
+    work: Work,
+    /// Without one the first poll reads everything, in its thread.
+    reactor: Option<Reactor>,
+    /// The reads under way, by their numbers.
+    flights: Vec<(usize, Submission)>,
+}
+
+impl Reading {
+    fn start(handle: &Handle, work: Work) -> Result<Reading> {
+        let store = handle.store();
+        let by_thread = store.options.background == Background::Threads;
+        let reactor = if by_thread { store.files.reactor()? } else { None };
+        let mut reading = Reading { handle: handle.clone(), work, reactor, flights: Vec::new() };
+        reading.start_reads()?;
+        Ok(reading)
+    }
+
+    /// Hands over as many reads as there may be.
+    fn start_reads(&mut self) -> Result<()> {
+        let Some(reactor) = &self.reactor else { return Ok(()) };
+        let mut searching = self.work.searching();
+        while let Some((number, segment, aim)) = searching.next_read() {
+            let (file, offset, len_bytes) = segment.range_of(aim)?;
+            self.flights.push((number, reactor.read(file, offset, len_bytes)));
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, task: &mut Context<'_>) -> Poll<Result<()>> {
+        match self.step(task) {
+            Ok(()) if !self.work.search.is_done() => Poll::Pending,
+            result => Poll::Ready(result),
+        }
+    }
+
+    /// Goes on with what came, as far as it goes; then the task is woken by what is under way.
+    fn step(&mut self, task: &mut Context<'_>) -> Result<()> {
+        // Also for the fork: there the locks of a flight may be held by a thread that is the parent's.
+        self.handle.store().check_open()?;
+        if self.reactor.is_none() {
+            return self.work.searching().finish();
+        }
+        loop {
+            let mut landed = Vec::new();
+            self.flights.retain_mut(|(number, flight)| match Pin::new(flight).poll(task) {
+                Poll::Ready(result) => {
+                    landed.push((*number, result));
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if landed.is_empty() {
+                return Ok(());
+            }
+            let search = &mut self.work.search;
+            let landed: Vec<_> =
+                landed.into_iter().map(|(number, result)| (search.ended(number), result)).collect();
+            // First the device gets new work, then this thread.
+            self.start_reads()?;
+            let mut searching = self.work.searching();
+            for (read, result) in landed {
+                let op = result.map_err(|refused| refused.error).and_then(Done::whole)?;
+                searching.bring(&read, op.offset(), op.into_buf())?;
+            }
+            searching.advance();
+            self.start_reads()?;
+        }
+    }
+}

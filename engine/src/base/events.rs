@@ -1,0 +1,74 @@
+//! Events that an application may want to log or count.
+//!
+//! Invariant: a listener is called without any lock of the store that a read or a write waits for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::base::error::Error;
+
+/// What happened. More kinds may come.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// The store is open.
+    #[non_exhaustive]
+    Opened {
+        /// Records that were replayed from the log.
+        replayed_records: u64,
+        /// Whether a write that was never acknowledged was found cut off at the end of the log.
+        torn_tail: bool,
+    },
+    /// The file system has no direct I/O: everything works, through the page cache, and calls may block. Told once.
+    #[non_exhaustive]
+    BufferedIo {
+        /// The store's directory.
+        directory: PathBuf,
+    },
+    /// A memtable was written to segments.
+    #[non_exhaustive]
+    Flushed {
+        /// Name of the keyspace.
+        keyspace: String,
+        /// Bytes of the new segments.
+        bytes: u64,
+        /// How long it took.
+        took: Duration,
+    },
+    /// Runs were merged.
+    #[non_exhaustive]
+    Compacted {
+        /// Name of the keyspace.
+        keyspace: String,
+        /// Bytes read.
+        bytes_in: u64,
+        /// Bytes written.
+        bytes_out: u64,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A write had to wait because flushing is behind.
+    #[non_exhaustive]
+    Stalled {
+        /// How long it waited.
+        took: Duration,
+    },
+    /// A flush or a compaction failed; it is tried again.
+    #[non_exhaustive]
+    BackgroundError {
+        /// Why.
+        error: Error,
+    },
+    /// A log or manifest write failed: the store takes no more writes until it is reopened.
+    #[non_exhaustive]
+    Halted {
+        /// The first cause.
+        cause: Error,
+    },
+}
+
+/// Receives events. Called on the threads of the store, so it must not block and must not call the store.
+pub trait Listener: Send + Sync + std::fmt::Debug + 'static {
+    /// Takes one event.
+    fn event(&self, event: &Event);
+}

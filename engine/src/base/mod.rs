@@ -1,0 +1,11 @@
+//! What every other part uses: errors, keys, options, coding, locks.
+
+pub(crate) mod coding;
+pub(crate) mod error;
+pub(crate) mod events;
+pub(crate) mod key;
+pub(crate) mod metrics;
+pub(crate) mod options;
+pub(crate) mod prefetch;
+pub(crate) mod range;
+pub(crate) mod sync;

@@ -1,0 +1,189 @@
+//! What a store is opened with, and the sizes that follow from its memory budget.
+//!
+//! ```text
+//!   budget   | memtables 1/4 | ring 1/16 and its tables | I/O 8 MiB | read-ahead 1/64 | cache: the rest, at least 1/8 |
+//! ```
+//!
+//! The cache shares its part with the indexes and filters of open segments (`reserve.rs`).
+//!
+//! Invariant: whatever was asked for, the sizes are such that the store works; nothing of them is remembered but what
+//! the manifest says of ring and log files.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aio::Backend;
+use wal::SyncMethod;
+
+use crate::base::events::Listener;
+
+/// What an acknowledged write survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The death of the process by any signal, at once; power loss after `drain_interval` (10 ms) or 1 MiB of log,
+    /// whichever comes first.
+    Process,
+    /// Power loss, too: the call returns when the write and all before it are on stable media.
+    #[default]
+    Power,
+}
+
+/// Who does flushes, compactions and log rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Background {
+    /// Threads of the store.
+    #[default]
+    Threads,
+    /// The caller, inside the call that makes them due: no thread is started, so a run over the simulated disk
+    /// replays exactly. For tests; writes stall while a flush or a compaction runs.
+    Manual,
+}
+
+/// Sizes that otherwise follow from the memory budget; `None` leaves them so. All in bytes; brought into what is
+/// possible, and rounded up to what the files need.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sizes {
+    /// The mapped ring of the log.
+    pub ring_bytes: Option<u64>,
+    /// One file of the log.
+    pub log_file_bytes: Option<u64>,
+    /// A memtable is frozen at this size.
+    pub memtable_bytes: Option<u64>,
+    /// A run is cut into the next segment at this size.
+    pub segment_bytes: Option<u64>,
+    /// The first size of a manifest file.
+    pub manifest_bytes: Option<u64>,
+    /// A block before compression.
+    pub block_bytes: Option<usize>,
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// The least of ring, log files and memtables: one step of the log, and records of up to 1 KiB.
+const SMALLEST_BYTES: u64 = 4 * KIB;
+
+/// The progress of the ring is kept in tables that are as long.
+const LARGEST_RING_BYTES: u64 = 1 << 30;
+
+/// References inside a memtable reach 32 GiB, and a replay puts into one table what was in several.
+const LARGEST_MEMTABLES_BYTES: u64 = 16 << 30;
+
+/// Everything that [`Builder`](crate::Builder) sets.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) memory_budget_bytes: u64,
+    pub(crate) durability: Durability,
+    pub(crate) create: bool,
+    pub(crate) background: Background,
+    pub(crate) backend: Option<Arc<dyn Backend>>,
+    pub(crate) listener: Option<Arc<dyn Listener>>,
+    pub(crate) drain_interval: Duration,
+    pub(crate) sync_method: SyncMethod,
+    pub(crate) sizes: Sizes,
+    pub(crate) compress: bool,
+    /// A damaged log is cut before the damage instead of being refused.
+    pub(crate) repair: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            memory_budget_bytes: 256 * MIB,
+            durability: Durability::default(),
+            create: true,
+            background: Background::default(),
+            backend: None,
+            listener: None,
+            drain_interval: Duration::from_millis(10),
+            sync_method: SyncMethod::default(),
+            sizes: Sizes::default(),
+            compress: true,
+            repair: false,
+        }
+    }
+}
+
+impl Options {
+    /// The mapped ring of the log.
+    pub(crate) fn ring_bytes(&self) -> u64 {
+        self.sizes
+            .ring_bytes
+            .unwrap_or((self.memory_budget_bytes / 16).clamp(MIB, 64 * MIB))
+            .clamp(SMALLEST_BYTES, LARGEST_RING_BYTES)
+            .next_multiple_of(4 * KIB)
+    }
+
+    /// What a new ring begins with: it grows to its size as the store is written to.
+    pub(crate) fn ring_first_bytes(&self) -> u64 {
+        (self.ring_bytes() / 16).next_multiple_of(4 * KIB)
+    }
+
+    /// One file of the log.
+    pub(crate) fn log_file_bytes(&self) -> u64 {
+        self.sizes
+            .log_file_bytes
+            .unwrap_or((self.memory_budget_bytes / 16).clamp(MIB, 64 * MIB))
+            .max(SMALLEST_BYTES)
+            .next_multiple_of(4 * KIB)
+    }
+
+    /// All memtables together, frozen ones included.
+    pub(crate) fn memtables_bytes(&self) -> u64 {
+        self.sizes
+            .memtable_bytes
+            .map_or(self.memory_budget_bytes / 4, |bytes| bytes.max(SMALLEST_BYTES).saturating_mul(2))
+            .min(LARGEST_MEMTABLES_BYTES)
+    }
+
+    /// A memtable is frozen when all active ones together reach this: half of them, so that writing goes on while
+    /// the other half is flushed.
+    pub(crate) fn freeze_bytes(&self) -> u64 {
+        self.memtables_bytes() / 2
+    }
+
+    /// Log bytes above which the keyspace with the oldest unflushed write is flushed.
+    pub(crate) fn log_limit_bytes(&self) -> u64 {
+        (self.memtables_bytes() * 2).max(self.log_file_bytes() * 4)
+    }
+
+    /// Log files kept to be used again, those in use included: as many as the log takes when it reaches its limit, and
+    /// what is written while it is cut, so that it takes no more room than it took once.
+    pub(crate) fn log_files_kept(&self) -> u64 {
+        self.log_limit_bytes() / self.log_file_bytes() + 2
+    }
+
+    /// The block cache, and what open segments keep pinned: what the other parts leave. The ring counts with a quarter more
+    /// for its two progress tables.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        let buffers = IO_BUFFER_BYTES + self.read_ahead_bytes() as u64;
+        let others = self.memtables_bytes() + self.ring_bytes() * 5 / 4 + buffers;
+        self.memory_budget_bytes.saturating_sub(others).max(self.memory_budget_bytes / 8)
+    }
+
+    /// What all scans together have read and not used yet: 16 of them at full length with the default budget.
+    pub(crate) fn read_ahead_bytes(&self) -> usize {
+        let bytes = (self.memory_budget_bytes / 64).clamp(256 * KIB, 16 * MIB);
+        usize::try_from(bytes).expect("clamped")
+    }
+
+    /// Where a run is cut into the next segment.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.sizes.segment_bytes.unwrap_or((self.memory_budget_bytes / 8).clamp(4 * MIB, 64 * MIB))
+    }
+
+    /// A block before compression.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.sizes.block_bytes.unwrap_or(8 << 10).clamp(512, 32 << 10)
+    }
+
+    /// The first size of a manifest file; it grows with what it must hold.
+    pub(crate) fn manifest_bytes(&self) -> u64 {
+        self.sizes.manifest_bytes.unwrap_or(256 * KIB)
+    }
+}
+
+/// Buffers of reads, flushes and compactions in flight.
+const IO_BUFFER_BYTES: u64 = 8 * MIB;

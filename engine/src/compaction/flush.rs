@@ -1,0 +1,113 @@
+//! Flush: the frozen memtables of a keyspace become one run, and the log behind them is let go.
+//!
+//! Order, and what a crash between the steps leaves: segments are written and synced with their names (orphans);
+//! the log is durable up to the cut (else a segment could hold what the log loses); the manifest edit is synced (now
+//! they are live, and replay skips what they hold); log files that no keyspace needs are forgotten in the manifest,
+//! then recycled.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use aio::{Bug, planted};
+
+use crate::base::error::{Error, Result};
+use crate::base::events::Event;
+use crate::base::key::Seq;
+use crate::compaction::output::{open_run, remove, write_run};
+use crate::compaction::picker::Layers;
+use crate::compaction::retain::{Retain, Tombstones};
+use crate::manifest::version::Edit;
+use crate::read::merge::Merge;
+use crate::tree::run::Run;
+use crate::tree::store::Store;
+use crate::tree::superversion::{Frozen, Tree};
+
+/// Flushes every frozen memtable of every keyspace, unless the store is closed. One caller at a time; others wait and
+/// find nothing left.
+///
+/// # Errors
+/// `NoSpace` and others of the segments' I/O: the outputs are removed, the tables stay, and the next call tries again.
+pub(crate) fn flush_frozen(store: &Store) -> Result<()> {
+    let _one = store.flushing.lock();
+    if store.is_closed() { Ok(()) } else { flush_trees(store) }
+}
+
+/// As [`flush_frozen`], for the close itself.
+pub(crate) fn flush_at_close(store: &Store) -> Result<()> {
+    let _one = store.flushing.lock();
+    flush_trees(store)
+}
+
+fn flush_trees(store: &Store) -> Result<()> {
+    store.health()?;
+    let trees = store.all_trees();
+    let mut waiting = trees.iter().filter(|tree| !tree.load().frozen.is_empty());
+    let flushed = waiting.try_for_each(|tree| flush_tree(store, tree));
+    // Also after a failure: what was flushed before it may free space.
+    let released = if flushed.is_ok() || store.health().is_ok() { release_log(store) } else { Ok(()) };
+    store.latch(flushed.and(released))
+}
+
+/// Forgets and recycles log files whose records are all in segments.
+pub(crate) fn release_log(store: &Store) -> Result<()> {
+    let horizon = horizon(store);
+    if horizon <= store.manifest.version().horizon {
+        return Ok(());
+    }
+    let retired = store.log.retirable(horizon);
+    store.manifest.append(&[Edit::Horizon { at: horizon, retired: retired.clone() }])?;
+    store.log.retire(&retired)?;
+    Ok(())
+}
+
+fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
+    let started = store.files.backend().now();
+    let before = tree.load();
+    let frozen = before.frozen.clone();
+    let Some(Frozen { cut, .. }) = frozen.first().cloned() else { return Ok(()) };
+    let entries = frozen.iter().map(|frozen| frozen.table.len() as u64).sum();
+    let output = store.output(tree.id, Layers::before(entries, before.runs.iter().map(Run::entries)));
+    drop(before);
+    let taken = if planted(Bug::FlushForgetsOldestTable) { frozen.len().div_ceil(2) } else { frozen.len() };
+    let inputs = frozen.iter().take(taken).map(|frozen| frozen.table.cursor());
+    let retain = Retain::new(store.snapshots.retained(), Tombstones::Keep);
+    let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(inputs), retain)?;
+    let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
+
+    let waited = if planted(Bug::FlushBeforeDurable) { Ok(()) } else { store.log.wait_durable(cut) };
+    let installed = waited.map_err(Error::from).and_then(|()| {
+        let opened = open_run(&output, &run)?;
+        let _installing = tree.lock();
+        let to = if planted(Bug::FlushedTooFar) { store.log.published() } else { cut };
+        store.manifest.append(&[Edit::Flushed { keyspace: tree.id, to, run: run.clone() }])?;
+        tree.install_flushed(cut, opened);
+        Ok(())
+    });
+    if let Err(error) = installed {
+        // After a failed manifest write nobody knows whether the edit is on disk: then nothing may be removed.
+        if !matches!(error, Error::Halted { .. }) {
+            remove(&store.files, run.iter().map(|segment| segment.id));
+        }
+        return Err(error);
+    }
+    let freed: u64 = frozen.iter().map(|frozen| frozen.table.size_bytes() as u64).sum();
+    store.frozen_bytes.fetch_sub(freed, Ordering::Relaxed);
+    store.count_runs();
+    store.counters.flushed(bytes);
+    let took = store.files.backend().now().saturating_sub(started);
+    store.tell(&Event::Flushed { keyspace: tree.name.clone(), bytes, took });
+    Ok(())
+}
+
+/// The position below which everything is in segments. It is a record boundary at or below the durable end.
+///
+/// The order of the loads matters: `limit` is fixed first, so a keyspace found empty afterwards has nothing below it
+/// that is not in its runs.
+fn horizon(store: &Store) -> Seq {
+    let version = store.manifest.version();
+    let limit = version.keyspaces.values().map(|keyspace| keyspace.flushed).max().unwrap_or_default();
+    let unflushed = |tree: &Arc<Tree>| !tree.load().is_flushed();
+    let flushed = |tree: &Arc<Tree>| version.keyspaces.get(&tree.id).map(|keyspace| keyspace.flushed);
+    let oldest = store.all_trees().iter().filter(|tree| unflushed(tree)).filter_map(flushed).min();
+    oldest.map_or(limit, |oldest| oldest.min(limit))
+}

@@ -1,0 +1,120 @@
+//! Writes a sorted stream of entries as one run of segments. Does I/O and knows no policy; flushes, compactions and
+//! recovery all end here.
+//!
+//! A crash leaves files that no manifest names: the next open removes them. On an error they are removed at once.
+
+use std::sync::Arc;
+
+use aio::{Bug, planted};
+
+use crate::base::error::Result;
+use crate::compaction::retain::Retain;
+use crate::io::files::Files;
+use crate::read::cursor::Cursor;
+use crate::segment::{BlockCache, Segment, SegmentMeta, SegmentWriter, WriterOptions};
+use crate::tree::run::Run;
+
+/// Where and how segments of one keyspace are written.
+#[derive(Debug)]
+pub(crate) struct Output<'a> {
+    pub(crate) files: &'a Arc<Files>,
+    pub(crate) cache: &'a Arc<BlockCache>,
+    pub(crate) store_id: u64,
+    pub(crate) keyspace: u32,
+    /// A segment is closed at the first new key at or above this size.
+    pub(crate) segment_bytes: u64,
+    pub(crate) block_bytes: usize,
+    pub(crate) compress: bool,
+    pub(crate) filter_bits: u32,
+    /// What those that the run replaces hold in memory beside their blocks.
+    pub(crate) leaving_bytes: u64,
+}
+
+/// Writes what `retain` keeps of `input` and makes files and names durable. `number` gives fresh file numbers.
+///
+/// Returns an empty list when nothing was kept.
+pub(crate) fn write_run(
+    output: &Output<'_>,
+    number: &dyn Fn() -> u64,
+    input: &mut dyn Cursor,
+    mut retain: Retain,
+) -> Result<Vec<SegmentMeta>> {
+    let mut written = Vec::new();
+    let result = write_segments(output, number, input, &mut retain, &mut written)
+        .and_then(|()| sync_names(output, !written.is_empty()));
+    match result {
+        Ok(()) => Ok(written),
+        Err(error) => {
+            remove(output.files, written.iter().map(|meta| meta.id));
+            Err(error)
+        }
+    }
+}
+
+/// Opens the segments that [`write_run`] or the manifest describes; `None` for an empty list.
+pub(crate) fn open_run(output: &Output<'_>, metas: &[SegmentMeta]) -> Result<Option<Run>> {
+    let memory = (output.files, output.cache);
+    let open = |meta: &SegmentMeta| Segment::replace(memory, meta, output.store_id, output.leaving_bytes);
+    let segments: Vec<_> = metas.iter().map(open).collect::<Result<_>>()?;
+    Ok(if segments.is_empty() { None } else { Some(Run::new(segments)) })
+}
+
+/// Removes segment files that nothing names any more.
+pub(crate) fn remove(files: &Files, segments: impl IntoIterator<Item = u64>) {
+    for segment in segments {
+        // What cannot be removed now is an orphan, and the next open removes it.
+        let _ = files.backend().remove(&files.segment_path(segment));
+    }
+}
+
+fn write_segments(
+    output: &Output<'_>,
+    number: &dyn Fn() -> u64,
+    input: &mut dyn Cursor,
+    retain: &mut Retain,
+    written: &mut Vec<SegmentMeta>,
+) -> Result<()> {
+    let mut open: Option<SegmentWriter> = None;
+    let mut last_key = Vec::new();
+    input.seek(b"")?;
+    while let Some(entry) = input.entry() {
+        if retain.keep(&entry) {
+            let is_new_key = entry.key != last_key.as_slice();
+            if is_new_key {
+                last_key.clear();
+                last_key.extend_from_slice(entry.key);
+                if let Some(full) = open.take_if(|writer| writer.size_bytes() >= output.segment_bytes) {
+                    written.push(full.finish()?);
+                }
+            }
+            match &mut open {
+                Some(writer) => writer.add(entry)?,
+                None => open.insert(create(output, number())?).add(entry)?,
+            }
+        }
+        input.next()?;
+    }
+    if let Some(last) = open {
+        written.push(last.finish()?);
+    }
+    Ok(())
+}
+
+fn create(output: &Output<'_>, id: u64) -> Result<SegmentWriter> {
+    let options = WriterOptions {
+        id,
+        keyspace: output.keyspace,
+        store_id: output.store_id,
+        block_bytes: output.block_bytes,
+        compress: output.compress,
+        filter_bits_per_key: output.filter_bits,
+    };
+    SegmentWriter::create(output.files, options)
+}
+
+fn sync_names(output: &Output<'_>, any: bool) -> Result<()> {
+    if any && !planted(Bug::SegmentNameNotSynced) {
+        output.files.backend().sync_dir(&output.files.segments_dir())?;
+    }
+    Ok(())
+}

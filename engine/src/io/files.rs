@@ -1,0 +1,215 @@
+//! Names and places of a store's files, and plain reads and writes on them. The only file that builds file names.
+//!
+//! ```text
+//! DIR/LOCK                  held while the store is open; names the holder's pid
+//! DIR/manifest-NNNNNN       which files are live; the highest complete one counts
+//! DIR/wal/ring-NNNNNN       the mapped ring
+//! DIR/wal/NNNNNN.log        log files
+//! DIR/segments/NNNNNN.seg   sorted, immutable files
+//! ```
+//!
+//! Invariant: file numbers come from one counter in the manifest, so a number is used once.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aio::{Backend, Buf, Completion, File, NativeBackend, OpenMode, Operation, Queue, Reactor};
+
+use crate::base::error::{Error, Result};
+use crate::base::sync::shared::Mutex;
+use crate::io::read_ahead::{Allowance, Grant};
+
+/// No store makes this many files: a higher number is none of ours, and one more than any of ours can be counted.
+pub(crate) const MAX_FILE: u64 = u64::MAX / 2;
+
+/// Operations that one caller of [`Files`] has in flight at most.
+pub(crate) const QUEUE_SLOTS: usize = 64;
+
+/// Asynchronous reads of a store in flight at most: what the queues of devices hold.
+const REACTOR_SLOTS: usize = 128;
+
+/// Length of the buffers that are kept: as long as most stored blocks and what direct I/O needs around them.
+pub(crate) const POOLED_BYTES: usize = 16 << 10;
+/// As many as one call has reads in flight: a megabyte.
+const MAX_POOLED: usize = QUEUE_SLOTS;
+
+/// The directory of a store and the machine under it.
+#[derive(Debug)]
+pub(crate) struct Files {
+    backend: Arc<dyn Backend>,
+    root: PathBuf,
+    /// Contexts at rest. One is taken for each read or write and put back: making one costs milliseconds.
+    queues: Mutex<Vec<Box<dyn Queue>>>,
+    /// Buffers at rest, of [`POOLED_BYTES`] each.
+    bufs: Mutex<Vec<Buf>>,
+    read_ahead: Arc<Allowance>,
+    asynchronous: Mutex<Asynchronous>,
+}
+
+/// Where asynchronous reads go.
+#[derive(Debug)]
+enum Asynchronous {
+    /// There has been none.
+    Unused,
+    Running(Reactor),
+    Ended,
+}
+
+impl Files {
+    /// `read_ahead_bytes`: the memory for what scans read ahead.
+    pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
+        Files {
+            backend,
+            root: root.to_owned(),
+            queues: Mutex::default(),
+            bufs: Mutex::default(),
+            read_ahead: Allowance::new(read_ahead_bytes),
+            asynchronous: Mutex::new(Asynchronous::Unused),
+        }
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn lock_path(&self) -> PathBuf {
+        self.root.join("LOCK")
+    }
+
+    pub(crate) fn wal_dir(&self) -> PathBuf {
+        self.root.join("wal")
+    }
+
+    pub(crate) fn ring_path(&self, number: u64) -> PathBuf {
+        self.wal_dir().join(format!("ring-{number:06}"))
+    }
+
+    pub(crate) fn manifest_path(&self, number: u64) -> PathBuf {
+        self.root.join(format!("manifest-{number:06}"))
+    }
+
+    pub(crate) fn segments_dir(&self) -> PathBuf {
+        self.root.join("segments")
+    }
+
+    pub(crate) fn segment_path(&self, number: u64) -> PathBuf {
+        self.segments_dir().join(format!("{number:06}.seg"))
+    }
+
+    /// The number in a name like `prefixNNNNNNsuffix`; `None` if it is not such a name.
+    pub(crate) fn number(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
+        let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
+        let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if plain { digits.parse().ok().filter(|number| *number < MAX_FILE) } else { None }
+    }
+
+    pub(crate) fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
+        Ok(self.backend.open(path, mode)?)
+    }
+
+    /// Lends an idle context.
+    pub(crate) fn with_queue<R>(&self, work: impl FnOnce(&mut dyn Queue) -> Result<R>) -> Result<R> {
+        let idle = self.queues.lock().pop();
+        let mut queue = match idle {
+            Some(queue) => queue,
+            None => self.backend.queue(QUEUE_SLOTS)?,
+        };
+        let result = work(queue.as_mut());
+        if queue.in_flight() == 0 {
+            self.queues.lock().push(queue);
+        }
+        result
+    }
+
+    /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
+    pub(crate) fn read(&self, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
+        self.read_into(file, offset, self.buf(len_bytes))
+    }
+
+    /// Fills the buffer from `offset`, both aligned for direct I/O.
+    pub(crate) fn read_into(&self, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
+        self.with_queue(|queue| Ok(aio::file::read_into(queue, file, offset, buf)?))
+    }
+
+    /// For one scan, to read ahead with.
+    pub(crate) fn read_ahead(&self) -> Grant {
+        self.read_ahead.grant()
+    }
+
+    /// The reactor for asynchronous reads, started by the first who asks; `None` on another machine than this one, where
+    /// no thread may start.
+    ///
+    /// # Errors
+    /// It cannot be started, or has ended.
+    pub(crate) fn reactor(&self) -> Result<Option<Reactor>> {
+        let machine: &dyn Any = &*self.backend;
+        let Some(machine) = machine.downcast_ref::<NativeBackend>() else { return Ok(None) };
+        let mut asynchronous = self.asynchronous.lock();
+        match &*asynchronous {
+            Asynchronous::Unused => {
+                let reactor = machine.reactor(REACTOR_SLOTS)?;
+                *asynchronous = Asynchronous::Running(reactor.clone());
+                Ok(Some(reactor))
+            }
+            Asynchronous::Running(reactor) => Ok(Some(reactor.clone())),
+            Asynchronous::Ended => Err(Error::Closed),
+        }
+    }
+
+    /// Refuses asynchronous reads from now on; those under way are waited for.
+    pub(crate) fn end_asynchronous(&self) {
+        let before = std::mem::replace(&mut *self.asynchronous.lock(), Asynchronous::Ended);
+        if let Asynchronous::Running(reactor) = before {
+            reactor.shutdown();
+        }
+    }
+
+    /// A buffer of `len_bytes`, whatever is in it: one that was given back, if it is no longer than most blocks are.
+    ///
+    /// A new one for each read would cost more than its zeroing: aligned memory leaves holes in the allocator's between the
+    /// cached blocks. With 32 threads and a cache of 70 MiB, 137 MiB were resident instead of 111.
+    pub(crate) fn buf(&self, len_bytes: usize) -> Buf {
+        if len_bytes > POOLED_BYTES {
+            return Buf::zeroed(len_bytes);
+        }
+        let idle = self.bufs.lock().pop();
+        let mut buf = idle.unwrap_or_else(|| Buf::zeroed(POOLED_BYTES));
+        buf.set_len(len_bytes);
+        buf
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn give_back(&self, buf: Buf) {
+        let mut bufs = self.bufs.lock();
+        if buf.capacity() == POOLED_BYTES && bufs.len() < MAX_POOLED {
+            bufs.push(buf);
+        }
+    }
+
+    /// Runs a set of operations to their end; completions come in the order of their tokens.
+    pub(crate) fn run(&self, operations: VecDeque<Operation>) -> Result<Vec<Completion>> {
+        self.with_queue(|queue| Ok(aio::file::run(queue, operations)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_have_numbers() {
+        assert_eq!(Files::number("manifest-000012", "manifest-", ""), Some(12));
+        assert_eq!(Files::number("1234567.seg", "", ".seg"), Some(1_234_567));
+        assert_eq!(Files::number(&format!("{}.seg", u64::MAX), "", ".seg"), None);
+        for name in ["manifest-12", "manifest-00001x", "manifest-000001.tmp", "+00001.seg", "000001.log"] {
+            assert_eq!(Files::number(name, "manifest-", ""), None);
+            assert_eq!(Files::number(name, "", ".seg"), None);
+        }
+    }
+}

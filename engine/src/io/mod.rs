@@ -1,0 +1,4 @@
+//! Files and direct I/O above the backend.
+
+pub(crate) mod files;
+pub(crate) mod read_ahead;

@@ -1,0 +1,228 @@
+//! Edits as bytes: what stands in the manifest. All integers little-endian.
+//!
+//! ```text
+//! manifest stream:  | count u32 | edit | edit | ... |   | count u32 | edit | ...      one list per append
+//!                   '-------- one group ------------'   '---- the next group ---
+//! edit:             | tag u8 | fields of the tag |
+//! ```
+//!
+//! ```text
+//! TAG  FIELDS (SIZE)
+//!   0  Format:          version (4) features (8) size of the manifest file in bytes (8); first of every manifest
+//!   1  Life:            store id (8) life (4) start (8) ring (8) ring bytes (8) log file bytes (8)
+//!   2  Counters:        next file (8) next epoch (4) next keyspace (4)
+//!   3  FileActivated:   file (8) epoch (4) start (8)
+//!   4  Horizon:         at (8) count (4) retired files (8 each)
+//!   5  KeyspaceCreated: keyspace (4) name (4 + n)
+//!   6  KeyspaceDropped: keyspace (4)
+//!   7  Flushed:         keyspace (4) to (8) run
+//!   8  Compacted:       keyspace (4) count (4) removed segments (8 each) run
+//!   9  RingGrown:       bytes of the ring that are there (8); after `Life` all of them. Since format 2
+//! run:      count (4) segments
+//! segment:
+//! OFFSET  SIZE  FIELD
+//!      0     8  segment id
+//!      8     4  keyspace id
+//!     12     8  size of the file in bytes
+//!     20     8  entries
+//!     28     8  tombstones
+//!     36     8  smallest Seq
+//!     44     8  largest Seq
+//!     52     8  raw bytes of keys and values
+//!     60     4  checksum of the footer
+//!     64   4+n  smallest key
+//!    ...   4+n  largest key
+//! ```
+//!
+//! Invariant: bytes of any kind give `None` at worst, never a panic, and never more memory than they have themselves.
+//! An unknown tag is refused. Version gate: the `Format` edit, which covers manifest, log and ring; segments carry
+//! their own version.
+//! Written and read by `manifest`.
+#![deny(clippy::indexing_slicing)]
+
+use bytes::Bytes;
+use wal::ActiveFile;
+
+use crate::base::coding::{Put, Reader};
+use crate::base::key::Seq;
+use crate::manifest::version::{Edit, Format, Life, RunMeta};
+use crate::segment::SegmentMeta;
+
+/// Appends a list of edits.
+pub(crate) fn encode(edits: &[Edit], out: &mut Vec<u8>) {
+    out.put_u32(count(edits.len()));
+    for edit in edits {
+        encode_edit(edit, out);
+    }
+}
+
+/// Reads how many edits follow as one list; `None` if the bytes end before.
+///
+/// The edits are read one by one, so that a `Format` that this program does not know is noticed before what it cannot
+/// read.
+pub(crate) fn decode_count(reader: &mut Reader<'_>) -> Option<u32> {
+    reader.u32()
+}
+
+fn encode_edit(edit: &Edit, out: &mut Vec<u8>) {
+    match edit {
+        Edit::Format(format) => {
+            out.put_u8(0);
+            out.put_u32(format.version);
+            out.put_u64(format.features);
+            out.put_u64(format.manifest_bytes);
+        }
+        Edit::Life(life) => {
+            out.put_u8(1);
+            out.put_u64(life.store_id);
+            out.put_u32(life.number);
+            out.put_u64(life.start.get());
+            out.put_u64(life.ring);
+            out.put_u64(life.ring_bytes);
+            out.put_u64(life.log_file_bytes);
+        }
+        Edit::Counters { next_file, next_epoch, next_keyspace } => {
+            out.put_u8(2);
+            out.put_u64(*next_file);
+            out.put_u32(*next_epoch);
+            out.put_u32(*next_keyspace);
+        }
+        Edit::FileActivated(file) => {
+            out.put_u8(3);
+            out.put_u64(file.id);
+            out.put_u32(file.epoch);
+            out.put_u64(file.start.get());
+        }
+        Edit::Horizon { at, retired } => {
+            out.put_u8(4);
+            out.put_u64(at.get());
+            encode_ids(retired, out);
+        }
+        Edit::KeyspaceCreated { keyspace, name } => {
+            out.put_u8(5);
+            out.put_u32(*keyspace);
+            out.put_bytes(name.as_bytes());
+        }
+        Edit::KeyspaceDropped { keyspace } => {
+            out.put_u8(6);
+            out.put_u32(*keyspace);
+        }
+        Edit::Flushed { keyspace, to, run } => {
+            out.put_u8(7);
+            out.put_u32(*keyspace);
+            out.put_u64(to.get());
+            encode_run(run, out);
+        }
+        Edit::Compacted { keyspace, removed, run } => {
+            out.put_u8(8);
+            out.put_u32(*keyspace);
+            encode_ids(removed, out);
+            encode_run(run, out);
+        }
+        Edit::RingGrown { file_bytes } => {
+            out.put_u8(9);
+            out.put_u64(*file_bytes);
+        }
+    }
+}
+
+/// Reads one edit; `None` if the bytes are not one.
+pub(crate) fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
+    Some(match reader.u8()? {
+        0 => Edit::Format(Format {
+            version: reader.u32()?,
+            features: reader.u64()?,
+            manifest_bytes: reader.u64()?,
+        }),
+        1 => Edit::Life(Life {
+            store_id: reader.u64()?,
+            number: reader.u32()?,
+            start: Seq::new(reader.u64()?),
+            ring: reader.u64()?,
+            ring_bytes: reader.u64()?,
+            log_file_bytes: reader.u64()?,
+        }),
+        2 => Edit::Counters {
+            next_file: reader.u64()?,
+            next_epoch: reader.u32()?,
+            next_keyspace: reader.u32()?,
+        },
+        3 => Edit::FileActivated(ActiveFile {
+            id: reader.u64()?,
+            epoch: reader.u32()?,
+            start: Seq::new(reader.u64()?),
+        }),
+        4 => Edit::Horizon { at: Seq::new(reader.u64()?), retired: decode_ids(reader)? },
+        5 => Edit::KeyspaceCreated {
+            keyspace: reader.u32()?,
+            name: String::from_utf8(reader.bytes()?.to_vec()).ok()?,
+        },
+        6 => Edit::KeyspaceDropped { keyspace: reader.u32()? },
+        7 => Edit::Flushed { keyspace: reader.u32()?, to: Seq::new(reader.u64()?), run: decode_run(reader)? },
+        8 => Edit::Compacted {
+            keyspace: reader.u32()?,
+            removed: decode_ids(reader)?,
+            run: decode_run(reader)?,
+        },
+        9 => Edit::RingGrown { file_bytes: reader.u64()? },
+        _ => return None,
+    })
+}
+
+fn encode_ids(ids: &[u64], out: &mut Vec<u8>) {
+    out.put_u32(count(ids.len()));
+    for &id in ids {
+        out.put_u64(id);
+    }
+}
+
+fn decode_ids(reader: &mut Reader<'_>) -> Option<Vec<u64>> {
+    let count = reader.u32()?;
+    (0..count).map(|_| reader.u64()).collect()
+}
+
+fn encode_run(run: &RunMeta, out: &mut Vec<u8>) {
+    out.put_u32(count(run.len()));
+    for segment in run {
+        out.put_u64(segment.id);
+        out.put_u32(segment.keyspace);
+        out.put_u64(segment.size_bytes);
+        out.put_u64(segment.entries);
+        out.put_u64(segment.tombstones);
+        out.put_u64(segment.min_seq.get());
+        out.put_u64(segment.max_seq.get());
+        out.put_u64(segment.raw_bytes);
+        out.put_u32(segment.footer_crc);
+        out.put_bytes(&segment.smallest);
+        out.put_bytes(&segment.largest);
+    }
+}
+
+fn decode_run(reader: &mut Reader<'_>) -> Option<RunMeta> {
+    let count = reader.u32()?;
+    (0..count).map(|_| decode_segment(reader)).collect()
+}
+
+fn decode_segment(reader: &mut Reader<'_>) -> Option<SegmentMeta> {
+    Some(SegmentMeta {
+        id: reader.u64()?,
+        keyspace: reader.u32()?,
+        size_bytes: reader.u64()?,
+        entries: reader.u64()?,
+        tombstones: reader.u64()?,
+        min_seq: Seq::new(reader.u64()?),
+        max_seq: Seq::new(reader.u64()?),
+        raw_bytes: reader.u64()?,
+        footer_crc: reader.u32()?,
+        smallest: Bytes::copy_from_slice(reader.bytes()?),
+        largest: Bytes::copy_from_slice(reader.bytes()?),
+    })
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).expect("lists in an edit are far shorter than four billion")
+}
+
+#[cfg(test)]
+#[path = "edit_tests.rs"]
+mod tests;

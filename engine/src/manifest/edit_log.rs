@@ -1,0 +1,482 @@
+//! The manifest: the log of edits that says which files are live. A file is live only through it.
+//!
+//! ```text
+//!   manifest-NNNNNN, zero-written once, of fixed size:
+//!   +---------------------------+-------------+-------------+-- --+------------+
+//!   | group: the whole version  | group: edit | group: edit | ... | zeros      |
+//!   +---------------------------+-------------+-------------+-- --+------------+
+//!   groups and sectors as in the log (`wal::seal`), at steps of 4096 bytes, synced one by one
+//!
+//!   OFFSET  SIZE  FIELD
+//!        0     n  first group: an edit list that begins with `Format` and builds the version (see `edit`)
+//!        n     m  one group for each append
+//! ```
+//!
+//! Sectors are sealed with store id 0 (the manifest is where the store's id stands), the manifest's number as file id
+//! and epoch 1; the group header's `life` is 0. Each group claims that all before it are durable, so a lost sector
+//! anywhere but in the newest group is noticed; a cut file is noticed by its size.
+//!
+//! The manifest with the highest number whose first group is complete counts. A new one is written at each open and
+//! when the old one is full; the old one is removed after it is durable.
+//!
+//! Invariant: an edit is durable before anything that depends on it is done, and one that failed poisons: nobody
+//! knows whether it is on disk, so nothing is written or removed after it.
+//! Written and read here. Version gate: [`FORMAT_VERSION`].
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use aio::{Buf, Bug, File, planted};
+use arc_swap::ArcSwap;
+use wal::{ChainRules, Group, Place, STEP, read_chain};
+
+use crate::base::coding::Reader;
+use crate::base::error::{Error, Result};
+use crate::base::key::Seq;
+use crate::base::sync::shared::{AtomicU64, Mutex, turn};
+use crate::io::files::Files;
+use crate::manifest::edit;
+use crate::manifest::version::{Edit, Version};
+
+/// The version of manifest, log and ring that this program writes.
+pub(crate) const FORMAT_VERSION: u32 = 2;
+
+/// The oldest version that it reads.
+const OLDEST_FORMAT: u32 = 1;
+
+const STEP_BYTES: u32 = 4096;
+const _: () = assert!(STEP_BYTES as usize == STEP);
+
+/// What ordinary edits leave free, so that a full disk, on which the manifest cannot be replaced, still takes the edits
+/// of [`Reserve::Use`]; at most a quarter of the file.
+const RESERVE_STEPS: u64 = 16;
+
+/// How many edits, each in a group of its own, a manifest of this size takes when it is full and cannot be replaced.
+pub(crate) fn reserve_steps(manifest_bytes: u64) -> u64 {
+    RESERVE_STEPS.min(manifest_bytes / 4 / STEP as u64)
+}
+
+/// Whether an edit may go where ordinary ones may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reserve {
+    /// What needs space anyway.
+    Keep,
+    /// What goes on without space: the activation of a spare log file, the end of a keyspace.
+    Use,
+}
+
+/// Feature bits that this program knows.
+const KNOWN_FEATURES: u64 = 0;
+
+/// The open manifest.
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    files: Arc<Files>,
+    store_id: u64,
+    /// The next file number; those handed out and never named by an edit are not used again either, since an open
+    /// starts above every number that it finds.
+    next_number: AtomicU64,
+    current: ArcSwap<Version>,
+    /// The first failure; after it nothing is written any more. Read by every commit, so it stands outside the lock
+    /// that is held across I/O.
+    halted: OnceLock<Arc<Error>>,
+    writer: Mutex<Writer>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    file: File,
+    number: u64,
+    /// The last number that was tried for the next one. What a full disk left of it may still be there, without a first
+    /// group: that file does not count, but its name is taken.
+    tried: u64,
+    /// Where the next group goes, in bytes.
+    offset: u64,
+    /// Bytes of edits so far: the position in the manifest's own stream.
+    end: Seq,
+    groups: u64,
+}
+
+impl Manifest {
+    /// Writes `version` as a new manifest and makes it the one that counts.
+    pub(crate) fn create(
+        files: &Arc<Files>,
+        number: u64,
+        mut version: Version,
+        min_bytes: u64,
+    ) -> Result<Manifest> {
+        let writer = write_new(files, number, &mut version, min_bytes)?;
+        Ok(Manifest {
+            files: Arc::clone(files),
+            store_id: version.life.store_id,
+            next_number: AtomicU64::new(version.next_file),
+            current: ArcSwap::from_pointee(version),
+            halted: OnceLock::new(),
+            writer: Mutex::new(writer),
+        })
+    }
+
+    pub(crate) fn store_id(&self) -> u64 {
+        self.store_id
+    }
+
+    /// The live files right now.
+    pub(crate) fn version(&self) -> Arc<Version> {
+        turn();
+        self.current.load_full()
+    }
+
+    /// A file number that nothing else has.
+    pub(crate) fn new_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The sticky first failure, if there was one.
+    pub(crate) fn health(&self) -> Result<()> {
+        match self.halted.get() {
+            Some(cause) => Err(Error::Halted { cause: Arc::clone(cause) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the store's files are on direct I/O.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.writer.lock().file.is_direct()
+    }
+
+    /// Makes the edits durable, all or none, and then current.
+    ///
+    /// `NoSpace` and too few handles leave everything as it was; any other failure poisons.
+    pub(crate) fn append(&self, edits: &[Edit]) -> Result<()> {
+        self.append_with(Reserve::Keep, |_| edits.to_vec())
+    }
+
+    /// As [`Manifest::append`], with edits that depend on the version they are applied to.
+    pub(crate) fn append_with(
+        &self,
+        reserve: Reserve,
+        edits: impl FnOnce(&Version) -> Vec<Edit>,
+    ) -> Result<()> {
+        let mut writer = self.writer.lock();
+        self.health()?;
+        let mut version = Version::clone(&self.current.load());
+        let edits = edits(&version);
+        for edit in &edits {
+            version.apply(edit).expect("an edit fits the version it was made for");
+        }
+        debug_assert_eq!(version.check(), Ok(()), "an edit keeps the version sound");
+        let mut bytes = Vec::new();
+        edit::encode(&edits, &mut bytes);
+        let manifest_bytes = version.format.manifest_bytes;
+        let room_bytes = manifest_bytes - writer.offset;
+        let group_bytes = writer.group(bytes.len()).1;
+        let reserve_bytes = reserve_steps(manifest_bytes) * STEP as u64;
+        let rolled = if group_bytes + reserve_bytes <= room_bytes {
+            None
+        } else {
+            match self.roll(&mut writer, &version) {
+                Ok(rolled) => Some(rolled),
+                Err(error) => {
+                    let fits = reserve == Reserve::Use && group_bytes <= room_bytes;
+                    if !(fits && error.is_shortage()) {
+                        return Err(error);
+                    }
+                    None
+                }
+            }
+        };
+        if rolled.is_none() {
+            writer.write_group(&self.files, &bytes).map_err(|error| self.halt(error))?;
+        }
+        self.current.store(Arc::new(rolled.unwrap_or(version)));
+        Ok(())
+    }
+
+    /// Reads it back: what stands on disk leads to the version in use. Nothing is appended meanwhile, since a group
+    /// that is half written looks like damage.
+    pub(crate) fn verify(&self) -> Result<()> {
+        let writer = self.writer.lock();
+        // After a failed append nobody knows what is on disk.
+        self.health()?;
+        let loaded = load(&self.files)?;
+        if loaded.as_ref() == Some(&*self.version()) {
+            return Ok(());
+        }
+        let path = self.files.manifest_path(writer.number);
+        let found = if loaded.is_some() { "another one" } else { "none" };
+        Err(Error::corrupt(&path, 0, "manifest", "the version in use", found))
+    }
+
+    fn halt(&self, cause: Error) -> Error {
+        if planted(Bug::ManifestErrorNotSticky) {
+            return cause;
+        }
+        let cause = self.halted.get_or_init(|| Arc::new(cause));
+        Error::Halted { cause: Arc::clone(cause) }
+    }
+
+    /// Replaces a full manifest by a new one that holds the version, and gives back the version with its size.
+    fn roll(&self, writer: &mut Writer, version: &Version) -> Result<Version> {
+        let (old, min_bytes) = (writer.number, version.format.manifest_bytes);
+        let mut version = version.clone();
+        if planted(Bug::ManifestWithoutNewestEdit) {
+            version = Version::clone(&self.current.load());
+        }
+        writer.tried += 1;
+        match write_new(&self.files, writer.tried, &mut version, min_bytes) {
+            Ok(new) => *writer = new,
+            Err(error) if error.is_shortage() => return Err(error),
+            Err(Error::Halted { cause }) => return Err(self.halt(Error::clone(&cause))),
+            Err(error) => return Err(self.halt(error)),
+        }
+        // If it stays behind, the next open removes it: a lower number never counts beside a complete higher one.
+        let _ = self.files.backend().remove(&self.files.manifest_path(old));
+        Ok(version)
+    }
+}
+
+impl wal::Host for Manifest {
+    fn new_file_id(&self) -> u64 {
+        self.new_number()
+    }
+
+    fn activate(&self, file_id: u64, start: Seq) -> wal::Result<u32> {
+        let mut epoch = 0;
+        if planted(Bug::LogFileUsedBeforeTheManifest) {
+            return Ok(self.version().next_epoch);
+        }
+        self.append_with(Reserve::Use, |version| {
+            epoch = version.next_epoch;
+            vec![Edit::FileActivated(wal::ActiveFile { id: file_id, epoch, start })]
+        })
+        .map_err(Error::into_wal)?;
+        Ok(epoch)
+    }
+
+    fn ring_grown(&self, file_bytes: u64) -> wal::Result<()> {
+        self.append(&[Edit::RingGrown { file_bytes }]).map_err(Error::into_wal)
+    }
+}
+
+impl Writer {
+    /// The next group, and what it takes in the file in bytes.
+    fn group(&self, len_bytes: usize) -> (Group, u64) {
+        let group = Group {
+            life: 0,
+            number: self.groups,
+            start: self.end,
+            end: self.end.plus(len_bytes),
+            durable: self.end,
+            step_bytes: STEP_BYTES,
+        };
+        (group, group.sealed_bytes().expect("a list of edits fits into memory") as u64)
+    }
+
+    fn write_group(&mut self, files: &Files, bytes: &[u8]) -> Result<()> {
+        let (group, group_bytes) = self.group(bytes.len());
+        let mut buf = Buf::zeroed(usize::try_from(group_bytes).expect("a group fits into memory"));
+        let mut rest = bytes;
+        wal::seal(&place(self.number), self.offset, &group, &mut buf, &mut |_, into| {
+            let (head, tail) = rest.split_at(into.len());
+            into.copy_from_slice(head);
+            rest = tail;
+        });
+        files.with_queue(|queue| Ok(aio::file::write_all(queue, &self.file, self.offset, buf)?))?;
+        if !planted(Bug::ManifestNotSynced) {
+            files.backend().sync(&self.file)?;
+        }
+        self.offset += group_bytes;
+        self.end = group.end;
+        self.groups += 1;
+        Ok(())
+    }
+}
+
+/// Reads the manifest that counts. `None`: there is none, and nothing else that only a manifest could have named.
+///
+/// # Errors
+/// `Corrupt` if it is damaged or missing, `Format` if another version wrote it.
+pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
+    let numbers = numbers(files)?;
+    for (nth, &number) in numbers.iter().rev().enumerate() {
+        if planted(Bug::OldManifestCounts) && nth == 0 && numbers.len() > 1 {
+            continue;
+        }
+        if let Some(version) = read(files, number)? {
+            return Ok(Some(version));
+        }
+    }
+    let only_first = numbers.iter().all(|&number| number == FIRST_NUMBER);
+    if !only_first {
+        return Err(missing(files, numbers.first().copied().unwrap_or(FIRST_NUMBER)));
+    }
+    if has_data(files)? {
+        return Err(missing(files, FIRST_NUMBER));
+    }
+    Ok(None)
+}
+
+/// The number of a store's first manifest: only this one may be incomplete without another beside it.
+pub(crate) const FIRST_NUMBER: u64 = 1;
+
+/// Makes a store's first manifest durable, if it is the only one: the process that wrote it may have died before its
+/// sync, and there is no earlier one to go back to. Called before anything is made that stands on it.
+///
+/// # Errors
+/// The sync failed.
+pub(crate) fn secure_first(files: &Files) -> Result<()> {
+    if numbers(files)? == [FIRST_NUMBER] {
+        let file = files.open(&files.manifest_path(FIRST_NUMBER), aio::OpenMode::Read)?;
+        files.backend().sync(&file)?;
+    }
+    Ok(())
+}
+
+/// The numbers of all manifests in the directory, rising.
+pub(crate) fn numbers(files: &Files) -> Result<Vec<u64>> {
+    let names = files.backend().list(files.root())?;
+    let mut numbers: Vec<u64> =
+        names.iter().filter_map(|name| Files::number(name, "manifest-", "")).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn missing(files: &Files, number: u64) -> Error {
+    Error::corrupt(
+        &files.manifest_path(number),
+        0,
+        "the manifest is missing",
+        "a complete first group",
+        "none",
+    )
+}
+
+/// Whether there is a log file, a segment, or a ring with something in it: those exist only after a manifest was
+/// complete.
+fn has_data(files: &Files) -> Result<bool> {
+    let numbered = |dir: PathBuf, prefix: &str, suffix: &str| -> Result<Vec<PathBuf>> {
+        if files.backend().stat(&dir)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let names = files.backend().list(&dir)?;
+        let ours = names.iter().filter(|name| Files::number(name, prefix, suffix).is_some());
+        Ok(ours.map(|name| dir.join(name)).collect())
+    };
+    if !numbered(files.wal_dir(), "", ".log")?.is_empty()
+        || !numbered(files.segments_dir(), "", ".seg")?.is_empty()
+    {
+        return Ok(true);
+    }
+    for ring in numbered(files.wal_dir(), "ring-", "")? {
+        let file = files.open(&ring, aio::OpenMode::Read)?;
+        let size_bytes = files.backend().size_bytes(&file)?;
+        let len = usize::try_from(size_bytes - size_bytes % STEP as u64).unwrap_or(usize::MAX);
+        if files.read(&file, 0, len)?.iter().any(|&byte| byte != 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// `None` if its first group never became complete.
+fn read(files: &Files, number: u64) -> Result<Option<Version>> {
+    let path = files.manifest_path(number);
+    let file = files.open(&path, aio::OpenMode::Read)?;
+    let size_bytes = files.backend().size_bytes(&file)?;
+    let whole_steps = size_bytes - size_bytes % STEP as u64;
+    let len = usize::try_from(whole_steps)
+        .map_err(|_| Error::corrupt(&path, 0, "size of the manifest", "less than memory", size_bytes))?;
+    let bytes = files.read(&file, 0, len)?;
+    let rules = ChainRules { place: place(number), life: 0, start: Seq::ZERO };
+    let chain = read_chain(&bytes, &rules);
+    // A torn edit at the end was never acknowledged.
+    chain.check(&path)?;
+    if chain.groups.is_empty() {
+        return Ok(None);
+    }
+    let version = replay(&path, &chain.stream)?;
+    if version.format.manifest_bytes != size_bytes {
+        return Err(Error::corrupt(
+            &path,
+            size_bytes,
+            "size of the manifest",
+            version.format.manifest_bytes,
+            size_bytes,
+        ));
+    }
+    Ok(Some(version))
+}
+
+/// The version that a stream of edits builds.
+pub(crate) fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
+    let corrupt =
+        |what: &'static str, expected: &str| Error::corrupt(path, 0, what, expected, "something else");
+    let mut version = Version::default();
+    let mut reader = Reader::new(stream);
+    while !reader.is_empty() {
+        let unknown = || corrupt("an edit", "a list of known edits");
+        let count = edit::decode_count(&mut reader).ok_or_else(unknown)?;
+        for _ in 0..count {
+            let edit = edit::decode_edit(&mut reader).ok_or_else(unknown)?;
+            version.apply(&edit).map_err(|what| corrupt(what, "a version it applies to"))?;
+            check_format(path, &version)?;
+        }
+    }
+    version.check().map_err(|what| corrupt(what, "a sound version"))?;
+    Ok(version)
+}
+
+fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
+    let format = version.format;
+    let unknown = format.features & !KNOWN_FEATURES;
+    let what = if !(OLDEST_FORMAT..=FORMAT_VERSION).contains(&format.version) {
+        let known = format!("{OLDEST_FORMAT} to {FORMAT_VERSION}");
+        format!("format version {} is not one that this program reads ({known})", format.version)
+    } else if unknown != 0 {
+        format!("uses features that this program does not know (bits {unknown:#x}): use a newer version")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Format { path: path.to_owned(), what })
+}
+
+/// Creates manifest `number` with the whole version in its first group.
+///
+/// # Errors
+/// `Halted` if the group could not be written: nobody knows whether this manifest counts. Otherwise it does not exist.
+fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) -> Result<Writer> {
+    version.format.version = FORMAT_VERSION;
+    let mut bytes = Vec::new();
+    // The size that is written into the first group does not change that group's length.
+    edit::encode(&version.to_edits(), &mut bytes);
+    let blank = Group {
+        life: 0,
+        number: 0,
+        start: Seq::ZERO,
+        end: Seq::ZERO.plus(bytes.len()),
+        durable: Seq::ZERO,
+        step_bytes: STEP_BYTES,
+    };
+    let first_bytes = blank.sealed_bytes().expect("a version fits into memory") as u64;
+    // Room for as much again three times over, so that rolling stays rare however large the version is.
+    version.format.manifest_bytes = (first_bytes * 4).max(min_bytes).next_multiple_of(STEP as u64);
+    bytes.clear();
+    edit::encode(&version.to_edits(), &mut bytes);
+    let path = files.manifest_path(number);
+    let file = files.with_queue(|queue| {
+        let bytes = version.format.manifest_bytes;
+        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, bytes)?)
+    })?;
+    let mut writer = Writer { file, number, tried: number, offset: 0, end: Seq::ZERO, groups: 0 };
+    writer.write_group(files, &bytes).map_err(|cause| Error::Halted { cause: Arc::new(cause) })?;
+    Ok(writer)
+}
+
+fn place(number: u64) -> Place {
+    Place { store_id: 0, file_id: number, epoch: 1 }
+}
+
+#[cfg(test)]
+#[path = "edit_log_tests.rs"]
+mod tests;

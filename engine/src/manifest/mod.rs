@@ -1,0 +1,5 @@
+//! Which files are live: the version, the edits between two versions, and the log that keeps them.
+
+pub(crate) mod edit;
+pub(crate) mod edit_log;
+pub(crate) mod version;

@@ -1,0 +1,319 @@
+//! What is live: the immutable description of a store at one moment, and the edits that lead from one to the next.
+//!
+//! A [`Version`] is plain data (numbers, names, segment descriptions), so picking, recovery and checks are pure
+//! functions over it. The manifest is the log of its edits; a full version is itself written as the list of edits
+//! that builds it from nothing.
+//!
+//! Invariants: runs of a keyspace stand newest first, and every entry of a newer run has a higher `Seq` than every
+//! entry of the same key in an older one; segments of a run rise by key and do not overlap; file numbers, keyspace
+//! ids, epochs and lives are never reused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aio::{Bug, planted};
+use wal::{ActiveFile, GRANULE, LogFormat, MAX_EPOCH, STEP};
+
+use crate::base::key::Seq;
+use crate::io::files::MAX_FILE;
+use crate::segment::SegmentMeta;
+
+/// Segments without overlap, in key order: what one flush or one compaction made.
+pub(crate) type RunMeta = Vec<SegmentMeta>;
+
+/// What a program must know to read the store at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Format {
+    pub(crate) version: u32,
+    /// Bits of what is used beyond the version; an unknown one is refused.
+    pub(crate) features: u64,
+    /// Size of the manifest file that says this, so that a cut file is noticed.
+    pub(crate) manifest_bytes: u64,
+}
+
+impl Format {
+    /// How the log of this version is written.
+    pub(crate) fn log_format(self) -> LogFormat {
+        if self.version < 2 { LogFormat::V1 } else { LogFormat::V2 }
+    }
+}
+
+/// The facts that hold for one writable open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Life {
+    /// Drawn at random when the store is made; seeds checksums, so that no other store's bytes validate.
+    pub(crate) store_id: u64,
+    /// Counts writable opens, from 1.
+    pub(crate) number: u32,
+    /// Where in the stream it begins.
+    pub(crate) start: Seq,
+    /// File number of its ring.
+    pub(crate) ring: u64,
+    /// Size of its ring.
+    pub(crate) ring_bytes: u64,
+    /// Size of its log files.
+    pub(crate) log_file_bytes: u64,
+}
+
+/// One keyspace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct KeyspaceVersion {
+    pub(crate) name: String,
+    /// Everything of this keyspace below this position is in its runs.
+    pub(crate) flushed: Seq,
+    /// Newest first.
+    pub(crate) runs: Vec<RunMeta>,
+}
+
+/// The live files of a store.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Version {
+    pub(crate) format: Format,
+    pub(crate) life: Life,
+    /// How much of the ring is there.
+    pub(crate) ring_file_bytes: u64,
+    /// Everything below this position, of every keyspace, is in segments: where replay begins.
+    pub(crate) horizon: Seq,
+    /// Log files in the order of use.
+    pub(crate) logs: Vec<ActiveFile>,
+    pub(crate) keyspaces: BTreeMap<u32, KeyspaceVersion>,
+    /// Dropped keyspaces that records in the log may still name.
+    pub(crate) dropped: Vec<u32>,
+    /// The next unused file number.
+    pub(crate) next_file: u64,
+    pub(crate) next_epoch: u32,
+    pub(crate) next_keyspace: u32,
+}
+
+/// One step from a version to the next.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Edit {
+    Format(Format),
+    /// A life begins; the log files of the one before are forgotten, and all of the ring is there.
+    Life(Life),
+    /// Lower bounds for the counters.
+    Counters {
+        next_file: u64,
+        next_epoch: u32,
+        next_keyspace: u32,
+    },
+    /// A log file gets a new epoch; its stream begins at `start`.
+    FileActivated(ActiveFile),
+    /// Everything below `at` is in segments, and these log files are not needed any more.
+    Horizon {
+        at: Seq,
+        retired: Vec<u64>,
+    },
+    KeyspaceCreated {
+        keyspace: u32,
+        name: String,
+    },
+    KeyspaceDropped {
+        keyspace: u32,
+    },
+    /// A memtable became a run (or nothing, when it was empty).
+    Flushed {
+        keyspace: u32,
+        to: Seq,
+        run: RunMeta,
+    },
+    /// The runs that consist of `removed` segments became one run (or nothing).
+    Compacted {
+        keyspace: u32,
+        removed: Vec<u64>,
+        run: RunMeta,
+    },
+    /// The file of the ring has so many bytes.
+    RingGrown {
+        file_bytes: u64,
+    },
+}
+
+impl Version {
+    /// Applies an edit; `Err` says what does not fit, and leaves the version in no useful state.
+    pub(crate) fn apply(&mut self, edit: &Edit) -> Result<(), &'static str> {
+        match edit {
+            Edit::Format(format) => self.format = *format,
+            Edit::Life(life) => {
+                self.life = life.clone();
+                self.ring_file_bytes = life.ring_bytes;
+                self.logs.clear();
+            }
+            Edit::Counters { next_file, next_epoch, next_keyspace } => {
+                self.next_file = self.next_file.max(*next_file);
+                self.next_epoch = self.next_epoch.max(*next_epoch);
+                self.next_keyspace = self.next_keyspace.max(*next_keyspace);
+            }
+            Edit::FileActivated(file) => self.activate(file)?,
+            Edit::Horizon { at, retired } => {
+                self.horizon = self.horizon.max(*at);
+                self.logs.retain(|file| !retired.contains(&file.id));
+            }
+            Edit::KeyspaceCreated { keyspace, name } => {
+                if planted(Bug::KeyspaceIdReused) {
+                    self.dropped.retain(|dropped| dropped != keyspace);
+                }
+                if self.dropped.contains(keyspace) {
+                    return Err("a keyspace id is used twice");
+                }
+                let fresh = KeyspaceVersion { name: name.clone(), ..KeyspaceVersion::default() };
+                if self.keyspaces.insert(*keyspace, fresh).is_some() {
+                    return Err("a keyspace id is used twice");
+                }
+                self.next_keyspace = self.next_keyspace.max(keyspace.saturating_add(1));
+            }
+            Edit::KeyspaceDropped { keyspace } => {
+                self.keyspaces.remove(keyspace).ok_or("an unknown keyspace is dropped")?;
+                self.dropped.push(*keyspace);
+            }
+            Edit::Flushed { keyspace, to, run } => {
+                self.note_files(run);
+                let keyspace = self.keyspaces.get_mut(keyspace).ok_or("an unknown keyspace is flushed")?;
+                keyspace.flushed = keyspace.flushed.max(*to);
+                if !run.is_empty() {
+                    keyspace.runs.insert(0, run.clone());
+                }
+            }
+            Edit::Compacted { keyspace, removed, run } => {
+                self.note_files(run);
+                let keyspace = self.keyspaces.get_mut(keyspace).ok_or("an unknown keyspace is compacted")?;
+                replace_runs(&mut keyspace.runs, removed, run)?;
+            }
+            Edit::RingGrown { file_bytes } => {
+                if *file_bytes > self.life.ring_bytes {
+                    return Err("more of a ring is there than there is");
+                }
+                self.ring_file_bytes = *file_bytes;
+            }
+        }
+        Ok(())
+    }
+
+    /// The edits that build this version from nothing.
+    pub(crate) fn to_edits(&self) -> Vec<Edit> {
+        let mut edits = vec![
+            Edit::Format(self.format),
+            Edit::Life(self.life.clone()),
+            Edit::RingGrown { file_bytes: self.ring_file_bytes },
+            Edit::Counters {
+                next_file: self.next_file,
+                next_epoch: self.next_epoch,
+                next_keyspace: self.next_keyspace,
+            },
+            Edit::Horizon { at: self.horizon, retired: Vec::new() },
+        ];
+        edits.extend(self.logs.iter().copied().map(Edit::FileActivated));
+        for (&keyspace, state) in &self.keyspaces {
+            edits.push(Edit::KeyspaceCreated { keyspace, name: state.name.clone() });
+            edits.push(Edit::Flushed { keyspace, to: state.flushed, run: Vec::new() });
+            // Each run is put in front of the ones before it, so the oldest goes first.
+            edits.extend(state.runs.iter().rev().map(|run| Edit::Flushed {
+                keyspace,
+                to: state.flushed,
+                run: run.clone(),
+            }));
+        }
+        for &keyspace in &self.dropped {
+            edits.push(Edit::KeyspaceCreated { keyspace, name: String::new() });
+            edits.push(Edit::KeyspaceDropped { keyspace });
+        }
+        edits
+    }
+
+    /// Every live segment with the keyspace it belongs to.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &SegmentMeta> {
+        self.keyspaces.values().flat_map(|keyspace| keyspace.runs.iter().flatten())
+    }
+
+    /// What must hold between the parts of a version, beyond what each part says of itself.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let names: BTreeSet<&str> = self.keyspaces.values().map(|keyspace| keyspace.name.as_str()).collect();
+        if names.len() != self.keyspaces.len() {
+            return Err("two keyspaces have the same name");
+        }
+        for (&id, keyspace) in &self.keyspaces {
+            for run in &keyspace.runs {
+                if run.iter().any(|segment| segment.keyspace != id) {
+                    return Err("a segment belongs to another keyspace");
+                }
+                let ordered = run.iter().all(|segment| segment.smallest <= segment.largest);
+                let apart = run.windows(2).all(|pair| pair[0].largest < pair[1].smallest);
+                if !ordered || !apart {
+                    return Err("segments of one run overlap");
+                }
+                if run.iter().any(|segment| segment.max_seq >= keyspace.flushed) {
+                    return Err("a segment holds entries above the flushed position");
+                }
+            }
+        }
+        let mut ids: Vec<u64> = self.segments().map(|segment| segment.id).collect();
+        ids.extend(self.logs.iter().map(|file| file.id));
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.len() != count {
+            return Err("a file number is used twice");
+        }
+        if ids.last().is_some_and(|&last| last >= self.next_file) {
+            return Err("a file number above the counter is in use");
+        }
+        // From here on the next number would be one that is in use, and whoever takes it relies on its being free.
+        if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {
+            return Err("a counter is used up");
+        }
+        // A replay begins at one of the two, or at what becomes the horizon, and relies on it.
+        let flushed = self.keyspaces.values().map(|keyspace| keyspace.flushed);
+        if flushed.chain([self.horizon, self.life.start]).any(|at| !at.get().is_multiple_of(GRANULE as u64)) {
+            return Err("a position is not where a record can start");
+        }
+        Ok(())
+    }
+
+    /// As [`Version::check`], for what a replay of the log relies on beside it, and a log that goes on in the same ring.
+    pub(crate) fn check_log(&self) -> Result<(), &'static str> {
+        if self.life.ring_bytes == 0 {
+            return Err("a life has a ring of no bytes");
+        }
+        let there = self.ring_file_bytes;
+        if there == 0 || !there.is_multiple_of(STEP as u64) {
+            return Err("what is there of a ring is not whole steps");
+        }
+        Ok(())
+    }
+
+    fn activate(&mut self, file: &ActiveFile) -> Result<(), &'static str> {
+        if self.logs.iter().any(|other| other.id == file.id || other.epoch >= file.epoch) {
+            return Err("a log file or epoch is used twice");
+        }
+        if self.logs.last().is_some_and(|last| last.start > file.start) {
+            return Err("log files are not in stream order");
+        }
+        self.next_file = self.next_file.max(file.id.saturating_add(1));
+        self.next_epoch = self.next_epoch.max(file.epoch.saturating_add(1));
+        self.logs.push(*file);
+        Ok(())
+    }
+
+    fn note_files(&mut self, run: &RunMeta) {
+        for segment in run {
+            self.next_file = self.next_file.max(segment.id.saturating_add(1));
+        }
+    }
+}
+
+/// Replaces the neighbouring runs made of exactly the `removed` segments by `run`.
+fn replace_runs(runs: &mut Vec<RunMeta>, removed: &[u64], run: &RunMeta) -> Result<(), &'static str> {
+    let gone = |meta: &RunMeta| meta.iter().all(|segment| removed.contains(&segment.id));
+    let first = runs.iter().position(gone).ok_or("compacted runs are not there")?;
+    let count = runs.iter().skip(first).take_while(|meta| gone(meta)).count();
+    let segments: usize = runs.iter().skip(first).take(count).map(Vec::len).sum();
+    if segments != removed.len() {
+        return Err("compacted runs are not neighbours");
+    }
+    let replacement = if run.is_empty() { None } else { Some(run.clone()) };
+    runs.splice(first..first + count, replacement);
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "version_tests.rs"]
+mod tests;

@@ -1,0 +1,248 @@
+//! Versions: whatever edits led to one, the list it writes of itself leads to the same; edits that do not fit are
+//! refused.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::read::cursor_contract::runner;
+
+fn segment(id: u64, keyspace: u32, keys: (&str, &str), max_seq: u64) -> SegmentMeta {
+    SegmentMeta {
+        id,
+        keyspace,
+        size_bytes: 4096,
+        entries: 1,
+        tombstones: 0,
+        min_seq: Seq::ZERO,
+        max_seq: Seq::new(max_seq),
+        raw_bytes: 10,
+        footer_crc: 7,
+        smallest: keys.0.to_owned().into(),
+        largest: keys.1.to_owned().into(),
+    }
+}
+
+fn built(edits: &[Edit]) -> Result<Version, &'static str> {
+    let mut version = Version::default();
+    edits.iter().try_for_each(|edit| version.apply(edit))?;
+    version.check()?;
+    Ok(version)
+}
+
+/// What a store might do next; the numbers choose among what is there.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Create,
+    Drop(usize),
+    Flush(usize, usize),
+    Compact(usize, usize, usize),
+    Activate,
+    Horizon(usize),
+    Life,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let any = || 0..8_usize;
+    prop_oneof![
+        1 => Just(Step::Create),
+        1 => any().prop_map(Step::Drop),
+        4 => (any(), 0..3_usize).prop_map(|(keyspace, segments)| Step::Flush(keyspace, segments)),
+        2 => (any(), any(), any()).prop_map(|(keyspace, from, len)| Step::Compact(keyspace, from, len)),
+        2 => Just(Step::Activate),
+        1 => any().prop_map(Step::Horizon),
+        1 => Just(Step::Life),
+    ]
+}
+
+/// Two segments side by side at most, with fresh numbers.
+fn new_run(version: &Version, keyspace: u32, segments: usize, position: u64) -> RunMeta {
+    let keys = [("a", "c"), ("d", "d"), ("da", "z")];
+    let numbered = keys.iter().take(segments).zip(version.next_file..);
+    numbered.map(|(keys, id)| segment(id, keyspace, *keys, position)).collect()
+}
+
+/// The edit of a step, if it is possible; `position`, where a record may start, rises with every step.
+fn edit(version: &Version, step: Step, position: u64) -> Option<Edit> {
+    let keyspace = |nth: usize| version.keyspaces.keys().nth(nth).copied();
+    Some(match step {
+        Step::Create => {
+            Edit::KeyspaceCreated { keyspace: version.next_keyspace, name: format!("k{position}") }
+        }
+        Step::Drop(nth) => Edit::KeyspaceDropped { keyspace: keyspace(nth)? },
+        Step::Flush(nth, segments) => {
+            let run = new_run(version, keyspace(nth)?, segments, position);
+            Edit::Flushed { keyspace: keyspace(nth)?, to: Seq::new(position + 32), run }
+        }
+        Step::Compact(nth, from, len) => {
+            let runs = &version.keyspaces.get(&keyspace(nth)?)?.runs;
+            let inputs = runs.get(from..from + 1 + len % 3)?;
+            let removed = inputs.iter().flatten().map(|segment| segment.id).collect();
+            // At most as high as what was flushed: the inputs are older than this step.
+            let highest = inputs.iter().flatten().map(|segment| segment.max_seq.get()).max()?;
+            let run = new_run(version, keyspace(nth)?, len % 3, highest);
+            Edit::Compacted { keyspace: keyspace(nth)?, removed, run }
+        }
+        Step::Activate => Edit::FileActivated(ActiveFile {
+            id: version.next_file,
+            epoch: version.next_epoch,
+            start: Seq::new(position),
+        }),
+        Step::Horizon(count) => Edit::Horizon {
+            at: Seq::new(position),
+            retired: version.logs.iter().take(count).map(|file| file.id).collect(),
+        },
+        Step::Life => {
+            Edit::Life(Life { number: version.life.number + 1, start: Seq::new(position), ..Life::default() })
+        }
+    })
+}
+
+#[test]
+fn every_version_builds_itself_from_nothing() {
+    let mut runner = runner(256);
+    runner
+        .run(&vec(any_step(), 0..60), |steps| {
+            let mut version = Version { next_file: 1, next_epoch: 1, next_keyspace: 1, ..Version::default() };
+            for (position, step) in steps.into_iter().enumerate() {
+                let Some(edit) = edit(&version, step, position as u64 * 32) else { continue };
+                prop_assert_eq!(version.apply(&edit), Ok(()), "{:?}", edit);
+                prop_assert_eq!(version.check(), Ok(()), "after {:?}", edit);
+                let rebuilt = built(&version.to_edits());
+                prop_assert_eq!(rebuilt, Ok(version.clone()));
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn created(keyspace: u32, name: &str) -> Edit {
+    Edit::KeyspaceCreated { keyspace, name: name.to_owned() }
+}
+
+fn flushed(run: RunMeta) -> Edit {
+    Edit::Flushed { keyspace: 1, to: Seq::new(96), run }
+}
+
+fn compacted(removed: &[u64], run: RunMeta) -> Edit {
+    Edit::Compacted { keyspace: 1, removed: removed.to_vec(), run }
+}
+
+fn activated(id: u64, epoch: u32, start: u64) -> Edit {
+    Edit::FileActivated(ActiveFile { id, epoch, start: Seq::new(start) })
+}
+
+#[test]
+fn edits_that_do_not_fit_are_refused() {
+    let one = |id| vec![segment(id, 1, ("a", "b"), 5)];
+    let two =
+        |first: (&'static str, &'static str), second| vec![segment(8, 1, first, 5), segment(9, 1, second, 5)];
+    let cases: Vec<(Vec<Edit>, &str)> = vec![
+        (vec![created(1, "x")], "a keyspace id is used twice"),
+        (vec![Edit::KeyspaceDropped { keyspace: 1 }, created(1, "x")], "a keyspace id is used twice"),
+        (vec![created(2, "one")], "two keyspaces have the same name"),
+        (vec![Edit::KeyspaceDropped { keyspace: 9 }], "an unknown keyspace is dropped"),
+        (vec![Edit::KeyspaceDropped { keyspace: 1 }, flushed(vec![])], "an unknown keyspace is flushed"),
+        (
+            vec![Edit::KeyspaceDropped { keyspace: 1 }, compacted(&[], vec![])],
+            "an unknown keyspace is compacted",
+        ),
+        (vec![flushed(one(3)), flushed(one(3))], "a file number is used twice"),
+        (vec![activated(3, 1, 0), flushed(one(3))], "a file number is used twice"),
+        (vec![flushed(vec![segment(3, 2, ("a", "b"), 5)])], "a segment belongs to another keyspace"),
+        (
+            vec![flushed(vec![segment(3, 1, ("a", "b"), 100)])],
+            "a segment holds entries above the flushed position",
+        ),
+        (vec![flushed(two(("b", "c"), ("a", "a")))], "segments of one run overlap"),
+        (vec![flushed(two(("a", "b"), ("b", "c")))], "segments of one run overlap"),
+        (vec![flushed(vec![segment(3, 1, ("b", "a"), 5)])], "segments of one run overlap"),
+        (vec![flushed(one(3)), compacted(&[], one(4))], "compacted runs are not there"),
+        (vec![flushed(one(3)), compacted(&[4], one(5))], "compacted runs are not there"),
+        (vec![flushed(two(("a", "b"), ("c", "d"))), compacted(&[8], vec![])], "compacted runs are not there"),
+        (
+            vec![flushed(one(3)), flushed(one(4)), flushed(one(5)), compacted(&[3, 5], one(6))],
+            "compacted runs are not neighbours",
+        ),
+        (vec![activated(3, 2, 0), activated(3, 3, 1)], "a log file or epoch is used twice"),
+        (vec![activated(3, 2, 0), activated(4, 2, 1)], "a log file or epoch is used twice"),
+        (vec![activated(3, 2, 5), activated(4, 3, 4)], "log files are not in stream order"),
+    ];
+    for (edits, expected) in cases {
+        let mut all = vec![created(1, "one")];
+        all.extend(edits);
+        assert_eq!(built(&all), Err(expected), "{all:?}");
+    }
+}
+
+#[test]
+fn a_number_above_the_counter_is_refused() {
+    let mut version = built(&[created(1, "one"), flushed(vec![segment(3, 1, ("a", "b"), 5)])]).unwrap();
+    assert_eq!(version.next_file, 4);
+    version.next_file = 3;
+    assert_eq!(version.check(), Err("a file number above the counter is in use"));
+}
+
+#[test]
+fn a_counter_at_its_end_is_refused() {
+    let most = segment(u64::MAX - 1, 1, ("a", "b"), 5);
+    let cases = [
+        vec![created(u32::MAX, "last")],
+        vec![created(u32::MAX - 1, "last but one")],
+        vec![activated(3, MAX_EPOCH, 0)],
+        vec![created(1, "one"), flushed(vec![most])],
+    ];
+    for edits in cases {
+        assert_eq!(built(&edits), Err("a counter is used up"), "{edits:?}");
+    }
+}
+
+#[test]
+fn a_position_where_no_record_can_start_is_refused() {
+    let horizon = |at| vec![Edit::Horizon { at: Seq::new(at), retired: Vec::new() }];
+    let life = |start| vec![Edit::Life(Life { number: 1, start: Seq::new(start), ..Life::default() })];
+    assert!(built(&horizon(64)).is_ok() && built(&life(64)).is_ok());
+    // The horizon becomes the least that keyspaces are flushed to.
+    let flushed =
+        |to| vec![created(1, "one"), Edit::Flushed { keyspace: 1, to: Seq::new(to), run: Vec::new() }];
+    assert!(built(&flushed(64)).is_ok());
+    for edits in [horizon(33), life(33), flushed(33)] {
+        assert_eq!(built(&edits), Err("a position is not where a record can start"), "{edits:?}");
+    }
+}
+
+#[test]
+fn a_life_whose_ring_has_no_bytes_is_refused_before_its_log_is_replayed() {
+    let life = |ring_bytes| vec![Edit::Life(Life { number: 1, ring_bytes, ..Life::default() })];
+    assert_eq!(built(&life(4096)).unwrap().check_log(), Ok(()));
+    assert_eq!(built(&life(0)).unwrap().check_log(), Err("a life has a ring of no bytes"));
+    let there = |file_bytes| built(&[life(8192), vec![Edit::RingGrown { file_bytes }]].concat()).unwrap();
+    assert_eq!(there(4096).check_log(), Ok(()));
+    for file_bytes in [0, 1, 4095, 4097] {
+        let refused = there(file_bytes).check_log();
+        assert_eq!(refused, Err("what is there of a ring is not whole steps"), "{file_bytes}");
+    }
+}
+
+#[test]
+fn a_compaction_takes_the_place_of_its_runs() {
+    let run = |id| vec![segment(id, 1, ("a", "b"), 5)];
+    let flushes = [created(1, "one"), flushed(run(3)), flushed(run(4)), flushed(run(5)), flushed(run(6))];
+    let ids =
+        |edits: &[Edit]| -> Vec<u64> { built(edits).unwrap().segments().map(|segment| segment.id).collect() };
+    assert_eq!(ids(&flushes), [6, 5, 4, 3], "newest first");
+    let merged = |removed: &[u64], run| [&flushes[..], &[compacted(removed, run)]].concat();
+    assert_eq!(ids(&merged(&[5, 4], run(7))), [6, 7, 3]);
+    assert_eq!(ids(&merged(&[4, 3], vec![])), [6, 5], "nothing was left");
+}
+
+#[test]
+fn a_ring_is_never_more_there_than_it_is() {
+    let mut version = Version::default();
+    let life = Life { number: 1, ring_bytes: 4096, ..Life::default() };
+    version.apply(&Edit::Life(life)).unwrap();
+    assert_eq!(version.ring_file_bytes, 4096, "format 1 says nothing, and has all of it");
+    version.apply(&Edit::RingGrown { file_bytes: 1024 }).unwrap();
+    assert_eq!(version.ring_file_bytes, 1024);
+    assert!(version.apply(&Edit::RingGrown { file_bytes: 4097 }).is_err());
+}

@@ -1,0 +1,290 @@
+//! The block cache: decoded blocks under one byte budget that is never exceeded.
+//!
+//! ```text
+//!   open segment:   slots   [ block 0 | block 1 |    | block 3 | ... ]     one word and one mark for each block
+//!   cache, shards:  small   -> -> ->          main -> -> ->                who goes when room is needed: `policy`
+//! ```
+//!
+//! It knows nothing about blocks: it keeps counted values in slots of which every open segment has its own, so a hit is
+//! one load and no hash table, and writes nothing that another thread reads once a value is known to be hot. A reader
+//! announces what it found ([`hazard`]), which delays the freeing of that value and nothing else, so it may be held across
+//! user code, a submit or a wait.
+//!
+//! What leaves the cache waits in its shard ([`retired`]) until it is worth the while to look who holds it. It is not charged
+//! any more, and is memory that counts beside the budget: at most a 64th of it and 512 KiB, or one value that is larger; then
+//! what some thread is freeing just now; and what is held, of which there is no more than guards.
+//!
+//! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each: under one lock, threads
+//! that missed queued up behind whoever had lost its core with it.
+//!
+//! Others may hold a part of the budget (`reserve.rs`); what is called the budget of the shards is the rest.
+//!
+//! Invariants: the charges of all values that can be found sum to at most the budget, also while an insert is under way; a
+//! value that is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values, at
+//! once except for those that somebody holds; a block that several threads miss at once is read once.
+
+mod hazard;
+#[cfg(all(test, loom))]
+mod models;
+mod places;
+mod policy;
+mod retired;
+mod slots;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hazard::Taken;
+use policy::Queues;
+
+use crate::base::sync::cached::{Condvar, Mutex};
+use crate::base::sync::shared::thread_number;
+
+pub(crate) use hazard::{Counted, Held};
+pub(crate) use slots::{Slots, Use};
+
+/// What a place in a queue and the value's counts take beside the value itself, in bytes.
+const OVERHEAD_BYTES: u64 = 64;
+
+/// A shard has at least this, so that large blocks fit and its queues are long enough to choose well.
+const MIN_SHARD_BYTES: u64 = 4 << 20;
+
+/// Shards at most: with more threads than that at misses at once, the device is the limit.
+const MAX_SHARDS: u64 = 16;
+
+/// What left the cache may wait for the next look until it is this part of the budget, and no more than so many bytes.
+const RETIRED_PART: u64 = 64;
+const MOST_RETIRED_BYTES: u64 = 512 << 10;
+
+/// What the cache has done so far, and holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CacheStats {
+    /// Look-ups that found their value.
+    pub(crate) hits: u64,
+    /// Look-ups that did not.
+    pub(crate) misses: u64,
+    /// Values that had to make room.
+    pub(crate) evictions: u64,
+    /// Values held now.
+    pub(crate) values: u64,
+    /// Charged now, overhead included.
+    pub(crate) bytes: u64,
+    /// What others hold of the budget; with `bytes` at most `budget_bytes`.
+    pub(crate) reserved_bytes: u64,
+    /// The limit.
+    pub(crate) budget_bytes: u64,
+    /// Charges of what left and was not freed yet: some of it is held, the rest waits for the next look.
+    pub(crate) retired_bytes: u64,
+}
+
+/// Whether there is a value that was used since it came. Leaves no trace.
+pub(crate) fn is_hot<V: Counted>(slots: &Slots<V>, block: usize) -> bool {
+    slots.is_taken(block) && slots.marks.get(block).is_some_and(policy::is_used)
+}
+
+/// Counted values under a byte budget, for any number of threads.
+#[derive(Debug)]
+pub(crate) struct Cache<V: Counted> {
+    /// Each slot belongs to one of them.
+    shards: Box<[Mutex<Queues<V>>]>,
+    budget_bytes: u64,
+    /// What others hold of it. Taken before the locks of shards.
+    reserved_bytes: Mutex<u64>,
+    looked_up: Stripes,
+    /// Blocks that somebody reads: the address of the slots, and the number.
+    loading: Mutex<Vec<(usize, usize)>>,
+    loaded: Condvar,
+}
+
+impl<V: Counted> Cache<V> {
+    /// An empty cache of at most `budget_bytes`. With 0 it keeps nothing and every look-up misses.
+    pub(crate) fn new(budget_bytes: u64) -> Cache<V> {
+        let shards = (budget_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
+        let shard_bytes = budget_bytes / shards;
+        let retired_bytes = (budget_bytes / RETIRED_PART).min(MOST_RETIRED_BYTES) / shards;
+        Cache {
+            shards: (0..shards).map(|_| Mutex::new(Queues::new(shard_bytes, retired_bytes))).collect(),
+            budget_bytes,
+            reserved_bytes: Mutex::new(0),
+            looked_up: Stripes::default(),
+            loading: Mutex::new(Vec::new()),
+            loaded: Condvar::new(),
+        }
+    }
+
+    /// The value, marked as used.
+    pub(crate) fn get(&self, slots: &Slots<V>, block: usize) -> Held<V> {
+        let held = slots.values[block].load();
+        if held.is_some() {
+            policy::mark_used(&slots.marks[block]);
+            self.looked_up.hit();
+        } else {
+            self.looked_up.missed();
+        }
+        held
+    }
+
+    /// Keeps the value if it fits, after evicting others. A value that is there already stays.
+    pub(crate) fn insert(&self, slots: &Arc<Slots<V>>, block: usize, (value, bytes): (&V, u64), by: Use) {
+        let charge = bytes.saturating_add(OVERHEAD_BYTES);
+        let shard = self.shard(slots, block);
+        let taken = shard.lock().insert((slots, block), value, charge, by);
+        free(shard, taken);
+    }
+
+    /// The value after a miss: from `read`, unless another thread reads it already, in which case that is waited for.
+    ///
+    /// # Errors
+    /// Those of `read`; who waited for another thread that failed reads it again.
+    pub(crate) fn load<E>(
+        &self,
+        slots: &Arc<Slots<V>>,
+        block: usize,
+        read: impl FnOnce() -> Result<(V, u64), E>,
+    ) -> Result<V, E> {
+        let key = (Arc::as_ptr(slots).addr(), block);
+        let mut loading = self.loading.lock();
+        loop {
+            if let Some(value) = slots.peek(block) {
+                return Ok(value);
+            }
+            if !loading.contains(&key) {
+                break;
+            }
+            self.loaded.wait(&mut loading);
+        }
+        loading.push(key);
+        drop(loading);
+        let done = Loading { cache: self, key };
+        let (value, bytes) = read()?;
+        self.insert(slots, block, (&value, bytes), Use::Point);
+        drop(done);
+        Ok(value)
+    }
+
+    /// The whole budget, with what others hold of it.
+    pub(crate) fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
+    /// What others hold of the budget becomes what `change` makes of it; the cache has the rest. Whether anything changed.
+    pub(crate) fn reserve(&self, change: impl FnOnce(u64) -> Option<u64>) -> bool {
+        let mut reserved = self.reserved_bytes.lock();
+        let Some(wanted) = change(*reserved) else { return false };
+        let shard_bytes = self.budget_bytes.saturating_sub(wanted) / self.shards.len() as u64;
+        for shard in &self.shards {
+            let taken = shard.lock().resize(shard_bytes);
+            free(shard, taken);
+        }
+        *reserved = wanted;
+        true
+    }
+
+    /// Forgets the values of a segment that nobody reads any more. O(values).
+    pub(crate) fn forget(&self, slots: &Arc<Slots<V>>) {
+        for shard in &self.shards {
+            let taken = shard.lock().forget(slots);
+            free(shard, taken);
+        }
+    }
+
+    /// Forgets everything, at once. A store that closes would else forget it segment by segment, each time looking at all
+    /// values.
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            let taken = shard.lock().clear();
+            free(shard, taken);
+        }
+    }
+
+    pub(crate) fn stats(&self) -> CacheStats {
+        let (hits, misses) = self.looked_up.sums();
+        let mut stats = CacheStats { hits, misses, budget_bytes: self.budget_bytes, ..CacheStats::default() };
+        // Held to the end: shards that are looked at one after the other were never over their part meanwhile.
+        let reserved_bytes = self.reserved_bytes.lock();
+        stats.reserved_bytes = *reserved_bytes;
+        for shard in &self.shards {
+            let queues = shard.lock();
+            stats.evictions += queues.evictions();
+            stats.values += queues.values();
+            stats.bytes += queues.used_bytes();
+            stats.retired_bytes += queues.retired_bytes();
+        }
+        stats
+    }
+
+    fn shard(&self, slots: &Slots<V>, block: usize) -> &Mutex<Queues<V>> {
+        &self.shards[slots.salt.wrapping_add(block) % self.shards.len()]
+    }
+}
+
+/// Frees what left a shard, outside of its lock; what somebody holds goes back there.
+fn free<V: Counted>(shard: &Mutex<Queues<V>>, mut taken: Vec<Taken<V>>) {
+    if taken.is_empty() {
+        return;
+    }
+    hazard::free_unheld(&mut taken);
+    if !taken.is_empty() {
+        shard.lock().wait_again(taken);
+    }
+}
+
+impl<V: Counted> Drop for Cache<V> {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            let taken = shard.lock().clear();
+            hazard::leave_to_others(taken);
+        }
+    }
+}
+
+/// A block that this thread reads; told to those who wait for it also if the read fails or panics.
+struct Loading<'a, V: Counted> {
+    cache: &'a Cache<V>,
+    key: (usize, usize),
+}
+
+impl<V: Counted> Drop for Loading<'_, V> {
+    fn drop(&mut self) {
+        self.cache.loading.lock().retain(|key| *key != self.key);
+        self.cache.loaded.notify_all();
+    }
+}
+
+const STRIPES: usize = 16;
+
+/// Hits and misses, counted by each thread in a line of its own as long as there are few: one line for all would cost a
+/// hit more than all the rest of it.
+#[derive(Debug, Default)]
+struct Stripes([Stripe; STRIPES]);
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe {
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl Stripes {
+    fn own(&self) -> &Stripe {
+        &self.0[thread_number() % STRIPES]
+    }
+
+    // Relaxed: the counters publish nothing.
+    fn hit(&self) {
+        self.own().hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn missed(&self) {
+        self.own().misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn sums(&self) -> (u64, u64) {
+        self.0.iter().fold((0, 0), |(hits, misses), stripe| {
+            (hits + stripe.hits.load(Ordering::Relaxed), misses + stripe.misses.load(Ordering::Relaxed))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

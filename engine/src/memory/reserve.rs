@@ -1,0 +1,139 @@
+//! The part of the cache's budget that others hold: what open segments keep in memory beside their blocks.
+//!
+//! The cache has what is left of the budget. What others hold is never thrown out, so it is either asked for, which is
+//! granted as long as all of it is at most half of the budget, or taken, where there is no choice. What comes in the place of
+//! something that leaves soon, as the output of a compaction, is granted as if that had left.
+//!
+//! Invariants: what the cache holds, and what others hold, sum to at most the budget, at every moment, unless what was
+//! taken is more than that already; what was reserved comes back when it is dropped.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::memory::cache::{Cache, Counted};
+
+/// This part of the budget may be held by those who ask.
+const ASKED_PART: u64 = 2;
+
+/// Bytes of a cache's budget; given back when dropped.
+pub(crate) struct Reserved<V: Counted> {
+    cache: Arc<Cache<V>>,
+    bytes: u64,
+}
+
+impl<V: Counted> Reserved<V> {
+    /// So many bytes, if all that is reserved then is at most half of the budget, without `leaving_bytes` that come back soon.
+    pub(crate) fn ask(cache: &Arc<Cache<V>>, bytes: u64, leaving_bytes: u64) -> Option<Reserved<V>> {
+        let half_bytes = cache.budget_bytes() / ASKED_PART;
+        let limit_bytes = half_bytes + leaving_bytes.min(half_bytes);
+        let granted =
+            cache.reserve(|reserved| reserved.checked_add(bytes).filter(|wanted| *wanted <= limit_bytes));
+        granted.then(|| Reserved { cache: Arc::clone(cache), bytes })
+    }
+
+    /// So many bytes, in any case.
+    pub(crate) fn take(cache: &Arc<Cache<V>>, bytes: u64) -> Reserved<V> {
+        let mut taken = Reserved { cache: Arc::clone(cache), bytes: 0 };
+        taken.resize(bytes);
+        taken
+    }
+
+    /// Has so many bytes from now on; more are taken, fewer come back.
+    pub(crate) fn resize(&mut self, bytes: u64) {
+        if bytes != self.bytes {
+            let before = std::mem::replace(&mut self.bytes, bytes);
+            self.cache.reserve(|reserved| Some(reserved.saturating_sub(before).saturating_add(bytes)));
+        }
+    }
+}
+
+impl<V: Counted> Drop for Reserved<V> {
+    fn drop(&mut self) {
+        self.resize(0);
+    }
+}
+
+impl<V: Counted> fmt::Debug for Reserved<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reserved({} bytes)", self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::memory::cache::{Slots, Use};
+
+    #[test]
+    fn what_others_hold_and_the_cache_share_one_budget() {
+        const BUDGET: u64 = 20 << 20;
+        let cache: Arc<Cache<Arc<usize>>> = Arc::new(Cache::new(BUDGET));
+        let slots = Arc::new(Slots::new(20_000, 0));
+        let fill = |from: usize| {
+            for block in from..from + 10_000 {
+                cache.insert(&slots, block, (&Arc::new(block), 4000), Use::Point);
+            }
+            cache.stats()
+        };
+        assert!(fill(0).bytes > BUDGET * 9 / 10);
+        let mut first = Reserved::ask(&cache, BUDGET / 2, 0).unwrap();
+        let stats = cache.stats();
+        assert!(
+            stats.bytes <= BUDGET / 2 && stats.bytes > BUDGET * 4 / 10,
+            "as much went as was needed: {stats:?}"
+        );
+        assert!(Reserved::ask(&cache, 1, 0).is_none(), "others hold half already");
+        assert!(Reserved::ask(&cache, 101, 100).is_none(), "and so much does not leave");
+        assert!(Reserved::ask(&cache, 100, 100).is_some());
+        assert!(Reserved::ask(&cache, BUDGET / 2 + 1, BUDGET).is_none(), "all of it is all there is");
+        let second = Reserved::take(&cache, BUDGET / 4);
+        assert_eq!(cache.stats().reserved_bytes, BUDGET / 4 * 3);
+        assert!(fill(10_000).bytes <= BUDGET / 4);
+        first.resize(BUDGET / 8);
+        assert_eq!(cache.stats().reserved_bytes, BUDGET / 8 * 3);
+        assert!(fill(0).bytes > BUDGET / 2, "what came back is used");
+        let third = Reserved::take(&cache, 2 * BUDGET);
+        assert_eq!((cache.stats().bytes, cache.stats().values), (0, 0), "more than all of it is taken");
+        assert_eq!(fill(0).bytes, 0);
+        drop((first, second, third));
+        assert_eq!(cache.stats().reserved_bytes, 0);
+        assert!(fill(0).bytes > BUDGET * 9 / 10);
+    }
+
+    #[test]
+    fn the_shared_budget_holds_at_every_moment() {
+        const BUDGET: u64 = 9 << 20;
+        let cache: Arc<Cache<Arc<usize>>> = Arc::new(Cache::new(BUDGET));
+        let slots = Arc::new(Slots::new(5000, 0));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let (cache, slots, stop) = (&cache, &slots, &stop);
+                scope.spawn(move || {
+                    for block in (0..5000).cycle().skip(thread * 2500) {
+                        cache.insert(slots, block, (&Arc::new(block), 3000), Use::Point);
+                        if stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
+                });
+            }
+            for round in 0..2000_u64 {
+                let held = [
+                    Reserved::ask(&cache, round * 997 % BUDGET, 0),
+                    Some(Reserved::take(&cache, round * 7919 % (BUDGET / 2))),
+                ];
+                for _ in 0..2 {
+                    let stats = cache.stats();
+                    assert!(stats.bytes + stats.reserved_bytes <= BUDGET, "{stats:?}");
+                    std::thread::yield_now();
+                }
+                drop(held);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(cache.stats().reserved_bytes, 0);
+    }
+}

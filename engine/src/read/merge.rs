@@ -1,0 +1,290 @@
+//! Many cursors as one, in internal order or exactly backwards.
+//!
+//! Runs of entries come from one input, so a step asks first whether the input that moved is still ahead of the
+//! runner-up: one comparison, mostly of two numbers. Only when it is not does it look for its new place among those
+//! that wait, by binary search: never more comparisons than a heap makes, and one input makes none at all.
+//!
+//! Invariants:
+//! - `waiting` holds every input that has an entry, except the one at the top, and the one whose turn is next comes
+//!   last;
+//! - while anything waits, `head` of each input that has an entry is that of its key, and `next_head` that of the runner-up.
+//!
+//! Two inputs never hold the same key and `Seq`. Were it so all the same, both entries would come out side by side, the
+//! earlier input's first going forward and last going backward, and readers and compaction would ignore the copy.
+
+use std::cmp::Ordering;
+
+use crate::base::error::Result;
+use crate::base::key::{Entry, key_head};
+use crate::read::cursor::{Cursor, Target};
+
+/// The merge of its inputs; itself a [`Cursor`]. After an error it stands past the end until the next seek.
+#[derive(Debug)]
+pub(crate) struct Merge<C> {
+    inputs: Vec<Input<C>>,
+    /// The input whose turn it is; past the last one if there is none.
+    top: usize,
+    waiting: Vec<usize>,
+    /// The head of the input that waits last: most steps ask nothing else of those that wait.
+    next_head: u64,
+    direction: Direction,
+}
+
+#[derive(Debug)]
+struct Input<C> {
+    cursor: C,
+    /// [`key_head`] of its key.
+    head: u64,
+}
+
+impl<C: Cursor> Input<C> {
+    fn key(&self) -> Option<&[u8]> {
+        self.cursor.entry().map(|entry| entry.key)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+impl<C: Cursor> Merge<C> {
+    /// The order of the inputs does not matter.
+    pub(crate) fn new(cursors: impl IntoIterator<Item = C>) -> Merge<C> {
+        let inputs: Vec<_> = cursors.into_iter().map(|cursor| Input { cursor, head: 0 }).collect();
+        Merge { top: inputs.len(), inputs, waiting: Vec::new(), next_head: 0, direction: Direction::Forward }
+    }
+
+    /// Positions every input and brings them into order.
+    fn start(&mut self, direction: Direction, target: Target<'_>) -> Result<()> {
+        self.direction = direction;
+        self.end();
+        if self.inputs.len() > 1 {
+            C::prepare(self.inputs.iter_mut().map(|input| &mut input.cursor), target);
+        }
+        for input in &mut self.inputs {
+            match target {
+                Target::From(key) => input.cursor.seek(key)?,
+                Target::Before(key) => input.cursor.seek_before(key)?,
+            }
+        }
+        for input in 0..self.inputs.len() {
+            if self.take_head(input) {
+                self.enqueue(input);
+            }
+        }
+        self.top = self.waiting.pop().unwrap_or(self.inputs.len());
+        self.note_next();
+        Ok(())
+    }
+
+    /// Past the end.
+    fn end(&mut self) {
+        self.waiting.clear();
+        self.top = self.inputs.len();
+    }
+
+    /// Moves the input whose turn it is.
+    fn step(&mut self, move_on: impl FnOnce(&mut C) -> Result<()>) -> Result<()> {
+        let Some(top) = self.inputs.get_mut(self.top) else {
+            debug_assert!(false, "a cursor past the end was moved");
+            return Ok(());
+        };
+        if let Err(error) = move_on(&mut top.cursor) {
+            self.end();
+            return Err(error);
+        }
+        if !self.waiting.is_empty() {
+            self.give_way();
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn quick_step(&mut self, move_on: impl FnOnce(&mut C) -> bool) -> bool {
+        if self.waiting.is_empty() {
+            return self.inputs.get_mut(self.top).is_some_and(|top| move_on(&mut top.cursor));
+        }
+        let moved = !self.is_shared(&self.inputs[self.top]) && move_on(&mut self.inputs[self.top].cursor);
+        if moved {
+            self.give_way();
+        }
+        moved
+    }
+
+    /// Whether the runner-up stands on the key of the input at the top.
+    #[inline]
+    fn is_shared(&self, top: &Input<C>) -> bool {
+        self.waiting.last().is_some_and(|&next| {
+            // One number, mostly.
+            top.head == self.next_head && top.key() == self.inputs[next].key()
+        })
+    }
+
+    /// Lets the runner-up have its turn if it comes before the input at the top.
+    #[inline]
+    fn give_way(&mut self) {
+        let has_entry = self.take_head(self.top);
+        let head = self.inputs[self.top].head;
+        let is_ahead = match self.direction {
+            Direction::Forward => head < self.next_head,
+            Direction::Backward => head > self.next_head,
+        };
+        if !(has_entry && is_ahead) {
+            self.change_places(has_entry);
+        }
+    }
+
+    /// As [`Merge::give_way`], where the heads do not decide, or decide for the runner-up.
+    fn change_places(&mut self, has_entry: bool) {
+        let Some(&next) = self.waiting.last() else { return };
+        if has_entry && self.precedes(self.top, next) {
+            return;
+        }
+        self.waiting.pop();
+        let moved = std::mem::replace(&mut self.top, next);
+        if has_entry {
+            self.enqueue(moved);
+        }
+        self.note_next();
+    }
+
+    /// The runner-up may be another.
+    fn note_next(&mut self) {
+        if let Some(&next) = self.waiting.last() {
+            self.next_head = self.inputs[next].head;
+        }
+    }
+
+    /// Notes the head of an input's key; whether it has one.
+    #[inline]
+    fn take_head(&mut self, input: usize) -> bool {
+        let input = &mut self.inputs[input];
+        let Some(entry) = input.cursor.entry() else { return false };
+        input.head = key_head(entry.key);
+        true
+    }
+
+    fn enqueue(&mut self, input: usize) {
+        let at = self.waiting.partition_point(|&other| self.precedes(input, other));
+        self.waiting.insert(at, input);
+    }
+
+    /// Whether the entry of `input` comes before that of `other`; both have one.
+    fn precedes(&self, input: usize, other: usize) -> bool {
+        let (a, b) = (&self.inputs[input], &self.inputs[other]);
+        let order = a.head.cmp(&b.head).then_with(|| match (a.cursor.entry(), b.cursor.entry()) {
+            (Some(entry), Some(other)) => entry.order(&other),
+            // Not in the merge; an order all the same.
+            (entry, other) => entry.is_none().cmp(&other.is_none()),
+        });
+        debug_assert!(order != Ordering::Equal, "two inputs of a merge hold the same entry");
+        match self.direction {
+            Direction::Forward => order.then(input.cmp(&other)) == Ordering::Less,
+            Direction::Backward => order.then(input.cmp(&other)) == Ordering::Greater,
+        }
+    }
+}
+
+impl<C: Cursor> Cursor for Merge<C> {
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        self.start(Direction::Forward, Target::From(key))
+    }
+
+    fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
+        self.start(Direction::Backward, Target::Before(key))
+    }
+
+    fn next(&mut self) -> Result<()> {
+        self.step(C::next)
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        self.step(C::prev)
+    }
+
+    #[inline]
+    fn entry(&self) -> Option<Entry<'_>> {
+        self.inputs.get(self.top)?.cursor.entry()
+    }
+
+    /// What comes next comes from the same input, or from the runner-up.
+    #[inline]
+    fn ends_key(&self) -> bool {
+        self.inputs.get(self.top).is_some_and(|top| top.cursor.ends_key() && !self.is_shared(top))
+    }
+
+    #[inline]
+    fn quick_next(&mut self) -> bool {
+        self.quick_step(C::quick_next)
+    }
+
+    #[inline]
+    fn quick_prev(&mut self) -> bool {
+        self.quick_step(C::quick_prev)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read::cursor_contract::{Owned, VecCursor, check_all};
+
+    /// Deals the entries out to `count` inputs, some of which stay empty.
+    fn deal(entries: &[Owned], count: usize) -> Merge<VecCursor> {
+        let mut hands = vec![Vec::new(); count];
+        for entry in entries {
+            let hand = (entry.seq.get() * 31 % 7) as usize % count;
+            hands[hand].push(entry.clone());
+        }
+        Merge::new(hands.into_iter().map(VecCursor::new))
+    }
+
+    #[test]
+    fn merge_keeps_the_contract_whatever_the_number_of_inputs() {
+        for count in [1, 2, 3, 7, 12] {
+            check_all(|entries| Box::new(deal(entries, count)));
+        }
+    }
+
+    #[test]
+    fn merges_of_merges_keep_the_contract() {
+        check_all(|entries| {
+            let (some, rest): (Vec<_>, Vec<_>) =
+                entries.iter().cloned().partition(|entry| entry.key.len() == 1);
+            Box::new(Merge::new([deal(&some, 2), deal(&rest, 3)]))
+        });
+    }
+
+    #[test]
+    fn a_merge_of_nothing_is_empty() {
+        let mut merge = Merge::<VecCursor>::new([]);
+        merge.seek(b"").unwrap();
+        assert!(merge.entry().is_none());
+        merge.seek_before(None).unwrap();
+        assert!(merge.entry().is_none());
+    }
+
+    #[test]
+    fn an_error_of_an_input_ends_the_merge_until_the_next_seek() {
+        let entry = |key: &[u8], seq| Owned {
+            key: key.to_vec(),
+            seq: crate::base::key::Seq::new(seq),
+            kind: crate::base::key::Kind::Put,
+            value: Vec::new(),
+        };
+        let sound = vec![entry(b"b", 1), entry(b"d", 2)];
+        let failing = vec![entry(b"a", 3), entry(b"c", 4)];
+        for moves in 0..3 {
+            let inputs = [VecCursor::new(sound.clone()), VecCursor::failing_after(failing.clone(), moves)];
+            let mut merge = Merge::new(inputs);
+            let mut steps = merge.seek(b"");
+            while steps.is_ok() {
+                assert!(merge.entry().is_some(), "the failure was passed over after {moves} moves");
+                steps = merge.next();
+            }
+            assert!(merge.entry().is_none());
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Many gets at once, stage by stage for all keys, so that waits overlap: those for the device, and those for memory.
+//!
+//! ```text
+//!   key -> memtables -> asking: filter, index of the next run -> looking: cache, search -> shown
+//!                         ^                                        |   ^      | not here: next run
+//!                         +----------------------------------------|---|------+
+//!                                                           not in |   | next block of the same key, or from filter block
+//!                                                        the cache v   | to index block to data block, where these are paged
+//!                                       parked -> reading, each block once: checked, decoded, searched
+//! ```
+//!
+//! A [`Search`] is what is known so far, and no more: it does no I/O and waits for nothing. Who drives it reads the blocks
+//! that it asks for and brings each when it is there: [`multi_get_with`] from a context of its own, in the calling thread,
+//! and the futures of `get_async` through the store's reactor. So both take the same steps.
+//!
+//! Cost: a key takes what a get takes, and the call a few small allocations. What no memory decides is read when there is
+//! nothing else to do, so as many blocks as there can be are in flight together. Those that came are checked and decoded
+//! while the others are under way, and the window is filled again before that.
+//!
+//! Invariants: every key is in one of the lists or was shown, once; all see the same position; what is in flight is
+//! bounded by [`MOST_READS`] and [`MOST_READ_BYTES`], whatever the number of keys.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use aio::{Action, Buf, Operation, Queue};
+
+use crate::base::error::Result;
+use crate::base::key::{Kind, Seq, key_hash};
+use crate::io::files::QUEUE_SLOTS;
+use crate::segment::{Aim, Block, Segment, Step};
+use crate::tree::superversion::Superversion;
+
+/// Reads in flight of one call: what a context takes before any is waited for.
+const MOST_READS: usize = QUEUE_SLOTS;
+
+/// Bytes in flight of one call, unless one block alone is larger: a quarter of what the memory budget has for buffers.
+const MOST_READ_BYTES: usize = 2 << 20;
+
+/// A wait ends when this part of what is in flight is there: a smaller one costs more sleeps, a larger one lets the device
+/// run empty before its blocks are decoded.
+const PART_WAITED_FOR: usize = 4;
+
+/// Blocks that are held at once while they are searched: as many guards as are cheap, see `cache`.
+const LOOKED_AT: usize = 6;
+
+/// Shows every key's value as of `snapshot` to `found`, in any order; reads in this thread.
+///
+/// # Errors
+/// A read failed, or a block is damaged; what was shown is right.
+pub(crate) fn multi_get_with<K: AsRef<[u8]>>(
+    superversion: &Superversion,
+    keys: &[K],
+    snapshot: Seq,
+    found: impl FnMut(usize, Option<&[u8]>),
+) -> Result<()> {
+    let mut state = Search::new(keys.len(), snapshot);
+    let mut search = Searching { state: &mut state, superversion, keys, found };
+    search.begin();
+    search.finish()
+}
+
+/// A key that is not decided.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    /// Its place among the keys.
+    at: usize,
+    hash: u64,
+    /// The newest run that has not said that it has nothing.
+    run: usize,
+    /// Its segment whose bounds hold the key.
+    segment: usize,
+}
+
+impl Wanted {
+    /// Goes on to a run whose bounds hold `key`, or past the last one, and gives the segment.
+    #[inline]
+    fn next_segment<'a>(&mut self, superversion: &'a Superversion, key: &[u8]) -> Option<&'a Segment> {
+        while let Some(run) = superversion.runs.get(self.run) {
+            if let Some((at, segment)) = run.segment_of(key) {
+                self.segment = at;
+                return Some(segment);
+            }
+            self.run += 1;
+        }
+        None
+    }
+}
+
+/// A block, by its place in the superversion. In the order of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    run: usize,
+    segment: usize,
+    number: usize,
+}
+
+/// A key and the block that decides next.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    wanted: Wanted,
+    aim: Aim,
+}
+
+impl Spot {
+    #[inline]
+    fn place(&self) -> Place {
+        Place { run: self.wanted.run, segment: self.wanted.segment, number: self.aim.number }
+    }
+}
+
+/// A block that was asked for.
+#[derive(Debug)]
+pub(crate) struct Read {
+    place: Place,
+    aim: Aim,
+    bytes: usize,
+    /// Who waits for it.
+    spots: Vec<Spot>,
+}
+
+/// How far a search is: what can be kept while reads are under way.
+#[derive(Debug)]
+pub(crate) struct Search {
+    snapshot: Seq,
+    /// Keys of which the next run is to be asked.
+    asking: Vec<Wanted>,
+    /// Keys of which a block is to be looked for in the cache.
+    looking: Vec<Spot>,
+    /// Keys whose block is not in the cache and was not asked for.
+    parked: Vec<Spot>,
+    /// Whether `parked` stands in falling order of blocks.
+    is_sorted: bool,
+    /// Blocks that were asked for and are not there yet, by the number of the read.
+    reading: Vec<Option<Read>>,
+    /// How many.
+    reads: usize,
+    /// And how many bytes.
+    read_bytes: usize,
+}
+
+impl Search {
+    /// Of `keys` keys, as of `snapshot`.
+    pub(crate) fn new(keys: usize, snapshot: Seq) -> Search {
+        Search {
+            snapshot,
+            asking: Vec::with_capacity(keys),
+            looking: Vec::with_capacity(keys),
+            parked: Vec::new(),
+            is_sorted: true,
+            reading: Vec::new(),
+            reads: 0,
+            read_bytes: 0,
+        }
+    }
+
+    /// Whether every key was shown; between two steps.
+    pub(crate) fn is_done(&self) -> bool {
+        self.parked.is_empty() && self.reads == 0
+    }
+
+    /// The read with this number is there, or has failed: the next one may be asked for.
+    pub(crate) fn ended(&mut self, number: usize) -> Read {
+        let read = self.reading[number].take().expect("a read ends once");
+        self.reads -= 1;
+        self.read_bytes -= read.bytes;
+        read
+    }
+
+    /// Waits for a block: with those who wait for it already, if there are any.
+    fn park(&mut self, spot: Spot) {
+        let same = |read: &&mut Read| read.place == spot.place();
+        if self.reads > 0
+            && let Some(read) = self.reading.iter_mut().flatten().find(same)
+        {
+            read.spots.push(spot);
+        } else {
+            self.parked.push(spot);
+            self.is_sorted = false;
+        }
+    }
+}
+
+/// Who is shown what was found.
+pub(crate) trait Show {
+    /// The value of the key at this place, or that there is none.
+    fn show(&mut self, at: usize, value: Option<&[u8]>);
+}
+
+impl<F: FnMut(usize, Option<&[u8]>)> Show for F {
+    fn show(&mut self, at: usize, value: Option<&[u8]>) {
+        self(at, value);
+    }
+}
+
+/// A search under way, with what it looks at.
+#[derive(Debug)]
+pub(crate) struct Searching<'a, K, F> {
+    pub(crate) state: &'a mut Search,
+    pub(crate) superversion: &'a Superversion,
+    pub(crate) keys: &'a [K],
+    /// Sees every key's value.
+    pub(crate) found: F,
+}
+
+impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
+    /// The first step: everything that memory decides.
+    pub(crate) fn begin(&mut self) {
+        self.look_in_tables();
+        self.advance();
+    }
+
+    /// Goes on until every key was shown or waits for a block.
+    pub(crate) fn advance(&mut self) {
+        while !self.state.asking.is_empty() || !self.state.looking.is_empty() {
+            self.ask_runs();
+            self.look_in_cache();
+        }
+    }
+
+    /// The next block to read, and the number of that read; `None`: there is none, or enough is in flight.
+    pub(crate) fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, Aim)> {
+        let state = &mut *self.state;
+        if !state.is_sorted {
+            state.parked.sort_unstable_by_key(|spot| Reverse(spot.place()));
+            state.is_sorted = true;
+        }
+        let last = state.parked.last()?;
+        let (place, aim) = (last.place(), last.aim);
+        let segment = segment(self.superversion, place);
+        let bytes = segment.stored_bytes(aim);
+        if state.reads == MOST_READS || state.reads > 0 && state.read_bytes + bytes > MOST_READ_BYTES {
+            return None;
+        }
+        let others = state.parked.iter().rposition(|spot| spot.place() != place);
+        let spots = state.parked.split_off(others.map_or(0, |last| last + 1));
+        let number = state.reading.iter().position(Option::is_none).unwrap_or_else(|| {
+            state.reading.push(None);
+            state.reading.len() - 1
+        });
+        state.reading[number] = Some(Read { place, aim, bytes, spots });
+        state.reads += 1;
+        state.read_bytes += bytes;
+        Some((number, segment, aim))
+    }
+
+    /// Searches a block that was read: `buf` begins at `offset` of the file.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub(crate) fn bring(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
+        let block = segment(self.superversion, read.place).take_in(read.aim, offset, buf)?;
+        for spot in &read.spots {
+            self.search(*spot, Block::of(&block));
+        }
+        Ok(())
+    }
+
+    /// Reads what is to be read, in this thread, until every key was shown.
+    ///
+    /// # Errors
+    /// A read failed, or a block is damaged.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let Some(first) = self.state.parked.first() else { return Ok(()) };
+        let files = segment(self.superversion, first.place()).files();
+        files.with_queue(|queue| {
+            let result = self.read_all(queue);
+            // What is in flight after an error is nobody's: the context is idle when it is given back.
+            let mut rest = Vec::new();
+            while queue.in_flight() > 0 {
+                queue.wait(queue.in_flight(), None, &mut rest)?;
+            }
+            result
+        })
+    }
+
+    fn read_all(&mut self, queue: &mut dyn Queue) -> Result<()> {
+        let (mut waiting, mut done, mut landed) = (VecDeque::new(), Vec::new(), Vec::new());
+        loop {
+            self.start_reads(queue, &mut waiting)?;
+            if self.state.is_done() {
+                return Ok(());
+            }
+            queue.wait(queue.in_flight().div_ceil(PART_WAITED_FOR), None, &mut done)?;
+            for completion in done.drain(..) {
+                let number = usize::try_from(completion.operation.token).expect("a number of a read");
+                landed.push((self.state.ended(number), completion));
+            }
+            // First the device gets new work, then this thread.
+            self.start_reads(queue, &mut waiting)?;
+            for (read, completion) in landed.drain(..) {
+                let operation = completion.whole()?;
+                self.bring(&read, operation.offset(), operation.into_buf())?;
+            }
+            self.advance();
+        }
+    }
+
+    /// Submits as many reads as there may be.
+    fn start_reads(&mut self, queue: &mut dyn Queue, waiting: &mut VecDeque<Operation>) -> Result<()> {
+        while let Some((token, segment, aim)) = self.next_read() {
+            let (file, offset, len_bytes) = segment.range_of(aim)?;
+            let action = Action::Read { offset, buf: segment.files().buf(len_bytes) };
+            waiting.push_back(Operation { token: token as u64, file: file.clone(), action });
+        }
+        if !waiting.is_empty() {
+            queue.submit(waiting)?;
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, at: usize, kind: Kind, value: &[u8]) {
+        self.found.show(at, (kind == Kind::Put).then_some(value));
+    }
+
+    fn look_in_tables(&mut self) {
+        for (at, key) in self.keys.iter().enumerate() {
+            let hash = key_hash(key.as_ref());
+            match self.superversion.get_in_tables(key.as_ref(), hash, self.state.snapshot) {
+                Some((kind, value)) => self.show(at, kind, value),
+                None => self.state.asking.push(Wanted { at, hash, run: 0, segment: 0 }),
+            }
+        }
+    }
+
+    /// Finds for every key the next run that may hold it, and the block there.
+    fn ask_runs(&mut self) {
+        for wanted in &mut self.state.asking {
+            if let Some(segment) = wanted.next_segment(self.superversion, self.keys[wanted.at].as_ref()) {
+                segment.prefetch_filter(wanted.hash);
+            }
+        }
+        while let Some(mut wanted) = self.state.asking.pop() {
+            let key = self.keys[wanted.at].as_ref();
+            let run = self.superversion.runs.get(wanted.run);
+            let mut next = run.map(|run| &*run.segments()[wanted.segment]);
+            let aim = loop {
+                let Some(segment) = next else { break None };
+                let aim = segment.begin((key, wanted.hash), self.state.snapshot);
+                if let Some(aim) = aim {
+                    segment.prefetch_slot(aim.number);
+                    break Some(aim);
+                }
+                wanted.run += 1;
+                next = wanted.next_segment(self.superversion, key);
+            };
+            match aim {
+                Some(aim) => self.state.looking.push(Spot { wanted, aim }),
+                None => self.found.show(wanted.at, None),
+            }
+        }
+    }
+
+    /// Searches the blocks that are in the cache and parks the keys of the others.
+    fn look_in_cache(&mut self) {
+        let looking = std::mem::take(&mut self.state.looking);
+        let mut held = Vec::with_capacity(LOOKED_AT.min(looking.len()));
+        for spots in looking.chunks(LOOKED_AT) {
+            // First all loads, which do not wait for each other, then the searches: a search behind a miss of the
+            // processor's caches would hold the next load back.
+            held.extend(
+                spots.iter().map(|spot| segment(self.superversion, spot.place()).cached(spot.aim.number)),
+            );
+            for (spot, held) in spots.iter().zip(&held) {
+                if let Some(frame) = held.as_ref() {
+                    Block::of(frame).prefetch_entry(spot.wanted.hash);
+                }
+            }
+            for (spot, held) in spots.iter().zip(held.drain(..)) {
+                match held.as_ref() {
+                    Some(frame) => self.search(*spot, Block::of(frame)),
+                    None => self.state.park(*spot),
+                }
+            }
+        }
+    }
+
+    /// Searches one block and puts the key where it goes from there.
+    fn search(&mut self, spot: Spot, block: Block<'_>) {
+        let Spot { mut wanted, aim } = spot;
+        let key = self.keys[wanted.at].as_ref();
+        let open = segment(self.superversion, spot.place());
+        match open.search(aim, block, (key, wanted.hash), self.state.snapshot) {
+            Step::Found(kind, _, value) => self.show(wanted.at, kind, value),
+            Step::Block(aim) => self.state.looking.push(Spot { wanted, aim }),
+            Step::Absent => {
+                wanted.run += 1;
+                self.state.asking.push(wanted);
+            }
+        }
+    }
+}
+
+fn segment(superversion: &Superversion, place: Place) -> &Arc<Segment> {
+    &superversion.runs[place.run].segments()[place.segment]
+}

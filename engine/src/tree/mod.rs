@@ -1,0 +1,6 @@
+//! The open store in memory: its keyspaces, the tables and runs of each, and the positions that readers pin.
+
+pub(crate) mod pins;
+pub(crate) mod run;
+pub(crate) mod store;
+pub(crate) mod superversion;

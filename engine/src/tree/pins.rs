@@ -1,0 +1,153 @@
+//! Which positions of the log must stay readable.
+//!
+//! Every scan pins one for its time, so pins of different threads take different locks, and a pin rarely allocates: each
+//! of a few shards has a sorted list of positions.
+//!
+//! Invariant: a compaction that reads [`Snapshots::retained`] either finds a snapshot in the list, or that
+//! snapshot reads its `Seq` afterwards and so sees everything the compaction can have taken as input. It holds for each
+//! shard by itself, so the shards need not be read at one moment.
+
+use std::sync::Arc;
+
+use crate::base::key::Seq;
+use crate::base::sync::shared::{Mutex, thread_number};
+
+/// Threads that pin at the same time without waiting for each other.
+const SHARDS: usize = 16;
+
+/// The pinned positions of one store. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshots {
+    shards: Arc<[Shard; SHARDS]>,
+}
+
+/// In cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    /// Ascending. The innermost lock: only `at` of [`Snapshots::pin`] runs under it.
+    pinned: Mutex<Vec<Pinned>>,
+}
+
+/// A position, and how many guards of this shard pin it; at least one.
+#[derive(Debug)]
+struct Pinned {
+    seq: Seq,
+    guards: usize,
+}
+
+impl Snapshots {
+    /// Pins the position that `at` reads. It is read under the lock, so that no compaction can look at the
+    /// list between the reading and the pinning; it must take no lock itself.
+    pub(crate) fn pin(&self, at: impl FnOnce() -> Seq) -> SnapshotGuard {
+        // Each thread always takes the same one.
+        let shard = thread_number() % SHARDS;
+        let mut pinned = self.shards[shard].pinned.lock();
+        let seq = at();
+        match pinned.binary_search_by_key(&seq, |pinned| pinned.seq) {
+            Ok(at) => pinned[at].guards += 1,
+            // At the end, mostly: positions rise.
+            Err(at) => pinned.insert(at, Pinned { seq, guards: 1 }),
+        }
+        drop(pinned);
+        SnapshotGuard { registry: self.clone(), shard, seq }
+    }
+
+    /// The pinned positions, ascending, each once.
+    pub(crate) fn retained(&self) -> Vec<Seq> {
+        let mut all = Vec::new();
+        for shard in self.shards.iter() {
+            all.extend(shard.pinned.lock().iter().map(|pinned| pinned.seq));
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The lowest pinned position.
+    pub(crate) fn oldest(&self) -> Option<Seq> {
+        self.retained().first().copied()
+    }
+
+    /// How many guards there are.
+    pub(crate) fn count(&self) -> usize {
+        let count = |shard: &Shard| shard.pinned.lock().iter().map(|pinned| pinned.guards).sum::<usize>();
+        self.shards.iter().map(count).sum()
+    }
+}
+
+/// Keeps one position readable until it is dropped. Cloning pins once more.
+#[derive(Debug)]
+pub(crate) struct SnapshotGuard {
+    registry: Snapshots,
+    /// Where it is pinned.
+    shard: usize,
+    seq: Seq,
+}
+
+impl SnapshotGuard {
+    /// Entries with `seq < ` this are seen.
+    #[inline]
+    pub(crate) fn seq(&self) -> Seq {
+        self.seq
+    }
+}
+
+impl Clone for SnapshotGuard {
+    fn clone(&self) -> SnapshotGuard {
+        self.registry.pin(|| self.seq)
+    }
+}
+
+impl Drop for SnapshotGuard {
+    fn drop(&mut self) {
+        let mut pinned = self.registry.shards[self.shard].pinned.lock();
+        if let Ok(at) = pinned.binary_search_by_key(&self.seq, |pinned| pinned.seq) {
+            pinned[at].guards -= 1;
+            if pinned[at].guards == 0 {
+                pinned.remove(at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_pinned_until_its_last_guard_is_dropped() {
+        let snapshots = Snapshots::default();
+        let later = snapshots.pin(|| Seq::new(9));
+        let first = snapshots.pin(|| Seq::new(4));
+        let second = first.clone();
+        assert_eq!(snapshots.retained(), [Seq::new(4), Seq::new(9)]);
+        assert_eq!(snapshots.count(), 3);
+        drop(first);
+        assert_eq!(snapshots.oldest(), Some(Seq::new(4)));
+        drop(second);
+        assert_eq!(snapshots.retained(), [Seq::new(9)]);
+        drop(later);
+        assert_eq!((snapshots.oldest(), snapshots.count()), (None, 0));
+    }
+
+    #[test]
+    fn pins_of_all_threads_are_known_and_may_be_dropped_by_others() {
+        let snapshots = Snapshots::default();
+        let guards: Vec<SnapshotGuard> = std::thread::scope(|scope| {
+            let pin = |seq| {
+                let snapshots = &snapshots;
+                scope.spawn(move || {
+                    [snapshots.pin(|| Seq::new(seq)), snapshots.pin(|| Seq::new(100 + seq % 2))]
+                })
+            };
+            let threads: Vec<_> = (0..40).map(pin).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        let expected: Vec<Seq> = (0..40).chain([100, 101]).map(Seq::new).collect();
+        assert_eq!(snapshots.retained(), expected);
+        assert_eq!((snapshots.oldest(), snapshots.count()), (Some(Seq::new(0)), 80));
+        drop(guards);
+        assert_eq!((snapshots.oldest(), snapshots.count()), (None, 0));
+    }
+}

@@ -1,0 +1,63 @@
+//! Gathers [`Metrics`] from where the numbers stand.
+//!
+//! Invariant: nothing is stopped and no I/O is done; locks are held for a copy at most.
+
+use std::sync::atomic::Ordering;
+
+use crate::base::metrics::{KeyspaceMetrics, Metrics};
+use crate::tree::run::Run;
+use crate::tree::store::Store;
+use crate::tree::superversion::Tree;
+
+/// Everything at once, without stopping anything.
+pub(crate) fn metrics(store: &Store) -> Metrics {
+    let version = store.manifest.version();
+    let log = store.log.metrics();
+    let cache = store.cache.stats();
+    let trees = store.all_trees();
+    let mut metrics = Metrics {
+        direct_io: store.manifest.is_direct(),
+        life: version.life.number,
+        log_bytes: store.log.published().since(version.horizon),
+        log_files: version.logs.len(),
+        log_groups: log.groups,
+        log_syncs: log.syncs,
+        memtable_bytes: store.active_bytes.load(Ordering::Relaxed)
+            + store.frozen_bytes.load(Ordering::Relaxed),
+        flush_error: store.wanted.lock().flush_error.as_ref().map(ToString::to_string),
+        halted: store.health().err().map(|error| error.to_string()),
+        cache_hits: cache.hits,
+        cache_misses: cache.misses,
+        cache_bytes: cache.bytes,
+        pinned_bytes: cache.reserved_bytes,
+        paged_segments: trees.iter().map(|tree| paged_segments(tree)).sum(),
+        snapshots: store.snapshots.count(),
+        keyspaces: trees.iter().map(|tree| keyspace(tree)).collect(),
+        io: store.files.backend().counters(),
+        ..Metrics::default()
+    };
+    store.counters.fill(&mut metrics);
+    metrics.keyspaces.sort_by(|a, b| a.name.cmp(&b.name));
+    metrics
+}
+
+fn paged_segments(tree: &Tree) -> usize {
+    let current = tree.load();
+    current.runs.iter().flat_map(Run::segments).filter(|segment| segment.is_paged()).count()
+}
+
+fn keyspace(tree: &Tree) -> KeyspaceMetrics {
+    let current = tree.load();
+    let metas = || current.runs.iter().flat_map(Run::segments).map(|segment| segment.meta());
+    let frozen: usize = current.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
+    KeyspaceMetrics {
+        name: tree.name.clone(),
+        runs: current.runs.len(),
+        segments: metas().count(),
+        segment_bytes: metas().map(|meta| meta.size_bytes).sum(),
+        entries: metas().map(|meta| meta.entries).sum(),
+        tombstones: metas().map(|meta| meta.tombstones).sum(),
+        raw_bytes: metas().map(|meta| meta.raw_bytes).sum(),
+        memtable_bytes: (current.active.size_bytes() + frozen) as u64,
+    }
+}

@@ -1,0 +1,5 @@
+//! The write path: operations as bytes, one commit from admission to acknowledgement, keyspaces made and dropped.
+
+pub(crate) mod commit;
+pub(crate) mod create_drop;
+pub(crate) mod ops;
