@@ -90,8 +90,10 @@ asan:
         cargo test -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
     # One test of futures counts on a processor that is faster than the device, which it is not here.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
-        cargo test -p esker --lib --test get_async --test multi_get --test paged --test warm_cache --test read_ahead \
-        --target x86_64-unknown-linux-gnu --target-dir target/asan --locked -- --skip thousands_are_in_flight
+        cargo test -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
+    RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
+        cargo test -p esker --test it --target x86_64-unknown-linux-gnu --target-dir target/asan --locked -- \
+        get_async:: multi_get:: paged:: warm_cache:: read_ahead:: --skip thousands_are_in_flight
 
 # Tests with threads under ThreadSanitizer, which has to see into the standard library too: its `Arc` looks like a race otherwise
 tsan:
@@ -102,8 +104,8 @@ tsan:
         cargo test -Zbuild-std -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked -- memtable cache
     # Two tests of futures count on a processor that is faster than the device, which it is not here.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" TSAN_OPTIONS=suppressions=tests/thread_sanitizer.supp \
-        cargo test -Zbuild-std -p esker --test get_async --test multi_get --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked -- \
-        --skip a_close_ends_the_futures_under_way --skip thousands_are_in_flight
+        cargo test -Zbuild-std -p esker --test it --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked -- \
+        get_async:: multi_get:: --skip a_close_ends_the_futures_under_way --skip thousands_are_in_flight
 
 # Every decoder and whole stores under libFuzzer, T seconds each, two at a time (or only NAMES); needs a C++ compiler
 fuzz T="60" *NAMES="":
@@ -130,8 +132,8 @@ bench NAME="":
 
 # Write the golden files of today's format anew; the difference shows in the next commit
 golden:
-    GOLDEN=write cargo test -p esker --test golden --locked the_same_calls_write_the_same_bytes
-    cargo test -p esker --test golden --locked
+    GOLDEN=write cargo test -p esker --test it --locked golden::the_same_calls_write_the_same_bytes
+    cargo test -p esker --test it --locked golden::
 
 # Two rivals built, one small workload each: that the comparison works, not what it says
 smoke-peers:

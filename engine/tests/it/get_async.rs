@@ -1,9 +1,4 @@
 //! Gets as futures: what a get gives, thousands at once from one thread, dropped and closed at any moment.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,9 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
+use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
-use common::Random;
 use esker::{Background, Builder, Db, Error, Get, Sizes};
 
 /// Small files, a block for each of the larger values, and a cache of at most a megabyte.

@@ -1,7 +1,5 @@
 //! A full disk: writes are refused with `NoSpace`, nothing acknowledged is lost, and everything goes on by itself when
 //! there is space again. Mostly on the simulated disk, whose capacity is a number; once on a real one.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::big_endian_bytes, reason = "keys in the order of their numbers")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

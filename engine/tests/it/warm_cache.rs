@@ -1,17 +1,12 @@
 //! What a compaction does to what gets find in the cache: nothing, be it hot or not. On the simulated machine, whose counters
 //! are exact.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
-
-mod common;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Errno, SimBackend};
-use common::Random;
 use esker::{Background, Db, Keyspace, Sizes};
 
 const KEYS: usize = 8000;

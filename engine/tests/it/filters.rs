@@ -1,6 +1,4 @@
 //! How often filters let a missing key through, in a store with several runs, and what they take.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
 //! The store on a machine that fails once, at a place that matters. Each was found by `kvtorture errors`.
-#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 

@@ -1,7 +1,5 @@
 //! The first failed write or sync of log or manifest halts the store: reads go on, every later write gets the first cause,
 //! nobody waits for ever, nothing is tried again, and a reopen has everything that was acknowledged.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::big_endian_bytes, reason = "keys in the order of their numbers")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

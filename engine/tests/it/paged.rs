@@ -1,16 +1,11 @@
 //! A store whose indexes and filters are several times what the memory budget has for them.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::random::Random;
 use aio::{Backend, SimBackend};
 use bytes::Bytes;
-use common::Random;
 use esker::{Background, Db, Durability, Keyspace, Sizes};
 
 /// Part of it is for memtables and buffers; the least that the cache and pinned parts have is an eighth.

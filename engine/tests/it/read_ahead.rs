@@ -1,16 +1,11 @@
 //! What scans cost the device: little if they are short, few large reads if they are long, the same in both directions, and
 //! nothing of what others keep in the cache. On the simulated machine, whose counters are exact.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
-use common::Random;
 use esker::{Background, Builder, Db, Durability, Iter, Keyspace, Sizes};
 
 const KEYS: usize = 8000;

@@ -4,7 +4,6 @@
 //! the zeros at its end. One test opens the store with today's code and compares everything in it, one flips bits. The last makes
 //! the newest one again from the same seed and compares the bytes: whoever changes them has to notice, and to decide
 //! whether it is a new format version. `GOLDEN=write` (`just golden`) writes them anew.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

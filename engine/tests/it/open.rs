@@ -1,5 +1,4 @@
 //! Opening: the name of the directory must survive a power cut as well as what is in it, and no option may do harm.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::path::Path;
 use std::sync::Arc;

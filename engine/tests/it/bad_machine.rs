@@ -1,7 +1,5 @@
 //! Wrong directories, missing rights, damaged files, limits of the process: each has an error of one line that says what
 //! and where, and nothing is lost or written by it.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::disallowed_methods, reason = "damage is done behind the back of the store")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -285,7 +283,7 @@ fn an_open_store_reads_without_free_handles_and_writes_when_there_are_some_again
 /// This program again, as another process that does one thing: see [`child_process`].
 fn child(role: &str, store: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child_process", "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", "bad_machine::child_process", "--nocapture", "--test-threads=1"]);
     command.env("ESKER_CHILD", role).env("ESKER_STORE", store);
     command
 }

@@ -1,16 +1,11 @@
 //! `multi_get`: what as many gets would have given, with fewer trips to the device.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
-use common::Random;
 use esker::{Background, Builder, Db, Error, Keyspace, Sizes, Snapshot};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;

@@ -1,13 +1,8 @@
 //! What gets cost the device when the data are several times the cache: one read each, from whatever interface.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
-
-mod common;
 
 use std::path::Path;
 
-use common::Random;
+use crate::random::Random;
 use esker::{Db, Durability, Keyspace};
 
 const KEYS: usize = 60_000;

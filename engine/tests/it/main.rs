@@ -1,0 +1,27 @@
+//! Tests of the store as its users see it, in one program: what builds fast is run often.
+//!
+//! Tests that need a process of their own (an allocator that counts, a fork, the machine's AIO slots, a scheduler) stand
+//! beside this folder.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
+#![expect(clippy::print_stderr, reason = "a seed is told")]
+#![expect(clippy::disallowed_methods, reason = "damage is done behind the back of the store")]
+#![expect(clippy::big_endian_bytes, reason = "keys in the order of their numbers")]
+
+mod bad_machine;
+mod basics;
+mod cold_reads;
+mod faults;
+mod filters;
+mod full_disk;
+mod get_async;
+mod golden;
+mod halted;
+mod multi_get;
+mod open;
+mod paged;
+mod power_cuts;
+mod random;
+mod read_ahead;
+mod repair;
+mod warm_cache;
