@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aio::{Backend, NativeBackend};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
-use wal::{Host, Log, LogFormat, LogOptions, RecordBuf, ReplayInput, Seq, SyncMethod, replay};
+use wal::{Host, Log, LogOptions, RecordBuf, ReplayInput, Seq, SyncMethod, replay};
 
 const RECORD_BYTES: usize = 116;
 
@@ -151,7 +151,6 @@ fn replay_log(criterion: &mut Criterion) {
         ring_path: options.ring_path,
         ring_bytes: options.ring_bytes,
         ring_file_bytes: options.ring_bytes,
-        format: LogFormat::V2,
     };
     let mut queue = backend.queue(4).expect("a queue");
     let mut group = criterion.benchmark_group("wal");

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aio::{Backend, NativeBackend};
-use wal::{ActiveFile, Host, Log, LogFormat, LogOptions, RecordBuf, ReplayInput, Seq, log_file_path, replay};
+use wal::{ActiveFile, Host, Log, LogOptions, RecordBuf, ReplayInput, Seq, log_file_path, replay};
 
 /// Lines between two saves of the counts, which let the log forget its files.
 const LINES: u64 = 100_000;
@@ -146,7 +146,6 @@ fn recover(backend: &NativeBackend, dir: &Path, mut saved: Saved) -> Result<Save
             ring_path: options.ring_path,
             ring_bytes: options.ring_bytes,
             ring_file_bytes: options.ring_file_bytes,
-            format: LogFormat::V2,
         };
         let words = &mut saved.words;
         let mut queue = backend.queue(1)?;

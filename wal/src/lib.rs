@@ -108,7 +108,7 @@ pub use log::{Appended, Background, Log, LogMetrics, LogOptions};
 pub use log_file::{ActiveFile, Host, log_file_path};
 pub use ordered::Ordered;
 pub use record::{Decoded, GRANULE, Origin, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, decode};
-pub use replay::{Cut, LogFormat, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
+pub use replay::{Cut, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
 pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal, stream_room_bytes};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};
 pub use unnamed::use_of_file;

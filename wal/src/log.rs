@@ -178,7 +178,7 @@ impl Log {
             backend,
             ring,
             files,
-            origin: Origin { store_id: Some(options.store_id), life: options.life },
+            origin: Origin { store_id: options.store_id, life: options.life },
             sync_method: options.sync_method,
             written: position(),
             durable: position(),

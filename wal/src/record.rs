@@ -12,8 +12,6 @@
 //!      ...  0..31   zeros
 //! ```
 //!
-//! In format 1 the store id is left out.
-//!
 //! The checksum covers store, life and position although none of them is stored, so nothing from an earlier lap of the
 //! ring, an earlier life, another place or another store can validate. They come last, because a writer learns its position only
 //! when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
@@ -82,8 +80,8 @@ impl fmt::Display for Seq {
 /// What a record's checksum covers beside its bytes and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The store; `None` in format 1, whose records do not name it.
-    pub store_id: Option<u64>,
+    /// The store.
+    pub store_id: u64,
     /// The life.
     pub life: u32,
 }
@@ -239,7 +237,7 @@ fn finish(mut hasher: Hasher, length: u32, origin: Origin, seq: Seq) -> u32 {
     place[..4].copy_from_slice(&length.to_le_bytes());
     place[4..8].copy_from_slice(&origin.life.to_le_bytes());
     place[8..16].copy_from_slice(&seq.get().to_le_bytes());
-    place[16..].copy_from_slice(&origin.store_id.unwrap_or(0).to_le_bytes());
-    hasher.update(if origin.store_id.is_some() { &place } else { &place[..16] });
+    place[16..].copy_from_slice(&origin.store_id.to_le_bytes());
+    hasher.update(&place);
     hasher.finalize()
 }

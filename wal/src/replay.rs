@@ -55,18 +55,6 @@ pub struct ReplayInput {
     pub ring_bytes: usize,
     /// How much of it is there, as [`Host::ring_grown`](crate::Host::ring_grown) was told last; at most `ring_bytes`.
     pub ring_file_bytes: usize,
-    /// What wrote that life.
-    pub format: LogFormat,
-}
-
-/// How a life was written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Checksums of records do not cover the store, and the ring has each record at its position modulo the ring's size.
-    V1,
-    /// Checksums of records cover the store, and the ring begins with the life: what [`Log`](crate::Log) writes.
-    #[default]
-    V2,
 }
 
 /// What a replay found.
@@ -363,19 +351,12 @@ impl<'a> Records<'a> {
     }
 
     fn origin(&self) -> Origin {
-        let store_id = match self.input.format {
-            LogFormat::V1 => None,
-            LogFormat::V2 => Some(self.input.store_id),
-        };
-        Origin { store_id, life: self.input.life }
+        Origin { store_id: self.input.store_id, life: self.input.life }
     }
 
     /// Where in the endless sequence of laps.
     fn ring_position(&self, seq: Seq) -> u64 {
-        match self.input.format {
-            LogFormat::V1 => seq.get(),
-            LogFormat::V2 => seq.since(self.input.life_start),
-        }
+        seq.since(self.input.life_start)
     }
 
     /// What one record may take, in bytes: the writer takes nothing larger than a quarter of its ring.

@@ -9,7 +9,7 @@
 //!
 //!   OFFSET                SIZE  FIELD
 //!   (seq - start) % size  ...   the record of that seq, as `record` lays it out, in the life that began at `start`; it
-//!                               goes on at 0 where it meets the end. In format 1 at `seq % size`.
+//!                               goes on at 0 where it meets the end
 //! ```
 //!
 //! No header: what is valid follows from store, life and position, which every record's checksum covers. The file is

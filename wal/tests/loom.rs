@@ -18,7 +18,7 @@ use aio::{Backend, Errno};
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 use support::{Manifest, record};
-use wal::{Background, Error, GRANULE, Log, LogFormat, LogOptions, Ordered, ReplayInput, Seq, replay};
+use wal::{Background, Error, GRANULE, Log, LogOptions, Ordered, ReplayInput, Seq, replay};
 
 /// Runs a model through every schedule with at most so many switches against a thread's will.
 fn explore(switches: usize, model: impl Fn() + Send + Sync + 'static) {
@@ -177,7 +177,6 @@ impl Bed {
             ring_path: options.ring_path,
             ring_bytes: options.ring_bytes,
             ring_file_bytes: options.ring_bytes,
-            format: LogFormat::V2,
         };
         let mut lengths = Vec::new();
         let mut queue = sim.queue(1).unwrap();

@@ -39,11 +39,8 @@ use crate::io::files::Files;
 use crate::manifest::edit;
 use crate::manifest::version::{Edit, Version};
 
-/// The version of manifest, log and ring that this program writes.
+/// The version of manifest, log and ring; no other one is read.
 pub(crate) const FORMAT_VERSION: u32 = 2;
-
-/// The oldest version that it reads.
-const OLDEST_FORMAT: u32 = 1;
 
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
@@ -430,9 +427,8 @@ pub(crate) fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
 fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
     let format = version.format;
     let unknown = format.features & !KNOWN_FEATURES;
-    let what = if !(OLDEST_FORMAT..=FORMAT_VERSION).contains(&format.version) {
-        let known = format!("{OLDEST_FORMAT} to {FORMAT_VERSION}");
-        format!("format version {} is not one that this program reads ({known})", format.version)
+    let what = if format.version != FORMAT_VERSION {
+        format!("has format version {}; this program reads version {FORMAT_VERSION} only", format.version)
     } else if unknown != 0 {
         format!("uses features that this program does not know (bits {unknown:#x}): use a newer version")
     } else {

@@ -226,9 +226,12 @@ fn a_crash_anywhere_leaves_what_was_acknowledged() {
 
 #[test]
 fn an_unknown_version_or_feature_is_named() {
-    for (version, features, expected) in
-        [(0, 0, "format version 0"), (3, 0, "format version 3"), (2, 4, "bits 0x4")]
-    {
+    for (version, features, expected) in [
+        (0, 0, "format version 0"),
+        (1, 0, "format version 1"),
+        (3, 0, "format version 3"),
+        (2, 4, "bits 0x4"),
+    ] {
         let sim = machine();
         let manifest = create(&sim, 1);
         let format = Format { version, features, ..manifest.version().format };

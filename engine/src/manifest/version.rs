@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aio::{Bug, planted};
-use wal::{ActiveFile, GRANULE, LogFormat, MAX_EPOCH, STEP};
+use wal::{ActiveFile, GRANULE, MAX_EPOCH, STEP};
 
 use crate::base::key::Seq;
 use crate::io::files::MAX_FILE;
@@ -28,13 +28,6 @@ pub(crate) struct Format {
     pub(crate) features: u64,
     /// Size of the manifest file that says this, so that a cut file is noticed.
     pub(crate) manifest_bytes: u64,
-}
-
-impl Format {
-    /// How the log of this version is written.
-    pub(crate) fn log_format(self) -> LogFormat {
-        if self.version < 2 { LogFormat::V1 } else { LogFormat::V2 }
-    }
 }
 
 /// The facts that hold for one writable open.

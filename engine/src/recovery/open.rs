@@ -299,7 +299,6 @@ impl Replay {
             ring_path: files.ring_path(life.ring),
             ring_bytes: to_usize(life.ring_bytes),
             ring_file_bytes: to_usize(version.ring_file_bytes),
-            format: version.format.log_format(),
         };
         let place = files.wal_dir();
         let (mut replayed, cut) = files.with_queue(|queue| {

@@ -81,7 +81,6 @@ fn verify_log(store: &Store, report: &mut VerifyReport) -> Result<()> {
         ring_path: store.files.ring_path(version.life.ring),
         ring_bytes: usize::try_from(version.life.ring_bytes).unwrap_or(usize::MAX),
         ring_file_bytes: usize::try_from(version.ring_file_bytes).unwrap_or(usize::MAX),
-        format: version.format.log_format(),
     };
     let replayed = store.files.with_queue(|queue| {
         Ok(wal::replay(store.files.backend().as_ref(), queue, &input, &mut |_, _| Ok(()))?)

@@ -81,7 +81,7 @@ fn right_header(bytes: &mut [u8]) {
 pub(crate) fn record(data: &[u8]) {
     let mut input = Input(data);
     let (way, seq) = (input.u8(), Seq::new(u64::from(input.u16()) * 32));
-    let origin = Origin { store_id: (way & 2 == 0).then_some(3), life: u32::from(way) };
+    let origin = Origin { store_id: 3, life: u32::from(way) };
     if way & 1 == 0 {
         any_record(input.0, origin, seq);
         return;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use aio::sim::DiskImage;
 use aio::{Backend, SECTOR_BYTES, SimBackend};
 use wal::{
-    ActiveFile, Background, Host, Log, LogFormat, LogOptions, Place, RecordBuf, ReplayInput, Seq,
+    ActiveFile, Background, Host, Log, LogOptions, Place, RecordBuf, ReplayInput, Seq,
     log_file_path, replay as replay_log, replay_to_damage, seal_sector,
 };
 
@@ -93,7 +93,6 @@ fn sample() -> wal::Result<Sample> {
         ring_path,
         ring_bytes: RING_BYTES,
         ring_file_bytes: RING_BYTES,
-        format: LogFormat::V2,
     };
     sim.crash();
     Ok(Sample { disk, input, records })
@@ -157,9 +156,6 @@ fn misremember(wanted: &mut ReplayInput, input: &mut Input<'_>) {
     wanted.files.truncate(usize::from(input.u8()));
     if let Some(file) = wanted.files.last_mut() {
         file.start = Seq::new(input.u64());
-    }
-    if input.u8() & 1 == 1 {
-        wanted.format = LogFormat::V1;
     }
 }
 

@@ -102,7 +102,7 @@ impl Specimen {
     /// The records that stand in the ring from the start of the life on, which it has not lapped.
     pub(crate) fn records(&self) -> Vec<(Seq, Vec<u8>)> {
         let ring = self.named("/ring-").and_then(|path| self.disk.read_file(path)).unwrap_or_default();
-        let origin = Origin { store_id: Some(self.store_id), life: 1 };
+        let origin = Origin { store_id: self.store_id, life: 1 };
         let (mut records, mut at) = (Vec::new(), 0);
         while let Decoded::Record { payload, len_bytes } = decode(&ring[at..], origin, Seq::new(at as u64)) {
             records.push((Seq::new(at as u64), payload.to_vec()));

@@ -12,7 +12,7 @@ const PLACE: Place = Place { store_id: 77, file_id: 5, epoch: 9 };
 
 /// Of a life of the store with number 77.
 fn of(life: u32) -> Origin {
-    Origin { store_id: Some(77), life }
+    Origin { store_id: 77, life }
 }
 
 fn framed(payload: &[u8], life: u32, seq: Seq) -> Vec<u8> {
@@ -61,7 +61,7 @@ fn every_truncation_of_a_record_is_incomplete() {
 #[test]
 fn a_record_of_another_store_life_or_place_does_not_validate() {
     let bytes = framed(b"payload", 3, Seq::new(640));
-    for store_id in [None, Some(0), Some(76)] {
+    for store_id in [0, 76] {
         let origin = Origin { store_id, life: 3 };
         assert!(matches!(decode(&bytes, origin, Seq::new(640)), Decoded::Invalid(_)));
         let other = record(b"payload").prepare().frame(origin, Seq::new(640)).to_vec();

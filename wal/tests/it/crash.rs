@@ -9,7 +9,7 @@ use super::support::{Manifest, RING_FIRST_BYTES, Random, record, seed};
 use aio::sim::{DiskImage, SimBackend};
 use aio::{Backend, SECTOR_BYTES};
 use wal::{
-    ActiveFile, Appended, Background, Error, Log, LogFormat, LogOptions, ReplayInput, Replayed, Seq, Verdict,
+    ActiveFile, Appended, Background, Error, Log, LogOptions, ReplayInput, Replayed, Seq, Verdict,
     log_file_path, replay,
 };
 
@@ -56,7 +56,6 @@ fn input(life: &Life, (files, ring_file_bytes): (Vec<ActiveFile>, usize)) -> Rep
         ring_path: ring_path(life),
         ring_bytes: RING_BYTES,
         ring_file_bytes,
-        format: LogFormat::V2,
     }
 }
 

@@ -11,8 +11,8 @@ use super::support::{Manifest, Random, record};
 use aio::sim::{DiskImage, SimBackend};
 use aio::{Backend, SECTOR_BYTES};
 use wal::{
-    ActiveFile, Background, ChainRules, Error, Log, LogFormat, LogOptions, Place, ReplayInput, Seq,
-    log_file_path, read_chain, replay, replay_to_damage,
+    ActiveFile, Background, ChainRules, Error, Log, LogOptions, Place, ReplayInput, Seq, log_file_path,
+    read_chain, replay, replay_to_damage,
 };
 
 const RING_BYTES: usize = 16 << 10;
@@ -150,7 +150,6 @@ impl Specimen {
             ring_path: options.ring_path,
             ring_bytes: options.ring_bytes,
             ring_file_bytes: options.ring_bytes,
-            format: LogFormat::V2,
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::support::{Manifest, RING_FIRST_BYTES, record};
 use aio::{Backend, NativeBackend};
-use wal::{Log, LogFormat, LogOptions, ReplayInput, Seq, replay};
+use wal::{Log, LogOptions, ReplayInput, Seq, replay};
 
 fn stress(threads: u64, records: u64) {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -74,7 +74,6 @@ fn assert_replays(
         ring_path,
         ring_bytes: 256 << 10,
         ring_file_bytes,
-        format: LogFormat::V2,
     };
     let mut found = BTreeMap::new();
     let replayed = replay(backend, &mut *queue, &input, &mut |seq, payload| {
