@@ -22,18 +22,18 @@ test:
 # Crashes only: the simulated disk at every I/O, and real processes killed
 crash:
     cargo test -p esker --locked crash
-    cargo test -p kvtool --test kill --locked
+    cargo test -p kvtorture --test it --locked kill::
 
 # Check, and what takes long, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
 deep: check && loom schedules torture planted planted-schedules planted-kernel (kernel "3000" "--where-possible") (strace "4") limits soak (fuzz "20") asan tsan
-    ESKER_DEEP=1 cargo test -p kvtool --test kill --locked -- --nocapture
+    ESKER_DEEP=1 cargo test -p kvtorture --test it --locked kill:: -- --nocapture
 
 # Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
 tunables := "GLIBC_TUNABLES=glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=268435456:glibc.malloc.top_pad=16777216"
 
 # The simulated machine: this many crash states, and as many model checks, failing calls and damages as go with 2,000,000
 torture STATES="2000000":
-    cargo build --release --locked -p kvtool --bin kvtorture
+    cargo build --release --locked -p kvtorture
     {{tunables}} target/release/kvtorture sim --states {{STATES}} --json
     {{tunables}} target/release/kvtorture model --sequences $(({{STATES}} * 3 / 20)) --json
     {{tunables}} target/release/kvtorture errors --workloads 10 --json
@@ -41,33 +41,33 @@ torture STATES="2000000":
 
 # A real store on the disk below target, MINUTES long: killed, its device failing now and then, compared after each
 soak MINUTES="5":
-    cargo build --release --locked -p kvtool --bin kvtorture
+    cargo build --release --locked -p kvtorture
     rm -rf target/soak
     target/release/kvtorture soak --minutes {{MINUTES}} --dir target/soak --json
 
 # A real store whose system calls go wrong, every STEP-th in every way: in memory, and every 40th on the disk below target
 strace STEP="1":
-    cargo build --release --locked -p kvtool --bin kvtorture
+    cargo build --release --locked -p kvtorture
     target/release/kvtorture strace --step {{STEP}} --dir /dev/shm --json
     target/release/kvtorture strace --step 40 --dir target --json
 
 # A real store on a machine that is in its way, TIMES at another moment each: limits, full and frozen disks, signals; root sees more
 limits TIMES="5":
-    cargo build --release --locked -p kvtool --bin kvtorture
+    cargo build --release --locked -p kvtorture
     target/release/kvtorture limits --times {{TIMES}} --dir target --json
 
 # Power cuts, sick disks and shutdowns below ext4, XFS and btrfs of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices
 kernel STATES="3000" *ARGS="":
-    cargo build --release --locked -p kvtool --bin kvtorture
+    cargo build --release --locked -p kvtorture
     target/release/kvtorture kernel --states {{STATES}} --json {{ARGS}}
 
 # Which planted bugs the torture finds; NAME is a filter
 planted NAME="":
-    {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --json --only "{{NAME}}"
+    {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtorture -- planted --json --only "{{NAME}}"
 
 # Syncs left out: power cuts below real file systems must find each. Needs root, too
 planted-kernel:
-    RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtool --bin kvtorture -- planted --kernel --json
+    RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtorture -- planted --kernel --json
 
 # Which planted bugs the schedules find: those that one thread cannot notice, and four of the others; or all whose name has NAME in it
 planted-schedules NAME="":
@@ -109,22 +109,22 @@ tsan:
 
 # Every decoder and whole stores under libFuzzer, T seconds each, two at a time (or only NAMES); needs a C++ compiler
 fuzz T="60" *NAMES="":
-    tools/fuzz/run {{T}} {{NAMES}}
+    tools/torture/fuzz/run {{T}} {{NAMES}}
 
 # The inputs that fuzzers start from, and N changed ones of each, without a fuzzer and on any machine
 fuzz-replay N="500":
-    cargo fmt --manifest-path tools/fuzz/Cargo.toml --check
-    RUSTFLAGS="--cfg fuzzing" cargo run --release --locked --manifest-path tools/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- \
-        replay tools/fuzz/corpus {{N}}
+    cargo fmt --manifest-path tools/torture/fuzz/Cargo.toml --check
+    RUSTFLAGS="--cfg fuzzing" cargo run --release --locked --manifest-path tools/torture/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- \
+        replay tools/torture/fuzz/corpus {{N}}
 
 # Lints of the fuzzers' part, which `check` does not see
 fuzz-lints:
-    RUSTFLAGS="--cfg fuzzing" cargo clippy --locked --manifest-path tools/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- -D warnings
+    RUSTFLAGS="--cfg fuzzing" cargo clippy --locked --manifest-path tools/torture/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- -D warnings
 
 # The inputs that fuzzers start from, cut out of real stores anew
 fuzz-corpus:
-    RUSTFLAGS="--cfg fuzzing" cargo run --release --locked --manifest-path tools/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- \
-        write tools/fuzz/corpus
+    RUSTFLAGS="--cfg fuzzing" cargo run --release --locked --manifest-path tools/torture/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- \
+        write tools/torture/fuzz/corpus
 
 # Benches; NAME is a filter
 bench NAME="":

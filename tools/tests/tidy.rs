@@ -122,20 +122,23 @@ fn upward_imports_are_caught_in_every_form() {
 }
 
 #[test]
-fn a_program_of_several_files_is_a_tree_of_its_own() {
+fn a_package_below_another_is_a_tree_of_its_own() {
     let files = [
         ("tools/src/main.rs", "//! a\nmod model;"),
         ("tools/src/model.rs", "//! a\n"),
-        ("tools/src/bin/torture/main.rs", "//! a\nmod model; mod world; use crate::world::World;"),
-        ("tools/src/bin/torture/world.rs", "//! a\nmod life; use crate::model::Model;"),
-        ("tools/src/bin/torture/world/life.rs", "//! a\nuse crate::model::Model;"),
-        ("tools/src/bin/torture/model.rs", "//! a\n"),
+        ("tools/torture/src/main.rs", "//! a\nmod model; mod world; use crate::world::World;"),
+        ("tools/torture/src/world.rs", "//! a\nmod life; use crate::model::Model;"),
+        ("tools/torture/src/world/life.rs", "//! a\nuse crate::model::Model;"),
+        ("tools/torture/src/model.rs", "//! a\n"),
     ];
     let order: Vec<&str> = files.iter().map(|(path, _)| *path).collect();
     let (mut tree, lists) = (tree(&files), lists(&order));
     assert_eq!(rules::imports(&tree, &lists), [""; 0]);
-    tree.insert("tools/src/bin/torture/model.rs".to_owned(), "//! a\nuse crate::world::World;".to_owned());
-    only(&rules::imports(&tree, &lists), "tools/src/bin/torture/world.rs, which stands above it");
+    tree.insert("tools/torture/src/model.rs".to_owned(), "//! a\nuse crate::world::World;".to_owned());
+    only(&rules::imports(&tree, &lists), "tools/torture/src/world.rs, which stands above it");
+    tree.insert("tools/torture/src/unlisted.rs".to_owned(), "//! a\n".to_owned());
+    tree.insert("tools/torture/fuzz/src/lib.rs".to_owned(), "//! not of this workspace\n".to_owned());
+    only(&rules::listed(&tree, &lists), "tools/torture/src/unlisted.rs: not in the list");
 }
 
 #[test]

@@ -9,8 +9,14 @@ use crate::source::{self, Token};
 const MAX_LINES: usize = 600;
 
 /// Folder, and the name by which other crates import it.
-const CRATES: [(&str, &str); 5] =
-    [("tools", "kvtool"), ("benches", "esker_benches"), ("engine", "esker"), ("wal", "wal"), ("aio", "aio")];
+const CRATES: [(&str, &str); 6] = [
+    ("tools", "kvtool"),
+    ("tools/torture", "kvtorture"),
+    ("benches", "esker_benches"),
+    ("engine", "esker"),
+    ("wal", "wal"),
+    ("aio", "aio"),
+];
 
 /// File names with their text. Names are relative to the root of the repository.
 pub(crate) type Tree = BTreeMap<String, String>;
@@ -44,7 +50,8 @@ impl Lists {
 
 /// A file of a package's library or program, not of its tests.
 fn is_source(path: &str) -> bool {
-    is_rust(path) && path.split('/').nth(1) == Some("src")
+    let within = |folder: &str| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with("/src/"));
+    is_rust(path) && CRATES.iter().any(|(folder, _)| within(folder))
 }
 
 fn is_rust(path: &str) -> bool {
@@ -129,16 +136,9 @@ pub(crate) fn imports(tree: &Tree, lists: &Lists) -> Vec<String> {
     wrong
 }
 
-/// The folder of a library or program, and the module path of one of its source files: a program of several files has
-/// a folder of its own in `src/bin`.
+/// The folder of a library or program, and the module path of one of its source files.
 fn module_of(path: &str) -> Option<(&str, Vec<String>)> {
-    let mut root = path.find("/src/")? + "/src".len();
-    if let Some(program) = path[root..].strip_prefix("/bin/")
-        && let Some(slash) = program.find('/')
-    {
-        root += "/bin/".len() + slash;
-    }
-    let (folder, rest) = path.split_at(root);
+    let (folder, rest) = path.split_at(path.find("/src/")? + "/src".len());
     let mut module: Vec<String> = rest.strip_suffix(".rs")?.split('/').skip(1).map(str::to_owned).collect();
     if is_head(path) {
         module.pop();

@@ -6,9 +6,6 @@
 //! says when it begins and ends. The parent kills it in the middle of either, opens the store, and compares all of it
 //! with what it must be after everything acknowledged, or with the one batch in flight as well. Then the next writer
 //! goes on from there, so that a store is killed again and again through its whole life.
-#![forbid(unsafe_code)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,8 +14,10 @@ use std::path::Path;
 use std::process::{ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Random, loud, seed, temp_dir};
 use esker::{Db, Durability};
+use fastrand::Rng;
+
+use crate::{loud, temp_dir};
 
 /// Set for the writer: directory, level, and the number of its first batch.
 const WRITER: &str = "ESKER_TEST_WRITER";
@@ -114,7 +113,7 @@ struct Died {
 /// Runs a writer from batch `done + 1` on, and kills it.
 fn kill(dir: &Path, level: &str, done: u64, when: When) -> Died {
     let mut child = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", "writer", "--nocapture"])
+        .args(["--exact", "kill::writer", "--nocapture"])
         .env(WRITER, format!("{level} {} {}", done + 1, dir.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -181,8 +180,18 @@ fn check(dir: &Path, acknowledged: u64) -> u64 {
     batches
 }
 
+/// The number in `SEED`, or one that is printed, so that a failing run can be repeated.
+fn seed() -> u64 {
+    let seed = match std::env::var("SEED") {
+        Ok(seed) => seed.parse().expect("SEED is a number"),
+        Err(_) => u64::from(std::process::id()) | 1 << 40,
+    };
+    loud(&format!("SEED={seed}"));
+    seed
+}
+
 fn survive(level: &str) {
-    let mut random: Random = seed();
+    let mut random = Rng::with_seed(seed());
     // For a long run ten stores one after the other: each check reads all that the store holds.
     let stores = if std::env::var_os("ESKER_DEEP").is_some() { 10 } else { 1 };
     for _ in 0..stores {
@@ -191,17 +200,16 @@ fn survive(level: &str) {
 }
 
 /// One store, killed at least 20 times.
-fn survive_kills(level: &str, random: &mut Random) {
+fn survive_kills(level: &str, random: &mut Rng) {
     let temp = temp_dir();
     let dir = temp.path().join("store");
     let (mut batches, mut kills, mut in_job) = (0, 0, 0);
-    let below = |random: &mut Random, limit: usize| u64::try_from(random.below(limit)).expect("small");
     while kills < 14 || in_job < 8 {
         assert!(kills < 100, "of {kills} kills only {in_job} were during a flush or a compaction");
         let when = if kills % 2 == 0 {
-            When::Acknowledged(1 + below(random, 150))
+            When::Acknowledged(1 + random.u64(..150))
         } else {
-            When::InJob(1 + random.below(5))
+            When::InJob(1 + random.usize(..5))
         };
         let died = kill(&dir, level, batches, when);
         assert!(died.acknowledged > batches, "killed before the first record");
@@ -211,7 +219,7 @@ fn survive_kills(level: &str, random: &mut Random) {
     }
     // Both levels together: at least 40 in all, 10 during jobs.
     while kills < 20 {
-        let died = kill(&dir, level, batches, When::Acknowledged(1 + below(random, 150)));
+        let died = kill(&dir, level, batches, When::Acknowledged(1 + random.u64(..150)));
         batches = check(&dir, died.acknowledged);
         kills += 1;
         in_job += u32::from(died.in_job);

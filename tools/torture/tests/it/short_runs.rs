@@ -1,9 +1,10 @@
 //! Short forms of `kvtorture`. `SEED=` chooses the seed; a failure names it and the command that replays it.
 
-use std::io::Write as _;
 use std::process::Command;
 
 use serde_json::Value;
+
+use crate::{loud, temp_dir};
 
 /// Runs the tool to its limit and gives its last line.
 fn torture(args: &[&str]) -> Value {
@@ -103,7 +104,7 @@ fn a_damaged_store_gives_the_right_value_or_says_corrupt() {
 
 #[test]
 fn a_store_on_the_real_disk_survives_kills_and_faults() {
-    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory can be made");
+    let temp = temp_dir();
     let dir = temp.path().join("soak");
     let dir = dir.to_str().expect("text");
     let figures = torture(&["soak", "--minutes", "0.25", "--dir", dir]);
@@ -116,22 +117,21 @@ fn a_store_survives_power_cuts_below_a_real_file_system() {
     match try_torture(&["kernel", "--fs", "ext4", "--time", "4"]) {
         Ok(counts) => must_be_positive(&counts, &["distinct_ext4", "kept_nothing", "kept_all", "lives"]),
         // Not root, or no FUSE, or no loop devices.
-        Err(why) if why.contains("nothing could be tried") => eprintln!("SKIPPED: {why}"),
+        Err(why) if why.contains("nothing could be tried") => loud(&format!("SKIPPED: {why}")),
         Err(why) => panic!("{why}"),
     }
 }
 
 /// A part of `strace`; `None` where system calls cannot be watched.
 fn strace(args: &[&str]) -> Option<Value> {
-    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory can be made");
+    let temp = temp_dir();
     let dir = temp.path().to_str().expect("text");
     let counts = torture(&[&["strace", "--dir", dir], args].concat());
     if counts["skipped"].is_null() {
         assert_eq!(counts["planned"], counts["runs"], "{counts}");
         return Some(counts);
     }
-    // As loud as a test can be without failing.
-    writeln!(std::io::stderr(), "*** SKIPPED: system calls cannot be watched here").expect("standard error");
+    loud("SKIPPED: system calls cannot be watched here");
     None
 }
 
@@ -158,7 +158,7 @@ fn a_signal_while_a_directory_is_opened_goes_unnoticed() {
 
 #[test]
 fn a_store_goes_on_when_the_machine_is_no_longer_in_its_way() {
-    let temp = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory can be made");
+    let temp = temp_dir();
     let counts = torture(&["limits", "--dir", temp.path().to_str().expect("text")]);
     // These need nothing but the kernel.
     must_be_positive(
@@ -168,8 +168,7 @@ fn a_store_goes_on_when_the_machine_is_no_longer_in_its_way() {
     must_be_positive(&counts, &["acknowledged", "errors_met"]);
     if let Some(skipped) = counts["skipped"].as_u64() {
         let operations = &counts["operations"];
-        writeln!(std::io::stderr(), "*** SKIPPED {skipped} limits (root is needed), tried: {operations}")
-            .expect("standard error");
+        loud(&format!("SKIPPED {skipped} limits (root is needed), tried: {operations}"));
     }
 }
 
@@ -197,7 +196,7 @@ fn a_store_survives_sick_disks_and_shutdowns_below_a_real_file_system() {
             must_be_positive(&counts, &["detected_in_log", "detected_in_segment", "detected_in_manifest"]);
         }
         // Not root, or no FUSE, or no loop devices.
-        Err(why) if why.contains("nothing could be tried") => eprintln!("SKIPPED: {why}"),
+        Err(why) if why.contains("nothing could be tried") => loud(&format!("SKIPPED: {why}")),
         Err(why) => panic!("{why}"),
     }
 }

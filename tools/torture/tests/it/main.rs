@@ -1,0 +1,27 @@
+//! Short runs of `kvtorture`, and processes killed on the real disk.
+#![forbid(unsafe_code)]
+
+mod kill;
+mod short_runs;
+
+use std::io::Write as _;
+
+use tempfile::TempDir;
+
+/// `TMPFS_MAGIC` of the kernel.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
+/// A directory below `target`. On a memory file system the tests run, but they say so.
+fn temp_dir() -> TempDir {
+    let root = env!("CARGO_TARGET_TMPDIR");
+    let found = rustix::fs::statfs(root).expect("the target directory is there");
+    if found.f_type == TMPFS_MAGIC {
+        loud(&format!("{root} is a memory file system: this proves nothing about disks"));
+    }
+    tempfile::tempdir_in(root).expect("the target directory is writable")
+}
+
+/// A line on standard error that the test harness does not capture.
+fn loud(text: &str) {
+    writeln!(std::io::stderr(), "*** {text}").expect("standard error is open");
+}
