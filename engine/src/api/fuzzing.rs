@@ -54,7 +54,7 @@ pub fn batch(data: &[u8]) {
     let mut builder = OpsBuilder::begin(&mut bytes);
     for op in &found {
         assert!((1..=MAX_KEY_BYTES).contains(&op.key.len()));
-        assert!(op.kind == Kind::Put || op.value.is_empty());
+        assert!(op.kind.allows_value_bytes(op.value.len()));
         builder.push(&mut bytes, *op).expect("what was read can be written");
     }
     assert_eq!(&bytes[4..], &data[4..], "a batch has one form");

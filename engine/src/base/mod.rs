@@ -4,6 +4,7 @@ pub(crate) mod coding;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod key;
+pub(crate) mod meaning;
 pub(crate) mod metrics;
 pub(crate) mod options;
 pub(crate) mod prefetch;

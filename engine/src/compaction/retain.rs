@@ -15,7 +15,7 @@
 
 use aio::{Bug, planted};
 
-use crate::base::key::{Entry, Kind, Seq};
+use crate::base::key::{Entry, Seq};
 
 /// What may become of a tombstone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Retain {
     /// its key is dropped here, too: then no entry is left for it to hide. (With one, an older entry may be
     /// kept for it. Whether there is one is known only later; keeping the tombstone is always right.)
     fn is_needless_tombstone(&self, entry: &Entry<'_>) -> bool {
-        entry.kind == Kind::Delete
+        entry.is_tombstone()
             && self.tombstones == Tombstones::Drop
             && self.snapshots.first().is_none_or(|oldest| *oldest > entry.seq)
     }
@@ -85,13 +85,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base::key::Kind;
     use crate::read::cursor_contract::{Owned, any_entries, runner};
 
     /// What a reader at `snapshot` gets, found by looking at everything.
     fn read(entries: &[Owned], key: &[u8], snapshot: Seq) -> Option<Vec<u8>> {
         let versions = entries.iter().filter(|entry| entry.key == key && entry.seq < snapshot);
         let newest = versions.max_by_key(|entry| entry.seq)?;
-        (newest.kind == Kind::Put).then(|| newest.value.clone())
+        newest.as_entry().value_seen().map(<[u8]>::to_vec)
     }
 
     fn retained(inputs: &[Owned], snapshots: &[Seq], tombstones: Tombstones) -> Vec<Owned> {

@@ -58,7 +58,7 @@ impl Memtable {
     /// Adds one version; in any order of `seq`. The same key and `seq` twice is a bug. Returns by how much
     /// [`Memtable::size_bytes`] grew.
     pub(crate) fn insert(&self, key: &[u8], seq: Seq, kind: Kind, value: &[u8]) -> usize {
-        debug_assert!(kind == Kind::Put || value.is_empty(), "a tombstone has no value");
+        debug_assert!(kind.allows_value_bytes(value.len()), "this kind of entry has no value");
         let mut grown_bytes = 0;
         let filter = self.filter.get_or_init(|| {
             let filter = self.new_filter();

@@ -311,7 +311,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     }
 
     fn show(&mut self, at: usize, kind: Kind, value: &[u8]) {
-        self.found.show(at, (kind == Kind::Put).then_some(value));
+        self.found.show(at, kind.value_seen(value));
     }
 
     fn look_in_tables(&mut self) {

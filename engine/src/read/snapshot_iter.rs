@@ -16,7 +16,7 @@
 //!   meanwhile is let go, and no lock is held between steps.
 
 use crate::base::error::{Error, Result};
-use crate::base::key::{Kind, Seq};
+use crate::base::key::Seq;
 use crate::base::range::KeyBounds;
 use crate::read::cursor::Cursor;
 use crate::tree::pins::SnapshotGuard;
@@ -172,7 +172,7 @@ impl<S: Source> Visible<S> {
         let upto = upto(&self.bounds, &self.lowered);
         let is_given = front.cursor.entry().is_some_and(|entry| {
             entry.seq < self.snapshot.seq()
-                && entry.kind == Kind::Put
+                && entry.value_seen().is_some()
                 && upto.is_none_or(|upto| entry.key < upto)
         });
         if !is_given {
@@ -194,7 +194,7 @@ impl<S: Source> Visible<S> {
         let from = from(&self.bounds, &self.raised);
         let is_given = back.cursor.ends_key()
             && back.cursor.entry().is_some_and(|entry| {
-                entry.seq < self.snapshot.seq() && entry.kind == Kind::Put && entry.key >= from
+                entry.seq < self.snapshot.seq() && entry.value_seen().is_some() && entry.key >= from
             });
         if !is_given {
             back.stands = Stands::OnNext;
@@ -248,7 +248,7 @@ impl<S: Source> Visible<S> {
             }
             if entry.seq >= snapshot {
                 front.cursor.next()?;
-            } else if entry.kind == Kind::Put {
+            } else if entry.value_seen().is_some() {
                 front.stands = Stands::OnGiven;
                 return Ok(true);
             } else {
@@ -280,7 +280,7 @@ impl<S: Source> Visible<S> {
                 return Ok(false);
             }
             if back.cursor.ends_key() {
-                if entry.seq < snapshot && entry.kind == Kind::Put {
+                if entry.seq < snapshot && entry.value_seen().is_some() {
                     back.stands = Stands::OnGiven;
                     return Ok(true);
                 }
@@ -289,7 +289,7 @@ impl<S: Source> Visible<S> {
                 self.lowered.clear();
                 self.lowered.extend_from_slice(entry.key);
                 let value = self.wants_values.then_some(&mut self.back_value);
-                if back.newest_visible(&self.lowered, snapshot, value)? == Some(Kind::Put) {
+                if back.newest_visible(&self.lowered, snapshot, value)? {
                     back.stands = Stands::Behind;
                     return Ok(true);
                 }
@@ -377,26 +377,22 @@ impl<C: Cursor> Walk<C> {
         Ok(())
     }
 
-    /// Walks back over all versions of `key`, oldest first; gives the kind of the newest below `snapshot`,
-    /// and its value to who wants it.
-    fn newest_visible(
-        &mut self,
-        key: &[u8],
-        snapshot: Seq,
-        mut value: Option<&mut Vec<u8>>,
-    ) -> Result<Option<Kind>> {
-        let mut newest = None;
+    /// Walks back over all versions of `key`, oldest first. Returns whether a reader at `snapshot` sees a value, and copies
+    /// it to `value` if one is given.
+    fn newest_visible(&mut self, key: &[u8], snapshot: Seq, mut value: Option<&mut Vec<u8>>) -> Result<bool> {
+        let mut is_seen = false;
         while let Some(entry) = self.cursor.entry().filter(|entry| entry.key == key) {
             if entry.seq < snapshot {
-                newest = Some(entry.kind);
-                if let Some(value) = &mut value {
-                    value.clear();
-                    value.extend_from_slice(entry.value);
+                let seen = entry.value_seen();
+                is_seen = seen.is_some();
+                if let (Some(copy), Some(seen)) = (&mut value, seen) {
+                    copy.clear();
+                    copy.extend_from_slice(seen);
                 }
             }
             self.cursor.prev()?;
         }
-        Ok(newest)
+        Ok(is_seen)
     }
 }
 

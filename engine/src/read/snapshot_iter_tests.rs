@@ -11,6 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::key::Kind;
 use crate::base::range::KeyRange;
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::memtable::Memtable;

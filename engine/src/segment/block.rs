@@ -468,8 +468,7 @@ impl<'a> Block<'a> {
             }
             let kind = u8::try_from(columns.kinds.get(self.raw, i)).ok();
             match kind.and_then(Kind::from_byte) {
-                Some(Kind::Put) => {}
-                Some(Kind::Delete) if value_len == 0 => {}
+                Some(kind) if kind.allows_value_bytes(value_len) => {}
                 _ => return Err("kinds of a block"),
             }
             let delta = columns.seqs.get(self.raw, i);

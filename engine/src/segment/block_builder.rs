@@ -128,7 +128,7 @@ impl BlockBuilder {
         } else {
             8
         };
-        let kind_width = u8::from(self.kinds.iter().any(|&kind| kind != Kind::Put));
+        let kind_width = u8::from(self.kinds.iter().any(|&kind| kind.to_byte() != 0));
 
         out.put_u16(u16::try_from(n).expect("at most MAX_ENTRIES"));
         out.put_u16(u16::try_from(prefix_len).expect("at most MAX_KEY_BYTES"));

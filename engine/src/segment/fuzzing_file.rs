@@ -276,7 +276,7 @@ pub(super) fn entries_of(data: &[u8]) -> Vec<Owned> {
         let seq =
             if shape & 64 == 0 { u64::from(reader.u8().unwrap_or(0)) } else { reader.u64().unwrap_or(7) };
         let kind = if shape & 128 == 0 { Kind::Put } else { Kind::Delete };
-        let len = if kind == Kind::Put { usize::from(shape / 8 % 8) } else { 0 };
+        let len = if kind.stores_value() { usize::from(shape / 8 % 8) } else { 0 };
         let value = reader.take(len).unwrap_or_default().repeat(1 + len);
         entries.push((key, Seq::new(seq), kind, value));
     }

@@ -8,7 +8,7 @@ use super::index::Part;
 use super::open::{load, pinned_bytes, read_footer};
 use super::reader::{Care, Segment, Way, corrupt};
 use crate::base::error::{Error, Result};
-use crate::base::key::{Entry, Kind, Seq};
+use crate::base::key::{Entry, Seq};
 use crate::io::read_ahead::MOST_BYTES;
 use crate::memory::reserve::Reserved;
 
@@ -81,7 +81,7 @@ impl Seen {
                 failed = failed.or(Some("a key of a block is not in the filter"));
             }
             self.entries += 1;
-            self.tombstones += u64::from(entry.kind == Kind::Delete);
+            self.tombstones += u64::from(entry.is_tombstone());
             self.raw_bytes += (entry.key.len() + entry.value.len()) as u64;
             self.min_seq = Some(self.min_seq.map_or(entry.seq, |seq| seq.min(entry.seq)));
             self.max_seq = Some(self.max_seq.map_or(entry.seq, |seq| seq.max(entry.seq)));

@@ -23,7 +23,7 @@ use super::index::{IndexBuilder, Place};
 use super::pages::{PIECE_BLOCKS, filter_blocks, index_blocks};
 use super::top::TopBuilder;
 use crate::base::error::Result;
-use crate::base::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
+use crate::base::key::{Entry, MAX_KEY_BYTES, Seq, key_hash};
 use crate::io::files::Files;
 
 /// Bytes of one write of a large segment.
@@ -124,7 +124,7 @@ impl SegmentWriter {
     /// If the order is broken, the key is empty or too long, or a tombstone has a value.
     pub(crate) fn add(&mut self, entry: Entry<'_>) -> Result<()> {
         assert!((1..=MAX_KEY_BYTES).contains(&entry.key.len()), "key length out of range");
-        assert!(entry.kind == Kind::Put || entry.value.is_empty(), "a tombstone has no value");
+        assert!(entry.kind.allows_value_bytes(entry.value.len()), "this kind of entry has no value");
         let first = self.is_empty();
         let new_key = first || entry.key != self.last_key;
         if !first {
@@ -283,7 +283,7 @@ impl SegmentWriter {
 impl Totals {
     fn count(&mut self, entry: &Entry<'_>) {
         self.entries += 1;
-        self.tombstones += u64::from(entry.kind == Kind::Delete);
+        self.tombstones += u64::from(entry.is_tombstone());
         self.raw_bytes += (entry.key.len() + entry.value.len()) as u64;
         self.min_seq = Some(self.min_seq.map_or(entry.seq, |seq| seq.min(entry.seq)));
         self.max_seq = Some(self.max_seq.map_or(entry.seq, |seq| seq.max(entry.seq)));

@@ -49,13 +49,13 @@ impl Superversion {
     ) -> Result<Option<R>> {
         let hash = key_hash(key);
         if let Some((kind, value)) = self.get_in_tables(key, hash, snapshot) {
-            return Ok((kind == Kind::Put).then(|| found(value)));
+            return Ok(kind.value_seen(value).map(found));
         }
         let mut found = Some(found);
         for run in &self.runs {
-            let show = |kind, _, value: &[u8]| {
-                let found = found.take().filter(|_| kind == Kind::Put);
-                found.map(|found| found(value))
+            let show = |kind: Kind, _, value: &[u8]| {
+                let value = kind.value_seen(value)?;
+                found.take().map(|found| found(value))
             };
             if let Some(decided) = run.get_with((key, hash), snapshot, show)? {
                 return Ok(decided);

@@ -52,7 +52,7 @@ impl<'a> Op<'a> {
 
     /// Bytes it takes in a payload.
     pub(crate) fn size_bytes(&self) -> usize {
-        let value_length_bytes = if self.kind == Kind::Put { 4 } else { 0 };
+        let value_length_bytes = if self.kind.stores_value() { 4 } else { 0 };
         7 + value_length_bytes + self.key.len() + self.value.len()
     }
 }
@@ -91,9 +91,9 @@ impl OpsBuilder {
         buffer.put_u8(op.kind.to_byte());
         buffer.put_u32(op.keyspace);
         buffer.put_u16(key_len);
-        match op.kind {
-            Kind::Put => buffer.put_u32(value_len),
-            Kind::Delete => debug_assert!(op.value.is_empty(), "a delete has no value"),
+        debug_assert!(op.kind.allows_value_bytes(op.value.len()), "this kind of operation has no value");
+        if op.kind.stores_value() {
+            buffer.put_u32(value_len);
         }
         buffer.extend_from_slice(op.key);
         buffer.extend_from_slice(op.value);
@@ -241,9 +241,10 @@ fn read_op<'a>(reader: &mut Reader<'a>) -> Result<Op<'a>, &'static str> {
     if key_len == 0 {
         return Err("empty key");
     }
-    let value_len = match kind {
-        Kind::Put => usize::try_from(reader.u32().ok_or(SHORT)?).map_err(|_| SHORT)?,
-        Kind::Delete => 0,
+    let value_len = if kind.stores_value() {
+        usize::try_from(reader.u32().ok_or(SHORT)?).map_err(|_| SHORT)?
+    } else {
+        0
     };
     let key = reader.take(key_len).ok_or(SHORT)?;
     let value = reader.take(value_len).ok_or(SHORT)?;
