@@ -72,7 +72,8 @@ mod upkeep;
 mod write;
 
 pub use api::batch::Batch;
-pub use api::db::{Builder, Db};
+pub use api::builder::Builder;
+pub use api::db::Db;
 pub use api::futures::{Get, MultiGet};
 #[cfg(fuzzing)]
 #[doc(hidden)]

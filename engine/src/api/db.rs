@@ -1,25 +1,16 @@
-//! The store as a whole: open, keyspaces, batches, snapshots, maintenance, close. Routes only: no format, no policy, no
-//! I/O of its own.
+//! The open store as a whole: keyspaces, batches, snapshots, maintenance, close. Each call is passed on; this file has no
+//! format, no policy and no I/O of its own. `builder.rs` opens stores.
 
 use std::fmt;
-use std::path::Path;
-use std::sync::Arc;
-
-use aio::{Backend, NativeBackend};
-use wal::SyncMethod;
 
 use crate::api::batch::Batch;
 use crate::api::handle::Handle;
 use crate::api::keyspace::Keyspace;
 use crate::api::snapshot::Snapshot;
 use crate::base::error::{Error, Result};
-use crate::base::events::Listener;
 use crate::base::metrics::Metrics;
-use crate::base::options::{Background, Durability, Options, Sizes};
 use crate::compaction::job::{Depth, compact_all};
 use crate::compaction::scheduler;
-use crate::recovery::open;
-use crate::recovery::repair::LogDamage;
 use crate::upkeep::report;
 use crate::upkeep::verify::{self, VerifyReport};
 use crate::write::commit;
@@ -28,7 +19,7 @@ use crate::write::create_drop;
 /// An open store. Cheap to clone; clones are the same store.
 ///
 /// # Durability
-/// What a write survives is chosen by handle and batch, see [`Durability`]; the default is power loss.
+/// What a write survives is chosen by handle and batch, see [`Durability`](crate::Durability); the default is power loss.
 ///
 /// # Concurrency
 /// `Send + Sync`. Reads take no lock that a writer holds across I/O. The store closes with its last handle (`Db`,
@@ -51,28 +42,8 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens the store in a directory, or creates it there if the directory is missing or empty (its parent must
-    /// exist).
-    ///
-    /// What the log holds beyond the segments is replayed and written to segments first, so an open after a crash takes
-    /// as long as writing the memtables that were lost; after [`Db::close`] there is nothing to replay.
-    ///
-    /// # Durability
-    /// Everything that was acknowledged is there, and survives power loss from now on whatever it was acknowledged
-    /// with. A crash during an open loses nothing: the next open does it again.
-    ///
-    /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere or in this process,
-    /// [`Error::Format`](crate::Error::Format) for a directory of something else (nothing is written to it),
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if acknowledged data is damaged or missing (nothing is changed),
-    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::Io`](crate::Error::Io).
-    pub fn open(path: impl AsRef<Path>) -> Result<Db> {
-        Db::builder().open(path)
-    }
-
-    /// Options for an open.
-    pub fn builder() -> Builder {
-        Builder { options: Options::default() }
+    pub(crate) fn new(handle: Handle) -> Db {
+        Db { handle }
     }
 
     /// A keyspace by name (1 to 255 bytes); it is created if it does not exist. Every store has `default`.
@@ -133,7 +104,7 @@ impl Db {
     /// Returns when everything written so far, by any thread, survives power loss.
     ///
     /// # Durability
-    /// As if every write before had been made with [`Durability::Power`].
+    /// As if every write before had been made with [`Durability::Power`](crate::Durability::Power).
     ///
     /// # Concurrency
     /// One sync of the device, shared with all who wait for one at that moment; none if there is nothing new.
@@ -195,7 +166,7 @@ impl Db {
         verify::verify(self.handle.store())
     }
 
-    /// For tests, with [`Background::Manual`]: holds background work back, or lets it go (and does what was asked for
+    /// For tests, with [`Background::Manual`](crate::Background::Manual): holds background work back, or lets it go (and does what was asked for
     /// meanwhile), so that the states in between are reached without threads. What a caller must wait for is done all
     /// the same.
     #[doc(hidden)]
@@ -251,148 +222,5 @@ impl Db {
 impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Db({})", self.handle.store().files.root().display())
-    }
-}
-
-/// Options for [`Db::builder`]; each setter takes and returns the builder.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct Builder {
-    options: Options,
-}
-
-impl Builder {
-    /// Memory of the store in bytes: memtables, ring, cache, indexes and filters, and I/O buffers are planned from it. Indexes
-    /// and filters that do not fit are read through the cache ([`Metrics::paged_segments`]). At least 1 MiB; default 256
-    /// MiB.
-    ///
-    /// Sizes of log files, ring and segments follow from it, and with them the largest record
-    /// ([`Db::max_record_bytes`]). A store may be opened with another budget each time.
-    pub fn memory_budget_bytes(mut self, bytes: u64) -> Builder {
-        self.options.memory_budget_bytes = bytes.max(1 << 20);
-        self
-    }
-
-    /// What writes survive unless a handle or batch says otherwise; default [`Durability::Power`].
-    pub fn durability(mut self, level: Durability) -> Builder {
-        self.options.durability = level;
-        self
-    }
-
-    /// Whether a missing store is created; default true. Without it a missing or empty directory is
-    /// [`Error::Format`](crate::Error::Format).
-    pub fn create(mut self, create: bool) -> Builder {
-        self.options.create = create;
-        self
-    }
-
-    /// Who hears of events; nobody unless this is set.
-    pub fn listener(mut self, listener: impl Listener) -> Builder {
-        self.options.listener = Some(Arc::new(listener));
-        self
-    }
-
-    /// How long a [`Durability::Process`] write may wait for stable media, if 1 MiB of log does not come together before;
-    /// default 10 ms. A shorter interval costs syncs of the device, also when nobody waits for them.
-    pub fn drain_interval(mut self, interval: std::time::Duration) -> Builder {
-        self.options.drain_interval = interval;
-        self
-    }
-
-    /// How a group of durable writes gets to stable media; default [`SyncMethod::Fdatasync`]. All are equally safe, and
-    /// differ in speed by device.
-    pub fn sync_method(mut self, method: SyncMethod) -> Builder {
-        self.options.sync_method = method;
-        self
-    }
-
-    /// Whether blocks are compressed with LZ4; default true. Existing segments stay as they are.
-    pub fn compress(mut self, compress: bool) -> Builder {
-        self.options.compress = compress;
-        self
-    }
-
-    /// Who does the background work; default [`Background::Threads`].
-    pub fn background(mut self, background: Background) -> Builder {
-        self.options.background = background;
-        self
-    }
-
-    /// The machine to run on; default this one. For tests over a simulated disk.
-    pub fn backend(mut self, backend: Arc<dyn Backend>) -> Builder {
-        self.options.backend = Some(backend);
-        self
-    }
-
-    /// Overrides sizes that otherwise follow from the memory budget. For tests: small files reach the interesting
-    /// states sooner.
-    pub fn sizes(mut self, sizes: Sizes) -> Builder {
-        self.options.sizes = sizes;
-        self
-    }
-
-    /// Opens or creates the store; see [`Db::open`].
-    ///
-    /// # Errors
-    /// As [`Db::open`].
-    pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
-        Ok(self.open_or_repair(path.as_ref())?.0)
-    }
-
-    /// Whether the log is damaged, and what [`Builder::repair`] would keep and lose. Reads the log, and changes nothing.
-    ///
-    /// # Errors
-    /// As [`Db::open`] of a store that is there, without [`Error::Corrupt`](crate::Error::Corrupt) for the log.
-    pub fn find_damage(self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
-        open::find_damage(self.machine(), path.as_ref())
-    }
-
-    /// Cuts a damaged log before the damage, for good, so that the store opens again; then closes the store. `None`:
-    /// the log was not damaged.
-    ///
-    /// All records before the damage are kept, everything in segments, and what the ring still has of the records that
-    /// follow without a gap: the newest ones, often all, unless the power failed. **What was acknowledged behind that is
-    /// lost**, except what was flushed already: a keyspace that was flushed later than another keeps more, so a batch over
-    /// several keyspaces may be there in part. Copy the directory first. A damaged manifest or segment is not
-    /// repaired (but where the manifest has lost its last edit, and that named a log file, the file itself makes it good),
-    /// and a file that cannot be read at all (an error of the device) has to be copied before, with zeros for what is
-    /// unreadable.
-    ///
-    /// # Durability
-    /// What is left survives power loss when this returns. After a crash meanwhile the log is as damaged as before, or
-    /// repaired.
-    ///
-    /// # Errors
-    /// As [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace). The log may be cut all the same: ask
-    /// [`Builder::find_damage`] before, to know what was.
-    ///
-    /// # Examples
-    /// ```
-    /// # fn main() -> esker::Result<()> {
-    /// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    /// # let path = dir.path().join("store");
-    /// # esker::Db::open(&path)?.close()?;
-    /// if let Some(damage) = esker::Db::builder().find_damage(&path)? {
-    ///     eprintln!("{}: {} records before it, {} bytes behind it", damage.error, damage.kept_records, damage.cut_bytes);
-    ///     esker::Db::builder().repair(&path)?;
-    /// }
-    /// # Ok(()) }
-    /// ```
-    pub fn repair(mut self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
-        self.options.create = false;
-        self.options.repair = true;
-        let (db, damage) = self.open_or_repair(path.as_ref())?;
-        db.close()?;
-        Ok(damage)
-    }
-
-    fn open_or_repair(self, path: &Path) -> Result<(Db, Option<LogDamage>)> {
-        let opened = open::open(self.machine(), path, self.options)?;
-        let threads = scheduler::start(&opened.store)?;
-        Ok((Db { handle: Handle::new(opened.store, threads, opened.lock) }, opened.damage))
-    }
-
-    fn machine(&self) -> Arc<dyn Backend> {
-        self.options.backend.clone().unwrap_or_else(|| Arc::new(NativeBackend::new()))
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::api::handle::Handle;
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::range::KeyBounds;
 use crate::read::merge::Merge;
 use crate::read::snapshot_iter::{PairRef, Source, Visible};
@@ -66,12 +66,17 @@ pub struct Iter {
 struct KeyspaceSource {
     handle: Handle,
     tree: Arc<Tree>,
+    /// Every step fails with this: the iterator must not read from `tree`.
+    refused: Option<Error>,
 }
 
 impl Source for KeyspaceSource {
     type Cursor = Merge<Place>;
 
     fn check(&self) -> Result<()> {
+        if let Some(error) = &self.refused {
+            return Err(error.clone());
+        }
         self.handle.store().check_open()?;
         self.tree.check()
     }
@@ -89,7 +94,13 @@ impl Source for KeyspaceSource {
 
 impl Iter {
     pub(crate) fn new(handle: Handle, tree: Arc<Tree>, snapshot: SnapshotGuard, bounds: KeyBounds) -> Iter {
-        Iter { pairs: Visible::new(KeyspaceSource { handle, tree }, snapshot, bounds) }
+        Iter { pairs: Visible::new(KeyspaceSource { handle, tree, refused: None }, snapshot, bounds) }
+    }
+
+    /// An iterator that fails with `error` at each step, also after a seek.
+    pub(crate) fn refused(handle: Handle, tree: Arc<Tree>, snapshot: SnapshotGuard, error: Error) -> Iter {
+        let source = KeyspaceSource { handle, tree, refused: Some(error) };
+        Iter { pairs: Visible::new(source, snapshot, KeyBounds::all()) }
     }
 
     /// The next pair from the front, borrowed until the next call. Allocates nothing for it, and copies no value.

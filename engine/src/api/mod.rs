@@ -1,6 +1,7 @@
 //! What users see: the store, its keyspaces, batches, snapshots, iterators, futures.
 
 pub(crate) mod batch;
+pub(crate) mod builder;
 pub(crate) mod db;
 pub(crate) mod futures;
 #[cfg(fuzzing)]

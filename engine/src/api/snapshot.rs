@@ -3,6 +3,7 @@
 //! Invariant: the position stays pinned as long as the snapshot, a clone of it or an iterator made from it lives.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -122,8 +123,8 @@ impl Snapshot {
 
     /// The pairs whose keys lay in a range, see [`Keyspace::range`].
     ///
-    /// # Panics
-    /// If the keyspace belongs to another store.
+    /// # Errors
+    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`] for a keyspace of another store.
     #[must_use]
     pub fn range(&self, keyspace: &Keyspace, range: impl KeyRange) -> Iter {
         self.iterate(keyspace, range.into_bounds())
@@ -131,8 +132,8 @@ impl Snapshot {
 
     /// The pairs whose keys began with `prefix`.
     ///
-    /// # Panics
-    /// If the keyspace belongs to another store.
+    /// # Errors
+    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`] for a keyspace of another store.
     #[must_use]
     pub fn prefix(&self, keyspace: &Keyspace, prefix: impl AsRef<[u8]>) -> Iter {
         self.iterate(keyspace, KeyBounds::prefix(prefix.as_ref()))
@@ -140,24 +141,28 @@ impl Snapshot {
 
     /// All pairs.
     ///
-    /// # Panics
-    /// If the keyspace belongs to another store.
+    /// # Errors
+    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`] for a keyspace of another store.
     #[must_use]
     pub fn iter(&self, keyspace: &Keyspace) -> Iter {
         self.iterate(keyspace, KeyBounds::all())
     }
 
     fn check(&self, keyspace: &Keyspace) -> Result<()> {
-        if std::sync::Arc::ptr_eq(keyspace.store(), self.handle.store()) {
+        if Arc::ptr_eq(keyspace.store(), self.handle.store()) {
             return Ok(());
         }
         Err(Error::invalid("the keyspace belongs to another store than the snapshot"))
     }
 
     fn iterate(&self, keyspace: &Keyspace, bounds: KeyBounds) -> Iter {
-        let same = std::sync::Arc::ptr_eq(keyspace.store(), self.handle.store());
-        assert!(same, "the keyspace belongs to another store than the snapshot");
-        keyspace.iterate_at(bounds, self.guard.clone())
+        match self.check(keyspace) {
+            Ok(()) => keyspace.iterate_at(bounds, self.guard.clone()),
+            Err(error) => {
+                let tree = Arc::clone(keyspace.tree());
+                Iter::refused(self.handle.clone(), tree, self.guard.clone(), error)
+            }
+        }
     }
 }
 

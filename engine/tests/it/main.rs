@@ -13,6 +13,7 @@ mod basics;
 mod cold_reads;
 mod faults;
 mod filters;
+mod foreign_keyspace;
 mod full_disk;
 mod get_async;
 mod golden;
