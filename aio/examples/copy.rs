@@ -11,7 +11,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
-use aio::{Backend, Buf, Context, File, NativeBackend, Op, OpKind, OpenMode};
+use aio::{Backend, Buf, Context, File, NativeBackend, OpenMode, Operation, OperationKind};
 
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -38,28 +38,26 @@ fn copy(from: &Path, to: &Path) -> Result<u64, Box<dyn Error>> {
     backend.allocate(&target, bytes)?;
     let mut context = Context::builder().slots(CHUNKS).build()?;
     let mut offset = 0;
-    let mut ops = VecDeque::new();
+    let mut operations = VecDeque::new();
     for _ in 0..CHUNKS {
-        ops.extend(next_read(&source, &mut offset, bytes, Buf::zeroed(CHUNK_BYTES)));
+        operations.extend(next_read(&source, &mut offset, bytes, Buf::zeroed(CHUNK_BYTES)));
     }
     let mut done = Vec::new();
-    while !ops.is_empty() || context.in_flight() > 0 {
-        if let Some(refused) = context.submit(&mut ops)?.refused {
-            return Err(refused.into());
-        }
+    while !operations.is_empty() || context.in_flight() > 0 {
+        context.submit(&mut operations)?;
         context.wait(1, None, &mut done)?;
         for done in done.drain(..) {
-            let (at, found) = (done.op.offset(), done.result);
-            if done.op.kind() == OpKind::Read {
+            let (at, found) = (done.operation.offset(), done.result);
+            if done.operation.kind() == OperationKind::Read {
                 let found = found.map_err(|errno| format!("read at {at}: {errno}"))?;
-                let mut buf = done.op.into_buf();
+                let mut buf = done.operation.into_buf();
                 // The tail of the last block is cut off at the end; its bytes are those of an earlier chunk.
                 buf.set_len(found.next_multiple_of(Buf::ALIGN));
-                ops.push_back(Op::write(&target, at, buf));
+                operations.push_back(Operation::write(&target, at, buf));
             } else {
                 let mut buf = done.whole()?.into_buf();
                 buf.set_len(CHUNK_BYTES);
-                ops.extend(next_read(&source, &mut offset, bytes, buf));
+                operations.extend(next_read(&source, &mut offset, bytes, buf));
             }
         }
     }
@@ -72,11 +70,11 @@ fn copy(from: &Path, to: &Path) -> Result<u64, Box<dyn Error>> {
 }
 
 /// The read of the next chunk, if there is one.
-fn next_read(source: &File, offset: &mut u64, bytes: u64, buf: Buf) -> Option<Op> {
+fn next_read(source: &File, offset: &mut u64, bytes: u64, buf: Buf) -> Option<Operation> {
     if *offset >= bytes {
         return None;
     }
-    let op = Op::read(source, *offset, buf);
+    let operation = Operation::read(source, *offset, buf);
     *offset += CHUNK_BYTES as u64;
-    Some(op)
+    Some(operation)
 }

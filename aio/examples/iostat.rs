@@ -8,7 +8,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aio::{Backend, Buf, Context, Counters, NativeBackend, Op, OpenMode};
+use aio::{Backend, Buf, Context, Counters, NativeBackend, OpenMode, Operation};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const INTERVALS: u32 = 6;
@@ -21,17 +21,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = backend.open(Path::new(&path), OpenMode::Read)?;
     let places = (backend.size_bytes(&file)? / READ_BYTES as u64).max(1);
     let mut context = Context::builder().slots(32).build()?;
-    let next = |buf| Op::read(&file, backend.random() % places * READ_BYTES as u64, buf);
-    let mut ops: VecDeque<Op> = (0..32).map(|_| next(Buf::zeroed(READ_BYTES))).collect();
+    let next = |buf| Operation::read(&file, backend.random() % places * READ_BYTES as u64, buf);
+    let mut operations: VecDeque<Operation> = (0..32).map(|_| next(Buf::zeroed(READ_BYTES))).collect();
     let mut done = Vec::new();
     let mut before = context.counters();
-    println!("    r/s   MiB/s  depth  ops/submit  p50 us  p99 us  repeated  errors");
+    println!("    r/s   MiB/s  depth  operations/submit  p50 us  p99 us  repeated  errors");
     for _ in 0..INTERVALS {
         let begin = Instant::now();
         while begin.elapsed() < INTERVAL {
-            let _ = context.submit(&mut ops)?;
+            let _ = context.submit(&mut operations)?;
             context.wait(1, None, &mut done)?;
-            ops.extend(done.drain(..).map(|done| next(done.op.into_buf())));
+            operations.extend(done.drain(..).map(|done| next(done.operation.into_buf())));
         }
         let now = context.counters();
         row(&before, &now, begin.elapsed());

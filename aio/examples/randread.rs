@@ -11,7 +11,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aio::{Backend, Buf, Context, NativeBackend, Op, OpenMode, Reaping};
+use aio::{Backend, Buf, Context, NativeBackend, OpenMode, Operation, Reaping};
 
 const BLOCK_BYTES: u64 = 4096;
 
@@ -33,20 +33,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        Op::read(&file, random % blocks * BLOCK_BYTES, buf)
+        Operation::read(&file, random % blocks * BLOCK_BYTES, buf)
     };
-    let mut ops: VecDeque<Op> = (0..depth).map(|_| next(Buf::zeroed(4096))).collect();
+    let mut operations: VecDeque<Operation> = (0..depth).map(|_| next(Buf::zeroed(4096))).collect();
     let mut done = Vec::with_capacity(depth);
     let (begin, cpu) = (Instant::now(), cpu_time()?);
     let end = begin + Duration::from_secs(seconds);
     let mut count = 0_u32;
     while Instant::now() < end {
-        if let Some(refused) = context.submit(&mut ops)?.refused {
-            return Err(refused.into());
-        }
+        context.submit(&mut operations)?;
         context.wait(1, None, &mut done)?;
         for done in done.drain(..) {
-            ops.push_back(next(done.whole()?.into_buf()));
+            operations.push_back(next(done.whole()?.into_buf()));
             count += 1;
         }
     }

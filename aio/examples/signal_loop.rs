@@ -13,7 +13,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use aio::{Backend, Buf, Context, EventFd, NativeBackend, Op, OpKind, OpenMode, Readiness, Wake};
+use aio::{
+    Backend, Buf, Context, EventFd, NativeBackend, OpenMode, Operation, OperationKind, Readiness, Wake,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("usage: signal_loop FILE")?;
@@ -25,21 +27,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let backend = NativeBackend::new();
     let file = backend.open(Path::new(&path), OpenMode::Read)?;
     let mut context = Context::builder().slots(8).build()?;
-    let mut ops = VecDeque::from([Op::poll(signals, Readiness::READABLE)]);
-    ops.push_back(Op::read(&file, 0, Buf::zeroed(4096)));
+    let mut operations = VecDeque::from([Operation::poll(signals, Readiness::READABLE)]);
+    operations.push_back(Operation::read(&file, 0, Buf::zeroed(4096)));
     let mut done = Vec::new();
     let (mut reads, mut is_over) = (0_u64, false);
     while !is_over {
-        let _ = context.submit(&mut ops)?;
+        let _ = context.submit(&mut operations)?;
         if context.wait_for(1, Duration::from_secs(1), &mut done)? == Wake::TimedOut {
             println!("nothing for a second");
         }
         for done in done.drain(..) {
-            if done.op.kind() == OpKind::Poll {
+            if done.operation.kind() == OperationKind::Poll {
                 is_over = true;
             } else {
                 reads += 1;
-                ops.push_back(Op::read(&file, 0, done.whole()?.into_buf()));
+                operations.push_back(Operation::read(&file, 0, done.whole()?.into_buf()));
             }
         }
     }

@@ -10,19 +10,16 @@
 //! the documentation says what a power cut may leave of its effect. A sector is 512 bytes and is never torn itself.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::buf::Buf;
-use crate::error::{Errno, Error, Result};
-use crate::planted::{Bug, planted};
-use crate::trace::{Counters, Kind};
-
-/// Bytes that a device writes whole or not at all.
-pub const SECTOR_BYTES: usize = 512;
+use crate::error::Result;
+use crate::open_file::File;
+use crate::operation::{Completion, Operation};
+use crate::trace::Counters;
 
 /// How [`Backend::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,210 +28,8 @@ pub enum OpenMode {
     Read,
     /// An existing file, for reading and writing.
     Write,
-    /// A new file, for reading and writing; fails with [`Errno::EXISTS`] if the name is taken.
+    /// A new file, for reading and writing; fails with [`Errno::EXISTS`](crate::Errno::EXISTS) if the name is taken.
     Create,
-}
-
-/// What direct I/O on a file needs. Both are powers of two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Alignment {
-    /// Of buffer addresses, in bytes; at most [`Buf::ALIGN`].
-    pub memory_bytes: usize,
-    /// Of file offsets and lengths, in bytes.
-    pub offset_bytes: usize,
-}
-
-/// A counted handle to an open file. The file is closed with the last clone; an operation in flight holds one.
-#[derive(Clone)]
-pub struct File(Arc<FileInner>);
-
-struct FileInner {
-    path: Box<Path>,
-    alignment: Alignment,
-    direct: bool,
-    body: FileBody,
-}
-
-/// What a backend keeps in a handle.
-#[derive(Debug)]
-pub(crate) enum FileBody {
-    /// An open descriptor.
-    Native(OwnedFd),
-    /// A file of the simulated disk, which watches how long this lives.
-    Sim(Arc<SimHandle>),
-}
-
-/// An open file of the simulated disk.
-#[derive(Debug)]
-pub(crate) struct SimHandle {
-    /// Its number on the simulated disk.
-    pub(crate) inode: u64,
-    /// Whether it was opened for writing.
-    pub(crate) writable: bool,
-}
-
-impl File {
-    pub(crate) fn new(path: &Path, alignment: Alignment, direct: bool, body: FileBody) -> File {
-        File(Arc::new(FileInner { path: path.into(), alignment, direct, body }))
-    }
-
-    /// The path that it was opened with.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0.path
-    }
-
-    /// What reads and writes must be aligned to.
-    #[must_use]
-    pub fn alignment(&self) -> Alignment {
-        self.0.alignment
-    }
-
-    /// Whether I/O bypasses the page cache. False where the file system has no direct I/O: everything works, but
-    /// submitting may block.
-    #[must_use]
-    pub fn is_direct(&self) -> bool {
-        self.0.direct
-    }
-
-    pub(crate) fn body(&self) -> &FileBody {
-        &self.0.body
-    }
-
-    /// The descriptor of a file of the native backend.
-    ///
-    /// # Panics
-    /// If it belongs to the simulated disk.
-    pub(crate) fn descriptor(&self) -> &OwnedFd {
-        match self.body() {
-            FileBody::Native(descriptor) => descriptor,
-            FileBody::Sim(_) => unreachable!("a file of the simulated disk used with the native backend"),
-        }
-    }
-}
-
-impl fmt::Debug for File {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "File({})", self.path().display())
-    }
-}
-
-/// What an [`Operation`] does.
-#[derive(Debug)]
-pub enum Action {
-    /// Fill the buffer from `offset`. Short at the end of the file.
-    Read {
-        /// First byte in the file.
-        offset: u64,
-        /// Filled up to its length.
-        buf: Buf,
-    },
-    /// Write the whole buffer at `offset`.
-    ///
-    /// *Power cut*: until a sync that was issued after the completion was reaped, any subset of its sectors is on
-    /// stable media, whatever was submitted in which order.
-    Write {
-        /// First byte in the file.
-        offset: u64,
-        /// The bytes.
-        buf: Buf,
-    },
-    /// As `Write`, and complete only when the bytes are on stable media (`RWF_DSYNC`).
-    WriteDurable {
-        /// First byte in the file.
-        offset: u64,
-        /// The bytes.
-        buf: Buf,
-    },
-    /// Make every write to the file that completed before this was submitted durable (`IOCB_CMD_FDSYNC`).
-    Sync,
-}
-
-/// One asynchronous operation: it owns its buffer and its file until its [`Completion`] is reaped.
-#[derive(Debug)]
-pub struct Operation {
-    /// Chosen by the caller, returned in the completion.
-    pub token: u64,
-    /// The file it works on.
-    pub file: File,
-    /// What to do.
-    pub action: Action,
-}
-
-impl Operation {
-    /// The name for errors and traces.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.kind().name()
-    }
-
-    /// What it is counted as.
-    pub(crate) fn kind(&self) -> Kind {
-        match self.action {
-            Action::Read { .. } => Kind::Read,
-            Action::Write { .. } => Kind::Write,
-            Action::WriteDurable { .. } => Kind::WriteDurable,
-            Action::Sync => Kind::Sync,
-        }
-    }
-
-    /// Where in the file it works, in bytes; 0 for a sync.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        match self.action {
-            Action::Read { offset, .. }
-            | Action::Write { offset, .. }
-            | Action::WriteDurable { offset, .. } => offset,
-            Action::Sync => 0,
-        }
-    }
-
-    /// How many bytes it moves when it succeeds; 0 for a sync.
-    #[must_use]
-    pub fn len_bytes(&self) -> usize {
-        match &self.action {
-            Action::Read { buf, .. } | Action::Write { buf, .. } | Action::WriteDurable { buf, .. } => {
-                buf.len()
-            }
-            Action::Sync => 0,
-        }
-    }
-
-    /// Gives the buffer back; an empty one for a sync.
-    #[must_use]
-    pub fn into_buf(self) -> Buf {
-        match self.action {
-            Action::Read { buf, .. } | Action::Write { buf, .. } | Action::WriteDurable { buf, .. } => buf,
-            Action::Sync => Buf::zeroed(0),
-        }
-    }
-}
-
-/// A finished operation, with its buffer.
-#[derive(Debug)]
-pub struct Completion {
-    /// What was submitted.
-    pub operation: Operation,
-    /// Bytes moved, or what the kernel said.
-    pub result: std::result::Result<usize, Errno>,
-}
-
-impl Completion {
-    /// The operation, if every byte was moved; else the error, with file, offset and counts.
-    ///
-    /// # Errors
-    /// [`Error::Os`] if the operation failed, [`Error::Short`] if it moved fewer bytes than asked for.
-    pub fn whole(self) -> Result<Operation> {
-        let expected = self.operation.len_bytes();
-        let (call, path, offset) =
-            (self.operation.name(), self.operation.file.path().to_owned(), self.operation.offset());
-        match self.result {
-            Ok(found) if found == expected || planted(Bug::ShortTransferTakenAsWhole) => Ok(self.operation),
-            Ok(found) => Err(Error::Short { call, path, offset, expected, found }),
-            Err(_) if planted(Bug::FailedOperationTakenAsDone) => Ok(self.operation),
-            Err(errno) => Err(Error::Os { call, path, offset, len_bytes: expected, errno }),
-        }
-    }
 }
 
 /// Why [`Queue::wait`] returned.
@@ -261,11 +56,11 @@ pub trait Queue: Send + fmt::Debug {
     /// Hands operations from the front of `operations` to the kernel, as many as it takes; the rest stays.
     ///
     /// Returns how many were taken. 0 means that no slot is free: reap first. A misaligned operation is taken and
-    /// completes with [`Errno::INVALID`]. Operations of one call may be executed in any order.
+    /// completes with [`Errno::INVALID`](crate::Errno::INVALID). Operations of one call may be executed in any order.
     ///
     /// # Errors
     /// The operation at the front was refused (it stays at the front), or the context is dead.
-    fn submit(&mut self, operations: &mut std::collections::VecDeque<Operation>) -> Result<usize>;
+    fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize>;
 
     /// Reaps completions into `completions`, in the order in which they arrive.
     ///
@@ -346,7 +141,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// can cost tens of milliseconds.
     ///
     /// # Errors
-    /// [`Error::Slots`] when the machine's limit is reached.
+    /// [`Error::Slots`](crate::Error::Slots) when the machine's limit is reached.
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>>;
 
     /// Opens a file for direct I/O where the file system has it.
@@ -354,7 +149,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// *Power cut*: a created name is gone, or there, until its directory is synced, whatever is done to the file.
     ///
     /// # Errors
-    /// [`Errno::NOT_FOUND`], [`Errno::EXISTS`], [`Errno::ACCESS`], [`Errno::TOO_MANY_FILES`] and others.
+    /// [`Errno::NOT_FOUND`](crate::Errno::NOT_FOUND), [`Errno::EXISTS`](crate::Errno::EXISTS), [`Errno::ACCESS`](crate::Errno::ACCESS), [`Errno::TOO_MANY_FILES`](crate::Errno::TOO_MANY_FILES) and others.
     fn open(&self, path: &Path, mode: OpenMode) -> Result<File>;
 
     /// The current size of the file in bytes.
@@ -375,7 +170,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// *Power cut*: the size is old or new until synced.
     ///
     /// # Errors
-    /// [`Errno::NO_SPACE`] and others; part of the space may have been reserved.
+    /// [`Errno::NO_SPACE`](crate::Errno::NO_SPACE) and others; part of the space may have been reserved.
     fn allocate(&self, file: &File, len_bytes: u64) -> Result<()>;
 
     /// Cuts the file to `len_bytes`.
@@ -440,7 +235,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// it. The lock goes with the process.
     ///
     /// # Errors
-    /// [`Error::Locked`] with the holder's pid, also when the holder is this process.
+    /// [`Error::Locked`](crate::Error::Locked) with the holder's pid, also when the holder is this process.
     fn lock(&self, path: &Path) -> Result<Box<dyn Lock>>;
 
     /// Maps the first `len_bytes` of a file, a multiple of 8 and not 0. What is there of them must have been written
@@ -463,7 +258,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// An error if this process is a fork of the one that made the backend. A few nanoseconds.
     ///
     /// # Errors
-    /// [`Error::Forked`].
+    /// [`Error::Forked`](crate::Error::Forked).
     fn check_fork(&self) -> Result<()>;
 
     /// What was done so far, through all queues.

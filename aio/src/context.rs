@@ -13,10 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Wake, WakeUp};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::in_flight::{Cancel, InFlight, Reaping, Settings, Shared, Waking};
-use crate::op::{Done, Op};
-use crate::payload::Payload;
+use crate::operation::{Completion, Operation};
 use crate::probe::device_queue_slots;
 use crate::signal::SignalSet;
 use crate::trace::Counters;
@@ -82,8 +81,8 @@ impl ContextBuilder {
     /// of milliseconds.
     ///
     /// # Errors
-    /// [`Error::Slots`] when the machine's `fs.aio-max-nr` is exhausted; [`Error::Unsupported`] for waking by signal without
-    /// `io_pgetevents`; [`Error::Os`] when that signal is ignored or is none, or memory is short.
+    /// [`Error::Slots`](crate::Error::Slots) when the machine's `fs.aio-max-nr` is exhausted; [`Error::Unsupported`](crate::Error::Unsupported) for waking by signal without
+    /// `io_pgetevents`; [`Error::Os`](crate::Error::Os) when that signal is ignored or is none, or memory is short.
     pub fn build(self) -> Result<Context> {
         let wanted = self.slots.unwrap_or(DEFAULT_SLOTS.max(self.device_slots.unwrap_or(0)));
         let slots = self.device_slots.map_or(wanted, |device| wanted.min(device));
@@ -92,48 +91,27 @@ impl ContextBuilder {
     }
 }
 
-/// What one [`Context::submit`] did.
-#[derive(Debug)]
-#[must_use]
-pub struct Submitted {
-    /// How many operations from the front were taken.
-    pub taken: usize,
-    /// The one behind them, if the kernel refused it.
-    pub refused: Option<Box<Refused>>,
-}
-
-/// An operation that was not started.
-#[derive(Debug, thiserror::Error)]
-#[error("{error}")]
-pub struct Refused {
-    /// It, with its buffers.
-    pub op: Op,
-    /// Why.
-    #[source]
-    pub error: Error,
-}
-
 /// A context of asynchronous I/O.
 ///
 /// It owns what is in flight: an operation moves in at [`submit`](Context::submit) and comes out of
-/// [`wait`](Context::wait) as [`Done`]. Dropping a context cancels its polls and waits for the rest. Forgetting one leaks
+/// [`wait`](Context::wait) as [`Completion`]. Dropping a context cancels its polls and waits for the rest. Forgetting one leaks
 /// it, and the buffers in flight, and harms nothing.
 ///
 /// # Concurrency
 /// One thread at a time; it can be sent to another between calls, also with operations in flight. After a `fork` the
-/// parent's goes on, and the child's copy answers [`Error::Forked`].
+/// parent's goes on, and the child's copy answers [`Error::Forked`](crate::Error::Forked).
 ///
 /// # Examples
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR"))?;
 /// # let path = dir.path().join("file");
-/// use aio::{Buf, Context, Op};
+/// use aio::{Buf, Context, Operation};
 ///
 /// let file = std::sync::Arc::new(std::fs::OpenOptions::new().create(true).read(true).write(true).open(path)?);
 /// let mut context = Context::builder().device_of(&file).build()?;
-/// let write = Op::write(file.clone(), 0, Buf::from(&b"four"[..]));
-/// let done = context.run([write, Op::data_sync(file)])?;
+/// let write = Operation::write(file.clone(), 0, Buf::from(&b"four"[..]));
+/// let done = context.run([write, Operation::data_sync(file)])?;
 /// assert_eq!(done[0].result, Ok(4));
 /// # Ok(()) }
 /// ```
@@ -141,10 +119,10 @@ pub struct Refused {
 /// # References
 /// `io_setup(2)`, `io_submit(2)`, `io_getevents(2)`, `io_cancel(2)`, `io_destroy(2)`.
 #[derive(Debug)]
-pub struct Context(InFlight<Op>);
+pub struct Context(InFlight);
 
-impl From<InFlight<Op>> for Context {
-    fn from(in_flight: InFlight<Op>) -> Context {
+impl From<InFlight> for Context {
+    fn from(in_flight: InFlight) -> Context {
         Context(in_flight)
     }
 }
@@ -155,28 +133,23 @@ impl Context {
         ContextBuilder::default()
     }
 
-    /// Hands operations from the front of `ops` to the kernel, as many as there is room for; the rest stays.
+    /// Hands operations from the front of `operations` to the kernel, as many as there is room for; the rest stays.
     ///
-    /// Nothing taken and nothing refused means that no slot is free: [wait](Context::wait) first. The operations of one
+    /// Returns how many were taken. 0 means that no slot is free: [wait](Context::wait) first. The operations of one
     /// submit run in any order. A misaligned direct read or write is taken, and completes with
     /// [`Errno::INVALID`](crate::Errno::INVALID). Where a file system writes through the page cache, or has to
     /// allocate space first, this call blocks: see [`probe`](fn@crate::probe).
     ///
     /// # Errors
-    /// [`Error::Forked`]. What is wrong with one operation is in [`Submitted::refused`], together with that operation.
+    /// The operation at the front was refused (it stays at the front), or [`Error::Forked`](crate::Error::Forked).
     ///
     /// # Panics
     /// If a file belongs to the simulated disk.
-    pub fn submit(&mut self, ops: &mut VecDeque<Op>) -> Result<Submitted> {
-        let (taken, errno) = self.0.submit(ops)?;
-        let refused = errno.zip(ops.pop_front_if(|_| errno.is_some())).map(|(errno, op)| {
-            let error = op.refused(errno);
-            Box::new(Refused { op, error })
-        });
-        Ok(Submitted { taken, refused })
+    pub fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize> {
+        self.0.submit(operations)
     }
 
-    /// Reaps completions into `done`, in the order in which they arrive; whatever has completed is reaped, also above
+    /// Reaps completions into `completions`, in the order in which they arrive; whatever has completed is reaped, also above
     /// `at_least`.
     ///
     /// Returns when at least `at_least` were reaped (0: without waiting), on a wake-up, at the `deadline` (`None`: never), or
@@ -185,22 +158,32 @@ impl Context {
     /// wake-up.
     ///
     /// # Errors
-    /// [`Error::Forked`].
-    pub fn wait(&mut self, at_least: usize, deadline: Option<Instant>, done: &mut Vec<Done>) -> Result<Wake> {
+    /// [`Error::Forked`](crate::Error::Forked).
+    pub fn wait(
+        &mut self,
+        at_least: usize,
+        deadline: Option<Instant>,
+        completions: &mut Vec<Completion>,
+    ) -> Result<Wake> {
         let clock = self.0.shared().clock;
-        self.0.wait(at_least, deadline.map(|deadline| clock.reading(deadline)), done)
+        self.0.wait(at_least, deadline.map(|deadline| clock.reading(deadline)), completions)
     }
 
     /// As [`Context::wait`], for at most `timeout`.
     ///
     /// # Errors
-    /// [`Error::Forked`].
-    pub fn wait_for(&mut self, at_least: usize, timeout: Duration, done: &mut Vec<Done>) -> Result<Wake> {
+    /// [`Error::Forked`](crate::Error::Forked).
+    pub fn wait_for(
+        &mut self,
+        at_least: usize,
+        timeout: Duration,
+        completions: &mut Vec<Completion>,
+    ) -> Result<Wake> {
         let deadline = self.0.shared().clock.now().saturating_add(timeout);
-        self.0.wait(at_least, Some(deadline), done)
+        self.0.wait(at_least, Some(deadline), completions)
     }
 
-    /// Submits all of `ops` and waits until they are done; their completions are returned in the order of `ops`.
+    /// Submits all operations and waits until they are done; returns their completions in the same order.
     ///
     /// The context must be idle. Signals do not end it.
     ///
@@ -209,43 +192,42 @@ impl Context {
     ///
     /// # Panics
     /// If something is in flight.
-    pub fn run(&mut self, ops: impl IntoIterator<Item = Op>) -> Result<Vec<Done>> {
+    pub fn run(&mut self, operations: impl IntoIterator<Item = Operation>) -> Result<Vec<Completion>> {
         assert_eq!(self.in_flight(), 0, "an idle context");
         let mut tokens = Vec::new();
         let mut waiting = VecDeque::new();
-        for op in ops {
-            tokens.push(op.token());
-            waiting.push_back(op.with_token(tokens.len() as u64 - 1));
+        for operation in operations {
+            tokens.push(operation.token());
+            waiting.push_back(operation.with_token(tokens.len() as u64 - 1));
         }
-        let mut done = Vec::with_capacity(tokens.len());
+        let mut completions = Vec::with_capacity(tokens.len());
         let mut refused = None;
         while !waiting.is_empty() || self.in_flight() > 0 {
-            if let Some(found) = self.submit(&mut waiting)?.refused {
-                refused = Some(found);
+            if let Err(error) = self.submit(&mut waiting) {
+                refused = Some(error);
                 waiting.clear();
             }
             if self.in_flight() > 0 {
-                self.wait(1, None, &mut done)?;
+                self.wait(1, None, &mut completions)?;
             }
         }
-        if let Some(refused) = refused {
-            return Err(refused.error);
+        if let Some(error) = refused {
+            return Err(error);
         }
-        done.sort_by_key(|done: &Done| done.op.token());
-        Ok(done
-            .into_iter()
-            .zip(tokens)
-            .map(|(done, token)| Done { op: done.op.with_token(token), ..done })
-            .collect())
+        completions.sort_by_key(|completion| completion.operation.token());
+        for (completion, token) in completions.iter_mut().zip(tokens) {
+            completion.operation.set_token(token);
+        }
+        Ok(completions)
     }
 
     /// Asks the kernel to cancel the first operation in flight with this token (`io_cancel`). Whatever the answer,
     /// an operation in flight completes, and must be reaped. Looks through all slots.
     ///
     /// # Errors
-    /// [`Error::Forked`], or the context is dead.
+    /// [`Error::Forked`](crate::Error::Forked), or the context is dead.
     pub fn cancel(&mut self, token: u64) -> Result<Cancel> {
-        self.0.cancel(|op| op.token() == token)
+        self.0.cancel(token)
     }
 
     /// Operations submitted and not yet reaped.

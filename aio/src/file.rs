@@ -4,9 +4,11 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use crate::backend::{Action, Backend, Completion, File, OpenMode, Operation, Queue};
+use crate::backend::{Backend, OpenMode, Queue};
 use crate::buf::Buf;
 use crate::error::Result;
+use crate::open_file::File;
+use crate::operation::{Completion, Operation};
 use crate::planted::{Bug, planted};
 
 /// Bytes of one write when a file is filled with zeros.
@@ -36,7 +38,7 @@ pub fn run(
             queue.wait(1, None, &mut done)?;
         }
     }
-    done.sort_by_key(|completion| completion.operation.token);
+    done.sort_by_key(|completion| completion.operation.token());
     refused.map_or(Ok(done), Err)
 }
 
@@ -53,8 +55,7 @@ pub fn read_exact(queue: &mut dyn Queue, file: &File, offset: u64, len_bytes: us
 /// # Errors
 /// As [`read_exact`].
 pub fn read_into(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
-    let action = Action::Read { offset, buf };
-    finish(queue, Operation { token: 0, file: file.clone(), action })
+    finish(queue, Operation::read(file, offset, buf))
 }
 
 /// Writes the whole buffer at `offset` and gives it back; not durable before a sync.
@@ -62,7 +63,7 @@ pub fn read_into(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> R
 /// # Errors
 /// The write failed or was short; any part of it may have been written.
 pub fn write_all(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
-    finish(queue, Operation { token: 0, file: file.clone(), action: Action::Write { offset, buf } })
+    finish(queue, Operation::write(file, offset, buf))
 }
 
 /// As [`write_all`], and the bytes are on stable media when this returns.
@@ -70,7 +71,7 @@ pub fn write_all(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> R
 /// # Errors
 /// As [`write_all`].
 pub fn write_all_durably(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
-    finish(queue, Operation { token: 0, file: file.clone(), action: Action::WriteDurable { offset, buf } })
+    finish(queue, Operation::write_durable(file, offset, buf))
 }
 
 /// Makes everything durable that was written to the file and reaped before, by an operation of the queue.
@@ -78,7 +79,7 @@ pub fn write_all_durably(queue: &mut dyn Queue, file: &File, offset: u64, buf: B
 /// # Errors
 /// The sync failed; it must not be tried again.
 pub fn sync(queue: &mut dyn Queue, file: &File) -> Result<()> {
-    complete(queue, Operation { token: 0, file: file.clone(), action: Action::Sync })?.whole().map(drop)
+    complete(queue, Operation::data_sync(file))?.whole().map(drop)
 }
 
 /// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
@@ -140,8 +141,7 @@ fn zero_fill(queue: &mut dyn Queue, file: &File, (from, upto): (u64, u64)) -> Re
     while offset < upto {
         let left = usize::try_from(upto - offset).unwrap_or(usize::MAX);
         buf.set_len(left.min(chunk_bytes));
-        let action = Action::Write { offset, buf };
-        let completion = complete(queue, Operation { token: 0, file: file.clone(), action })?;
+        let completion = complete(queue, Operation::write(file, offset, buf))?;
         // A disk that is nearly full takes a part. Going on from there gets the real error: the kernel's, not ours.
         let operation = match completion.result {
             Ok(moved) if moved > 0 && moved.is_multiple_of(Buf::ALIGN) => {

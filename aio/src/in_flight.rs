@@ -25,10 +25,10 @@ use crate::backend::{Wake, WakeUp};
 use crate::clock::{self, Clock};
 use crate::completion_ring::CompletionRing;
 use crate::error::{Errno, Error, Result};
-use crate::payload::Payload;
+use crate::operation::{Completion, Operation};
 use crate::signal::SignalSet;
 use crate::sys::{self, IoEvent, Iocb, Process};
-use crate::trace::{Kind, Touch, Trace};
+use crate::trace::{Class, Touch, Trace};
 use crate::waker::{PollWaker, SignalWaker, WAKE_UP, Waker};
 
 /// How long a wait sleeps before it looks at the waker, where the kernel has no poll operation.
@@ -104,16 +104,16 @@ pub enum Cancel {
 }
 
 #[derive(Debug)]
-struct Flight<P> {
-    payload: P,
+struct InSlot {
+    operation: Operation,
     submitted_at_nanos: u64,
 }
 
 /// A context, and the operations that are in flight in it.
 #[derive(Debug)]
-pub(crate) struct InFlight<P: Payload> {
+pub(crate) struct InFlight {
     context: Arc<sys::Context>,
-    slots: Vec<Option<Flight<P>>>,
+    slots: Vec<Option<InSlot>>,
     free: Vec<usize>,
     /// One for each slot.
     iocbs: Box<[Iocb]>,
@@ -132,10 +132,10 @@ pub(crate) struct InFlight<P: Payload> {
     shared: Shared,
 }
 
-impl<P: Payload> InFlight<P> {
+impl InFlight {
     /// # Panics
     /// If there are no slots.
-    pub(crate) fn new(settings: &Settings, shared: Shared) -> Result<InFlight<P>> {
+    pub(crate) fn new(settings: &Settings, shared: Shared) -> Result<InFlight> {
         let slots = settings.slots;
         assert!(slots > 0, "a queue without slots");
         // More than 32 bits, like more than fs.aio-max-nr, is more than the machine has.
@@ -197,31 +197,33 @@ impl<P: Payload> InFlight<P> {
         Ok(())
     }
 
-    /// Hands over payloads from the front until there is no room; returns how many were taken, and why the one that
-    /// is then at the front was refused, if it was.
-    pub(crate) fn submit(&mut self, waiting: &mut VecDeque<P>) -> Result<(usize, Option<Errno>)> {
+    /// As [`Queue::submit`](crate::Queue::submit).
+    pub(crate) fn submit(&mut self, waiting: &mut VecDeque<Operation>) -> Result<usize> {
         self.check_fork()?;
         let mut taken = 0;
         while !waiting.is_empty() && !self.free.is_empty() {
-            match self.submit_batch(waiting) {
-                Ok(0) => break,
-                Ok(count) => taken += count,
-                Err(errno) => return Ok((taken, Some(errno))),
+            match (self.submit_batch(waiting), waiting.front()) {
+                (Ok(0), _) => break,
+                (Ok(count), _) => taken += count,
+                (Err(errno), Some(refused)) if taken == 0 => return Err(refused.refused(errno)),
+                // What was taken must be reported. The next call meets the refused one again.
+                (Err(_), _) => break,
             }
         }
-        Ok((taken, None))
+        Ok(taken)
     }
 
     /// Hands over one batch from the front; returns how many were taken.
-    fn submit_batch(&mut self, waiting: &mut VecDeque<P>) -> std::result::Result<usize, Errno> {
+    fn submit_batch(&mut self, waiting: &mut VecDeque<Operation>) -> std::result::Result<usize, Errno> {
         let batch = waiting.len().min(self.free.len()).min(sys::SUBMIT_MAX);
         self.batch.clear();
         self.batch.extend(self.free.iter().rev().take(batch));
-        for (payload, &slot) in waiting.iter().zip(&self.batch) {
-            self.iocbs[slot] = Iocb { data: slot as u64, ..payload.iocb() };
+        for (operation, &slot) in waiting.iter().zip(&self.batch) {
+            self.iocbs[slot] = Iocb { data: slot as u64, ..operation.iocb() };
         }
-        // SAFETY: the buffers are owned by the payloads, which the loop below moves into `slots`; they leave it only
-        // when their event was reaped. Those that were not taken are not known to the kernel.
+        // SAFETY: the buffers are owned by the operations (see `Operation::iocb`), which the loop below moves into
+        // `slots`; they leave it only when their event was reaped, and no reference to them is given out before. Those
+        // that were not taken are not known to the kernel.
         let submitted = unsafe { sys::submit(&self.context, &mut self.iocbs, &self.batch) };
         let taken = match submitted {
             Ok(taken) => taken,
@@ -232,33 +234,31 @@ impl<P: Payload> InFlight<P> {
         #[cfg(feature = "tracing")]
         tracing::trace!(target: "aio", asked = batch, taken, in_flight = self.len(), "submitted");
         let submitted_at_nanos = clock::nanos();
-        for payload in waiting.drain(..taken) {
+        for operation in waiting.drain(..taken) {
             let slot = self.free.pop().expect("a batch is not longer than the free list");
-            if matches!(payload.kind(), Kind::Read | Kind::Write | Kind::WriteDurable) {
+            if matches!(operation.class(), Class::Read | Class::Write | Class::WriteDurable) {
                 let Iocb { opcode, descriptor, offset, len_bytes, .. } = self.iocbs[slot];
                 self.shared.trace.touched(Touch { opcode, descriptor, offset, len_bytes });
             }
-            self.slots[slot] = Some(Flight { payload, submitted_at_nanos });
+            self.slots[slot] = Some(InSlot { operation, submitted_at_nanos });
         }
         self.shared.trace.submitted(self.len());
         Ok(taken)
     }
 
-    /// Asks for the cancellation of the first operation in flight that `is_meant`.
-    pub(crate) fn cancel(&mut self, mut is_meant: impl FnMut(&P) -> bool) -> Result<Cancel> {
+    /// As [`Context::cancel`](crate::Context::cancel).
+    pub(crate) fn cancel(&mut self, token: u64) -> Result<Cancel> {
         self.check_fork()?;
-        let mut taken =
-            self.slots.iter().enumerate().filter_map(|(slot, flight)| Some((slot, flight.as_ref()?)));
-        let Some((slot, kind)) = taken
-            .find(|(_, flight)| is_meant(&flight.payload))
-            .map(|(slot, flight)| (slot, flight.payload.kind()))
-        else {
+        let slots = self.slots.iter().enumerate();
+        let mut in_flight = slots.filter_map(|(at, slot)| Some((at, &slot.as_ref()?.operation)));
+        let meant = in_flight.find(|(_, operation)| operation.token() == token);
+        let Some((slot, class)) = meant.map(|(at, operation)| (at, operation.class())) else {
             return Ok(Cancel::NotInFlight);
         };
         match sys::cancel(&self.context, &mut self.iocbs[slot]) {
             // Old kernels answered with success and also sent the event.
             Ok(()) | Err(Errno::IN_PROGRESS) => Ok(Cancel::Cancelled),
-            Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) if kind == Kind::Poll => {
+            Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) if class == Class::Poll => {
                 Ok(Cancel::AlreadyDone)
             }
             Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) => Ok(Cancel::NotCancelable),
@@ -271,7 +271,7 @@ impl<P: Payload> InFlight<P> {
         &mut self,
         at_least: usize,
         deadline: Option<Duration>,
-        completions: &mut Vec<P::Completion>,
+        completions: &mut Vec<Completion>,
     ) -> Result<Wake> {
         self.check_fork()?;
         let wanted = completions.len() + at_least;
@@ -297,7 +297,7 @@ impl<P: Payload> InFlight<P> {
         &mut self,
         wanted: usize,
         deadline: Option<Duration>,
-        completions: &mut Vec<P::Completion>,
+        completions: &mut Vec<Completion>,
     ) -> Result<Wake> {
         loop {
             let missing = wanted.saturating_sub(completions.len());
@@ -344,7 +344,7 @@ impl<P: Payload> InFlight<P> {
     }
 
     /// Moves what stands in the ring to `completions`.
-    fn drain_ring(&mut self, completions: &mut Vec<P::Completion>) {
+    fn drain_ring(&mut self, completions: &mut Vec<Completion>) {
         let Some(ring) = &mut self.ring else { return };
         if ring.is_empty() {
             return;
@@ -358,7 +358,7 @@ impl<P: Payload> InFlight<P> {
         &mut self,
         at_least: usize,
         timeout: Option<Duration>,
-        completions: &mut Vec<P::Completion>,
+        completions: &mut Vec<Completion>,
     ) -> Result<bool> {
         let mask = self.waker.mask(self.mask);
         let Some(count) = self.system_call(at_least, timeout, mask.as_ref())? else { return Ok(false) };
@@ -392,7 +392,7 @@ impl<P: Payload> InFlight<P> {
     }
 
     /// Ends the operations of the first `count` events.
-    fn harvest(&mut self, count: usize, completions: &mut Vec<P::Completion>) {
+    fn harvest(&mut self, count: usize, completions: &mut Vec<Completion>) {
         let now_nanos = clock::nanos();
         for index in 0..count {
             let event = self.events[index];
@@ -404,19 +404,20 @@ impl<P: Payload> InFlight<P> {
         }
     }
 
-    fn complete(&mut self, event: IoEvent, now_nanos: u64) -> P::Completion {
+    fn complete(&mut self, event: IoEvent, now_nanos: u64) -> Completion {
         let slot = usize::try_from(event.data).expect("the event's data is a slot's number");
-        let flight = self.slots[slot].take().expect("an event belongs to an operation in flight");
+        let InSlot { operation, submitted_at_nanos } =
+            self.slots[slot].take().expect("an event belongs to an operation in flight");
         self.free.push(slot);
         let result = usize::try_from(event.result)
             .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
-        let kind = flight.payload.kind();
-        let moved_bytes = result.ok().map(|moved| if kind == Kind::Poll { 0 } else { moved });
-        let latency_nanos = now_nanos.saturating_sub(flight.submitted_at_nanos);
-        self.shared.trace.ended(kind, moved_bytes, latency_nanos);
+        let class = operation.class();
+        let moved_bytes = result.ok().map(|moved| if class == Class::Poll { 0 } else { moved });
+        let latency_nanos = now_nanos.saturating_sub(submitted_at_nanos);
+        self.shared.trace.ended(class, moved_bytes, latency_nanos);
         #[cfg(feature = "tracing")]
-        tracing::trace!(target: "aio", kind = kind.name(), slot, ?result, latency_nanos, "completed");
-        flight.payload.complete(result)
+        tracing::trace!(target: "aio", class = class.name(), slot, ?result, latency_nanos, "completed");
+        Completion { operation, result }
     }
 
     /// How long the next call of the kernel may sleep; `None`: for ever.
@@ -453,12 +454,12 @@ impl<P: Payload> InFlight<P> {
     }
 }
 
-impl<P: Payload> Drop for InFlight<P> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if self.shared.process.is_current() {
             // Polls may never complete by themselves.
             for slot in 0..self.slots.len() {
-                if self.slots[slot].as_ref().is_some_and(|flight| flight.payload.kind() == Kind::Poll) {
+                if self.slots[slot].as_ref().is_some_and(|taken| taken.operation.class() == Class::Poll) {
                     // Refused if it is done already, and then its event is there.
                     let _ = sys::cancel(&self.context, &mut self.iocbs[slot]);
                 }

@@ -11,11 +11,12 @@ mod clock;
 mod completion_ring;
 mod context;
 mod error;
+mod event_fd;
 mod flags;
 mod in_flight;
 mod native;
-mod op;
-mod payload;
+mod open_file;
+mod operation;
 mod planted;
 mod probe;
 mod reactor;
@@ -25,19 +26,18 @@ mod sys;
 mod trace;
 mod waker;
 
-pub use backend::{
-    Action, Alignment, Backend, Completion, File, Lock, OpenMode, Operation, Queue, SECTOR_BYTES, SharedMap,
-    Stat, Wake, WakeUp,
-};
+pub use backend::{Backend, Lock, OpenMode, Queue, SharedMap, Stat, Wake, WakeUp};
 pub use buf::Buf;
-pub use context::{Context, ContextBuilder, Refused, Submitted};
+pub use context::{Context, ContextBuilder};
 pub use error::{Errno, Error, Result};
+pub use event_fd::EventFd;
 pub use flags::{Flags, Priority, Readiness};
 pub use in_flight::{Cancel, Reaping, Waking};
 pub use native::NativeBackend;
-pub use op::{Done, EventFd, Op, OpKind, Target};
+pub use open_file::{Alignment, File, SECTOR_BYTES};
+pub use operation::{AnyFile, Completion, Operation, OperationKind};
 pub use planted::{Bug, planted};
-pub use reactor::{Reactor, Submission, block_on};
+pub use reactor::{Reactor, Refused, Submission, block_on};
 pub use report::{Probe, probe};
 pub use signal::{SignalSet, block_all_signals};
 pub use sim::SimBackend;

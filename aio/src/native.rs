@@ -22,15 +22,16 @@ use rustix::io::retry_on_intr;
 use self::lock::NativeLock;
 use self::map::NativeMap;
 use self::queue::NativeQueue;
-use crate::backend::{Backend, File, FileBody, Lock, OpenMode, Queue, SharedMap, Stat};
+use crate::backend::{Backend, Lock, OpenMode, Queue, SharedMap, Stat};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
 use crate::in_flight::{InFlight, Reaping, Settings, Shared, Waking};
+use crate::open_file::{File, FileBody};
 use crate::probe;
 use crate::reactor::Reactor;
 use crate::signal::SignalSet;
-use crate::trace::{Counters, Kind};
+use crate::trace::{Class, Counters};
 
 /// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
 ///
@@ -117,7 +118,7 @@ impl Backend for NativeBackend {
         // Not retried, whatever the error.
         let synced = rustix::fs::fdatasync(file.descriptor());
         let nanos = clock::nanos().saturating_sub(begin_nanos);
-        self.shared.trace.ended(Kind::Sync, synced.ok().map(|()| 0), nanos);
+        self.shared.trace.ended(Class::Sync, synced.ok().map(|()| 0), nanos);
         named("fdatasync", file.path(), synced)
     }
 

@@ -9,9 +9,9 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
-use crate::backend::{Alignment, SECTOR_BYTES};
 use crate::buf::Buf;
 use crate::error::Errno;
+use crate::open_file::{Alignment, SECTOR_BYTES};
 
 /// Where nothing is known: every device accepts a page.
 pub(crate) const UNKNOWN: Alignment = Alignment { memory_bytes: Buf::ALIGN, offset_bytes: Buf::ALIGN };

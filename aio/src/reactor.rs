@@ -28,9 +28,9 @@ use parking_lot::Mutex;
 
 use crate::backend::WakeUp;
 use crate::buf::Buf;
-use crate::context::{Context, ContextBuilder, Refused};
+use crate::context::{Context, ContextBuilder};
 use crate::error::{Errno, Error, Result};
-use crate::op::{Done, Op, OpKind, Target};
+use crate::operation::{AnyFile, Completion, Operation, OperationKind};
 use crate::signal::block_all_signals;
 use crate::sys::Process;
 
@@ -42,14 +42,14 @@ use crate::sys::Process;
 /// # Examples
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use aio::{Buf, Context, Op, Reactor};
+/// use aio::{Buf, Context, Operation, Reactor};
 ///
 /// let reactor = Reactor::new(Context::builder().slots(32))?;
 /// let file = std::sync::Arc::new(std::fs::OpenOptions::new().read(true).open("Cargo.toml")?);
-/// let read = reactor.submit(Op::read(file, 0, Buf::zeroed(9)));
+/// let read = reactor.submit(Operation::read(file, 0, Buf::zeroed(9)));
 /// // In a task: `read.await`. Without an executor:
 /// let done = read.wait()?;
-/// assert_eq!(&done.op.into_buf()[..], b"[package]");
+/// assert_eq!(&done.operation.into_buf()[..], b"[package]");
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -95,19 +95,20 @@ impl Reactor {
     ///
     /// The future may be dropped at any time. What was started is done all the same (a poll is cancelled), and
     /// its buffers are freed when it is; what was not, never is.
-    pub fn submit(&self, op: Op) -> Submission {
-        self.hand_over(Pending::Op(op))
+    pub fn submit(&self, operation: Operation) -> Submission {
+        self.hand_over(Pending::Operation(operation))
     }
 
-    /// As [`submit`](Reactor::submit) of a [read](Op::read) into a new buffer of `len_bytes`, which is made only when it is
+    /// As [`submit`](Reactor::submit) of a [read](Operation::read) into a new buffer of `len_bytes`, which is made only when it is
     /// started: any number of reads can wait for their turn without taking memory.
-    pub fn read(&self, target: impl Into<Target>, offset: u64, len_bytes: usize) -> Submission {
-        self.hand_over(Pending::Read { target: target.into(), offset, len_bytes })
+    pub fn read(&self, file: impl Into<AnyFile>, offset: u64, len_bytes: usize) -> Submission {
+        self.hand_over(Pending::Read { file: file.into(), offset, len_bytes })
     }
 
     fn hand_over(&self, pending: Pending) -> Submission {
         let hub = Arc::clone(&self.0.hub);
-        let is_poll = matches!(&pending, Pending::Op(op) if op.kind() == OpKind::Poll);
+        let is_poll =
+            matches!(&pending, Pending::Operation(operation) if operation.kind() == OperationKind::Poll);
         let stage = hub.start(pending);
         Submission { hub, is_poll, stage }
     }
@@ -130,22 +131,35 @@ impl Reactor {
 }
 
 /// An operation that was not started.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// It, with its buffers.
+    pub operation: Operation,
+    /// Why.
+    #[source]
+    pub error: Error,
+}
+
+/// An operation that was not started.
 #[derive(Debug)]
 enum Pending {
-    Op(Op),
-    Read { target: Target, offset: u64, len_bytes: usize },
+    Operation(Operation),
+    Read { file: AnyFile, offset: u64, len_bytes: usize },
 }
 
 impl Pending {
-    fn into_op(self) -> Op {
+    fn into_operation(self) -> Operation {
         match self {
-            Pending::Op(op) => op,
-            Pending::Read { target, offset, len_bytes } => Op::read(target, offset, Buf::zeroed(len_bytes)),
+            Pending::Operation(operation) => operation,
+            Pending::Read { file, offset, len_bytes } => {
+                Operation::read(file, offset, Buf::zeroed(len_bytes))
+            }
         }
     }
 
     fn refused(self, error: Error) -> Stage {
-        Stage::Refused(Box::new(Refused { op: self.into_op(), error }))
+        Stage::Refused(Box::new(Refused { operation: self.into_operation(), error }))
     }
 }
 
@@ -200,14 +214,14 @@ struct Shot(Mutex<ShotState>);
 enum ShotState {
     /// Not done; the task to wake.
     Flying(Option<Waker>),
-    /// Done, and not fetched.
-    Landed(std::result::Result<Done, Box<Refused>>),
+    /// Completion, and not fetched.
+    Landed(std::result::Result<Completion, Box<Refused>>),
     /// The future was dropped, or has returned.
     Gone,
 }
 
 impl Shot {
-    fn land(&self, result: std::result::Result<Done, Box<Refused>>) {
+    fn land(&self, result: std::result::Result<Completion, Box<Refused>>) {
         let mut state = self.0.lock();
         let ShotState::Flying(task) = &mut *state else { return };
         let task = task.take();
@@ -247,7 +261,7 @@ impl Submission {
     ///
     /// # Errors
     /// The operation was not started.
-    pub fn wait(self) -> std::result::Result<Done, Box<Refused>> {
+    pub fn wait(self) -> std::result::Result<Completion, Box<Refused>> {
         block_on(self)
     }
 }
@@ -271,7 +285,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 impl Future for Submission {
-    type Output = std::result::Result<Done, Box<Refused>>;
+    type Output = std::result::Result<Completion, Box<Refused>>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let shot = match std::mem::replace(&mut self.stage, Stage::Over) {
@@ -351,14 +365,16 @@ impl Driver {
             // A context fails only in a forked child, which has no copy of this thread.
             self.context.wait(1, None, &mut done).expect("the context lives as long as its thread");
             for done in done.drain(..) {
-                let flight = self.end(done.op.token());
-                flight.shot.land(Ok(Done { op: done.op.with_token(flight.token), ..done }));
+                let flight = self.end(done.operation.token());
+                flight
+                    .shot
+                    .land(Ok(Completion { operation: done.operation.with_token(flight.token), ..done }));
             }
         }
     }
 
     /// Takes from the list what the context has room for, and nothing that nobody waits for any more.
-    fn fetch(&mut self, batch: &mut VecDeque<Op>) -> Fetched {
+    fn fetch(&mut self, batch: &mut VecDeque<Operation>) -> Fetched {
         let mut has_orphans = false;
         loop {
             let mut list = self.hub.list.lock();
@@ -372,7 +388,7 @@ impl Driver {
             let before = batch.len();
             for (pending, shot) in fetched {
                 if !shot.is_gone() {
-                    batch.push_back(self.begin(pending.into_op(), shot));
+                    batch.push_back(self.begin(pending.into_operation(), shot));
                 }
             }
             // If some were not wanted any more there is room for others.
@@ -383,14 +399,15 @@ impl Driver {
     }
 
     /// Gives an operation the token by which its future is found.
-    fn begin(&mut self, op: Op, shot: Arc<Shot>) -> Op {
-        let flight = Flight { token: op.token(), is_poll: op.kind() == OpKind::Poll, shot };
+    fn begin(&mut self, operation: Operation, shot: Arc<Shot>) -> Operation {
+        let flight =
+            Flight { token: operation.token(), is_poll: operation.kind() == OperationKind::Poll, shot };
         let index = self.free.pop().unwrap_or_else(|| {
             self.flights.push(None);
             self.flights.len() - 1
         });
         self.flights[index] = Some(flight);
-        op.with_token(index as u64)
+        operation.with_token(index as u64)
     }
 
     fn end(&mut self, token: u64) -> Flight {
@@ -399,18 +416,22 @@ impl Driver {
         self.flights[index].take().expect("a token belongs to a flight")
     }
 
-    fn start(&mut self, batch: &mut VecDeque<Op>) {
+    fn start(&mut self, batch: &mut VecDeque<Operation>) {
         while !batch.is_empty() {
-            let submitted = self.context.submit(batch).expect("the context lives as long as its thread");
-            if let Some(refused) = submitted.refused {
-                let flight = self.end(refused.op.token());
-                let Refused { op, error } = *refused;
-                flight.shot.land(Err(Box::new(Refused { op: op.with_token(flight.token), error })));
-            } else if submitted.taken == 0 {
-                // Short of memory: again after the next completion.
-                break;
+            match self.context.submit(batch) {
+                Ok(0) => break, // Short of memory: again after the next completion.
+                Ok(_) => {}
+                Err(error) => self.refuse(batch, error),
             }
         }
+    }
+
+    /// Ends the operation at the front, which the kernel has refused.
+    fn refuse(&mut self, batch: &mut VecDeque<Operation>, error: Error) {
+        let Some(operation) = batch.pop_front() else { return };
+        let flight = self.end(operation.token());
+        let operation = operation.with_token(flight.token);
+        flight.shot.land(Err(Box::new(Refused { operation, error })));
     }
 
     /// Cancels the polls that nobody waits for, or all.

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::backend::Alignment;
 use crate::buf::Buf;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
 use crate::flags::{Flags, Readiness};
-use crate::op::{Op, OpKind};
+use crate::open_file::Alignment;
+use crate::operation::{Operation, OperationKind};
 use crate::probe::{self as facts};
 
 /// Bytes of the scratch file.
@@ -53,7 +53,7 @@ pub struct Probe {
     /// How many requests the device takes before a submit blocks, where that is known.
     pub device_queue_slots: Option<usize>,
     /// Each operation, and what the kernel said if it refused.
-    pub operations: Vec<(OpKind, std::result::Result<(), Errno>)>,
+    pub operations: Vec<(OperationKind, std::result::Result<(), Errno>)>,
     /// Each flag on a write, and what the kernel said if it refused.
     pub flags: Vec<(Flags, std::result::Result<(), Errno>)>,
 }
@@ -114,7 +114,8 @@ pub fn probe(dir: &Path) -> Result<Probe> {
     let direct = facts::make_direct(scratch.as_fd()).map_err(|errno| Error::call("fcntl", dir, errno))?;
     (found.is_direct, found.alignment) = (direct.is_direct, direct.alignment);
     let scratch = Arc::new(scratch);
-    let filled = attempt(&mut context, Op::write(Arc::clone(&scratch), 0, Buf::zeroed(SCRATCH_BYTES)))?;
+    let filled =
+        attempt(&mut context, Operation::write(Arc::clone(&scratch), 0, Buf::zeroed(SCRATCH_BYTES)))?;
     if filled != Ok(SCRATCH_BYTES) {
         found.reason = "the scratch file cannot be filled, so this is what is known of the file system";
         return Ok(found);
@@ -125,7 +126,7 @@ pub fn probe(dir: &Path) -> Result<Probe> {
         found.operations.push((kind, answer.map(|_| ())));
     }
     for (flag, ..) in Flags::known() {
-        let write = Op::write(Arc::clone(&scratch), 0, Buf::zeroed(Buf::ALIGN)).with_flags(flag);
+        let write = Operation::write(Arc::clone(&scratch), 0, Buf::zeroed(Buf::ALIGN)).with_flags(flag);
         let answer = attempt(&mut context, write)?;
         found.flags.push((flag, answer.map(|_| ())));
     }
@@ -135,7 +136,7 @@ pub fn probe(dir: &Path) -> Result<Probe> {
 impl Probe {
     /// Fills in what writes tell.
     fn look_at_writes(&mut self, context: &mut Context, scratch: &Arc<OwnedFd>) -> Result<()> {
-        let misaligned = attempt(context, Op::write(Arc::clone(scratch), 1, Buf::zeroed(100)))?;
+        let misaligned = attempt(context, Operation::write(Arc::clone(scratch), 1, Buf::zeroed(100)))?;
         let was_direct = self.is_direct;
         self.is_direct &= misaligned == Err(Errno::INVALID);
         self.is_asynchronous = false;
@@ -159,36 +160,35 @@ impl Probe {
     }
 }
 
-const OPERATIONS: [OpKind; 7] = [
-    OpKind::Read,
-    OpKind::Write,
-    OpKind::ReadVectored,
-    OpKind::WriteVectored,
-    OpKind::Sync,
-    OpKind::DataSync,
-    OpKind::Poll,
+const OPERATIONS: [OperationKind; 7] = [
+    OperationKind::Read,
+    OperationKind::Write,
+    OperationKind::ReadVectored,
+    OperationKind::WriteVectored,
+    OperationKind::Sync,
+    OperationKind::DataSync,
+    OperationKind::Poll,
 ];
 
 /// A harmless operation of that kind.
-fn operation(kind: OpKind, scratch: &Arc<OwnedFd>) -> Op {
+fn operation(kind: OperationKind, scratch: &Arc<OwnedFd>) -> Operation {
     let file = Arc::clone(scratch);
     let bufs = || vec![Buf::zeroed(Buf::ALIGN), Buf::zeroed(Buf::ALIGN)];
     match kind {
-        OpKind::Read => Op::read(file, 0, Buf::zeroed(Buf::ALIGN)),
-        OpKind::Write => Op::write(file, 0, Buf::zeroed(Buf::ALIGN)),
-        OpKind::ReadVectored => Op::read_vectored(file, 0, bufs()),
-        OpKind::WriteVectored => Op::write_vectored(file, 0, bufs()),
-        OpKind::Sync => Op::sync(file),
-        OpKind::DataSync => Op::data_sync(file),
-        OpKind::Poll => Op::poll(file, Readiness::READABLE),
+        OperationKind::Read => Operation::read(file, 0, Buf::zeroed(Buf::ALIGN)),
+        OperationKind::Write => Operation::write(file, 0, Buf::zeroed(Buf::ALIGN)),
+        OperationKind::ReadVectored => Operation::read_vectored(file, 0, bufs()),
+        OperationKind::WriteVectored => Operation::write_vectored(file, 0, bufs()),
+        OperationKind::Sync => Operation::sync(file),
+        OperationKind::DataSync => Operation::data_sync(file),
+        OperationKind::Poll => Operation::poll(file, Readiness::READABLE),
     }
 }
 
 /// Runs one operation; its outcome, wherever the kernel says it.
-fn attempt(context: &mut Context, op: Op) -> Result<std::result::Result<usize, Errno>> {
-    let submitted = context.submit(&mut VecDeque::from([op]))?;
-    if let Some(refused) = submitted.refused {
-        return Ok(Err(refused.error.errno().unwrap_or(Errno::IO)));
+fn attempt(context: &mut Context, operation: Operation) -> Result<std::result::Result<usize, Errno>> {
+    if let Err(refused) = context.submit(&mut VecDeque::from([operation])) {
+        return refused.errno().map_or(Err(refused), |errno| Ok(Err(errno)));
     }
     let mut done = Vec::new();
     while context.in_flight() > 0 {
@@ -199,7 +199,7 @@ fn attempt(context: &mut Context, op: Op) -> Result<std::result::Result<usize, E
 
 /// Whether a write over written bytes is still in flight when its submit returns.
 fn is_late(context: &mut Context, scratch: &Arc<OwnedFd>) -> Result<bool> {
-    let write = || Op::write(Arc::clone(scratch), 0, Buf::zeroed(SCRATCH_BYTES));
+    let write = || Operation::write(Arc::clone(scratch), 0, Buf::zeroed(SCRATCH_BYTES));
     let mut writes: VecDeque<_> = (0..AT_ONCE).map(|_| write()).collect();
     let _ = context.submit(&mut writes)?;
     let mut done = Vec::new();

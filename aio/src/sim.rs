@@ -47,10 +47,11 @@ use machine::{Call, Machine, Shared, sim_handle};
 use map::{SimLock, SimMap};
 use queue::SimQueue;
 
-use crate::backend::{Alignment, Backend, File, Lock, OpenMode, Queue, SECTOR_BYTES, SharedMap, Stat};
+use crate::backend::{Backend, Lock, OpenMode, Queue, SharedMap, Stat};
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
-use crate::trace::{Counters, Kind};
+use crate::open_file::{Alignment, File, SECTOR_BYTES};
+use crate::trace::{Class, Counters};
 
 /// A simulated machine. A clone is another handle of the same machine.
 #[derive(Clone)]
@@ -234,7 +235,7 @@ impl Backend for SimBackend {
         let covers = machine.disk.seq();
         let synced = queue::sync(&mut machine, sim_handle(file).inode, covers, fault);
         machine.trace.ended(
-            Kind::Sync,
+            Class::Sync,
             synced.ok().map(|()| 0),
             whole_nanos(machine.now.saturating_sub(begun)),
         );

@@ -23,9 +23,9 @@ const DEPTHS: usize = 16;
 /// Recent operations that are remembered, to see whether they are done again.
 const REMEMBERED: usize = 256;
 
-/// What is counted apart.
+/// Operations that are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Class {
     Read,
     Write,
     WriteDurable,
@@ -33,15 +33,16 @@ pub(crate) enum Kind {
     Poll,
 }
 
-impl Kind {
-    /// The name for errors and traces.
+#[cfg(feature = "tracing")]
+impl Class {
+    /// The name for traces.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::Read => "read",
-            Kind::Write => "write",
-            Kind::WriteDurable => "durable write",
-            Kind::Sync => "sync",
-            Kind::Poll => "poll",
+            Class::Read => "read",
+            Class::Write => "write",
+            Class::WriteDurable => "durable write",
+            Class::Sync => "sync",
+            Class::Poll => "poll",
         }
     }
 }
@@ -161,13 +162,13 @@ impl Default for OperationTrace {
 
 impl Trace {
     /// Counts one operation that ended: `moved_bytes` if it went well.
-    pub(crate) fn ended(&self, kind: Kind, moved_bytes: Option<usize>, nanos: u64) {
-        let trace = match kind {
-            Kind::Read => &self.read,
-            Kind::Write => &self.write,
-            Kind::WriteDurable => &self.write_durable,
-            Kind::Sync => &self.sync,
-            Kind::Poll => &self.poll,
+    pub(crate) fn ended(&self, class: Class, moved_bytes: Option<usize>, nanos: u64) {
+        let trace = match class {
+            Class::Read => &self.read,
+            Class::Write => &self.write,
+            Class::WriteDurable => &self.write_durable,
+            Class::Sync => &self.sync,
+            Class::Poll => &self.poll,
         };
         let size = size_class(moved_bytes.unwrap_or(0));
         trace.latency[size][bucket(nanos)].fetch_add(1, Ordering::Relaxed);
@@ -234,7 +235,7 @@ impl Counting {
         self.0.submitted(count);
         let latency = clock::nanos().saturating_sub(submitted_at);
         for _ in 0..count {
-            self.0.ended(Kind::Read, Some(4096), latency);
+            self.0.ended(Class::Read, Some(4096), latency);
         }
     }
 }
@@ -310,9 +311,9 @@ mod tests {
     #[test]
     fn operations_are_counted_by_kind() {
         let trace = Trace::default();
-        trace.ended(Kind::Read, Some(512), 100);
-        trace.ended(Kind::Read, Some(512), 100_000);
-        trace.ended(Kind::Sync, None, 0);
+        trace.ended(Class::Read, Some(512), 100);
+        trace.ended(Class::Read, Some(512), 100_000);
+        trace.ended(Class::Sync, None, 0);
         trace.submitted(1);
         let counters = trace.snapshot();
         assert_eq!((counters.read.count, counters.read.bytes, counters.read.errors), (2, 1024, 0));
@@ -330,7 +331,7 @@ mod tests {
         for (bytes, class) in [(0, 0), (4096, 0), (4097, 1), (1 << 20, 4), (1 << 21, 5)] {
             assert_eq!(size_class(bytes), class, "{bytes} bytes");
         }
-        trace.ended(Kind::Write, Some(1 << 16), 3000);
+        trace.ended(Class::Write, Some(1 << 16), 3000);
         trace.submitted(1);
         trace.submitted(7);
         let touch = Touch { opcode: 0, descriptor: 3, offset: 4096, len_bytes: 4096 };

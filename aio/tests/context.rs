@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aio::{
-    Buf, Cancel, Context, Done, Errno, Error, EventFd, Flags, Op, OpKind, Priority, Readiness, Reaping, Wake,
-    Waking,
+    Buf, Cancel, Completion, Context, Errno, Error, EventFd, Flags, Operation, OperationKind, Priority,
+    Readiness, Reaping, Wake, Waking,
 };
 use support::{BLOCK, FOREVER, Place, assert_block, at, block, read, start};
 
@@ -36,18 +36,18 @@ fn context() -> Context {
 }
 
 /// Runs one operation to its end.
-fn run(context: &mut Context, op: Op) -> Done {
-    let mut done = context.run([op]).unwrap();
+fn run(context: &mut Context, operation: Operation) -> Completion {
+    let mut done = context.run([operation]).unwrap();
     assert_eq!(done.len(), 1);
     done.remove(0)
 }
 
 /// Why the kernel will not start an operation.
-fn refusal(context: &mut Context, op: Op) -> Error {
-    let mut ops = VecDeque::from([op]);
-    let submitted = context.submit(&mut ops).unwrap();
-    assert_eq!((submitted.taken, ops.len()), (0, 0));
-    submitted.refused.expect("the operation is refused").error
+fn refusal(context: &mut Context, operation: Operation) -> Error {
+    let mut operations = VecDeque::from([operation]);
+    let error = context.submit(&mut operations).expect_err("the operation is refused");
+    assert_eq!((operations.len(), context.in_flight()), (1, 0), "it stays");
+    error
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn blocks_are_read_back_however_completions_are_fetched() {
     for mut context in contexts(8) {
         for _ in 0..20 {
             let done = context.run((0..32).map(|block| read(&file, block))).unwrap();
-            assert!(done.iter().map(|done| done.op.token()).eq(0..32), "in the order of submission");
+            assert!(done.iter().map(|done| done.operation.token()).eq(0..32), "in the order of submission");
             done.into_iter().for_each(assert_block);
         }
         assert_eq!(context.counters().read.count, 20 * 32);
@@ -94,11 +94,11 @@ fn several_buffers_are_one_operation() {
     let file = place.file("file", 1);
     let mut context = context();
     let bufs = vec![block(7), block(8), Buf::from(&[9; 2 * BLOCK][..])];
-    let done = run(&mut context, Op::write_vectored(&file, at(1), bufs));
-    assert_eq!((done.result, done.op.kind()), (Ok(4 * BLOCK), OpKind::WriteVectored));
-    assert_eq!(done.op.into_bufs().len(), 3, "they come back");
+    let done = run(&mut context, Operation::write_vectored(&file, at(1), bufs));
+    assert_eq!((done.result, done.operation.kind()), (Ok(4 * BLOCK), OperationKind::WriteVectored));
+    assert_eq!(done.operation.into_bufs().len(), 3, "they come back");
     let bufs = vec![Buf::zeroed(2 * BLOCK), Buf::zeroed(3 * BLOCK)];
-    let bufs = run(&mut context, Op::read_vectored(&file, 0, bufs)).whole().unwrap().into_bufs();
+    let bufs = run(&mut context, Operation::read_vectored(&file, 0, bufs)).whole().unwrap().into_bufs();
     let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.chunks(BLOCK).map(|block| block[0])).collect();
     assert_eq!(bytes, [0, 7, 8, 9, 9]);
     assert_eq!((context.counters().write.bytes, context.counters().read.bytes), (4 * 4096, 5 * 4096));
@@ -110,8 +110,8 @@ fn more_buffers_than_the_kernel_takes_are_refused() {
     let file = place.file("file", 1);
     let mut context = context();
     let bufs = |count| (0..count).map(|_| Buf::zeroed(512)).collect();
-    assert_eq!(run(&mut context, Op::read_vectored(&file, 0, bufs(1024))).result, Ok(BLOCK));
-    let error = refusal(&mut context, Op::read_vectored(&file, 0, bufs(1025)));
+    assert_eq!(run(&mut context, Operation::read_vectored(&file, 0, bufs(1024))).result, Ok(BLOCK));
+    let error = refusal(&mut context, Operation::read_vectored(&file, 0, bufs(1025)));
     assert_eq!(error.errno(), Some(Errno::INVALID));
 }
 
@@ -120,8 +120,8 @@ fn syncs_complete() {
     let place = Place::new();
     let file = place.file("file", 1);
     let mut context = context();
-    for op in [Op::sync(&file), Op::data_sync(&file)] {
-        assert_eq!(run(&mut context, op).whole().unwrap().len_bytes(), 0);
+    for operation in [Operation::sync(&file), Operation::data_sync(&file)] {
+        assert_eq!(run(&mut context, operation).whole().unwrap().len_bytes(), 0);
     }
     assert_eq!(context.counters().sync.count, 2);
 }
@@ -129,9 +129,9 @@ fn syncs_complete() {
 #[test]
 fn what_cannot_be_synced_is_refused_with_what_it_needs() {
     let event = EventFd::new().unwrap();
-    let error = refusal(&mut context(), Op::data_sync(&event));
+    let error = refusal(&mut context(), Operation::data_sync(&event));
     let Error::Unsupported { call, needs, errno, .. } = &error else { panic!("{error}") };
-    assert_eq!((*call, *errno), ("fdatasync", Errno::INVALID));
+    assert_eq!((*call, *errno), ("data sync", Errno::INVALID));
     assert!(needs.contains("IOCB_CMD_FDSYNC (Linux 4.18)"), "{needs}");
 }
 
@@ -139,15 +139,15 @@ fn what_cannot_be_synced_is_refused_with_what_it_needs() {
 fn a_poll_completes_when_its_descriptor_is_ready() {
     let event = EventFd::new().unwrap();
     for mut context in contexts(2) {
-        start(&mut context, Op::poll(&event, Readiness::READABLE).with_token(3));
+        start(&mut context, Operation::poll(&event, Readiness::READABLE).with_token(3));
         let mut done = Vec::new();
         assert_eq!(context.wait_for(1, Duration::from_millis(2), &mut done).unwrap(), Wake::TimedOut);
         event.add();
         assert_eq!(context.wait_for(1, FOREVER, &mut done).unwrap(), Wake::Completed);
-        assert_eq!((done[0].op.token(), done[0].readiness()), (3, Readiness::READABLE));
+        assert_eq!((done[0].operation.token(), done[0].readiness()), (3, Readiness::READABLE));
         assert_eq!((event.take(), event.take()), (1, 0));
         let both = Readiness::READABLE.with(Readiness::WRITABLE);
-        assert_eq!(run(&mut context, Op::poll(&event, both)).readiness(), Readiness::WRITABLE);
+        assert_eq!(run(&mut context, Operation::poll(&event, both)).readiness(), Readiness::WRITABLE);
     }
 }
 
@@ -156,15 +156,15 @@ fn a_pipe_is_read_when_it_has_something() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let reader = Arc::new(reader);
     let mut context = context();
-    start(&mut context, Op::poll(Arc::clone(&reader), Readiness::READABLE));
+    start(&mut context, Operation::poll(Arc::clone(&reader), Readiness::READABLE));
     writer.write_all(b"words").unwrap();
     let mut done = Vec::new();
     assert_eq!(context.wait_for(1, FOREVER, &mut done).unwrap(), Wake::Completed);
-    let read = run(&mut context, Op::read(Arc::clone(&reader), 0, Buf::zeroed(16)));
+    let read = run(&mut context, Operation::read(Arc::clone(&reader), 0, Buf::zeroed(16)));
     assert_eq!(read.result, Ok(5));
-    assert_eq!(&read.op.into_buf()[..5], b"words");
+    assert_eq!(&read.operation.into_buf()[..5], b"words");
     drop(writer);
-    let hung_up = run(&mut context, Op::poll(reader, Readiness::READABLE)).readiness();
+    let hung_up = run(&mut context, Operation::poll(reader, Readiness::READABLE)).readiness();
     assert!(hung_up.contains(Readiness::HANG_UP), "{hung_up:?}");
 }
 
@@ -175,20 +175,20 @@ fn polls_can_be_cancelled_and_disk_operations_cannot() {
     let event = EventFd::new().unwrap();
     for mut context in contexts(8) {
         assert_eq!(context.cancel(1).unwrap(), Cancel::NotInFlight);
-        start(&mut context, Op::poll(&event, Readiness::READABLE).with_token(1));
-        start(&mut context, Op::poll(&event, Readiness::READABLE).with_token(2));
+        start(&mut context, Operation::poll(&event, Readiness::READABLE).with_token(1));
+        start(&mut context, Operation::poll(&event, Readiness::READABLE).with_token(2));
         assert_eq!(context.cancel(2).unwrap(), Cancel::Cancelled);
         let mut done = Vec::new();
         assert_eq!(context.wait_for(1, FOREVER, &mut done).unwrap(), Wake::Completed);
         let cancelled = done.pop().unwrap();
-        assert_eq!((cancelled.op.token(), cancelled.result), (2, Ok(0)));
+        assert_eq!((cancelled.operation.token(), cancelled.result), (2, Ok(0)));
         assert_eq!(cancelled.readiness(), Readiness::default());
         assert_eq!((context.in_flight(), context.cancel(2).unwrap()), (1, Cancel::NotInFlight));
         event.add();
         assert_eq!(context.cancel(1).unwrap(), Cancel::AlreadyDone);
         assert_eq!(event.take(), 1);
-        for op in [read(&file, 0), Op::write(&file, 0, block(0)), Op::data_sync(&file)] {
-            start(&mut context, op.with_token(9));
+        for operation in [read(&file, 0), Operation::write(&file, 0, block(0)), Operation::data_sync(&file)] {
+            start(&mut context, operation.with_token(9));
             assert_eq!(context.cancel(9).unwrap(), Cancel::NotCancelable);
         }
         while context.in_flight() > 0 {
@@ -199,20 +199,21 @@ fn polls_can_be_cancelled_and_disk_operations_cannot() {
 }
 
 #[test]
-fn a_refused_operation_is_handed_back_and_the_others_go_on() {
+fn a_refused_operation_stays_at_the_front_and_the_others_go_on() {
     let place = Place::new();
     let file = place.file("file", 4);
     let read_only = Arc::new(std::fs::File::options().read(true).open(file.path()).unwrap());
     for mut context in contexts(8) {
-        let bad = Op::write(Arc::clone(&read_only), at(3), block(9)).with_token(77);
-        let mut ops = VecDeque::from([read(&file, 0), read(&file, 1), bad, read(&file, 2), read(&file, 3)]);
-        let submitted = context.submit(&mut ops).unwrap();
-        let refused = submitted.refused.expect("not open for writing");
-        assert_eq!((submitted.taken, ops.len()), (2, 2));
-        assert_eq!((refused.op.token(), refused.error.errno()), (77, Some(Errno(libc::EBADF))));
-        assert!(refused.op.into_buf()[..] == [9; BLOCK], "with its buffer");
-        let submitted = context.submit(&mut ops).unwrap();
-        assert_eq!((submitted.taken, submitted.refused.is_none()), (2, true));
+        let bad = Operation::write(Arc::clone(&read_only), at(3), block(9)).with_token(77);
+        let mut operations =
+            VecDeque::from([read(&file, 0), read(&file, 1), bad, read(&file, 2), read(&file, 3)]);
+        assert_eq!(context.submit(&mut operations), Ok(2), "those before it");
+        let error = context.submit(&mut operations).expect_err("not open for writing");
+        assert_eq!((error.errno(), operations.len()), (Some(Errno(libc::EBADF)), 3));
+        let refused = operations.pop_front().unwrap();
+        assert_eq!(refused.token(), 77);
+        assert!(refused.into_buf()[..] == [9; BLOCK], "with its buffer");
+        assert_eq!(context.submit(&mut operations), Ok(2));
         let mut done = Vec::new();
         context.wait_for(4, FOREVER, &mut done).unwrap();
         done.into_iter().for_each(assert_block);
@@ -225,11 +226,16 @@ fn a_run_ends_at_the_first_refusal() {
     let file = place.file("file", 2);
     let event = EventFd::new().unwrap();
     let mut context = context();
-    let error =
-        context.run([read(&file, 0), Op::sync(&event), Op::write(&file, at(1), block(9))]).unwrap_err();
-    assert!(matches!(error, Error::Unsupported { call: "fsync", .. }), "{error}");
+    let error = context
+        .run([read(&file, 0), Operation::sync(&event), Operation::write(&file, at(1), block(9))])
+        .unwrap_err();
+    assert!(matches!(error, Error::Unsupported { call: "sync", .. }), "{error}");
     assert_eq!(context.in_flight(), 0);
-    assert_eq!(run(&mut context, read(&file, 1)).op.into_buf()[0], 1, "what stood behind it was not done");
+    assert_eq!(
+        run(&mut context, read(&file, 1)).operation.into_buf()[0],
+        1,
+        "what stood behind it was not done"
+    );
 }
 
 #[test]
@@ -238,15 +244,15 @@ fn flags_that_the_kernel_knows_are_obeyed() {
     let file = place.file("file", 2);
     let mut context = context();
     for flags in [Flags::DATA_SYNC, Flags::SYNC, Flags::HIGH_PRIORITY, Flags::DATA_SYNC.with(Flags::SYNC)] {
-        let done = run(&mut context, Op::write(&file, at(1), block(1)).with_flags(flags));
+        let done = run(&mut context, Operation::write(&file, at(1), block(1)).with_flags(flags));
         assert_eq!(done.result, Ok(BLOCK), "{flags:?}");
     }
     let durable = context.counters().write_durable.count;
     assert_eq!((durable, context.counters().write.count), (3, 1));
-    let appended = Op::write(&file, 0, block(7)).with_flags(Flags::APPEND);
+    let appended = Operation::write(&file, 0, block(7)).with_flags(Flags::APPEND);
     run(&mut context, appended).whole().unwrap();
     let found = context.run([read(&file, 0), read(&file, 2)]).unwrap();
-    let found: Vec<u8> = found.into_iter().map(|done| done.op.into_buf()[0]).collect();
+    let found: Vec<u8> = found.into_iter().map(|done| done.operation.into_buf()[0]).collect();
     assert_eq!(found, [0, 7], "it went to the end and not to its offset");
 }
 
@@ -256,13 +262,13 @@ fn unknown_flags_are_refused_by_name() {
     let file = place.file("file", 1);
     let mut context = context();
     let flags = Flags::DATA_SYNC.with(Flags::from_bits(0x4000_0000));
-    let error = refusal(&mut context, Op::write(&file, 0, block(1)).with_flags(flags));
+    let error = refusal(&mut context, Operation::write(&file, 0, block(1)).with_flags(flags));
     assert_eq!(error.errno(), Some(Errno::NOT_SUPPORTED));
     let text = error.to_string();
     assert!(text.contains("RWF_DSYNC (Linux 4.13)") && text.contains("0x40000000"), "{text}");
-    let error = refusal(&mut context, Op::data_sync(&file).with_flags(Flags::DATA_SYNC));
+    let error = refusal(&mut context, Operation::data_sync(&file).with_flags(Flags::DATA_SYNC));
     assert!(error.to_string().contains("without flags"), "{error}");
-    let error = refusal(&mut context, Op::poll(&file, Readiness::READABLE).with_flags(Flags::SYNC));
+    let error = refusal(&mut context, Operation::poll(&file, Readiness::READABLE).with_flags(Flags::SYNC));
     assert!(error.to_string().contains("IOCB_CMD_POLL (Linux 5.0), without flags"), "{error}");
 }
 
@@ -271,10 +277,10 @@ fn a_write_that_may_not_wait_says_so() {
     let place = Place::new();
     let file = place.file("file", 1);
     let mut context = context();
-    let mut ops = VecDeque::from([Op::write(&file, at(100), block(1)).with_flags(Flags::NO_WAIT)]);
-    let submitted = context.submit(&mut ops).unwrap();
-    if let Some(refused) = submitted.refused {
-        assert!(refused.error.to_string().contains("RWF_NOWAIT"), "{}", refused.error);
+    let mut operations =
+        VecDeque::from([Operation::write(&file, at(100), block(1)).with_flags(Flags::NO_WAIT)]);
+    if let Err(refused) = context.submit(&mut operations) {
+        assert!(refused.to_string().contains("RWF_NOWAIT"), "{refused}");
         return;
     }
     let mut done = Vec::new();
@@ -290,9 +296,9 @@ fn priorities_are_taken() {
     for priority in [Priority::IDLE, Priority::best_effort(0), Priority::best_effort(7)] {
         assert_block(run(&mut context, read(&file, 0).with_priority(priority)));
     }
-    let mut ops = VecDeque::from([read(&file, 0).with_priority(Priority::real_time(0))]);
-    if let Some(refused) = context.submit(&mut ops).unwrap().refused {
-        assert_eq!(refused.error.errno(), Some(Errno(libc::EPERM)));
+    let mut operations = VecDeque::from([read(&file, 0).with_priority(Priority::real_time(0))]);
+    if let Err(refused) = context.submit(&mut operations) {
+        assert_eq!(refused.errno(), Some(Errno(libc::EPERM)));
     }
 }
 
@@ -302,14 +308,15 @@ fn completions_are_counted_by_an_eventfd() {
     let file = place.file("file", 3);
     let event = EventFd::new().unwrap();
     let mut context = context();
-    let mut ops: VecDeque<Op> = (0..3).map(|block| read(&file, block).with_notification(&event)).collect();
-    assert_eq!(context.submit(&mut ops).unwrap().taken, 3);
+    let mut operations: VecDeque<Operation> =
+        (0..3).map(|block| read(&file, block).with_notification(&event)).collect();
+    assert_eq!(context.submit(&mut operations), Ok(3));
     start(&mut context, read(&file, 0));
     let mut done = Vec::new();
     context.wait_for(4, FOREVER, &mut done).unwrap();
     assert_eq!(event.take(), 3, "only those that asked for it");
     done.into_iter().for_each(assert_block);
-    let polled = run(&mut context, Op::read(&file, 0, Buf::zeroed(BLOCK)).with_notification(&event));
+    let polled = run(&mut context, Operation::read(&file, 0, Buf::zeroed(BLOCK)).with_notification(&event));
     assert_eq!((polled.result, event.take()), (Ok(BLOCK), 1));
 }
 
@@ -346,11 +353,11 @@ fn a_context_takes_exactly_what_it_was_made_for() {
     let event = EventFd::new().unwrap();
     for slots in [1, 2, 31, 32, 33, 64, 127, 128, 500] {
         let mut context = Context::builder().slots(slots).build().unwrap();
-        let mut ops: VecDeque<Op> = (0..slots + 3).map(|_| Op::poll(&event, Readiness::READABLE)).collect();
-        assert_eq!(context.submit(&mut ops).unwrap().taken, slots);
-        assert_eq!((ops.len(), context.in_flight()), (3, slots));
-        let submitted = context.submit(&mut ops).unwrap();
-        assert_eq!((submitted.taken, submitted.refused.is_none()), (0, true), "full is not refused");
+        let mut operations: VecDeque<Operation> =
+            (0..slots + 3).map(|_| Operation::poll(&event, Readiness::READABLE)).collect();
+        assert_eq!(context.submit(&mut operations), Ok(slots));
+        assert_eq!((operations.len(), context.in_flight()), (3, slots));
+        assert_eq!(context.submit(&mut operations), Ok(0), "full is not refused");
         // Dropping it cancels the polls: else this would wait for ever.
     }
 }
@@ -368,9 +375,9 @@ fn dropping_a_context_waits_for_writes() {
     let file = place.file("file", 1);
     for round in 1..6 {
         for mut context in contexts(64) {
-            let mut writes: VecDeque<Op> =
-                (0..64).map(|number| Op::write(&file, at(number), block(round))).collect();
-            assert_eq!(context.submit(&mut writes).unwrap().taken, 64);
+            let mut writes: VecDeque<Operation> =
+                (0..64).map(|number| Operation::write(&file, at(number), block(round))).collect();
+            assert_eq!(context.submit(&mut writes), Ok(64));
             drop(context);
             let bytes = std::fs::read(file.path()).unwrap();
             assert!(bytes.len() == 64 * BLOCK && bytes.iter().all(|&byte| byte == round));
@@ -384,8 +391,8 @@ fn forgetting_a_context_leaks_what_is_in_flight_and_harms_nothing() {
     let file = place.file("file", 32);
     for _ in 0..8 {
         let mut context = Context::builder().slots(32).build().unwrap();
-        let mut reads: VecDeque<Op> = (0..32).map(|number| read(&file, number)).collect();
-        assert_eq!(context.submit(&mut reads).unwrap().taken, 32);
+        let mut reads: VecDeque<Operation> = (0..32).map(|number| read(&file, number)).collect();
+        assert_eq!(context.submit(&mut reads), Ok(32));
         std::mem::forget(context);
         // Had the buffers been freed, these would stand where the kernel still writes.
         let others: Vec<Buf> = (0..64).map(|_| block(0xEE)).collect();
@@ -428,7 +435,7 @@ fn a_descriptor_is_asked_for_once() {
     let open = |file: &aio::File| std::fs::File::options().read(true).open(file.path()).unwrap();
     let owner = Arc::new(Changing(open(&file), open(&other), std::sync::atomic::AtomicU32::new(0)));
     let mut context = context();
-    start(&mut context, Op::read(Arc::clone(&owner), at(1), Buf::zeroed(BLOCK)).with_token(1));
+    start(&mut context, Operation::read(Arc::clone(&owner), at(1), Buf::zeroed(BLOCK)).with_token(1));
     let _ = owner.as_fd();
     let mut done = Vec::new();
     context.wait_for(1, FOREVER, &mut done).unwrap();

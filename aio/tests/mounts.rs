@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aio::{Errno, Flags, NativeBackend, OpKind, Probe};
+use aio::{Errno, Flags, NativeBackend, OperationKind, Probe};
 use libtest_mimic::{Arguments, Failed, Trial};
 use promises::Place;
 
@@ -77,7 +77,7 @@ fn check_probe(probe: &Probe) {
         assert_eq!(*found, Ok(()), "{kind:?} on {probe}");
     }
     assert_eq!(probe.operations.len(), 7, "{probe}");
-    assert!(probe.operations.iter().any(|(kind, _)| *kind == OpKind::Poll));
+    assert!(probe.operations.iter().any(|(kind, _)| *kind == OperationKind::Poll));
     let flag = |wanted| probe.flags.iter().find(|(flag, _)| *flag == wanted).unwrap().1;
     assert_eq!((flag(Flags::DATA_SYNC), flag(Flags::SYNC)), (Ok(()), Ok(())), "{probe}");
     // By kernel and file system, but never anything else.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use aio::{Action, Backend, Buf, Errno, Error, File, NativeBackend, OpenMode, Operation, SignalSet, Wake};
+use aio::{Backend, Buf, Errno, Error, File, NativeBackend, OpenMode, Operation, SignalSet, Wake};
 
 /// Long enough that a test that waits for it has failed.
 const FOREVER: Duration = Duration::from_mins(1);
@@ -54,19 +54,17 @@ impl Fixture {
 
 /// Every block that [`Fixture::file`] made holds its number.
 fn assert_block(completion: aio::Completion) {
-    let number = u8::try_from(completion.operation.token).unwrap();
+    let number = u8::try_from(completion.operation.token()).unwrap();
     let buf = completion.whole().unwrap().into_buf();
     assert!(buf.iter().all(|&byte| byte == number), "block {number}");
 }
 
 fn read(file: &File, block: u64) -> Operation {
-    let action = Action::Read { offset: block * 4096, buf: Buf::zeroed(4096) };
-    Operation { token: block, file: file.clone(), action }
+    Operation::read(file, block * 4096, Buf::zeroed(4096)).with_token(block)
 }
 
 fn write(file: &File, offset: u64, len_bytes: usize) -> Operation {
-    let action = Action::Write { offset, buf: Buf::zeroed(len_bytes) };
-    Operation { token: offset, file: file.clone(), action }
+    Operation::write(file, offset, Buf::zeroed(len_bytes)).with_token(offset)
 }
 
 #[test]
@@ -96,7 +94,7 @@ fn submit_takes_what_there_is_room_for_and_leaves_the_rest() {
     assert_eq!(queue.submit(&mut operations).unwrap(), 2);
     assert_eq!((queue.in_flight(), queue.capacity(), operations.len()), (2, 2, 3));
     assert_eq!(queue.submit(&mut operations).unwrap(), 0, "reap first");
-    assert_eq!(operations.front().unwrap().token, 2);
+    assert_eq!(operations.front().unwrap().token(), 2);
     assert_eq!(queue.wait(2, None, &mut done).unwrap(), Wake::Completed);
     assert_eq!((queue.in_flight(), done.len()), (0, 2));
     assert_eq!(queue.submit(&mut operations).unwrap(), 2);
@@ -157,8 +155,7 @@ fn a_read_across_the_end_is_short() {
     let fixture = Fixture::new();
     let file = fixture.file(3);
     let mut queue = fixture.backend.queue(2).unwrap();
-    let across = Action::Read { offset: 8192, buf: Buf::zeroed(8192) };
-    let across = Operation { token: 0, file: file.clone(), action: across };
+    let across = Operation::read(&file, 8192, Buf::zeroed(8192));
     let done = aio::file::run(&mut *queue, [across, read(&file, 3)]).unwrap();
     assert_eq!(done[0].result, Ok(4096));
     assert_eq!(done[1].result, Ok(0));
@@ -178,11 +175,8 @@ fn syncs_and_durable_writes_complete() {
     let fixture = Fixture::new();
     let file = fixture.file(1);
     let mut queue = fixture.backend.queue(2).unwrap();
-    let durable = Action::WriteDurable { offset: 0, buf: Buf::zeroed(4096) };
-    let operations = [
-        Operation { token: 0, file: file.clone(), action: durable },
-        Operation { token: 1, file: file.clone(), action: Action::Sync },
-    ];
+    let durable = Operation::write_durable(&file, 0, Buf::zeroed(4096));
+    let operations = [durable, Operation::data_sync(&file).with_token(1)];
     for completion in aio::file::run(&mut *queue, operations).unwrap() {
         completion.whole().unwrap();
     }
@@ -495,7 +489,7 @@ fn contexts_and_reactors_stay_with_the_parent() {
     let mut context = aio::Context::builder().slots(8).build().unwrap();
     let reactor = aio::Reactor::new(aio::Context::builder().slots(8)).unwrap();
     let reads =
-        || (0..8).map(|block| aio::Op::read(&file, block * 4096, Buf::zeroed(4096)).with_token(block));
+        || (0..8).map(|block| Operation::read(&file, block * 4096, Buf::zeroed(4096)).with_token(block));
     let _ = context.submit(&mut reads().collect()).unwrap();
     let submissions: Vec<_> = reads().map(|read| reactor.submit(read)).collect();
     let mut context = Some(context);
@@ -517,7 +511,7 @@ fn contexts_and_reactors_stay_with_the_parent() {
     done.extend(submissions.into_iter().map(|submission| submission.wait().unwrap()));
     assert_eq!(done.len(), 16);
     for done in done {
-        let number = u8::try_from(done.op.token()).unwrap();
+        let number = u8::try_from(done.operation.token()).unwrap();
         assert!(done.whole().unwrap().into_buf().iter().all(|&byte| byte == number));
     }
 }
@@ -581,7 +575,7 @@ fn a_file_system_in_memory_works_without_direct_io() {
     let mut queue = fixture.backend.queue(4).unwrap();
     let mut operations: Vec<_> = (0..4).map(|block| read(&file, block)).collect();
     aio::file::run(&mut *queue, operations.drain(..)).unwrap().into_iter().for_each(assert_block);
-    let sync = Operation { token: 0, file: file.clone(), action: Action::Sync };
+    let sync = Operation::data_sync(&file);
     assert_eq!(aio::file::run(&mut *queue, [sync]).unwrap()[0].result, Ok(0));
     fixture.backend.sync(&file).unwrap();
     fixture.backend.lock(&fixture.path("LOCK")).unwrap();

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
 
-use aio::{Backend, Buf, Context, Errno, Error, EventFd, NativeBackend, Op, Reactor, Readiness, Waking};
+use aio::{
+    Backend, Buf, Context, Errno, Error, EventFd, NativeBackend, Operation, Reactor, Readiness, Waking,
+};
 use support::{BLOCK, Place, assert_block, read};
 
 fn reactor(slots: usize) -> Reactor {
@@ -108,9 +110,10 @@ fn there_is_one_thread_for_all_operations() {
     }
     let event = EventFd::new().unwrap();
     let reactor = reactor(101);
-    let polls: Vec<_> = (0..100).map(|_| reactor.submit(Op::poll(&event, Readiness::READABLE))).collect();
+    let polls: Vec<_> =
+        (0..100).map(|_| reactor.submit(Operation::poll(&event, Readiness::READABLE))).collect();
     // A thread has its name once it runs.
-    reactor.submit(Op::poll(&event, Readiness::WRITABLE)).wait().unwrap();
+    reactor.submit(Operation::poll(&event, Readiness::WRITABLE)).wait().unwrap();
     assert_eq!(reactor_threads(), 1);
     event.add();
     for poll in polls {
@@ -152,7 +155,7 @@ fn futures_can_be_dropped_at_any_stage() {
         }
         drop(reads);
         // Never ready: an abandoned one that was not cancelled would keep its slot for ever.
-        drop(reactor.submit(Op::poll(&event, Readiness::READABLE)));
+        drop(reactor.submit(Operation::poll(&event, Readiness::READABLE)));
         let others: Vec<Buf> = (0..32).map(|_| support::block(0xEE)).collect();
         assert_block(reactor.submit(read(&file, 31)).wait().unwrap());
         assert!(others.iter().all(|buf| buf[..] == [0xEE; BLOCK]), "nothing is written into freed memory");
@@ -165,7 +168,7 @@ fn futures_can_be_dropped_at_any_stage() {
 fn a_task_that_finds_no_room_is_woken() {
     let event = EventFd::new().unwrap();
     let reactor = reactor(1);
-    let poll = || reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let poll = || reactor.submit(Operation::poll(&event, Readiness::READABLE));
     let mut polls: Vec<_> = (0..8).map(|_| poll()).collect();
     let task = Waker::from(Arc::new(Count::default()));
     for poll in &mut polls {
@@ -203,7 +206,7 @@ fn what_is_dropped_before_its_turn_is_never_started() {
     let backend = NativeBackend::new();
     let reactor = backend.reactor(1).unwrap();
     // Holds the only slot.
-    let poll = reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let poll = reactor.submit(Operation::poll(&event, Readiness::READABLE));
     let mut reads: Vec<_> = (0..100).map(|_| reactor.read(&file, 0, BLOCK)).collect();
     let last = reads.pop().unwrap();
     drop(reads);
@@ -228,7 +231,7 @@ impl Wake for Owns {
 fn a_waker_may_shut_the_reactor_down() {
     let event = EventFd::new().unwrap();
     let reactor = reactor(1);
-    let mut poll = reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let mut poll = reactor.submit(Operation::poll(&event, Readiness::READABLE));
     let (told, tell) = std::sync::mpsc::channel();
     let task = Waker::from(Arc::new(Owns(std::sync::Mutex::new(Some(reactor)), told)));
     assert!(pin!(&mut poll).poll(&mut TaskContext::from_waker(&task)).is_pending());
@@ -240,8 +243,8 @@ fn a_waker_may_shut_the_reactor_down() {
 fn a_refused_operation_comes_back() {
     let event = EventFd::new().unwrap();
     let reactor = reactor(2);
-    let refused = reactor.submit(Op::sync(&event).with_token(7)).wait().unwrap_err();
-    assert_eq!((refused.op.token(), refused.error.errno()), (7, Some(Errno::INVALID)));
+    let refused = reactor.submit(Operation::sync(&event).with_token(7)).wait().unwrap_err();
+    assert_eq!((refused.operation.token(), refused.error.errno()), (7, Some(Errno::INVALID)));
     assert!(refused.to_string().contains("IOCB_CMD_FSYNC"), "{refused}");
 }
 
@@ -252,18 +255,18 @@ fn a_reactor_that_was_shut_down_refuses() {
     let event = EventFd::new().unwrap();
     let reactor = reactor(2);
     let reads: Vec<_> = (0..2).map(|block| reactor.submit(read(&file, block))).collect();
-    let poll = reactor.clone().submit(Op::poll(&event, Readiness::READABLE).with_token(5));
+    let poll = reactor.clone().submit(Operation::poll(&event, Readiness::READABLE).with_token(5));
     reactor.shutdown();
     reactor.shutdown();
     for read in reads {
         assert_block(read.wait().unwrap());
     }
     match poll.wait() {
-        Ok(done) => assert_eq!((done.op.token(), done.result), (5, Ok(0)), "cancelled"),
+        Ok(done) => assert_eq!((done.operation.token(), done.result), (5, Ok(0)), "cancelled"),
         Err(refused) => assert_eq!(refused.error, Error::Closed, "the list was full"),
     }
     let refused = reactor.submit(read(&file, 3)).wait().unwrap_err();
-    assert_eq!((refused.op.token(), refused.error), (3, Error::Closed));
+    assert_eq!((refused.operation.token(), refused.error), (3, Error::Closed));
 }
 
 #[test]
@@ -283,7 +286,7 @@ fn what_was_handed_over_is_done_without_the_reactor_handle() {
 fn a_future_is_woken_by_the_last_task_that_polled_it() {
     let event = EventFd::new().unwrap();
     let reactor = reactor(1);
-    let mut poll = reactor.submit(Op::poll(&event, Readiness::READABLE));
+    let mut poll = reactor.submit(Operation::poll(&event, Readiness::READABLE));
     let (first, last) = (Arc::new(Count::default()), Arc::new(Count::default()));
     for count in [&first, &last] {
         let task = Waker::from(Arc::clone(count));

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use aio::{Cancel, Context, Errno, Error, EventFd, Op, Readiness, Reaping, SignalSet, Wake, Waking};
+use aio::{Cancel, Context, Errno, Error, EventFd, Operation, Readiness, Reaping, SignalSet, Wake, Waking};
 use support::{FOREVER, Place, assert_block, read, start};
 
 /// How often each handler ran, by signal.
@@ -236,9 +236,9 @@ fn storm(mut context: Context, signal: i32) {
         let mut done = Vec::new();
         let mut ends = [0_u32; 3];
         for _ in 0..400 {
-            let mut reads: VecDeque<Op> = (0..8).map(|block| read(&file, block)).collect();
+            let mut reads: VecDeque<Operation> = (0..8).map(|block| read(&file, block)).collect();
             while !reads.is_empty() || context.in_flight() > 0 {
-                assert!(context.submit(&mut reads).unwrap().refused.is_none());
+                context.submit(&mut reads).unwrap();
                 match context.wait_for(context.in_flight().max(1), FOREVER, &mut done).unwrap() {
                     Wake::Completed => ends[0] += 1,
                     Wake::Woken => ends[1] += 1,
@@ -282,7 +282,7 @@ fn an_interrupt_of_the_application_runs_its_handler_and_ends_the_wait() {
         for reaping in [Reaping::Ring, Reaping::SystemCall, Reaping::OldSystemCall] {
             let mut context = context(reaping, Waking::Poll);
             let event = EventFd::new().unwrap();
-            start(&mut context, Op::poll(&event, Readiness::READABLE));
+            start(&mut context, Operation::poll(&event, Readiness::READABLE));
             let before = handled(libc::SIGINT);
             let (thread, is_over) = (this_thread(), AtomicBool::new(false));
             std::thread::scope(|scope| {
@@ -321,7 +321,7 @@ fn a_handler_can_wake_through_an_eventfd() {
     let mut context = context(Reaping::Ring, Waking::Poll);
     let mut done = Vec::new();
     for _ in 0..100 {
-        start(&mut context, Op::poll(event, Readiness::READABLE));
+        start(&mut context, Operation::poll(event, Readiness::READABLE));
         send(this_thread(), signal);
         assert_eq!(context.wait_for(1, FOREVER, &mut done).unwrap(), Wake::Completed);
         assert_eq!(event.take(), 1);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use aio::sim::{DiskImage, EventKind, PendingUnit, SimBackend};
-use aio::{Action, Backend, Buf, Error, File, OpenMode, Operation, Queue, file};
+use aio::{Backend, Buf, Error, File, OpenMode, Operation, Queue, file};
 
 const SECTOR: usize = 512;
 
@@ -39,17 +39,17 @@ fn fill(queue: &mut dyn Queue, f: &File, sector: u64, sectors: usize, byte: u8) 
     }
 }
 
-fn submit(queue: &mut dyn Queue, f: &File, actions: impl IntoIterator<Item = Action>) {
-    let operations = actions.into_iter().zip(0..);
+fn submit(queue: &mut dyn Queue, operations: impl IntoIterator<Item = Operation>) {
+    let numbered = operations.into_iter().zip(0..);
     let mut waiting: VecDeque<Operation> =
-        operations.map(|(action, token)| Operation { token, file: f.clone(), action }).collect();
+        numbered.map(|(operation, token)| operation.with_token(token)).collect();
     while !waiting.is_empty() {
         queue.submit(&mut waiting).unwrap();
     }
 }
 
-fn write(sector: u64, byte: u8) -> Action {
-    Action::Write { offset: sector * SECTOR as u64, buf: filled(1, byte) }
+fn write(f: &File, sector: u64, byte: u8) -> Operation {
+    Operation::write(f, sector * SECTOR as u64, filled(1, byte))
 }
 
 /// The first byte of each sector.
@@ -122,7 +122,7 @@ fn rewriting_the_same_bytes_adds_no_crash_state() {
 #[test]
 fn a_write_in_flight_may_be_on_the_disk() {
     let (sim, mut queue, f) = machine(4, 2);
-    submit(&mut *queue, &f, [write(0, 2)]);
+    submit(&mut *queue, [write(&f, 0, 2)]);
     assert_eq!(outcomes(&sim), BTreeSet::from([vec![1, 1], vec![2, 1]]));
     let seen = sim.snapshot().read_file(path("/d/f")).unwrap();
     assert_eq!(seen[0], 1, "nobody sees it before it completes");
@@ -133,11 +133,11 @@ fn a_sync_does_not_cover_what_was_in_flight_when_it_was_submitted() {
     let (mut covered, mut seeds) = (0, 0);
     for seed in 0..20 {
         let (sim, mut queue, f) = machine(seed, 1);
-        submit(&mut *queue, &f, [write(0, 2), Action::Sync]);
+        submit(&mut *queue, [write(&f, 0, 2), Operation::data_sync(&f)]);
         queue.wait(2, None, &mut Vec::new()).unwrap();
         covered += usize::from(sim.snapshot().pending_units() == 0);
         seeds += 1;
-        submit(&mut *queue, &f, [Action::Sync]);
+        submit(&mut *queue, [Operation::data_sync(&f)]);
         queue.wait(1, None, &mut Vec::new()).unwrap();
         assert_eq!(outcomes(&sim), BTreeSet::from([vec![2]]), "seed {seed}");
     }
@@ -161,11 +161,11 @@ fn a_durable_write_needs_no_sync_and_covers_nothing_else() {
     let (sim, mut queue, f) = machine(6, 1);
     fill(&mut *queue, &f, 0, 1, 2);
     let buf = filled(1, 3);
-    submit(&mut *queue, &f, [Action::WriteDurable { offset: SECTOR as u64, buf }]);
+    submit(&mut *queue, [Operation::write_durable(&f, SECTOR as u64, buf)]);
     queue.wait(1, None, &mut Vec::new()).unwrap();
     assert_eq!(outcomes(&sim), BTreeSet::from([vec![1, 3], vec![2, 3]]), "its size is durable too");
     let buf = filled(1, 4);
-    submit(&mut *queue, &f, [Action::WriteDurable { offset: 0, buf }]);
+    submit(&mut *queue, [Operation::write_durable(&f, 0, buf)]);
     queue.wait(1, None, &mut Vec::new()).unwrap();
     assert_eq!(outcomes(&sim), BTreeSet::from([vec![4, 3]]), "the older version cannot come back");
 }
@@ -174,7 +174,7 @@ fn a_durable_write_needs_no_sync_and_covers_nothing_else() {
 fn a_durable_write_into_a_file_that_was_cut_is_not_lost_with_the_cut() {
     let (sim, mut queue, f) = machine(7, 4);
     sim.truncate(&f, 0).unwrap();
-    submit(&mut *queue, &f, [Action::WriteDurable { offset: 0, buf: filled(1, 2) }]);
+    submit(&mut *queue, [Operation::write_durable(&f, 0, filled(1, 2))]);
     queue.wait(1, None, &mut Vec::new()).unwrap();
     assert_eq!(outcomes(&sim), BTreeSet::from([vec![2]]));
 }
@@ -307,7 +307,7 @@ fn a_ring_written_for_ever_keeps_few_versions() {
 fn a_process_crash_keeps_what_was_completed_and_maybe_what_was_in_flight() {
     let (sim, mut queue, f) = machine(15, 2);
     fill(&mut *queue, &f, 0, 1, 2);
-    submit(&mut *queue, &f, [write(1, 3)]);
+    submit(&mut *queue, [write(&f, 1, 3)]);
     let image = sim.snapshot();
     let states: BTreeSet<_> = (0..32).map(|seed| firsts(&image.process_crash(seed), "/d/f")).collect();
     assert_eq!(states, BTreeSet::from([vec![2, 1], vec![2, 3]]));
@@ -334,7 +334,7 @@ fn after_a_crash_nothing_works_and_nothing_changes() {
     let map = sim.map_shared(&f, SECTOR).unwrap();
     fill(&mut *queue, &f, 0, 1, 2);
     sim.crash_at(sim.events());
-    submit(&mut *queue, &f, [write(1, 3)]);
+    submit(&mut *queue, [write(&f, 1, 3)]);
     let before = sim.snapshot().fingerprint();
     assert_eq!(queue.wait(1, None, &mut Vec::new()).unwrap_err(), Error::Crashed);
     assert!(sim.has_crashed());
@@ -364,8 +364,7 @@ fn busy_run(sim: &SimBackend) -> aio::Result<()> {
     let f = file::create_zeroed(sim, &mut *queue, path("/d/tmp"), 8 * SECTOR as u64)?;
     let map = sim.map_shared(&f, 4 * SECTOR)?;
     for round in 0..5u8 {
-        let writes =
-            (4..8).map(|sector| Operation { token: sector, file: f.clone(), action: write(sector, round) });
+        let writes = (4..8).map(|sector| write(&f, sector, round).with_token(sector));
         for completion in file::run(&mut *queue, writes)? {
             completion.whole()?;
         }

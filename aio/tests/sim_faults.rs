@@ -6,9 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
-use aio::{
-    Action, Alignment, Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, Wake, file,
-};
+use aio::{Alignment, Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, Wake, file};
 
 const SECTOR: usize = 512;
 
@@ -31,22 +29,21 @@ fn filled(sectors: usize, byte: u8) -> Buf {
     Buf::from(&vec![byte; sectors * SECTOR][..])
 }
 
-fn write(sector: u64, sectors: usize, byte: u8) -> Action {
-    Action::Write { offset: sector * SECTOR as u64, buf: filled(sectors, byte) }
+fn write(f: &File, sector: u64, sectors: usize, byte: u8) -> Operation {
+    Operation::write(f, sector * SECTOR as u64, filled(sectors, byte))
 }
 
-fn read(sector: u64, sectors: usize) -> Action {
-    Action::Read { offset: sector * SECTOR as u64, buf: Buf::zeroed(sectors * SECTOR) }
+fn read(f: &File, sector: u64, sectors: usize) -> Operation {
+    Operation::read(f, sector * SECTOR as u64, Buf::zeroed(sectors * SECTOR))
 }
 
-fn operations(f: &File, actions: impl IntoIterator<Item = Action>) -> VecDeque<Operation> {
-    let numbered = actions.into_iter().zip(0..);
-    numbered.map(|(action, token)| Operation { token, file: f.clone(), action }).collect()
+fn numbered(operations: impl IntoIterator<Item = Operation>) -> VecDeque<Operation> {
+    operations.into_iter().zip(0..).map(|(operation, token)| operation.with_token(token)).collect()
 }
 
 /// Runs one operation.
-fn run(queue: &mut dyn Queue, f: &File, action: Action) -> Completion {
-    file::run(queue, operations(f, [action])).unwrap().pop().unwrap()
+fn run(queue: &mut dyn Queue, operation: Operation) -> Completion {
+    file::run(queue, [operation]).unwrap().pop().unwrap()
 }
 
 /// The first byte of each sector, as reads see it.
@@ -107,15 +104,15 @@ fn a_plan_counts_only_what_it_matches() {
     let plan = FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Write]).path("/f");
     sim.fail(plan.skip(1).times(2));
     for _ in 0..3 {
-        assert!(run(&mut *queue, &g, write(0, 1, 2)).result.is_ok());
-        assert!(run(&mut *queue, &f, read(0, 1)).result.is_ok());
+        assert!(run(&mut *queue, write(&g, 0, 1, 2)).result.is_ok());
+        assert!(run(&mut *queue, read(&f, 0, 1)).result.is_ok());
     }
-    let results: Vec<bool> = (0..5).map(|_| run(&mut *queue, &f, write(0, 1, 2)).result.is_ok()).collect();
+    let results: Vec<bool> = (0..5).map(|_| run(&mut *queue, write(&f, 0, 1, 2)).result.is_ok()).collect();
     assert_eq!(results, [true, false, false, true, true]);
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Read]).forever());
-    assert!((0..20).all(|_| run(&mut *queue, &f, read(0, 1)).result == Err(Errno::IO)));
+    assert!((0..20).all(|_| run(&mut *queue, read(&f, 0, 1)).result == Err(Errno::IO)));
     sim.clear_faults();
-    assert_eq!(run(&mut *queue, &f, read(0, 1)).result, Ok(SECTOR));
+    assert_eq!(run(&mut *queue, read(&f, 0, 1)).result, Ok(SECTOR));
 }
 
 #[test]
@@ -124,11 +121,11 @@ fn of_a_failed_write_any_mixture_is_seen_and_any_is_left() {
     for seed in 0..64 {
         let (sim, mut queue, f) = machine(seed, 2);
         sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Write]));
-        assert_eq!(run(&mut *queue, &f, write(0, 2, 2)).result, Err(Errno::IO));
+        assert_eq!(run(&mut *queue, write(&f, 0, 2, 2)).result, Err(Errno::IO));
         visible.insert(seen(&sim));
         sim.sync(&f).unwrap();
         assert_eq!(left(&sim).len(), 4, "a later sync settles nothing");
-        run(&mut *queue, &f, write(0, 2, 3)).whole().unwrap();
+        run(&mut *queue, write(&f, 0, 2, 3)).whole().unwrap();
         sim.sync(&f).unwrap();
         assert_eq!(left(&sim), BTreeSet::from([vec![3, 3]]), "a whole new write does");
     }
@@ -138,14 +135,14 @@ fn of_a_failed_write_any_mixture_is_seen_and_any_is_left() {
 #[test]
 fn what_a_failed_sync_covered_stays_lost() {
     let (sim, mut queue, f) = machine(3, 3);
-    run(&mut *queue, &f, write(0, 1, 2)).whole().unwrap();
+    run(&mut *queue, write(&f, 0, 1, 2)).whole().unwrap();
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]));
     assert_eq!(errno(sim.sync(&f)), Some(Errno::IO));
     assert_eq!(seen(&sim), [2, 1, 1], "reads still see it");
-    run(&mut *queue, &f, write(1, 1, 3)).whole().unwrap();
+    run(&mut *queue, write(&f, 1, 1, 3)).whole().unwrap();
     sim.sync(&f).unwrap();
     assert_eq!(left(&sim), BTreeSet::from([vec![1, 3, 1], vec![2, 3, 1]]));
-    run(&mut *queue, &f, write(0, 1, 4)).whole().unwrap();
+    run(&mut *queue, write(&f, 0, 1, 4)).whole().unwrap();
     sim.sync(&f).unwrap();
     assert_eq!(left(&sim), BTreeSet::from([vec![4, 3, 1]]), "written again, it is durable");
 }
@@ -153,10 +150,10 @@ fn what_a_failed_sync_covered_stays_lost() {
 #[test]
 fn a_failed_asynchronous_sync_loses_what_it_covered() {
     let (sim, mut queue, f) = machine(4, 1);
-    run(&mut *queue, &f, write(0, 1, 2)).whole().unwrap();
+    run(&mut *queue, write(&f, 0, 1, 2)).whole().unwrap();
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]));
-    assert_eq!(run(&mut *queue, &f, Action::Sync).result, Err(Errno::IO));
-    assert_eq!(run(&mut *queue, &f, Action::Sync).result, Ok(0));
+    assert_eq!(run(&mut *queue, Operation::data_sync(&f)).result, Err(Errno::IO));
+    assert_eq!(run(&mut *queue, Operation::data_sync(&f)).result, Ok(0));
     assert_eq!(left(&sim), BTreeSet::from([vec![1], vec![2]]));
 }
 
@@ -176,12 +173,12 @@ fn what_a_failed_directory_sync_covered_stays_lost() {
 fn short_transfers_move_a_part_and_say_so() {
     let (sim, mut queue, f) = machine(6, 4);
     sim.fail(FaultPlan::new(Fault::Short(1100)));
-    let completion = run(&mut *queue, &f, write(0, 4, 2));
+    let completion = run(&mut *queue, write(&f, 0, 4, 2));
     assert_eq!(completion.result, Ok(1024), "whole sectors");
     assert!(matches!(completion.whole(), Err(Error::Short { expected: 2048, found: 1024, .. })));
     assert_eq!(seen(&sim), [2, 2, 1, 1]);
     sim.fail(FaultPlan::new(Fault::Short(100)));
-    let completion = run(&mut *queue, &f, read(0, 1));
+    let completion = run(&mut *queue, read(&f, 0, 1));
     assert_eq!(completion.result, Ok(100));
     assert_eq!(completion.operation.into_buf()[..], [[2; 100].as_slice(), &[0; 412]].concat());
 }
@@ -190,21 +187,21 @@ fn short_transfers_move_a_part_and_say_so() {
 fn rot_flips_one_bit_of_one_read_and_not_of_the_disk() {
     let (sim, mut queue, f) = machine(7, 1);
     sim.fail(FaultPlan::new(Fault::FlipBit(8 * 5 + 7)));
-    let rotten = run(&mut *queue, &f, read(0, 1)).whole().unwrap().into_buf();
+    let rotten = run(&mut *queue, read(&f, 0, 1)).whole().unwrap().into_buf();
     let mut expected = [1; SECTOR];
     expected[5] = 0x81;
     assert_eq!(rotten[..], expected);
-    assert_eq!(run(&mut *queue, &f, read(0, 1)).operation.into_buf()[..], [1; SECTOR]);
+    assert_eq!(run(&mut *queue, read(&f, 0, 1)).operation.into_buf()[..], [1; SECTOR]);
 }
 
 #[test]
 fn a_lying_disk_drops_writes_and_syncs() {
     let (sim, mut queue, f) = machine(8, 1);
     sim.fail(FaultPlan::new(Fault::Dropped).on(&[EventKind::Write]));
-    assert_eq!(run(&mut *queue, &f, write(0, 1, 2)).result, Ok(SECTOR));
+    assert_eq!(run(&mut *queue, write(&f, 0, 1, 2)).result, Ok(SECTOR));
     assert_eq!(seen(&sim), [1]);
     sim.fail(FaultPlan::new(Fault::Dropped).on(&[EventKind::Sync]));
-    run(&mut *queue, &f, write(0, 1, 3)).whole().unwrap();
+    run(&mut *queue, write(&f, 0, 1, 3)).whole().unwrap();
     sim.sync(&f).unwrap();
     assert_eq!(left(&sim), BTreeSet::from([vec![1], vec![3]]));
     sim.sync(&f).unwrap();
@@ -215,7 +212,7 @@ fn a_lying_disk_drops_writes_and_syncs() {
 fn a_misdirected_write_lands_elsewhere() {
     let (sim, mut queue, f) = machine(9, 3);
     sim.fail(FaultPlan::new(Fault::Misdirected(2 * SECTOR as u64)));
-    assert_eq!(run(&mut *queue, &f, write(0, 1, 2)).result, Ok(SECTOR));
+    assert_eq!(run(&mut *queue, write(&f, 0, 1, 2)).result, Ok(SECTOR));
     assert_eq!(seen(&sim), [1, 1, 2]);
 }
 
@@ -225,7 +222,7 @@ fn a_delayed_operation_completes_when_its_time_has_come() {
     let second = Duration::from_secs(1);
     sim.fail(FaultPlan::new(Fault::Delay(10 * second)));
     let begin = sim.now();
-    queue.submit(&mut operations(&f, [read(0, 1)])).unwrap();
+    queue.submit(&mut numbered([read(&f, 0, 1)])).unwrap();
     let mut done = Vec::new();
     assert_eq!(queue.wait(1, Some(begin + second), &mut done).unwrap(), Wake::TimedOut);
     assert!(done.is_empty() && sim.now() < begin + 2 * second);
@@ -238,13 +235,13 @@ fn one_reordered_operation_completes_after_all_others() {
     for seed in 0..20 {
         let (sim, mut queue, f) = machine(seed, 4);
         sim.fail(FaultPlan::new(Fault::Last).skip(1));
-        let mut waiting = operations(&f, (0..4).map(|sector| read(sector, 1)));
+        let mut waiting = numbered((0..4).map(|sector| read(&f, sector, 1)));
         while !waiting.is_empty() {
             queue.submit(&mut waiting).unwrap();
         }
         let mut done = Vec::new();
         queue.wait(4, None, &mut done).unwrap();
-        assert_eq!(done.last().map(|completion| completion.operation.token), Some(1), "seed {seed}");
+        assert_eq!(done.last().map(|completion| completion.operation.token()), Some(1), "seed {seed}");
     }
 }
 
@@ -253,13 +250,13 @@ fn operations_complete_in_many_orders() {
     let mut orders = BTreeSet::new();
     for seed in 0..100 {
         let (_sim, mut queue, f) = machine(seed, 3);
-        let mut waiting = operations(&f, (0..3).map(|sector| read(sector, 1)));
+        let mut waiting = numbered((0..3).map(|sector| read(&f, sector, 1)));
         while !waiting.is_empty() {
             queue.submit(&mut waiting).unwrap();
         }
         let mut done = Vec::new();
         queue.wait(3, None, &mut done).unwrap();
-        orders.insert(done.iter().map(|completion| completion.operation.token).collect::<Vec<_>>());
+        orders.insert(done.iter().map(|completion| completion.operation.token()).collect::<Vec<_>>());
     }
     assert_eq!(orders.len(), 6);
 }
@@ -268,7 +265,7 @@ fn operations_complete_in_many_orders() {
 fn submits_and_waits_fail_when_asked_to_by_name() {
     let (sim, mut queue, f) = machine(11, 1);
     sim.fail(FaultPlan::new(Fault::Errno(Errno::AGAIN)).on(&[EventKind::Submit]));
-    let mut waiting = operations(&f, [read(0, 1)]);
+    let mut waiting = numbered([read(&f, 0, 1)]);
     assert_eq!(errno(queue.submit(&mut waiting)), Some(Errno::AGAIN));
     assert_eq!((waiting.len(), queue.in_flight()), (1, 0));
     queue.submit(&mut waiting).unwrap();
@@ -288,16 +285,16 @@ fn submits_and_waits_fail_when_asked_to_by_name() {
 fn a_full_disk_refuses_to_grow_and_recovers_after_removal() {
     let (sim, mut queue, f) = machine(12, 2);
     sim.set_capacity_bytes(4 * SECTOR as u64);
-    assert!(run(&mut *queue, &f, write(2, 2, 2)).result.is_ok());
-    assert_eq!(run(&mut *queue, &f, write(4, 1, 2)).result, Err(Errno::NO_SPACE));
+    assert!(run(&mut *queue, write(&f, 2, 2, 2)).result.is_ok());
+    assert_eq!(run(&mut *queue, write(&f, 4, 1, 2)).result, Err(Errno::NO_SPACE));
     assert_eq!(errno(sim.allocate(&f, 5 * SECTOR as u64)), Some(Errno::NO_SPACE));
     assert_eq!(sim.size_bytes(&f).unwrap(), 4 * SECTOR as u64);
-    assert!(run(&mut *queue, &f, write(0, 4, 3)).result.is_ok(), "overwriting needs no space");
+    assert!(run(&mut *queue, write(&f, 0, 4, 3)).result.is_ok(), "overwriting needs no space");
     let g = sim.open(path("/g"), OpenMode::Create).unwrap();
-    assert_eq!(run(&mut *queue, &g, write(0, 1, 2)).result, Err(Errno::NO_SPACE));
+    assert_eq!(run(&mut *queue, write(&g, 0, 1, 2)).result, Err(Errno::NO_SPACE));
     sim.remove(path("/f")).unwrap();
     drop(f);
-    assert!(run(&mut *queue, &g, write(0, 4, 2)).result.is_ok());
+    assert!(run(&mut *queue, write(&g, 0, 4, 2)).result.is_ok());
 }
 
 #[test]
@@ -306,17 +303,17 @@ fn a_coarser_alignment_is_enforced() {
     sim.set_alignment(Alignment { memory_bytes: SECTOR, offset_bytes: 4096 });
     let g = sim.open(path("/g"), OpenMode::Create).unwrap();
     assert_eq!(g.alignment().offset_bytes, 4096);
-    assert_eq!(run(&mut *queue, &g, write(0, 1, 2)).result, Err(Errno::INVALID));
-    assert_eq!(run(&mut *queue, &g, write(1, 8, 2)).result, Err(Errno::INVALID));
-    assert_eq!(run(&mut *queue, &g, write(8, 8, 2)).result, Ok(4096));
+    assert_eq!(run(&mut *queue, write(&g, 0, 1, 2)).result, Err(Errno::INVALID));
+    assert_eq!(run(&mut *queue, write(&g, 1, 8, 2)).result, Err(Errno::INVALID));
+    assert_eq!(run(&mut *queue, write(&g, 8, 8, 2)).result, Ok(4096));
 }
 
 #[test]
 #[should_panic(expected = "overlapping writes in flight")]
 fn overlapping_writes_in_flight_are_a_bug() {
     let (_sim, mut queue, f) = machine(14, 4);
-    for action in [write(0, 2, 2), write(1, 2, 3)] {
-        queue.submit(&mut operations(&f, [action])).unwrap();
+    for operation in [write(&f, 0, 2, 2), write(&f, 1, 2, 3)] {
+        queue.submit(&mut numbered([operation])).unwrap();
     }
 }
 

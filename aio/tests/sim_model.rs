@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use aio::sim::{DiskImage, SimBackend};
-use aio::{Action, Backend, Buf, File, OpenMode, Operation, Queue, SharedMap, file};
+use aio::{Backend, Buf, File, OpenMode, Operation, Queue, SharedMap, file};
 
 const SECTOR: usize = 512;
 /// Longest file, in sectors: more than two pages.
@@ -108,8 +108,7 @@ impl Subject {
         Subject { queue: sim.queue(4).unwrap(), file, sim }
     }
 
-    fn run(&mut self, action: Action) {
-        let operation = Operation { token: 0, file: self.file.clone(), action };
+    fn run(&mut self, operation: Operation) {
         file::run(&mut *self.queue, [operation]).unwrap().pop().unwrap().whole().unwrap();
     }
 }
@@ -127,11 +126,11 @@ fn step(subject: &mut Subject, model: &mut Model, dice: &SimBackend) {
     let (offset, buf) = ((first * SECTOR) as u64, Buf::from(&vec![byte; sectors * SECTOR][..]));
     match draw(dice, 0..12) {
         0..4 => {
-            subject.run(Action::Write { offset, buf });
+            subject.run(Operation::write(&subject.file, offset, buf));
             model.write(first, sectors, byte);
         }
         4 => {
-            subject.run(Action::WriteDurable { offset, buf });
+            subject.run(Operation::write_durable(&subject.file, offset, buf));
             model.write_durable(first, sectors, byte);
         }
         5 => {
@@ -139,7 +138,7 @@ fn step(subject: &mut Subject, model: &mut Model, dice: &SimBackend) {
             model.sync();
         }
         6 => {
-            subject.run(Action::Sync);
+            subject.run(Operation::data_sync(&subject.file));
             model.sync();
         }
         7 => {

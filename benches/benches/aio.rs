@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use aio::{Action, Backend, Buf, Context, File, NativeBackend, OpenMode, Operation, Queue, Wake, Waking};
+use aio::{Backend, Buf, Context, File, NativeBackend, OpenMode, Operation, Queue, Wake, Waking};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use esker_benches::data::Random;
 use hdrhistogram::Histogram;
@@ -53,7 +53,7 @@ fn written_file(backend: &dyn Backend, path: &Path) -> File {
 
 fn read(file: &File, random: &mut Random, buf: Buf) -> Operation {
     let offset = random.below(FILE_BYTES / PAGE_BYTES as u64) * PAGE_BYTES as u64;
-    Operation { token: 0, file: file.clone(), action: Action::Read { offset, buf } }
+    Operation::read(file, offset, buf)
 }
 
 /// The time that `count` operations take with so many always in flight.
@@ -106,8 +106,7 @@ fn submit_and_reap(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("batch", batch), |bencher| {
             bencher.iter(|| {
                 for buf in bufs.drain(..) {
-                    let action = Action::Read { offset: FILE_BYTES, buf };
-                    waiting.push_back(Operation { token: 0, file: bed.file.clone(), action });
+                    waiting.push_back(Operation::read(&bed.file, FILE_BYTES, buf));
                 }
                 assert_eq!(queue.submit(&mut waiting).expect("a submit"), batch);
                 queue.wait(batch, None, &mut done).expect("a wait");
@@ -241,18 +240,13 @@ fn wake_up(criterion: &mut Criterion) {
 
 /// A way of making a page durable.
 fn make_durable(bed: &Bed, queue: &mut dyn Queue, way: &str, (offset, buf): (u64, Buf)) -> Buf {
-    let file = bed.file.clone();
-    let action = if way == "write_dsync" {
-        Action::WriteDurable { offset, buf }
-    } else {
-        Action::Write { offset, buf }
-    };
-    let mut done = aio::file::run(queue, [Operation { token: 0, file, action }]).expect("a submit");
+    let write = if way == "write_dsync" { Operation::write_durable } else { Operation::write };
+    let mut done = aio::file::run(queue, [write(&bed.file, offset, buf)]).expect("a submit");
     let buf = done.pop().expect("one completion").whole().expect("a write").into_buf();
     match way {
         "write_then_fdatasync" => bed.backend.sync(&bed.file).expect("a sync"),
         "write_then_aio_fdsync" => {
-            let sync = Operation { token: 0, file: bed.file.clone(), action: Action::Sync };
+            let sync = Operation::data_sync(&bed.file);
             let done = aio::file::run(queue, [sync]).expect("a submit").pop().expect("one completion");
             done.whole().expect("a sync");
         }

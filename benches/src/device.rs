@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aio::{Action, Backend, Buf, File, NativeBackend, OpenMode, Operation, Queue};
+use aio::{Backend, Buf, File, NativeBackend, OpenMode, Operation, Queue};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex};
 
@@ -153,7 +153,7 @@ fn read_loop(
     let mut waiting: VecDeque<Operation> = VecDeque::new();
     let mut next = |token, buf| {
         let offset = random.below(pages) * PAGE_BYTES as u64;
-        Operation { token, file: file.clone(), action: Action::Read { offset, buf } }
+        Operation::read(file, offset, buf).with_token(token)
     };
     for token in 0..depth as u64 {
         waiting.push_back(next(token, Buf::zeroed(PAGE_BYTES)));
@@ -164,7 +164,8 @@ fn read_loop(
     while tally.begin.elapsed() < time {
         let at = now();
         for operation in &waiting {
-            if let Some(slot) = usize::try_from(operation.token).ok().and_then(|slot| submitted.get_mut(slot))
+            if let Some(slot) =
+                usize::try_from(operation.token()).ok().and_then(|slot| submitted.get_mut(slot))
             {
                 *slot = at;
             }
@@ -174,9 +175,9 @@ fn read_loop(
         let end = now();
         for completion in done.drain(..) {
             let operation = completion.whole()?;
-            let slot = usize::try_from(operation.token).ok().and_then(|slot| submitted.get(slot));
+            let slot = usize::try_from(operation.token()).ok().and_then(|slot| submitted.get(slot));
             tally.note(slot.map_or(Duration::ZERO, |begin| end - *begin), 0);
-            let token = operation.token;
+            let token = operation.token();
             waiting.push_back(next(token, operation.into_buf()));
         }
     }
@@ -242,11 +243,10 @@ impl<'a> RawLog<'a> {
         }
         let offset = self.offset;
         self.offset += len_bytes as u64;
-        let action = match self.way {
-            Way::DurableWrite => Action::WriteDurable { offset, buf },
-            Way::WriteThenSync => Action::Write { offset, buf },
+        let operation = match self.way {
+            Way::DurableWrite => Operation::write_durable(self.file, offset, buf),
+            Way::WriteThenSync => Operation::write(self.file, offset, buf),
         };
-        let operation = Operation { token: 0, file: self.file.clone(), action };
         let done = aio::file::run(&mut *self.queue, [operation])?;
         for completion in done {
             self.buf = Some(completion.whole()?.into_buf());

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use aio::{Action, Backend, Buf, Errno, File, OpenMode, Operation, Queue, SECTOR_BYTES};
+use aio::{Backend, Buf, Errno, File, OpenMode, Operation, Queue, SECTOR_BYTES};
 
 use crate::error::{Error, Result};
 
@@ -111,8 +111,7 @@ impl<'a> EndedRing<'a> {
             self.part.take().filter(|part| part.capacity() >= most).unwrap_or_else(|| Buf::zeroed(most));
         // The end of the file may lie inside the last aligned unit.
         buf.set_len(wanted.next_multiple_of(align));
-        let action = Action::Read { offset: start as u64, buf };
-        let operation = Operation { token: 0, file: self.file.clone(), action };
+        let operation = Operation::read(&self.file, start as u64, buf);
         for completion in aio::file::run(self.queue, [operation])? {
             let mut buf = match completion.result {
                 Ok(found) if found >= wanted => completion.operation.into_buf(),

@@ -20,7 +20,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aio::{Action, Backend, Buf, Bug, File, Operation, Queue, planted};
+use aio::{Backend, Buf, Bug, File, Operation, Queue, planted};
 
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 use crate::ended_ring::{EndedRing, open_existing};
@@ -170,8 +170,7 @@ pub fn read_whole(queue: &mut dyn Queue, file: &File, len_bytes: usize) -> Resul
         let wanted = (len_bytes - bytes.len()).min(READ_BYTES);
         let mut buf = last.take().unwrap_or_else(|| Buf::zeroed(wanted.next_multiple_of(align)));
         buf.set_len(wanted.next_multiple_of(align));
-        let action = Action::Read { offset: bytes.len() as u64, buf };
-        let operation = Operation { token: 0, file: file.clone(), action };
+        let operation = Operation::read(file, bytes.len() as u64, buf);
         for completion in aio::file::run(queue, [operation])? {
             // The end of the file may lie inside the last aligned unit.
             let buf = match completion.result {

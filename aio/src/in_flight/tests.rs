@@ -1,10 +1,9 @@
 //! Contexts on kernels that lack what younger ones have.
 
 use super::*;
-use crate::op::Op;
 
 /// A queue on a kernel that lacks what younger kernels have.
-fn old_kernel(has_pgetevents: bool, has_poll: bool) -> InFlight<Op> {
+fn old_kernel(has_pgetevents: bool, has_poll: bool) -> InFlight {
     let (reaping, waking) = (Reaping::SystemCall, Waking::Poll);
     let mut queue =
         InFlight::new(&Settings { slots: 1, mask: None, reaping, waking }, Shared::new()).unwrap();

@@ -24,10 +24,11 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::backend::{File, FileBody, Lock, Queue};
+use crate::backend::{Lock, Queue};
 use crate::buf::Buf;
 use crate::error::{Error, Result};
 use crate::file::write_all;
+use crate::open_file::{File, FileBody};
 use crate::probe;
 use crate::sys::Process;
 

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 
-use crate::backend::{File, SharedMap};
+use crate::backend::SharedMap;
 use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
+use crate::open_file::File;
 use crate::probe;
 
 const WORD_BYTES: usize = 8;
@@ -152,7 +153,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::backend::{Alignment, FileBody};
+    use crate::open_file::{Alignment, FileBody};
 
     /// This test's own executable: a file that is there without writing one.
     fn executable() -> (File, Vec<u8>) {

@@ -14,8 +14,8 @@ use super::inode::Inode;
 use super::pages::{Contents, to_usize};
 use super::pending::PendingUnit;
 use super::rng::{Rng, hash_bytes, mix};
-use crate::backend::SECTOR_BYTES;
 use crate::error::Errno;
+use crate::open_file::SECTOR_BYTES;
 
 type Dirs = BTreeMap<Arc<OsStr>, Arc<Dir>>;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::pages::{Contents, to_usize};
 use super::pending::PendingUnit;
 use super::rng::mix;
-use crate::backend::SECTOR_BYTES;
+use crate::open_file::SECTOR_BYTES;
 
 /// Versions of one sector of a mapped file that a power cut can choose from, besides the durable one. A ring writes
 /// its sectors over and over without a sync, and the list must not grow for ever.

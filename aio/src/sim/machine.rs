@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use super::faults::{EventKind, Fault, Faults};
 use super::image::DiskImage;
 use super::rng::{Rng, hash_bytes, mix};
-use crate::backend::{Alignment, File, FileBody, SECTOR_BYTES, SimHandle};
 use crate::error::{Error, Result};
+use crate::open_file::{Alignment, File, FileBody, SECTOR_BYTES, SimHandle};
 use crate::trace::Trace;
 
 /// Something that is about to change the disk.

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 
 use super::faults::EventKind;
 use super::machine::{Call, Shared, sim_handle};
-use crate::backend::{File, Lock, SharedMap};
+use crate::backend::{Lock, SharedMap};
 use crate::error::Result;
+use crate::open_file::File;
 
 /// What mapped memory is read and written in.
 const WORD_BYTES: usize = 8;

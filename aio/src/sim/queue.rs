@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use super::faults::{EventKind, Fault};
 use super::inode::Extent;
-use super::machine::{Call, Machine, Shared, sim_handle};
+use super::machine::{Call, Machine, Shared};
 use super::pages::to_usize;
-use crate::backend::{Action, Completion, Operation, Queue, SECTOR_BYTES, Wake, WakeUp};
+use crate::backend::{Queue, Wake, WakeUp};
 use crate::buf::Buf;
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
+use crate::flags::Flags;
+use crate::open_file::{FileBody, SECTOR_BYTES, SimHandle};
+use crate::operation::{AnyFile, Completion, Operation, OperationKind};
 
 /// One submit in this many takes fewer operations than it has room for, as kernels do under pressure.
 const PARTIAL_SUBMIT_PERCENT: u64 = 12;
@@ -84,7 +87,7 @@ impl SimQueue {
         let result = execute(machine, &mut self.in_flight[at])?;
         let flight = self.in_flight.swap_remove(at);
         let latency = machine.now.saturating_sub(flight.submitted_at);
-        machine.trace.ended(flight.operation.kind(), result.ok(), whole_nanos(latency));
+        machine.trace.ended(flight.operation.class(), result.ok(), whole_nanos(latency));
         Ok(Completion { operation: flight.operation, result })
     }
 
@@ -103,25 +106,19 @@ impl Queue for SimQueue {
         let machine = &mut *self.machine.lock();
         machine.check()?;
         let Some(front) = operations.front() else { return Ok(0) };
-        let refused = |errno| Error::Os {
-            call: "io_submit",
-            path: front.file.path().to_owned(),
-            offset: front.offset(),
-            len_bytes: front.len_bytes(),
-            errno,
-        };
-        if let Some(Fault::Errno(errno)) = machine.begin(&Call::new(EventKind::Submit, front.file.path()))? {
-            return Err(refused(errno));
+        let call = Call::new(EventKind::Submit, front.file().path());
+        if let Some(Fault::Errno(errno)) = machine.begin(&call)? {
+            return Err(front.refused(errno));
         }
-        if !may_run(front) {
-            return Err(refused(Errno(libc::EBADF)));
+        if let Err(errno) = check(front) {
+            return Err(front.refused(errno));
         }
         let mut room = operations.len().min(self.slots - self.in_flight.len());
         if room > 1 && machine.rng.chance(PARTIAL_SUBMIT_PERCENT) {
             room = 1 + machine.rng.index(room);
         }
         let mut taken = 0;
-        while taken < room && operations.front().is_some_and(may_run) {
+        while taken < room && operations.front().is_some_and(|front| check(front).is_ok()) {
             let Some(operation) = operations.pop_front() else { break };
             self.in_flight.push(start(machine, operation));
             taken += 1;
@@ -212,38 +209,47 @@ impl Drop for SimQueue {
     }
 }
 
-/// Whether the kernel takes the operation: writes need a file open for writing.
-fn may_run(operation: &Operation) -> bool {
-    let writes = matches!(operation.action, Action::Write { .. } | Action::WriteDurable { .. });
-    !writes || sim_handle(&operation.file).writable
+/// The handle of the operation's file, and the event that it is; an error if this disk does not take it.
+///
+/// Vectored operations, polls, and flags other than [`Flags::DATA_SYNC`] are not simulated.
+fn check(operation: &Operation) -> std::result::Result<(&SimHandle, EventKind), Errno> {
+    let AnyFile::File(file) = operation.file() else { return Err(Errno(libc::EBADF)) };
+    let FileBody::Sim(handle) = file.body() else { return Err(Errno(libc::EBADF)) };
+    let kind = match (operation.kind(), operation.flags()) {
+        (OperationKind::Read, Flags::NONE) => EventKind::Read,
+        (OperationKind::Write, Flags::NONE) => EventKind::Write,
+        (OperationKind::Write, Flags::DATA_SYNC) => EventKind::WriteDurable,
+        (OperationKind::Sync | OperationKind::DataSync, Flags::NONE) => EventKind::Sync,
+        _ => return Err(Errno::NOT_SUPPORTED),
+    };
+    let writes = matches!(kind, EventKind::Write | EventKind::WriteDurable);
+    if writes && !handle.writable { Err(Errno(libc::EBADF)) } else { Ok((handle, kind)) }
 }
 
-fn kind_of(action: &Action) -> EventKind {
-    match action {
-        Action::Read { .. } => EventKind::Read,
-        Action::Write { .. } => EventKind::Write,
-        Action::WriteDurable { .. } => EventKind::WriteDurable,
-        Action::Sync => EventKind::Sync,
-    }
+/// The inode of an operation that was taken, and the event that it is.
+fn checked(operation: &Operation) -> (u64, EventKind) {
+    let (handle, kind) = check(operation).expect("it was checked before it was taken");
+    (handle.inode, kind)
+}
+
+fn is_misaligned(operation: &Operation) -> bool {
+    let AnyFile::File(file) = operation.file() else { return false };
+    let bytes = file.alignment().offset_bytes;
+    !operation.offset().is_multiple_of(bytes as u64) || !operation.len_bytes().is_multiple_of(bytes)
 }
 
 /// Puts an operation in flight.
 fn start(machine: &mut Machine, operation: Operation) -> Flight {
-    let alignment = operation.file.alignment();
-    let len = operation.len_bytes();
-    let misaligned = !operation.offset().is_multiple_of(alignment.offset_bytes as u64)
-        || !len.is_multiple_of(alignment.offset_bytes);
-    let schedule = machine.faults.schedule(kind_of(&operation.action), operation.file.path());
+    let misaligned = is_misaligned(&operation);
+    let (inode, kind) = checked(&operation);
+    let schedule = machine.faults.schedule(kind, operation.file().path());
     let ready_at = match schedule {
         Some(Fault::Delay(delay)) => machine.now + delay,
         _ => machine.now,
     };
     let id = machine.next_flight();
-    if let Action::Write { offset, buf } | Action::WriteDurable { offset, buf } = &operation.action
-        && !misaligned
-    {
-        let inode = sim_handle(&operation.file).inode;
-        machine.disk.inode_mut(inode).start_write(id, Extent::new(*offset, buf));
+    if let (OperationKind::Write, [buf], false) = (operation.kind(), operation.bufs(), misaligned) {
+        machine.disk.inode_mut(inode).start_write(id, Extent::new(operation.offset(), buf));
     }
     let last = schedule == Some(Fault::Last);
     Flight {
@@ -263,27 +269,26 @@ fn execute(machine: &mut Machine, flight: &mut Flight) -> Result<std::result::Re
     if flight.misaligned {
         return Ok(Err(Errno::INVALID));
     }
-    let file = flight.operation.file.clone();
-    let inode = sim_handle(&file).inode;
-    let kind = kind_of(&flight.operation.action);
-    match &mut flight.operation.action {
-        Action::Read { offset, buf } => {
-            let offset = *offset;
-            let len = (buf.len() as u64).to_le_bytes();
-            let fault = machine.begin(&Call { kind, path: file.path(), offset, bytes: &len })?;
-            Ok(read(machine, inode, offset, buf, fault))
+    let operation = &flight.operation;
+    let (inode, kind) = checked(operation);
+    let (path, offset) = (operation.file().path(), operation.offset());
+    let len = (operation.len_bytes() as u64).to_le_bytes();
+    let bytes = match kind {
+        EventKind::Read => &len[..],
+        _ => operation.bufs().first().map_or(&[][..], |buf| buf),
+    };
+    let fault = machine.begin(&Call { kind, path, offset, bytes })?;
+    Ok(match kind {
+        EventKind::Read => {
+            let buf = flight.operation.buf_mut().expect("a read has one buffer");
+            read(machine, inode, offset, buf, fault)
         }
-        Action::Write { offset, buf } | Action::WriteDurable { offset, buf } => {
-            let fault = machine.begin(&Call { kind, path: file.path(), offset: *offset, bytes: buf })?;
+        EventKind::Sync => sync(machine, inode, flight.covers, fault).map(|()| 0),
+        _ => {
             let extent = machine.disk.inode_mut(inode).end_flight(flight.id);
-            let durable = kind == EventKind::WriteDurable;
-            Ok(write(machine, inode, &extent, durable, fault).map(to_usize))
+            write(machine, inode, &extent, kind == EventKind::WriteDurable, fault).map(to_usize)
         }
-        Action::Sync => {
-            let fault = machine.begin(&Call::new(kind, file.path()))?;
-            Ok(sync(machine, inode, flight.covers, fault).map(|()| 0))
-        }
-    }
+    })
 }
 
 fn read(

@@ -4,9 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aio::{
-    Action, Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, Stat, Wake, file,
-};
+use aio::{Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, Stat, Wake, file};
 
 /// Aligned on every device: the tests count in these.
 const BLOCK: usize = 4096;
@@ -60,17 +58,16 @@ fn block(byte: u8) -> Buf {
     Buf::from(&[byte; BLOCK][..])
 }
 
-fn read(block: u64) -> Action {
-    Action::Read { offset: at(block), buf: Buf::zeroed(BLOCK) }
+fn read(f: &File, block: u64) -> Operation {
+    Operation::read(f, at(block), Buf::zeroed(BLOCK))
 }
 
-fn operations(f: &File, actions: impl IntoIterator<Item = Action>) -> VecDeque<Operation> {
-    let numbered = actions.into_iter().zip(0..);
-    numbered.map(|(action, token)| Operation { token, file: f.clone(), action }).collect()
+fn numbered(operations: impl IntoIterator<Item = Operation>) -> VecDeque<Operation> {
+    operations.into_iter().zip(0..).map(|(operation, token)| operation.with_token(token)).collect()
 }
 
-fn run(queue: &mut dyn Queue, f: &File, action: Action) -> Completion {
-    file::run(queue, operations(f, [action])).unwrap().pop().unwrap()
+fn run(queue: &mut dyn Queue, operation: Operation) -> Completion {
+    file::run(queue, [operation]).unwrap().pop().unwrap()
 }
 
 fn errno<T>(result: aio::Result<T>) -> Option<Errno> {
@@ -91,7 +88,7 @@ pub(crate) fn opening_needs_the_name_to_be_there_or_not(place: &Place<'_>) {
     assert!(alignment.memory_bytes <= Buf::ALIGN && alignment.offset_bytes <= BLOCK);
     let mut queue = place.queue(1);
     let readable = backend.open(&path, OpenMode::Read).unwrap();
-    let mut writer = operations(&readable, [Action::Write { offset: 0, buf: block(1) }]);
+    let mut writer = numbered([Operation::write(&readable, 0, block(1))]);
     assert_eq!(errno(queue.submit(&mut writer)), Some(NOT_OPEN_FOR_THAT));
     assert_eq!((writer.len(), queue.in_flight()), (1, 0), "the refused operation stays");
 }
@@ -101,11 +98,11 @@ pub(crate) fn what_was_written_is_read_back(place: &Place<'_>) {
     let mut queue = place.queue(4);
     let buf = block(9);
     file::write_all(&mut *queue, &f, at(2), buf).unwrap();
-    let durable = Action::WriteDurable { offset: at(4), buf: block(8) };
-    assert_eq!(run(&mut *queue, &f, durable).whole().unwrap().len_bytes(), BLOCK);
+    let durable = Operation::write_durable(&f, at(4), block(8));
+    assert_eq!(run(&mut *queue, durable).whole().unwrap().len_bytes(), BLOCK);
     let all = file::read_exact(&mut *queue, &f, 0, 5 * BLOCK).unwrap();
     assert!(all.chunks(BLOCK).zip([1, 2, 9, 4, 8]).all(|(block, byte)| *block == [byte; BLOCK]));
-    assert_eq!(run(&mut *queue, &f, Action::Sync).result, Ok(0));
+    assert_eq!(run(&mut *queue, Operation::data_sync(&f)).result, Ok(0));
     place.backend.sync(&f).unwrap();
     place.backend.sync_dir(&place.dir).unwrap();
     assert_eq!(place.first_bytes("f"), [1, 2, 9, 4, 8]);
@@ -114,13 +111,13 @@ pub(crate) fn what_was_written_is_read_back(place: &Place<'_>) {
 pub(crate) fn reads_are_short_at_the_end(place: &Place<'_>) {
     let f = place.numbered("f", 1);
     let mut queue = place.queue(1);
-    let two = Action::Read { offset: 0, buf: Buf::zeroed(2 * BLOCK) };
-    let completion = run(&mut *queue, &f, two);
+    let two = Operation::read(&f, 0, Buf::zeroed(2 * BLOCK));
+    let completion = run(&mut *queue, two);
     assert_eq!(completion.result, Ok(BLOCK));
     assert!(matches!(completion.whole(), Err(Error::Short { expected: 8192, found: 4096, .. })));
-    assert_eq!(run(&mut *queue, &f, read(1)).result, Ok(0), "nothing behind the end");
+    assert_eq!(run(&mut *queue, read(&f, 1)).result, Ok(0), "nothing behind the end");
     place.backend.truncate(&f, 100).unwrap();
-    assert_eq!(run(&mut *queue, &f, read(0)).result, Ok(100));
+    assert_eq!(run(&mut *queue, read(&f, 0)).result, Ok(100));
     place.backend.truncate(&f, BLOCK as u64).unwrap();
     let buf = file::read_exact(&mut *queue, &f, 0, BLOCK).unwrap();
     assert_eq!(buf[..], [[1; 100].as_slice(), &[0; BLOCK - 100]].concat(), "what was cut off reads as zeros");
@@ -132,12 +129,12 @@ pub(crate) fn misaligned_operations_complete_as_invalid(place: &Place<'_>) {
         return;
     }
     let mut queue = place.queue(4);
-    let actions = [
-        Action::Read { offset: 1, buf: Buf::zeroed(BLOCK) },
-        Action::Read { offset: 0, buf: Buf::zeroed(100) },
-        Action::Write { offset: 10, buf: block(9) },
+    let operations = [
+        Operation::read(&f, 1, Buf::zeroed(BLOCK)),
+        Operation::read(&f, 0, Buf::zeroed(100)),
+        Operation::write(&f, 10, block(9)),
     ];
-    for completion in file::run(&mut *queue, operations(&f, actions)).unwrap() {
+    for completion in file::run(&mut *queue, numbered(operations)).unwrap() {
         assert_eq!(completion.result, Err(Errno::INVALID), "{:?}", completion.operation);
         assert!(matches!(completion.whole(), Err(Error::Os { .. })));
     }
@@ -148,7 +145,7 @@ pub(crate) fn batches_larger_than_the_queue_wait_their_turn(place: &Place<'_>) {
     let f = place.numbered("f", 20);
     let mut queue = place.queue(3);
     assert_eq!((queue.capacity(), queue.in_flight()), (3, 0));
-    let mut waiting = operations(&f, (0..20).map(read));
+    let mut waiting = numbered((0..20).map(|block| read(&f, block)));
     let mut done = Vec::new();
     while done.len() < 20 {
         let before = waiting.len();
@@ -161,10 +158,10 @@ pub(crate) fn batches_larger_than_the_queue_wait_their_turn(place: &Place<'_>) {
         assert_eq!(queue.wait(1, None, &mut done).unwrap(), Wake::Completed);
     }
     assert_eq!(queue.submit(&mut VecDeque::new()).unwrap(), 0);
-    let tokens: BTreeSet<u64> = done.iter().map(|completion| completion.operation.token).collect();
+    let tokens: BTreeSet<u64> = done.iter().map(|completion| completion.operation.token()).collect();
     assert_eq!(tokens, (0..20).collect());
     for completion in done {
-        let number = u8::try_from(completion.operation.token).unwrap() + 1;
+        let number = u8::try_from(completion.operation.token()).unwrap() + 1;
         assert_eq!(completion.whole().unwrap().into_buf()[..], [number; BLOCK], "each with its own buffer");
     }
 }
@@ -174,7 +171,7 @@ pub(crate) fn a_wait_for_nothing_returns_at_once(place: &Place<'_>) {
     let mut queue = place.queue(2);
     let mut done = Vec::new();
     assert_eq!(queue.wait(0, None, &mut done).unwrap(), Wake::Completed);
-    queue.submit(&mut operations(&f, [read(0)])).unwrap();
+    queue.submit(&mut numbered([read(&f, 0)])).unwrap();
     // Without waiting: it may have completed, and some time it has.
     while queue.in_flight() > 0 {
         assert_eq!(queue.wait(0, None, &mut done).unwrap(), Wake::Completed);
@@ -192,7 +189,7 @@ pub(crate) fn a_wake_that_comes_first_ends_the_next_wait(place: &Place<'_>) {
     assert_eq!(queue.wait(1, None, &mut done).unwrap(), Wake::Woken);
     let soon = place.backend.now() + Duration::from_millis(5);
     assert_eq!(queue.wait(1, Some(soon), &mut done).unwrap(), Wake::TimedOut, "two wakes are one");
-    queue.submit(&mut operations(&f, [read(0)])).unwrap();
+    queue.submit(&mut numbered([read(&f, 0)])).unwrap();
     waker.wake();
     let mut returns = Vec::new();
     while done.is_empty() || returns.len() < 2 && !returns.contains(&Wake::Woken) {
@@ -210,7 +207,7 @@ pub(crate) fn deadlines_pass(place: &Place<'_>) {
     assert!(place.backend.now() >= deadline);
     assert_eq!(queue.wait(1, Some(begin), &mut Vec::new()).unwrap(), Wake::TimedOut, "long past");
     let f = place.numbered("f", 1);
-    queue.submit(&mut operations(&f, [read(0)])).unwrap();
+    queue.submit(&mut numbered([read(&f, 0)])).unwrap();
     let mut done = Vec::new();
     let deadline = place.backend.now() + Duration::from_millis(10);
     let wake = queue.wait(2, Some(deadline), &mut done).unwrap();
@@ -351,9 +348,8 @@ pub(crate) fn dropping_a_queue_waits_for_what_is_in_flight(place: &Place<'_>) {
     let f = place.numbered("f", 8);
     for round in 10..20 {
         let mut queue = place.queue(8);
-        let writes =
-            (0..8).map(|block| Action::Write { offset: at(block), buf: Buf::from(&[round; BLOCK][..]) });
-        let mut waiting = operations(&f, writes);
+        let writes = (0..8).map(|block| Operation::write(&f, at(block), Buf::from(&[round; BLOCK][..])));
+        let mut waiting = numbered(writes);
         while !waiting.is_empty() {
             queue.submit(&mut waiting).unwrap();
         }
@@ -366,7 +362,7 @@ pub(crate) fn everything_is_counted(place: &Place<'_>) {
     let before = place.backend.counters();
     let f = place.numbered("f", 3);
     let mut queue = place.queue(4);
-    file::run(&mut *queue, operations(&f, [read(0), read(2), read(3)])).unwrap();
+    file::run(&mut *queue, numbered([read(&f, 0), read(&f, 2), read(&f, 3)])).unwrap();
     place.backend.sync(&f).unwrap();
     let after = place.backend.counters();
     assert_eq!(after.write.count - before.write.count, 3);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aio::{Backend, Buf, Context, Done, File, NativeBackend, Op, OpenMode};
+use aio::{Backend, Buf, Completion, Context, File, NativeBackend, OpenMode, Operation};
 
 /// Long enough that a test that waits for it has failed.
 pub(crate) const FOREVER: Duration = Duration::from_mins(1);
@@ -33,7 +33,7 @@ impl Place {
     pub(crate) fn file(&self, name: &str, blocks: u8) -> File {
         let file = self.backend.open(&self.path(name), OpenMode::Create).unwrap();
         let mut context = Context::builder().slots(8).build().unwrap();
-        let writes = (0..blocks).map(|number| Op::write(&file, at(number.into()), block(number)));
+        let writes = (0..blocks).map(|number| Operation::write(&file, at(number.into()), block(number)));
         for done in context.run(writes).unwrap() {
             done.whole().unwrap();
         }
@@ -52,20 +52,18 @@ pub(crate) fn at(block: u64) -> u64 {
 }
 
 /// A read of one block, with its number as token.
-pub(crate) fn read(file: &File, block: u64) -> Op {
-    Op::read(file, at(block), Buf::zeroed(BLOCK)).with_token(block)
+pub(crate) fn read(file: &File, block: u64) -> Operation {
+    Operation::read(file, at(block), Buf::zeroed(BLOCK)).with_token(block)
 }
 
 /// Every block that [`Place::file`] made holds its number.
-pub(crate) fn assert_block(done: Done) {
-    let number = u8::try_from(done.op.token()).unwrap();
+pub(crate) fn assert_block(done: Completion) {
+    let number = u8::try_from(done.operation.token()).unwrap();
     let buf = done.whole().unwrap().into_buf();
     assert!(buf.iter().all(|&byte| byte == number), "block {number}");
 }
 
 /// Submits one operation that must be taken.
-pub(crate) fn start(context: &mut Context, op: Op) {
-    let submitted = context.submit(&mut VecDeque::from([op])).unwrap();
-    assert!(submitted.refused.is_none(), "{submitted:?}");
-    assert_eq!(submitted.taken, 1);
+pub(crate) fn start(context: &mut Context, operation: Operation) {
+    assert_eq!(context.submit(&mut VecDeque::from([operation])), Ok(1));
 }

@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use aio::{Done, Reactor, Submission, block_on};
+use aio::{Completion, Reactor, Submission, block_on};
 use arc_swap::Guard;
 use bytes::Bytes;
 
@@ -286,8 +286,8 @@ impl Reading {
             self.start_reads()?;
             let mut searching = self.work.searching();
             for (read, result) in landed {
-                let op = result.map_err(|refused| refused.error).and_then(Done::whole)?;
-                searching.bring(&read, op.offset(), op.into_buf())?;
+                let done = result.map_err(|refused| refused.error).and_then(Completion::whole)?;
+                searching.bring(&read, done.offset(), done.into_buf())?;
             }
             searching.advance();
             self.start_reads()?;

@@ -24,7 +24,7 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aio::{Action, Buf, Operation, Queue};
+use aio::{Buf, Operation, Queue};
 
 use crate::base::error::Result;
 use crate::base::key::{Kind, Seq, key_hash};
@@ -284,7 +284,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
             }
             queue.wait(queue.in_flight().div_ceil(PART_WAITED_FOR), None, &mut done)?;
             for completion in done.drain(..) {
-                let number = usize::try_from(completion.operation.token).expect("a number of a read");
+                let number = usize::try_from(completion.operation.token()).expect("a number of a read");
                 landed.push((self.state.ended(number), completion));
             }
             // First the device gets new work, then this thread.
@@ -301,8 +301,8 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     fn start_reads(&mut self, queue: &mut dyn Queue, waiting: &mut VecDeque<Operation>) -> Result<()> {
         while let Some((token, segment, aim)) = self.next_read() {
             let (file, offset, len_bytes) = segment.range_of(aim)?;
-            let action = Action::Read { offset, buf: segment.files().buf(len_bytes) };
-            waiting.push_back(Operation { token: token as u64, file: file.clone(), action });
+            let read = Operation::read(file, offset, segment.files().buf(len_bytes));
+            waiting.push_back(read.with_token(token as u64));
         }
         if !waiting.is_empty() {
             queue.submit(waiting)?;

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use aio::{Action, Buf, Completion, Operation};
+use aio::{Buf, Completion, Operation};
 
 use crate::base::error::Result;
 use crate::io::files::{Files, QUEUE_SLOTS};
@@ -42,10 +42,9 @@ pub(crate) fn prepare(mut runs: Vec<&mut RunCursor>, target: Target<'_>) {
 /// Reads all of them in one go; leaves out what cannot be read.
 fn read(files: &Files, missing: Vec<(usize, Missing)>) -> Result<Vec<(usize, Missing, Buf)>> {
     files.with_queue(|queue| {
-        let operation = |(token, (_, block)): (usize, &(usize, Missing))| Operation {
-            token: token as u64,
-            file: block.file.clone(),
-            action: Action::Read { offset: block.offset, buf: files.buf(block.len_bytes) },
+        let operation = |(token, (_, block)): (usize, &(usize, Missing))| {
+            let buf = files.buf(block.len_bytes);
+            Operation::read(&block.file, block.offset, buf).with_token(token as u64)
         };
         let mut waiting: VecDeque<_> = missing.iter().enumerate().map(operation).collect();
         let mut done: Vec<Completion> = Vec::with_capacity(missing.len());
@@ -62,7 +61,7 @@ fn read(files: &Files, missing: Vec<(usize, Missing)>) -> Result<Vec<(usize, Mis
         let whole = done.into_iter().filter_map(|completion| completion.whole().ok());
         Ok(whole
             .filter_map(|operation| {
-                let token = usize::try_from(operation.token).ok()?;
+                let token = usize::try_from(operation.token()).ok()?;
                 let (at, block) = missing.get_mut(token)?.take()?;
                 Some((at, block, operation.into_buf()))
             })

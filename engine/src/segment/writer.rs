@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aio::{Action, Buf, Bug, File, OpenMode, Operation, planted};
+use aio::{Buf, Bug, File, OpenMode, Operation, planted};
 use bytes::Bytes;
 
 use super::block_builder::{ALONE_BYTES, BlockBuilder, Encoded};
@@ -391,8 +391,7 @@ impl Output {
         let mut offset = self.written;
         for buf in self.pending.drain(..) {
             let len_bytes = buf.len() as u64;
-            let action = Action::Write { offset, buf };
-            operations.push_back(Operation { token: offset, file: self.file.clone(), action });
+            operations.push_back(Operation::write(&self.file, offset, buf).with_token(offset));
             offset += len_bytes;
         }
         assert_eq!(offset, end, "chunks follow each other");

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aio::{
-    Action, Backend, Completion, Counters, Errno, Error, File, Lock, NativeBackend, OpenMode, Operation,
-    Queue, Result, SharedMap, Stat, Wake, WakeUp,
+    Backend, Completion, Counters, Errno, Error, File, Lock, NativeBackend, OpenMode, Operation,
+    OperationKind, Queue, Result, SharedMap, Stat, Wake, WakeUp,
 };
 use parking_lot::Mutex;
 
@@ -73,7 +73,7 @@ impl Queue for FaultyQueue {
         let before = completions.len();
         let woken = self.machine.wait(at_least, deadline, completions)?;
         for completion in completions.iter_mut().skip(before) {
-            if !matches!(completion.operation.action, Action::Read { .. }) && self.faults.strikes() {
+            if !matches!(completion.operation.kind(), OperationKind::Read) && self.faults.strikes() {
                 completion.result = Err(Errno::IO);
             }
         }
