@@ -130,7 +130,7 @@ fuzz-corpus:
 bench NAME="":
     cargo bench -p esker-benches --locked -- {{NAME}}
 
-# Write the golden files of today's format anew; the difference shows in the next commit
+# Write the golden store anew; the difference shows in the next commit
 golden:
     GOLDEN=write cargo test -p esker --test it --locked golden::the_same_calls_write_the_same_bytes
     cargo test -p esker --test it --locked golden::

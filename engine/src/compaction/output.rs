@@ -11,7 +11,7 @@ use crate::base::error::Result;
 use crate::compaction::retain::Retain;
 use crate::io::files::Files;
 use crate::read::cursor::Cursor;
-use crate::segment::{BlockCache, Segment, SegmentMeta, SegmentWriter, WriterOptions};
+use crate::segment::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};
 use crate::tree::run::Run;
 
 /// Where and how segments of one keyspace are written.
@@ -19,6 +19,7 @@ use crate::tree::run::Run;
 pub(crate) struct Output<'a> {
     pub(crate) files: &'a Arc<Files>,
     pub(crate) cache: &'a Arc<BlockCache>,
+    /// The store itself: the origin of the files that it writes.
     pub(crate) store_id: u64,
     pub(crate) keyspace: u32,
     /// A segment is closed at the first new key at or above this size.
@@ -51,11 +52,11 @@ pub(crate) fn write_run(
     }
 }
 
-/// Opens the segments that [`write_run`] or the manifest describes; `None` for an empty list.
+/// Opens the segments that [`write_run`] has written; `None` for an empty list.
 pub(crate) fn open_run(output: &Output<'_>, metas: &[SegmentMeta]) -> Result<Option<Run>> {
-    let memory = (output.files, output.cache);
-    let open = |meta: &SegmentMeta| Segment::replace(memory, meta, output.store_id, output.leaving_bytes);
-    let segments: Vec<_> = metas.iter().map(open).collect::<Result<_>>()?;
+    let &Output { files, cache, store_id: origin, leaving_bytes, .. } = output;
+    let opening = Opening { files, cache, origin, leaving_bytes };
+    let segments: Vec<_> = metas.iter().map(|meta| Segment::open(&opening, meta)).collect::<Result<_>>()?;
     Ok(if segments.is_empty() { None } else { Some(Run::new(segments)) })
 }
 

@@ -17,7 +17,8 @@
 //!   6  KeyspaceDropped: keyspace (4)
 //!   7  Flushed:         keyspace (4) to (8) run
 //!   8  Compacted:       keyspace (4) count (4) removed segments (8 each) run
-//!   9  RingGrown:       bytes of the ring that are there (8); after `Life` all of them. Since format 2
+//!   9  RingGrown:       bytes of the ring that are there (8); after `Life` all of them
+//!  10  Origins:         count (4), then for each: below this file number (8) the files are of this store id (8)
 //! run:      count (4) segments
 //! segment:
 //! OFFSET  SIZE  FIELD
@@ -45,7 +46,7 @@ use wal::ActiveFile;
 
 use crate::base::coding::{Put, Reader};
 use crate::base::key::Seq;
-use crate::manifest::version::{Edit, Format, Life, RunMeta};
+use crate::manifest::version::{Edit, Format, Life, Origin, RunMeta};
 use crate::segment::SegmentMeta;
 
 /// Appends a list of edits.
@@ -123,6 +124,14 @@ fn encode_edit(edit: &Edit, out: &mut Vec<u8>) {
             out.put_u8(9);
             out.put_u64(*file_bytes);
         }
+        Edit::Origins(origins) => {
+            out.put_u8(10);
+            out.put_u32(count(origins.len()));
+            for origin in origins {
+                out.put_u64(origin.below);
+                out.put_u64(origin.store_id);
+            }
+        }
     }
 }
 
@@ -165,6 +174,7 @@ pub(crate) fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
             run: decode_run(reader)?,
         },
         9 => Edit::RingGrown { file_bytes: reader.u64()? },
+        10 => Edit::Origins(decode_origins(reader)?),
         _ => return None,
     })
 }
@@ -179,6 +189,11 @@ fn encode_ids(ids: &[u64], out: &mut Vec<u8>) {
 fn decode_ids(reader: &mut Reader<'_>) -> Option<Vec<u64>> {
     let count = reader.u32()?;
     (0..count).map(|_| reader.u64()).collect()
+}
+
+fn decode_origins(reader: &mut Reader<'_>) -> Option<Vec<Origin>> {
+    let count = reader.u32()?;
+    (0..count).map(|_| Some(Origin { below: reader.u64()?, store_id: reader.u64()? })).collect()
 }
 
 fn encode_run(run: &RunMeta, out: &mut Vec<u8>) {

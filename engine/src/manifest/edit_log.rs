@@ -39,8 +39,8 @@ use crate::io::files::Files;
 use crate::manifest::edit;
 use crate::manifest::version::{Edit, Version};
 
-/// The version of manifest, log and ring; no other one is read.
-pub(crate) const FORMAT_VERSION: u32 = 2;
+/// The one version of manifest, log and ring.
+pub(crate) const FORMAT_VERSION: u32 = 3;
 
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
@@ -293,7 +293,7 @@ impl Writer {
 /// Reads the manifest that counts. `None`: there is none, and nothing else that only a manifest could have named.
 ///
 /// # Errors
-/// `Corrupt` if it is damaged or missing, `Format` if another version wrote it.
+/// `Corrupt` if it is damaged or missing, `Format` if a program of another version wrote it.
 pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
     let numbers = numbers(files)?;
     for (nth, &number) in numbers.iter().rev().enumerate() {

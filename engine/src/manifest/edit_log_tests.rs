@@ -225,12 +225,13 @@ fn a_crash_anywhere_leaves_what_was_acknowledged() {
 }
 
 #[test]
-fn an_unknown_version_or_feature_is_named() {
+fn another_version_or_an_unknown_feature_is_refused_by_name() {
+    let (before, next) = (FORMAT_VERSION - 1, FORMAT_VERSION + 1);
     for (version, features, expected) in [
-        (0, 0, "format version 0"),
-        (1, 0, "format version 1"),
-        (3, 0, "format version 3"),
-        (2, 4, "bits 0x4"),
+        (0, 0, "format version 0;".to_owned()),
+        (before, 0, format!("format version {before};")),
+        (next, 0, format!("format version {next};")),
+        (FORMAT_VERSION, 4, "bits 0x4".to_owned()),
     ] {
         let sim = machine();
         let manifest = create(&sim, 1);
@@ -239,7 +240,7 @@ fn an_unknown_version_or_feature_is_named() {
         match load(&files_on(&sim)) {
             Err(Error::Format { path, what }) => {
                 assert_eq!(path, Path::new(FIRST));
-                assert!(what.contains(expected), "{what}");
+                assert!(what.contains(&expected), "{what}");
             }
             other => panic!("{other:?}"),
         }
@@ -249,11 +250,11 @@ fn an_unknown_version_or_feature_is_named() {
 #[test]
 fn an_edit_that_only_a_later_version_knows_is_no_damage() {
     let mut stream = Vec::new();
-    edit::encode(&[Edit::Format(Format { version: 3, ..Format::default() })], &mut stream);
+    edit::encode(&[Edit::Format(Format { version: FORMAT_VERSION + 1, ..Format::default() })], &mut stream);
     // Two edits, of which the second has a tag that nobody knows yet.
     stream[0] = 2;
     stream.push(200);
     assert!(matches!(replay(Path::new(FIRST), &stream), Err(Error::Format { .. })));
-    stream[5] = 2;
+    stream[5] = u8::try_from(FORMAT_VERSION).unwrap();
     assert!(matches!(replay(Path::new(FIRST), &stream), Err(Error::Corrupt { .. })));
 }

@@ -33,7 +33,8 @@ pub(crate) struct Format {
 /// The facts that hold for one writable open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Life {
-    /// Drawn at random when the store is made; seeds checksums, so that no other store's bytes validate.
+    /// Drawn at random when the store is made, or copied; seeds the checksums of log and ring, so that no other store's
+    /// bytes validate.
     pub(crate) store_id: u64,
     /// Counts writable opens, from 1.
     pub(crate) number: u32,
@@ -45,6 +46,14 @@ pub(crate) struct Life {
     pub(crate) ring_bytes: u64,
     /// Size of its log files.
     pub(crate) log_file_bytes: u64,
+}
+
+/// A store from which this one was copied, with the files that it wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// It wrote the files below this number, from the bound of the origin before.
+    pub(crate) below: u64,
+    pub(crate) store_id: u64,
 }
 
 /// One keyspace.
@@ -62,6 +71,9 @@ pub(crate) struct KeyspaceVersion {
 pub(crate) struct Version {
     pub(crate) format: Format,
     pub(crate) life: Life,
+    /// The stores whose segments a copy has kept, by rising file numbers. All later files are the store's own; a store
+    /// that is no copy has no others.
+    pub(crate) origins: Vec<Origin>,
     /// How much of the ring is there.
     pub(crate) ring_file_bytes: u64,
     /// Everything below this position, of every keyspace, is in segments: where replay begins.
@@ -119,6 +131,8 @@ pub(crate) enum Edit {
     RingGrown {
         file_bytes: u64,
     },
+    /// The stores that wrote the segments of a copy.
+    Origins(Vec<Origin>),
 }
 
 impl Version {
@@ -177,6 +191,7 @@ impl Version {
                 }
                 self.ring_file_bytes = *file_bytes;
             }
+            Edit::Origins(origins) => self.origins.clone_from(origins),
         }
         Ok(())
     }
@@ -186,6 +201,7 @@ impl Version {
         let mut edits = vec![
             Edit::Format(self.format),
             Edit::Life(self.life.clone()),
+            Edit::Origins(self.origins.clone()),
             Edit::RingGrown { file_bytes: self.ring_file_bytes },
             Edit::Counters {
                 next_file: self.next_file,
@@ -215,6 +231,12 @@ impl Version {
     /// Every live segment with the keyspace it belongs to.
     pub(crate) fn segments(&self) -> impl Iterator<Item = &SegmentMeta> {
         self.keyspaces.values().flat_map(|keyspace| keyspace.runs.iter().flatten())
+    }
+
+    /// The id of the store that wrote the segment with this file number.
+    pub(crate) fn origin_of(&self, file: u64) -> u64 {
+        let before = self.origins.partition_point(|origin| origin.below <= file);
+        self.origins.get(before).map_or(self.life.store_id, |origin| origin.store_id)
     }
 
     /// What must hold between the parts of a version, beyond what each part says of itself.
@@ -248,6 +270,13 @@ impl Version {
         }
         if ids.last().is_some_and(|&last| last >= self.next_file) {
             return Err("a file number above the counter is in use");
+        }
+        let bounds = || self.origins.iter().map(|origin| origin.below);
+        if bounds().zip(bounds().skip(1)).any(|(below, next)| below >= next) {
+            return Err("the origins of files are out of order");
+        }
+        if bounds().next_back().is_some_and(|below| below > self.next_file) {
+            return Err("a file number that is not used yet belongs to another store");
         }
         // From here on the next number would be one that is in use, and whoever takes it relies on its being free.
         if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {

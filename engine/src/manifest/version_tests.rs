@@ -40,6 +40,7 @@ enum Step {
     Activate,
     Horizon(usize),
     Life,
+    Copied(u64),
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -52,6 +53,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Activate),
         1 => any().prop_map(Step::Horizon),
         1 => Just(Step::Life),
+        1 => (0..8_u64).prop_map(Step::Copied),
     ]
 }
 
@@ -94,6 +96,12 @@ fn edit(version: &Version, step: Step, position: u64) -> Option<Edit> {
         },
         Step::Life => {
             Edit::Life(Life { number: version.life.number + 1, start: Seq::new(position), ..Life::default() })
+        }
+        Step::Copied(store_id) => {
+            let mut origins = version.origins.clone();
+            let last = origins.last().map_or(0, |origin| origin.below);
+            (last < version.next_file).then(|| origins.push(Origin { below: version.next_file, store_id }));
+            Edit::Origins(origins)
         }
     })
 }
@@ -241,8 +249,24 @@ fn a_ring_is_never_more_there_than_it_is() {
     let mut version = Version::default();
     let life = Life { number: 1, ring_bytes: 4096, ..Life::default() };
     version.apply(&Edit::Life(life)).unwrap();
-    assert_eq!(version.ring_file_bytes, 4096, "format 1 says nothing, and has all of it");
+    assert_eq!(version.ring_file_bytes, 4096, "a life begins with all of it");
     version.apply(&Edit::RingGrown { file_bytes: 1024 }).unwrap();
     assert_eq!(version.ring_file_bytes, 1024);
     assert!(version.apply(&Edit::RingGrown { file_bytes: 4097 }).is_err());
+}
+
+#[test]
+fn a_file_belongs_to_the_store_that_wrote_it() {
+    let own = Life { store_id: 9, ..Life::default() };
+    let mut version = Version { next_file: 20, life: own, ..Version::default() };
+    assert_eq!(version.origin_of(1), 9, "a store that is no copy wrote all of its files");
+    let origins = [(5, 7), (12, 8)].map(|(below, store_id)| Origin { below, store_id });
+    version.apply(&Edit::Origins(origins.to_vec())).unwrap();
+    let stores = [1, 4, 5, 11, 12, 19].map(|file| version.origin_of(file));
+    assert_eq!(stores, [7, 7, 8, 8, 9, 9]);
+    assert_eq!(version.check(), Ok(()));
+    version.origins[0].below = 12;
+    assert_eq!(version.check(), Err("the origins of files are out of order"));
+    version.origins = vec![Origin { below: 21, store_id: 7 }];
+    assert_eq!(version.check(), Err("a file number that is not used yet belongs to another store"));
 }

@@ -3,3 +3,5 @@
 pub(crate) mod lost_edit;
 pub(crate) mod open;
 pub(crate) mod repair;
+#[cfg(test)]
+mod tests;

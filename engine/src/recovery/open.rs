@@ -28,11 +28,11 @@ use crate::compaction::picker::{Layers, filter_bits};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::io::files::Files;
 use crate::manifest::edit_log::{self, FIRST_NUMBER, Manifest};
-use crate::manifest::version::{Edit, Life, Version};
+use crate::manifest::version::{Edit, Life, RunMeta, Version};
 use crate::memtable::{ArenaPool, Memtable};
 use crate::recovery::lost_edit;
 use crate::recovery::repair::LogDamage;
-use crate::segment::BlockCache;
+use crate::segment::{BlockCache, Opening, Segment, SegmentMeta};
 use crate::tree::pins::Snapshots;
 use crate::tree::run::Run;
 use crate::tree::store::{Store, Wanted};
@@ -458,14 +458,19 @@ fn number_above_all(files: &Files) -> Result<u64> {
 fn open_trees(place: &Place<'_>, version: &Version) -> Result<Trees> {
     let mut trees = BTreeMap::new();
     for (&keyspace, state) in &version.keyspaces {
-        let output = place.output(version.life.store_id, keyspace, Layers::default());
-        let mut runs = Vec::new();
-        for run in &state.runs {
-            runs.extend(open_run(&output, run)?);
-        }
+        let runs = state.runs.iter().map(|run| open_run_of(place, version, run)).collect::<Result<_>>()?;
         trees.insert(keyspace, Arc::new(Tree::new(keyspace, &state.name, &place.memory.pool, runs)));
     }
     Ok(trees)
+}
+
+fn open_run_of(place: &Place<'_>, version: &Version, run: &RunMeta) -> Result<Run> {
+    let (files, cache) = (place.files, &place.memory.cache);
+    let open = |meta: &SegmentMeta| {
+        let origin = version.origin_of(meta.id);
+        Segment::open(&Opening { files, cache, origin, leaving_bytes: 0 }, meta)
+    };
+    Ok(Run::new(run.iter().map(open).collect::<Result<_>>()?))
 }
 
 /// Removes files that the manifest does not name. The new manifest is durable, so nothing else can come back.

@@ -1,18 +1,15 @@
 //! Says "certainly not in this segment" without a read: a Bloom filter whose probes of one key lie in one cache line.
 //!
 //! ```text
-//!   OFFSET  SIZE  FIELD (all integers little-endian)
-//!        0     1  kind: 1 = blocked Bloom; others are free for later kinds
-//!        1     3  zero
-//!        4     4  b, number of 64-byte lines, at least 1
-//!        8   64b  the lines, as 64-bit words
+//!   OFFSET  SIZE  FIELD OF A LINE (all integers little-endian)
+//!        0    64  512 bits, as eight 64-bit words
 //! ```
 //!
-//! A key with hash `h` (`key::key_hash`) belongs to line `(h >> 32) * b >> 32`. Its 7 bits in that line are the first
-//! seven 9-bit fields, from the low end, of `mix(h)`. Both are part of the format.
+//! Kind and number of the lines stand in the top (`top.rs`), the lines in filter blocks (`pages.rs`), 60 in each. In
+//! memory a pinned filter is the lines, one behind the other.
 //!
-//! Since version 2 of segments the header stands in the top and the lines in filter blocks (`pages.rs`), 60 in each; in
-//! version 1 the filter is a section of its own, as drawn. In memory a pinned filter is the lines, one behind the other.
+//! A key with hash `h` (`key::key_hash`) belongs to line `(h >> 32) * b >> 32` of `b` lines. Its 7 bits in that line are the first
+//! seven 9-bit fields, from the low end, of `mix(h)`. Both are part of the format.
 //!
 //! Invariant: a key that was put in is always found. Of the others 13, 14 and 17 bits a key find about 0.29, 0.20 and
 //! 0.08 % too.
@@ -20,7 +17,6 @@
 
 use aio::{Bug, planted};
 
-use crate::base::coding::Reader;
 use crate::base::prefetch::prefetch;
 
 /// Tells this kind of filter from later ones.
@@ -123,34 +119,6 @@ impl Filter {
         (self.lines.len() * LINE_BYTES + size_of::<Filter>()) as u64
     }
 
-    /// The section of version 1.
-    #[cfg(any(test, fuzzing))]
-    pub(super) fn encode(&self) -> Vec<u8> {
-        use crate::base::coding::Put;
-        let mut out = Vec::with_capacity(8 + self.lines.len() * LINE_BYTES);
-        out.extend_from_slice(&[KIND_BLOCKED_BLOOM, 0, 0, 0]);
-        out.put_u32(u32::try_from(self.lines.len()).expect("clamped when built"));
-        for &word in self.lines.as_flattened() {
-            out.put_u64(word);
-        }
-        out
-    }
-
-    /// From the section of version 1. On failure says what does not fit.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Filter, &'static str> {
-        let mut reader = Reader::new(bytes);
-        match reader.take(4) {
-            Some([KIND_BLOCKED_BLOOM, 0, 0, 0]) => {}
-            _ => return Err("filter kind"),
-        }
-        let lines = reader.u32().and_then(|lines| usize::try_from(lines).ok()).ok_or("filter length")?;
-        let (chunks, rest) = reader.rest().as_chunks::<LINE_BYTES>();
-        if lines == 0 || chunks.len() != lines || !rest.is_empty() {
-            return Err("filter length");
-        }
-        Ok(Filter { lines: chunks.iter().map(line_from).collect() })
-    }
-
     fn line(&self, hash: u64) -> usize {
         line_of(hash, self.lines.len())
     }
@@ -170,7 +138,7 @@ mod tests {
         for (bits, most_in_million) in [(13, 3500), (14, 2400), (17, 1000)] {
             for count in [1, 10, 1000, 100_000] {
                 let present = hashes(0, count);
-                let filter = Filter::decode(&Filter::build(&present, bits).encode()).unwrap();
+                let filter = Filter::build(&present, bits);
                 assert!(present.iter().all(|&hash| filter.may_contain(hash)));
                 if count >= 1000 {
                     let others = hashes(1 << 30, 1_000_000);
@@ -186,21 +154,5 @@ mod tests {
     fn no_keys_give_an_empty_filter() {
         let filter = Filter::build(&[], 14);
         assert!(hashes(0, 1000).iter().all(|&hash| !filter.may_contain(hash)));
-    }
-
-    #[test]
-    fn unknown_kinds_and_truncations_are_refused() {
-        let bytes = Filter::build(&hashes(0, 100), 14).encode();
-        for len in 0..bytes.len() {
-            assert!(Filter::decode(&bytes[..len]).is_err(), "{len} bytes");
-        }
-        for bit in 0..64 {
-            let mut bad = bytes.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(Filter::decode(&bad).is_err(), "bit {bit}");
-        }
-        let mut long = bytes.clone();
-        long.push(0);
-        assert!(Filter::decode(&long).is_err());
     }
 }

@@ -3,11 +3,11 @@
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian)
 //!        0     8  magic "EskerSeg"
-//!        8     4  format version: 2 is written, 1 is still read
+//!        8     4  format version: 2
 //!       12     4  feature bits; a reader refuses a file with a bit that it does not know
 //!                   bit 0: some blocks are compressed with LZ4
 //!       16     8  segment id, which is its file number
-//!       24     8  id of the store that wrote it
+//!       24     8  id of the store that wrote it: the file's origin (see `manifest/version.rs`)
 //!       32     4  keyspace id
 //!       36     4  number of data blocks
 //!       40     8  entries
@@ -24,21 +24,13 @@
 //!      124     4  length of all separators of data blocks together: what a pinned index takes is known before it is read
 //!      128  3964  zero
 //!     4092     4  CRC-32 of bytes 0..4092; the manifest holds it too
-//!
-//!   In version 1 index and filter are sections of one checksum each:
-//!       80     8  offset of the index section = end of the data blocks; a multiple of 512
-//!       88     8  length of the index without its padding
-//!       96     8  offset of the filter section; a multiple of 512
-//!      104     8  length of the filter without its padding
-//!      120     4  checksum of the index section, padding included
-//!      124     4  checksum of the filter section, padding included
 //! ```
 //!
-//! Checksums of sections and blocks are CRC-32 (the polynomial of zlib) over: segment id u64, place u32, the bytes.
-//! The place is the block number, or one of [`TOP_PLACE`], [`INDEX_PLACE`] and [`FILTER_PLACE`]; so bytes of another
-//! segment or another place do not pass.
+//! Checksums of blocks and of the top are CRC-32 (the polynomial of zlib) over: segment id u64, part u32, the bytes. The
+//! part is the block number, or [`TOP_PART`]; so bytes of another segment or another part do not pass.
 //!
 //! Invariant: the parts follow each other without gaps, so every byte of the file is under exactly one checksum.
+//! Version gate: [`VERSION`]; a file with another number is refused.
 #![deny(clippy::indexing_slicing)]
 
 use std::path::Path;
@@ -53,20 +45,14 @@ use crate::base::key::Seq;
 pub(super) const FOOTER_BYTES: usize = 4096;
 /// What block addresses count.
 pub(super) const UNIT_BYTES: usize = 512;
-/// Stands for the block number in the checksum of the index.
-pub(super) const INDEX_PLACE: u32 = u32::MAX;
-/// Stands for the block number in the checksum of the filter.
-pub(super) const FILTER_PLACE: u32 = u32::MAX - 1;
 /// Stands for the block number in the checksum of the top.
-pub(super) const TOP_PLACE: u32 = u32::MAX - 2;
+pub(super) const TOP_PART: u32 = u32::MAX - 2;
 /// Feature: some blocks are compressed with LZ4.
 pub(super) const FEATURE_LZ4: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"EskerSeg";
-/// What is written.
+/// The one version of the format.
 const VERSION: u32 = 2;
-/// Index and filter are one section each.
-const VERSION_FLAT: u32 = 1;
 const KNOWN_FEATURES: u32 = FEATURE_LZ4;
 const CRC_OFFSET: usize = FOOTER_BYTES - 4;
 
@@ -98,11 +84,11 @@ pub(crate) struct SegmentMeta {
     pub(crate) footer_crc: u32,
 }
 
-/// CRC-32 of bytes that belong to one place of one segment.
-pub(super) fn checksum(segment: u64, place: u32, bytes: &[u8]) -> u32 {
+/// CRC-32 of bytes that are one part of one segment.
+pub(super) fn checksum(segment: u64, part: u32, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&segment.to_le_bytes());
-    hasher.update(&place.to_le_bytes());
+    hasher.update(&part.to_le_bytes());
     hasher.update(bytes);
     hasher.finalize()
 }
@@ -116,12 +102,15 @@ pub(super) struct Section {
 }
 
 /// Where the parts behind the data blocks stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// Version 1.
-    Flat { index: Section, filter: Section },
-    /// Version 2: where index and filter blocks begin, the top, and the length of all separators.
-    Paged { index: u64, filter: u64, top: Section, separators_bytes: u32 },
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Where the index blocks begin, and the data blocks end.
+    pub(super) index: u64,
+    /// Where the filter blocks begin, and the index blocks end.
+    pub(super) filter: u64,
+    pub(super) top: Section,
+    /// Length of all separators of data blocks together.
+    pub(super) separators_bytes: u32,
 }
 
 /// The fields of the footer.
@@ -142,14 +131,6 @@ pub(super) struct Footer {
 }
 
 impl Footer {
-    /// Where the data blocks end.
-    pub(super) fn blocks_end(&self) -> u64 {
-        match self.layout {
-            Layout::Flat { index, .. } => index.offset,
-            Layout::Paged { index, .. } => index,
-        }
-    }
-
     /// Where the footer itself stands.
     pub(super) fn offset(&self) -> u64 {
         self.size_bytes.saturating_sub(FOOTER_BYTES as u64)
@@ -159,16 +140,7 @@ impl Footer {
     pub(super) fn encode(&self) -> (Vec<u8>, u32) {
         let mut out = Vec::with_capacity(FOOTER_BYTES);
         out.extend_from_slice(&MAGIC);
-        let (version, parts, last) = match self.layout {
-            Layout::Flat { index, filter } => {
-                let parts = [index.offset, index.len_bytes, filter.offset, filter.len_bytes];
-                (VERSION_FLAT, parts, [index.crc, filter.crc])
-            }
-            Layout::Paged { index, filter, top, separators_bytes } => {
-                (VERSION, [index, filter, top.offset, top.len_bytes], [top.crc, separators_bytes])
-            }
-        };
-        out.put_u32(version);
+        out.put_u32(VERSION);
         out.put_u32(self.features);
         out.put_u64(self.segment);
         out.put_u64(self.store);
@@ -177,13 +149,12 @@ impl Footer {
         for word in [self.entries, self.tombstones, self.raw_bytes, self.min_seq.get(), self.max_seq.get()] {
             out.put_u64(word);
         }
-        for word in parts {
+        let Layout { index, filter, top, separators_bytes } = self.layout;
+        for word in [index, filter, top.offset, top.len_bytes, self.size_bytes] {
             out.put_u64(word);
         }
-        out.put_u64(self.size_bytes);
-        for word in last {
-            out.put_u32(word);
-        }
+        out.put_u32(top.crc);
+        out.put_u32(separators_bytes);
         out.resize(CRC_OFFSET, 0);
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
@@ -194,7 +165,7 @@ impl Footer {
     /// Checks the bytes and takes them apart; `offset` is where they stand in `file`. Returns the checksum as well.
     ///
     /// # Errors
-    /// `Corrupt`: not what [`Footer::encode`] made. `Format`: a newer version or an unknown feature.
+    /// `Corrupt`: not what [`Footer::encode`] made. `Format`: another version or an unknown feature.
     pub(super) fn decode(bytes: &[u8], file: &Path, offset: u64) -> Result<(Footer, u32)> {
         let bad = |what, expected: u64, found: u64| {
             Error::corrupt(file, offset, what, format!("{expected:#x}"), format!("{found:#x}"))
@@ -215,10 +186,8 @@ impl Footer {
         let short = || bad("segment footer size", FOOTER_BYTES as u64, bytes.len() as u64);
         let version = reader.u32().ok_or_else(short)?;
         let features = reader.u32().ok_or_else(short)?;
-        if !(VERSION_FLAT..=VERSION).contains(&version) {
-            let what = format!(
-                "segment format version {version}; this program reads versions {VERSION_FLAT} to {VERSION}"
-            );
+        if version != VERSION {
+            let what = format!("segment format version {version}; this program reads version {VERSION} only");
             return Err(Error::Format { path: file.to_owned(), what });
         }
         if features & !KNOWN_FEATURES != 0 {
@@ -228,12 +197,12 @@ impl Footer {
             );
             return Err(Error::Format { path: file.to_owned(), what });
         }
-        let footer = Footer::fields(version, features, &mut reader).ok_or_else(short)?;
-        footer.check_layout().map_err(|what| bad(what, footer.size_bytes, footer.blocks_end()))?;
+        let footer = Footer::fields(features, &mut reader).ok_or_else(short)?;
+        footer.check_layout().map_err(|what| bad(what, footer.size_bytes, footer.layout.index))?;
         Ok((footer, crc))
     }
 
-    fn fields(version: u32, features: u32, reader: &mut Reader<'_>) -> Option<Footer> {
+    fn fields(features: u32, reader: &mut Reader<'_>) -> Option<Footer> {
         let mut footer = Footer {
             features,
             segment: reader.u64()?,
@@ -245,25 +214,16 @@ impl Footer {
             raw_bytes: reader.u64()?,
             min_seq: Seq::new(reader.u64()?),
             max_seq: Seq::new(reader.u64()?),
-            layout: Layout::Flat { index: Section::default(), filter: Section::default() },
+            layout: Layout::default(),
             size_bytes: 0,
         };
-        let parts = [reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?];
+        footer.layout.index = reader.u64()?;
+        footer.layout.filter = reader.u64()?;
+        footer.layout.top.offset = reader.u64()?;
+        footer.layout.top.len_bytes = reader.u64()?;
         footer.size_bytes = reader.u64()?;
-        let last = [reader.u32()?, reader.u32()?];
-        footer.layout = if version == VERSION_FLAT {
-            Layout::Flat {
-                index: Section { offset: parts[0], len_bytes: parts[1], crc: last[0] },
-                filter: Section { offset: parts[2], len_bytes: parts[3], crc: last[1] },
-            }
-        } else {
-            Layout::Paged {
-                index: parts[0],
-                filter: parts[1],
-                top: Section { offset: parts[2], len_bytes: parts[3], crc: last[0] },
-                separators_bytes: last[1],
-            }
-        };
+        footer.layout.top.crc = reader.u32()?;
+        footer.layout.separators_bytes = reader.u32()?;
         Some(footer)
     }
 
@@ -271,21 +231,12 @@ impl Footer {
     fn check_layout(&self) -> std::result::Result<(), &'static str> {
         let footer_offset =
             self.size_bytes.checked_sub(FOOTER_BYTES as u64).ok_or("segment size in the footer")?;
-        let fits = |section: &Section, end: u64| {
-            section.offset.checked_add(section.len_bytes).is_some_and(|section_end| section_end <= end)
-        };
-        let (starts, ordered) = match &self.layout {
-            Layout::Flat { index, filter } => {
-                let ordered = fits(index, filter.offset) && fits(filter, footer_offset);
-                ([index.offset, filter.offset, filter.offset], ordered)
-            }
-            Layout::Paged { index, filter, top, .. } => (
-                [*index, *filter, top.offset],
-                index < filter && *filter < top.offset && fits(top, footer_offset),
-            ),
-        };
+        let Layout { index, filter, top, .. } = self.layout;
+        let top_end = top.offset.checked_add(top.len_bytes);
+        let ordered =
+            index < filter && filter < top.offset && top_end.is_some_and(|end| end <= footer_offset);
         let aligned = self.size_bytes.is_multiple_of(FOOTER_BYTES as u64)
-            && starts.iter().all(|start| start.is_multiple_of(UNIT_BYTES as u64));
+            && [index, filter, top.offset].iter().all(|start| start.is_multiple_of(UNIT_BYTES as u64));
         if !aligned || !ordered {
             return Err("segment sections in the footer");
         }
@@ -317,24 +268,18 @@ mod tests {
             raw_bytes: 12_345,
             min_seq: Seq::new(9),
             max_seq: Seq::new(1 << 40),
-            layout: Layout::Paged { index: 8192, filter: 8704, top, separators_bytes: 99 },
+            layout: Layout { index: 8192, filter: 8704, top, separators_bytes: 99 },
             size_bytes: 16_384,
         }
-    }
-
-    fn flat_sample() -> Footer {
-        let index = Section { offset: 8192, len_bytes: 300, crc: 1 };
-        let filter = Section { offset: 8704, len_bytes: 200, crc: 2 };
-        Footer { layout: Layout::Flat { index, filter }, ..sample() }
     }
 
     fn decode(bytes: &[u8]) -> Result<(Footer, u32)> {
         Footer::decode(bytes, Path::new("000007.seg"), 12_288)
     }
 
-    /// Replaces bytes and repairs the checksum.
-    fn patched(sample: Footer, offset: usize, with: &[u8]) -> Vec<u8> {
-        let (mut bytes, _) = sample.encode();
+    /// The bytes of the sample with some of them replaced and the checksum made right again.
+    fn patched(offset: usize, with: &[u8]) -> Vec<u8> {
+        let (mut bytes, _) = sample().encode();
         bytes[offset..offset + with.len()].copy_from_slice(with);
         let crc = crc32fast::hash(&bytes[..CRC_OFFSET]);
         bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
@@ -343,14 +288,12 @@ mod tests {
 
     #[test]
     fn what_was_encoded_is_decoded() {
-        for footer in [sample(), flat_sample()] {
-            let (bytes, crc) = footer.encode();
-            assert_eq!(decode(&bytes).unwrap(), (footer, crc));
-        }
+        let (bytes, crc) = sample().encode();
+        assert_eq!(decode(&bytes).unwrap(), (sample(), crc));
     }
 
     #[test]
-    fn a_checksum_belongs_to_one_segment_and_one_place() {
+    fn a_checksum_belongs_to_one_part_of_one_segment() {
         let mut seeded = 7_u64.to_le_bytes().to_vec();
         seeded.extend_from_slice(&3_u32.to_le_bytes());
         seeded.extend_from_slice(b"bytes");
@@ -372,29 +315,24 @@ mod tests {
     }
 
     #[test]
-    fn newer_versions_and_unknown_features_are_refused_not_called_damage() {
-        for footer in [sample(), flat_sample()] {
-            for version in [0, 3, u32::MAX] {
-                let bytes = patched(footer, 8, &u32::to_le_bytes(version));
-                assert!(matches!(decode(&bytes), Err(Error::Format { .. })), "version {version}");
-            }
-            assert!(matches!(decode(&patched(footer, 12, &2_u32.to_le_bytes())), Err(Error::Format { .. })));
-            assert!(matches!(decode(&patched(footer, 0, b"x")), Err(Error::Corrupt { .. })));
+    fn other_versions_and_unknown_features_are_refused_not_called_damage() {
+        for version in [0, VERSION - 1, VERSION + 1, u32::MAX] {
+            let bytes = patched(8, &version.to_le_bytes());
+            assert!(matches!(decode(&bytes), Err(Error::Format { .. })), "version {version}");
         }
+        assert!(matches!(decode(&patched(12, &2_u32.to_le_bytes())), Err(Error::Format { .. })));
+        assert!(matches!(decode(&patched(0, b"x")), Err(Error::Corrupt { .. })));
     }
 
     #[test]
     fn impossible_fields_with_a_right_checksum_are_corrupt() {
-        let huge = u64::MAX.to_le_bytes();
-        for footer in [sample(), flat_sample()] {
-            for offset in [80, 88, 96, 104, 112] {
-                let bad = patched(footer, offset, &huge);
-                assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
-            }
-            for (offset, word) in [(36, 0_u32), (40, 0), (112, 0), (48, 101), (80, 8193), (96, 8193)] {
-                let bad = patched(footer, offset, &word.to_le_bytes());
-                assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
-            }
+        for offset in [80, 88, 96, 104, 112] {
+            let bad = patched(offset, &u64::MAX.to_le_bytes());
+            assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
+        }
+        for (offset, word) in [(36, 0_u32), (40, 0), (112, 0), (48, 101), (80, 8193), (96, 8193)] {
+            let bad = patched(offset, &word.to_le_bytes());
+            assert!(matches!(decode(&bad), Err(Error::Corrupt { .. })), "offset {offset}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::block::{Block, CODEC_LZ4, CODEC_NONE, Frame, RAW_HEADER_BYTES};
 use super::block_builder::BlockBuilder;
-use super::filter::Filter;
+use super::filter::{Filter, LINE_BYTES, line_from};
 use super::footer::{FOOTER_BYTES, Footer, Layout, Section, UNIT_BYTES};
 use super::fuzzing_file::{Owned, entries_of};
 use super::index::{Index, IndexBuilder, Place};
@@ -212,23 +212,31 @@ fn built_index(data: &[u8]) {
     }
 }
 
-/// The filter: one form, and no key that was put in is denied.
+/// The filter: no key that was put in is denied, by the lines as they are or by those in filter blocks.
 pub fn filter(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
     if way % 2 == 0 {
-        let Ok(filter) = Filter::decode(rest) else { return };
+        let lines: Vec<_> = rest.as_chunks::<LINE_BYTES>().0.iter().map(line_from).collect();
+        if lines.is_empty() {
+            return;
+        }
+        let filter = Filter::of(lines);
         let _ = filter.memory_bytes();
-        assert_eq!(filter.encode(), rest, "a filter has one form");
         for probe in rest.chunks(8).take(MOST_PROBES) {
             let _ = filter.may_contain(key_hash(probe));
         }
         return;
     }
     let hashes: Vec<u64> = rest.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-    let bytes = Filter::build(&hashes, u32::from(way / 2)).encode();
-    let filter = Filter::decode(&bytes).expect("what was encoded is decoded");
-    assert_eq!(filter.encode(), bytes);
-    assert!(hashes.iter().all(|hash| filter.may_contain(*hash)), "a filter forgets a key");
+    let built = Filter::build(&hashes, u32::from(way / 2));
+    let mut lines = Vec::new();
+    for encoded in filter_blocks(built.lines()) {
+        let frame = Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded");
+        lines.extend(lines_in(Block::of(&frame)).iter().map(line_from));
+    }
+    assert_eq!(lines, built.lines());
+    let joined = Filter::of(lines);
+    assert!(hashes.iter().all(|hash| joined.may_contain(*hash)), "a filter forgets a key");
 }
 
 /// The top: what is accepted leads to blocks without a gap; and what the writer makes of keys is found again.
@@ -265,13 +273,13 @@ fn footer_of(blocks: u32, [index, filter, top]: [u64; 3]) -> Footer {
         raw_bytes: 0,
         min_seq: Seq::new(0),
         max_seq: Seq::new(0),
-        layout: Layout::Paged { index, filter, top, separators_bytes: 0 },
+        layout: Layout { index, filter, top, separators_bytes: 0 },
         size_bytes: 0,
     }
 }
 
 fn must_be_contiguous(top: &Top, footer: &Footer) {
-    let Layout::Paged { index, top: section, .. } = footer.layout else { unreachable!("made so") };
+    let Layout { index, top: section, .. } = footer.layout;
     let mut offset = index;
     for number in top.index_block(0)..top.blocks() {
         let place = top.place(number).expect("a block that is counted has a place");
@@ -354,17 +362,9 @@ pub fn footer(data: &[u8]) {
     again[128..].copy_from_slice(&bytes[128..]);
     assert!(again == bytes, "a footer has one form");
     assert_eq!(crc, crc32fast::hash(&bytes[..FOOTER_BYTES - 4]));
-    let last = match footer.layout {
-        Layout::Flat { index, filter } => {
-            assert!(index.offset + index.len_bytes <= filter.offset);
-            filter
-        }
-        Layout::Paged { index, filter, top, .. } => {
-            assert!(index < filter && filter < top.offset);
-            top
-        }
-    };
-    assert!(last.offset + last.len_bytes <= footer.offset());
+    let Layout { index, filter, top, .. } = footer.layout;
+    assert!(index < filter && filter < top.offset);
+    assert!(top.offset + top.len_bytes <= footer.offset());
 }
 
 /// The parts of a segment file as inputs: the name of the function above, and bytes. Empty if it is none.
@@ -381,7 +381,7 @@ fn split(file: &[u8]) -> Option<Vec<(&'static str, Vec<u8>)>> {
         file.get(start..start.checked_add(usize::try_from(len).ok()?)?)
     };
     let with = |way: u8, bytes: &[u8]| [&[way], bytes].concat();
-    let Layout::Paged { index, filter, top, .. } = footer.layout else { return None };
+    let Layout { index, filter, top, .. } = footer.layout;
     let top_bytes = part(top.offset, top.len_bytes)?;
     let decoded = Top::decode(top_bytes, &footer).ok()?;
     let mut words = footer.blocks.to_le_bytes().to_vec();

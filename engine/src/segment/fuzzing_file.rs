@@ -16,8 +16,9 @@ use aio::sim::DiskImage;
 use aio::{Backend, SimBackend};
 
 use super::block::{Block, STORED_HEADER_BYTES};
-use super::footer::{FOOTER_BYTES, Footer, Layout, SegmentMeta, TOP_PLACE, checksum};
+use super::footer::{FOOTER_BYTES, Footer, SegmentMeta, TOP_PART, checksum};
 use super::index::Place;
+use super::open::Opening;
 use super::pages::{PIECE_BLOCKS, place_in};
 use super::reader::{BlockCache, Segment};
 use super::top::Top;
@@ -111,7 +112,7 @@ fn forge(bytes: &mut [u8]) -> Option<SegmentMeta> {
     let footer_at = bytes.len() - FOOTER_BYTES;
     seal_footer(bytes, footer_at);
     let footer = Footer::decode(&bytes[footer_at..], Path::new(FILE), 0).ok()?.0;
-    let Layout::Paged { top: section, .. } = footer.layout else { return None };
+    let section = footer.layout.top;
     let top_at = usize::try_from(section.offset).ok()?;
     let top_end = usize::try_from(section.offset + section.len_bytes).ok()?;
     let top = Top::decode(bytes.get(top_at..top_end)?, &footer).ok()?;
@@ -128,7 +129,7 @@ fn forge(bytes: &mut [u8]) -> Option<SegmentMeta> {
         };
         *bytes.get_mut(at..)?.first_chunk_mut()? = crc.to_le_bytes();
     }
-    let top_crc = checksum(footer.segment, TOP_PLACE, bytes.get(top_at..footer_at)?);
+    let top_crc = checksum(footer.segment, TOP_PART, bytes.get(top_at..footer_at)?);
     bytes[footer_at + 120..footer_at + 124].copy_from_slice(&top_crc.to_le_bytes());
     let crc = seal_footer(bytes, footer_at);
     let footer = Footer::decode(&bytes[footer_at..], Path::new(FILE), 0).ok()?.0;
@@ -186,7 +187,7 @@ fn read_in(
     keys: &[Owned],
     expected: Option<&[Owned]>,
 ) -> Result<()> {
-    let segment = Segment::open(files, cache, meta, STORE)?;
+    let segment = Segment::open(&Opening { files, cache, origin: STORE, leaving_bytes: 0 }, meta)?;
     let mut results = vec![segment.verify().map(drop)];
     for (i, (key, seq, ..)) in keys.iter().enumerate().step_by(5) {
         let snapshot = Seq::new(seq.get().saturating_add(1));

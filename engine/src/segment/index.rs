@@ -5,9 +5,8 @@
 //! blocks the separator is that key, and a reader goes on to the next block. The separator of the last block is the
 //! segment's largest key.
 //!
-//! Since version 2 of segments the entries of data blocks stand in index blocks (`pages.rs`), and the form drawn here is
-//! that of the index over those, in the top; in version 1 it is the index of the data blocks. In memory a pinned index,
-//! and the piece of one with which a cursor works, are in this form, too.
+//! On disk the entries of data blocks stand in index blocks (`pages.rs`), and the form drawn here is that of the index
+//! over those, in the top. In memory a pinned index, and the piece of one with which a cursor works, are in this form, too.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian; n blocks)
@@ -217,7 +216,8 @@ impl Index {
         Ok(index)
     }
 
-    /// Decodes the index of a segment of version 1, whose blocks end at `blocks_end`.
+    /// Decodes bytes that are an index of blocks up to `blocks_end` and nothing else.
+    #[cfg(any(test, fuzzing))]
     pub(super) fn decode(bytes: &[u8], blocks_end: u64) -> Result<Index, &'static str> {
         let mut reader = Reader::new(bytes);
         let index = Index::read(&mut reader, 0..blocks_end)?;

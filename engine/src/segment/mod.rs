@@ -19,9 +19,6 @@
 //! So the manifest vouches for every byte. Checksums are seeded with segment id and place; a block that was written
 //! to the wrong place, or that a device forgot to write, does not pass.
 //!
-//! In version 1, which is still read, index and filter are a section each, behind the blocks:
-//! `| data 0 | ... | data n | index | filter | 0 0 | footer |`; their tables are in `index.rs` and `filter.rs`.
-//!
 //! Cost of a point read that is not ruled out by the filter: index search, cache look-up, at most one device read of
 //! a block (one more only if the key's own versions fill the rest of that block). Where index and filter are paged: at most
 //! one more of a filter block and one of an index block, each only if it is not in the cache.
@@ -55,5 +52,6 @@ mod writer;
 pub(crate) use block::Block;
 pub(crate) use cursor::{Missing, SegmentCursor};
 pub(crate) use footer::SegmentMeta;
+pub(crate) use open::Opening;
 pub(crate) use reader::{Aim, BlockCache, Segment, Step};
 pub(crate) use writer::{SegmentWriter, WriterOptions};

@@ -10,9 +10,7 @@ use aio::{Buf, Errno, File, OpenMode};
 
 use super::block::{Block, Frame};
 use super::filter::{Filter, line_from};
-use super::footer::{
-    FILTER_PLACE, FOOTER_BYTES, Footer, INDEX_PLACE, Layout, Section, SegmentMeta, TOP_PLACE, checksum,
-};
+use super::footer::{FOOTER_BYTES, Footer, SegmentMeta, TOP_PART, checksum};
 use super::index::{Index, IndexBuilder};
 use super::pages::{lines_in, place_in, separator_in};
 use super::reader::{BlockCache, Care, Form, Segment, aligned, check_page, corrupt, decode_block};
@@ -22,29 +20,26 @@ use crate::io::files::Files;
 use crate::memory::cache::Slots;
 use crate::memory::reserve::Reserved;
 
+/// What an open needs beside the manifest's description of the segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening<'a> {
+    pub(crate) files: &'a Arc<Files>,
+    pub(crate) cache: &'a Arc<BlockCache>,
+    /// The id of the store that wrote the file.
+    pub(crate) origin: u64,
+    /// Memory of the segments that this one replaces, beside their blocks: it is free again soon.
+    pub(crate) leaving_bytes: u64,
+}
+
 impl Segment {
-    /// Opens the file that `meta` describes and loads its index and filter, or only what leads to them: two reads.
+    /// Opens the file that `meta` describes and loads its index and filter, or, where the budget does not allow that, only
+    /// the top: two reads.
     ///
     /// # Errors
-    /// `Corrupt` if the file is missing or is not the file that `meta` and `store_id` describe; `Format` if a newer
-    /// program wrote it.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn open(
-        files: &Arc<Files>,
-        cache: &Arc<BlockCache>,
-        meta: &SegmentMeta,
-        store_id: u64,
-    ) -> Result<Arc<Segment>> {
-        Segment::replace((files, cache), meta, store_id, 0)
-    }
-
-    /// As [`Segment::open`], in the place of segments that hold so much memory and leave soon.
-    pub(crate) fn replace(
-        (files, cache): (&Arc<Files>, &Arc<BlockCache>),
-        meta: &SegmentMeta,
-        store_id: u64,
-        leaving_bytes: u64,
-    ) -> Result<Arc<Segment>> {
+    /// `Corrupt` if the file is missing or is not the file that `meta` and the origin describe; `Format` if a program of
+    /// another version wrote it.
+    pub(crate) fn open(opening: &Opening<'_>, meta: &SegmentMeta) -> Result<Arc<Segment>> {
+        let (files, cache) = (opening.files, opening.cache);
         let path = files.segment_path(meta.id);
         let file = open_file(files, &path)?;
         let size_bytes = files.backend().size_bytes(&file)?;
@@ -52,11 +47,9 @@ impl Segment {
             return Err(Error::corrupt(&path, 0, "segment size in bytes", meta.size_bytes, size_bytes));
         }
         let footer = read_footer(files, &file, size_bytes, Some(meta.footer_crc))?.0;
-        check_footer(&path, meta, &footer, store_id)?;
-        let granted = Reserved::ask(cache, pinned_bytes(meta, &footer), leaving_bytes);
-        // One of version 1 has no pages.
-        let is_paged = granted.is_none() && matches!(footer.layout, Layout::Paged { .. });
-        let (form, blocks, slots) = if is_paged {
+        check_footer(&path, meta, &footer, opening.origin)?;
+        let granted = Reserved::ask(cache, pinned_bytes(meta, &footer), opening.leaving_bytes);
+        let (form, blocks, slots) = if granted.is_none() {
             let top = load_top(files, &file, &footer)?;
             let (blocks, all) = (top.index_block(0), top.blocks());
             (Form::Paged(top), blocks, all)
@@ -83,16 +76,12 @@ impl Segment {
     }
 }
 
-/// What the segment takes if its index and filter are pinned; rather more.
+/// Memory of the segment if its index and filter are pinned; rather too much than too little.
 pub(super) fn pinned_bytes(meta: &SegmentMeta, footer: &Footer) -> u64 {
     let blocks = u64::from(footer.blocks);
-    let (separators_bytes, filter_bytes) = match footer.layout {
-        Layout::Flat { index, filter } => (index.len_bytes, filter.len_bytes),
-        Layout::Paged { filter, top, separators_bytes, .. } => {
-            (u64::from(separators_bytes), top.offset.saturating_sub(filter))
-        }
-    };
-    let keys_bytes = separators_bytes.saturating_add(meta.smallest.len() as u64);
+    let layout = &footer.layout;
+    let filter_bytes = layout.top.offset.saturating_sub(layout.filter);
+    let keys_bytes = u64::from(layout.separators_bytes) + meta.smallest.len() as u64;
     let slots_bytes =
         usize::try_from(blocks).unwrap_or(usize::MAX).saturating_mul(Slots::<Frame>::BYTES_EACH);
     Index::bytes_for(blocks, keys_bytes)
@@ -108,7 +97,7 @@ fn check_bounds(path: &Path, meta: &SegmentMeta, footer: &Footer, form: &Form) -
     };
     if smallest != meta.smallest || largest != meta.largest {
         let what = "segment key bounds";
-        return Err(Error::corrupt(path, footer.blocks_end(), what, "the manifest's", "others"));
+        return Err(Error::corrupt(path, footer.layout.index, what, "the manifest's", "others"));
     }
     Ok(())
 }
@@ -150,10 +139,10 @@ pub(super) fn read_footer(
 }
 
 /// That the footer says what the manifest says.
-fn check_footer(path: &Path, meta: &SegmentMeta, footer: &Footer, store_id: u64) -> Result<()> {
+fn check_footer(path: &Path, meta: &SegmentMeta, footer: &Footer, origin: u64) -> Result<()> {
     let pairs = [
         ("segment id", meta.id, footer.segment),
-        ("store id", store_id, footer.store),
+        ("store id", origin, footer.store),
         ("keyspace id", u64::from(meta.keyspace), u64::from(footer.keyspace)),
         ("segment size in bytes", meta.size_bytes, footer.size_bytes),
         ("number of entries", meta.entries, footer.entries),
@@ -192,16 +181,6 @@ impl<'a> Region<'a> {
         bytes.unwrap_or_default()
     }
 
-    /// A section that goes with its padding up to `stop`; without the padding.
-    fn section(&self, section: &Section, stop: u64, place: u32, what: &'static str) -> Result<&[u8]> {
-        let found = checksum(self.segment, place, self.bytes(section.offset, stop));
-        if found != section.crc {
-            let (expected, found) = (format!("{:#x}", section.crc), format!("{found:#x}"));
-            return Err(Error::corrupt(self.path, section.offset, what, expected, found));
-        }
-        Ok(self.bytes(section.offset, section.offset + section.len_bytes))
-    }
-
     /// The index or filter block with this number.
     fn block(&self, top: &Top, number: usize, care: Care) -> Result<Frame> {
         let place = top.place(number).expect("the top counts its blocks");
@@ -212,59 +191,33 @@ impl<'a> Region<'a> {
     }
 }
 
-/// Reads index and filter, and joins them to what they are when they are pinned.
+/// Reads index and filter, and joins them to the form that they have when they are pinned.
 pub(super) fn load(files: &Files, file: &File, footer: &Footer, care: Care) -> Result<(Index, Filter)> {
-    let region = Region::read(files, file, footer, footer.blocks_end())?;
-    match &footer.layout {
-        Layout::Flat { index, filter } => load_flat(&region, footer, index, filter),
-        Layout::Paged { top, separators_bytes, .. } => {
-            let top = top_of(&region, footer, top)?;
-            let index = join_index(&region, &top, (footer.blocks, *separators_bytes), care)?;
-            Ok((index, join_filter(&region, &top, care)?))
-        }
-    }
+    let region = Region::read(files, file, footer, footer.layout.index)?;
+    let top = top_of(&region, footer)?;
+    let index = join_index(&region, &top, footer, care)?;
+    Ok((index, join_filter(&region, &top, care)?))
 }
 
-/// Reads what leads to index and filter blocks.
+/// Reads the top alone.
 fn load_top(files: &Files, file: &File, footer: &Footer) -> Result<Top> {
-    let Layout::Paged { top, .. } = &footer.layout else {
-        let what = "segment format version";
-        return Err(Error::corrupt(file.path(), footer.offset(), what, "one with pages", "another"));
-    };
-    top_of(&Region::read(files, file, footer, top.offset)?, footer, top)
+    top_of(&Region::read(files, file, footer, footer.layout.top.offset)?, footer)
 }
 
-fn load_flat(
-    region: &Region<'_>,
-    footer: &Footer,
-    index: &Section,
-    filter: &Section,
-) -> Result<(Index, Filter)> {
-    let bytes = region.section(index, filter.offset, INDEX_PLACE, "segment index checksum")?;
-    let decoded = Index::decode(bytes, index.offset)
-        .map_err(|what| Error::corrupt(region.path, index.offset, what, "a valid index", "another"))?;
-    if decoded.blocks() as u64 != u64::from(footer.blocks) {
-        let what = "number of blocks in the index";
-        return Err(Error::corrupt(region.path, index.offset, what, footer.blocks, decoded.blocks()));
+/// The top, checked together with its padding, which ends at the footer.
+fn top_of(region: &Region<'_>, footer: &Footer) -> Result<Top> {
+    let section = footer.layout.top;
+    let found = checksum(footer.segment, TOP_PART, region.bytes(section.offset, footer.offset()));
+    if found != section.crc {
+        let (expected, found) = (format!("{:#x}", section.crc), format!("{found:#x}"));
+        return Err(Error::corrupt(region.path, section.offset, "segment top checksum", expected, found));
     }
-    let bytes = region.section(filter, footer.offset(), FILTER_PLACE, "segment filter checksum")?;
-    let filter = Filter::decode(bytes)
-        .map_err(|what| Error::corrupt(region.path, filter.offset, what, "a valid filter", "another"))?;
-    Ok((decoded, filter))
-}
-
-fn top_of(region: &Region<'_>, footer: &Footer, section: &Section) -> Result<Top> {
-    let bytes = region.section(section, footer.offset(), TOP_PLACE, "segment top checksum")?;
-    Top::decode(bytes, footer)
+    Top::decode(region.bytes(section.offset, section.offset + section.len_bytes), footer)
         .map_err(|what| Error::corrupt(region.path, section.offset, what, "a valid top", "another"))
 }
 
-fn join_index(
-    region: &Region<'_>,
-    top: &Top,
-    (blocks, separators_bytes): (u32, u32),
-    care: Care,
-) -> Result<Index> {
+fn join_index(region: &Region<'_>, top: &Top, footer: &Footer, care: Care) -> Result<Index> {
+    let (blocks, separators_bytes) = (footer.blocks, footer.layout.separators_bytes);
     let (mut joined, mut separator) = (IndexBuilder::default(), Vec::new());
     joined.set_smallest(top.smallest());
     let other = |found: u32| {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use aio::sim::{Fault, FaultPlan};
 use aio::{Alignment, Backend, Errno, NativeBackend, SimBackend};
 
-use super::{BlockCache, Segment, SegmentMeta, SegmentWriter, WriterOptions};
+use super::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
 use crate::io::files::Files;
@@ -96,10 +96,14 @@ impl Form {
 
     /// A segment in this form.
     fn open(self, files: &Arc<Files>, budget_bytes: u64, meta: &SegmentMeta) -> Result<Arc<Segment>> {
-        let segment = Segment::open(files, &self.cache(budget_bytes), meta, STORE)?;
+        let segment = open(files, &self.cache(budget_bytes), meta)?;
         assert_eq!(segment.is_paged(), self == Form::Paged);
         Ok(segment)
     }
+}
+
+fn open(files: &Arc<Files>, cache: &Arc<BlockCache>, meta: &SegmentMeta) -> Result<Arc<Segment>> {
+    Segment::open(&Opening { files, cache, origin: STORE, leaving_bytes: 0 }, meta)
 }
 
 fn cache(budget_bytes: u64) -> Arc<BlockCache> {
@@ -323,7 +327,7 @@ fn large_segments_take_several_writes_and_large_values_a_block_each() {
     let meta = write(&files, options(8192, false), &entries).unwrap();
     assert!(meta.size_bytes > 9 << 20);
     for cache in FORMS.map(|form| form.cache(1 << 20)) {
-        let segment = Segment::open(&files, &cache, &meta, STORE).unwrap();
+        let segment = open(&files, &cache, &meta).unwrap();
         check_scans(&segment, &entries, true).unwrap();
         for owned in &entries {
             check_get(&segment, &entries, &owned.0, u64::MAX).unwrap();
@@ -440,11 +444,13 @@ fn lost_foreign_and_misplaced_bytes_are_reported() {
         SegmentMeta { id: ID + 7, ..meta.clone() },
     ] {
         for form in FORMS {
-            let result = Segment::open(&files, &form.cache(1 << 20), &wrong, STORE);
+            let result = open(&files, &form.cache(1 << 20), &wrong);
             assert!(matches!(result, Err(Error::Corrupt { .. })), "{wrong:?}");
         }
     }
-    assert!(Segment::open(&files, &cache(0), &meta, STORE + 1).is_err());
+    let (files, cache) = (&files, &cache(0));
+    let result = Segment::open(&Opening { files, cache, origin: STORE + 1, leaving_bytes: 0 }, &meta);
+    assert!(matches!(result, Err(Error::Corrupt { what: "store id", .. })), "{result:?}");
 }
 
 #[test]
@@ -536,7 +542,7 @@ fn a_missing_file_is_damage_that_names_it() {
     let (sim, files) = machine();
     let meta = write(&files, options(512, true), &small_entries()).unwrap();
     sim.remove(Path::new(FILE)).unwrap();
-    match Segment::open(&files, &cache(0), &meta, STORE) {
+    match open(&files, &cache(0), &meta) {
         Err(Error::Corrupt { file, .. }) => assert_eq!(file, Path::new(FILE)),
         other => panic!("{other:?}"),
     }
@@ -548,7 +554,7 @@ fn point_reads_cost_one_device_read_and_then_none_and_misses_none() {
     let (sim, files) = machine();
     let entries = random_entries(&mut random, 2000, 200);
     let meta = write(&files, options(8192, false), &entries).unwrap();
-    let segment = Segment::open(&files, &cache(64 << 20), &meta, STORE).unwrap();
+    let segment = open(&files, &cache(64 << 20), &meta).unwrap();
     let reads = || sim.counters().read.count;
     for owned in entries.iter().step_by(50) {
         let before = reads();
@@ -571,7 +577,7 @@ fn scans_read_ahead_and_leave_the_cache_alone_unless_asked_to_fill_it() {
     let entries = random_entries(&mut random, 4000, 300);
     let meta = write(&files, options(4096, false), &entries).unwrap();
     let cache = cache(64 << 20);
-    let segment = Segment::open(&files, &cache, &meta, STORE).unwrap();
+    let segment = open(&files, &cache, &meta).unwrap();
     let scan = |fill_cache| {
         let before = sim.counters().read.count;
         let mut cursor = segment.cursor(fill_cache);

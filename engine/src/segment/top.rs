@@ -19,7 +19,7 @@
 
 use super::block::Block;
 use super::filter::{KIND_BLOCKED_BLOOM, line_from, line_of, may_be_in};
-use super::footer::{Footer, Layout, TOP_PLACE, UNIT_BYTES};
+use super::footer::{Footer, Layout, Section, TOP_PART, UNIT_BYTES};
 use super::index::{Index, IndexBuilder, Place};
 use super::pages::{
     PAGE_BYTES, PAGE_LINES, PIECE_BLOCKS, filter_block_bytes, lines_in, place_in, separator_in,
@@ -94,9 +94,9 @@ pub(super) struct Top {
 impl Top {
     /// Decodes the top of a segment with this footer. On failure says what does not fit.
     pub(super) fn decode(bytes: &[u8], footer: &Footer) -> Result<Top, &'static str> {
-        let Layout::Paged { index: data_end, filter: filter_offset, top, .. } = footer.layout else {
-            return Err("segment format version");
-        };
+        let Layout {
+            index: data_end, filter: filter_offset, top: Section { offset: top_offset, .. }, ..
+        } = footer.layout;
         let mut reader = Reader::new(bytes);
         let index = Index::read(&mut reader, data_end..filter_offset)?;
         let data_blocks = usize::try_from(footer.blocks).map_err(|_| "number of blocks")?;
@@ -116,10 +116,9 @@ impl Top {
         if starts.first() != Some(&0) {
             return Err("block places in the top");
         }
-        let top_offset = top.offset;
         let top = Top { index, starts, data_blocks, data_end, filter_offset, lines, crcs };
         let last = top.place(top.blocks() - 1).ok_or("number of filter blocks")?;
-        let is_counted = u32::try_from(top.blocks()).is_ok_and(|blocks| blocks < TOP_PLACE);
+        let is_counted = u32::try_from(top.blocks()).is_ok_and(|blocks| blocks < TOP_PART);
         if !is_counted || last.offset + last.padded_bytes() as u64 != top_offset {
             return Err("number of filter blocks");
         }

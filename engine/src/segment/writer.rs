@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::block_builder::{ALONE_BYTES, BlockBuilder, Encoded};
 use super::filter::Filter;
-use super::footer::{FEATURE_LZ4, FOOTER_BYTES, Footer, Layout, Section, SegmentMeta, TOP_PLACE, checksum};
+use super::footer::{FEATURE_LZ4, FOOTER_BYTES, Footer, Layout, Section, SegmentMeta, TOP_PART, checksum};
 use super::index::{IndexBuilder, Place};
 use super::pages::{PIECE_BLOCKS, filter_blocks, index_blocks};
 use super::top::TopBuilder;
@@ -250,9 +250,9 @@ impl SegmentWriter {
             top.add_filter(self.append_block(number, &encoded)?.crc);
         }
         let separators_bytes = entries.separators_bytes();
-        let top = self.section(top.encode(built.lines().len()), TOP_PLACE)?;
+        let top = self.append_top(top.encode(built.lines().len()))?;
         self.index = entries;
-        Ok(Layout::Paged { index, filter, top, separators_bytes })
+        Ok(Layout { index, filter, top, separators_bytes })
     }
 
     /// Writes the index blocks; says which number the next block has.
@@ -269,12 +269,12 @@ impl SegmentWriter {
         Ok(number)
     }
 
-    /// Appends a section with zeros up to where the footer may stand.
-    fn section(&mut self, mut bytes: Vec<u8>, place: u32) -> Result<Section> {
+    /// Appends the top with zeros up to where the footer may stand.
+    fn append_top(&mut self, mut bytes: Vec<u8>) -> Result<Section> {
         let (offset, len_bytes) = (self.output.end(), bytes.len() as u64);
         let end = (offset + len_bytes).next_multiple_of(FOOTER_BYTES as u64);
         bytes.resize(usize::try_from(end - offset).expect("it is in memory already"), 0);
-        let crc = checksum(self.options.id, place, &bytes);
+        let crc = checksum(self.options.id, TOP_PART, &bytes);
         self.output.append(&bytes)?;
         Ok(Section { offset, len_bytes, crc })
     }

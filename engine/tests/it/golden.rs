@@ -1,9 +1,9 @@
-//! Golden files: a small store of each format, as the program that wrote it left it.
+//! The golden store: a small store of today's format, as the program that wrote it left it.
 //!
-//! `golden/vN/FILES` names the files of the store with their sizes; each stands beside it under the same path, without
-//! the zeros at its end. One test opens the store with today's code and compares everything in it, one flips bits. The last makes
-//! the newest one again from the same seed and compares the bytes: whoever changes them has to notice, and to decide
-//! whether it is a new format version. `GOLDEN=write` (`just golden`) writes them anew.
+//! `golden/FILES` names the files of the store with their sizes; each stands beside it under the same path, without the
+//! zeros at its end. One test opens the store and compares everything in it, one flips bits, one changes a version. The
+//! last makes the store again from the same seed and compares the bytes: a change of bytes is noticed here, and is a new
+//! format version. `GOLDEN=write` (`just golden`) writes the store anew.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,16 +14,10 @@ use aio::sim::DiskImage;
 use aio::{Backend, SimBackend};
 use esker::{Background, Db, Durability, Error, Keyspace, Sizes};
 
-/// The newest golden store: 2 is the first with version 2 of manifest, log and ring, 3 with that of segments.
-const TODAY: u32 = 3;
-
-/// The oldest one: of the manifest, the log and the ring there is one version.
-const OLDEST: u32 = 2;
-
 /// Where the store stands on the simulated disk.
 const ROOT: &str = "/store";
 
-/// Seed of the machine that wrote the stores; the store's id comes from it.
+/// Seed of the machine that wrote the store; the store's id comes from it.
 const SEED: u64 = 20_260_101;
 
 /// Name of a keyspace, key and value.
@@ -146,8 +140,8 @@ fn second_life(db: &Db, content: &mut Content) {
     places.delete("late/00");
 }
 
-fn folder(version: u32) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}"))
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
 /// The files of a store, by their path in it. The lock file is no data.
@@ -161,7 +155,7 @@ fn files(image: &DiskImage) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn write_golden(files: &BTreeMap<String, Vec<u8>>) {
-    let folder = folder(TODAY);
+    let folder = folder();
     let _ = std::fs::remove_dir_all(&folder);
     let mut list = String::new();
     for (name, bytes) in files {
@@ -174,8 +168,8 @@ fn write_golden(files: &BTreeMap<String, Vec<u8>>) {
     std::fs::write(folder.join("FILES"), list).unwrap();
 }
 
-fn read_golden(version: u32) -> BTreeMap<String, Vec<u8>> {
-    let folder = folder(version);
+fn read_golden() -> BTreeMap<String, Vec<u8>> {
+    let folder = folder();
     let list = std::fs::read_to_string(folder.join("FILES")).unwrap();
     let file = |line: &str| {
         let (len, name) = line.split_once(' ').unwrap();
@@ -186,14 +180,14 @@ fn read_golden(version: u32) -> BTreeMap<String, Vec<u8>> {
     list.lines().map(file).collect()
 }
 
-/// A machine with a golden store on its disk.
-fn machine_with(version: u32) -> SimBackend {
+/// A machine with the golden store on its disk.
+fn machine_with_golden() -> SimBackend {
     let machine = SimBackend::new(1);
     for dir in ["", "wal", "segments"] {
         machine.make_dir(&Path::new(ROOT).join(dir)).unwrap();
     }
     let mut image = machine.snapshot().power_cut_all();
-    for (name, bytes) in read_golden(version) {
+    for (name, bytes) in read_golden() {
         image.write_file(&Path::new(ROOT).join(name), &bytes);
     }
     SimBackend::from_image(image, 1)
@@ -214,39 +208,34 @@ fn content_of(db: &Db) -> Content {
 }
 
 #[test]
-fn a_store_of_every_version_is_read_in_full() {
+fn the_golden_store_is_read_in_full() {
     let (_, expected) = write_store();
-    for version in OLDEST..=TODAY {
-        let machine = machine_with(version);
-        let db = open(&machine);
-        assert!(content_of(&db) == expected, "version {version}");
-        assert!(db.verify().unwrap().segments >= 4);
-        // And written on: the next open sees the same.
-        db.compact().unwrap();
-        db.close().unwrap();
-        let db = open(&machine);
-        assert!(content_of(&db) == expected, "version {version}, rewritten");
-    }
+    let machine = machine_with_golden();
+    let db = open(&machine);
+    assert!(content_of(&db) == expected);
+    assert!(db.verify().unwrap().segments >= 4);
+    // And written on: the next open sees the same.
+    db.compact().unwrap();
+    db.close().unwrap();
+    let db = open(&machine);
+    assert!(content_of(&db) == expected, "rewritten");
 }
 
-/// Every damaged place of a segment costs at most what stands there: no answer is wrong, and a check of the store says so.
-/// (Every single byte of today's version is in `segment/tests.rs`; these have what the versions before had.)
+/// A damaged part of a segment costs at most the entries in it: no answer is wrong, and a check of the store reports it.
+/// (`segment/tests.rs` damages every single byte of a smaller segment.)
 #[test]
-fn a_flipped_bit_in_a_segment_of_any_version_is_reported() {
-    /// Prime, so that it falls on all places of sectors and fields.
+fn a_flipped_bit_in_a_segment_is_reported() {
+    /// Prime, so that it falls on all offsets in sectors and fields.
     const STEP: usize = 23;
     let (_, expected) = write_store();
-    for version in OLDEST..=TODAY {
-        let whole = machine_with(version).snapshot().power_cut_all();
-        let segments = read_golden(version).into_iter().filter(|(name, _)| name.starts_with("segments/"));
-        for (name, bytes) in segments {
-            for byte in (usize::try_from(version).unwrap()..bytes.len()).step_by(STEP) {
-                let mut image = whole.clone();
-                image.flip_bit(&Path::new(ROOT).join(&name), (byte * 8 + byte % 8) as u64);
-                let found = read_damaged(&SimBackend::from_image(image, 1), &expected);
-                let is_named = matches!(&found, Err(Error::Corrupt { file, .. }) if file.ends_with(&name));
-                assert!(is_named, "version {version}, byte {byte} of {name}: {found:?}");
-            }
+    let whole = machine_with_golden().snapshot().power_cut_all();
+    for (name, bytes) in read_golden().into_iter().filter(|(name, _)| name.starts_with("segments/")) {
+        for byte in (1..bytes.len()).step_by(STEP) {
+            let mut image = whole.clone();
+            image.flip_bit(&Path::new(ROOT).join(&name), (byte * 8 + byte % 8) as u64);
+            let found = read_damaged(&SimBackend::from_image(image, 1), &expected);
+            let is_named = matches!(&found, Err(Error::Corrupt { file, .. }) if file.ends_with(&name));
+            assert!(is_named, "byte {byte} of {name}: {found:?}");
         }
     }
 }
@@ -268,11 +257,27 @@ fn the_same_calls_write_the_same_bytes() {
     if std::env::var("GOLDEN").is_ok_and(|value| value == "write") {
         write_golden(&written);
     }
-    let golden = read_golden(TODAY);
+    let golden = read_golden();
     let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&written), names(&golden));
     for (name, bytes) in &written {
         let differs = bytes.iter().zip(&golden[name]).position(|(now, then)| now != then);
         assert_eq!((bytes.len(), differs), (golden[name].len(), None), "{name}: first difference");
     }
+}
+
+/// Of a segment, in a store; `manifest/edit_log_tests.rs` and `segment/footer.rs` have the manifest, and each other number.
+#[test]
+fn a_segment_of_another_version_is_refused_and_not_called_damage() {
+    let name = "segments/000011.seg";
+    let mut image = machine_with_golden().snapshot().power_cut_all();
+    image.damage(&Path::new(ROOT).join(name), |bytes| {
+        let at = bytes.len() - 4096;
+        let footer = &mut bytes[at..];
+        footer[8] += 1;
+        let crc = crc32fast::hash(&footer[..4092]);
+        footer[4092..].copy_from_slice(&crc.to_le_bytes());
+    });
+    let found = try_open(&SimBackend::from_image(image, 1)).map(drop);
+    assert!(matches!(&found, Err(Error::Format { path, .. }) if path.ends_with(name)), "{found:?}");
 }

@@ -104,7 +104,7 @@ fn what_is_pinned_and_cached_is_within_one_budget() {
     };
     let mut segments = Vec::new();
     for meta in &metas {
-        segments.push(Segment::open(&files, &cache, meta, STORE).unwrap());
+        segments.push(open(&files, &cache, meta).unwrap());
         check_scans(segments.last().unwrap(), &entries, true).unwrap();
         within(&segments);
     }
@@ -114,7 +114,7 @@ fn what_is_pinned_and_cached_is_within_one_budget() {
     // What is dropped makes room for others.
     segments.drain(..6);
     within(&segments);
-    let again = Segment::open(&files, &cache, &metas[0], STORE).unwrap();
+    let again = open(&files, &cache, &metas[0]).unwrap();
     assert!(!again.is_paged());
     drop((again, segments));
     assert_eq!((cache.stats().reserved_bytes, cache.stats().bytes), (0, 0));

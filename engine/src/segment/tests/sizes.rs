@@ -17,7 +17,7 @@ fn blocks_that_a_little_less_makes_fit_into_a_page_fit() {
             .collect();
         let (_sim, files) = machine();
         let meta = write(&files, options(8 << 10, true), &entries).unwrap();
-        let segment = Segment::open(&files, &cache(1 << 20), &meta, STORE).unwrap();
+        let segment = open(&files, &cache(1 << 20), &meta).unwrap();
         // The last one holds what was left, and the first was made before anybody knew.
         let stored: Vec<u64> = (1..segment.blocks - 1).map(|block| segment.block_bytes(block)).collect();
         let on_a_page = stored.iter().filter(|&&bytes| bytes <= 4096).count();
