@@ -1,16 +1,14 @@
 //! The tool as people and scripts see it: what it prints, and how it uses its exit codes.
-#![forbid(unsafe_code)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{SAMPLE, kvtool, run, seed, temp_dir, tool, tool_with};
 use serde_json::Value;
 use serde_json::value::RawValue;
+
+use crate::support::{self, SAMPLE, kvtool, loud, run, seed, temp_dir, tool, tool_with};
 
 /// Commands that must not make a store.
 const READERS: [(&str, &[&str]); 7] = [
@@ -64,7 +62,7 @@ fn the_sample_is_loaded_and_read_back_byte_for_byte() {
 #[test]
 fn the_whole_data_set_is_loaded_and_read_back() {
     let Some(data) = std::env::var_os("ESKER_DATA") else {
-        common::loud("ESKER_DATA is not set: only the sample was loaded, not the whole data set");
+        loud("ESKER_DATA is not set: only the sample was loaded, not the whole data set");
         return;
     };
     let file = Path::new(&data).join("cities.ndjson.gz");
@@ -256,11 +254,11 @@ fn a_foreign_directory_is_never_written_to() {
     std::fs::create_dir(temp.path().join("wal")).unwrap();
     std::fs::write(temp.path().join("wal/notes.txt"), "mine").unwrap();
     std::fs::write(temp.path().join("notes.txt"), "mine").unwrap();
-    let before = common::contents(temp.path());
+    let before = support::contents(temp.path());
     let writers: [(&str, &[&str]); 3] = [("put", &["k", "v"]), ("load", &[SAMPLE]), ("demo", &[])];
     for (command, args) in READERS.into_iter().chain(writers) {
         tool(command, temp.path(), args).fails(4, &[temp.path().to_str().unwrap()]);
-        assert_eq!(common::contents(temp.path()), before, "{command}");
+        assert_eq!(support::contents(temp.path()), before, "{command}");
     }
     let file = temp.path().join("notes.txt");
     for (command, args) in READERS.into_iter().chain(writers) {
@@ -273,7 +271,7 @@ fn an_empty_directory_is_a_store_only_for_those_who_make_one() {
     let temp = temp_dir();
     for (command, args) in READERS {
         tool(command, temp.path(), args).fails(4, &[temp.path().to_str().unwrap()]);
-        assert_eq!(common::contents(temp.path()), [], "{command}");
+        assert_eq!(support::contents(temp.path()), [], "{command}");
     }
     tool("put", temp.path(), &["k", "v"]).fine();
     assert_eq!(tool("get", temp.path(), &["k"]).fine(), "v\n");
@@ -329,7 +327,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     assert!(first.contains('\t'));
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(common::without_note(&String::from_utf8_lossy(&output.stderr)), "");
+    assert_eq!(support::without_note(&String::from_utf8_lossy(&output.stderr)), "");
 }
 
 #[test]

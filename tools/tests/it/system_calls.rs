@@ -1,13 +1,11 @@
 //! What a load asks the kernel for: direct files, asynchronous submission, and no other write to a file of the store.
-#![forbid(unsafe_code)]
-
-mod common;
 
 use std::path::Path;
 use std::process::Command;
 
-use common::{SAMPLE, loud, run, temp_dir};
 use serde_json::Value;
+
+use crate::support::{SAMPLE, loud, run, temp_dir};
 
 /// Calls that put bytes into a file (or memory mapped from one) without asynchronous I/O.
 const WRITE_FAMILY: [&str; 10] = [

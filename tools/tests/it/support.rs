@@ -1,5 +1,4 @@
 //! What the tests of the tool share: running it, directories on a real disk, a seeded generator.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
 
 use std::ffi::OsStr;
 use std::io::Write as _;

@@ -1,16 +1,13 @@
 //! The tool on a machine that is in the way: full, out of handles, out of AIO slots, forbidden; and on damaged files.
 //!
 //! A fault that needs another tool (strace, unshare) or another user is skipped without it, and says so.
-#![forbid(unsafe_code)]
-
-mod common;
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Ended, SAMPLE, kvtool, loud, run, temp_dir, tool};
+use crate::support::{self, Ended, SAMPLE, kvtool, loud, run, temp_dir, tool};
 
 const KVTOOL: &str = env!("CARGO_BIN_EXE_kvtool");
 
@@ -28,7 +25,7 @@ fn loaded() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let all = common::contents(dir).into_iter().map(|(path, _)| path);
+    let all = support::contents(dir).into_iter().map(|(path, _)| path);
     all.filter(|path| path.is_file() && path.to_str().is_some_and(|name| name.contains(ending))).collect()
 }
 
