@@ -1,7 +1,7 @@
-//! What one operation costs: submit and reap at several batch sizes, wake-ups, random reads at several depths, and each
+//! The cost of one operation: submit and reap at several batch sizes, wake-ups, random reads at several depths, and each
 //! way of making bytes durable.
 //!
-//! Run with `cargo bench -p esker-benches --bench aio`. The files stand below `target`, on whatever disk that is.
+//! Run with `cargo bench -p esker-benches --bench aio`. The files stand below `target` and measure its disk.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -56,7 +56,7 @@ fn read(file: &File, random: &mut Random, buf: Buf) -> Operation {
     Operation::read(file, offset, buf)
 }
 
-/// The time that `count` operations take with so many always in flight.
+/// The time of `count` operations with this many always in flight.
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 fn reads(bed: &Bed, queue: &mut dyn Queue, depth: usize, count: u64) -> Duration {
     let mut random = Random::new(2);
@@ -79,7 +79,7 @@ fn reads(bed: &Bed, queue: &mut dyn Queue, depth: usize, count: u64) -> Duration
     took
 }
 
-/// Random reads at a depth: one thread keeps so many in flight.
+/// Random reads at a depth: one thread keeps this many in flight.
 fn random_reads(criterion: &mut Criterion) {
     let bed = bed();
     let mut group = criterion.benchmark_group("aio/random_read_4k");
@@ -120,7 +120,7 @@ fn submit_and_reap(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Something that sleeps until it is woken, and what wakes it.
+/// Something that sleeps until it is woken, and its waker.
 type Sleeper = (Box<dyn FnMut() + Send>, Box<dyn Fn() + Send>);
 
 /// A wait of a context with this waker.
@@ -132,7 +132,7 @@ fn context_sleeper(waking: Waking) -> Sleeper {
     (Box::new(wait), Box::new(move || waker.wake()))
 }
 
-/// What threads do without any I/O: the ceiling.
+/// The cost of threads without any I/O: the ceiling.
 fn condition_sleeper() -> Sleeper {
     let shared = Arc::new((Mutex::new(false), Condvar::new()));
     let waker = Arc::clone(&shared);
@@ -152,11 +152,11 @@ fn condition_sleeper() -> Sleeper {
 fn run_on_core(core: usize) {
     let mut cores = CpuSet::new();
     cores.set(core);
-    // Refused where the process may not use that core; then the scheduler chooses.
+    // Refused if the process may not use that core; then the scheduler chooses.
     let _ = rustix::thread::sched_setaffinity(None, &cores);
 }
 
-/// The times from `wake` to the return of the wait, in nanoseconds: `count` of them, each after `pause` in which the
+/// The times from `wake` to the return of the wait, in nanoseconds: `count` of them, each after a `pause` in which the
 /// waiter fell asleep.
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 fn wake_ups((mut wait, wake): Sleeper, is_other_core: bool, pause: Duration, count: u64) -> Histogram<u64> {
@@ -184,14 +184,14 @@ fn wake_ups((mut wait, wake): Sleeper, is_other_core: bool, pause: Duration, cou
                 if is_other_core {
                     std::hint::spin_loop();
                 } else {
-                    // Lets the waiter run, and so fall asleep.
+                    // Lets the waiter run and fall asleep.
                     std::thread::yield_now();
                 }
             }
             woken_at.store(nanos(), Ordering::Release);
             wake();
             if !is_other_core {
-                // The core is the waiter's.
+                // The waiter runs on this core.
                 std::thread::yield_now();
             }
         }
@@ -218,7 +218,7 @@ fn wake_up(criterion: &mut Criterion) {
                         _ => condition_sleeper(),
                     };
                     let pause = Duration::from_micros(pause_micros);
-                    // A thread of its own, so that the core it chose is not the bench's for ever.
+                    // A thread of its own, so that the bench does not stay on the chosen core.
                     let run = std::thread::scope(|scope| {
                         let run = scope.spawn(|| wake_ups(sleeper, is_other_core, pause, count));
                         run.join().expect("a run")
@@ -278,7 +278,7 @@ fn durable_writes(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What counting and timing an operation costs, which is always on.
+/// The cost of counting and timing an operation, which is always on.
 fn counting(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("aio/counting");
     let counting = aio::Counting::new();

@@ -1,8 +1,8 @@
 //! The store as its users drive it: durable puts, fill, load, overwrites, gets, scans, and the mixes of YCSB.
 //!
-//! Run with `cargo bench -p esker-benches --bench engine`. The stores stand below `target`, on whatever disk that is; a
-//! durable put measures that disk's flush rate as much as the store. Every read checks its value. Steps are those of
-//! the comparison, so that a finding there can be looked at here.
+//! Run with `cargo bench -p esker-benches --bench engine`. The stores stand below `target`; a durable put measures the
+//! flush rate of that disk as much as the store. Every read checks its value. Steps are those of the comparison, so that
+//! a finding there can be studied here.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use esker_benches::stores;
 use esker_benches::workload::{Family, Workload};
 use tempfile::TempDir;
 
-/// Records of the stores that are read from.
+/// Records of the stores for reads.
 const RECORDS: u64 = 100_000;
 
 const MEMORY_BYTES: u64 = 256 << 20;
 
-/// A store of its own, on the disk below `target`. The directory goes last.
+/// A store in its own directory on the disk below `target`. The directory is dropped last.
 struct Bed {
     store: Box<dyn Store>,
     _dir: TempDir,
@@ -35,7 +35,7 @@ fn bed(workload: &Workload) -> Bed {
     Bed { store, _dir: dir }
 }
 
-/// One sample is one short run of the workload; what is reported is the time for one operation.
+/// One sample is one short run of the workload; the reported figure is the time of one operation.
 fn bench(criterion: &mut Criterion, name: &str) {
     let workload = Workload::named(name).expect("a workload");
     let bed = bed(&workload);
@@ -50,7 +50,7 @@ fn bench(criterion: &mut Criterion, name: &str) {
                 Plan { workload, records, first_new, at_least: time, target_bytes: 0, at_most: time, seed };
             let outcome = drive::run("esker", &*bed.store, &plan).expect("right answers");
             first_new += 1 << 32;
-            // A run has a length in time, not in operations.
+            // The length of a run is a time, not a number of operations.
             outcome.elapsed.mul_f64(ratio(count, outcome.operations))
         });
     });

@@ -14,7 +14,7 @@ use wal::{Host, Log, LogOptions, RecordBuf, ReplayInput, Seq, SyncMethod, replay
 
 const RECORD_BYTES: usize = 116;
 
-/// Log files are given back as soon as another one is begun: nothing here is ever replayed.
+/// Log files are released as soon as another one is begun: nothing here is ever replayed.
 #[derive(Debug, Default)]
 struct NoManifest {
     file: AtomicU64,
@@ -53,7 +53,7 @@ fn bed_with(change: impl FnOnce(&mut LogOptions)) -> Bed {
     Bed { log, _dir: dir }
 }
 
-/// The time that `count` records take when so many threads share them.
+/// The time of `count` records shared by this many threads.
 #[expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 fn append_by(threads: u64, count: u64, log: &Log, is_durable: bool) -> Duration {
     let begin = Instant::now();
@@ -100,7 +100,7 @@ fn append(criterion: &mut Criterion) {
     bench(criterion, "wal/append", &[1, 2, 4], None);
 }
 
-/// Into a ring that has room, with nothing written to the device meanwhile: what an append costs by itself.
+/// Into a ring with enough room, without writes to the device: the cost of an append alone.
 fn append_in_ring(criterion: &mut Criterion) {
     const BURST: u64 = 200_000;
     let mut group = criterion.benchmark_group("wal/append_in_ring");

@@ -1,11 +1,11 @@
-//! How long each run may take, so that the whole comparison ends in time.
+//! The length of each run, so that the whole comparison ends in time.
 //!
-//! Before each workload, what is left of the time is shared out over all runs that are still to come, each counted at
-//! its longest. A run gets what was asked for, or its share if that is less. What could not be foreseen (a slow load, a
-//! long close) thus shortens later workloads, and what was not used goes back to them.
+//! Before each workload the remaining time is divided among all runs to come, each counted at its longest. A run gets the
+//! requested length, or its share if that is less. So an unforeseen delay (a slow load, a long close) shortens later
+//! workloads, and unused time goes back to them.
 //!
-//! Invariants: all rounds of all stores in a workload get the same length; nothing is started, and nothing goes on,
-//! after the end.
+//! Invariants: all rounds of all stores in a workload get the same length; nothing starts, and nothing continues, after the
+//! end.
 
 use std::time::{Duration, Instant};
 
@@ -13,18 +13,18 @@ use crate::device;
 use crate::options::Options;
 use crate::workload::{Family, Workload};
 
-/// Seconds that a run takes beside what depends on its length: start of the process, eviction, open, a scan of what
-/// fits into memory, the check of a sample, close.
+/// Seconds of a run apart from its length: start of the process, eviction, open, a scan of data that fit into memory, the
+/// check of a sample, close.
 const RUN_SECONDS: f64 = 1.5;
 
-/// Records that a store loads in a second, all stores taken together, and what a load takes at least.
+/// Records that a store loads in a second, all stores together, and the shortest load.
 const LOAD_RATE: f64 = 150_000.0;
 const LOAD_SECONDS: f64 = 2.0;
 
-/// The part of the time that is shared out; the rest is for the report and what was not foreseen.
+/// The part of the time that is divided; the rest is for the report and for unforeseen delays.
 const SHARED: f64 = 0.93;
 
-/// A run is not made shorter than this part of what was asked: it would say nothing.
+/// A run is not made shorter than this part of its requested length: its figure would mean nothing.
 const SHORTEST: f64 = 0.2;
 
 /// The time of a comparison.
@@ -35,18 +35,18 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A comparison that begins now and takes at most so long.
+    /// A comparison that begins now and takes at most this long.
     pub fn new(begin: Instant, whole: Duration) -> Budget {
         Budget { begin, whole }
     }
 
-    /// What is left at a time, until everything must have ended.
+    /// The time that is left at a moment, until everything must have ended.
     pub fn left(&self, at: Instant) -> Duration {
         self.whole.saturating_sub(at.saturating_duration_since(self.begin))
     }
 
-    /// The length of each run of the first of `to_come`, in seconds, if that workload begins at this time; `loaded` is
-    /// the family whose data are there.
+    /// The length of each run of the first of `to_come`, in seconds, if that workload begins at this time. The data of the
+    /// family `loaded` are there.
     pub fn seconds(&self, at: Instant, options: &Options, to_come: &[Workload], loaded: Family) -> f64 {
         let cost = Cost::of(options, to_come, loaded);
         let reserve = self.whole.mul_f64(1.0 - SHARED);
@@ -56,13 +56,13 @@ impl Budget {
     }
 }
 
-/// The longest that all of it is expected to take, as long as nothing is shortened.
+/// The longest expected time of everything, without shortened runs.
 pub fn estimate(options: &Options) -> Duration {
     let cost = Cost::of(options, &options.workloads, Family::Fresh);
     Duration::from_secs_f64(cost.fixed + cost.lengths * options.seconds)
 }
 
-/// What workloads cost in seconds: `fixed + lengths * (length of a run)`.
+/// The cost of workloads in seconds: `fixed + lengths * (length of a run)`.
 struct Cost {
     fixed: f64,
     lengths: f64,
@@ -117,8 +117,8 @@ mod tests {
         }
     }
 
-    /// Goes through all workloads at their longest, `slowness` times what is foreseen beside the runs' own lengths;
-    /// returns the end in seconds and all lengths.
+    /// Goes through all workloads at their longest, with `slowness` times the foreseen time apart from the runs' own lengths.
+    /// Returns the end in seconds and all lengths.
     fn walk(options: &Options, whole_seconds: u64, slowness: f64) -> (f64, Vec<f64>) {
         let begin = now();
         let budget = Budget::new(begin, Duration::from_secs(whole_seconds));

@@ -1,7 +1,7 @@
-//! One run in a process of its own: opens a store, warms it up, drives it, and writes down what came of it.
+//! One run in its own process: opens a store, warms it up, drives it, and writes its result.
 //!
-//! The page cache holds nothing of the store's files when it is opened. What only reads data that fit into memory first
-//! walks over all of them; what reads more than fits first reads for a while.
+//! The page cache holds nothing of the store's files at the open. A workload that only reads data that fit into memory
+//! first walks over all of them; one that reads more than fits first reads for a while.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,13 +19,13 @@ use crate::store::{Config, Kind, Store};
 use crate::stores;
 use crate::workload::{Family, Step, Workload};
 
-/// Exit code of a process whose store answered wrong.
+/// Exit code of a process whose store gave a wrong answer.
 pub const WRONG: u8 = 3;
 
 /// The name under which the device's own rows stand.
 pub const DEVICE: &str = "device";
 
-/// What a process is to do.
+/// The job of a process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
     /// The store, or [`DEVICE`].
@@ -40,11 +40,11 @@ pub struct Job {
     pub records: u64,
     /// Memory for everything.
     pub memory_bytes: u64,
-    /// Which repetition, from 1.
+    /// The repetition, from 1.
     pub round: u32,
     /// The length that [`Workload::lengths`] are multiples of.
     pub seconds: f64,
-    /// The file that lets this process under the memory limit.
+    /// The file that puts this process under the memory limit.
     pub door: Option<PathBuf>,
     /// Where the [`Run`] goes.
     pub output: PathBuf,
@@ -80,11 +80,11 @@ fn open(kind: &Kind, job: &Job, is_durable: bool) -> Result<Box<dyn Store>> {
     (kind.open)(&Config { dir: job.dir.clone(), memory_bytes: job.memory_bytes, is_durable })
 }
 
-/// How long, and from where, a workload runs.
+/// The length of a workload's run, and the first number of its random choices.
 fn plan(job: &Job, workload: &Workload) -> Plan {
     let lengths = workload.lengths();
     let target_bytes = if workload.fills_memory() { 4 * job.memory_bytes } else { 0 };
-    // What different rounds insert must differ, since they share a data set.
+    // Different rounds must insert different keys, because they share a data set.
     let first_new = match workload.family {
         Family::Fresh => 0,
         _ => job.records + (u64::from(job.round) << 40),
@@ -123,7 +123,7 @@ fn measure(kind: &Kind, job: &Job, workload: &Workload) -> Result<Run> {
     Ok(run)
 }
 
-/// Brings a store into the state in which it stays.
+/// Brings a store into its settled state.
 fn warm_up(kind: &Kind, job: &Job, store: &dyn Store, plan: &Plan) -> Result<()> {
     let (is_scanned, step) = match plan.workload.family {
         Family::Fresh | Family::Overwrite => return Ok(()),
@@ -182,7 +182,7 @@ fn summarize(job: &Job, workload: &Workload, outcome: &Outcome, cost: &Cost) -> 
     }
 }
 
-/// A quotient; 0 where there is nothing to divide by.
+/// A quotient; 0 for a divisor of 0.
 #[expect(clippy::cast_precision_loss, reason = "counts and bytes of a run are far below 2^52")]
 fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }

@@ -1,8 +1,8 @@
 //! The whole comparison: loads each store's data sets once, lets the stores take turns, and writes the report.
 //!
-//! Nothing runs beside a run: the next process is started when the one before has ended. Results are written as they
-//! come, so that a comparison that is stopped leaves what it has. A store that fails is left out with a note; a store
-//! that answers wrong ends everything. All of it keeps to a [`Budget`] of time.
+//! Nothing runs beside a run: the next process starts after the previous one has ended. Results are written at once, so a
+//! comparison that is stopped leaves its results so far. A store that fails is left out with a note; a store that gives a
+//! wrong answer ends everything. All of it keeps to a [`Budget`] of time.
 
 use std::fs;
 use std::io::Write;
@@ -21,19 +21,19 @@ use crate::report::{self, Header};
 use crate::result::{FOREIGN_LIMIT, Run};
 use crate::workload::{Family, Workload};
 
-/// The signal of the kernel to a process that takes too much memory, SIGKILL.
+/// The signal that the kernel sends to a process above its memory limit, SIGKILL.
 const KILLED: i32 = 9;
 
 /// The longest that a load may take.
 const LOAD_PATIENCE: Duration = Duration::from_mins(2);
 
-/// The longest that a run may take beyond its own time: a store that hangs is left out.
+/// The longest time of a run beyond its own length: a store that hangs is left out.
 const RUN_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Compares and writes everything into the output directory.
 ///
 /// # Errors
-/// A store answered wrong or failed (then there is a report all the same), or a file could not be written.
+/// A store gave a wrong answer or failed (then there is a report all the same), or a file could not be written.
 pub fn run(options: &Options) -> Result<()> {
     let begin = now();
     for dir in [&options.out, &options.dir] {
@@ -58,7 +58,7 @@ pub fn run(options: &Options) -> Result<()> {
     ));
     let limit = memory_limit();
     let result = session.run_all();
-    // Data sets are of no use to the next comparison, which may be of another version.
+    // Data sets are useless to the next comparison, which may be of another version.
     let removed = fs::remove_dir_all(&options.dir).map_err(Error::io("remove", &options.dir));
     let header = Header::collect(options, &limit, (begin.elapsed(), session.shortest));
     report::write(&options.out, &header, &session.runs, &session.failures)?;
@@ -85,14 +85,14 @@ fn memory_limit() -> String {
 struct Session<'a> {
     options: &'a Options,
     budget: Budget,
-    /// Length of the runs of the workload that is under way, and the shortest of all so far.
+    /// Length of the runs of the present workload, and the shortest of all so far.
     seconds: f64,
     shortest: f64,
     runs: Vec<Run>,
     failures: Vec<String>,
-    /// Stores that failed in the workload that is under way: another round would fail too, and take its time.
+    /// Stores that failed in the present workload: another round would fail too, and cost time.
     given_up: Vec<String>,
-    /// Stores that have their data set of the family that is under way.
+    /// Stores that have their data set of the present family.
     loaded: Vec<&'static str>,
     /// Memory limits made so far, to name them.
     limits: u32,
@@ -125,7 +125,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Data of a family that is over are dropped, so that only one family at a time takes space.
+    /// Drops the data of a finished family, so that only one family at a time takes space.
     fn drop_data(&mut self, family: Family) -> Result<()> {
         self.loaded.clear();
         let dir = self.options.dir.join(format!("{family:?}"));
@@ -137,7 +137,7 @@ impl Session<'_> {
             let begin = now();
             let mut job = self.job(kind.name, workload, 1)?;
             job.is_load = true;
-            // Loads are not measured, and what has no limit loads faster.
+            // Loads are not measured, and are faster without a limit.
             match self.start(&job, LOAD_PATIENCE) {
                 Ok(()) => self.loaded.push(kind.name),
                 Err(wrong @ Error::Wrong { .. }) => return Err(wrong),
@@ -264,8 +264,8 @@ fn read_run(path: &Path) -> Result<Run> {
     serde_json::from_str(&text).map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
 }
 
-/// Progress, for whoever watches.
+/// Shows progress to the user.
 fn say(line: &str) {
-    // A comparison does not end because nobody watches.
+    // A closed standard error does not end the comparison.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

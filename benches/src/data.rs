@@ -1,7 +1,7 @@
 //! Seeded records: keys of 16 bytes, values of any length that compress to about a half and name their key.
 //!
-//! The same seed gives the same records everywhere, so that runs can be compared. A value carries a checksum of its
-//! key: whoever reads one can tell that it is the right one, and that no store answers faster by answering wrong.
+//! The same seed gives the same records everywhere, so that runs can be compared. A value carries a checksum of its key, so
+//! a reader can tell that it is the right one, and no store gains speed from wrong answers.
 /// Length of every key in bytes.
 pub const KEY_BYTES: usize = 16;
 
@@ -39,8 +39,8 @@ impl Random {
     }
 }
 
-/// Numbers below a limit of which few come often, as YCSB draws them (Gray et al., "Quickly generating billion-record
-/// synthetic databases", exponent 0.99). Number 0 is the most frequent; keys are hashed, so neighbours are not.
+/// Numbers below a limit, a few of them frequent, as in YCSB (Gray et al., "Quickly generating billion-record synthetic
+/// databases", exponent 0.99). Number 0 is the most frequent; keys are hashed, so neighbours are not.
 #[derive(Clone, Debug)]
 pub struct Zipf {
     limit: f64,
@@ -52,7 +52,7 @@ pub struct Zipf {
 impl Zipf {
     const THETA: f64 = 0.99;
 
-    /// A distribution over `0..limit`; takes a time in proportion to `limit`, which is above 1.
+    /// A distribution over `0..limit`; takes time in proportion to `limit`, which is above 1.
     #[expect(clippy::cast_precision_loss, reason = "a rank is far below 2^52")]
     pub fn new(limit: u64) -> Zipf {
         let zeta = |upto: u64| (1..=upto).map(|rank| (rank as f64).powf(-Zipf::THETA)).sum::<f64>();
@@ -85,7 +85,7 @@ fn mix(mut word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// The key of record `number`: hexadecimal, in an order that has nothing to do with the numbers.
+/// The key of record `number`: hexadecimal, in an order that does not depend on the numbers.
 pub fn key(number: u64) -> Key {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
     let mut key = [0; KEY_BYTES];
@@ -177,7 +177,7 @@ mod tests {
         };
         assert_eq!(numbers(3), numbers(3));
         assert_ne!(numbers(3), numbers(4));
-        // Written down, so that reports of different versions speak of the same data.
+        // Fixed here, so that reports of different versions mean the same data.
         assert_eq!(Random::new(0).number(), 0xe220_a839_7b1d_cdaf);
         assert_eq!(&key(1), b"5e50b001d1612965");
         assert_eq!(checksum(&key(1)), 0xff93_ab3c_d901_a3c9);

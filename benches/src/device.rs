@@ -1,7 +1,7 @@
 //! The device itself: raw loops on native AIO beside the stores, at the same depth and size, in the same run.
 //!
-//! What no store on this device can do better than: 4 KiB reads with so many in flight, and a group commit that does
-//! nothing but collect records, write them at the next place of a file that is already there, and make them durable.
+//! No store on this device can do better: 4 KiB reads with this many in flight, and a group commit that only collects
+//! records, writes them at the next place of an existing file, and makes them durable.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -21,10 +21,10 @@ use crate::workload::Workload;
 /// Bytes of one read, and the unit of a write.
 const PAGE_BYTES: usize = 4096;
 
-/// Bytes of a record in the raw group commit: a key, a value, and what frames them.
+/// Bytes of a record in the raw group commit: a key, a value, and their frame.
 const RECORD_BYTES: usize = 120;
 
-/// Bytes of the file that the group commit goes round in.
+/// Bytes of the file that the group commit uses in rounds.
 const LOG_BYTES: u64 = 16 << 20;
 
 /// Whether there is a raw loop beside this workload.
@@ -32,8 +32,8 @@ pub fn has_loop_for(workload: &Workload) -> bool {
     workload.is_durable() || workload.name.contains("_cold")
 }
 
-/// Runs the raw loop beside a workload; `file_bytes` is the size of the data that reads are spread over. Says with which
-/// way of syncing it did best.
+/// Runs the raw loop beside a workload; `file_bytes` is the size of the data that reads are spread over. Returns its
+/// result with its best way of syncing.
 ///
 /// # Errors
 /// The device failed.
@@ -67,14 +67,14 @@ pub fn run(workload: &Workload, dir: &Path, file_bytes: u64, time: Duration) -> 
     best.ok_or_else(|| crate::error::Error::Usage("no way of syncing".to_owned()))
 }
 
-/// What a loop did and what it cost.
+/// The work of a loop and its cost.
 #[derive(Debug)]
 pub struct Ran {
-    /// What was done.
+    /// The work.
     pub outcome: Outcome,
-    /// What it cost: the loop alone, not the making of its file.
+    /// The cost of the loop alone, without the making of its file.
     pub cost: Cost,
-    /// In which way.
+    /// The way of syncing.
     pub how: String,
 }
 
@@ -128,7 +128,7 @@ fn file_to_read(backend: &dyn Backend, dir: &Path, file_bytes: u64) -> Result<Fi
     make_file(backend, &path, file_bytes.next_multiple_of(1 << 20))
 }
 
-/// Reads in a second of threads that each wait for one read at a time: as far as a store can come whose gets are calls.
+/// Reads in a second of threads that each wait for one read at a time: the limit of a store whose gets are calls.
 fn threads_rate(backend: &dyn Backend, file: &File, (threads, time): (u16, Duration)) -> Result<f64> {
     let begin = now();
     let operations: u64 = std::thread::scope(|scope| {
@@ -184,7 +184,7 @@ fn read_loop(
     Ok(tally.outcome())
 }
 
-/// What a loop counts.
+/// The counts of a loop.
 struct Tally {
     begin: Instant,
     operations: u64,
@@ -232,7 +232,7 @@ impl<'a> RawLog<'a> {
         Ok(RawLog { backend, queue: backend.queue(1)?, file, way, offset: 0, buf: None })
     }
 
-    /// Makes so many bytes of records durable.
+    /// Makes this many bytes of records durable.
     fn commit(&mut self, len_bytes: usize) -> Result<()> {
         let len_bytes = len_bytes.next_multiple_of(PAGE_BYTES);
         let mut buf = self.buf.take().filter(|buf| buf.capacity() >= len_bytes);
@@ -272,12 +272,12 @@ fn lone_commits(backend: &dyn Backend, file: &File, way: Way, time: Duration) ->
     Ok(tally.outcome())
 }
 
-/// What committers and the commit thread share.
+/// The data that committers and the commit thread share.
 #[derive(Default)]
 struct Group {
     state: Mutex<GroupState>,
     work: Condvar,
-    /// Waiters of even and of odd groups, so that a wake-up meets only those it is for.
+    /// Waiters of even and of odd groups, so that a wake-up reaches only those of its group.
     done: [Condvar; 2],
 }
 
@@ -287,7 +287,7 @@ struct GroupState {
     waiting: usize,
     /// Its number.
     collecting: usize,
-    /// Every group below is durable.
+    /// Every group below this one is durable.
     durable: usize,
     stop: bool,
 }

@@ -1,8 +1,8 @@
 //! Drives a store through a workload with threads, times every step, and checks every value.
 //!
-//! A step's time goes from the end of the step before, so that one reading of the clock is enough; making keys and
-//! values is in it, for all stores alike. Threads draw numbers from their own seeded source and new keys from their own
-//! residue class, so that nothing but the store is shared.
+//! The time of a step begins at the end of the previous step, so that one reading of the clock is enough; it includes the
+//! making of keys and values, for all stores alike. Threads draw numbers from their own seeded source and new keys from
+//! their own residue class, so that they share nothing but the store.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,35 +17,35 @@ use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::workload::{BATCH_RECORDS, Mix, READS_IN_FLIGHT, SCAN_RECORDS, Step, Workload};
 
-/// How long, and on what.
+/// The length of a run, and its data.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The workload.
     pub workload: Workload,
     /// Records of the data set.
     pub records: u64,
-    /// The first number of keys that are not there yet.
+    /// The first number of a missing key.
     pub first_new: u64,
-    /// Go on for at least so long,
+    /// Continue for at least this long,
     pub at_least: Duration,
-    /// and until so many bytes of keys and values are written,
+    /// and until this many bytes of keys and values are written,
     pub target_bytes: u64,
     /// but no longer than this.
     pub at_most: Duration,
-    /// Where random choices begin.
+    /// The start of the random choices.
     pub seed: u64,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What the workload counts.
+    /// The operations of the workload.
     pub operations: u64,
     /// Keys and values written, in bytes.
     pub user_bytes: u64,
     /// New keys.
     pub new_records: u64,
-    /// Every new key whose number is so far above the first is there.
+    /// Every new key whose number is this far above the first is there.
     pub all_new_below: u64,
     /// From the first step to the end of the final sync.
     pub elapsed: Duration,
@@ -233,7 +233,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// One step; says how many operations it was.
+    /// One step; returns the number of its operations.
     fn step(&mut self) -> Result<u64> {
         match self.plan.workload.step {
             Step::Put => self.put_new(),
@@ -324,7 +324,7 @@ impl<'a> Worker<'a> {
         if right == keys.len() { Ok(keys.len() as u64) } else { Err(self.wrong("multi_get")) }
     }
 
-    /// Ends one get of as many as may be under way.
+    /// Ends one get of those under way.
     fn get_async(&mut self) -> Result<u64> {
         let (store, records, random) = (self.store, self.plan.records, &mut self.random);
         // Made here, on the thread that runs.
@@ -340,7 +340,7 @@ impl<'a> Worker<'a> {
     fn scan(&mut self, number: u64, limit: usize) -> Result<u64> {
         let from = key(number);
         let shown = self.checked_scan(&from, limit)?;
-        // The record that a scan begins with is there, unless it was inserted by nobody.
+        // The first record of a scan must be there, unless its insert has not happened yet.
         if shown == 0 { Err(self.wrong("a scan from a key found nothing")) } else { Ok(1) }
     }
 
@@ -457,7 +457,7 @@ mod tests {
     use crate::store::{SeeRecord, SeeValue};
     use crate::workload;
 
-    /// A map that damages one value in so many.
+    /// A map that damages one value in this many.
     struct Map {
         records: Mutex<BTreeMap<Key, Vec<u8>>>,
         damage_every: u64,

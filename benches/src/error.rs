@@ -1,4 +1,4 @@
-//! What ends a run. A store that answers wrong ends the whole comparison; everything else that fails is told by name.
+//! Why a run ends. A wrong answer of a store ends the whole comparison; every other failure is reported by name.
 
 use std::path::Path;
 
@@ -11,25 +11,25 @@ pub enum Error {
     Store {
         /// Its name.
         store: &'static str,
-        /// What was asked of it.
+        /// The failed operation.
         what: &'static str,
-        /// What it said.
+        /// The store's message.
         message: String,
     },
-    /// The store returned something that was not stored, or not what was.
+    /// The store returned a value that was not stored, or another one than the stored one.
     #[error("{store} answered wrong: {what}")]
     Wrong {
         /// Its name.
         store: String,
-        /// What came back, and what should have.
+        /// The found and the expected value.
         what: String,
     },
     /// A file or process of the comparison itself.
     #[error("{what}: {source}")]
     Io {
-        /// What was done, with the path.
+        /// The failed operation, with the path.
         what: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A raw loop on the device.
@@ -44,7 +44,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A function that wraps what a store said.
+    /// A function that wraps an error of the store.
     pub fn store<E: std::fmt::Display>(store: &'static str, what: &'static str) -> impl Fn(E) -> Error {
         move |error| Error::Store { store, what, message: error.to_string() }
     }

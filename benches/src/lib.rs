@@ -1,8 +1,8 @@
-//! Benches of Esker: the records that all of them use, and the comparison with other stores (`compare`).
+//! Benches of Esker: the records of all benches, and the comparison with other stores (`compare`).
 //!
-//! The comparison is one program. Started by a person it is [`compare`], which starts itself again for every single
-//! run ([`child`]), so that memory and CPU are those of one store in one workload. [`drive`] does the workload,
-//! [`stores`] says how each store does it, [`machine`] what it cost, [`report`] and [`svg`] what a person sees.
+//! The comparison is one program. A person starts [`compare`], which starts the program again for every single run
+//! ([`child`]), so that memory and CPU are those of one store in one workload. [`drive`] executes the workload, [`stores`]
+//! holds the calls of each store, [`machine`] measures the cost, [`report`] and [`svg`] present the results.
 
 pub mod budget;
 pub mod child;

@@ -1,8 +1,8 @@
-//! What the machine says about a run: time, CPU of this process and of others, memory, bytes written; and a memory
+//! Measurements of a run: time, CPU of this process and of others, memory, bytes written; and a memory
 //! limit around a process.
 //!
-//! Everything comes from `/proc` and the memory controller of control groups, version 1 or 2. Where the machine does
-//! not tell, a number is 0 and [`MemoryLimit::new`] says why there is no limit.
+//! Everything comes from `/proc` and the memory controller of control groups, version 1 or 2. If the machine does not
+//! provide a number it is 0, and [`MemoryLimit::new`] says why there is no limit.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -30,7 +30,7 @@ pub fn pause(duration: Duration) {
     parking_lot::Condvar::new().wait_for(&mut mutex.lock(), duration);
 }
 
-/// A reading of all counters; the difference of two of them is what a run cost.
+/// A reading of all counters; the difference of two readings is the cost of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
     cpu: Duration,
@@ -41,7 +41,7 @@ pub struct Reading {
     device_bytes: u64,
 }
 
-/// What happened between two readings.
+/// The difference of two readings.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
     /// CPU time of this process, all threads.
@@ -50,7 +50,7 @@ pub struct Cost {
     pub foreign_cpu: f64,
     /// Bytes that this process wrote directly or made dirty in the page cache, mappings included.
     pub dirtied_bytes: u64,
-    /// Bytes written to the device by everybody.
+    /// Bytes that all processes wrote to the device.
     pub device_bytes: u64,
 }
 
@@ -69,7 +69,7 @@ impl Reading {
         }
     }
 
-    /// What happened since an earlier reading.
+    /// The difference to an earlier reading.
     #[expect(clippy::cast_precision_loss, reason = "ticks of a run are far below 2^52")]
     pub fn since(&self, earlier: &Reading) -> Cost {
         let cpu = self.cpu.saturating_sub(earlier.cpu);
@@ -97,7 +97,7 @@ fn field(text: &str, label: &str) -> u64 {
 }
 
 /// Busy and all ticks of all CPUs, from the text of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal.
-/// Interrupts are not work of another: most of them are the store's own I/O.
+/// Interrupts do not count as other work: most of them are the store's own I/O.
 fn machine_ticks(stat: &str) -> (u64, u64) {
     let line = stat.lines().next().unwrap_or_default();
     let ticks: Vec<u64> =
@@ -107,7 +107,7 @@ fn machine_ticks(stat: &str) -> (u64, u64) {
     (all - idle_or_interrupted, all)
 }
 
-/// CPU ticks of the threads of the kernel, which write back what others dirtied.
+/// CPU ticks of the threads of the kernel, which write back dirty pages.
 fn kernel_thread_ticks() -> u64 {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes.filter_map(|entry| kernel_ticks_of(&read(entry.path().join("stat").to_str()?))).sum()
@@ -115,7 +115,7 @@ fn kernel_thread_ticks() -> u64 {
 
 /// User and system ticks in the text of a `stat` file, if the process is a child of the kernel's own thread 2.
 fn kernel_ticks_of(stat: &str) -> Option<u64> {
-    // The name in parentheses may hold anything.
+    // The name in parentheses may hold any character.
     let words: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     if *words.get(1)? != "2" {
         return None;
@@ -159,8 +159,8 @@ fn files_below(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Writes back what the file system of a directory holds dirty, and drops the directory's files from the page cache,
-/// so that every run begins with the same: nothing.
+/// Writes back the dirty pages of a directory's file system, and drops the directory's files from the page cache, so that
+/// every run begins with the same empty cache.
 pub fn evict(dir: &Path) {
     let open = |path: &Path| fs::OpenOptions::new().read(true).open(path).ok();
     if let Some(root) = open(dir) {
@@ -189,7 +189,7 @@ impl MemoryLimit {
         let (parent, file) = if first.join("memory.limit_in_bytes").exists() {
             (first, "memory.limit_in_bytes")
         } else {
-            // The controller must be handed down; where it is, this changes nothing.
+            // The parent must delegate the controller; where it already does, this changes nothing.
             let _ = fs::write(second.join("cgroup.subtree_control"), "+memory");
             (second, "memory.max")
         };

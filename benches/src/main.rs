@@ -31,7 +31,7 @@ struct Args {
     /// Repetitions of each workload, stores taking turns. Default: 3, with --quick 1.
     #[arg(long)]
     rounds: Option<u32>,
-    /// Seconds of each run at least. Default: 2.5, with --quick 1. Less where the time would not be enough.
+    /// Seconds of each run at least. Default: 2.5, with --quick 1. Less if the time is too short.
     #[arg(long)]
     seconds: Option<f64>,
     /// Minutes that all of it takes at most. Default: 57; with --quick 5.7, or 1.9 for each store if there are more.
@@ -46,7 +46,7 @@ struct Args {
     /// Lists stores and workloads.
     #[arg(long)]
     list: bool,
-    /// One run in a process of its own; the program starts itself so.
+    /// One run in its own process; the program starts itself with this.
     #[arg(long, hide = true)]
     child: Option<String>,
 }
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to hear that this failed.
+            // Standard error is closed too: the failure cannot be reported.
             let _ = writeln!(std::io::stderr(), "compare: {error}");
             ExitCode::from(if matches!(error, Error::Wrong { .. }) { child::WRONG } else { 1 })
         }

@@ -1,11 +1,11 @@
-//! What a comparison is asked to do.
+//! The options of a comparison.
 
 use std::path::PathBuf;
 
 use crate::store::Kind;
 use crate::workload::{Size, Workload};
 
-/// What is compared, and how.
+/// The compared stores and workloads, and the conditions.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The stores, in the order of their turns.
@@ -14,7 +14,7 @@ pub struct Options {
     pub workloads: Vec<Workload>,
     /// Where the results go.
     pub out: PathBuf,
-    /// Where the stores stand meanwhile.
+    /// Where the stores stand during the comparison.
     pub dir: PathBuf,
     /// Repetitions.
     pub rounds: u32,

@@ -1,7 +1,7 @@
-//! The report: rows as they are, and tables and pictures that a person reads without help.
+//! The report: plain rows, and tables and pictures that need no explanation.
 //!
-//! A figure of a table is that of the median round by throughput. `~` marks figures of which any round ran beside other
-//! work on the machine. The ratio compares Esker with the best of the other stores that were there.
+//! A figure of a table is that of the median round by throughput. `~` marks figures with other work on the machine in any
+//! round. The ratio compares Esker with the best of the other stores.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -17,10 +17,10 @@ use crate::store::Kind;
 use crate::svg::{self, Panel, Series, short};
 use crate::workload::{ALL, Family, Size, Workload};
 
-/// The store whose ratios are told.
+/// The store whose ratios are shown.
 const OURS: &str = "esker";
 
-/// What stands above the tables.
+/// The text above the tables.
 #[derive(Clone, Debug, Default)]
 pub struct Header {
     /// Lines of the list at the top.
@@ -30,7 +30,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Asks the machine and the options.
+    /// Collects it from the machine and the options.
     pub fn collect(options: &Options, limit: &str, (took, shortest): (Duration, f64)) -> Header {
         let first_line = |path: &str, label: &str| {
             let text = fs::read_to_string(path).unwrap_or_default();
@@ -193,14 +193,14 @@ impl Table {
         self.cells.iter().find(|cell| is_it(&cell.median.row))
     }
 
-    /// The fastest store that is not ours.
+    /// The fastest of the other stores.
     fn best_rival(&self, workload: &Workload) -> Option<&Row> {
         let rivals = self.stores.iter().filter(|store| *store != OURS);
         let rows = rivals.filter_map(|store| self.cell(workload, store)).map(|cell| &cell.median.row);
         rows.max_by(|a, b| a.ops_per_s.total_cmp(&b.ops_per_s))
     }
 
-    /// A table with a column for each store; `cell` says what stands in it.
+    /// A table with a column for each store; `cell` makes the content of a cell.
     fn markdown(&self, filter: impl Fn(&Workload) -> bool, cell: impl Fn(&Cell) -> String) -> String {
         let mut text = format!("| workload | {} |\n|---|", self.stores.join(" | "));
         text += &"---:|".repeat(self.stores.len());
@@ -240,7 +240,7 @@ fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
     text.push('\n');
 }
 
-/// A rate as a person writes it.
+/// A rate in short form.
 fn rate(per_second: f64) -> String {
     match per_second {
         high if high >= 1e6 => format!("{:.2}M", high / 1e6),

@@ -1,4 +1,4 @@
-//! What a run says: a row for everybody, details for the pictures.
+//! The result of a run: a row for the tables, details for the pictures.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub struct Row {
     pub value_bytes: usize,
     /// Operations in a second, a final sync included.
     pub ops_per_s: f64,
-    /// Latency of a step in microseconds: half of them took at most so long.
+    /// Latency of a step in microseconds: half of the steps took at most this long.
     pub p50_us: f64,
     /// 99 of 100.
     pub p99_us: f64,
@@ -28,22 +28,22 @@ pub struct Row {
     pub cpu_us_per_op: f64,
     /// Bytes written directly or made dirty in the page cache, for each user byte.
     pub bytes_dirtied_per_user_byte: f64,
-    /// Bytes that reached the device, for each user byte; by everybody on the machine.
+    /// Bytes that all processes of the machine wrote to the device, for each user byte.
     pub device_bytes_per_user_byte: f64,
     /// Bytes of the store's files on the device, for each byte of live keys and values.
     pub space_per_user_byte: f64,
     /// The most memory that the process held, mapped files included.
     pub peak_rss_bytes: u64,
-    /// Part of all CPUs that other processes used meanwhile, 0 to 1.
+    /// Part of all CPUs that other processes used during the run, 0 to 1.
     pub foreign_cpu: f64,
 }
 
-/// A row with what does not fit into a table; a line of `details.jsonl`.
+/// A row with the data that do not fit into a table; a line of `details.jsonl`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// The row.
     pub row: Row,
-    /// Which repetition, from 1.
+    /// The repetition, from 1.
     pub round: u32,
     /// Length of the timed part in seconds, the final sync included.
     pub seconds: f64,

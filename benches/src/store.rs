@@ -1,8 +1,8 @@
-//! What a store must do to be compared, and what describes it.
+//! The interface of a store to be compared, and its description.
 //!
-//! Every store is opened with [`Config`]: the same directory, the same memory, the same meaning of "durable". How each
-//! spends its memory, and what its unsynced writes survive, stands in its file and, for readers of a report, in
-//! [`Kind::setting`].
+//! Every store is opened with [`Config`]: the same directory, the same memory, the same meaning of "durable". The file of
+//! each store says how it uses its memory and what its unsynced writes survive; [`Kind::setting`] says it to readers of a
+//! report.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -39,25 +39,25 @@ pub trait Store: Send + Sync {
     /// Puts a record, at the level that the store was opened with.
     ///
     /// # Errors
-    /// As the store says.
+    /// The store's own error.
     fn put(&self, key: &Key, value: &[u8]) -> Result<()>;
 
     /// Puts records atomically, at the same level.
     ///
     /// # Errors
-    /// As the store says.
+    /// The store's own error.
     fn put_batch(&self, records: &[(Key, Vec<u8>)]) -> Result<()>;
 
-    /// Shows the value of a key in the cheapest way the store has; says whether it is there.
+    /// Shows the value of a key in the cheapest way of the store; returns whether it is there.
     ///
     /// # Errors
-    /// As the store says.
+    /// The store's own error.
     fn get(&self, key: &Key, see: &mut SeeValue<'_>) -> Result<bool>;
 
     /// Shows the values of many keys, in one call where the store has one.
     ///
     /// # Errors
-    /// As the store says.
+    /// The store's own error.
     fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
         for (at, key) in keys.iter().enumerate() {
             if !self.get(key, &mut |value| see(at, Some(value)))? {
@@ -74,27 +74,27 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(found.map(|found| found.then_some(copy))))
     }
 
-    /// Shows up to `limit` records in order from a key; says how many.
+    /// Shows up to `limit` records in order from a key; returns their number.
     ///
     /// # Errors
-    /// As the store says.
+    /// The store's own error.
     fn scan(&self, from: &Key, limit: usize, see: &mut SeeRecord<'_>) -> Result<u64>;
 
     /// Makes everything so far survive a loss of power.
     ///
     /// # Errors
-    /// As the store says.
+    /// The store's own error.
     fn sync(&self) -> Result<()>;
 
     /// Waits for background work that is due, after a load.
     ///
     /// # Errors
-    /// As the store says.
+    /// The store's own error.
     fn settle(&self) -> Result<()> {
         self.sync()
     }
 
-    /// How often [`Store::sync`] must be called beside unsynced writes, for stores that would otherwise never write.
+    /// The interval between calls of [`Store::sync`] beside unsynced writes, for stores that would otherwise never write.
     fn sync_every(&self) -> Option<Duration> {
         None
     }
@@ -106,7 +106,7 @@ type Open = fn(&Config) -> Result<Box<dyn Store>>;
 /// A store that can be compared.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
-    /// As on the command line and in results.
+    /// Its name on the command line and in results.
     pub name: &'static str,
     /// The package that it comes from, for its version.
     pub package: &'static str,

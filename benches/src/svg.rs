@@ -219,7 +219,7 @@ fn grid(svg: &mut String, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) {
     );
 }
 
-/// Microseconds as a person writes them.
+/// Microseconds in short form.
 pub fn duration(micros: f64) -> String {
     match micros {
         us if us >= 1e6 => format!("{} s", short(us / 1e6)),
@@ -229,7 +229,7 @@ pub fn duration(micros: f64) -> String {
     }
 }
 
-/// A number with three digits that matter at most.
+/// A number with three significant digits at most.
 pub fn short(value: f64) -> String {
     match value.abs() {
         whole if whole >= 100.0 || (whole - whole.round()).abs() < 0.005 => format!("{value:.0}"),

@@ -1,4 +1,4 @@
-//! A few futures at once on one thread, each polled when it was woken: what an executor of an application does.
+//! A few futures at once on one thread, each polled when it was woken: the work of an application's executor.
 //!
 //! Invariant: a task stands in the list of those woken at most as often as it was woken, so every wake leads to a poll.
 
@@ -11,7 +11,7 @@ use std::thread::Thread;
 
 use parking_lot::Mutex;
 
-/// Futures under way, each with a note of what it is about.
+/// Futures under way, each with a note on its key.
 pub(crate) struct Tasks<'a, T, O> {
     tasks: Vec<Task<'a, T, O>>,
     woken: Arc<Woken>,
@@ -55,8 +55,7 @@ impl<'a, T, O> Tasks<'a, T, O> {
         Tasks { tasks: Vec::new(), woken: Arc::new(woken) }
     }
 
-    /// Brings them to `count` with what `begin` makes, waits until one has ended, puts another in its place, and says how
-    /// it ended.
+    /// Fills up to `count` futures made by `begin`, waits until one has ended, replaces it, and returns its result.
     pub(crate) fn next(&mut self, count: usize, mut begin: impl FnMut() -> (T, Begun<'a, O>)) -> (T, O) {
         while self.tasks.len() < count {
             let number = self.tasks.len();

@@ -1,11 +1,11 @@
-//! The workloads: their names, what one step of each does, and how much data they have in how much memory.
+//! The workloads: their names, one step of each, and the amounts of data and memory.
 //!
 //! Workloads of a family share a data set that is loaded once per store. The family [`Family::Fresh`] has none: each
-//! run begins with an empty store. Memory is everything together: caches, write buffers, the page cache of the system.
+//! run begins with an empty store. Memory means everything together: caches, write buffers, the page cache of the system.
 
 use crate::error::{Error, Result};
 
-/// What data a workload runs on.
+/// The data of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// None: it writes its own.
@@ -34,7 +34,7 @@ pub struct Mix {
     // The rest are puts of new keys.
 }
 
-/// What one step of a workload does.
+/// One step of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Puts a new key.
@@ -53,7 +53,7 @@ pub enum Step {
     ScanShort,
     /// Walks over everything.
     ScanAll,
-    /// As YCSB says, by zipfian choice.
+    /// A step of YCSB, keys drawn by a Zipf distribution.
     Ycsb(Mix),
     /// Puts an existing key.
     Overwrite,
@@ -62,34 +62,34 @@ pub enum Step {
 /// A workload.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Workload {
-    /// As on the command line and in results.
+    /// Its name on the command line and in results.
     pub name: &'static str,
-    /// What its data are.
+    /// Its data.
     pub family: Family,
-    /// What a step does.
+    /// Its step.
     pub step: Step,
-    /// How many threads do it.
+    /// Its threads.
     pub threads: u16,
     /// Length of each value.
     pub value_bytes: usize,
-    /// What `ops_per_s` counts.
+    /// The unit of `ops_per_s`.
     pub unit: &'static str,
     /// The ratio to the best rival that Esker is meant to reach.
     pub goal: f64,
 }
 
-/// Times of a run, as multiples of the length that was asked for.
+/// Times of a run, as multiples of the requested length.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lengths {
-    /// Steps before the time counts.
+    /// The warm-up,
     pub warm_up: f64,
-    /// The timed part at least,
+    /// the timed part at least,
     pub at_least: f64,
     /// and at most, where a number of bytes is to be written.
     pub at_most: f64,
 }
 
-/// Reads that one thread has in flight, where a store lets it: in a call of `multi_get`, or by gets that do not wait.
+/// Reads that one thread has in flight, where a store permits that: in a call of `multi_get`, or by gets that do not wait.
 pub const READS_IN_FLIGHT: usize = 64;
 
 /// Records in a batch of the load.
@@ -171,8 +171,8 @@ impl Workload {
         }
     }
 
-    /// Keys in a call of `multi_get`. Of data on the device several times as many as are read at once: a call ends with
-    /// its slowest read.
+    /// Keys in a call of `multi_get`. For data on the device several times as many as are read at once, because a call ends
+    /// with its slowest read.
     pub fn keys_in_call(&self) -> usize {
         if self.family == Family::Cold { 1024 } else { 64 }
     }
@@ -194,7 +194,7 @@ impl Workload {
     /// How long a run is.
     pub fn lengths(&self) -> Lengths {
         let (at_least, at_most) = match self.step {
-            // What pauses shows itself in time only.
+            // Pauses show only over time.
             Step::Overwrite => (4.0, 12.0),
             _ if self.fills_memory() => (1.0, 3.0),
             _ => (1.0, 1.0),
@@ -207,7 +207,7 @@ impl Workload {
         Lengths { warm_up, at_least, at_most }
     }
 
-    /// Whether it must write several times the memory, so that nothing is measured that only fills buffers.
+    /// Whether it must write several times the memory, so that it does not only fill buffers.
     pub fn fills_memory(&self) -> bool {
         !self.is_durable() && matches!(self.step, Step::Put | Step::Load | Step::Overwrite)
     }
@@ -234,7 +234,7 @@ pub fn parse(list: &str) -> Result<Vec<Workload>> {
     Ok(ALL.into_iter().filter(|workload| names.contains(&workload.name)).collect())
 }
 
-/// How large the data are.
+/// The amount of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale {
     /// Records of the data set; 0 for [`Family::Fresh`].
@@ -246,7 +246,7 @@ pub struct Scale {
 /// How thorough a comparison is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// What a report is made of.
+    /// For a report.
     Full,
     /// A first impression.
     Quick,
@@ -255,8 +255,8 @@ pub enum Size {
 }
 
 impl Size {
-    /// Records and memory of a family. Only the ratio of data to memory matters for what is measured; memory is small
-    /// so that several times of it are written and read in the time there is. With 64 MiB, Esker and redb
+    /// Records and memory of a family. Only the ratio of data to memory matters for the figures. Memory is small, so that
+    /// several times of it are written and read in the available time. With 64 MiB, Esker and redb
     /// were killed by the limit under overwrites.
     pub fn scale(self, family: Family) -> Scale {
         let (records, memory_mib) = match (self, family) {

@@ -1,4 +1,4 @@
-//! What ends a command early: an exit code and one line that says what, which file, and what to do.
+//! The end of a failed command: an exit code and one line with the cause, the file, and the remedy.
 //!
 //! Invariants: every error of the store is mapped here and nowhere else; a message is always one line.
 
@@ -22,7 +22,7 @@ pub(crate) const EXIT_CODES: &str = "Exit codes:
 /// Why a command ended. The number of each kind is its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Standard output was closed by its reader: fine, and nothing to say.
+    /// The reader closed standard output: no failure, and no message.
     Quiet,
     /// No such key or keyspace.
     NotFound,
@@ -71,7 +71,7 @@ impl Failure {
         Failure::environment(format!("{}: {error}{}", path.display(), advice(error.kind(), "")))
     }
 
-    /// A failed write to standard output. A closed pipe is how `head` says that it has seen enough.
+    /// A failed write to standard output. A closed pipe is normal: `head` closes it when it has enough lines.
     pub(crate) fn output(error: &std::io::Error) -> Failure {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Failure::new(Kind::Quiet, "");
@@ -110,7 +110,7 @@ impl Failure {
         }
     }
 
-    /// The same failure with more to say in front.
+    /// The same failure with a text in front.
     pub(crate) fn context(self, what: impl std::fmt::Display) -> Failure {
         Failure { kind: self.kind, message: format!("{what}: {}", self.message) }
     }
@@ -135,7 +135,7 @@ impl Failure {
     }
 }
 
-/// What to do about an error of the operating system.
+/// The remedy for an error of the operating system.
 fn advice(kind: std::io::ErrorKind, message: &str) -> &'static str {
     use std::io::ErrorKind as Io;
     match kind {
@@ -143,7 +143,7 @@ fn advice(kind: std::io::ErrorKind, message: &str) -> &'static str {
         Io::NotFound => ": check the path",
         Io::ReadOnlyFilesystem => ": mount it writable",
         Io::StorageFull => ": free some space and run the command again",
-        // EMFILE and ENFILE have no kind of their own; the operating system's text carries the number.
+        // EMFILE and ENFILE have no kind of their own; the text of the operating system holds the number.
         _ if message.contains("os error 24") => ": raise the limit of this process (ulimit -n)",
         _ if message.contains("os error 23") => ": raise the limit of the machine (sysctl fs.file-max)",
         _ => "",

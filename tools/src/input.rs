@@ -1,7 +1,7 @@
 //! JSON lines from a file, a gzip file or standard input.
 //!
-//! A line is `{"key":"…","value":…}`. The key is the bytes of the unescaped string; the value is the JSON text as it
-//! stands there, byte for byte. Memory: one line.
+//! A line is `{"key":"…","value":…}`. The key is the bytes of the unescaped string; the value is the JSON text, byte for
+//! byte. Memory: one line.
 
 use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Read};
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use crate::error::{Failure, Result};
 use crate::render::{self, Notation};
 
-/// The longest line taken, so that a file without line breaks does not fill the memory.
+/// The longest accepted line, so that a file without line breaks does not fill the memory.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
 /// What each gzip file starts with.
@@ -40,7 +40,7 @@ pub(crate) struct Record<'a> {
     pub(crate) value: Cow<'a, [u8]>,
 }
 
-/// Reads a line. The error says what is wrong with it.
+/// Parses a line. The error names the mistake.
 pub(crate) fn parse(line: &[u8], notation: Notation) -> std::result::Result<Record<'_>, String> {
     let parsed: Line<'_> = serde_json::from_slice(line).map_err(|error| explain(&error))?;
     if notation == Notation::Hex {
@@ -61,7 +61,7 @@ pub(crate) fn parse(line: &[u8], notation: Notation) -> std::result::Result<Reco
     Ok(Record { key, value: Cow::Borrowed(parsed.value.get().as_bytes()) })
 }
 
-/// A JSON error with the column, but without its "line 1": the caller knows better which line it is.
+/// A JSON error with the column, but without its "line 1": the caller knows the number of the line.
 fn explain(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);
@@ -146,12 +146,12 @@ impl Lines {
         }
     }
 
-    /// Something is wrong with the line that was read last.
+    /// A mistake in the last line.
     pub(crate) fn malformed(&self, what: impl std::fmt::Display) -> Failure {
         Failure::input(format!("{}: line {}: {what}", self.name.display(), self.number))
     }
 
-    /// A gzip file that is cut or damaged is malformed input; anything else is the machine.
+    /// A gzip file that is cut or damaged is malformed input; any other error is the machine's.
     fn unreadable(&self, error: &std::io::Error) -> Failure {
         use std::io::ErrorKind as Io;
         match error.kind() {

@@ -92,7 +92,7 @@ fn finish(result: Result<()>) -> ExitCode {
     failure.exit_code()
 }
 
-/// What the parser of the command line has to say, without its usage summary.
+/// The message of the command-line parser, without its usage summary.
 fn usage(error: &clap::Error) -> Failure {
     let text = error.render().to_string();
     let what = text.split("\n\nUsage:").next().unwrap_or(&text);

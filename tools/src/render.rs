@@ -1,7 +1,7 @@
 //! Results as text, JSON or hexadecimal digits; the only file that writes to standard output and standard error.
 //!
-//! Invariants: a record printed with `--json` is a line that `kvtool load` takes; a closed pipe ends the command
-//! without a word.
+//! Invariants: `kvtool load` accepts each record that is printed with `--json`; a closed pipe ends the command without a
+//! message.
 
 use std::fmt::Write as _;
 use std::io::{BufWriter, Stdout, Write as _};
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Failure, Result};
 
-/// How keys and values are written down.
+/// The notation of keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notation {
     /// As they are.
@@ -90,7 +90,7 @@ impl Out {
         }
     }
 
-    /// A JSON object, or the same as two aligned columns with a line for each figure of what is nested.
+    /// A JSON object, or the same as two aligned columns with one line for each nested figure.
     pub(crate) fn table(&mut self, rows: &Map<String, Value>) -> Result<()> {
         if self.style == Style::Json {
             return self.line(Value::from(rows.clone()).to_string());
@@ -106,18 +106,18 @@ impl Out {
         Ok(())
     }
 
-    /// Hands everything to the system. To be called at the end, or nobody learns that it failed.
+    /// Passes everything to the system. Must be called at the end, because a drop cannot report a failure.
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.writer.flush().map_err(|error| Failure::output(&error))
     }
 }
 
-/// A line on standard error. There is nowhere to report that this failed.
+/// A line on standard error. A failure cannot be reported anywhere.
 pub(crate) fn note(text: &str) {
     drop(writeln!(std::io::stderr(), "kvtool: {text}"));
 }
 
-/// The lines of a nested value: `io read count  12`. The things of a list are told apart by their `name`.
+/// The lines of a nested value: `io read count  12`. The `name` of each item of a list tells them apart.
 fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
     match value {
         Value::Object(fields) => {
@@ -141,8 +141,8 @@ fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
     }
 }
 
-/// `{"key":…,"value":…}` without line breaks. What is not text is given as `key_hex`, `value_hex`; text that is not
-/// JSON as `value_text`.
+/// `{"key":…,"value":…}` without line breaks. Bytes that are not text become `key_hex` and `value_hex`; text that is not
+/// JSON becomes `value_text`.
 fn json_line(key: &[u8], value: Option<&[u8]>, notation: Notation) -> String {
     let mut line = String::with_capacity(key.len() + value.map_or(0, <[u8]>::len) + 24);
     line.push('{');
@@ -218,7 +218,7 @@ pub(crate) fn thousands(number: u64) -> String {
     text
 }
 
-/// Measures how long a command takes, for people to read.
+/// Measures the duration of a command for its output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stopwatch(Instant);
 

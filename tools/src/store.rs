@@ -1,7 +1,7 @@
-//! What all commands share: where the store is, how it is opened, and how keys are given.
+//! Shared by all commands: the place of the store, how it is opened, and the notation of keys.
 //!
-//! Invariants: only the commands that say so create a store or a keyspace; a directory of something else is refused
-//! before anything in it is touched.
+//! Invariants: only the commands that say so create a store or a keyspace; a foreign directory is refused before any of its
+//! files is touched.
 
 use std::path::PathBuf;
 use std::sync::Once;
@@ -54,7 +54,7 @@ pub(crate) struct Dir {
     pub(crate) dir: PathBuf,
 }
 
-/// What a write survives when the command reports success.
+/// The losses that a successful write survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Level {
     /// A power cut
@@ -82,7 +82,7 @@ pub(crate) enum Missing {
 }
 
 impl Dir {
-    /// Opens the store. Where there is no direct I/O it works through the page cache, and this says so once.
+    /// Opens the store. Without direct I/O it works through the page cache, and a note says so.
     pub(crate) fn open(&self, missing: Missing) -> Result<Db> {
         static BUFFERED: Once = Once::new();
         let db = self.open_quietly(missing)?;
@@ -97,13 +97,13 @@ impl Dir {
         Ok(db)
     }
 
-    /// Opens the store, without a word about the file system under it.
+    /// Opens the store without a note on its file system.
     pub(crate) fn open_quietly(&self, missing: Missing) -> Result<Db> {
         self.check(missing)?;
         self.map(Db::builder().create(missing == Missing::Create).open(&self.dir))
     }
 
-    /// What is damaged in the log, if anything is; with `cut` the log ends there from now on.
+    /// The damage of the log, if there is any; with `cut` the log ends before it from now on.
     pub(crate) fn log_damage(&self, cut: bool) -> Result<Option<LogDamage>> {
         self.check(Missing::Refuse)?;
         let builder = Db::builder();

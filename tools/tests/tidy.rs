@@ -1,7 +1,7 @@
 //! The rules of the house that no compiler checks: import order, lists, format tables, lengths.
 //!
 //! `tidy/order` lists every source file in reading order; a file imports only from files that stand later in it.
-//! `every_rule_holds` checks the repository; the other tests plant an offence in a tree in memory and look for it.
+//! `every_rule_holds` checks the repository; the other tests put an offence into a tree in memory and look for it.
 #![forbid(unsafe_code)]
 
 #[path = "tidy/rules.rs"]
@@ -236,7 +236,7 @@ fn long_files_and_files_without_purpose_are_caught() {
 
 #[test]
 fn machine_paths_are_caught() {
-    let text = format!("see {}{}", "/ho", "me/somebody/notes");
+    let text = format!("see {}{}", "/ho", "me/me/notes");
     only(&rules::machine_paths(&tree(&[("README.md", &text)])), "README.md:1");
 }
 

@@ -78,7 +78,7 @@ impl Store for Canopy {
     }
 
     fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
-        // One transaction for all: the nearest that it has.
+        // One transaction for all keys: the closest call that it has.
         let txn = self.db.begin_read().map_err(Error::store(NAME, "begin"))?;
         let tree = txn.get_tree(TREE).map_err(Error::store(NAME, "tree"))?;
         let tree = tree.ok_or_else(|| Error::store(NAME, "tree")("missing"))?;

@@ -1,4 +1,4 @@
-//! Esker: a budget for everything it holds, since it bypasses the page cache.
+//! Esker: a budget for all its memory, because it bypasses the page cache.
 
 use crate::data::Key;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub(crate) const KIND: Kind = Kind {
     open,
 };
 
-/// What the program itself needs: code, stacks, histograms.
+/// The memory of the program itself: code, stacks, histograms.
 const PROGRAM_BYTES: u64 = 16 << 20;
 
 struct Esker {

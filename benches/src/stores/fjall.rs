@@ -11,7 +11,7 @@ use crate::store::{Config, Kind, SeeRecord, SeeValue, Store};
 
 const NAME: &str = "fjall";
 
-/// The longest that background work after a load is waited for.
+/// The longest wait for background work after a load.
 const SETTLE: Duration = Duration::from_mins(1);
 
 /// The store.
@@ -86,7 +86,7 @@ impl Store for Fjall {
 
     fn settle(&self) -> Result<()> {
         self.keyspace.rotate_memtable_and_wait().map_err(Error::store(NAME, "flush"))?;
-        // There is no call that waits for compactions: quiet for half a second means done.
+        // No call waits for compactions: half a second without one counts as done.
         let (end, mut quiet) = (now() + SETTLE, 0);
         while now() < end && quiet < 10 {
             pause(Duration::from_millis(50));

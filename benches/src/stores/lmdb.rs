@@ -13,7 +13,7 @@ use crate::store::{Config, Kind, SeeMany, SeeRecord, SeeValue, Store};
 
 const NAME: &str = "lmdb";
 
-/// Address space for the map; the file is only as long as what is in it.
+/// Address space for the map; the file is only as long as its content.
 const MAP_BYTES: usize = 32 << 30;
 
 /// More than the threads of any workload.
@@ -47,7 +47,7 @@ fn open(config: &Config) -> Result<Box<dyn Store>> {
     }
     // SAFETY: NO_SYNC only weakens what a power cut leaves, and no run goes through one.
     unsafe { options.flags(flags) };
-    // SAFETY: the directory belongs to this run, which opens it once; nobody else writes to the file.
+    // SAFETY: the directory belongs to this run, which opens it once; no other process writes to the file.
     let env = unsafe { options.open(&config.dir) }.map_err(Error::store(NAME, "open"))?;
     let txn = env.write_txn().map_err(Error::store(NAME, "begin"))?;
     let made = env.create_databases_and_commit(txn, |opener, txn| {
@@ -82,7 +82,7 @@ impl Store for Lmdb {
     }
 
     fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
-        // One transaction for all: the nearest that it has.
+        // One transaction for all keys: the closest call that it has.
         let txn = self.env.read_txn().map_err(Error::store(NAME, "begin"))?;
         for (at, key) in keys.iter().enumerate() {
             see(at, self.records.get(&txn, key).map_err(Error::store(NAME, "get"))?);

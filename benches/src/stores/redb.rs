@@ -74,7 +74,7 @@ impl Store for Redb {
     }
 
     fn multi_get(&self, keys: &[Key], see: &mut crate::store::SeeMany<'_>) -> Result<()> {
-        // One transaction for all: the nearest that it has.
+        // One transaction for all keys: the closest call that it has.
         let txn = self.db.begin_read().map_err(Error::store(NAME, "begin"))?;
         let table = txn.open_table(TABLE).map_err(Error::store(NAME, "table"))?;
         for (at, key) in keys.iter().enumerate() {

@@ -26,7 +26,7 @@ pub(crate) const KIND: Kind = Kind {
 
 struct Rocks {
     db: DB,
-    /// Made once: they are a pointer in C++, and would cost an allocation for each put.
+    /// Made once: options are a pointer in C++, and would cost an allocation for each put.
     writing: WriteOptions,
 }
 
@@ -46,7 +46,7 @@ fn open(config: &Config) -> Result<Box<dyn Store>> {
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_bytes_per_sync(1 << 20);
     options.increase_parallelism(2);
-    // Named, because only families that were named have a handle, and the batched call wants one.
+    // Named, because only named families have a handle, and the batched call needs one.
     let families = [(DEFAULT_COLUMN_FAMILY_NAME, options.clone())];
     let db = DB::open_cf_with_opts(&options, &config.dir, families).map_err(Error::store(NAME, "open"))?;
     let mut writing = WriteOptions::default();
@@ -86,7 +86,7 @@ impl Store for Rocks {
 
     fn scan(&self, from: &Key, limit: usize, see: &mut SeeRecord<'_>) -> Result<u64> {
         let mut options = ReadOptions::default();
-        // As its documentation advises for long scans.
+        // Its documentation advises this for long scans.
         if limit > 10_000 {
             options.set_readahead_size(2 << 20);
         }

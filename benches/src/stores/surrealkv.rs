@@ -53,7 +53,7 @@ impl Surreal {
         self.tree.begin_with_mode(mode).map_err(Error::store(NAME, "begin"))
     }
 
-    /// Writes in a transaction of its own, until no other one wrote the same keys meanwhile: it is optimistic.
+    /// Writes in its own transaction, again until no other one wrote the same keys meanwhile: it is optimistic.
     fn write(&self, records: &[(Key, &[u8])]) -> Result<()> {
         loop {
             let mut txn = self.begin(Mode::WriteOnly)?;
@@ -88,7 +88,7 @@ impl Store for Surreal {
     }
 
     fn multi_get(&self, keys: &[Key], see: &mut SeeMany<'_>) -> Result<()> {
-        // One transaction for all: the nearest that it has.
+        // One transaction for all keys: the closest call that it has.
         let txn = self.begin(Mode::ReadOnly)?;
         for (at, key) in keys.iter().enumerate() {
             let found = txn.get(key.as_slice()).map_err(Error::store(NAME, "get"))?;
@@ -121,7 +121,7 @@ impl Store for Surreal {
 
 impl Drop for Surreal {
     fn drop(&mut self) {
-        // The next open replays what a failed close leaves.
+        // The next open replays the log that a failed close leaves.
         let _ = self.runtime.block_on(self.tree.close());
     }
 }

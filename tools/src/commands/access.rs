@@ -26,7 +26,7 @@ pub(crate) struct Put {
 impl Put {
     pub(crate) fn run(&self, common: &Common, out: &mut Out) -> Result<()> {
         let key = common.bytes("key", &self.key)?;
-        // Refused before the store is opened, so that a mistake does not make one.
+        // Checked before the store is opened, so that a mistake does not create one.
         if key.is_empty() {
             return Err(Failure::input("the key is empty: a key has 1 to 65,535 bytes"));
         }
@@ -105,7 +105,7 @@ fn absent(dir: &Dir, key: &str) -> Failure {
     Failure::not_found(format!("{}: no key `{key}`", dir.dir.display()))
 }
 
-/// Text says nothing when all went well; JSON always has an answer.
+/// Text prints nothing on success; JSON always prints an answer.
 fn done(out: &mut Out, what: &str) -> Result<()> {
     match out.style() {
         Style::Text => Ok(()),

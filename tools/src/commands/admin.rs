@@ -131,7 +131,7 @@ impl Verify {
     }
 }
 
-/// What was checked, and found to be fine.
+/// The checked items; all of them are sound.
 pub(crate) fn checked(report: &esker::VerifyReport) -> Map<String, Value> {
     Map::from_iter([
         ("segments".to_owned(), Value::from(report.segments)),
@@ -142,7 +142,7 @@ pub(crate) fn checked(report: &esker::VerifyReport) -> Map<String, Value> {
     ])
 }
 
-/// Says where the log is damaged, or cuts it there.
+/// Shows where the log is damaged, or cuts it there.
 #[derive(Args, Debug)]
 pub(crate) struct Repair {
     #[command(flatten)]
@@ -156,7 +156,7 @@ impl Repair {
     pub(crate) fn run(&self, _: &Common, out: &mut Out) -> Result<()> {
         let damage = self.dir.log_damage(false)?;
         if let Some(damage) = damage.as_ref().filter(|_| self.cut) {
-            // Said before, so that it was said whatever happens.
+            // Printed before the cut, so that the user sees it even if the cut fails.
             render::note(&format!("cutting the log: {}", damage.error));
             self.dir.log_damage(true)?;
         }

@@ -1,11 +1,11 @@
 //! `demo`: real data, a loader that dies by SIGKILL in the middle, and a comparison of everything it had acknowledged.
 //!
-//! The loader is this program again, with a hidden command. It writes one record at a time with `Power`, and only
-//! when the call has returned does it print the record's number to its standard output, a pipe. So whatever the
-//! parent has read from the pipe was acknowledged, and must be there after the kill; of the rest, at most the one
-//! record in flight may be.
+//! The loader is this program again, with a hidden command. It writes one record at a time with `Power`, and prints the
+//! number of the record to its standard output, a pipe, after the call has returned. So every number that the parent reads
+//! from the pipe was acknowledged, and its record must be there after the kill. Of the other records at most the one in
+//! flight may be there.
 //!
-//! Invariant: `demo` only ever touches a keyspace of its own, and only one that holds nothing but the sample.
+//! Invariant: `demo` touches one keyspace only, and only if that holds nothing but the sample.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -27,13 +27,13 @@ const SAMPLE: &str = include_str!("../../data/sample.ndjson");
 /// The demo's own keyspace.
 const KEYSPACE: &str = "demo";
 
-/// How many of ten parts are acknowledged when the loader is killed, once each.
+/// The acknowledged tenths of the sample at each kill.
 const KILL_AFTER_TENTHS: [usize; 3] = [1, 4, 7];
 
-/// On a busy machine the loader may be done before this process wakes up to kill it; then all is done again.
+/// On a busy machine the loader may finish before this process wakes up to kill it; then the demo starts over.
 const ATTEMPTS: usize = 5;
 
-/// Deletions in a batch when an earlier demo is cleared away.
+/// Deletions in a batch when the data of an earlier demo are removed.
 const CLEAR_BATCH: usize = 500;
 
 /// Signal number of SIGKILL on every Linux.
@@ -126,7 +126,7 @@ impl Demo {
         out.line(format!("Look around: kvtool scan {dir} --keyspace {KEYSPACE} --prefix CH/ --limit 5"))
     }
 
-    /// Makes the store, or takes what an earlier demo left out of it.
+    /// Creates the store, or removes the data of an earlier demo.
     fn clear(&self, sample: &[Record<'_>]) -> Result<()> {
         let db = self.dir.open(Missing::Create)?;
         let keyspace = self.dir.map(db.keyspace(KEYSPACE))?;
@@ -155,8 +155,8 @@ impl Demo {
         self.dir.map(db.close())
     }
 
-    /// Runs loaders until all is loaded, and kills all but the last. Says after how many writes each kill came; none
-    /// if every loader was too fast.
+    /// Runs loaders until everything is loaded, and kills all but the last. Returns the number of writes before each kill;
+    /// none if every loader was too fast.
     fn load_and_kill(&self, sample: &[Record<'_>]) -> Result<Vec<usize>> {
         let mut acknowledged = 0;
         let mut kills = Vec::new();
@@ -180,8 +180,8 @@ impl Demo {
         )))
     }
 
-    /// Starts a loader at the first record that is not acknowledged, and kills it when `target` are. What it had
-    /// written to the pipe by then counts as acknowledged, too. True if it died of the signal.
+    /// Starts a loader at the first record that is not acknowledged, and kills it after `target` acknowledgements. The
+    /// acknowledgements that are in the pipe by then count, too. True if the signal ended it.
     fn run_loader(&self, acknowledged: &mut usize, target: usize) -> Result<bool> {
         let failed = |error: std::io::Error| Failure::environment(format!("start the loader: {error}"));
         let mut child = Command::new(std::env::current_exe().map_err(failed)?)
@@ -213,7 +213,7 @@ impl Demo {
         }
     }
 
-    /// Everything acknowledged is there and equal; at most the one record in flight is there beside it.
+    /// Everything acknowledged is there and equal; beside it at most the one record in flight.
     fn compare(&self, keyspace: &Keyspace, sample: &[Record<'_>], acknowledged: usize) -> Result<()> {
         for (number, record) in sample.iter().enumerate() {
             let found = self.dir.map(keyspace.get(&record.key))?;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: when a line is refused, everything before it is committed at the chosen durability.
 //!
-//! Cost: one log record and one wait for the log per batch, whatever the number of lines in it.
+//! Cost: one log record and one wait for the log per batch, for any number of lines.
 
 use std::collections::HashSet;
 use std::hash::BuildHasher;
@@ -93,7 +93,7 @@ impl Load {
     }
 }
 
-/// What was loaded so far. Only what is committed counts as a record.
+/// The counts so far. Only a committed record counts.
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
     records: u64,
@@ -119,7 +119,7 @@ impl<'a> Loader<'a> {
         let keyspace = dir.map(db.keyspace(&common.keyspace))?;
         let mut batch = db.batch();
         batch.durability(level.into());
-        // Half, since a record has more in it than keys and values.
+        // Half, because a record holds more than keys and values.
         let limit_bytes = BATCH_BYTES.min(db.max_record_bytes() / 2);
         Ok(Loader {
             dir,
@@ -135,7 +135,7 @@ impl<'a> Loader<'a> {
 
     fn run(&mut self, lines: &mut Lines, notation: Notation) -> Result<()> {
         let result = self.take_all(lines, notation);
-        // What came before a bad line stays, so the rest of the batch goes in either way.
+        // Lines before a bad one stay, so the rest of the batch is committed in either case.
         let rest = self.commit();
         result.and(rest)
     }
@@ -158,13 +158,13 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Adds a record; commits the batch when it is full. The inner error says why the store does not take this one.
+    /// Adds a record; commits the batch when it is full. The inner error says why the store refuses this record.
     fn add(&mut self, record: &Record<'_>) -> Result<std::result::Result<(), Error>> {
         let size = record.key.len() + record.value.len();
         if self.batch_bytes + size > self.limit_bytes {
             self.commit()?;
         }
-        // Large and impossible records go alone, so that a refusal names their line and takes nothing else with it.
+        // Large and impossible records go alone, so that a refusal names their line and affects no other record.
         let alone =
             size > self.limit_bytes || record.key.is_empty() || record.key.len() > esker::MAX_KEY_BYTES;
         if alone {
@@ -178,7 +178,7 @@ impl<'a> Loader<'a> {
             match self.batch.commit() {
                 Ok(_) => self.committed(),
                 Err(error @ (Error::TooLarge { .. } | Error::InvalidArgument { .. })) => {
-                    // `commit` keeps a refused batch; nothing of it may follow.
+                    // `commit` keeps a refused batch; it must not be committed later.
                     self.batch_records = 0;
                     return Ok(Err(error));
                 }

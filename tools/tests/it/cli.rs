@@ -1,4 +1,4 @@
-//! The tool as people and scripts see it: what it prints, and how it uses its exit codes.
+//! The tool as people and scripts see it: its output and its exit codes.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -346,7 +346,7 @@ fn the_demo_succeeds_again_and_again() {
     assert_eq!(tool("get", &dir, &["mine", "--keyspace", "demo"]).fine(), "v\n");
 }
 
-/// Copies a store that is open: what was acknowledged is in its files.
+/// Copies an open store: its files hold everything acknowledged.
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir(to).expect("a new directory");
     for entry in std::fs::read_dir(from).expect("a directory") {
@@ -374,10 +374,10 @@ fn a_damaged_log_is_refused_shown_and_cut() {
     let logs = std::fs::read_dir(dir.join("wal")).unwrap().map(|entry| entry.unwrap().path());
     let log = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).min().unwrap();
     let mut bytes = std::fs::read(&log).unwrap();
-    // In the fourth group: each took a step of the file.
+    // In the fourth group: each group took one step of the file.
     bytes[3 * 4096 + 300] ^= 1;
     std::fs::write(&log, bytes).unwrap();
-    // As a power cut may leave the ring; it would have replaced what is damaged.
+    // A power cut may leave the ring like this. A full ring would have replaced the damaged records.
     let names = std::fs::read_dir(dir.join("wal")).unwrap().map(|entry| entry.unwrap().path());
     let ring = names.filter(|path| path.extension().is_none()).min().unwrap();
     let len_bytes = std::fs::metadata(&ring).unwrap().len();

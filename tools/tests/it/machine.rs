@@ -1,6 +1,6 @@
-//! The tool on a machine that is in the way: full, out of handles, out of AIO slots, forbidden; and on damaged files.
+//! The tool on a machine with limits: full, out of handles, out of AIO slots, without permission; and on damaged files.
 //!
-//! A fault that needs another tool (strace, unshare) or another user is skipped without it, and says so.
+//! A fault that needs another tool (strace, unshare) or another user is skipped without it, with a message.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -36,11 +36,13 @@ fn without_permission_it_says_so() {
     let mut command = kvtool();
     if rustix::process::getuid().is_root() {
         use std::os::unix::process::CommandExt;
-        // Nobody must be able to reach the program and the directory's parent, but not the store.
+        // The user `nobody` must reach the program and the directory's parent, but not the store.
         std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();
         command.uid(65_534).gid(65_534);
         if command.arg("--version").output().is_err() {
-            return loud("skipped: nobody cannot reach the program here, and root may do everything");
+            return loud(
+                "skipped: the user `nobody` cannot reach the program here, and root ignores permissions",
+            );
         }
         command = kvtool();
         command.uid(65_534).gid(65_534);
@@ -113,7 +115,7 @@ fn too_few_aio_slots_name_the_limit_of_the_machine() {
     assert_eq!(tool("scan", &dir, &["--count"]).fine(), "1000\n");
 }
 
-/// Runs a scan with a failing system call; `None` if that cannot be done here.
+/// Runs a scan with a failing system call; `None` if that is impossible here.
 fn injected(what: &str, dir: &Path) -> Option<Ended> {
     if !works("strace", &["-qq", "-o", "/dev/null", "true"]) {
         loud("skipped: no strace here, so no failing system calls");

@@ -1,4 +1,4 @@
-//! What the tests of the tool share: running it, directories on a real disk, a seeded generator.
+//! Shared by the tests of the tool: running it, directories on a real disk, a seeded generator.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ pub(crate) fn temp_dir() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
 }
 
-/// A line on standard error that the test harness does not swallow.
+/// A line on standard error that the test harness does not capture.
 pub(crate) fn loud(text: &str) {
     writeln!(std::io::stderr(), "\n*** {text}").expect("standard error is open");
 }
@@ -52,7 +52,7 @@ pub(crate) fn run(command: &mut Command, input: &[u8]) -> Ended {
     })
 }
 
-/// What it said, but for the note on a file system without direct I/O.
+/// Its messages, without the note on a file system without direct I/O.
 pub(crate) fn without_note(err: &str) -> String {
     err.split_inclusive('\n').filter(|line| !line.contains("no direct I/O")).collect()
 }
@@ -67,14 +67,14 @@ pub(crate) fn tool_with(command: &str, dir: &Path, args: &[&str], input: &[u8]) 
 }
 
 impl Ended {
-    /// It went well; gives its output.
+    /// It succeeded; returns its output.
     #[track_caller]
     pub(crate) fn fine(self) -> String {
         assert_eq!(self.code, 0, "{self:?}");
         self.out
     }
 
-    /// It failed with this code and one line that says all of this.
+    /// It failed with this code and one line that contains all these words.
     #[track_caller]
     pub(crate) fn fails(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, code, "{self:?}");

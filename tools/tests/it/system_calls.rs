@@ -1,4 +1,4 @@
-//! What a load asks the kernel for: direct files, asynchronous submission, and no other write to a file of the store.
+//! The system calls of a load: direct files, asynchronous submission, and no other write to a file of the store.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +21,7 @@ const WRITE_FAMILY: [&str; 10] = [
     "vmsplice",
 ];
 
-/// What the trace of one run says about the files below a directory.
+/// The trace of one run, as far as it concerns files below a directory.
 #[derive(Debug, Default)]
 struct Trace {
     /// Log, segment and manifest files opened with `O_DIRECT`.
@@ -94,7 +94,7 @@ fn touches(call: &str, arguments: &str, dir: &str) -> bool {
 fn a_load_is_direct_and_asynchronous_and_nothing_else() {
     let can = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).output();
     if !can.is_ok_and(|output| output.status.success()) {
-        return loud("skipped: strace is missing or not allowed, so nobody watched the system calls");
+        return loud("skipped: strace is missing or not allowed, so the system calls were not watched");
     }
     let temp = temp_dir();
     let dir = temp.path().canonicalize().unwrap().join("store");

@@ -1,4 +1,4 @@
-//! The rules, as functions over a map of the tree that may stand in memory. Each returns what it found wrong.
+//! The rules, as functions over a map of the tree, which a test makes in memory. Each returns the offences that it found.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,7 @@ const CRATES: [(&str, &str); 6] = [
 /// File names with their text. Names are relative to the root of the repository.
 pub(crate) type Tree = BTreeMap<String, String>;
 
-/// What the file `order` and ARCHITECTURE.md say about the files.
+/// The lists of files in `order` and ARCHITECTURE.md.
 #[derive(Debug, Default)]
 pub(crate) struct Lists {
     /// Every source file, in the order of reading and importing.
@@ -58,7 +58,7 @@ fn is_rust(path: &str) -> bool {
     Path::new(path).extension().is_some_and(|end| end == "rs")
 }
 
-/// Whether a file is compiled for tests only, told by its name or by the module that declares it.
+/// Whether a file is compiled for tests only. Its name or the module that declares it decides.
 fn is_test_module(tree: &Tree, path: &str) -> bool {
     let Some((folder, module)) = module_of(path) else { return false };
     if module.last().is_some_and(|name| name == "tests" || name.ends_with("_tests")) {
@@ -104,7 +104,7 @@ pub(crate) fn heads_first(lists: &Lists) -> Vec<String> {
         } else {
             head.replace(".rs", "/")
         };
-        // A folder of programs may have a library and a program beside each other.
+        // One folder may hold both a library and a program.
         for early in
             lists.files[..at].iter().filter(|path| path.starts_with(&folder) && !is_head_of(path, &folder))
         {
@@ -225,7 +225,7 @@ pub(crate) fn unsafe_code(tree: &Tree, lists: &Lists) -> Vec<String> {
         .collect()
 }
 
-/// Files are short and say what they are for.
+/// Files are short and begin with their purpose.
 pub(crate) fn shape(tree: &Tree) -> Vec<String> {
     let mut wrong = Vec::new();
     for (path, text) in tree.iter().filter(|(path, _)| is_rust(path)) {
@@ -240,7 +240,7 @@ pub(crate) fn shape(tree: &Tree) -> Vec<String> {
     wrong
 }
 
-/// Nothing names a place on somebody's machine.
+/// No file names a path of a developer's machine.
 pub(crate) fn machine_paths(tree: &Tree) -> Vec<String> {
     // In two parts, so that this file passes its own rule.
     let places = [("/ho", "me/"), ("/ro", "ot/"), ("/wo", "rk/"), ("/Us", "ers/"), ("/tmp", "/")];

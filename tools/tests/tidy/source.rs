@@ -1,7 +1,7 @@
-//! Rust text without what is not code, and the paths that code names.
+//! Rust text reduced to code, and the paths that the code names.
 //!
-//! Not a parser: comments, strings and literals are cut out, the rest is cut into words and signs. That is enough to
-//! find `crate::…`, `super::…` and `use` trees, and it cannot fail on code that compiles.
+//! This is not a parser: comments, strings and literals are cut out, and the rest is cut into words and signs. That is
+//! enough to find `crate::…`, `super::…` and `use` trees, and it cannot fail on code that compiles.
 
 /// A word or a sign of the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,7 +266,7 @@ impl<'a> Walk<'a> {
                 self.at += 1;
             }
             Some(Token::Word("as")) => self.at += 2,
-            // A leading `::` names another crate, and what cannot be read must not stop the walk.
+            // A leading `::` names another crate. Unknown syntax must not stop the walk.
             Some(Token::Sign(',' | '}' | ';')) | None => {}
             Some(_) => self.at += 1,
         }
@@ -288,7 +288,7 @@ impl<'a> Walk<'a> {
                     rest = &rest[1..];
                 }
             }
-            // Another crate, or a child of this module. Which one is told by who knows the files.
+            // Another crate, or a child of this module. The caller knows the files and decides.
             Some(_) => {
                 self.found.push(Named { path: path.to_vec(), in_use });
                 return;

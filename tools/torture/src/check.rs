@@ -1,10 +1,10 @@
 //! Compares a reopened store with the model, in full: every keyspace, every key that was ever used, every pair in both
 //! directions.
 //!
-//! Single keys are read first, when no block of the store is in the cache: so a read that fails is met by `get` as often
-//! as by an iterator.
+//! Single keys are read first, while no block of the store is in the cache, so `get` meets a failing read as often as an
+//! iterator does.
 //!
-//! Invariant: the store is compared with what it *may* hold. One allowed prefix must explain everything that is seen.
+//! Invariant: the store is compared with its *allowed* states. One allowed prefix must explain everything that is seen.
 
 use std::fmt::Write as _;
 
@@ -14,11 +14,11 @@ use esker::{Db, Keyspace};
 use crate::model::{Bounds, Model, Prefix, Table};
 use crate::report::{Check, Failure};
 
-/// A keyspace of the store, and what it holds.
+/// A keyspace of the store, and its content.
 struct Found {
     name: String,
     handle: Keyspace,
-    /// What each key that was ever used has, in the order of the model.
+    /// The value of each key that was ever used, in the order of the model.
     values: Vec<Option<Bytes>>,
     pairs: Vec<(Bytes, Bytes)>,
 }
@@ -31,7 +31,7 @@ pub(crate) fn compare(db: &Db, model: &Model, bounds: &Bounds) -> Check<Prefix> 
         let mut values = Vec::with_capacity(model.used_keys().len());
         for key in model.used_keys() {
             let value = handle.get(key).map_err(|error| Failure::from(error).at(format!("get {key:?}")))?;
-            // An iterator may fail below; this must be right by itself.
+            // An iterator may fail below; the reads of single keys must be right without it.
             if !may_be(&name, key, value.as_ref(), model, bounds) {
                 return Err(Failure::new(format!(
                     "get {key:?} of {name} gives {value:?}, as nothing allows"
@@ -109,7 +109,7 @@ fn compare_again(found: &Found, model: &Model) -> Check {
     Ok(())
 }
 
-/// Says in words what is wrong, for whoever must find the bug.
+/// Describes the difference for the person who looks for the bug.
 fn describe(found: &[Found], model: &Model, bounds: &Bounds) -> String {
     let end = model.end();
     for edits in 0..=end.edits {

@@ -1,10 +1,10 @@
-//! How a store is opened: in many ways that must all give the same answers.
+//! The configurations of a store: many, and all must give the same answers.
 //!
 //! Sizes are tiny, so that a few dozen operations rotate and recycle the log, wrap the ring, fill the manifest, cut
 //! segments and start compactions.
 //!
-//! Invariant: every configuration takes every batch that a [`Mix`](crate::workload::Mix) of small values makes, and says
-//! `TooLarge` to what [`Op::TooLarge`](crate::workload::Op::TooLarge) makes.
+//! Invariant: every configuration accepts every batch that a [`Mix`](crate::workload::Mix) of small values makes, and
+//! returns `TooLarge` for [`Op::TooLarge`](crate::workload::Op::TooLarge).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,17 +44,17 @@ pub(crate) const CONFIGS: [Config; 16] = [
     config([8, 4, 32, 8, 32], 512).process(),
     config([256, 256, 256, 256, 256], 8192),
     config([8, 4, 5, 12, 8], 512).plain(),
-    // The ring comes round several times between two flushes.
+    // The ring wraps several times between two flushes.
     config([4, 8, 64, 16, 8], 512).process(),
     config([8, 4, 64, 16, 8], 512).process().plain().synced_by(SyncMethod::AioFdatasync),
     config([12, 8, 64, 4, 8], 512).process(),
     config([16, 4, 32, 4, 12], 600).plain(),
 ];
 
-/// Of the stores that are damaged: several groups fit into a log file, several blocks into a segment. In a block that is
-/// not compressed a flipped bit of a value changes nothing but the value.
+/// For the damaged stores: several groups fit into a log file, several blocks into a segment. In an uncompressed block a
+/// flipped bit of a value changes only the value.
 ///
-/// The second has all that the segments lack in one log file.
+/// In the second one a single log file holds everything that the segments lack.
 pub(crate) const SWEPT: [Config; 3] = [
     config([4, 8, 8, 8, 8], 512).plain(),
     config([4, 32, 8, 8, 8], 512).plain(),
@@ -116,7 +116,7 @@ impl Config {
             })
     }
 
-    /// Opens the store by the production recovery.
+    /// Opens the store with the production recovery.
     pub(crate) fn open(&self, sim: &SimBackend) -> esker::Result<Db> {
         self.builder(sim).open(Path::new(ROOT))
     }

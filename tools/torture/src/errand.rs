@@ -1,14 +1,14 @@
-//! The errand: a process that works on a real store, writes, flushes, compacts, reads, closes and opens again, while
-//! somebody outside is in its way. `strace` and `limits` send it.
+//! The errand: a process that works on a real store (it writes, flushes, compacts, reads, closes and opens again) while
+//! another process disturbs it. `strace` and `limits` start it.
 //!
 //! ```text
 //!   parent   starts it, arranges what will be in its way | says go |                  | looks at board and exit code,
 //!   errand   makes its store's first life ready          |         | works, opens again | opens the store, compares
 //! ```
 //!
-//! It ends in one of three ways: all was done (0), also if it met errors on its way and went on after them; it gave up
-//! because errors did not end (`GAVE_UP`); or something was wrong (1): a wrong value, a lost write, an error
-//! that blames the files. It never panics: a panic is an abort here.
+//! It ends in one of three ways: it did all its work (0), possibly after errors; it gave up because errors did not end
+//! (`GAVE_UP`); or it found a wrong value, a lost write or an error that blames the files (1). It never panics: a panic is
+//! an abort here.
 //!
 //! Invariant: a write is noted on the board only after its commit has returned, and one is in flight at a time.
 
@@ -32,26 +32,26 @@ use crate::soak::plan::{KEYSPACES, key, slot_of, value};
 use ledger::Ledger;
 use terms::{GAVE_UP, Mode, WRITER};
 
-/// Lives that may end by an error before the errand gives up.
+/// Incarnations that may end with an error before the errand gives up.
 const PATIENCE: u64 = 4;
 
-/// Calls that must be refused in the same way once a store has halted.
+/// Calls that must be refused in the same way after a store has halted.
 const REFUSED: usize = 3;
 
-/// What the process is told.
+/// Options of the process.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ErrandArgs {
     dir: PathBuf,
     board: PathBuf,
-    /// Writes to make, of all lives together.
+    /// Writes of all incarnations together.
     #[arg(long, default_value_t = 200)]
     commits: u64,
     #[arg(long, value_enum, default_value = "manual")]
     mode: Mode,
-    /// Never end by itself: go on after the last write, and after any number of errors.
+    /// Never end: continue after the last write, and after any number of errors.
     #[arg(long)]
     endless: bool,
-    /// Have a handler for `SIGUSR1`, which interrupts what a thread waits in.
+    /// Install a handler for `SIGUSR1`, which interrupts blocking calls.
     #[arg(long)]
     catch: bool,
 }
@@ -60,13 +60,13 @@ const SIGUSR1: i32 = 10;
 
 /// The hidden command.
 pub(crate) fn run(args: &ErrandArgs) -> ExitCode {
-    // Whatever the store may catch or lose with a thread: the parent must see it.
+    // The store might catch a panic or lose it with its thread. The parent must see it.
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         usual(panic);
         std::process::abort();
     }));
-    // The context has the handler made, without `SA_RESTART`, and is not used.
+    // The context is unused; building it installs the handler without `SA_RESTART`.
     let catching = args.catch.then(|| Context::builder().slots(1).waking(Waking::Signal(SIGUSR1)).build());
     if let Some(Err(error)) = catching {
         complain(format!("errand: no handler: {error}"));
@@ -81,11 +81,13 @@ pub(crate) fn run(args: &ErrandArgs) -> ExitCode {
     }
 }
 
-/// Says that it has come up, and waits until the parent lets it go.
+/// Reports that the process has started, and waits for its release.
 fn wait_for_go() -> Check {
     say("ready");
     let mut go = [0];
-    std::io::stdin().read_exact(&mut go).map_err(|error| Failure::new(format!("nobody says go: {error}")))
+    std::io::stdin()
+        .read_exact(&mut go)
+        .map_err(|error| Failure::new(format!("the parent did not release it: {error}")))
 }
 
 fn on_board(error: &std::io::Error) -> Failure {
@@ -100,7 +102,7 @@ struct Errand<'a> {
     errors: u64,
 }
 
-/// A store that is open.
+/// An open store.
 struct Life {
     db: Db,
     keyspaces: [Keyspace; 2],
@@ -114,9 +116,9 @@ impl<'a> Errand<'a> {
         Ok(Errand { args, board, clock: NativeBackend::new(), ledger, errors: 0 })
     }
 
-    /// Life after life, until one got to its end and one more has found everything.
+    /// Runs incarnations until one completes and one more has found everything.
     fn all(&mut self) -> Check {
-        // Room for the path of a panic, should memory be gone.
+        // Reserves memory for the message of a panic, in case there is none left then.
         let before = usage().map_err(|error| on_board(&error))?;
         wait_for_go()?;
         let mut whole_lives = 0;
@@ -127,9 +129,9 @@ impl<'a> Errand<'a> {
             }
         }
         self.board.put(Count::Halted, 1).map_err(|error| on_board(&error))?;
-        // What is in the way may also be in the way of this.
+        // The disturbance may also affect this.
         let Ok(after) = usage() else { return Ok(()) };
-        // Less was counted if that was cut short; a leak is more.
+        // A count that was cut short is lower; a leak makes it higher.
         if after[1] <= before[1] && after[2] <= before[2] {
             return Ok(());
         }
@@ -140,10 +142,10 @@ impl<'a> Errand<'a> {
         )))
     }
 
-    /// Counts an error of the store; it may go on after a few.
+    /// Counts an error of the store. A few errors are allowed.
     ///
     /// # Errors
-    /// It was one too many, or none that a machine in the way excuses.
+    /// It was one error too many, or an error that no disturbance explains.
     fn met(&mut self, failure: Failure) -> Check {
         let Some(error) = failure.refused() else { return Err(failure) };
         if blames_the_files(error) {
@@ -161,7 +163,7 @@ impl<'a> Errand<'a> {
         Ok(())
     }
 
-    /// Opens, compares, writes what is left to write, compares, closes.
+    /// Opens, compares, makes the remaining writes, compares, closes.
     fn life(&mut self) -> Check {
         let life = self.open()?;
         self.board.put(Count::Opened, 1).map_err(|error| on_board(&error))?;
@@ -206,7 +208,7 @@ impl<'a> Errand<'a> {
         Ok(())
     }
 
-    /// Does something; after an error that is not for good once more, since one call alone may have failed.
+    /// Does something. After a temporary error it tries once more, because one call alone may have failed.
     fn attempt(&mut self, what: impl Fn(&Errand<'_>) -> Check) -> Check {
         loop {
             match what(self) {
@@ -220,7 +222,7 @@ impl<'a> Errand<'a> {
         }
     }
 
-    /// What is done beside the write of a number.
+    /// The other operations that go with the write of a number.
     fn beside(&self, life: &Life, number: u64) -> Check {
         let at = |what: &'static str| move |error: Error| Failure::from(error).at(what);
         match number % 20 {
@@ -235,10 +237,10 @@ impl<'a> Errand<'a> {
         }
     }
 
-    /// After it has halted a store takes nothing, and says why; what is in it can be read.
+    /// A halted store refuses all writes with its cause, and still reads.
     fn must_stay_halted(&self, life: &Life) -> Check {
         for again in 0..REFUSED {
-            // The same number, since nobody knows whether that write happened.
+            // The same number, because it is unknown whether that write happened.
             match commit(life, self.ledger.written() + 1) {
                 Err(failure) if matches!(failure.refused(), Some(Error::Halted { .. })) => {}
                 other => {
@@ -250,7 +252,7 @@ impl<'a> Errand<'a> {
     }
 }
 
-/// One write: both keyspaces or none. Every other one waits for stable media.
+/// One write to both keyspaces or to none. Every other one waits for stable media.
 fn commit(life: &Life, number: u64) -> Check {
     let (slot, deletes) = slot_of(WRITER, number);
     let key = key(WRITER, slot);
@@ -266,7 +268,7 @@ fn commit(life: &Life, number: u64) -> Check {
     batch.commit().map(drop).map_err(|error| Failure::from(error).at(format!("write {number}")))
 }
 
-/// The files are sound: errors of a call are no reason to send people off to repair them.
+/// The files are sound, so an error of a call must not tell the user to repair them.
 fn blames_the_files(error: &Error) -> bool {
     match error {
         Error::Halted { cause, .. } => blames_the_files(cause),

@@ -1,8 +1,8 @@
-//! `errors`: the k-th call of a workload fails, for every k, once and for ever, in every way that a call can fail; and
+//! `errors`: the k-th call of a workload fails, for every k, once and permanently, in every way that a call can fail; and
 //! the same for every call of a recovery.
 //!
-//! Invariants: `k` rises until a run ends without its fault having struck, so no index is left out; a run differs from
-//! the one without a fault in the fault only, so the calls before it are the same.
+//! Invariants: `k` rises until a run ends without its fault having struck, so no index is left out. A run differs from the
+//! run without a fault in the fault only, so the calls before it are the same.
 
 mod ways;
 
@@ -22,7 +22,7 @@ use crate::workload::{Generator, KINDS, Level, Mix, Op, Write};
 use crate::world::{Outcome, World};
 use ways::{LATE, Strike, WAYS};
 
-/// Names of what is counted, other than the ways to fail.
+/// Names of the counts, other than the ways to fail.
 const COUNTED: [&str; 9] = [
     "runs",
     "error_indexes",
@@ -40,18 +40,18 @@ const COUNTED: [&str; 9] = [
 pub(crate) struct Which {
     /// This one only.
     pub(crate) at: Option<u64>,
-    /// Otherwise from this one on.
+    /// Every call from this one on.
     pub(crate) first: u64,
-    /// Every so many-th, at least 1. All, and so every index, only with 1.
+    /// Every n-th, at least 1. Only 1 covers every index.
     pub(crate) step: u64,
 }
 
-/// How many ways to fail there are.
+/// The number of ways to fail.
 pub(crate) fn ways() -> u64 {
     WAYS.len() as u64
 }
 
-/// The number of a workload, and which way of failing is tried on it.
+/// The number of a workload, and the way of failing that is tried on it.
 pub(crate) fn case(number: u64) -> (u64, usize) {
     (number / ways(), usize::try_from(number % ways()).unwrap_or(0))
 }
@@ -80,12 +80,12 @@ pub(crate) fn workload(seed: u64, way: usize, which: Which, is_over: &dyn Fn() -
     Ok(Tally { counts: case.counts, operations: case.operations })
 }
 
-/// A workload, and what it leaves without a fault.
+/// A workload, and its results without a fault.
 struct Case {
     seed: u64,
     config: usize,
     ops: Vec<Op>,
-    /// What a recovery is tried on: after the death of the process, and after a power cut.
+    /// The disks for recoveries: after the death of the process, and after a power cut.
     left: Vec<(DiskImage, Acks)>,
     model: Model,
     /// Calls and time of the run without a fault.
@@ -105,7 +105,7 @@ struct Ran {
 }
 
 impl Case {
-    /// Makes the workload and runs it without a fault.
+    /// Makes the workload, and runs it without a fault.
     fn new(seed: u64) -> Check<Case> {
         let mut counts = Counts::of(&COUNTED);
         for way in &WAYS {
@@ -130,7 +130,7 @@ impl Case {
         Ok(case)
     }
 
-    /// Runs with a fault. Says whether it struck.
+    /// Runs with a fault. Returns whether it struck.
     fn guarded(&mut self, strike: Strike, recovery: bool) -> Check<bool> {
         let place = if recovery { "recovery" } else { "workload" };
         let run = || if recovery { self.recover(strike) } else { self.strike(strike) };
@@ -139,7 +139,7 @@ impl Case {
             .map_err(|failure| failure.at(format!("{place} with {strike} (--at {})", strike.k)))
     }
 
-    /// The workload with a fault, then everything that may be left of it.
+    /// Runs the workload with a fault, and checks all of its possible remains.
     fn strike(&mut self, strike: Strike) -> Check<bool> {
         let ran = self.run(Some(strike))?;
         if ran.world.sim.faults_struck() == 0 {
@@ -153,12 +153,12 @@ impl Case {
         Ok(true)
     }
 
-    /// Lets the machine go without any further I/O.
+    /// Stops the machine without any further I/O.
     fn end(&self, mut world: World) {
         let _ = world.crash(crate::workload::CrashKind::Process, self.seed);
     }
 
-    /// Runs the workload until its end or until the store does not open.
+    /// Runs the workload until its end, or until the store does not open.
     fn run(&mut self, strike: Option<Strike>) -> Check<Ran> {
         self.counts.add("runs", 1);
         let world = World::new(self.seed, self.config);
@@ -217,12 +217,12 @@ impl Case {
         world.config = &crate::config::CONFIGS[config];
     }
 
-    /// Says whether the store is open; if not, the fault is why.
+    /// Returns whether the store is open. If it is not, the fault must explain that.
     fn open(&mut self, ran: &mut Ran, strike: Option<Strike>, bounds: &Bounds) -> Check<bool> {
         ran.is_open = false;
         ran.has_halted = false;
         if ran.world.sim.faults_struck() > 0 {
-            // Another life may sync again what it has read.
+            // A later incarnation may sync again the data that it has read.
             ran.world.sim.stop_observing();
         }
         match ran.world.open(bounds).and_then(|found| ran.world.settle(found)) {
@@ -240,7 +240,7 @@ impl Case {
         }
     }
 
-    /// One operation on the open store. If a sync of log or manifest failed in it, the store must have halted.
+    /// Runs one operation on the open store. If a sync of log or manifest failed in it, the store must have halted.
     fn step(&mut self, ran: &mut Ran, strike: Option<Strike>, op: &Op) -> Check {
         let before = ran.world.sim.faults_struck();
         self.answer(ran, strike, op)?;
@@ -302,7 +302,7 @@ impl Case {
         Ok(())
     }
 
-    /// The fault is gone. The open store must work, or have halted; and whatever is left must open.
+    /// Called after the fault is over. The open store must work or have halted, and its remains must open.
     fn aftermath(&mut self, mut ran: Ran, strike: Strike) -> Check {
         let world = &mut ran.world;
         world.sim.clear_faults();
@@ -327,14 +327,14 @@ impl Case {
         let found = self
             .reopen(&ran.world.sim, &ran.world, &acks.after_process_crash())
             .map_err(|failure| failure.at("then another open"))?;
-        // Whatever an open has shown is durable, also after a failed sync that the kernel has forgotten.
+        // Everything that an open has shown is durable, even after a failed sync that the kernel has forgotten.
         let cut = ran.world.sim.snapshot().power_cut_none();
         self.reopen(&SimBackend::from_image(cut, seed), &ran.world, &Bounds::exactly(found))
             .map_err(|failure| failure.at("then another open, then a power cut"))?;
         Ok(())
     }
 
-    /// A store that has not halted takes writes again and can be closed.
+    /// A store that has not halted accepts writes again and can be closed.
     fn go_on(ran: &mut Ran) -> Check {
         let db = ran.world.db()?;
         let halted = db.metrics().halted.is_some();
@@ -360,7 +360,7 @@ impl Case {
         Ok(found)
     }
 
-    /// Opens what the workload left, with a fault in it.
+    /// Opens the remains of the workload, with a fault in the recovery.
     fn recover(&mut self, strike: Strike) -> Check<bool> {
         let mut struck = false;
         for (image, acks) in self.left.clone() {
@@ -385,7 +385,7 @@ impl Case {
         let expected = if strike.spares_ring() { &may_hold[0] } else { &may_hold[1] };
         let opened = match world.open(expected) {
             Ok(found) => {
-                // Whatever an open has shown is durable.
+                // Everything that an open has shown is durable.
                 may_hold = [Bounds::exactly(found), Bounds::exactly(found)];
                 true
             }
@@ -425,7 +425,7 @@ fn judge(strike: Option<Strike>, error: &Error) -> Check {
     }
 }
 
-/// Nothing waits much longer than the fault makes it.
+/// No wait is much longer than the delay of the fault.
 fn check_time(sim: &SimBackend, strike: Strike, calls: u64) -> Check {
     let per_call = if matches!(strike.way.fault, Fault::Delay(_)) { LATE } else { Duration::from_millis(1) };
     let most = Duration::from_mins(1) + per_call * u32::try_from(calls).unwrap_or(u32::MAX);
@@ -447,7 +447,7 @@ fn watch_syncs(sim: &SimBackend) -> Syncs {
     syncs
 }
 
-/// After the `k`-th sync failed, its file is not synced again, unless it was made anew.
+/// After the `k`-th sync failed, its file is not synced again unless it was created anew.
 fn check_syncs(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Check {
     let mut left = k;
     let mut failed = None;
@@ -465,8 +465,8 @@ fn check_syncs(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Check {
     Ok(())
 }
 
-/// The file of the `k`-th sync, if it belongs to the log or the manifest and was synced before in this use: then what is
-/// in it was promised. (The first sync of a new file is of zeros only.)
+/// The file of the `k`-th sync, if it belongs to the log or the manifest and was synced before in this use: then its
+/// content was promised. (The first sync of a new file covers zeros only.)
 fn promised(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Option<std::path::PathBuf> {
     let mut syncs = events.iter().enumerate().filter(|(_, (kind, _))| *kind == EventKind::Sync);
     let (at, (_, path)) = syncs.nth(usize::try_from(k).ok()?)?;
@@ -476,7 +476,7 @@ fn promised(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Option<std::p
     is_used.then(|| path.clone())
 }
 
-/// A seeded sequence, and between its pieces what every workload must have.
+/// A seeded sequence, with the operations between that every workload must have.
 fn operations(seed: u64) -> Vec<Op> {
     let mix =
         Mix { writes: 40, reads: 44, upkeep: 6, crashes: false, keys: 10, value_bytes: 200, configs: 4 };
@@ -512,7 +512,7 @@ fn operations(seed: u64) -> Vec<Op> {
         ops.push(op);
         ops.extend(generator.sequence(3));
     }
-    // These ask what a dropped keyspace says, and a store with a fault may say something of that first.
+    // These test the error of a dropped keyspace. With a fault the store may report another error first.
     ops.retain(|op| !matches!(op, Op::UseDropped { .. }));
     ops
 }

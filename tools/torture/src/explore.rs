@@ -1,7 +1,7 @@
-//! Reopens what crashes can leave of a disk, and compares it with what may be there.
+//! Reopens the possible remains of a crash, and compares them with the allowed states.
 //!
-//! Invariants: every image that was not seen before is opened by the production recovery and compared in full; one that
-//! was seen is judged by what was found then, since recovery depends on nothing but the image.
+//! Invariants: every new image is opened by the production recovery and compared in full. An image that was seen before
+//! gets the earlier result, because recovery depends on nothing but the image.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +17,7 @@ use crate::report::{Check, Counts, Failure};
 use crate::runner::Settings;
 use crate::world::{CrashPoint, Points};
 
-/// Fingerprints of all images of a run, for the count of distinct states. Sharded, since all threads add to it.
+/// Fingerprints of all images of a run, to count distinct states. Sharded, because all threads add to it.
 #[derive(Debug)]
 pub(crate) struct Distinct([Mutex<HashSet<u64>>; 16]);
 
@@ -26,13 +26,13 @@ impl Distinct {
         Distinct(std::array::from_fn(|_| Mutex::default()))
     }
 
-    /// Whether it is new.
+    /// Returns whether it is new.
     pub(crate) fn add(&self, fingerprint: u64) -> bool {
         let shard = usize::try_from(fingerprint % 16).unwrap_or(0);
         self.0[shard].lock().insert(fingerprint)
     }
 
-    /// How many there are.
+    /// The number of fingerprints.
     pub(crate) fn len(&self) -> u64 {
         self.0.iter().map(|shard| shard.lock().len() as u64).sum()
     }
@@ -43,25 +43,25 @@ impl Distinct {
 pub(crate) enum Cuts {
     /// Nothing kept, everything kept, and this many random subsets.
     Random(usize),
-    /// Every subset of up to 12 units; of more, none, all, each alone, each missing, and 64 random ones.
+    /// Every subset of up to 12 units. Of more units: none, all, each alone, each missing, and 64 random subsets.
     Exhaustive,
 }
 
-/// Up to this many un-synced units all subsets are tried.
+/// Up to this many unsynced units all subsets are tried.
 const MOST_UNITS: usize = 12;
 const RANDOM_SUBSETS: usize = 64;
 
-/// One in so many states is also ...
+/// One state in this many is also ...
 const SECOND_OPEN: usize = 4;
 const VERIFY: usize = 16;
 const CLEAN_CLOSE: usize = 32;
 /// ... crashed again at every event of its recovery.
 const RECOVERY: usize = 150;
 
-/// Random power cuts at each point of a recovery, whatever is done elsewhere.
+/// Random power cuts at each point of a recovery.
 const RECOVERY_CUTS: usize = 3;
 
-/// See the module.
+/// Explores crash points.
 #[derive(Debug)]
 pub(crate) struct Explorer<'a> {
     settings: &'a Settings,
@@ -72,7 +72,7 @@ pub(crate) struct Explorer<'a> {
     pub(crate) counts: Counts,
 }
 
-/// What the counts of an exploration are called.
+/// The names of the counts of an exploration.
 pub(crate) const STATES: [&str; 8] = [
     "crash_states",
     "distinct",
@@ -96,7 +96,7 @@ impl<'a> Explorer<'a> {
         }
     }
 
-    /// Tries everything that a crash at each of these points can leave, while there is time.
+    /// Tries all possible remains of a crash at each of these points, while there is time.
     pub(crate) fn explore(&mut self, points: &[CrashPoint], model: &Model) -> Check {
         for point in points {
             if self.settings.is_over() {
@@ -161,7 +161,7 @@ impl<'a> Explorer<'a> {
         Ok(())
     }
 
-    /// Opens and compares, unless this image was seen.
+    /// Opens and compares, unless this image was seen before.
     fn examine(&mut self, image: DiskImage, acks: Acks, model: &Model, depth: usize) -> Check {
         let bounds = acks.after_process_crash();
         let fingerprint = image.fingerprint();
@@ -186,7 +186,7 @@ impl<'a> Explorer<'a> {
         Ok(())
     }
 
-    /// Opens the image; a sample is opened twice, verified, or closed and opened. Gives the crash points of the recovery
+    /// Opens the image. A sample is opened twice, verified, or closed and opened. Returns the crash points of the recovery
     /// if it is watched.
     fn reopen(
         &mut self,
@@ -236,7 +236,7 @@ impl<'a> Explorer<'a> {
                 config.open(&sim).map_err(|error| Failure::new(format!("open after close: {error}")))?;
             compare(&reopened, model, &exactly).map_err(|failure| failure.at("open after close"))?;
         }
-        // What is left goes with the machine; a close would only take time.
+        // The machine is dropped with everything on it; a close would only take time.
         sim.crash();
         Ok((found, points))
     }

@@ -1,7 +1,7 @@
-//! Snapshots, iterators and gets that are kept while the store changes under them, and how iterators are compared.
+//! Snapshots, iterators and futures that are held while the store changes under them, and the comparison of iterators.
 //!
-//! Invariant: what is held shows the state at its creation until its keyspace is dropped or the store closed; from then
-//! on it reports `Closed`, unless it had come to its end. Gets do so when the store is closed, unless they have their
+//! Invariant: a held object shows the state at its creation until its keyspace is dropped or the store is closed. From then
+//! on it reports `Closed`, unless it had reached its end. A future reports that when the store is closed, unless it has its
 //! answer.
 
 use std::collections::VecDeque;
@@ -17,7 +17,7 @@ use crate::workload::{Range, Walk};
 /// A key and its value.
 pub(crate) type Pair = (Bytes, Bytes);
 
-/// At most this many of each are held; the oldest goes.
+/// At most this many of each are held; the oldest is dropped.
 const MAX_HELD: usize = 4;
 
 /// A snapshot, and the states that it may show: two, if the last write before it failed half way.
@@ -27,7 +27,7 @@ pub(crate) struct HeldSnapshot {
     pub(crate) views: Vec<State>,
 }
 
-/// An iterator, and what it still has to give, for each state that it may show.
+/// An iterator, and the rest of its pairs, for each state that it may show.
 #[derive(Debug)]
 pub(crate) struct HeldIter {
     pub(crate) iter: Iter,
@@ -35,14 +35,14 @@ pub(crate) struct HeldIter {
     pub(crate) views: Vec<Expected>,
 }
 
-/// Gets under way, and what they may give.
+/// Futures under way, and the values that they may return.
 #[derive(Debug)]
 pub(crate) struct HeldGets {
     pub(crate) gets: MultiGet,
     pub(crate) views: Vec<Vec<Option<Bytes>>>,
 }
 
-/// What an iterator gives.
+/// The kind of an iterator's items.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Expected {
     all: Vec<Pair>,
@@ -104,7 +104,7 @@ pub(crate) fn walk(iter: &mut Iter, how: Walk) -> esker::Result<Vec<Option<Pair>
     Ok(seen)
 }
 
-/// As [`walk`], without the values.
+/// Like [`walk`], without the values.
 pub(crate) fn walk_keys(keys: &mut Keys, how: Walk) -> esker::Result<Vec<Option<Bytes>>> {
     let mut seen = Vec::new();
     for step in 0..how.steps {
@@ -131,7 +131,7 @@ fn bit(bits: u64, step: usize) -> bool {
     bits >> (step % 64) & 1 == 1
 }
 
-/// Everything held.
+/// All held objects.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     pub(crate) snapshots: Vec<HeldSnapshot>,
@@ -161,7 +161,7 @@ impl Held {
         self.gets.push(held);
     }
 
-    /// A keyspace was dropped: its iterators must say so.
+    /// A keyspace was dropped: its iterators must report that.
     pub(crate) fn keyspace_dropped(&mut self, keyspace: u32) -> Check {
         for mut held in self.iters.extract_if(.., |held| held.keyspace == keyspace) {
             must_be_closed(&mut held)?;
@@ -169,7 +169,7 @@ impl Held {
         Ok(())
     }
 
-    /// The store was closed: everything held must say so.
+    /// The store was closed: every held object must report that.
     pub(crate) fn store_closed(&mut self, any: Option<&Keyspace>) -> Check {
         for mut held in self.iters.drain(..) {
             must_be_closed(&mut held)?;
@@ -188,7 +188,7 @@ impl Held {
         Ok(())
     }
 
-    /// Lets go of everything.
+    /// Drops everything.
     pub(crate) fn clear(&mut self) {
         self.iters.clear();
         self.gets.clear();
@@ -198,7 +198,7 @@ impl Held {
 
 fn must_be_closed(held: &mut HeldIter) -> Check {
     match held.iter.next() {
-        // It had come to its end before.
+        // It had reached its end before.
         None if held.views.iter().any(|view| view.left.is_empty()) => Ok(()),
         None => Err(Failure::new("an iterator ended silently when its source was closed")),
         Some(step) => expect_closed("an iterator", step),
@@ -209,6 +209,6 @@ fn must_be_closed(held: &mut HeldIter) -> Check {
 pub(crate) fn expect_closed<T: std::fmt::Debug>(what: &str, result: esker::Result<T>) -> Check {
     match result {
         Err(Error::Closed) => Ok(()),
-        other => Err(Failure::new(format!("{what} of something closed gave {other:?}"))),
+        other => Err(Failure::new(format!("{what} of a closed object returned {other:?}"))),
     }
 }

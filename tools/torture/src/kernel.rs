@@ -1,14 +1,14 @@
-//! `kernel`: power cuts below the real file systems of the kernel that runs.
+//! `kernel`: power cuts below the real file systems of the running kernel.
 //!
-//! The store works on ext4, XFS or btrfs, mounted by the kernel on a disk of ours, which notes every write and every
-//! flush. From that log the states are rebuilt that a power cut could have left; the kernel mounts each (and replays its
-//! journal), the store is opened by the production recovery, and all of it is compared with the model.
+//! The store works on ext4, XFS or btrfs, mounted by the kernel on a disk of ours, which logs every write and every flush.
+//! From that log the states are rebuilt that a power cut could have left. The kernel mounts each (and replays its journal),
+//! the production recovery opens the store, and all of it is compared with the model.
 //!
-//! Then the disk falls ill in the middle of lives and of recoveries, in every way and at every kind of file; and file
+//! Then the disk fails in the middle of incarnations and of recoveries, in every way and at every kind of file; and file
 //! systems are shut down below a store that writes.
 //!
-//! What `sim` assumes of a file system is tried here. A run does not replay exactly, since the kernel has threads of
-//! its own; the disk that shows a failure is kept with `--keep`.
+//! This tests the assumptions of `sim` about a file system. A run does not replay exactly, because the kernel has its own
+//! threads; `--keep` keeps the disk that shows a failure.
 
 mod device;
 mod explore;
@@ -40,39 +40,38 @@ use crate::runner::{self, Cases, Settings};
 pub(crate) use self::hand::run as run_hand;
 pub(crate) use self::protocol::Fs;
 
-/// XFS and btrfs are slower: they get one state for so many of ext4.
+/// XFS and btrfs are slower: they get one state for this many of ext4.
 const SLOWER: u64 = 10;
 
-/// A look at a state waits most of its time, for the kernel to mount and to close contexts of AIO: so many lanes share
-/// a core.
+/// Lanes per core. A check of a state mostly waits for the kernel, which mounts file systems and closes AIO contexts.
 const LANES_PER_THREAD: usize = 4;
 
-/// What a machine is told that lacks everything: it is no success.
+/// The message for a machine that lacks everything: that is no success.
 const NOTHING_TRIED: &str = "kernel: nothing could be tried on this machine";
 
-/// Lives of one workload.
+/// Incarnations of one workload.
 const LIVES: usize = 2;
 
-/// What to try.
+/// The extent of a run.
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
     pub(crate) systems: &'a [Fs],
-    /// Different states on ext4; a tenth of it on the others.
+    /// Different states on ext4; a tenth of that on the others.
     pub(crate) states: u64,
     pub(crate) keep: Option<&'a Path>,
-    /// Disks that break in a life, on each file system.
+    /// Disks that break during an incarnation, on each file system.
     pub(crate) faults: u64,
-    /// How often every illness is tried at every kind of file, on ext4 and XFS.
+    /// How many times every illness is tried at every kind of file, on ext4 and XFS.
     pub(crate) rounds: u64,
-    /// Shutdowns on ext4 and XFS, and as many lives on btrfs whose disk is copied.
+    /// Shutdowns on ext4 and XFS, and as many incarnations on btrfs whose disk is copied.
     pub(crate) shutdowns: u64,
-    /// A machine on which nothing can be tried is no failure.
+    /// Succeed on a machine on which nothing can be tried.
     pub(crate) may_skip: bool,
-    /// This case of this part only.
+    /// Only this case of this part.
     pub(crate) only: Option<(Part, u64)>,
 }
 
-/// A part of a run, in order.
+/// The parts of a run, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Cuts,
@@ -82,7 +81,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// The option that asks for a case of it.
+    /// The option that selects one case of a part.
     fn name(self) -> &'static str {
         match self {
             Part::Cuts => "case",
@@ -95,19 +94,19 @@ impl Part {
 
 const PARTS: [Part; 4] = [Part::Cuts, Part::Faults, Part::Cells, Part::Shutdowns];
 
-/// What all parts of a run on one file system share.
+/// The data that all parts of a run on one file system share.
 struct Run<'a> {
     settings: &'a Settings,
     plan: &'a Plan<'a>,
     fs: Fs,
-    /// Those that are free.
+    /// The free lanes.
     lanes: Mutex<Vec<Lane>>,
 }
 
 /// Tries every file system that this machine has.
 ///
 /// # Errors
-/// The first failure; or there was nothing that could be tried.
+/// The first failure; or nothing could be tried.
 pub(crate) fn run(settings: &Settings, plan: &Plan<'_>) -> Check<Tally> {
     let lanes = settings.threads * LANES_PER_THREAD;
     let settings = &Settings { threads: lanes, clock: NativeBackend::new(), ..*settings };
@@ -144,7 +143,7 @@ fn skip(tally: &mut Tally, what: &str) {
 }
 
 impl Run<'_> {
-    /// Runs a part, and says what came of it.
+    /// Runs a part, and reports its result.
     fn part(&self, part: Part, tally: &mut Tally) -> Check {
         if part == Part::Shutdowns && self.fs != Fs::Btrfs && !is_program("xfs_io") {
             skip(tally, &format!("shutdowns of {}: there is no program xfs_io", self.fs.name()));
@@ -157,7 +156,7 @@ impl Run<'_> {
                 let run = |lane: &mut Lane, _, seed| media::break_disk(lane, seed);
                 self.cases(part, self.plan.faults, &media::COUNTS, run)?
             }
-            // btrfs has checksums of its own, and moves what is written.
+            // btrfs has its own checksums, and moves written data.
             Part::Cells if self.fs == Fs::Btrfs => return Ok(()),
             Part::Cells => {
                 let count = self.plan.rounds * matrix::CELLS;
@@ -196,10 +195,10 @@ impl Run<'_> {
 }
 
 impl Run<'_> {
-    /// Different states that a power cut can leave.
+    /// Tests different states that a power cut can leave.
     ///
     /// # Errors
-    /// One is wrong; or there are fewer than asked for, although there was time.
+    /// One state is wrong; or there are fewer states than requested, although there was time.
     fn cut_power(&self) -> Check<Tally> {
         let Run { settings, plan, fs, .. } = *self;
         let asked = if fs == Fs::Ext4 { plan.states } else { plan.states.div_ceil(SLOWER) };
@@ -233,7 +232,7 @@ impl Run<'_> {
         Ok(tally)
     }
 
-    /// So many cases, or the one that is asked for.
+    /// The requested number of cases, or the selected one.
     fn cases(
         &self,
         part: Part,
@@ -269,7 +268,7 @@ impl Run<'_> {
         }
     }
 
-    /// Runs a case on a lane that is free, or on a new one. One that failed is not used again.
+    /// Runs a case on a free lane, or on a new one. A lane that failed is not used again.
     fn on_lane(&self, seed: u64, run: impl FnOnce(&mut Lane) -> Check<Tally>) -> Check<Tally> {
         let free = self.lanes.lock().pop();
         let mut lane = match free {
@@ -282,7 +281,7 @@ impl Run<'_> {
     }
 }
 
-/// Some lives of one store: each goes on with what a power cut has left of the one before.
+/// Some incarnations of one store: each continues on the remains of a power cut in the one before.
 fn workload(lane: &mut Lane, explorer: &mut Explorer<'_>, seed: u64) -> Check<Tally> {
     let mut rng = Rng::with_seed(seed);
     let mut tally = Tally::default();
@@ -319,7 +318,7 @@ fn workload(lane: &mut Lane, explorer: &mut Explorer<'_>, seed: u64) -> Check<Ta
     Ok(tally)
 }
 
-/// What this machine lacks to try the file system of this name.
+/// What this machine lacks for the file system of this name.
 pub(crate) fn lack(name: &str) -> Option<String> {
     let fs = [Fs::Ext4, Fs::Xfs, Fs::Btrfs].into_iter().find(|fs| fs.name() == name);
     fs.map_or_else(|| Some("it is not tried".to_owned()), lack_of)
@@ -338,7 +337,7 @@ fn lack_of(fs: Fs) -> Option<String> {
     }
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let is_known = known.lines().any(|line| line.split_whitespace().last() == Some(fs.name()));
-    // A module may still be loaded when it is mounted; what cannot be mounted then is said there.
+    // A module may still be loaded at the mount. If it cannot be, the mount reports it.
     let has_modules = Path::new("/proc/modules").exists();
     (!is_known && !has_modules).then(|| "the kernel does not know it".to_owned())
 }

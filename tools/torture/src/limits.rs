@@ -1,17 +1,17 @@
-//! `limits`: an errand on the real kernel on a machine that is in its way: limits on files, handles and memory, full, frozen
-//! and read-only disks, large sectors, storms of signals, stops.
+//! `limits`: an errand on the real kernel with limits on files, handles and memory, full, frozen and read-only disks, large
+//! sectors, storms of signals, and stops.
 //!
 //! ```text
 //!   errand   | works | is told errors, waits, or dies | goes on       |
 //!   parent           | sets a limit, fills the disk   | takes it back | kills it, opens the store, compares
 //! ```
 //!
-//! What must hold is said at each: whether the errand goes on when the way is free again, or must not even notice, or may
-//! die. Always: no panic, no hang, no error that blames the files, and a healthy process finds everything that was
+//! Each trial says what must hold: the errand continues after the limit is removed, does not notice it, or may die. In all
+//! cases there is no panic, no hang and no error that blames the files, and a healthy process finds everything that was
 //! acknowledged and verifies it.
 //!
-//! What this machine cannot do is skipped, and said. Limits are set for the errand alone; but slots of asynchronous I/O
-//! belong to the whole machine, so they are used up only where that is asked for by name.
+//! Trials that this machine cannot run are skipped, and the report names them. Limits are set for the errand alone. Slots
+//! of asynchronous I/O belong to the whole machine, so that trial runs only if its name is given.
 
 mod disk;
 mod lack;
@@ -27,30 +27,30 @@ use crate::runner::{self, Cases, Settings};
 use lack::Lack;
 use trials::{TRIALS, Trial};
 
-/// Trials mostly wait.
+/// Trials per core. They mostly wait.
 const LANES_PER_THREAD: usize = 3;
 
-/// What the command is told.
+/// Options of the command.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LimitsArgs {
-    /// Only those whose name contains this.
+    /// Only the trials whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,
     /// Where the stores and disks are made; by default in the directory for temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// How often each, with another moment each time.
+    /// How many times to run each trial, with another moment each time.
     #[arg(long, default_value_t = 1)]
     times: u64,
-    /// It is a failure if something cannot be tried on this machine.
+    /// Fail if a trial cannot run on this machine.
     #[arg(long)]
     require: bool,
-    /// Run this case only.
+    /// Run only this case.
     #[arg(long)]
     case: Option<u64>,
 }
 
-/// Tries it all.
+/// Runs the command.
 ///
 /// # Errors
 /// The first failure.
@@ -85,7 +85,7 @@ pub(crate) fn run(settings: &Settings, args: &LimitsArgs) -> Check<Tally> {
             },
         },
     )?;
-    // Empty, or not there if nothing was run.
+    // Fails unless the directory is empty, which it is if no run failed.
     let _ = std::fs::remove_dir(&root);
     Ok(tally)
 }
@@ -104,7 +104,7 @@ fn one(dir: &Path, trial: &Trial, seed: u64, require: bool) -> Check<Tally> {
         Err(Lack::Machine(lack)) if !require => {
             say(format!("limits: *** SKIPPED {}: {lack} ***", trial.name));
             tally.counts.add("skipped", 1);
-            // Whatever was made of it.
+            // The trial may have failed before it made the directory.
             let _ = std::fs::remove_dir_all(dir);
         }
         Err(Lack::Machine(lack)) => {

@@ -1,5 +1,5 @@
-//! `kvtorture`: breaks the store on a simulated machine, and below the real kernel, again and again, and compares what is
-//! left with a model; or on the real disk, by killing it.
+//! `kvtorture`: breaks the store on a simulated machine, below the real kernel, or on the real disk by killing its
+//! process, and compares the remaining store with a model.
 
 #![forbid(unsafe_code)]
 
@@ -40,9 +40,9 @@ use crate::soak::{SoakArgs, WorkerArgs};
 use crate::strace::StraceArgs;
 use crate::sweep::Sweep;
 
-/// Breaks an Esker store on a simulated machine and compares what is left with a model.
+/// Breaks an Esker store on a simulated machine and compares the remaining store with a model.
 ///
-/// A failure prints what was found and the one command that replays it, and exits with 1.
+/// A failure prints its finding and the one command that replays it, and exits with 1.
 #[derive(Debug, Parser)]
 #[command(name = "kvtorture", version)]
 struct Cli {
@@ -56,10 +56,10 @@ enum Command {
     Sim {
         #[command(flatten)]
         common: Common,
-        /// Stop after at least so many different crash states.
+        /// Stop after at least this many different crash states.
         #[arg(long)]
         states: Option<u64>,
-        /// Leave the short sequences out.
+        /// Skip the short sequences.
         #[arg(long)]
         no_short: bool,
         /// Run this workload only.
@@ -73,18 +73,18 @@ enum Command {
     Model {
         #[command(flatten)]
         common: Common,
-        /// Stop after at least so many sequences.
+        /// Stop after at least this many sequences.
         #[arg(long)]
         sequences: Option<u64>,
         /// Run this list of operations only.
         #[arg(long)]
         case: Option<u64>,
     },
-    /// Every call of ten workloads and of their recoveries fails, once and for ever, in every way.
+    /// Makes every call of ten workloads and of their recoveries fail, once and permanently, in every way.
     Errors {
         #[command(flatten)]
         common: Common,
-        /// How many workloads.
+        /// The number of workloads.
         #[arg(long, default_value_t = 10)]
         workloads: u64,
         /// Run this workload only.
@@ -93,43 +93,43 @@ enum Command {
         /// Fail at this call only.
         #[arg(long)]
         at: Option<u64>,
-        /// Fail at every so many-th call only.
+        /// Fail only every n-th call.
         #[arg(long, default_value_t = 1)]
         step: u64,
     },
-    /// Damages every file of a small store (each bit), of a larger one (each byte) and the logs of one after a power cut,
-    /// and reads everything.
+    /// Damages every file of a small store (each bit), of a larger one (each byte) and the logs of a store after a power
+    /// cut, and reads everything.
     Sweep {
         #[command(flatten)]
         common: Common,
         /// Run this piece only.
         #[arg(long)]
         piece: Option<u64>,
-        /// Flip every so many-th bit only.
+        /// Flip only every n-th bit.
         #[arg(long, default_value_t = 1)]
         step: usize,
     },
-    /// Power cuts, sick disks and shutdowns below the file systems of the kernel that runs: qualifies a machine. Needs root,
-    /// FUSE and loop devices; what cannot be tried is skipped, and said.
+    /// Power cuts, sick disks and shutdowns below the file systems of the running kernel: qualifies a machine. Needs root,
+    /// FUSE and loop devices. The report names every part that was skipped.
     Kernel {
         #[command(flatten)]
         common: Common,
-        /// Which file systems.
+        /// The file systems to use.
         #[arg(long, value_enum, value_delimiter = ',', default_value = "ext4,xfs,btrfs")]
         fs: Vec<kernel::Fs>,
-        /// Stop after at least so many different states on ext4, and a tenth of it on each of the others.
+        /// Stop after at least this many different states on ext4, and a tenth of that on each of the others.
         #[arg(long, default_value_t = 3000)]
         states: u64,
-        /// Then break the disk so often in the middle of a life, on each file system.
+        /// Then break the disk this many times during an incarnation, on each file system.
         #[arg(long, default_value_t = 60)]
         faults: u64,
-        /// Then try so often every illness of a disk at log, segments and manifest, on ext4 and XFS.
+        /// Then try every illness of a disk this many times at log, segments and manifest, on ext4 and XFS.
         #[arg(long, default_value_t = 4)]
         rounds: u64,
-        /// Then shut ext4 and XFS down so often below a living store, and copy so many living disks of btrfs.
+        /// Then shut ext4 and XFS down this many times below a running store, and copy as many disks of btrfs in use.
         #[arg(long, default_value_t = 50)]
         shutdowns: u64,
-        /// If this machine can try nothing at all, say so and succeed.
+        /// Succeed if this machine can try nothing at all.
         #[arg(long)]
         where_possible: bool,
         #[command(flatten)]
@@ -144,37 +144,37 @@ enum Command {
         #[arg(value_enum)]
         fs: kernel::Fs,
     },
-    /// A real store whose system calls go wrong, one after the other: fail, are delayed, submit less than they were asked
-    /// to, reap other results, or are the last of their process.
+    /// A real store whose system calls go wrong, one after the other: a call fails, is delayed, submits less than was
+    /// requested, reaps other results, or is the last call of its process.
     Strace {
         #[command(flatten)]
         common: Common,
         #[command(flatten)]
         args: StraceArgs,
     },
-    /// A real store on a machine that is in its way: limits on files, handles and memory, full, frozen and read-only disks,
-    /// large sectors, storms of signals. Some need root; what cannot be tried is skipped, and said.
+    /// A real store on a machine with limits on files, handles and memory, with full, frozen and read-only disks, large
+    /// sectors, and storms of signals. Some need root. The report names every part that was skipped.
     Limits {
         #[command(flatten)]
         common: Common,
         #[command(flatten)]
         args: LimitsArgs,
     },
-    /// The process that `strace` and `limits` are in the way of.
+    /// The process that `strace` and `limits` disturb.
     #[command(hide = true)]
     Errand(ErrandArgs),
-    /// Wakes each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
+    /// Enables each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
     Planted {
         #[command(flatten)]
         common: Common,
         /// Only the bugs whose name contains this.
         #[arg(long, default_value = "", conflicts_with = "kernel")]
         only: String,
-        /// Leave syncs out below the file systems of the kernel that runs (as root): `kernel` must find each.
+        /// Leave syncs out below the file systems of the running kernel (as root): `kernel` must find each.
         #[arg(long)]
         kernel: bool,
     },
-    /// A real store on a real disk, its process killed again and again and its device failing now and then.
+    /// A real store on a real disk. Its process is killed repeatedly, and its device fails now and then.
     Soak(SoakArgs),
     /// The process that `soak` kills.
     #[command(hide = true)]
@@ -183,7 +183,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Stop after so many seconds; without any limit 60.
+    /// Stop after this many seconds; without any limit 60.
     #[arg(long)]
     time: Option<u64>,
     /// The same seed and limits (other than time) give the same run.
@@ -197,7 +197,7 @@ struct Common {
     threads: usize,
 }
 
-/// What a failure of `kernel` asks for.
+/// The case that a failure of `kernel` names.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 struct OnlyOne {
@@ -207,10 +207,10 @@ struct OnlyOne {
     /// Break this disk only.
     #[arg(long)]
     fault: Option<u64>,
-    /// Try this illness of a disk only.
+    /// Try only this illness of a disk.
     #[arg(long)]
     cell: Option<u64>,
-    /// Shut down, or copy, this one only.
+    /// Run only this shutdown or copy.
     #[arg(long)]
     shutdown: Option<u64>,
 }
@@ -305,7 +305,7 @@ fn verdict(result: Check) -> ExitCode {
     }
 }
 
-/// The short sequences first, in at most half of the time; then workloads.
+/// Runs the short sequences first, in at most half of the time, and then workloads.
 fn run_sim(
     settings: &Settings,
     states: Option<u64>,
@@ -371,7 +371,7 @@ fn run_model(settings: &Settings, sequences: Option<u64>, case: Option<u64>) -> 
     Ok(tally)
 }
 
-/// A case is one workload with one way to fail; of its calls every `step`-th fails, from one on that is drawn.
+/// A case is one workload with one way to fail. Every `step`-th of its calls fails, from a random first one on.
 fn run_errors(
     settings: &Settings,
     workloads: u64,
@@ -398,7 +398,7 @@ fn run_errors(
     Ok(tally)
 }
 
-/// All stores, or one piece.
+/// Runs all stores, or one piece.
 fn run_sweep(settings: &Settings, piece: Option<u64>, step: usize) -> Check<Tally> {
     let sweeps = Sweep::all(settings.seed, step)?;
     let pieces: u64 = sweeps.iter().map(Sweep::pieces).sum();

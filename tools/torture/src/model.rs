@@ -1,11 +1,11 @@
-//! The reference: what a store must hold, after each prefix of what was submitted to it.
+//! The reference: the content that a store must have after each prefix of the submitted writes.
 //!
 //! A store has two histories: *commits*, in the order of the log, and *edits* of the set of keyspaces, which are durable
-//! on their own. What a crash leaves is one state of each: the writes of the first `n` commits, as far as they went to
-//! keyspaces that exist after the first `m` edits.
+//! independently. A crash leaves one state of each: the writes of the first `n` commits to keyspaces that exist after the
+//! first `m` edits.
 //!
-//! Invariants: a keyspace that was dropped and made again is another one, with a number of its own; state 0 is what the
-//! history began with; states are never changed, so they can be kept by snapshots.
+//! Invariants: a keyspace that was dropped and created again is a different one, with its own number. State 0 is the
+//! beginning of the history. States are never changed, so snapshots can keep them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 /// The pairs of one keyspace.
 pub(crate) type Table = BTreeMap<Bytes, Bytes>;
 
-/// The keyspaces that exist, by name, with the number of their making.
+/// The existing keyspaces by name, with the number of their creation.
 pub(crate) type Names = BTreeMap<&'static str, u32>;
 
-/// What all keyspaces that ever existed would hold.
+/// The content of all keyspaces that ever existed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct State {
     tables: BTreeMap<u32, Arc<Table>>,
@@ -41,7 +41,7 @@ pub(crate) struct ModelWrite {
     pub(crate) value: Option<Bytes>,
 }
 
-/// How far each history has got.
+/// The length of each history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Prefix {
     pub(crate) commits: usize,
@@ -66,29 +66,29 @@ impl Bounds {
     }
 }
 
-/// What was acknowledged and what was submitted, at one moment.
+/// The acknowledged and the submitted writes at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Acks {
     /// Survives the death of the process.
     pub(crate) process: Prefix,
     /// Survives a power cut.
     pub(crate) power: Prefix,
-    /// Nothing beyond this was ever handed to the store.
+    /// The upper limit: everything that was handed to the store.
     pub(crate) submitted: Prefix,
 }
 
 impl Acks {
-    /// What may be found after the death of the process.
+    /// The states that may be found after the death of the process.
     pub(crate) fn after_process_crash(&self) -> Bounds {
         self.from(self.process)
     }
 
-    /// What may be found after a power cut.
+    /// The states that may be found after a power cut.
     pub(crate) fn after_power_cut(&self) -> Bounds {
         self.from(self.power)
     }
 
-    /// What is known of a disk that was left by a power cut: what was not durable may be gone.
+    /// The acknowledgements after a power cut: writes that were not durable may be gone.
     #[must_use]
     pub(crate) fn cut(self) -> Acks {
         Acks { process: self.power, ..self }
@@ -124,12 +124,12 @@ impl Model {
         }
     }
 
-    /// How far both histories go.
+    /// The length of both histories.
     pub(crate) fn end(&self) -> Prefix {
         Prefix { commits: self.states.len() - 1, edits: self.names.len() - 1 }
     }
 
-    /// What the first commits leave.
+    /// The content after the first commits.
     pub(crate) fn state(&self, commits: usize) -> &State {
         &self.states[commits]
     }
@@ -183,7 +183,7 @@ impl Model {
         self.names.push(names);
     }
 
-    /// Forgets what came after a prefix: a crash has shown that it is lost, or a call that it never happened.
+    /// Removes everything after a prefix: a crash has shown that it is lost, or a call that it never happened.
     pub(crate) fn truncate(&mut self, prefix: Prefix) {
         self.states.truncate(prefix.commits + 1);
         self.names.truncate(prefix.edits + 1);

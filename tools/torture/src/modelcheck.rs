@@ -1,7 +1,7 @@
 //! `model`: random operations on a store and on the model, with every public operation, under random options.
 //!
-//! Each list of operations runs on two configurations drawn from all; whatever the store says is compared with the model,
-//! so they must agree with each other, too. A list that fails is shortened by leaving operations out.
+//! Each list of operations runs on two configurations drawn from all. Every answer of the store is compared with the model,
+//! so the configurations must also agree with each other. A failing list is shortened by leaving operations out.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -14,10 +14,10 @@ use crate::shapes;
 use crate::workload::{KINDS, Op};
 use crate::world::{Outcome, World};
 
-/// One in so many lists runs on every configuration.
+/// One list in this many runs on every configuration.
 const EVERYWHERE: u64 = 50;
 
-/// Runs of a list that failed, for shortening it: a second or two.
+/// The most runs for shortening a failing list: a second or two.
 const MOST_TRIES: usize = 300;
 
 /// Runs one list of operations.
@@ -54,7 +54,7 @@ fn run(ops: &[Op], machine: u64, config: usize, tally: &mut Tally) -> Check {
             Outcome::Refused(error) => return Err(Failure::from(error).at(format!("{op:?}"))),
         }
     }
-    // The whole store once more at the end, and what a close leaves of it.
+    // Compares the whole store once more at the end, and again after a close.
     let everything = Bounds::exactly(world.model.end());
     crate::check::compare(world.db()?, &world.model, &everything)
         .map_err(|failure| failure.at("at the end"))?;
@@ -66,7 +66,7 @@ fn run(ops: &[Op], machine: u64, config: usize, tally: &mut Tally) -> Check {
     Ok(())
 }
 
-/// Leaves out operations that are not needed for a failure, whichever it is: halves first, single ones at last.
+/// Leaves out operations that are not needed for any failure: halves first, single ones at last.
 fn shorten(mut ops: Vec<Op>, machine: u64, config: usize, mut failure: Failure) -> (Vec<Op>, Failure) {
     let mut len = ops.len().div_ceil(2);
     let mut tries = MOST_TRIES;
@@ -91,10 +91,10 @@ fn shorten(mut ops: Vec<Op>, machine: u64, config: usize, mut failure: Failure) 
     }
 }
 
-/// Sequences in which everything should have happened.
+/// The number of sequences in which everything should have happened.
 pub(crate) const ENOUGH_TO_JUDGE: u64 = 4000;
 
-/// What must hold of a whole run: every kind of operation happened, and sequences were long enough.
+/// Checks a whole run: every kind of operation happened, and sequences were long enough.
 pub(crate) fn judge(tally: &Tally) -> Check {
     let zeros = tally.operations.zeros();
     if !zeros.is_empty() {

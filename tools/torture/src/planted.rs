@@ -1,11 +1,11 @@
-//! `planted`: each bug of [`aio::Bug`] must be found, by layers that do not know which one is awake.
+//! `planted`: each bug of [`aio::Bug`] must be found by layers that do not know which one is enabled.
 //!
-//! Each layer runs as a child of this binary with the bug's name in its environment, in slices that grow, until one of
-//! them fails or the time for the bug is over. A child that panics, dies or hangs has found it, too. Before that every
-//! layer runs without a bug, and must find nothing.
+//! Each layer runs as a child of this binary with the name of the bug in its environment. The time slices grow until one
+//! layer fails or the time for the bug is over. A child that panics, dies or hangs has found the bug, too. Before that
+//! every layer runs without a bug and must find nothing.
 //!
-//! With `--kernel` it is one layer, `kernel`, which needs root: each sync that is left out must be found by power cuts
-//! below a real file system.
+//! With `--kernel` there is only the layer `kernel`, which needs root: power cuts below a real file system must find each
+//! missing sync.
 
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -18,11 +18,11 @@ use crate::kernel;
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::Settings;
 
-/// The layers, cheapest first, with what makes a short run of each a broad one.
+/// The layers, cheapest first, with the options that make a short run of each a broad one.
 const LAYERS: [&[&str]; 4] = [&["model"], &["sim"], &["errors", "--step", "23"], &["sweep", "--step", "97"]];
 
-/// Syncs that are left out, and a file system below which that must be found: on ext4 the sync of any file brings down
-/// what was written to all others before it.
+/// Missing syncs, and a file system below which each must be found. On ext4 the sync of any file also writes back
+/// everything that was written to other files before it.
 const UNSYNCED: [(Bug, &str); 4] = [
     (Bug::LogNotSynced, "ext4"),
     (Bug::LogSyncedBeforeTheWrite, "ext4"),
@@ -30,33 +30,33 @@ const UNSYNCED: [(Bug, &str); 4] = [
     (Bug::SegmentNotSynced, "btrfs"),
 ];
 
-/// The first slice of `kernel`, which makes file systems before it begins.
+/// The first slice of `kernel`, which has to make file systems first.
 const KERNEL_SLICE: Duration = Duration::from_secs(5);
 
-/// A bug that is not found in this time is a failure.
+/// A bug that is not found within this time is a failure.
 const TIME_FOR_A_BUG: Duration = Duration::from_mins(1);
 
 /// The first slice of each layer; every round doubles it.
 const FIRST_SLICE: Duration = Duration::from_secs(1);
 
-/// How long each layer must find nothing before that.
+/// The time for which each layer must find nothing before the first bug.
 const CLEAN_SLICE: Duration = Duration::from_secs(4);
 
-/// A child that runs this much longer than its slice hangs.
+/// A child that exceeds its slice by this much hangs.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How often a child is looked at.
+/// The interval between two looks at a child.
 const POLL: Duration = Duration::from_millis(10);
 
-/// What became of one bug.
+/// The result for one bug.
 struct Finding {
     bug: Bug,
-    /// The layer that found it, and how.
+    /// The layer that found it, and its finding.
     by: Option<(&'static str, &'static str)>,
     took: Duration,
 }
 
-/// Runs the bugs whose name contains `only`; fails if one of them is not found.
+/// Runs the bugs whose name contains `only`. Fails if one of them is not found.
 pub(crate) fn run(settings: &Settings, only: &str) -> Check<Tally> {
     must_be_planted()?;
     for layer in LAYERS {
@@ -79,7 +79,7 @@ pub(crate) fn run(settings: &Settings, only: &str) -> Check<Tally> {
     conclude(&findings.into_inner().expect("no hunter panics"))
 }
 
-/// Runs the syncs that are left out, below real file systems; fails if one of them is not found.
+/// Runs the missing syncs below real file systems. Fails if one of them is not found.
 pub(crate) fn run_below(settings: &Settings) -> Check<Tally> {
     must_be_planted()?;
     let mut findings = Vec::new();
@@ -138,14 +138,14 @@ fn hunt(settings: &Settings, bug: Bug, layers: &[&[&'static str]], first: Durati
     }
 }
 
-/// How long a layer runs. Each has a seed of its own, so that none begins with the cases of the one before.
+/// The time for one layer. Each run has its own seed, so no run begins with the cases of the previous one.
 #[derive(Clone, Copy)]
 struct Slice {
     length: Duration,
     nth: u64,
 }
 
-/// Runs one layer for a while; how it ended, if not well.
+/// Runs one layer for a while. Returns how it ended, unless it ended well.
 fn slice(settings: &Settings, layer: &[&str], bug: Option<Bug>, part: Slice) -> Option<&'static str> {
     let clock = NativeBackend::new();
     let mut command = Command::new(std::env::current_exe().expect("a running program has a path"));

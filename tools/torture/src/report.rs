@@ -1,16 +1,16 @@
-//! What was tried: counts, and how they and a failure are told.
+//! Counts of everything that was tried, and how they and a failure are printed.
 //!
-//! Invariant: counts are sums over cases, so they do not depend on how the cases were spread over threads.
+//! Invariant: counts are sums over cases, so they do not depend on the distribution of cases over threads.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
 
-/// Something that the store got wrong, or that the harness did not expect.
+/// A mistake of the store, or something that the harness did not expect.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     what: String,
-    /// The store gave this error, where an answer was asked for: with a fault in the machine that may be right.
+    /// The store returned this error instead of an answer. With a fault in the machine that may be right.
     refused: Option<esker::Error>,
 }
 
@@ -19,13 +19,13 @@ impl Failure {
         Failure { what: what.into(), refused: None }
     }
 
-    /// The same, with where it happened in front.
+    /// The same, with its place in front.
     #[must_use]
     pub(crate) fn at(self, place: impl fmt::Display) -> Failure {
         Failure { what: format!("{place}: {}", self.what), ..self }
     }
 
-    /// The store's own error, if that is all there is.
+    /// The store's own error, if the failure is only that.
     pub(crate) fn refused(&self) -> Option<&esker::Error> {
         self.refused.as_ref()
     }
@@ -51,7 +51,7 @@ pub(crate) type Check<T = ()> = Result<T, Failure>;
 pub(crate) struct Counts(BTreeMap<&'static str, u64>);
 
 impl Counts {
-    /// All names with zero, so that what never happened shows.
+    /// All names with zero, so that a case that never happened is visible.
     pub(crate) fn of(names: &[&'static str]) -> Counts {
         Counts(names.iter().map(|name| (*name, 0)).collect())
     }
@@ -84,10 +84,10 @@ impl Counts {
     }
 }
 
-/// Everything that a run or a part of it counts.
+/// All counts of a run or of a part of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    /// States, cases, and whatever else the command has.
+    /// States, cases, and the other counts of the command.
     pub(crate) counts: Counts,
     /// Operations by kind.
     pub(crate) operations: Counts,
@@ -100,7 +100,7 @@ impl Tally {
     }
 }
 
-/// Writes one line to standard output. A closed pipe is nobody's problem.
+/// Writes one line to standard output. A closed pipe is no failure.
 pub(crate) fn say(line: impl fmt::Display) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }

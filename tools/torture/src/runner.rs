@@ -1,8 +1,7 @@
-//! Runs numbered cases on a few threads until a limit, watches over them, and says how to replay the one that failed.
+//! Runs numbered cases on a few threads until a limit, watches them, and prints how to replay a failure.
 //!
-//! Invariants: a case depends on its number and the seed only; without a time limit the set of cases that are run does
-//! not depend on the threads, since whether it is enough is asked between rounds of a fixed
-//! number of cases.
+//! Invariants: a case depends on its number and the seed only. Without a time limit the set of cases does not depend on the
+//! threads, because the limits are checked between rounds of a fixed number of cases.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,18 +14,18 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::report::{Check, Failure, Tally, complain};
 
-/// A case that takes longer is taken for a hang. Cases take seconds on a slow machine.
+/// A case that takes longer counts as a hang. Cases take seconds on a slow machine.
 const HANG_AFTER: Duration = Duration::from_mins(5);
 
-/// How often the terminal is told, and hangs are looked for.
+/// The interval between two updates of the terminal, and two looks for hangs.
 const TICK: Duration = Duration::from_millis(500);
 
-/// What all commands share.
+/// The settings that all commands share.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) seed: u64,
     pub(crate) threads: usize,
-    /// When no further case is begun, as a reading of `clock`.
+    /// No case begins after this reading of `clock`.
     pub(crate) deadline: Option<Duration>,
     pub(crate) clock: NativeBackend,
 }
@@ -37,7 +36,7 @@ impl Settings {
         fastrand::Rng::with_seed(self.seed.rotate_left(32) ^ case.wrapping_mul(0x9E37_79B9_7F4A_7C15)).u64(..)
     }
 
-    /// The numbers below `count` in an order drawn from the seed, so that a run that is cut short is a fair sample.
+    /// The numbers below `count` in an order drawn from the seed, so that a shortened run is a fair sample.
     pub(crate) fn shuffled(&self, count: u64) -> Vec<u64> {
         let mut order: Vec<u64> = (0..count).collect();
         fastrand::Rng::with_seed(self.seed).shuffle(&mut order);
@@ -49,15 +48,15 @@ impl Settings {
     }
 }
 
-/// Which cases to run: from `first`, in order, until `enough` says so.
+/// The cases to run: from `first`, in order, until `enough` returns true.
 pub(crate) struct Cases<'a> {
     /// The command line without the seed, for the replay; the number of the case follows it.
     pub(crate) replay: &'a str,
     pub(crate) first: u64,
     pub(crate) count: u64,
-    /// The numbers in the order in which they are run; empty: rising.
+    /// The numbers in the order of the run; empty: rising.
     pub(crate) order: &'a [u64],
-    /// Cases between two looks at the limits.
+    /// Cases between two checks of the limits.
     pub(crate) round: u64,
     /// Asked after every round.
     pub(crate) enough: &'a (dyn Fn(&Tally) -> bool + Sync),
@@ -65,7 +64,7 @@ pub(crate) struct Cases<'a> {
     pub(crate) run: &'a (dyn Fn(u64) -> Check<Tally> + Sync),
 }
 
-/// What the threads of a round share.
+/// The data that the threads of a round share.
 struct Round<'a> {
     settings: &'a Settings,
     cases: &'a Cases<'a>,
@@ -74,7 +73,7 @@ struct Round<'a> {
     tally: Mutex<Tally>,
     failure: Mutex<Option<(u64, Failure)>>,
     stop: AtomicBool,
-    /// What each thread is at, and since when.
+    /// The present case of each thread, and its start.
     running: Mutex<Vec<Option<(u64, Duration)>>>,
 }
 
@@ -135,7 +134,7 @@ fn run_round(
             }
         });
         for worker in workers {
-            // Panics of the store are caught in `work`.
+            // `work` catches the panics of the store.
             let _ = worker.join();
         }
         *ended.lock() = true;

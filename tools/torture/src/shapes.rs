@@ -1,12 +1,12 @@
-//! The shapes of the lists that `model` runs: most are a mix of everything, some are made to reach what a mix does not.
+//! The shapes of the lists that `model` runs. Most are a mix of everything; the others reach states that a mix does not.
 //!
-//! * *laps*: hundreds of small records of one size, seldom durable, with crashes between them: the ring comes round, log
-//!   files are recycled, and what an earlier lap or life left stands where the next record is looked for;
+//! * *laps*: hundreds of small records of one size, seldom durable, with crashes between them: the ring wraps, log files
+//!   are recycled, and records of an earlier lap or incarnation stand where the next record is expected;
 //! * *layers*: a bottom run of hundreds of keys under many small young runs with deletes, so that merges leave the bottom
-//!   out, and filters and indexes have something to say;
+//!   out, and filters and indexes have an effect;
 //! * *held*: a mix with much upkeep, so that frozen memtables stay while writes, reads and crashes go on.
 //!
-//! Invariant: a list depends on the generator given only.
+//! Invariant: a list depends on the given generator only.
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -14,7 +14,7 @@ use fastrand::Rng;
 use crate::config::CONFIGS;
 use crate::workload::{CrashKind, Generator, Level, Mix, Op, SLOTS, Write};
 
-/// Operations of a mixed list; some are skipped, since what they need does not exist.
+/// Operations of a mixed list. Some are skipped, because they need a keyspace or a held object that does not exist.
 const LENGTHS: std::ops::RangeInclusive<usize> = 10..=60;
 
 /// A list of operations, and the configuration that it begins with.
@@ -29,7 +29,7 @@ pub(crate) fn list(rng: &mut Rng) -> (Vec<Op>, usize) {
     (ops, config)
 }
 
-/// Everything, with this percentage of upkeep.
+/// A mix of everything, with this percentage of upkeep.
 fn mixed(rng: &mut Rng, upkeep: u64) -> Vec<Op> {
     let crashes = rng.bool();
     let writes = rng.u64(30..50);
@@ -50,7 +50,7 @@ fn mixed(rng: &mut Rng, upkeep: u64) -> Vec<Op> {
 }
 
 fn laps(rng: &mut Rng) -> (Vec<Op>, usize) {
-    // Mostly one of those with a ring that comes round between two flushes.
+    // Mostly one of those whose ring wraps between two flushes.
     let config = if rng.u8(..4) > 0 {
         rng.usize(CONFIGS.len() - 4..CONFIGS.len())
     } else {
@@ -69,7 +69,7 @@ fn laps(rng: &mut Rng) -> (Vec<Op>, usize) {
                     .choice([CrashKind::Process, CrashKind::Power].iter())
                     .unwrap_or(&CrashKind::Process),
                 seed: rng.u64(..),
-                // The ring is used on where its size stays.
+                // A ring of unchanged size is used on.
                 config: if rng.u8(..4) > 0 { config } else { rng.usize(..CONFIGS.len()) },
             },
             at if at < crash_permille + 10 => Op::Freeze,

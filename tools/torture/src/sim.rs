@@ -1,9 +1,9 @@
-//! `sim`: crashes at every event of many workloads, and of every short one.
+//! `sim`: crashes at every event of many workloads, and of every short sequence.
 //!
-//! A workload is several lives of one store: each runs some operations and ends by a crash somewhere in them (or after
-//! them); the next goes on with what the crash left. Every event of every life is a crash point, those of its recovery
-//! included. A short sequence is one or two operations from a small alphabet, on an empty store and on one that has
-//! something of everything; there every subset of what is un-synced is tried.
+//! A workload is several incarnations of one store. Each runs some operations and ends with a crash during or after them;
+//! the next one continues on the remains. Every event of every incarnation is a crash point, those of its recovery
+//! included. A short sequence is one or two operations from a small alphabet, on an empty store and on one that has every
+//! structure; there every subset of the unsynced units is tried.
 
 use aio::sim::DiskImage;
 use fastrand::Rng;
@@ -16,7 +16,7 @@ use crate::runner::Settings;
 use crate::workload::{CrashKind, Generator, KINDS, Level, Mix, Op, Write};
 use crate::world::{CrashPoint, Outcome, Points, World};
 
-/// One in so many workloads is run twice, to compare the traces.
+/// One workload in this many runs twice, to compare the traces.
 const TWICE: u64 = 8;
 
 /// Random power cuts at each point of a workload.
@@ -40,7 +40,7 @@ pub(crate) fn workload(case: u64, settings: &Settings, distinct: &Distinct) -> C
     Ok(tally)
 }
 
-/// Runs the lives of a workload; `explore` sees the crash points of each piece. Gives the hash of all traces.
+/// Runs the incarnations of a workload; `explore` gets the crash points of each piece. Returns the hash of all traces.
 fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &World) -> Check) -> Check<u64> {
     let mut rng = Rng::with_seed(seed);
     let mix = Mix {
@@ -61,7 +61,7 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
     for _ in 0..rng.usize(1..5) {
         tally.counts.add("lives", 1);
         let bounds = world.acks().after_process_crash();
-        let found = world.open(&bounds).map_err(|failure| failure.at("opening a life"))?;
+        let found = world.open(&bounds).map_err(|failure| failure.at("opening an incarnation"))?;
         explore(&recovery_points(&points, is_cut.then_some(found)), &world)?;
         world.settle(found)?;
         for op in generator.sequence(rng.usize(3..40)) {
@@ -79,7 +79,7 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
     Ok(hash)
 }
 
-/// Goes on with what a crash at this point leaves.
+/// Continues on the remains of a crash at this point.
 fn crash(world: &mut World, point: &CrashPoint, is_cut: bool, rng: &mut Rng) {
     let seed = rng.u64(..);
     let _ = world.crash(CrashKind::Process, seed);
@@ -89,7 +89,8 @@ fn crash(world: &mut World, point: &CrashPoint, is_cut: bool, rng: &mut Rng) {
     world.restart(image, seed, rng.usize(..CONFIGS.len()));
 }
 
-/// The crash points of an open. After a power cut all that recovery read was durable, so it must always find the same.
+/// The crash points of an open. Everything that recovery read after a power cut was durable, so each recovery must find the
+/// same.
 fn recovery_points(points: &Points, found: Option<Prefix>) -> Vec<CrashPoint> {
     let mut points = std::mem::take(&mut *points.lock());
     if let Some(found) = found {
@@ -114,13 +115,13 @@ fn run(world: &mut World, op: &Op, tally: &mut Tally) -> Check {
     Ok(())
 }
 
-/// How many short sequences there are: on each base none, each operation, and each pair.
+/// The number of short sequences: on each base none, each operation, and each pair.
 pub(crate) fn short_sequences() -> u64 {
     let len = alphabet().len() as u64;
     2 * (1 + len + len * len)
 }
 
-/// Runs a short sequence and explores the crashes of its last operation; the others are those of shorter sequences.
+/// Runs a short sequence and explores the crashes of its last operation. Shorter sequences cover the others.
 pub(crate) fn short_sequence(case: u64, settings: &Settings, distinct: &Distinct) -> Check<Tally> {
     let alphabet = alphabet();
     let len = alphabet.len();
@@ -137,7 +138,7 @@ pub(crate) fn short_sequence(case: u64, settings: &Settings, distinct: &Distinct
     let base = if case.is_multiple_of(2) { Vec::new() } else { base() };
     let mut explorer = Explorer::new(settings, distinct, Cuts::Exhaustive, settings.case_seed(case));
     let mut tally = Tally { operations: Counts::of(&KINDS), ..Tally::default() };
-    // The same machine for all, so that longer sequences really begin like shorter ones.
+    // All use the same machine, so that longer sequences begin exactly like shorter ones.
     let mut world = World::new(settings.seed, 0);
     let points = Points::default();
     world.watch(&points);
@@ -197,7 +198,7 @@ fn alphabet() -> Vec<Op> {
     ]
 }
 
-/// Leaves something in segments, in the log on the disk, and in the ring only.
+/// Leaves data in segments, in the log on the disk, and in the ring only.
 fn base() -> Vec<Op> {
     let put = |slot, key: &'static str, len, level| Op::Put {
         slot,

@@ -1,6 +1,6 @@
-//! `soak`: a real store on a real disk, for as long as one likes: a worker process does everything at once and is killed
-//! at random moments; in every third life the device fails now and then. After each the store is opened and all of it
-//! is compared with what was acknowledged.
+//! `soak`: a real store on a real disk for a chosen time. A worker process does everything at once and is killed at random
+//! moments. In every third incarnation the device fails now and then. After each one the store is opened, and all of it is
+//! compared with the acknowledged writes.
 //!
 //! ```text
 //!   worker   | open, write, read, scan, flush, compact ... | SIGKILL    or: halted by a fault, everything refused
@@ -8,8 +8,8 @@
 //!   parent                                                      open, compare, verify, close, next worker
 //! ```
 //!
-//! Invariant: of each writer everything acknowledged is there, and at most the one write in flight beside it; both
-//! keyspaces are equal; nothing of the parent's handles and threads stays behind.
+//! Invariant: everything acknowledged of each writer is there, and at most its one write in flight beside it. Both
+//! keyspaces are equal. The parent leaks no handles and no threads.
 
 pub(crate) mod board;
 mod faulty;
@@ -34,9 +34,9 @@ use crate::report::{Check, Failure, say};
 use board::{Board, Count, Latencies, usage};
 use plan::{BUDGET_BYTES, KEYSPACES, WRITERS, key, number_of, slot_of, value};
 
-/// In a life with faults one write or sync in so many fails.
+/// In an incarnation with faults one write or sync in this many fails.
 const FAULT_ONE_IN: u64 = 1000;
-/// Of so many lives one has faults.
+/// One incarnation in this many has faults.
 const FAULTY_EVERY: u64 = 3;
 const SIGKILL: i32 = 9;
 /// A worker that has not opened its store by then hangs.
@@ -44,16 +44,16 @@ const OPEN_LIMIT: Duration = Duration::from_mins(1);
 const LONGEST_LIFE: Duration = Duration::from_secs(8);
 const POLL: Duration = Duration::from_millis(10);
 
-/// What a soak is told.
+/// Options of a soak.
 #[derive(Debug, Args)]
 pub(crate) struct SoakArgs {
-    /// How long, in minutes.
+    /// The duration in minutes.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Where the store is made; must be empty or absent. It stays where something was wrong.
+    /// Where the store is made; must be empty or absent. It stays there after a failure.
     #[arg(long, default_value = "soak-store")]
     dir: PathBuf,
-    /// What is written, and when it is killed.
+    /// Decides the written data and the moments of the kills.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// The last line is one JSON object with the figures.
@@ -61,13 +61,13 @@ pub(crate) struct SoakArgs {
     json: bool,
 }
 
-/// What the worker process is told.
+/// Options of the worker process.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
     dir: PathBuf,
     board: PathBuf,
     seed: u64,
-    /// One write or sync in so many fails.
+    /// One write or sync in this many fails.
     #[arg(long)]
     faults: Option<u64>,
 }
@@ -77,25 +77,25 @@ pub(crate) fn work(args: &WorkerArgs) -> Check {
     worker::work(&args.dir, &args.board, args.seed, args.faults)
 }
 
-/// What was measured in one quarter of the time.
+/// The measurements of one quarter of the time.
 #[derive(Debug)]
 struct Quarter {
     writes: Latencies,
     reads: Latencies,
-    /// Of each life the last reading: resident KiB, handles, threads.
+    /// The last reading of each incarnation: resident KiB, handles, threads.
     usage: Vec<[u64; 3]>,
 }
 
-/// A soak under way.
+/// A running soak.
 struct Soak<'a> {
     args: &'a SoakArgs,
     clock: NativeBackend,
     rng: fastrand::Rng,
     began: Duration,
     length: Duration,
-    /// Of each writer: writes that are in the store.
+    /// For each writer, the number of its writes that are in the store.
     settled: [u64; WRITERS],
-    /// What the store holds: the number of the write that put each key.
+    /// The content of the store: the number of the write that put each key.
     expected: BTreeMap<Vec<u8>, u64>,
     totals: BTreeMap<&'static str, u64>,
     quarters: Vec<Quarter>,
@@ -107,7 +107,7 @@ fn io(what: &'static str) -> impl Fn(std::io::Error) -> Failure {
     move |error| Failure::new(format!("{what}: {error}"))
 }
 
-/// Runs it, and tells the verdict.
+/// Runs the soak and prints the verdict.
 pub(crate) fn run(args: &SoakArgs) -> Check {
     if !(args.minutes > 0.0 && args.minutes < 1e6) {
         return Err(Failure::new("--minutes must be above 0"));
@@ -157,7 +157,7 @@ impl Soak<'_> {
         self.clock.now().saturating_sub(self.began)
     }
 
-    /// Life after life until the time is over; then the figures.
+    /// Runs incarnations until the time is over, and returns the figures.
     fn all(&mut self) -> Check<Value> {
         let bar = if std::io::stderr().is_terminal() {
             ProgressBar::new(self.length.as_secs())
@@ -170,7 +170,7 @@ impl Soak<'_> {
         let mut life = 0;
         while self.elapsed() < self.length {
             let faulty = life % FAULTY_EVERY == FAULTY_EVERY - 1;
-            self.life(life, faulty).map_err(|failure| failure.at(format!("life {life}")))?;
+            self.life(life, faulty).map_err(|failure| failure.at(format!("incarnation {life}")))?;
             life += 1;
             bar.set_position(self.elapsed().min(self.length).as_secs());
             let total = |name: &str| self.totals.get(name).copied().unwrap_or(0);
@@ -187,19 +187,19 @@ impl Soak<'_> {
         Ok(self.figures())
     }
 
-    /// One worker from its start to its end, and the check of what it leaves.
+    /// Runs one worker to its end, and checks its store.
     fn life(&mut self, life: u64, faulty: bool) -> Check {
         let path = self.args.dir.join("board");
         let board = Board::create(&path, &self.settled).map_err(io("the board"))?;
         let mut child = self.start(life, &path, faulty)?;
         let ended = self.end(&mut child, &board);
-        // However it went, no worker stays behind.
+        // On every path no worker stays behind.
         let _ = child.kill();
         let status = child.wait().map_err(io("wait for the worker"))?;
         self.judge(ended?.unwrap_or(status), &board, faulty)?;
         self.take(&board).map_err(io("the board"))?;
         let acknowledged = board.acknowledged().map_err(io("the board"))?;
-        // The check counts this process's handles.
+        // The check counts the handles of this process.
         drop(board);
         self.settle(&acknowledged)?;
         self.compare(life % 4 == 3)
@@ -217,7 +217,7 @@ impl Soak<'_> {
         command.spawn().map_err(io("start the worker"))
     }
 
-    /// Kills the worker after a random time from when its store is open. Its status, if it ends by itself before.
+    /// Kills the worker at a random time after its store is open. Returns its status if it ended by itself before.
     fn end(&mut self, child: &mut Child, board: &Board) -> Check<Option<ExitStatus>> {
         let started = self.clock.now();
         while board.count(Count::Opened).map_err(io("the board"))? == 0 {
@@ -287,7 +287,7 @@ impl Soak<'_> {
         Ok(Db::builder().memory_budget_bytes(BUDGET_BYTES).open(self.store())?)
     }
 
-    /// Finds out which writes are there: of each writer all that were acknowledged, and the next one or not.
+    /// Finds out which writes are there: all acknowledged ones of each writer, and perhaps the next one.
     fn settle(&mut self, acknowledged: &[u64; WRITERS]) -> Check {
         let db = self.open()?;
         let keyspace = db.keyspace(KEYSPACES[0])?;
@@ -300,7 +300,7 @@ impl Soak<'_> {
             let key = key(writer, slot);
             let there = match keyspace.get(&key)? {
                 Some(found) => !deletes && number_of(&key, &found).map_err(Failure::new)? == next,
-                // If nothing was there anyway, it makes no difference; the write is made once more.
+                // If the key was absent anyway, there is no difference; the write is made once more.
                 None => deletes && self.expected.contains_key(&key),
             };
             self.settled[writer] = acknowledged + u64::from(there);
@@ -321,7 +321,7 @@ impl Soak<'_> {
         }
     }
 
-    /// Every pair of both keyspaces, and with `verify` every checksum; then that the parent is as it was.
+    /// Checks every pair of both keyspaces, with `verify` every checksum, and then that the parent has leaked nothing.
     fn compare(&mut self, verify: bool) -> Check {
         let db = self.open()?;
         for name in KEYSPACES {
@@ -356,7 +356,7 @@ impl Soak<'_> {
         self.rest()
     }
 
-    /// A store that was closed leaves nothing behind.
+    /// A closed store leaves nothing behind.
     fn rest(&mut self) -> Check {
         let [rss_kib, handles, threads] = usage().map_err(io("look at this process"))?;
         self.totals.insert("parent_rss_kib", rss_kib);
@@ -392,7 +392,7 @@ impl Soak<'_> {
             "scans": total("scans"),
             "snapshots": total("snapshots"),
             "jobs": total("jobs"),
-            // Of the first quarter and the last.
+            // Of the first quarter and of the last.
             "durable_p50_us": ends(&|quarter| quarter.writes.percentile(50)),
             "durable_p99_us": ends(&|quarter| quarter.writes.percentile(99)),
             "get_p50_us": ends(&|quarter| quarter.reads.percentile(50)),
@@ -413,7 +413,7 @@ fn pair_bytes(key: &[u8], number: u64) -> usize {
     plan::slot_of_key(key).map_or(0, |(writer, _)| key.len() + value(writer, number).len())
 }
 
-/// What the files below a directory hold, in bytes.
+/// The bytes of the files below a directory.
 fn size_of_dir(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let sizes = entries.flatten().map(|entry| match entry.metadata() {

@@ -1,14 +1,14 @@
-//! `strace`: an errand on the real kernel whose system calls go wrong: every call that the store makes fails in its turn in
-//! every way in which the kernel may let it fail, is delayed, submits less than it was asked to, reaps other results,
-//! or is the last one of its process.
+//! `strace`: an errand on the real kernel whose system calls go wrong. Each call of the store in turn fails in every way
+//! that the kernel allows, is delayed, submits less than was requested, reaps other results, or is the last call of its
+//! process.
 //!
-//! First the errand runs undisturbed, and its calls are counted; then, for each call and each of its ways, it runs
+//! First the errand runs undisturbed, and its calls are counted. Then, for each call and each of its ways, the errand runs
 //! again from the start for the first call, the second, and so on up to their number (or for every `--step`-th).
 //!
-//! What must hold after a fault that passes: the errand does all it has to do, if need be after errors that it was told
-//! of and after opening the store again in the same process, and leaves no handle or thread behind; of some faults it
-//! must not even notice. After a fault that stays: it gives up with an error. Always: no panic, no hang, no error
-//! that blames the files, nothing acknowledged is lost, the next process opens the store.
+//! What must hold after a temporary fault: the errand completes its work, if need be after reported errors and after
+//! opening the store again in the same process, and leaves no handle or thread behind. Some faults must stay unnoticed.
+//! After a permanent fault the errand gives up with an error. In all cases there is no panic, no hang, no error that
+//! blames the files; nothing acknowledged is lost; and the next process opens the store.
 
 mod registers;
 mod tracer;
@@ -26,33 +26,33 @@ use crate::errand::terms::Mode;
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::{self, Cases, Settings};
 
-/// An errand that takes longer hangs. It takes a tenth of a second, or a few where everything is slow.
+/// An errand that takes longer hangs. It takes a tenth of a second, or a few seconds on a slow machine.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// Errands wait for disks and for the kernel to close contexts of AIO: so many share a core.
+/// Errands per core. They mostly wait for disks, and for the kernel to close AIO contexts.
 const LANES_PER_THREAD: usize = 3;
 
 const SIGKILL: i32 = 9;
 
-/// About as many calls as it takes to open a store.
+/// Roughly the number of calls of an open.
 const IN_OPEN: u64 = 211;
 
-/// What the command is told.
+/// Options of the command.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StraceArgs {
-    /// Only every so many-th call goes wrong.
+    /// Only every n-th call goes wrong.
     #[arg(long, default_value_t = 1)]
     step: u64,
-    /// Only the ways whose name contains this.
+    /// Only the ways whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,
     /// Where the stores are made; by default in the directory for temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// It is a failure if system calls cannot be watched on this machine.
+    /// Fail if system calls cannot be watched on this machine.
     #[arg(long)]
     require: bool,
-    /// Run this case only.
+    /// Run only this case.
     #[arg(long)]
     case: Option<u64>,
 }
@@ -65,10 +65,10 @@ struct Run {
     at: u64,
 }
 
-/// Tries it all.
+/// Runs the command.
 ///
 /// # Errors
-/// The first failure; or it was required, and cannot be done here.
+/// The first failure; or `required` is set and this machine cannot watch system calls.
 pub(crate) fn run(settings: &Settings, args: &StraceArgs) -> Check<Tally> {
     let root = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let root = root.join(format!("kvtorture-strace-{}", std::process::id()));
@@ -109,18 +109,18 @@ pub(crate) fn run(settings: &Settings, args: &StraceArgs) -> Check<Tally> {
             },
         },
     )?);
-    // Empty, or not there if nothing was run.
+    // Fails unless the directory is empty, which it is if no run failed.
     let _ = std::fs::remove_dir(&root);
     Ok(tally)
 }
 
-/// Why there is nothing to count.
+/// Why there are no counts.
 enum Lack {
     Machine(String),
     Store(Failure),
 }
 
-/// Undisturbed errands, one in each mode.
+/// Runs one undisturbed errand in each mode.
 fn calibrate(root: &Path) -> Result<[Watched; 3], Lack> {
     if let Some(lack) = registers::lack() {
         return Err(Lack::Machine(lack.to_owned()));
@@ -130,7 +130,7 @@ fn calibrate(root: &Path) -> Result<[Watched; 3], Lack> {
         let mut command = sent.command(&[], &sent.store()).map_err(Lack::Store)?;
         let mut child = sent.start(&mut command).map_err(Lack::Store)?;
         let watched = watch(&mut child, None, LIMIT).map_err(|error| {
-            // It was not let go.
+            // The errand was never released.
             let _ = child.kill();
             Lack::Machine(error.to_string())
         })?;
@@ -144,7 +144,7 @@ fn calibrate(root: &Path) -> Result<[Watched; 3], Lack> {
         judged.map_err(Lack::Store)?;
         Ok(watched)
     };
-    // Each is traced by the thread that starts it.
+    // The tracer of an errand is the thread that starts it.
     let [manual, durable, threads] = std::thread::scope(|scope| {
         Mode::ALL.map(|mode| scope.spawn(move || calm(mode))).map(|thread| {
             let panicked = |_| Err(Lack::Store(Failure::new("a thread panicked")));
@@ -159,7 +159,7 @@ const CALLS: u64 = 1_000_000;
 const MODES: u64 = Mode::ALL.len() as u64;
 
 impl Run {
-    /// Names the run for a replay, whatever an undisturbed errand does.
+    /// A number for the replay that does not depend on the calls of an undisturbed errand.
     fn number(&self) -> u64 {
         let way = WAYS.iter().position(|way| std::ptr::eq(way, self.way)).unwrap_or(0) as u64;
         let mode = Mode::ALL.iter().position(|mode| *mode == self.mode).unwrap_or(0) as u64;
@@ -183,7 +183,7 @@ fn plan(calm: &[Watched; 3], args: &StraceArgs) -> Vec<Run> {
     for (mode, calm) in Mode::ALL.into_iter().zip(calm) {
         for way in WAYS.iter().filter(|way| way.name.contains(&args.only)) {
             let step = args.step.max(1) * way.every(mode);
-            // The first is another one for each way, or some calls would never have their turn.
+            // Each way starts at another call. Otherwise some calls would never be chosen.
             let first = 1 + (way.name.len() as u64 % step);
             let last = way.count(calm);
             let first = if first > last { 1 } else { first };
@@ -197,11 +197,11 @@ fn plan(calm: &[Watched; 3], args: &StraceArgs) -> Vec<Run> {
     runs
 }
 
-/// Runs an errand, from where the one before it has come, with a fault.
+/// Runs an errand with a fault, on the store that the errand before it left.
 fn disturbed(sent: &Sent, fault: &Fault) -> Check<(Watched, End)> {
     let mut child = sent.start(&mut sent.command(&[], &sent.store())?)?;
     let watched = watch(&mut child, Some(fault), LIMIT).map_err(|error| {
-        // It was not let go.
+        // The errand was never released.
         let _ = child.kill();
         Failure::new(format!("watch an errand: {error}"))
     })?;
@@ -212,7 +212,7 @@ fn disturbed(sent: &Sent, fault: &Fault) -> Check<(Watched, End)> {
     Ok((watched, end))
 }
 
-/// One errand on which one call goes wrong.
+/// Runs one errand in which one call goes wrong.
 fn one(dir: &Path, run: &Run) -> Check<Tally> {
     let sent = Sent::new(dir, run.mode)?;
     let until = match run.way.lasts {

@@ -1,10 +1,10 @@
-//! `sweep`: damages every file of a store that has something of every structure, opens it, reads everything.
+//! `sweep`: damages every file of a store that has every structure, opens it, and reads everything.
 //!
-//! Invariant: an answer is right, or it is an error that names a file. A missing key is a wrong answer. The one
-//! exemption: a sector of the newest group of the log or the manifest that is lost (zero, or as it was before) looks like
-//! a write that a power cut tore, and the ring's bytes beyond the log have no promise against a power cut. Then what is
-//! found must still be a prefix that lacks at most that group, or what only the ring had; such images are counted as
-//! `undetectable_by_design`. A store whose log is refused is repaired, and then holds a prefix of what it held.
+//! Invariant: an answer is right, or it is an error that names a file. A missing key is a wrong answer. There is one
+//! exception. A sector of the newest group of the log or the manifest that is lost (zero, or an older version) looks like a
+//! write that a power cut tore; and the bytes of the ring beyond the log have no promise against a power cut. The store
+//! must then still hold a prefix that lacks at most that group, or the records that only the ring had. Such images are
+//! counted as `undetectable_by_design`. A store whose log is refused is repaired, and then holds a prefix of its history.
 
 mod damage;
 mod specimen;
@@ -22,7 +22,7 @@ use crate::runner::Settings;
 use damage::{Damage, Pieces};
 use specimen::{Loss, Size, Specimen};
 
-/// What becomes of a damaged image. A wrong answer is no category: it ends the run.
+/// The result of a damaged image. A wrong answer has no name here: it ends the run.
 const CATEGORIES: [&str; 4] = ["detected", "harmless", "recovered", "undetectable_by_design"];
 
 /// A store and all damages to it, in pieces.
@@ -34,7 +34,7 @@ pub(crate) struct Sweep {
 }
 
 impl Sweep {
-    /// Builds all stores. Of the bits only every `step`-th (at least 1) is flipped.
+    /// Builds all stores. Flips only every `step`-th bit (at least 1).
     pub(crate) fn all(seed: u64, step: usize) -> Check<Vec<Sweep>> {
         let new = |size| {
             let specimen = Specimen::new(seed, size).map_err(|failure| failure.at(format!("{size:?}")))?;
@@ -44,8 +44,8 @@ impl Sweep {
         [Size::Small, Size::Cut, Size::Large].into_iter().map(new).collect()
     }
 
-    /// The numbers of all pieces in an order drawn from the seed. They are taken from the stores in turn, and flipped bits
-    /// and the rest by turns, so that the few pieces of a kind are not lost among the many of another.
+    /// The numbers of all pieces in an order drawn from the seed. Pieces come from the stores in turn, and flipped bits
+    /// alternate with the other damages, so that the few pieces of a kind are not lost among the many of another.
     pub(crate) fn order(sweeps: &[Sweep], settings: &Settings) -> Vec<u64> {
         let mut first = 0;
         let mut order: Vec<(usize, u64)> = Vec::new();
@@ -62,7 +62,7 @@ impl Sweep {
         order.into_iter().map(|(_, number)| number).collect()
     }
 
-    /// How many pieces there are.
+    /// The number of pieces.
     pub(crate) fn pieces(&self) -> u64 {
         self.pieces.len()
     }
@@ -86,7 +86,7 @@ impl Sweep {
         Ok(Tally { counts, ..Tally::default() })
     }
 
-    /// A store whose log was refused opens after a repair, with a prefix of what it held.
+    /// A store whose log was refused opens after a repair, with a prefix of its history.
     fn repair(&self, image: &DiskImage) -> Check {
         let specimen = &self.specimen;
         let sim = SimBackend::from_image(image.clone(), self.seed);
@@ -105,7 +105,7 @@ impl Sweep {
     fn category(&self, image: &DiskImage, damage: &Damage) -> Check<&'static str> {
         let specimen = &self.specimen;
         let sim = SimBackend::from_image(image.clone(), self.seed);
-        // An undamaged store takes far less.
+        // An undamaged store needs far less.
         sim.crash_after_calls(1_000_000);
         let db = match specimen.open(&sim) {
             Ok(db) => db,
@@ -137,7 +137,7 @@ impl Sweep {
             }
             (Ok(found), _) if found != specimen.end() => Ok("undetectable_by_design"),
             (Ok(_), _) => match loss {
-                // A group was lost, and the ring had it.
+                // A group was lost, and the ring had its records.
                 Some(Loss::LogGroup | Loss::ManifestGroup) => Ok("recovered"),
                 Some(Loss::Ring) | None => Ok("harmless"),
             },

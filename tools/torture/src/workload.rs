@@ -1,8 +1,8 @@
-//! Seeded operation sequences over everything that the store offers.
+//! Seeded sequences of all operations that the store offers.
 //!
-//! Invariants: a sequence depends on its seed and its mix only, never on what the store answers, so it replays, and the
-//! same one runs on any configuration; every operation is meaningful or harmless whatever was left out before it, so a
-//! failing sequence can be shortened by leaving operations out.
+//! Invariants: a sequence depends on its seed and its mix only, never on the answers of the store. So it replays, and the
+//! same sequence runs on any configuration. Every operation stays meaningful or harmless if earlier operations are left
+//! out, so a failing sequence can be shortened.
 
 use std::ops::Bound;
 
@@ -13,17 +13,17 @@ use fastrand::Rng;
 /// Names of the keyspaces, by slot.
 pub(crate) const SLOTS: [&str; 4] = ["default", "a", "b", "users"];
 
-/// At which level a write is acknowledged.
+/// The level at which a write is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Level {
-    /// The store's own.
+    /// The default of the store.
     Default,
     Process,
     Power,
 }
 
 impl Level {
-    /// The level, in a store with this one of its own.
+    /// The level, in a store with this default.
     pub(crate) fn resolve(self, default: Durability) -> Durability {
         match self {
             Level::Default => default,
@@ -44,8 +44,7 @@ pub(crate) struct Write {
 /// A range of keys.
 pub(crate) type Range = (Bound<Bytes>, Bound<Bytes>);
 
-/// How an iterator is walked: bit i of `ends` says whether step i is from the back, bit i of `borrow` whether it borrows
-/// the pair.
+/// How an iterator is walked: bit i of `ends` is set if step i is from the back, bit i of `borrow` if it borrows the pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Walk {
     pub(crate) steps: usize,
@@ -53,14 +52,14 @@ pub(crate) struct Walk {
     pub(crate) borrow: u64,
 }
 
-/// What a crash takes with it.
+/// The data that a crash takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum CrashKind {
     /// The process dies.
     Process,
-    /// Power fails; un-synced units are kept or lost by seed.
+    /// Power fails; unsynced units are kept or lost by seed.
     Power,
-    /// Power fails, everything un-synced is lost.
+    /// Power fails, everything unsynced is lost.
     PowerNone,
 }
 
@@ -142,7 +141,7 @@ pub(crate) enum Op {
     Compact,
     /// Freeze all memtables, as a full one or a full log does.
     Freeze,
-    /// Hold background work back, or let it go.
+    /// Hold background work back, or release it.
     Hold {
         held: bool,
     },
@@ -169,7 +168,7 @@ pub(crate) enum Op {
         slot: usize,
         keys: Vec<Bytes>,
     },
-    /// Gets as a future that is kept.
+    /// Gets as a future that is held.
     StartGets {
         slot: usize,
         keys: Vec<Bytes>,
@@ -343,20 +342,20 @@ impl Op {
     }
 }
 
-/// What a sequence is made of.
+/// The shares of operations in a sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mix {
     /// Percent of writes; the rest is split over the others by weight.
     pub(crate) writes: u64,
     /// Percent of reads, held ones included.
     pub(crate) reads: u64,
-    /// Percent of flushes, compactions and syncs. What is left to 100 are keyspaces, reopens and crashes.
+    /// Percent of flushes, compactions and syncs. The rest to 100 are keyspaces, reopens and crashes.
     pub(crate) upkeep: u64,
     /// Whether crashes are operations.
     pub(crate) crashes: bool,
     /// Different keys.
     pub(crate) keys: u32,
-    /// The longest value in bytes, of a put by itself; those in batches have a quarter.
+    /// The longest value in bytes of a single put; values in batches have a quarter of it.
     pub(crate) value_bytes: usize,
     /// Number of configurations to choose from at a reopen.
     pub(crate) configs: usize,
@@ -492,7 +491,7 @@ impl Generator {
         if self.rng.bool() { 0 } else { self.rng.usize(..SLOTS.len()) }
     }
 
-    /// At most 24 bytes, with common prefixes, and some keys that are prefixes of others.
+    /// At most 24 bytes, with common prefixes; some keys are prefixes of others.
     fn key(&mut self) -> Bytes {
         let number = self.rng.u32(..self.mix.keys);
         Bytes::from(match number % 5 {
@@ -504,7 +503,7 @@ impl Generator {
         })
     }
 
-    /// None to many, some of them perhaps the same.
+    /// None to many, perhaps with duplicates.
     fn keys(&mut self) -> Vec<Bytes> {
         let longest = if self.rng.u8(..4) == 0 { 100 } else { 10 };
         (0..self.rng.usize(..longest)).map(|_| self.key()).collect()
@@ -516,7 +515,7 @@ impl Generator {
         key.slice(..len)
     }
 
-    /// A value that no other write has, of 0 to `longest` bytes, mostly short. Half of them compress well.
+    /// A unique value of 0 to `longest` bytes, mostly short. Half of them compress well.
     fn value(&mut self, longest: usize) -> Bytes {
         self.values += 1;
         let len = match self.rng.u8(..8) {

@@ -1,4 +1,4 @@
-//! A store on a simulated machine beside its model: what it is, and one file for each group of operations on it.
+//! A store on a simulated machine beside its model, with one file for each group of operations on it.
 
 mod life;
 mod reads;

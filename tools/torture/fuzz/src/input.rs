@@ -1,6 +1,6 @@
-//! The bytes of an input, taken as what a target needs; when they run out, zeros follow.
+//! The bytes of an input, read as the values that a target needs; after its end zeros follow.
 
-/// Walks an input.
+/// Reads an input.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Input<'a>(pub(crate) &'a [u8]);
 
@@ -40,7 +40,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Overwrites bytes from `offset` on, as far as there are any.
+/// Overwrites bytes from `offset` on, within the buffer.
 pub(crate) fn overwrite(bytes: &mut [u8], offset: usize, change: &[u8]) {
     let at = offset.min(bytes.len());
     let len = change.len().min(bytes.len() - at);

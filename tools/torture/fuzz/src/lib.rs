@@ -1,10 +1,10 @@
 //! Every decoder of Esker, and the store as a whole, under a fuzzer.
 //!
-//! [`DECODERS`] and [`STORES`] are the tables of what is fuzzed. The programs of those names give one of them to libFuzzer,
+//! [`DECODERS`] and [`STORES`] are the tables of fuzz targets. The programs of those names pass one target to libFuzzer;
 //! `corpus` replays inputs and writes them anew from real stores.
 //!
-//! Invariants of every target: no panic, no run without end, no allocation larger than the input justifies; what an
-//! encoder wrote is decoded to the same; a wrong answer is never taken for a right one.
+//! Invariants of every target: no panic, no endless run, no allocation larger than the input justifies. Encoded data decode
+//! to the same data, and a wrong answer is never accepted.
 
 mod input;
 mod limit;
@@ -17,16 +17,16 @@ mod store;
 pub use limit::{Limited, with_limit};
 pub use specimen::corpus;
 
-/// One thing that is fuzzed.
+/// One fuzz target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Its name, and that of its folder in the corpus.
     pub name: &'static str,
     /// The longest input that makes sense, in bytes.
     pub most_bytes: usize,
-    /// Whether an allocation is held against the length of the input; else it is one of a whole store.
+    /// Whether the length of the input limits allocations; otherwise the limit is that of a whole store.
     pub decodes: bool,
-    /// Takes any bytes; panics where a promise is broken.
+    /// Accepts any bytes; panics where a promise is broken.
     pub run: fn(&[u8]),
 }
 
@@ -38,8 +38,8 @@ const fn whole(name: &'static str, most_bytes: usize, run: fn(&[u8])) -> Target 
     Target { name, most_bytes, decodes: false, run }
 }
 
-/// The decoders. Apart from the stores, in a program of its own: a fuzzer looks at all that could be covered after every
-/// input, and most of a store is nothing that a decoder can reach.
+/// The decoders, in a program apart from the stores: after every input a fuzzer scans all counters of the program, and a
+/// decoder reaches few of those of a store.
 pub const DECODERS: [Target; 12] = [
     decoder("sector", 600, log::sector),
     decoder("group", 600, log::group),
@@ -55,7 +55,7 @@ pub const DECODERS: [Target; 12] = [
     decoder("footer", 256, esker::fuzzing::footer),
 ];
 
-/// What takes a machine: whole files, and the store as a whole.
+/// The targets that need a machine: whole files, and the store as a whole.
 pub const STORES: [Target; 4] = [
     whole("segment", 512, esker::fuzzing::segment),
     whole("replay", 512, replay::replay),
@@ -63,12 +63,12 @@ pub const STORES: [Target; 4] = [
     whole("model", 256, model::model),
 ];
 
-/// What a decoder may allocate at once for an input of this length.
+/// The largest single allocation of a decoder for an input of this length.
 const fn justified(input_bytes: usize) -> usize {
     4 * input_bytes + (1 << 20)
 }
 
-/// What a store of these sizes may allocate at once, whatever stands in its files.
+/// The largest single allocation of a store of these sizes, for any content of its files.
 const STORE_BYTES: usize = 32 << 20;
 
 impl Target {
@@ -79,7 +79,7 @@ impl Target {
     }
 }
 
-/// The target that `FUZZ_TARGET` names; `list` prints them all, each with the longest input that makes sense in bytes.
+/// The target that `FUZZ_TARGET` names; `list` prints them all, each with the longest sensible input in bytes.
 pub fn chosen(targets: &[Target]) -> Target {
     let name = std::env::var("FUZZ_TARGET").unwrap_or_default();
     if let Some(target) = targets.iter().find(|target| target.name == name) {

@@ -1,6 +1,6 @@
-//! An allocator that stops the program at an allocation larger than what the input can justify.
+//! An allocator that stops the program at an allocation larger than the input can justify.
 //!
-//! Invariant: the limit holds for the one thread that fuzzes; while no input runs there is none.
+//! Invariant: the limit holds for the one thread that fuzzes, and only while an input runs.
 #![expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,9 +13,9 @@ static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
 #[derive(Debug)]
 pub struct Limited;
 
-/// Runs `work`; an allocation of more than `limit_bytes` in it aborts, which a fuzzer takes for a crash.
+/// Runs `work`. An allocation of more than `limit_bytes` in it aborts, which counts as a crash for a fuzzer.
 pub fn with_limit(limit_bytes: usize, work: impl FnOnce()) {
-    /// Takes the limit away however the work ends: a panic is told with a backtrace, which needs memory.
+    /// Removes the limit on every exit: a panic prints a backtrace, which needs memory.
     struct Lift;
     impl Drop for Lift {
         fn drop(&mut self) {
@@ -38,7 +38,7 @@ fn check(size: usize) {
 #[cold]
 fn refuse(size: usize, limit: usize) {
     LIMIT.store(usize::MAX, Ordering::Relaxed);
-    // A panic is told with a backtrace, and that takes what it takes.
+    // A panic prints a backtrace, which needs memory.
     if std::thread::panicking() {
         return;
     }
@@ -48,29 +48,29 @@ fn refuse(size: usize, limit: usize) {
     std::process::abort();
 }
 
-// SAFETY: every call goes on to the system's allocator unchanged; the check before it neither allocates nor returns
-// another layout.
+// SAFETY: every call is passed to the system's allocator unchanged. The check before it does not allocate and does not
+// change the layout.
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         check(layout.size());
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         check(layout.size());
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         check(new_size);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc`.
         unsafe { System.realloc(ptr, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc`.
         unsafe { System.dealloc(ptr, layout) };
     }
 }

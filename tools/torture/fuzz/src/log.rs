@@ -8,10 +8,10 @@ use wal::{
 
 use crate::input::{Input, overwrite};
 
-/// Of every sector here.
+/// The position of every sector here.
 const PLACE: Place = Place { store_id: 77, file_id: 5, epoch: 9 };
 
-/// Any sector, as it is or sealed; a sealed one is what it was sealed as, and nowhere else.
+/// Any sector, plain or sealed. A sealed one opens as the sector that was sealed, and at no other position.
 pub(crate) fn sector(data: &[u8]) {
     let mut input = Input(data);
     let (way, index) = (input.u8(), u64::from(input.u16()));
@@ -50,7 +50,7 @@ fn sealed(place: &Place, index: u64, mut sector: [u8; SECTOR_BYTES]) -> [u8; SEC
     sector
 }
 
-/// Any group header, as it is or with its checksum made right.
+/// Any group header, plain or with a corrected checksum.
 pub(crate) fn group(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
     let mut bytes = rest.to_vec();
@@ -67,7 +67,7 @@ pub(crate) fn group(data: &[u8]) {
     }
 }
 
-/// Makes magic and checksum of a group header right.
+/// Corrects magic and checksum of a group header.
 fn right_header(bytes: &mut [u8]) {
     if let Some(header) = bytes.get_mut(..GROUP_HEADER_BYTES) {
         header[..8].copy_from_slice(b"ESKERGRP");
@@ -77,7 +77,7 @@ fn right_header(bytes: &mut [u8]) {
     }
 }
 
-/// Any record, as it is or with its checksum made right.
+/// Any record, plain or with a corrected checksum.
 pub(crate) fn record(data: &[u8]) {
     let mut input = Input(data);
     let (way, seq) = (input.u8(), Seq::new(u64::from(input.u16()) * 32));
@@ -114,7 +114,7 @@ fn any_record(bytes: &[u8], origin: Origin, seq: Seq) {
     }
 }
 
-/// The bytes of a file of groups: what the input says, or what sealing makes of it with some damage.
+/// The bytes of a file of groups: the input itself, or sealed groups with some damage.
 pub(crate) fn chain(data: &[u8]) {
     let mut input = Input(data);
     let way = input.u8();
@@ -132,7 +132,7 @@ pub(crate) fn chain(data: &[u8]) {
     must_be_sound(&bytes, &rules);
 }
 
-/// Makes headers and checksums of all sectors right that do not look like zeros.
+/// Corrects headers and checksums of all sectors that do not look like zeros.
 fn right_sectors(bytes: &mut [u8], way: u8) {
     for (index, sector) in bytes.as_chunks_mut::<SECTOR_BYTES>().0.iter_mut().enumerate() {
         if sector.iter().all(|byte| *byte == 0) {
@@ -146,7 +146,7 @@ fn right_sectors(bytes: &mut [u8], way: u8) {
     }
 }
 
-/// A chain of anything keeps to what it says of itself.
+/// A chain of any bytes is consistent with its own description.
 fn must_be_sound(bytes: &[u8], rules: &ChainRules) {
     let chain = read_chain(bytes, rules);
     assert_eq!(chain.end, rules.start.plus(chain.stream.len()));
@@ -163,7 +163,7 @@ fn must_be_sound(bytes: &[u8], rules: &ChainRules) {
     }
 }
 
-/// Groups as a log writes them, and then one change; what was acknowledged is there, or the damage is told.
+/// Groups as a log writes them, and then one change. Everything acknowledged is there, or the damage is reported.
 fn built_chain(input: &mut Input<'_>, rules: &ChainRules) {
     let (mut file, mut stream, mut ends) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..u64::from(input.u8() % 4) {
@@ -196,7 +196,7 @@ fn built_chain(input: &mut Input<'_>, rules: &ChainRules) {
     overwrite(&mut file, at, input.bytes(700));
     let damaged = read_chain(&file, rules);
     must_be_sound(&file, rules);
-    // Only zeros can look like a power cut; and only in the newest group, where every other one is claimed by the next.
+    // Only zeros look like a power cut, and only in the newest group: the next group confirms every other one.
     if damaged.check("fuzzed".as_ref()).is_ok() && file != before {
         let claimed = ends.iter().rev().nth(1).map_or(0, |end| end.1);
         assert!(damaged.stream.len() >= claimed, "a group is lost that the next one claims");

@@ -1,7 +1,7 @@
 //! Operations from the input, on a store and on a sorted map at once; every answer must be the same.
 //!
-//! Closes, deaths of the process and power cuts are operations too: after a death everything acknowledged is there, after
-//! a power cut some state between the last one acknowledged for power and the newest.
+//! Closes, deaths of the process and power cuts are operations, too. After a death everything acknowledged is there. After
+//! a power cut it is some state between the last one acknowledged for power and the newest.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -23,13 +23,13 @@ struct World {
     compress: bool,
     db: Option<Db>,
     keyspaces: Vec<Keyspace>,
-    /// After each commit that a power cut may take back, the newest last; the first cannot be taken back.
+    /// The states after each commit that a power cut may take back, newest last. The first one is safe.
     states: Vec<Rc<Tables>>,
-    /// What a snapshot must go on to show.
+    /// The content that a snapshot must keep showing.
     held: Option<(Snapshot, Rc<Tables>)>,
 }
 
-/// Runs the operations that the input says.
+/// Runs the operations of the input.
 pub(crate) fn model(data: &[u8]) {
     let mut input = Input(data);
     let way = input.u8();
@@ -49,7 +49,7 @@ pub(crate) fn model(data: &[u8]) {
         world.step(&mut input);
     }
     world.compare();
-    world.db().verify().expect("a store that nobody damaged is sound");
+    world.db().verify().expect("an undamaged store is sound");
     world.reopen();
     world.compare();
     world.sim.crash();

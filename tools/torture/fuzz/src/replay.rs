@@ -1,11 +1,13 @@
-//! The replay of a log's life: files and ring that a log has written on the simulated disk, changed by the input.
+//! The replay of an incarnation of the log: files and ring that a log has written on the simulated disk, changed by the
+//! input.
 //!
 //! ```text
 //!   input   | way | file u8, offset u16, kind u8 | what the kind takes | file, offset, kind | ...
 //!           way bit 0: make the checksums of changed sectors right again
 //! ```
 //!
-//! Invariant: a replay of changes that a checksum must notice visits a prefix of what was appended, or says `Corrupt`.
+//! Invariant: a replay after changes that a checksum must notice visits a prefix of the appended records, or returns
+//! `Corrupt`.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +16,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use aio::sim::DiskImage;
 use aio::{Backend, SECTOR_BYTES, SimBackend};
 use wal::{
-    ActiveFile, Background, Host, Log, LogOptions, Place, RecordBuf, ReplayInput, Seq,
-    log_file_path, replay as replay_log, replay_to_damage, seal_sector,
+    ActiveFile, Background, Host, Log, LogOptions, Place, RecordBuf, ReplayInput, Seq, log_file_path,
+    replay as replay_log, replay_to_damage, seal_sector,
 };
 
 use crate::input::{Input, overwrite};
@@ -98,7 +100,7 @@ fn sample() -> wal::Result<Sample> {
     Ok(Sample { disk, input, records })
 }
 
-/// The input changes the files, and says where the replay begins.
+/// The input changes the files, and chooses the start of the replay.
 pub(crate) fn replay(data: &[u8]) {
     static SAMPLE: OnceLock<Sample> = OnceLock::new();
     let sample = SAMPLE.get_or_init(|| sample().expect("a log can be written"));
@@ -127,7 +129,7 @@ pub(crate) fn replay(data: &[u8]) {
                     reseal(&place, &mut bytes, offset / SECTOR_BYTES..(offset + len).div_ceil(SECTOR_BYTES));
                 }
             }
-            // What 32 bits of checksum always notice; two in one file could make up for each other.
+            // A checksum of 32 bits always notices one of these; two in one file could cancel.
             0 if bursts & 1 << nth == 0 => {
                 bursts |= 1 << nth;
                 let end = offset.next_multiple_of(SECTOR_BYTES).max(offset + 1);
@@ -147,7 +149,7 @@ pub(crate) fn replay(data: &[u8]) {
     run(&disk, &wanted, expected);
 }
 
-/// A manifest that says something else.
+/// A manifest with other content.
 fn misremember(wanted: &mut ReplayInput, input: &mut Input<'_>) {
     wanted.from = Seq::new(u64::from(input.u16() % 1024) * 32);
     wanted.ring_bytes = (usize::from(input.u16() % 1024) + 1) * 32;
@@ -159,7 +161,7 @@ fn misremember(wanted: &mut ReplayInput, input: &mut Input<'_>) {
     }
 }
 
-/// Makes the checksums of these sectors right.
+/// Corrects the checksums of these sectors.
 pub(crate) fn reseal(place: &Place, bytes: &mut [u8], sectors: std::ops::Range<usize>) {
     for (index, sector) in bytes.as_chunks_mut::<SECTOR_BYTES>().0.iter_mut().enumerate() {
         if sectors.contains(&index) {

@@ -1,4 +1,4 @@
-//! Stores with something of every structure, and the inputs that are cut out of them.
+//! Stores with every structure, and the inputs that are cut out of them.
 //!
 //! Invariant: built by the same calls each time, so the inputs are the same each time.
 
@@ -15,10 +15,10 @@ use wal::{ChainRules, Decoded, Origin, Place, Seq, decode, read_chain};
 pub(crate) const ROOT: &str = "/store";
 pub(crate) const NAMES: [&str; 2] = ["default", "other"];
 
-/// What a store holds: keyspace and key, and the value.
+/// The content of a store: keyspace and key, and the value.
 pub(crate) type State = BTreeMap<(usize, Vec<u8>), Vec<u8>>;
 
-/// A store on a disk, and what it held after each commit.
+/// A store on a disk, and its content after each commit.
 #[derive(Debug)]
 pub(crate) struct Specimen {
     pub(crate) disk: DiskImage,
@@ -26,14 +26,14 @@ pub(crate) struct Specimen {
     pub(crate) files: Vec<PathBuf>,
     /// After each commit, the newest last.
     pub(crate) states: Vec<State>,
-    /// The first of them that may be found: what is in segments.
+    /// The first of them that may be found: the content of the segments.
     pub(crate) flushed: usize,
     pub(crate) store_id: u64,
     /// Where the log ends, and the ring's part of it.
     pub(crate) end: Seq,
 }
 
-/// The options of every store here: files so small that a few dozen writes go round.
+/// The options of every store here: files so small that a few dozen writes use all of them.
 pub(crate) fn builder(sim: &SimBackend, compress: bool) -> Builder {
     Db::builder()
         .backend(Arc::new(sim.clone()))
@@ -99,7 +99,7 @@ impl Specimen {
         Ok(specimen)
     }
 
-    /// The records that stand in the ring from the start of the life on, which it has not lapped.
+    /// The records in the ring from the start of the incarnation on, which it has not lapped.
     pub(crate) fn records(&self) -> Vec<(Seq, Vec<u8>)> {
         let ring = self.named("/ring-").and_then(|path| self.disk.read_file(path)).unwrap_or_default();
         let origin = Origin { store_id: self.store_id, life: 1 };
@@ -137,7 +137,7 @@ pub(crate) fn number(path: &Path) -> Option<u64> {
     name.rsplit('-').next()?.parse().ok()
 }
 
-/// Where the sectors of a log file or manifest belong; `None` for other files.
+/// The position of the sectors of a log file or manifest; `None` for other files.
 pub(crate) fn place(path: &Path, bytes: &[u8], store_id: u64) -> Option<Place> {
     let file_id = number(path)?;
     if path.to_string_lossy().contains("/manifest-") {

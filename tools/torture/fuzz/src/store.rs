@@ -6,8 +6,8 @@
 //!           way bit 2: no changes; the rest is the payload of one more record, at the end of the log
 //! ```
 //!
-//! Invariant: of a store with changes that a checksum must notice every answer is what the store held after some commit,
-//! the same for all, and none before what is in segments; or it is `Corrupt`. Of a forged store any answer is right.
+//! Invariant: after changes that a checksum must notice every answer is the content after one commit, the same for all
+//! answers, and not older than the segments; or it is `Corrupt`. A forged store may give any answer.
 
 use std::sync::OnceLock;
 
@@ -20,7 +20,7 @@ use crate::input::{Input, overwrite};
 use crate::replay::reseal;
 use crate::specimen::{NAMES, ROOT, Specimen, State, builder, place};
 
-/// More calls than any open and all reads take.
+/// More calls than any open and all reads need.
 const MOST_CALLS: u64 = 1_000_000;
 
 /// The input changes the store's files.
@@ -58,11 +58,11 @@ pub(crate) fn store(data: &[u8]) {
         must_be_told(error, &sim, specimen, &disk);
     }
     assert!(!sim.has_crashed(), "a walk without end");
-    // Not closed: what is wrong with the store has been seen, and a close would flush it.
+    // Not closed: every answer was checked, and a close would flush the store.
     sim.crash();
 }
 
-/// Only damage is told, and only of a changed store.
+/// Only damage may be reported, and only of a changed store.
 fn must_be_told(error: &Error, sim: &SimBackend, specimen: &Specimen, disk: &DiskImage) {
     assert!(!sim.has_crashed(), "a walk without end: {error}");
     let is_told = matches!(
@@ -100,7 +100,7 @@ fn change(specimen: &Specimen, disk: &mut DiskImage, input: &mut Input<'_>, forg
                     reseal(&place, &mut bytes, offset / SECTOR_BYTES..(offset + len).div_ceil(SECTOR_BYTES));
                 }
             }
-            // What 32 bits of checksum always notice; two in one file could make up for each other.
+            // A checksum of 32 bits always notices one of these; two in one file could cancel.
             0 if bursts & 1 << nth == 0 => {
                 bursts |= 1 << nth;
                 let end = (offset + 4).min(sector + SECTOR_BYTES).min(bytes.len());
@@ -128,7 +128,7 @@ fn read(db: &Db, specimen: &Specimen, judge: bool) -> esker::Result<State> {
     let mut failed = None;
     let names = db.keyspaces();
     if judge {
-        assert_eq!(names, NAMES, "keyspaces that nobody made, or one is lost");
+        assert_eq!(names, NAMES, "a keyspace that was never made, or one is lost");
     }
     for (side, name) in names.iter().enumerate() {
         let keyspace = db.keyspace(name)?;

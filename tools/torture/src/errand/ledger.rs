@@ -1,7 +1,7 @@
 //! What the store of an errand must hold.
 //!
-//! Invariant: after `written` writes both keyspaces hold `expected`; those after it may be there, whole and in order,
-//! until [`Ledger::settle`] has looked.
+//! Invariant: after `written` writes both keyspaces hold `expected`. Later writes may be there, whole and in order, until
+//! [`Ledger::settle`] has checked.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use super::terms::WRITER;
 use crate::report::{Check, Failure};
 use crate::soak::plan::{KEYSPACES, key, number_of, slot_of};
 
-/// Keys of one call that reads many.
+/// Keys of one call that reads many keys.
 const MANY: u64 = 16;
 
-/// See the module.
+/// The expected content of the store.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     written: u64,
@@ -24,7 +24,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// How many writes are there.
+    /// The number of writes that are there.
     pub(crate) fn written(&self) -> u64 {
         self.written
     }
@@ -55,9 +55,9 @@ impl Ledger {
             let (slot, deletes) = slot_of(WRITER, next);
             let key = key(WRITER, slot);
             let there = match keyspace.get(&key)? {
-                // One of those after it may have been to the same key.
+                // A later write may have gone to the same key.
                 Some(found) => (next..=most).contains(&number_of(&key, &found).map_err(Failure::new)?),
-                // If nothing was there anyway it makes no difference.
+                // If the key was absent anyway there is no difference.
                 None => deletes,
             };
             if !there {
@@ -114,7 +114,7 @@ impl Ledger {
 
     /// The keys of some writes up to `number`.
     fn keys_near(number: u64) -> Vec<Vec<u8>> {
-        // From all over the life so far, so that some are in segments.
+        // From the whole time so far, so that some are in segments.
         (0..MANY).map(|nth| key(WRITER, slot_of(WRITER, 1 + number * nth / MANY).0)).collect()
     }
 
@@ -134,7 +134,7 @@ impl Ledger {
         keys.iter().zip(found).try_for_each(|(key, found)| self.check(key, found.as_deref()))
     }
 
-    /// Reads every key but that of the write in flight, of which nobody knows.
+    /// Reads every key except that of the write in flight, whose result is unknown.
     pub(crate) fn get_all(&self, keyspace: &Keyspace) -> Check {
         let in_flight = key(WRITER, slot_of(WRITER, self.written + 1).0);
         let known = self.expected.keys().filter(|key| **key != in_flight);

@@ -1,6 +1,6 @@
-//! An errand from outside: its directory, its process, and what it left.
+//! An errand seen from outside: its directory, its process, and its results.
 //!
-//! Invariant: nothing stays behind but the directory of one that went wrong.
+//! Invariant: only the directory of a failed errand stays behind.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -13,28 +13,28 @@ use crate::report::{Check, Failure};
 use crate::soak::board::{Board, Count};
 use crate::soak::plan::WRITERS;
 
-/// Lines that are shown of what it said.
+/// Lines of its output that are shown.
 const SHOWN: usize = 6;
 
-/// See the module.
+/// A started errand.
 #[derive(Debug)]
 pub(crate) struct Sent {
     dir: PathBuf,
     mode: Mode,
 }
 
-/// How an errand has ended.
+/// How an errand ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// It did everything.
     Done,
     /// It gave up after errors of the store.
     GaveUp,
-    /// By this signal.
+    /// This signal ended it.
     Signal(i32),
 }
 
-/// What it noted.
+/// Its notes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Noted {
     pub(crate) acknowledged: u64,
@@ -47,7 +47,7 @@ fn io(what: &'static str) -> impl Fn(io::Error) -> Failure {
 }
 
 impl Sent {
-    /// A fresh errand whose files are in this directory, which is made.
+    /// Makes the directory and a new errand whose files are in it.
     pub(crate) fn new(dir: &Path, mode: Mode) -> Check<Sent> {
         std::fs::create_dir_all(dir).map_err(io("make a directory"))?;
         let sent = Sent { dir: dir.to_owned(), mode };
@@ -65,7 +65,7 @@ impl Sent {
 
     /// The command that starts it with a store at `store`; `wrapper` runs it.
     pub(crate) fn command(&self, wrapper: &[&str], store: &Path) -> Check<Command> {
-        // The very program that runs, also if another was built in its place.
+        // The running program itself, even if another was built in its place.
         let program = format!("/proc/{}/exe", std::process::id());
         let mut command = match wrapper.split_first() {
             Some((first, rest)) => {
@@ -81,19 +81,19 @@ impl Sent {
         Ok(command)
     }
 
-    /// Where its store is if nobody says otherwise.
+    /// The default place of its store.
     pub(crate) fn store(&self) -> PathBuf {
         self.dir.join("store")
     }
 
-    /// Starts it; it has come up, and waits for a byte on its standard input.
+    /// Starts it. When this returns it has started and waits for a byte on its standard input.
     pub(crate) fn start(&self, command: &mut Command) -> Check<Child> {
         let mut child = command.spawn().map_err(io("start an errand"))?;
         let mut ready = [0];
         if child.stdout.as_mut().is_some_and(|out| out.read_exact(&mut ready).is_ok()) {
             return Ok(child);
         }
-        // It is of no use.
+        // Without its output it is useless.
         let _ = child.kill();
         let status = child.wait().map_err(io("wait for an errand"))?;
         Err(Failure::new(format!("an errand did not come up ({status}): {}", self.said())))
@@ -105,7 +105,7 @@ impl Sent {
         Ok(Noted { acknowledged, errors: board.count(Count::Faults).map_err(io("the board"))? })
     }
 
-    /// How it ended, unless something was wrong.
+    /// How it ended, unless it found a mistake.
     pub(crate) fn end(&self, status: ExitStatus) -> Check<End> {
         use std::os::unix::process::ExitStatusExt as _;
         /// `abort`: a panic.
@@ -120,20 +120,20 @@ impl Sent {
         }
     }
 
-    /// The end of what it said.
+    /// The end of its output.
     pub(crate) fn said(&self) -> String {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(SHOWN)..].join(" | ")
     }
 
-    /// Opens the store, in this process, in which nothing is in the way: everything acknowledged is there (or only what
-    /// was to survive a loss of power, if that has happened), at most the one write that was in flight beside it, and
-    /// nothing between is missing; every checksum is right; and it takes writes.
+    /// Opens the store in this undisturbed process. Everything acknowledged is there (after a loss of power: everything that
+    /// survives one), at most the one write in flight beside it, and no gap. Every checksum is right, and the store takes
+    /// writes.
     pub(crate) fn judge(&self, store: &Path, power_was_lost: bool) -> Check<Noted> {
         let noted = self.noted()?;
         let mut ledger = Ledger::default();
-        // Every other write has waited for stable media.
+        // Every second write has waited for stable media.
         ledger.take(if power_was_lost { noted.acknowledged / 2 * 2 } else { noted.acknowledged });
         let mut healthy = || -> Check {
             let db = self.mode.builder().open(store)?;

@@ -1,24 +1,24 @@
-//! What an errand and who sends it agree on.
+//! What an errand and its sender agree on.
 
 use clap::ValueEnum;
 use esker::{Background, Builder, Db, Sizes, SyncMethod};
 
-/// Exit code of an errand that met one error after the other.
+/// Exit code of an errand that met too many errors.
 pub(crate) const GAVE_UP: u8 = 3;
 
-/// The writer of the board and the plan that an errand is.
+/// The errand is this writer of the board and of the plan.
 pub(crate) const WRITER: usize = 0;
 
 const KIB: u64 = 1 << 10;
 
-/// How the store of an errand works: all three ways of syncing, with threads of its own or without.
+/// How the store of an errand works: all three ways of syncing, with or without its own threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
-    /// No threads; the log is synced by `fdatasync`.
+    /// No threads; `fdatasync` syncs the log.
     Manual,
-    /// No threads; the log's writes are durable by themselves.
+    /// No threads; durable writes of the log.
     Durable,
-    /// Threads; the log is synced by an asynchronous operation.
+    /// Threads; an asynchronous operation syncs the log.
     Threads,
 }
 
@@ -33,7 +33,7 @@ impl Mode {
         }
     }
 
-    /// How the store is opened: everything small, so that a few writes rotate the log, grow the ring, and fill manifests.
+    /// The options of the store: everything is small, so that a few writes rotate the log, grow the ring and fill manifests.
     pub(crate) fn builder(self) -> Builder {
         let (background, sync) = match self {
             Mode::Manual => (Background::Manual, SyncMethod::Fdatasync),

@@ -1,4 +1,4 @@
-//! Ends a process that does not end.
+//! Ends a process that does not end by itself.
 
 use std::io;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Does something while a process lives, which is killed after `limit`; says whether it was.
+/// Runs a function while a process lives. Kills the process after `limit`; returns whether it did.
 ///
 /// # Errors
-/// What was done has failed.
+/// The function failed.
 pub(crate) fn with(process: u32, limit: Duration, what: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
     let process = i32::try_from(process).ok().and_then(Pid::from_raw);
     let (ended, waking) = (Mutex::new(false), Condvar::new());
@@ -18,7 +18,7 @@ pub(crate) fn with(process: u32, limit: Duration, what: impl FnOnce() -> io::Res
             let mut ended = ended.lock();
             let is_over = waking.wait_while_for(&mut ended, |ended| !*ended, limit).timed_out();
             if let (true, Some(process)) = (is_over, process) {
-                // It may have ended at this very moment.
+                // The process may have ended at this very moment.
                 let _ = kill_process(process, Signal::KILL);
             }
             is_over

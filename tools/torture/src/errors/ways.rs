@@ -1,4 +1,4 @@
-//! The ways in which a call can fail, and which errors of the store each of them explains.
+//! The ways in which a call can fail, and the store's errors that each of them explains.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use crate::report::{Check, Failure};
 pub(super) struct Way {
     pub(super) name: &'static str,
     pub(super) fault: Fault,
-    /// Which calls; empty for all that the fault can hit, other than submits and waits.
+    /// The affected calls; empty for all that the fault can hit, other than submits and waits.
     pub(super) on: &'static [EventKind],
     /// Only files with this in their path.
     pub(super) path: &'static str,
-    /// What the store may answer while it lasts.
+    /// The answers that the store may give while the fault lasts.
     pub(super) may: May,
 }
 
 /// The errors that a fault entitles the store to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum May {
-    /// None: it is a delay or an interruption.
+    /// None: the fault is a delay or an interruption.
     NotFail,
     /// A call failed.
     Fail,
@@ -44,7 +44,7 @@ const fn late(name: &'static str, fault: Fault) -> Way {
     Way { name, fault, on: &[], path: "", may: May::NotFail }
 }
 
-/// How long a call takes that is late.
+/// The delay of a late call.
 pub(super) const LATE: Duration = Duration::from_secs(10);
 
 /// All of them.
@@ -74,7 +74,7 @@ pub(super) const WAYS: [Way; 17] = [
     flip("flip_ring", "/ring-"),
 ];
 
-/// A fault that strikes once or for ever from the `k`-th call on.
+/// A fault that strikes once or permanently from the `k`-th call on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strike {
     pub(super) way: &'static Way,
@@ -89,7 +89,7 @@ impl std::fmt::Display for Strike {
 }
 
 impl Strike {
-    /// The fault, as the machine takes it.
+    /// The fault for the simulated machine.
     pub(super) fn plan(&self) -> FaultPlan {
         let fault = match self.way.fault {
             Fault::Short(_) => Fault::Short([0, 512, 1000, 2560][usize::try_from(self.k % 4).unwrap_or(0)]),
@@ -100,8 +100,8 @@ impl Strike {
         if self.for_ever { plan.forever() } else { plan }
     }
 
-    /// A bit that flips while the ring is read cuts its records off: nothing tells that from a store that died before
-    /// the ring's pages reached the disk. What was acknowledged for power cuts stands in the log.
+    /// A bit that flips while the ring is read cuts off its records: this looks like a store that died before the pages of
+    /// the ring reached the disk. Writes acknowledged for power cuts are in the log.
     pub(super) fn spares_ring(&self) -> bool {
         self.way.name != "flip_ring"
     }

@@ -1,12 +1,12 @@
-//! A disk with a volatile cache, below the real kernel: one file of a file system of our own, whose every write and
-//! flush is logged in order.
+//! A disk with a volatile cache below the real kernel: one file of a FUSE file system, whose writes and flushes are logged
+//! in order.
 //!
-//! A loop device over the file makes it a block device; what the kernel then writes and flushes arrives here. A few
-//! threads answer, and some writes are held up for a moment, so that others and flushes overtake them as on a real disk.
+//! A loop device over the file makes it a block device; the kernel's writes and flushes arrive here. A few threads answer.
+//! Some writes are delayed for a moment, so that other requests overtake them as on a real disk.
 //!
-//! Invariants: content and log change together, under one lock; a write is answered after it is in the log, and a flush
-//! counts for exactly the writes that stand before it there. A disk that was lied about has a log of what it was told.
-//! This process touches nothing that stands on the disk: it would wait for itself, and could not even be killed.
+//! Invariants: content and log change together, under one lock. A write is answered after it is in the log, and a flush
+//! covers exactly the writes that stand before it there. The log of a lying disk holds the requested writes.
+//! This process touches nothing on the disk: it would wait for itself, and could not even be killed.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -25,33 +25,33 @@ use super::fuse::{self, Request};
 use super::image::{Event, Image};
 use crate::report::complain;
 
-/// As many requests are answered at once.
+/// The number of requests that are answered at once.
 const THREADS: usize = 6;
 
-/// One write in so many is held up, ...
+/// One write in this many is delayed, ...
 const LATE: u32 = 24;
 /// ... for this long.
 const DELAY: Duration = Duration::from_micros(300);
 
-/// What the disk holds, and what happened to it.
+/// The content of the disk, and its history.
 #[derive(Debug)]
 struct Disk {
     content: Content,
-    /// Nothing is noted outside of a life.
+    /// Nothing is logged between incarnations.
     log: Option<Vec<Event>>,
-    /// What the disk held after so many events, taken after every so many.
+    /// The content after certain numbers of events, at regular intervals.
     copies: Vec<(usize, Image)>,
     copy_every: usize,
     fault: Option<Fault>,
     /// Requests that met the fault since it was set.
     struck: u64,
-    /// Whose file was written since the last flush.
+    /// The kind of file that was written since the last flush.
     written: Option<Target>,
-    /// Nothing is done before.
+    /// Requests are held until then.
     silent_until: Duration,
-    /// Nobody answers.
+    /// No request is answered.
     is_dead: bool,
-    /// Writing there is what the death of this process is to the kernel.
+    /// For the kernel a write here equals the death of this process.
     abort: Option<PathBuf>,
     rng: Rng,
 }
@@ -65,7 +65,7 @@ enum End {
 }
 
 impl Disk {
-    /// What becomes of a request.
+    /// The treatment of a request.
     fn meet(&mut self, kind: Kind, (offset, len): (u64, usize), data: Option<&[u8]>) -> Option<Effect> {
         let fault = self.fault.as_mut()?;
         if fault.effect == Effect::Full && self.content.image.holds(offset, len) {
@@ -92,7 +92,7 @@ impl Disk {
     }
 }
 
-/// See the module. The threads end when the kernel lets go of the file system.
+/// The disk. The threads end when the kernel releases the file system.
 #[derive(Clone, Debug)]
 pub(super) struct Device {
     kernel: Arc<OwnedFd>,
@@ -120,12 +120,12 @@ impl Device {
         Ok(Device { kernel, disk: Arc::new(Mutex::new(disk)) })
     }
 
-    /// The connection once more, for whoever mounts it.
+    /// The connection once more, for the process that mounts it.
     pub(super) fn connection(&self) -> std::io::Result<OwnedFd> {
         self.kernel.try_clone()
     }
 
-    /// Starts to answer. Call it once it is mounted: before that there is nothing to read.
+    /// Starts to answer. Call it after the mount: before that there is nothing to read.
     pub(super) fn serve(&self) -> std::io::Result<()> {
         for number in 0..THREADS {
             let device = self.clone();
@@ -139,64 +139,64 @@ impl Device {
         self.disk.lock().content.image.clone()
     }
 
-    /// Another content. Nothing on the disk may be mounted.
+    /// Replaces the content. Nothing on the disk may be mounted.
     pub(super) fn set_image(&self, image: Image) {
         self.set_content(Content::new(image));
     }
 
-    /// The content, and what is wrong with it.
+    /// The content, and the lies in it.
     pub(super) fn content(&self) -> Content {
         self.disk.lock().content.clone()
     }
 
-    /// The same as [`Device::set_image`], with that.
+    /// Like [`Device::set_image`], with the lies.
     pub(super) fn set_content(&self, content: Content) {
         self.disk.lock().content = content;
     }
 
-    /// How many writes there were since the content was set.
+    /// The number of writes since the content was set.
     pub(super) fn writes(&self) -> u64 {
         self.disk.lock().content.writes
     }
 
-    /// Logs from now on.
+    /// Starts the log.
     pub(super) fn start_log(&self) {
         self.disk.lock().log = Some(Vec::new());
     }
 
-    /// Copies the content after every so many events of a log; 0 for never.
+    /// Copies the content at every n-th event of a log; 0 for never.
     pub(super) fn copy_every(&self, events: usize) {
         self.disk.lock().copy_every = events;
     }
 
-    /// The copies, with how many events each has seen.
+    /// The copies, each with its number of events.
     pub(super) fn take_copies(&self) -> Vec<(usize, Image)> {
         std::mem::take(&mut self.disk.lock().copies)
     }
 
-    /// How many events the log has.
+    /// The number of events in the log.
     pub(super) fn position(&self) -> usize {
         self.disk.lock().log.as_ref().map_or(0, Vec::len)
     }
 
-    /// The log, which ends with this.
+    /// Ends the log and returns it.
     pub(super) fn take_log(&self) -> Vec<Event> {
         self.disk.lock().log.take().unwrap_or_default()
     }
 
-    /// Breaks the disk, or mends it.
+    /// Breaks the disk, or repairs it.
     pub(super) fn set_fault(&self, fault: Option<Fault>) {
         let mut disk = self.disk.lock();
         disk.fault = fault;
         disk.struck = 0;
     }
 
-    /// How many requests have met it since.
+    /// How many requests have met the fault since.
     pub(super) fn struck(&self) -> u64 {
         self.disk.lock().struck
     }
 
-    /// Where the kernel is told that nobody will answer any more.
+    /// Where the kernel is told that no request will be answered any more.
     pub(super) fn set_abort(&self, path: PathBuf) {
         self.disk.lock().abort = Some(path);
     }
@@ -242,11 +242,11 @@ impl Device {
             Err(End::Silence) => return,
         };
         let head = fuse::head(number, error, body.len());
-        // Whoever asked may be gone.
+        // The process that asked may be gone.
         let _ = rustix::io::writev(&*self.kernel, &[IoSlice::new(&head), IoSlice::new(&body)]);
     }
 
-    /// Finds out what becomes of a request, and waits as long as that takes.
+    /// Decides the treatment of a request, and waits as long as that takes.
     fn meet(
         &self,
         kind: Kind,
@@ -298,7 +298,7 @@ impl Device {
         }
     }
 
-    /// The kernel does the same when the process that answers has ended.
+    /// The kernel does the same when the answering process has ended.
     fn die(&self) {
         let abort = {
             let mut disk = self.disk.lock();

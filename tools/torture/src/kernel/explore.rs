@@ -1,11 +1,11 @@
-//! Rebuilds what a power cut could have left of a disk, and has it looked at.
+//! Rebuilds the disk states that a power cut could have left, and has each checked.
 //!
-//! A cut is a position in the log of the disk. Everything before the last flush is there; of the writes after it, up to
-//! the cut, nothing, everything, whole writes, single sectors, or all with the last one torn. Only the superblock is
-//! never torn: no file system mounts without it.
+//! A cut is a position in the log of the disk. Everything before the last flush is there. Of the writes between it and the
+//! cut there is nothing, everything, some whole writes, some sectors, or all with the last one torn. Only the superblock
+//! is never torn: no file system mounts without it.
 //!
-//! Invariant: a state asks for everything that was acknowledged for good before the cut, and for nothing that was
-//! submitted after it. A state that was seen is judged by what was found then.
+//! Invariant: a state must hold everything that was acknowledged as durable before the cut, and nothing that was submitted
+//! after it. A state that was seen before gets the earlier result.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,14 +24,14 @@ use crate::model::{Bounds, Prefix};
 use crate::report::{Check, Counts, Failure};
 use crate::runner::Settings;
 
-/// Cuts tried in each life, drawn anew for each.
+/// Cuts tried in each incarnation, drawn anew for each.
 const CUTS: usize = 24;
 
-/// One in so many states is opened a second time, or verified.
+/// One in this many states is opened a second time, or verified.
 const AGAIN: usize = 5;
 const VERIFY: usize = 16;
 
-/// What the counts of an exploration are called.
+/// The names of the counts of an exploration.
 pub(super) const COUNTS: [&str; 12] = [
     "states",
     "distinct",
@@ -54,17 +54,17 @@ enum Keep {
     All,
     /// Each write whole or not at all.
     Writes(u64),
-    /// Each sector for itself.
+    /// Each sector by itself.
     Sectors(u64),
-    /// All, but of the last write only the first sectors.
+    /// All, but only the first sectors of the last write.
     Torn(usize),
 }
 
-/// See the module.
+/// Explores the disk of a lane.
 pub(super) struct Explorer<'a> {
     settings: &'a Settings,
     distinct: &'a Distinct,
-    /// As many different states are enough.
+    /// Stop at this many different states.
     asked: u64,
     /// Where the image of a failure goes.
     keep: Option<&'a Path>,
@@ -75,7 +75,7 @@ pub(super) struct Explorer<'a> {
     pub(super) counts: Counts,
 }
 
-/// A state that the next life can go on with.
+/// A state on which the next incarnation can continue.
 pub(super) struct Left {
     pub(super) image: Image,
     pub(super) bounds: Bounds,
@@ -101,7 +101,7 @@ impl<'a> Explorer<'a> {
         }
     }
 
-    /// Tries cuts all over a life, while there is time. Gives one state of them to go on with.
+    /// Tries cuts all over an incarnation while there is time. Returns one of the states for the next incarnation.
     pub(super) fn explore(&mut self, lane: &mut Lane, life: &Life) -> Check<Option<Left>> {
         self.seen.clear();
         let flushes = life.events.iter().filter(|event| matches!(event, Event::Flush)).count();
@@ -137,7 +137,7 @@ impl<'a> Explorer<'a> {
         Ok(chosen)
     }
 
-    /// What to keep of these writes.
+    /// Which of these writes to keep.
     fn ways(&mut self, tail: &[Event]) -> Vec<Keep> {
         let mut ways = vec![Keep::Nothing];
         let Some(Event::Write { data, .. }) = tail.last() else { return ways };
@@ -153,7 +153,7 @@ impl<'a> Explorer<'a> {
         ways
     }
 
-    /// Has a state looked at, unless it was. The error is what is wrong.
+    /// Has a state checked, unless it was seen before. The error says what is wrong.
     fn examine(&mut self, lane: &mut Lane, image: &Image, bounds: &Bounds, keep: Keep) -> Result<(), String> {
         let fingerprint = image.fingerprint();
         if self.seen.get(&fingerprint).is_some_and(|found| bounds.contain(*found)) {
@@ -181,7 +181,7 @@ impl<'a> Explorer<'a> {
         Ok(())
     }
 
-    /// Tells what is wrong, and keeps the state if there is a place for it.
+    /// Reports a failure, and keeps the state if there is a place for it.
     fn fail(&self, place: &str, what: &str, image: &Image, bounds: &Bounds) -> Failure {
         let failure = Failure::new(what).at(place);
         let Some(directory) = self.keep else {
@@ -199,7 +199,7 @@ impl<'a> Explorer<'a> {
     }
 }
 
-/// Applies what the last flush before the cut has made durable.
+/// Applies the writes that the last flush before the cut made durable.
 fn advance(durable: &mut (Image, usize), events: &[Event], cut: usize) {
     let (image, done) = durable;
     let flush = events[*done..cut].iter().rposition(|event| matches!(event, Event::Flush));
@@ -209,7 +209,7 @@ fn advance(durable: &mut (Image, usize), events: &[Event], cut: usize) {
     }
 }
 
-/// Applies what a cut keeps; a write that touches `whole` is not torn.
+/// Applies the writes that a cut keeps. A write that touches `whole` is not torn.
 fn apply(image: &mut Image, tail: &[Event], keep: Keep, whole: &Range<u64>) {
     let mut rng = Rng::with_seed(match keep {
         Keep::Writes(seed) | Keep::Sectors(seed) => seed,
@@ -237,7 +237,7 @@ fn apply(image: &mut Image, tail: &[Event], keep: Keep, whole: &Range<u64>) {
     }
 }
 
-/// What may be found after a cut here. Before the store was open it was what its recovery had found, or nothing.
+/// What may be found after a cut here. Before the store was open it is the finding of its recovery, or nothing.
 pub(super) fn bounds_at(life: &Life, cut: usize) -> Bounds {
     let stamps = &life.stamps;
     let ended = stamps.partition_point(|(position, _)| *position <= cut);

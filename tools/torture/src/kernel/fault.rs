@@ -1,11 +1,10 @@
-//! What can be wrong with a disk: which requests a fault strikes, and what becomes of them.
+//! Faults of a disk: which requests a fault strikes, and their treatment.
 //!
-//! The disk knows the files of a store by what is written to it: a group of the log or the manifest, and the end of a
-//! segment, show themselves by their magic numbers. So a fault meets the files that it is meant for, and nothing of the
-//! file system.
+//! The disk recognizes the files of a store by the written data: a group of the log or the manifest, and the end of a
+//! segment, have magic numbers. So a fault strikes the files that it is meant for, and nothing of the file system.
 //!
-//! Invariants: a page belongs to the file that wrote it last, until anything else is written there. Of every sector that
-//! a lie has changed it is known what should stand there, what stands there, and what stood there before.
+//! Invariants: a page belongs to the file that wrote it last, until other data are written there. For every sector that a
+//! lie has changed, the right content, the present content and the previous content are known.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,7 +32,7 @@ pub(super) enum Target {
 impl Target {
     pub(super) const ALL: [Target; 3] = [Target::Log, Target::Segment, Target::Manifest];
 
-    /// What is being written here. A group is told apart by its life, which is 0 in a manifest.
+    /// The kind of the written file. The incarnation in a group is 0 in a manifest.
     fn of(data: &[u8]) -> Option<Target> {
         if data.get(8..16) == Some(GROUP_MAGIC) {
             let is_manifest = data.get(16..20) == Some(&[0; 4]);
@@ -61,33 +60,33 @@ pub(super) enum Kind {
     Any,
 }
 
-/// What becomes of a request that is struck.
+/// The treatment of a request that is struck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     /// It fails, and does nothing.
     Fail(Errno),
     /// It succeeds, with one bit changed in what is read or written.
     Flip,
-    /// Succeeds, and writes nothing.
+    /// A write succeeds, and writes nothing.
     Drop,
-    /// Succeeds, and writes to a place of another file or another place of the file.
+    /// A write succeeds, and goes to a place of another file or another place of the file.
     Misdirect,
-    /// Succeeds, and writes some of its sectors.
+    /// A write succeeds, and writes some of its sectors.
     Tear,
-    /// A write to where nothing was written yet fails, as in a thin pool without space.
+    /// A write to a place that was never written fails, as in a thin pool without space.
     Full,
-    /// It is done, later.
+    /// The request is executed, later.
     Late(Duration),
-    /// From it on nothing is done for so long, and then everything.
+    /// All requests wait for this long, and then all are executed.
     Hang(Duration),
-    /// The same, and then everything fails.
+    /// All requests wait for this long, and then all fail.
     Gone(Duration),
-    /// From it on nobody answers: the daemon has died.
+    /// No request is answered from then on: the daemon has died.
     Die,
 }
 
 impl Effect {
-    /// Whether the disk says that all is well where it is not.
+    /// Whether the disk reports success where there was none.
     pub(super) fn is_lie(self) -> bool {
         matches!(self, Effect::Flip | Effect::Drop | Effect::Misdirect | Effect::Tear)
     }
@@ -97,23 +96,23 @@ impl Effect {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fault {
     pub(super) kind: Kind,
-    /// Only those to files of this kind; a flush is to what was written last.
+    /// Only requests to files of this kind. A flush belongs to the file that was written last.
     pub(super) target: Option<Target>,
-    /// As many of them go well before it.
+    /// This many succeed before it.
     pub(super) skip: u64,
-    /// As many go wrong then.
+    /// This many go wrong then.
     pub(super) times: u64,
     pub(super) effect: Effect,
 }
 
 impl Fault {
-    /// Everything fails.
+    /// Every request fails.
     pub(super) fn dead() -> Fault {
         let effect = Effect::Fail(Errno::IO);
         Fault { kind: Kind::Any, target: None, skip: 0, times: u64::MAX, effect }
     }
 
-    /// What becomes of the next request of this kind.
+    /// The treatment of the next request of this kind.
     pub(super) fn meet(&mut self, kind: Kind, target: Option<Target>) -> Option<Effect> {
         let is_meant = (self.kind == kind || self.kind == Kind::Any)
             && self.target.is_none_or(|meant| target == Some(meant));
@@ -129,7 +128,7 @@ impl Fault {
     }
 }
 
-/// Who wrote a page last, and with which write of the disk.
+/// Which file wrote a page last, and with which write of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) target: Target,
@@ -147,19 +146,19 @@ pub(super) struct Wrong {
 }
 
 impl Wrong {
-    /// Whether it reads as one that was never written: then a power cut may have taken it, for all that can be known.
+    /// Whether it reads like a sector that was never written: then a power cut may have taken it, as far as can be known.
     pub(super) fn looks_unwritten(&self) -> bool {
         self.now == self.old || self.now.iter().all(|byte| *byte == 0)
     }
 }
 
-/// What a disk holds, whose it is, and where it is wrong.
+/// The content of a disk, the owners of its pages, and its lies.
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     pub(super) image: Image,
     owners: BTreeMap<u64, Owner>,
     wrong: Vec<Wrong>,
-    /// Writes so far.
+    /// The number of writes so far.
     pub(super) writes: u64,
 }
 
@@ -168,7 +167,7 @@ impl Content {
         Content { image, owners: BTreeMap::new(), wrong: Vec::new(), writes: 0 }
     }
 
-    /// To whom a request for these bytes goes; a write shows it itself.
+    /// The file that a request for these bytes belongs to; the data of a write show it.
     pub(super) fn target(&self, offset: u64, len: usize, data: Option<&[u8]>) -> Option<Target> {
         match data {
             Some(data) => Target::of(data),
@@ -246,7 +245,7 @@ impl Content {
         Some((first * PAGE_BYTES as u64, len.min(fit)))
     }
 
-    /// Where it is wrong still: sectors that nobody has written since.
+    /// The lies that are still there: their sectors were not overwritten.
     pub(super) fn wrong(&self) -> impl Iterator<Item = &Wrong> {
         self.wrong.iter().filter(|wrong| {
             let mut found = vec![0; wrong.now.len()];
@@ -255,7 +254,7 @@ impl Content {
         })
     }
 
-    /// Puts everything right that is wrong still.
+    /// Repairs all lies that are still there.
     pub(super) fn heal(&mut self) {
         let healed: Vec<Wrong> = self.wrong().cloned().collect();
         self.wrong.clear();
@@ -312,7 +311,7 @@ mod tests {
         assert_eq!(at(&content, 32768), Some(Target::Segment));
         assert_eq!(at(&content, 0), None);
         content.write(32768, &[0; 512]);
-        assert_eq!(at(&content, 32768), None, "somebody else has written there");
+        assert_eq!(at(&content, 32768), None, "overwritten by another file");
         assert_eq!((content.newest(Target::Log), content.newest(Target::Segment)), (Some(1), Some(3)));
     }
 

@@ -1,7 +1,7 @@
 //! The messages of `/dev/fuse`, as far as one file needs them.
 //!
-//! The file is the root of its file system, so no name is ever looked up. Reads and writes go past the page cache
-//! (`FOPEN_DIRECT_IO`) and are asynchronous (`FUSE_ASYNC_DIO`), so that what the daemon sees is what a disk would see.
+//! The file is the root of its file system, so no name is ever looked up. Reads and writes bypass the page cache
+//! (`FOPEN_DIRECT_IO`) and are asynchronous (`FUSE_ASYNC_DIO`), so the daemon sees the requests that a disk would see.
 //!
 //! Integers are those of the machine, which is little-endian wherever the store runs.
 
@@ -25,7 +25,7 @@ const OPEN_PARALLEL_WRITES: u32 = 1 << 6;
 const REGULAR_FILE: u32 = 0o100_600;
 const VALID_SECONDS: u64 = 3600;
 
-/// What the kernel asks for.
+/// A request of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request<'a> {
     Init,
@@ -53,7 +53,7 @@ pub(super) enum Request<'a> {
     Unknown,
 }
 
-/// Takes a request apart; `None` if it is shorter than it says. Gives its number, which the answer repeats.
+/// Parses a request; `None` if it is shorter than it says. Returns its number, too, which the answer repeats.
 pub(super) fn parse(message: &[u8]) -> Option<(u64, Request<'_>)> {
     let body = message.get(HEAD_BYTES..)?;
     let request = match u32_at(message, 4)? {
@@ -82,7 +82,7 @@ pub(super) fn head(request: u64, error: i32, len: usize) -> Vec<u8> {
     [&total.to_le_bytes()[..], &(-error).to_le_bytes(), &request.to_le_bytes()].concat()
 }
 
-/// What the daemon can do.
+/// The abilities of the daemon.
 pub(super) fn init() -> Vec<u8> {
     let max_write = u32::try_from(MAX_WRITE_BYTES).unwrap_or(u32::MAX);
     let max_pages = u16::try_from(MAX_WRITE_BYTES / 4096).unwrap_or(u16::MAX);
@@ -91,7 +91,7 @@ pub(super) fn init() -> Vec<u8> {
     for word in [VERSION.0, VERSION.1, max_write, flags] {
         answer.extend(word.to_le_bytes());
     }
-    // Requests in the background, and where they count as congested.
+    // Background requests, and the number that counts as congestion.
     answer.extend(256_u16.to_le_bytes());
     answer.extend(200_u16.to_le_bytes());
     answer.extend(max_write.to_le_bytes());

@@ -1,7 +1,7 @@
-//! The hand: the child that mounts the disk, runs the store on it, and compares what a crash left with the model.
+//! The hand: the child that mounts the disk, runs the store on it, and compares the remains of a crash with the model.
 //!
-//! Invariants: it has a mount namespace of its own, so everything it mounts goes when it ends, however it ends; the loop
-//! device goes with its last user; the only thing it knows of the disk is what the kernel shows.
+//! Invariants: it has its own mount namespace, so all its mounts go when it ends. The loop device goes with its last user.
+//! It sees the disk only through the kernel.
 
 use std::any::Any;
 use std::ffi::CString;
@@ -31,29 +31,29 @@ use crate::runner::message;
 use crate::workload::{Generator, Level, Mix, Op};
 use crate::world::{Outcome, World};
 
-/// How long an unmount waits for descriptors that are just being closed.
+/// How long an unmount waits for descriptors that are being closed.
 const BUSY_TRIES: u32 = 400;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
-/// What mounted file systems may do: nothing but hold files.
+/// Mounted file systems may only hold files.
 const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
-/// Writes that a store on a file system that was shut down must refuse.
+/// Writes that a store must refuse on a file system that was shut down.
 const REFUSALS: usize = 3;
 
-/// See the module.
+/// The state of the hand.
 struct Hand {
     link: Link,
     fs: Fs,
     /// Where things are mounted: memory of the namespace.
     place: PathBuf,
-    /// The block device, and what keeps it.
+    /// The block device, and the handle that keeps it.
     device: Option<(PathBuf, File)>,
     world: Option<World>,
     clock: NativeBackend,
 }
 
-/// Runs as a child of the head: standard input is the connection to `/dev/fuse`, standard output the conversation.
+/// Runs as a child of the head. Standard input is the connection to `/dev/fuse`, standard output the conversation.
 pub(crate) fn run(fs: Fs) -> ExitCode {
     match Hand::begin(fs).and_then(Hand::obey) {
         Ok(()) => ExitCode::SUCCESS,
@@ -80,7 +80,7 @@ impl Hand {
         rustix::mount::mount("none", place.join("connections"), "fusectl", FLAGS, None)
             .map_err(|errno| os("mounting the connections of FUSE", errno))?;
         mount_disk(&place, rustix::stdio::stdin())?;
-        // The head alone keeps the connection, so that the disk goes with it.
+        // Only the head keeps the connection, so that the disk goes with it.
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY, Mode::empty());
         null.and_then(rustix::stdio::dup2_stdin).map_err(|errno| os("/dev/null", errno))?;
         let mut hand = Hand { link, fs, place, device: None, world: None, clock: NativeBackend::new() };
@@ -126,16 +126,16 @@ impl Hand {
         self.link.send(answer).map_err(|error| io("the head", &error))
     }
 
-    /// Gives the number of the connection.
+    /// Returns the number of the connection.
     fn attach(&mut self) -> Check<u32> {
         let disk = self.place.join("disk");
-        // The kernel believes the size that it has asked for last.
+        // The kernel trusts the size that it asked for last.
         let found = std::fs::metadata(&disk).map_err(|error| io("the disk", &error))?;
         let disk = disk.to_string_lossy();
         let name = program(&["losetup", "--find", "--show", "--direct-io=on", &disk])?;
         let device = PathBuf::from(name.trim());
         let held = std::fs::OpenOptions::new().read(true).open(&device);
-        // It is in use, so this takes effect when the last user is gone.
+        // The device is in use, so this takes effect when the last user is gone.
         program(&["losetup", "--detach", name.trim()])?;
         self.device = Some((device, held.map_err(|error| io(name.trim(), &error))?));
         Ok(rustix::fs::minor(found.dev()))
@@ -146,7 +146,7 @@ impl Hand {
         self.unmount(&self.place.join("disk"))
     }
 
-    /// Takes a descriptor of the head, and mounts what answers there.
+    /// Takes a descriptor of the head, and mounts the file system behind it.
     fn connect(&self, connection: i32) -> Check {
         let head = rustix::process::getppid().ok_or_else(|| Failure::new("the head is gone"))?;
         let got = rustix::process::pidfd_open(head, PidfdFlags::empty())
@@ -191,7 +191,7 @@ impl Hand {
         Err(os("unmounting", Errno::BUSY))
     }
 
-    /// Leaves the store open: a crash takes no leave.
+    /// Leaves the store open, as a crash would.
     fn play(&mut self, play: &Play) -> Check<u64> {
         self.mount()?;
         let mut world = match self.world.take() {
@@ -209,7 +209,7 @@ impl Hand {
         result
     }
 
-    /// Gives how often the store refused, as it may.
+    /// Returns how many operations the store refused, as it may.
     fn live(&mut self, play: &Play, world: &mut World) -> Check<u64> {
         let new = Bounds::exactly(Prefix::default());
         let found = world.open(play.bounds.as_ref().unwrap_or(&new))?;
@@ -254,8 +254,8 @@ impl Hand {
         command.spawn().map_err(|error| io("xfs_io", &error))
     }
 
-    /// Nothing can be written any more, and the store must never say that it was. That what was written before is
-    /// durable it may say, and what is found later must bear it out.
+    /// No write can reach the disk any more, and the store must never acknowledge one. It may still confirm that earlier
+    /// writes are durable; a later check must bear that out.
     fn must_stay_down(&mut self, world: &mut World) -> Check {
         let (key, value) = (Bytes::from("late"), Bytes::from("write"));
         let put = Op::Put { slot: 0, key, value, level: Level::Power };
@@ -270,18 +270,18 @@ impl Hand {
         self.did(world.acks())
     }
 
-    /// When btrfs gives up it forgets the names that it has not committed: a directory is empty whose files are open and
-    /// right. A verify, which lists the manifests, then misses them.
+    /// When btrfs gives up it forgets the names that it has not committed: a directory is empty while its open files are
+    /// right. A verify lists the manifests and then misses them.
     fn lists_nothing(&self, op: &Op) -> bool {
         self.fs == Fs::Btrfs && matches!(op, Op::Verify)
     }
 
-    /// Tells what is done, and waits until the head has noted at which position of the disk's log.
+    /// Reports the progress, and waits until the head has noted the position in the disk's log.
     fn did(&mut self, acks: Acks) -> Check {
         self.answer(&Answer::Did(acks))?;
         match self.order()? {
             Some(Order::Go) => Ok(()),
-            other => Err(Failure::new(format!("told {other:?} in the middle of a life"))),
+            other => Err(Failure::new(format!("unexpected order {other:?} during an incarnation"))),
         }
     }
 
@@ -332,7 +332,7 @@ fn mount_disk(place: &Path, connection: BorrowedFd<'_>) -> Check {
         .map_err(|errno| os("mounting the disk", errno))
 }
 
-/// Like those of `sim`: mostly writes, with flushes, compactions, closes and opens between.
+/// Operations like those of `sim`: mostly writes, with flushes, compactions, closes and opens between.
 fn mix(play: &Play) -> Mix {
     let seed = play.seed;
     Mix {
@@ -346,12 +346,12 @@ fn mix(play: &Play) -> Mix {
     }
 }
 
-/// What a store that stays open can be asked while its disk breaks: a dropped keyspace has other errors to give.
+/// Operations for a store that stays open while its disk breaks. A dropped keyspace would return other errors.
 fn may_break(op: &Op) -> bool {
     !matches!(op, Op::Reopen { .. } | Op::DropAll { .. } | Op::UseDropped { .. })
 }
 
-/// An operation must not go wrong; where the disk breaks the store may refuse it. Gives whether it did.
+/// An operation must not go wrong; where the disk breaks the store may refuse it. Returns whether it did.
 fn judge(result: Check<Outcome>, allow: Allow, store: &Path) -> Check<bool> {
     match result {
         Ok(Outcome::Refused(error)) if allow != Allow::None => {
@@ -373,7 +373,7 @@ fn must_be_allowed(error: &Error, allow: Allow, store: &Path) -> Check {
     }
 }
 
-/// A disk that says what it cannot do is not a damaged store.
+/// A disk that reports its failure does not make the store damaged.
 fn must_be_of_the_disk(error: &Error) -> Check {
     match error {
         Error::Io { .. } | Error::NoSpace { .. } | Error::Halted { .. } => Ok(()),
@@ -381,7 +381,7 @@ fn must_be_of_the_disk(error: &Error) -> Check {
     }
 }
 
-/// A disk that lies is found out, with the file that it lies about.
+/// A lying disk is found out, with the file that is affected.
 fn must_be_damage(error: &Error, store: &Path) -> Check {
     let file = match error {
         Error::Corrupt { file, .. } => file,
@@ -397,7 +397,7 @@ fn has_ended(program: &mut Child) -> Check<bool> {
     program.try_wait().map(|status| status.is_some()).map_err(|error| io("a program", &error))
 }
 
-/// What is mounted here must not be seen by anybody else.
+/// These mounts must not be visible outside of the namespace.
 fn must_be_alone() -> Check {
     let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     let namespace = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/mnt")).ok();
@@ -407,7 +407,7 @@ fn must_be_alone() -> Check {
     }
 }
 
-/// Runs a program of the system to its end, and gives what it printed.
+/// Runs a program of the system to its end, and returns its output.
 fn program(words: &[&str]) -> Check<String> {
     let Some((name, arguments)) = words.split_first() else { return Ok(String::new()) };
     let output = Command::new(name).args(arguments).stdin(Stdio::null()).output();

@@ -1,7 +1,7 @@
-//! The content of a disk as a value, and everything that happened to it.
+//! The content of a disk as a value, and its history.
 //!
-//! Invariants: pages are shared between copies until one of them writes; a page of zeros need not be there; the
-//! fingerprint is that of the content, however it came about.
+//! Invariants: copies share pages until one of them writes; a page of zeros need not be present; the fingerprint depends on
+//! the content only.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ const ZEROS: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
 
 type Page = [u8; PAGE_BYTES];
 
-/// See the module.
+/// The content of a disk.
 #[derive(Clone, Debug)]
 pub(super) struct Image {
     pages: Vec<Option<Arc<Page>>>,
     fingerprint: u64,
 }
 
-/// One thing that happened to a disk, in the order in which it did.
+/// One event of a disk, in order.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     /// Bytes were written behind the cache of the disk.
@@ -52,7 +52,7 @@ impl Image {
         offset.checked_add(len as u64).is_some_and(|end| end <= self.len())
     }
 
-    /// Whether something was written to all of these pages.
+    /// Whether all of these pages were written to.
     pub(super) fn holds(&self, offset: u64, len: usize) -> bool {
         let Ok(first) = usize::try_from(offset / PAGE_BYTES as u64) else { return false };
         let within = usize::try_from(offset % PAGE_BYTES as u64).unwrap_or(0);
@@ -60,7 +60,7 @@ impl Image {
         self.pages.iter().skip(first).take(pages).filter(|page| page.is_some()).count() == pages
     }
 
-    /// Fills the buffer; what lies outside reads as zeros.
+    /// Fills the buffer; bytes outside read as zeros.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) {
         let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
         let mut rest = buf;
@@ -76,7 +76,7 @@ impl Image {
         }
     }
 
-    /// Writes; what lies outside is dropped, so ask [`Image::contains`] before.
+    /// Writes; bytes outside are dropped, so check [`Image::contains`] before.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
         let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
         let mut rest = data;
@@ -101,14 +101,14 @@ impl Image {
         self.fingerprint ^= before ^ hash(number, &page[sector..sector + SECTOR_BYTES]);
     }
 
-    /// The content, for a file: each page with its offset, those of zeros left out.
+    /// The content, for a file: each page with its offset, pages of zeros left out.
     pub(super) fn pages(&self) -> impl Iterator<Item = (u64, &Page)> {
         let numbered = self.pages.iter().enumerate();
         numbered.filter_map(|(number, page)| Some((number as u64 * PAGE_BYTES as u64, &**page.as_ref()?)))
     }
 }
 
-/// Zero for zeros, so that a page that is not there counts nothing.
+/// Zero for zeros, so that an absent page counts nothing.
 fn hash(number: u64, sector: &[u8]) -> u64 {
     if sector == ZEROS { 0 } else { xxh3_64_with_seed(sector, number) }
 }

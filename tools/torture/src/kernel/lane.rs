@@ -1,7 +1,7 @@
 //! One disk and the hand that works on it.
 //!
-//! Invariant: once it is dropped, nothing is left of either: the hand is killed, its mounts and its loop device go with
-//! it, and the threads of the disk end when the kernel lets go of their file.
+//! Invariant: dropping it removes both: the hand is killed, its mounts and its loop device go with it, and the threads of
+//! the disk end when the kernel closes their file.
 
 use std::fmt::Debug;
 use std::io::ErrorKind;
@@ -18,24 +18,24 @@ use super::protocol::{Answer, Fs, Link, Look, Order, Play};
 use crate::model::{Acks, Prefix};
 use crate::report::{Check, Failure};
 
-/// A hand that says nothing for so long hangs, or its kernel does. No fault takes so long.
+/// A hand that is silent for this long hangs, or its kernel does. No fault takes that long.
 const HANGS_AFTER: Duration = Duration::from_mins(1);
 
-/// The log of a disk while a store lived on it.
+/// The log of a disk during one incarnation of a store.
 #[derive(Debug)]
 pub(super) struct Life {
-    /// What the disk held before.
+    /// The content of the disk before.
     pub(super) base: Image,
     pub(super) events: Vec<Event>,
-    /// After how many events what was acknowledged and submitted, rising. The first is that of the open.
+    /// The acknowledged and submitted writes after this many events, rising. The first entry is that of the open.
     pub(super) stamps: Vec<(usize, Acks)>,
-    /// As often the store refused an operation.
+    /// How many operations the store refused.
     pub(super) refused: u64,
-    /// What the store said that nobody asked for.
+    /// Errors that the store returned where none was due.
     pub(super) wrong: Option<String>,
 }
 
-/// See the module.
+/// A disk and its hand.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) device: Device,
@@ -43,12 +43,12 @@ pub(super) struct Lane {
     link: Link,
     fs: Fs,
     seed: u64,
-    /// With an empty file system.
+    /// The disk with an empty file system.
     formatted: Image,
 }
 
 impl Lane {
-    /// A disk with an empty file system, and a hand on it.
+    /// Makes a disk with an empty file system, and a hand on it.
     pub(super) fn new(fs: Fs, seed: u64) -> Check<Lane> {
         let device = Device::open(fs.disk_bytes(), seed).map_err(|error| cannot("open /dev/fuse", error))?;
         let (hand, link) = start_hand(fs, &device).map_err(|error| cannot("start the hand", error))?;
@@ -67,7 +67,7 @@ impl Lane {
         self.send(&Order::Attach)?;
         match self.receive()? {
             Answer::Attached(number) => {
-                // What the hand has mounted there is seen through its root.
+                // Mounts of the hand are visible through its root.
                 let place = std::env::temp_dir().join("connections").join(format!("{number}/abort"));
                 let root = format!("/proc/{}/root", self.hand.id());
                 self.device.set_abort(Path::new(&root).join(place.strip_prefix("/").unwrap_or(&place)));
@@ -78,10 +78,10 @@ impl Lane {
         }
     }
 
-    /// The disk has died: another one with its content. Nothing on it may be mounted.
+    /// Replaces a dead disk with a new one of the same content. Nothing on it may be mounted.
     ///
     /// # Errors
-    /// The hand cannot let go of the old one, or not take the new one.
+    /// The hand cannot release the old disk, or cannot take the new one.
     pub(super) fn replace_disk(&mut self, content: Content) -> Check {
         self.order(&Order::Detach)?;
         self.device =
@@ -93,12 +93,12 @@ impl Lane {
         self.attach()
     }
 
-    /// An empty file system again.
+    /// Restores the empty file system.
     pub(super) fn clear(&mut self) {
         self.device.set_image(self.formatted.clone());
     }
 
-    /// Runs one life on what the disk holds, and ends it by a crash.
+    /// Runs one incarnation on the content of the disk, and ends it with a crash.
     ///
     /// # Errors
     /// The hand is gone, or cannot unmount.
@@ -108,8 +108,8 @@ impl Lane {
         Ok(life)
     }
 
-    /// Runs one life; `after` is told of the open and of each operation, by number, before the next. The store is still
-    /// there then: see [`Lane::rest`].
+    /// Runs one incarnation. `after` gets the number of each operation (0 for the open) before the next one. The store is
+    /// still open afterwards: see [`Lane::rest`].
     ///
     /// # Errors
     /// The hand is gone.
@@ -134,7 +134,7 @@ impl Lane {
         Ok(Life { base, events, stamps, refused, wrong })
     }
 
-    /// Lets go of the store, and unmounts.
+    /// Closes the store by a crash, and unmounts.
     ///
     /// # Errors
     /// The hand is gone, or cannot unmount.
@@ -142,10 +142,10 @@ impl Lane {
         self.order(&Order::Rest)
     }
 
-    /// Looks at what the disk holds; `None` if the store or the file system refused, and may.
+    /// Checks the content of the disk. `None` if the store or the file system refused, and may.
     ///
     /// # Errors
-    /// What is wrong with it, or the hand is gone.
+    /// The content is wrong, or the hand is gone.
     pub(super) fn look(&mut self, look: Look) -> Check<Option<Prefix>> {
         self.send(&Order::Look(look))?;
         match self.receive()? {
@@ -189,16 +189,16 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The hand may have ended already.
         let _ = self.hand.kill();
         let _ = self.hand.wait();
     }
 }
 
-/// Starts this program again, in a mount namespace of its own.
+/// Starts this program again, in its own mount namespace.
 fn start_hand(fs: Fs, device: &Device) -> std::io::Result<(Child, Link)> {
     let (ours, theirs) = UnixStream::pair()?;
-    // The very program that runs, also if another was built in its place.
+    // The running program itself, even if another was built in its place.
     let program = format!("/proc/{}/exe", std::process::id());
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--"]).arg(program).args(["kernel-hand", fs.name()]);

@@ -1,16 +1,16 @@
-//! Every illness of a disk, at every kind of file of a store: the matrix that a run goes through cell by cell.
+//! Every illness of a disk at every kind of file of a store: the matrix that a run tries cell by cell.
 //!
-//! A disk that refuses (reads, writes, flushes, no space, gone, dead) may cost errors and nothing else; once it is whole
-//! again, everything acknowledged is there. A disk that is slow or silent for a while may cost nothing but time. A disk
-//! that lies (flips bits, loses writes or parts of them, puts them elsewhere) must be found out: each answer is right, or
-//! an error that names a damaged file; and with the right bytes back, everything acknowledged is there.
+//! A disk that refuses (reads, writes, flushes, no space, gone, dead) may cause errors and nothing else. After its repair
+//! everything acknowledged is there. A disk that is slow or silent for a while may only cost time. A disk that lies (flips
+//! bits, loses writes or parts of them, misdirects them) must be found out: each answer is right, or it is an error that
+//! names a damaged file. With the right bytes restored, everything acknowledged is there.
 //!
-//! One lie cannot be found out: that the newest group of log or manifest was never written. Then what is found must
-//! still be a prefix: without the newest group of the log it lacks at most what was acknowledged since the operation that
-//! wrote it began; without the newest edit no commit is lost (a log file that the edit named bears witness), only a
-//! keyspace that was made or dropped. Such cases are counted.
+//! One lie cannot be found out: that the newest group of log or manifest was never written. The store must then still hold
+//! a prefix. Without the newest group of the log it lacks at most the writes that were acknowledged since the start of the
+//! operation that wrote it. Without the newest edit no commit is lost, because a log file that the edit named bears
+//! witness; only a created or dropped keyspace is. Such cases are counted.
 //!
-//! Invariant: a cell is tried until its fault has struck; one that never does is a failure of the run.
+//! Invariant: a cell is tried until its fault has struck. A fault that never strikes is a failure of the run.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::config::CONFIGS;
 use crate::model::{Acks, Bounds, Prefix};
 use crate::report::{Check, Failure, Tally};
 
-/// What the counts of the matrix are called.
+/// The names of the counts of the matrix.
 pub(super) const COUNTS: [&str; 10] = [
     "cells",
     "cells_struck",
@@ -38,20 +38,20 @@ pub(super) const COUNTS: [&str; 10] = [
     "opens_refused",
 ];
 
-/// Operations of a life.
+/// Operations of an incarnation.
 const OPS: usize = 40;
 
-/// How often a cell is tried with other operations until its fault strikes.
+/// How many times a cell is tried with other operations until its fault strikes.
 const TRIES: u64 = 40;
 
-/// How often a lie is told until it is found out: many are about what nobody needs any more.
+/// How many times a lie is told until it is found out: many concern data that are no longer needed.
 const LIES: u64 = 15;
 
-/// A request that is late, and a disk that is silent.
+/// The delay of a late request, and of a silent disk.
 const LATE: Duration = Duration::from_millis(4);
 const SILENT: Duration = Duration::from_millis(200);
 
-/// An illness, with what its count is called.
+/// An illness, with the name of its count.
 struct Illness {
     name: &'static str,
     kind: Kind,
@@ -81,10 +81,10 @@ const fn illness(name: &'static str, kind: Kind, effect: Effect, times: u64) -> 
     Illness { name, kind, effect, times }
 }
 
-/// How many cells there are: each illness at each kind of file, and a thin pool that is full.
+/// The number of cells: each illness at each kind of file, and a full thin pool.
 pub(super) const CELLS: u64 = 14 * 3 + 1;
 
-/// Which cell a case is, for people.
+/// The name of a cell.
 pub(super) fn name(case: u64) -> String {
     let (illness, target) = cell(case);
     format!("{} of a {}", illness.name, target.map_or("pool", Target::name))
@@ -116,14 +116,17 @@ pub(super) fn try_cell(lane: &mut Lane, case: u64, seed: u64) -> Check<Tally> {
         }
     }
     if struck == 0 {
-        return Err(Failure::new(format!("{}: no request met the fault in {TRIES} lives", name(case))));
+        return Err(Failure::new(format!(
+            "{}: no request met the fault in {TRIES} incarnations",
+            name(case)
+        )));
     }
     tally.counts.add("cells_struck", 1);
     tally.counts.add(illness.name, 1);
     Ok(tally)
 }
 
-/// A life with a fault, and what comes of it.
+/// Runs an incarnation with a fault, and checks the result.
 struct Trial<'a> {
     rng: Rng,
     illness: &'a Illness,
@@ -131,7 +134,7 @@ struct Trial<'a> {
     struck: u64,
 }
 
-/// How many writes the disk had seen after the open and after each operation.
+/// The number of writes that the disk had seen after the open and after each operation.
 type Ends = Vec<u64>;
 
 impl Trial<'_> {
@@ -163,7 +166,7 @@ impl Trial<'_> {
         self.struck += lane.device.struck();
         let is_noticed = life.refused > 0 || lane.device.content().wrong().next().is_some();
         if self.is_lasting_lie() && !is_noticed {
-            // Never told, or written over since, and nobody has read it.
+            // The lie was never read, or was overwritten before it was read.
             self.struck = 0;
             lane.device.set_fault(None);
             return lane.rest().map(|()| tally);
@@ -206,7 +209,7 @@ impl Trial<'_> {
         }
     }
 
-    /// Opens what a disk has kept that lied, and once more with the right bytes back.
+    /// Opens the content of a disk that lied, and opens it once more with the right bytes restored.
     fn find_out(&mut self, lane: &mut Lane, life: &Life, ends: &Ends, tally: &mut Tally) -> Check {
         let content = lane.device.content();
         lane.device.set_fault(None);
@@ -233,12 +236,12 @@ impl Trial<'_> {
         let mut content = lane.device.content();
         content.heal();
         lane.device.set_content(content);
-        // What was written elsewhere may have been found in one place and been lost in the other before that.
+        // A misdirected write may have been found at one place and been lost at the other before that.
         look.bounds = if self.illness.effect == Effect::Misdirect { bounds } else { strict };
         must_be_whole(lane, look).map_err(|failure| failure.at("with the right bytes back"))
     }
 
-    /// Opens what a sick disk has left: while it is sick in another way of the same kind, and when it is whole again.
+    /// Opens the content of a sick disk: with another fault of the same kind, and after the repair of the disk.
     fn recover(&mut self, lane: &mut Lane, life: &Life, tally: &mut Tally) -> Check {
         // A store that can still be closed leaves nothing in its log.
         let crashed = (self.illness.kind == Kind::Read || self.rng.bool()).then(|| lane.device.content());
@@ -261,7 +264,7 @@ impl Trial<'_> {
         lane.device.set_fault(None);
         revive(lane, tally)?;
         match found {
-            // What an open has shown is durable.
+            // Everything that an open has shown is durable.
             Some(found) => look.bounds = Bounds::exactly(found),
             None => tally.counts.add("opens_refused", 1),
         }
@@ -274,7 +277,7 @@ impl Trial<'_> {
     }
 }
 
-/// A disk that has died is replaced by one with the same content.
+/// Replaces a dead disk with one of the same content.
 fn revive(lane: &mut Lane, tally: &mut Tally) -> Check {
     if !lane.device.is_dead() {
         return Ok(());
@@ -293,12 +296,12 @@ fn acks(life: &Life) -> Acks {
     life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default()
 }
 
-/// What must be there if the newest group of log or manifest may have been lost unseen.
+/// What must be there if the newest group of log or manifest may have been lost unnoticed.
 fn without_unnoticed(content: &Content, life: &Life, ends: &Ends, strict: Bounds) -> Bounds {
     let mut bounds = strict;
     for target in [Target::Log, Target::Manifest] {
         let Some(newest) = content.newest(target) else { continue };
-        // The operation that wrote it, and what was acknowledged before that.
+        // The operation that wrote it, and the writes that were acknowledged before that operation.
         let operation = ends.partition_point(|end| *end < newest);
         let begin = operation.checked_sub(1).and_then(|before| ends.get(before)).copied().unwrap_or(0);
         let is_lost = content.wrong().any(|wrong| {

@@ -1,8 +1,8 @@
-//! Disks that break below a living store: reads, writes or flushes fail, once, for a while or for good.
+//! Disks that break below a running store: reads, writes or flushes fail, once, for a while or permanently.
 //!
-//! The fault strikes in the middle of a life, wherever the request comes from: the store, or the file system for its
-//! journal. The store may give errors, and nothing but right values; and once the disk is whole again, everything that
-//! was acknowledged is there. Then the same in a recovery.
+//! The fault strikes in the middle of an incarnation. It strikes requests of the store and those of the file system for
+//! its journal. The store may return errors, and no wrong value; after the repair of the disk everything that was
+//! acknowledged is there. The same is done in a recovery.
 
 use fastrand::Rng;
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use crate::config::CONFIGS;
 use crate::model::{Acks, Bounds};
 use crate::report::{Check, Failure, Tally};
 
-/// What the counts of broken disks are called.
+/// The names of the counts of broken disks.
 pub(super) const COUNTS: [&str; 8] = [
     "faults",
     "faults_struck",
@@ -26,13 +26,13 @@ pub(super) const COUNTS: [&str; 8] = [
     "opens_refused",
 ];
 
-/// As many operations has a life.
+/// The number of operations of an incarnation.
 const OPS: usize = 30;
 
-/// A fault strikes within as many requests of its kind.
+/// A fault strikes within this many requests of its kind.
 const WITHIN: u64 = 24;
 
-/// One life with one fault, and one recovery with another.
+/// One incarnation with one fault, and one recovery with another.
 pub(super) fn break_disk(lane: &mut Lane, seed: u64) -> Check<Tally> {
     let mut rng = Rng::with_seed(seed);
     let mut tally = Tally::default();
@@ -71,7 +71,7 @@ pub(super) fn break_disk(lane: &mut Lane, seed: u64) -> Check<Tally> {
     Ok(tally)
 }
 
-/// Opens what is left: on a disk that breaks, and when it is whole again.
+/// Opens the store on a disk that breaks, and after the repair of the disk.
 fn recover(lane: &mut Lane, rng: &mut Rng, tally: &mut Tally, acks: Acks) -> Check {
     let mut look = Look {
         bounds: acks.after_power_cut(),
@@ -86,7 +86,7 @@ fn recover(lane: &mut Lane, rng: &mut Rng, tally: &mut Tally, acks: Acks) -> Che
     count(tally, lane, fault);
     lane.device.set_fault(None);
     match found {
-        // What an open has shown is durable.
+        // Everything that an open has shown is durable.
         Some(found) => look.bounds = Bounds::exactly(found),
         None => tally.counts.add("opens_refused", 1),
     }

@@ -1,8 +1,8 @@
-//! What the two processes say to each other: one JSON object a line, an order and its answer in turn.
+//! The conversation of the two processes: one JSON object a line, an order and its answer in turn.
 //!
-//! The *head* owns the disk and decides; the *hand* is a child that does everything that touches the disk: it mounts,
-//! runs the store, and compares. So the head never waits for its own disk, and when it dies, the disk is gone for the
-//! hand, which then ends with errors instead of hanging.
+//! The *head* owns the disk and decides. The *hand* is a child that does everything that touches the disk: it mounts, runs
+//! the store, and compares. So the head never waits for its own disk. When the head dies, the disk is gone for the hand,
+//! which then ends with errors instead of hanging.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::ops::Range;
@@ -24,7 +24,7 @@ pub(crate) enum Fs {
 }
 
 impl Fs {
-    /// As `mount` and `mkfs` call it.
+    /// Its name for `mount` and `mkfs`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Fs::Ext4 => "ext4",
@@ -33,7 +33,7 @@ impl Fs {
         }
     }
 
-    /// A disk that is about as small as it allows.
+    /// A disk of about the smallest size that it permits.
     pub(super) fn disk_bytes(self) -> u64 {
         let mib = match self {
             Fs::Ext4 => 48,
@@ -43,8 +43,8 @@ impl Fs {
         mib << 20
     }
 
-    /// A block that it trusts the disk to write whole, since it has nothing else to begin with: its superblock, whose
-    /// checksum covers more than a sector. That of XFS is a sector.
+    /// A block that it trusts the disk to write whole, because it reads nothing before it: its superblock, whose checksum
+    /// covers more than a sector. The superblock of XFS is one sector.
     pub(super) fn superblock(self) -> Range<u64> {
         match self {
             Fs::Ext4 => 0..4 << 10,
@@ -53,7 +53,7 @@ impl Fs {
         }
     }
 
-    /// How it is made: without a discard of the whole disk, and ext4 without a thread that goes on with it later.
+    /// How it is made: without a discard of the whole disk, and for ext4 without the thread that completes it later.
     pub(super) fn mkfs(self) -> &'static [&'static str] {
         match self {
             Fs::Ext4 => {
@@ -70,25 +70,25 @@ impl Fs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Allow {
     None,
-    /// Those of a disk that says what it cannot do.
+    /// Those of a disk that reports its failures.
     Refusals,
-    /// Those of a disk that lies: damage, with the file that has it.
+    /// Those of a lying disk: damage, with the affected file.
     Damage,
 }
 
-/// One life of a store.
+/// One incarnation of a store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Play {
-    /// Of the operations.
+    /// The seed of the operations.
     pub(super) seed: u64,
     pub(super) ops: usize,
-    /// How it is opened.
+    /// The configuration of the store.
     pub(super) config: usize,
-    /// Whether the store has threads of its own.
+    /// Whether the store has its own threads.
     pub(super) threads: bool,
-    /// What a crash left, if this is not the first life.
+    /// The remains of a crash, unless this is the first incarnation.
     pub(super) bounds: Option<Bounds>,
-    /// The store stays open to its end, and is read more.
+    /// The store stays open to the end, and more of it is read.
     pub(super) stays: bool,
     pub(super) allow: Allow,
     /// Shut the file system down, without a flush of its journal, after this operation; then run operations until that
@@ -96,7 +96,7 @@ pub(super) struct Play {
     pub(super) shutdown: Option<usize>,
 }
 
-/// One crash state to be looked at.
+/// One crash state to be checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Look {
     pub(super) bounds: Bounds,
@@ -112,17 +112,17 @@ pub(super) struct Look {
 pub(super) enum Order {
     /// Make the disk a block device.
     Attach,
-    /// Undo that, and let go of the disk.
+    /// Undo that, and release the disk.
     Detach,
-    /// Another disk: the connection is this descriptor of the head.
+    /// Take another disk: the connection is this descriptor of the head.
     Connect(i32),
     /// Make the file system.
     Format,
     /// Mount, open, and run operations; [`Answer::Did`] after the open and after each.
     Play(Play),
-    /// Go on with the next operation.
+    /// Continue with the next operation.
     Go,
-    /// Let go of the store, and unmount.
+    /// Drop the store, and unmount.
     Rest,
     /// Mount, open, compare, unmount.
     Look(Look),
@@ -133,17 +133,17 @@ pub(super) enum Order {
 pub(super) enum Answer {
     /// Done.
     Done,
-    /// The disk is a block device, and the number of the connection to the kernel is this.
+    /// The disk is a block device, and this is the number of the connection to the kernel.
     Attached(u32),
-    /// An operation is done, and this is acknowledged and submitted now.
+    /// An operation is done; these writes are acknowledged and submitted now.
     Did(Acks),
-    /// A life is over, and as often the store refused an operation, as it may.
+    /// An incarnation is over, and the store refused this many operations, as it may.
     Lived(u64),
     /// The store holds this.
     Found(Prefix),
-    /// The store, or the file system, gave an error, where the disk may have broken.
+    /// The store, or the file system, returned an error where the disk may have broken.
     Refused(String),
-    /// Something is wrong.
+    /// A check failed.
     Wrong(String),
 }
 

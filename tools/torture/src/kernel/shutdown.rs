@@ -1,8 +1,8 @@
-//! File systems that end below a living store.
+//! File systems that end below a running store.
 //!
-//! ext4 and XFS are shut down without a flush of their journal, at any time in the middle of an operation: what follows
-//! must be refused, for good, and after the next mount everything acknowledged is there. btrfs has no shutdown; there the
-//! disk is copied again and again while the store writes, and each copy is opened.
+//! ext4 and XFS are shut down without a flush of their journal, at a random moment of an operation. Every later write must
+//! be refused, and after the next mount everything acknowledged is there. btrfs has no shutdown: its disk is copied
+//! repeatedly while the store writes, and each copy is opened.
 
 use fastrand::Rng;
 
@@ -13,19 +13,19 @@ use crate::config::CONFIGS;
 use crate::model::Bounds;
 use crate::report::{Check, Failure, Tally};
 
-/// What the counts are called.
+/// The names of the counts.
 pub(super) const COUNTS: [&str; 2] = ["shutdowns", "copies_opened"];
 
-/// More operations than a shutdown lets happen.
+/// More operations than any shutdown permits.
 const MANY: usize = 2000;
 
-/// Operations before a shutdown at most, and of a life that is copied.
+/// The most operations before a shutdown, and of an incarnation that is copied.
 const OPS: usize = 30;
 
-/// Copies of a life at most.
+/// The most copies of an incarnation.
 const COPIES: usize = 8;
 
-/// One shutdown, or some copies of one life.
+/// Runs one shutdown, or some copies of one incarnation.
 pub(super) fn end(lane: &mut Lane, fs: Fs, seed: u64) -> Check<Tally> {
     let mut rng = Rng::with_seed(seed);
     lane.clear();

@@ -1,6 +1,6 @@
 //! A small disk of our own: a file, a loop device, ext4, mounted.
 //!
-//! Invariant: once it is dropped the device is let go, and the file is nobody's but the directory's that it is in.
+//! Invariant: dropping it releases the device. The file then belongs only to the directory that contains it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,17 +12,17 @@ use crate::report::Failure;
 
 const MIB: u64 = 1 << 20;
 
-/// How long an unmount may find the disk busy, with descriptors that are just being closed.
+/// How long an unmount may find the disk busy because descriptors are being closed.
 const UNMOUNT_TRIES: usize = 200;
 
-/// See the module.
+/// A mounted disk.
 #[derive(Debug)]
 pub(super) struct Disk {
     device: String,
     mount: PathBuf,
 }
 
-/// Runs a program to its end; gives what it wrote.
+/// Runs a program to its end. Returns its output.
 pub(super) fn tool(words: &[&str]) -> Result<String, Failure> {
     let name = words.join(" ");
     let Some((program, rest)) = words.split_first() else { return Ok(String::new()) };
@@ -35,7 +35,7 @@ pub(super) fn tool(words: &[&str]) -> Result<String, Failure> {
 }
 
 impl Disk {
-    /// A disk of so many MiB with sectors of so many bytes, mounted below `dir`.
+    /// Makes a disk of this many MiB with sectors of this size, mounted below `dir`.
     pub(super) fn new(dir: &Path, mib: u64, sector_bytes: u32) -> Result<Disk, Lack> {
         if !rustix::process::geteuid().is_root() {
             return Err(Lack::Machine("a disk of its own needs root".to_owned()));
@@ -74,7 +74,7 @@ impl Disk {
         last
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub(super) fn path(&self) -> &Path {
         &self.mount
     }
@@ -87,7 +87,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Whatever of it was done; a frozen file system cannot be unmounted.
+        // Undoes the steps that succeeded. A frozen file system cannot be unmounted.
         let path = self.path().to_string_lossy();
         let _ = tool(&["fsfreeze", "-u", &path]);
         let _ = tool(&["umount", "-l", &path]);

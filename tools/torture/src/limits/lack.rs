@@ -2,10 +2,10 @@
 
 use crate::report::Failure;
 
-/// See the module.
+/// Why a trial has no result.
 #[derive(Debug)]
 pub(super) enum Lack {
-    /// The machine cannot do that.
+    /// This machine cannot run it.
     Machine(String),
     Store(Failure),
 }

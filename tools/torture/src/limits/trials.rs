@@ -1,4 +1,4 @@
-//! Each way of being in the way of an errand, and what must come of it.
+//! The trials: each limits an errand in one way and says what must follow.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::report::{Counts, Failure};
 
 type Found = Result<Counts, Lack>;
 
-/// One of them.
+/// One trial.
 pub(super) struct Trial {
     pub(super) name: &'static str,
-    /// Everybody on the machine feels it: only if it is asked for by name.
+    /// Affects the whole machine, so it runs only if its name is given.
     pub(super) of_the_machine: bool,
-    /// Works in the directory; the moment is drawn.
+    /// Runs in the directory. The moment is random.
     pub(super) run: fn(&Path, &mut Rng) -> Found,
 }
 
@@ -46,9 +46,9 @@ pub(super) static TRIALS: [Trial; 13] = [
 ];
 
 const KIB: u64 = 1 << 10;
-/// Errors that are waited for.
+/// The number of errors to wait for.
 const ERRORS: u64 = 3;
-/// Writes that must follow when the way is free again.
+/// Writes that must follow after the limit is removed.
 const MORE: u64 = 50;
 const SIGXFSZ: i32 = 25;
 const SIGKILL: i32 = 9;
@@ -64,12 +64,12 @@ fn limit(work: &Work, resource: Resource, current: Option<u64>) -> Result<(), La
     prlimit(Some(work.pid()?), resource, new).map(drop).map_err(|errno| io("set a limit")(errno.into()))
 }
 
-/// How far an errand may get before something comes in its way.
+/// The most writes of an errand before the limit is set.
 fn at_first(rng: &mut Rng) -> u64 {
     rng.u64(20..90)
 }
 
-/// Something is in the way for a while: errors, no end, and then on it goes. Killed at last.
+/// Sets a limit for a while: errors, but no end, and writes continue afterwards. Then kills the errand.
 fn for_a_while(
     mut work: Work,
     rng: &mut Rng,
@@ -101,7 +101,7 @@ fn file_size(dir: &Path, rng: &mut Rng) -> Found {
     )
 }
 
-/// The same with the signal not ignored: it is the end of the process, and of nothing else.
+/// The same without ignoring the signal: it ends the process, and does no other harm.
 fn file_size_deadly(dir: &Path, rng: &mut Rng) -> Found {
     let mut work = Work::begin((dir, Mode::Threads), &[], &["--endless"], None)?;
     work.go()?;
@@ -112,7 +112,7 @@ fn file_size_deadly(dir: &Path, rng: &mut Rng) -> Found {
     work.judge()
 }
 
-/// Not one handle more than are open.
+/// No handle more than are open.
 fn handles(dir: &Path, rng: &mut Rng) -> Found {
     let work = Work::begin((dir, Mode::Manual), &[], &["--endless"], None)?;
     for_a_while(
@@ -126,7 +126,7 @@ fn handles(dir: &Path, rng: &mut Rng) -> Found {
     )
 }
 
-/// So much memory beyond what the process has at its start: an error, or the end by the allocator, which says so.
+/// This much memory beyond the size at the start: an error, or an abort by the allocator, which says so.
 fn address_space(dir: &Path, _: &mut Rng) -> Found {
     let mut counts = Counts::default();
     for (nth, kib) in [0, 64, 256, 1 << 10, 4 << 10, 16 << 10, 1 << 20].into_iter().enumerate() {
@@ -135,7 +135,7 @@ fn address_space(dir: &Path, _: &mut Rng) -> Found {
             std::fs::read_to_string(format!("/proc/{}/status", work.id())).map_err(io("its size"))?;
         let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
         let size = size.and_then(|size| size.split_whitespace().next()?.parse::<u64>().ok());
-        let size = size.ok_or_else(|| Lack::Machine("nobody knows the size of a process".to_owned()))?;
+        let size = size.ok_or_else(|| Lack::Machine("the size of the process is unknown".to_owned()))?;
         limit(&work, Resource::As, Some((size + kib) * KIB))?;
         work.go()?;
         if work.ends_for_want_of_memory()? {
@@ -146,16 +146,16 @@ fn address_space(dir: &Path, _: &mut Rng) -> Found {
     Ok(counts)
 }
 
-/// A group with less memory than it takes: killed by the kernel, and nothing is lost.
+/// A control group with too little memory: the kernel kills the process, and nothing is lost.
 fn memory_group(dir: &Path, _: &mut Rng) -> Found {
-    /// Removes the group; what was in it has ended.
+    /// Removes the group; its processes have ended.
     struct Group(std::path::PathBuf);
     impl Drop for Group {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir(&self.0);
         }
     }
-    // Another one may be under way beside this.
+    // Another trial may run at the same time.
     let case = dir.file_name().unwrap_or_default().to_string_lossy();
     let name = format!("kvtorture-{}-{case}", std::process::id());
     let first = Path::new("/sys/fs/cgroup/memory").join(&name);
@@ -165,7 +165,7 @@ fn memory_group(dir: &Path, _: &mut Rng) -> Found {
     } else if std::fs::create_dir(&second).is_ok() && second.join("memory.max").exists() {
         (Group(second), "memory.max")
     } else {
-        // Where only its controller is missing.
+        // Only the controller is missing here.
         let _ = std::fs::remove_dir(&second);
         return Err(Lack::Machine("no group of memory can be made".to_owned()));
     };
@@ -185,7 +185,7 @@ fn memory_group(dir: &Path, _: &mut Rng) -> Found {
     Err(Lack::Machine("no limit of memory is felt".to_owned()))
 }
 
-/// All slots of asynchronous I/O of the machine are taken by somebody else.
+/// Another process takes all slots of asynchronous I/O of the machine.
 fn aio_slots(dir: &Path, rng: &mut Rng) -> Found {
     let backend = NativeBackend::new();
     let mut taken: Vec<Box<dyn Queue>> = Vec::new();
@@ -203,7 +203,7 @@ fn aio_slots(dir: &Path, rng: &mut Rng) -> Found {
     work.kill_and_judge()
 }
 
-/// A device that takes nothing smaller than 4 KiB: not noticed.
+/// A device that takes nothing smaller than 4 KiB: unnoticed.
 fn large_sectors(dir: &Path, _: &mut Rng) -> Found {
     let disk = Disk::new(dir, 64, 4096)?;
     let mut work = Work::begin((dir, Mode::Threads), &[], &[], Some(disk.path()))?;
@@ -240,7 +240,7 @@ fn full_disk(dir: &Path, rng: &mut Rng) -> Found {
     Ok(counts)
 }
 
-/// A file system that is frozen for a second: a wait, and no error.
+/// A file system that is frozen for a second: a delay, and no error.
 fn frozen(dir: &Path, rng: &mut Rng) -> Found {
     let disk = Disk::new(dir, 64, 512)?;
     let path = disk.path().to_string_lossy().into_owned();
@@ -263,8 +263,8 @@ fn frozen(dir: &Path, rng: &mut Rng) -> Found {
     Ok(counts)
 }
 
-/// A file system that has found an error and takes no more writes. The next mount has all that was to survive a loss of
-/// power; it is no less than one.
+/// A file system that has found an error and refuses writes. This is as severe as a loss of power, so after the next mount
+/// everything is there that survives one.
 fn read_only(dir: &Path, rng: &mut Rng) -> Found {
     let disk = Disk::new(dir, 64, 512)?;
     let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device_name());
@@ -285,12 +285,12 @@ fn read_only(dir: &Path, rng: &mut Rng) -> Found {
     Ok(counts)
 }
 
-/// Thousands of signals, with a handler that interrupts what the thread waits in: not noticed.
+/// Thousands of signals, with a handler that interrupts blocking calls: unnoticed.
 fn signals(dir: &Path, _: &mut Rng) -> Found {
     storm((dir, Mode::Manual), &["--catch"], &[Signal::USR1], Duration::from_micros(50))
 }
 
-/// Stopped, and let go again, all the time: not noticed.
+/// Repeated stop and continue signals: unnoticed.
 fn stops(dir: &Path, _: &mut Rng) -> Found {
     storm((dir, Mode::Threads), &[], &[Signal::STOP, Signal::CONT], Duration::from_millis(1))
 }
@@ -303,7 +303,7 @@ fn storm(place: (&Path, Mode), options: &[&str], signals: &[Signal], pause: Dura
     let mut sent = 0;
     while work.is_running()? {
         for &signal in signals {
-            // It may have ended; nobody else has its number before it was waited for.
+            // The process may have ended. Its number cannot be reused before `wait`.
             let _ = kill_process(pid, signal);
             sent += 1;
             clock.park(pause);
@@ -315,7 +315,7 @@ fn storm(place: (&Path, Mode), options: &[&str], signals: &[Signal], pause: Dura
     Ok(counts)
 }
 
-/// Nothing is in the way: then nothing may be noticed either.
+/// No limit: the errand must notice nothing.
 fn undisturbed(dir: &Path, _: &mut Rng) -> Found {
     let mut work = Work::begin((dir, Mode::Manual), &[], &[], None)?;
     work.go()?;

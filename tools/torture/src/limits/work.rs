@@ -1,6 +1,6 @@
-//! An errand under way.
+//! A running errand.
 //!
-//! Invariant: once it is dropped its process has ended.
+//! Invariant: when it is dropped its process has ended.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use crate::errand::sent::{End, Noted, Sent};
 use crate::errand::terms::Mode;
 use crate::report::{Check, Counts, Failure};
 
-/// What takes longer than this does not come.
+/// Longer than any event that is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(5);
 
-/// See the module.
+/// A running errand.
 #[derive(Debug)]
 pub(super) struct Work {
     sent: Sent,
@@ -30,8 +30,8 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Starts an errand with these options, which is run by `wrapper` and waits until it is let go. Its store is in
-    /// `disk` if given.
+    /// Starts an errand with these options. `wrapper` runs it, and it waits for its release. Its store is in `disk` if that is
+    /// given.
     pub(super) fn begin(
         (dir, mode): (&Path, Mode),
         wrapper: &[&str],
@@ -55,7 +55,7 @@ impl Work {
         pid.ok_or_else(|| Failure::new("a process without a number"))
     }
 
-    /// Lets it go.
+    /// Releases the errand.
     pub(super) fn go(&mut self) -> Check {
         let gate = self.child.stdin.as_mut().map(|gate| gate.write_all(b"g"));
         match gate {
@@ -76,10 +76,10 @@ impl Work {
         Ok(self.status.is_none())
     }
 
-    /// Waits for something that it notes.
+    /// Waits until the errand notes something.
     ///
     /// # Errors
-    /// It does not come, or the errand has ended.
+    /// The errand does not note it, or has ended.
     pub(super) fn until(&mut self, what: &str, is_there: impl Fn(Noted) -> bool) -> Check {
         let deadline = self.clock.now() + PATIENCE;
         while !is_there(self.noted()?) {
@@ -106,7 +106,7 @@ impl Work {
         self.status.ok_or_else(|| Failure::new("an end without a status"))
     }
 
-    /// Waits for its end, which must be one of these.
+    /// Waits for the end of the errand, which must be one of these.
     pub(super) fn ends(&mut self, ends: &[End]) -> Check<End> {
         let status = self.wait()?;
         let end = self.sent.end(status)?;
@@ -116,7 +116,7 @@ impl Work {
         Err(Failure::new(format!("it ended with {end:?} instead of {ends:?}: {}", self.sent.said())))
     }
 
-    /// Waits for its end; it has done everything, and met no error.
+    /// Waits for the end of the errand, which must have done everything without an error.
     pub(super) fn ends_unnoticed(&mut self) -> Check {
         self.ends(&[End::Done])?;
         match self.noted()?.errors {
@@ -125,7 +125,7 @@ impl Work {
         }
     }
 
-    /// Waits for its end; says whether the allocator ended it, which is how a program without memory ends.
+    /// Waits for the end of the errand. Returns whether the allocator aborted it, which is the end of a program without memory.
     pub(super) fn ends_for_want_of_memory(&mut self) -> Check<bool> {
         let status = self.wait()?;
         if !status.success() && self.sent.said().contains("memory allocation of") {
@@ -135,7 +135,7 @@ impl Work {
     }
 
     pub(super) fn kill(&mut self) -> Check {
-        // It may have ended already; how, is looked at.
+        // The errand may have ended already. Its status is checked.
         let _ = self.child.kill();
         self.ends(&[End::Signal(9)]).map(drop)
     }
@@ -145,7 +145,7 @@ impl Work {
         Ok(counted(self.sent.judge(&self.store, false)?))
     }
 
-    /// Everything that was to survive a loss of power.
+    /// Checks everything that survives a loss of power.
     pub(super) fn judge_what_is_durable(&self) -> Result<Counts, Lack> {
         Ok(counted(self.sent.judge(&self.store, true)?))
     }
@@ -165,7 +165,7 @@ fn counted(noted: Noted) -> Counts {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // It has ended already, unless something went wrong.
+        // The errand has already ended, unless the trial failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

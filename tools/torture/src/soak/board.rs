@@ -1,5 +1,5 @@
-//! The board: a file of numbers that a worker writes and that its killer reads. What was written to it is in the page
-//! cache, and so survives SIGKILL at any moment, like the acknowledgement that it stands for.
+//! The board: a file of numbers that a worker writes and its killer reads. The page cache holds a written number, so it
+//! survives SIGKILL at any moment, like the acknowledgement that it stands for.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian)
@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use super::plan::WRITERS;
 
-/// What is counted beside acknowledgements.
+/// The counts beside acknowledgements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Count {
     /// 1 when the store is open.
     Opened,
-    /// 1 when a fault has halted it, and everything after was refused as it should be.
+    /// 1 when a fault has halted the store and every later write was refused as it should be.
     Halted,
     Writes,
     Reads,
@@ -68,7 +68,7 @@ impl Latencies {
         }
     }
 
-    /// The upper end in microseconds of the class in which this share of all lies; 0 if there are none.
+    /// The upper end in microseconds of the class that contains this share of all latencies; 0 if there are none.
     pub(crate) fn percentile(&self, percent: u64) -> u64 {
         let total: u64 = self.0.iter().sum();
         let mut seen = 0;
@@ -84,7 +84,7 @@ impl Latencies {
 }
 
 impl Board {
-    /// A fresh board on which these writes are acknowledged.
+    /// A new board on which these writes are acknowledged.
     pub(crate) fn create(path: &Path, acknowledged: &[u64; WRITERS]) -> io::Result<Board> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         let board = Board(file);

@@ -1,7 +1,7 @@
-//! The machine with a device that fails now and then: a seeded share of writes and syncs is done and then reported as
-//! EIO. Nobody can know from an error how much was done, so a write that was done whole is as good as any.
+//! The machine with a device that fails now and then: a seeded share of writes and syncs is executed and then reported as
+//! EIO. An error does not say how much was done, so an executed write is as good as any.
 //!
-//! Invariant: reads, names and everything else are the machine's own.
+//! Invariant: reads, names and everything else are those of the machine.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 #[derive(Debug)]
 struct Faults {
     rng: Mutex<fastrand::Rng>,
-    /// One in so many.
+    /// One in this many fails.
     one_in: u64,
     struck: AtomicU64,
 }
@@ -40,7 +40,7 @@ pub(crate) struct FaultyBackend {
 }
 
 impl FaultyBackend {
-    /// Of writes and syncs one in `one_in` fails.
+    /// One in `one_in` writes and syncs fails.
     pub(crate) fn new(seed: u64, one_in: u64) -> FaultyBackend {
         let faults =
             Faults { rng: Mutex::new(fastrand::Rng::with_seed(seed)), one_in, struck: AtomicU64::new(0) };

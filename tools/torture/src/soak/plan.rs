@@ -1,6 +1,6 @@
-//! What a soak writes: known from its number alone, so that nothing but numbers has to survive a kill.
+//! The writes of a soak. The number of a write determines it, so only numbers have to survive a kill.
 //!
-//! Writer `w` writes its numbers 1, 2, 3 and so on; each is one batch that puts or deletes one key in both keyspaces.
+//! Writer `w` writes its numbers 1, 2, 3 and so on. Each is one batch that puts or deletes one key in both keyspaces.
 //!
 //! Invariant: after `n` writes of a writer its keys and values are a function of `w` and `n`.
 
@@ -22,35 +22,36 @@ pub(crate) fn slot_of(writer: usize, number: u64) -> (u64, bool) {
     (word % SLOTS, (word >> 32).is_multiple_of(9))
 }
 
-/// The name of a slot: spread, so that flushes overlap and compactions have something to merge.
+/// The name of a slot. Names are spread, so that flushes overlap and compactions have something to merge.
 pub(crate) fn key(writer: usize, slot: u64) -> Vec<u8> {
     format!("{:08x}/{writer}/{slot:05}", mix(slot) >> 32).into_bytes()
 }
 
-/// The slot of a key; `None` if it is not one of ours.
+/// The slot of a key; `None` for a foreign key.
 pub(crate) fn slot_of_key(bytes: &[u8]) -> Option<(usize, u64)> {
     let mut parts = std::str::from_utf8(bytes).ok()?.split('/').skip(1);
     let (writer, slot) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     (key(writer, slot) == bytes).then_some((writer, slot))
 }
 
-/// What a write puts.
+/// The value of a write.
 pub(crate) fn value(writer: usize, number: u64) -> Vec<u8> {
     let mut rng = fastrand::Rng::with_seed(seed_of(writer, number));
     let len = rng.usize(..MOST_FILLER_BYTES);
     let mut value = Vec::with_capacity(HEADER_BYTES + len);
     value.extend_from_slice(&(writer as u64).to_le_bytes());
     value.extend_from_slice(&number.to_le_bytes());
-    // Half of it shrinks.
+    // Half of it compresses.
     value.resize(HEADER_BYTES + len / 2, 7);
     value.extend(std::iter::repeat_with(|| rng.u8(..)).take(len - len / 2));
     value
 }
 
-/// The number of the write that put this value under this key; says what is wrong if none can have.
+/// The number of the write that put this value under this key, or why no write can have.
 pub(crate) fn number_of(key_bytes: &[u8], found: &[u8]) -> Result<u64, String> {
     let name = String::from_utf8_lossy(key_bytes);
-    let (writer, slot) = slot_of_key(key_bytes).ok_or_else(|| format!("a key that nobody wrote: {name}"))?;
+    let (writer, slot) =
+        slot_of_key(key_bytes).ok_or_else(|| format!("a key that was never written: {name}"))?;
     let number = found
         .get(8..HEADER_BYTES)
         .and_then(|bytes| bytes.first_chunk())
@@ -59,7 +60,7 @@ pub(crate) fn number_of(key_bytes: &[u8], found: &[u8]) -> Result<u64, String> {
     if slot_of(writer, number) == (slot, false) && value(writer, number) == found {
         return Ok(number);
     }
-    Err(format!("{name} has a value that nobody wrote, of {} bytes", found.len()))
+    Err(format!("{name} has a value that was never written, of {} bytes", found.len()))
 }
 
 fn seed_of(writer: usize, number: u64) -> u64 {

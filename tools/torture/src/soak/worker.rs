@@ -1,7 +1,7 @@
-//! The process that is killed: writers, readers, a thread of jobs, all at once on a real store.
+//! The process that is killed: writers, readers and a thread of jobs, all at once on a real store.
 //!
-//! Invariant: a write is noted on the board only after its commit has returned, and a writer has one in flight. Whatever a
-//! reader sees is a whole value of the key that it stands under, in both keyspaces of a snapshot alike.
+//! Invariant: a write is noted on the board only after its commit has returned, and a writer has one in flight. A reader
+//! sees only whole values of the key that it reads, and the same ones in both keyspaces of a snapshot.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,13 +18,13 @@ use super::faulty::FaultyBackend;
 use super::plan::{BUDGET_BYTES, KEYSPACES, SLOTS, WRITERS, key, number_of, slot_of, value};
 use crate::report::{Check, Failure};
 
-/// Writes that must be refused one after the other once a store has halted.
+/// Writes in a row that must be refused after a store has halted.
 const REFUSED: usize = 20;
 /// Pairs of one scan.
 const SCANNED: usize = 200;
 const TICK: Duration = Duration::from_millis(50);
 
-/// What the threads share.
+/// The data that the threads share.
 struct Shared {
     db: Db,
     keyspaces: [Keyspace; 2],
@@ -39,14 +39,14 @@ struct Shared {
     latencies: Mutex<[Latencies; 2]>,
 }
 
-/// Places in `Shared::counts`.
+/// Positions in `Shared::counts`.
 const COUNTED: [Count; 5] = [Count::Writes, Count::Reads, Count::Scans, Count::Snapshots, Count::Jobs];
 
 fn io(error: &std::io::Error) -> Failure {
     Failure::new(format!("the board: {error}"))
 }
 
-/// Works until it is killed, or until a fault has halted the store; with `faults`, one write or sync in so many fails.
+/// Works until it is killed, or until a fault has halted the store. With `faults` one write or sync in that many fails.
 pub(crate) fn work(dir: &Path, board: &Path, seed: u64, faults: Option<u64>) -> Check {
     let board = Board::open(board).map_err(|error| io(&error))?;
     let mut builder = Db::builder().memory_budget_bytes(BUDGET_BYTES);
@@ -106,7 +106,7 @@ fn halted_at_open(board: &Board, backend: Option<&FaultyBackend>, error: Error) 
 }
 
 impl Shared {
-    /// Keeps the first thing that is wrong, and ends the work.
+    /// Keeps the first failure, and ends the work.
     fn note(&self, result: Check) {
         if let Err(failure) = result {
             self.wrong.lock().get_or_insert(failure);
@@ -154,15 +154,15 @@ impl Shared {
             if level == Durability::Power {
                 self.latencies.lock()[0].add(self.clock.now().saturating_sub(began));
             } else {
-                // Not the device's limit but a steady stream, or the others would not get anywhere.
+                // A steady stream below the limit of the device. Otherwise the other threads make no progress.
                 self.clock.park(Duration::from_micros(200));
             }
         }
         Ok(())
     }
 
-    /// After an error nothing is taken any more. The same write is tried: nobody knows whether it happened, so it may
-    /// stand there and no other.
+    /// After an error every write is refused. The same write is tried each time, because it is unknown whether it happened:
+    /// only that one may be in the store.
     fn must_stay_halted(&self, writer: usize, number: u64, level: Durability, error: Error) -> Check {
         if !self.faulty {
             return Err(Failure::from(error).at(format!("write {number} of writer {writer}")));
@@ -182,7 +182,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads go on, also on a store that has halted.
+    /// Reads continue, also on a halted store.
     fn read(&self, seed: u64) -> Check {
         let mut rng = fastrand::Rng::with_seed(seed);
         // The newest write that was seen of each key.
@@ -212,7 +212,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Part of a snapshot in either direction: in order, and every value of its key.
+    /// Reads a part of a snapshot in either direction: in order, and every value belongs to its key.
     fn scan(&self, rng: &mut fastrand::Rng) -> Check {
         let snapshot = self.db.snapshot();
         let from = key(rng.usize(..WRITERS), rng.u64(..SLOTS));
@@ -241,7 +241,7 @@ impl Shared {
         Ok(())
     }
 
-    /// A batch is in both keyspaces or in none; a snapshot shows the same however often it is asked.
+    /// A batch is in both keyspaces or in none, and a snapshot shows the same every time.
     fn twins(&self, rng: &mut fastrand::Rng) -> Check {
         let snapshot = self.db.snapshot();
         let keys: Vec<_> = (0..16).map(|_| key(rng.usize(..WRITERS), rng.u64(..SLOTS))).collect();
@@ -276,7 +276,7 @@ impl Shared {
             let done = if rng.u8(..4) == 0 { self.db.compact() } else { self.db.flush() };
             match done {
                 Ok(()) => self.add(Count::Jobs),
-                // The job is tried again later, or the store has halted.
+                // The store tries the job again later, or it has halted.
                 Err(_) if self.faulty => {}
                 Err(error) => return Err(Failure::from(error).at("a job")),
             }
@@ -285,7 +285,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes what it all takes, until every writer has seen the store halt.
+    /// Notes the used resources until every writer has seen the store halt.
     fn watch(&self, backend: Option<&FaultyBackend>) -> Check {
         while self.goes_on() && self.halted.load(Ordering::Relaxed) < WRITERS as u64 {
             self.post(backend).map_err(|error| io(&error))?;

@@ -1,14 +1,14 @@
-//! The registers of a thread that stands before or behind a system call.
+//! The registers of a thread at the entry or the exit of a system call.
 
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 
-/// Why system calls cannot be watched on this architecture, if so.
+/// Why system calls cannot be watched on this architecture, if they cannot.
 pub(super) fn lack() -> Option<&'static str> {
     cfg!(not(target_arch = "x86_64")).then_some("its registers are known on x86-64 only")
 }
 
-/// See the module.
+/// The registers of a stopped thread.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Registers(nix::libc::user_regs_struct);
 
@@ -28,7 +28,7 @@ impl Registers {
         self.0.orig_rax.cast_signed()
     }
 
-    /// One of the first five.
+    /// One of the first five arguments.
     pub(super) fn argument(&self, nth: usize) -> u64 {
         [self.0.rdi, self.0.rsi, self.0.rdx, self.0.r10, self.0.r8][nth]
     }

@@ -1,5 +1,5 @@
-//! Watches every system call of a process and its threads, counts them, and makes one go wrong: what `strace --inject`
-//! does, with one count for all threads, with results that are written anew, and without the program.
+//! Watches every system call of a process and its threads, counts them, and makes one go wrong. This is `strace --inject`
+//! with one count for all threads and with changed results, and without the program.
 //!
 //! ```text
 //!   thread   ... | entry stop          | the kernel works | exit stop                 | ...
@@ -8,8 +8,8 @@
 //!                  halve what it submits                    or the death
 //! ```
 //!
-//! Invariants: one thread starts the process, seizes it and waits for it, since the kernel knows tracers by thread; a
-//! process that is traced dies with its tracer; it is let go only after it was seized, so its count begins at 1.
+//! Invariants: one thread starts the process, seizes it and waits for it, because the kernel knows tracers by thread. A
+//! traced process dies with its tracer. The process is released only after it was seized, so its count begins at 1.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
@@ -34,63 +34,63 @@ pub(super) const IO_PGETEVENTS: i64 = if cfg!(target_arch = "x86_64") { 333 } el
 /// The calls that wait for events.
 pub(super) const REAPING: [i64; 2] = [IO_PGETEVENTS, libc::SYS_io_getevents];
 
-/// Not a number of the kernel's: `io_submit` of a poll, by which a thread wakes another. The kernel has room for it in any
-/// case, so it answers no worse than that it has no memory right now.
+/// A number of ours: `io_submit` of a poll, which wakes another thread. The kernel always has a slot for it, so its only
+/// possible error is a temporary lack of memory.
 pub(super) const WAKE_UP: i64 = -1;
-/// Nor this: `mmap` without a file. The allocator needs it, which ends a program that has no memory left.
+/// Another number of ours: `mmap` without a file. The allocator needs it and aborts a program that gets no memory.
 const ANONYMOUS_MEMORY: i64 = -2;
 
-/// What a system call is made to do.
+/// What a fault does to a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deed {
-    /// It is not made, and answers with this errno.
+    /// The call is skipped and answers with this errno.
     Fail(i32),
-    /// The process dies before it is made.
+    /// The process dies before the call.
     KillBefore,
-    /// It is made, and the process dies before it learns of it.
+    /// The kernel executes the call, and the process dies before it sees the result.
     KillAfter,
-    /// It is made so much later.
+    /// The call is delayed by this time.
     Delay(Duration),
-    /// `io_submit` submits half of what it is asked to, and says so.
+    /// `io_submit` submits half of its operations, and returns that number.
     SubmitHalf,
-    /// Of what `io_pgetevents` has reaped the first operation that moved something has failed.
+    /// The first operation with data that `io_pgetevents` reaped has failed.
     EventFails(i32),
-    /// That operation has moved half as much, in whole sectors.
+    /// The first operation with data moved half as many bytes, in whole sectors.
     EventHalf,
-    /// The events come in the opposite order.
+    /// The events are in the opposite order.
     EventsReversed,
 }
 
 impl Deed {
-    /// Whether it changes what was reaped; then calls that reaped something are counted, and no others.
+    /// Whether the fault changes reaped events. Then only calls that reaped something are counted.
     pub(super) fn is_of_events(self) -> bool {
         matches!(self, Deed::EventFails(_) | Deed::EventHalf | Deed::EventsReversed)
     }
 }
 
-/// What is to go wrong: the `from`-th of these calls, and the ones after it up to `until`.
+/// The calls that go wrong: number `from` of these calls, and the following ones up to `until`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fault {
-    /// By number.
+    /// The system calls, by number.
     pub(super) calls: &'static [i64],
     pub(super) deed: Deed,
     pub(super) from: u64,
     pub(super) until: u64,
 }
 
-/// What happened.
+/// The result of a watched run.
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) status: ExitStatus,
-    /// How often the fault struck.
+    /// How many calls were struck.
     pub(super) struck: u64,
-    /// It did not end in time, and was killed.
+    /// The process did not end in time and was killed.
     pub(super) hung: bool,
-    /// How often each system call was made.
+    /// The number of calls of each kind.
     pub(super) calls: BTreeMap<i64, u64>,
-    /// How often several operations were submitted at once.
+    /// How many calls submitted several operations at once.
     pub(super) submitted_many: u64,
-    /// How often one of the calls that reap came back with an operation that moved something; and with several.
+    /// How many calls reaped an operation with data, and how many reaped several.
     pub(super) reaped: [u64; 2],
 }
 
@@ -116,18 +116,18 @@ fn system(errno: Errno) -> io::Error {
     io::Error::from_raw_os_error(errno as i32)
 }
 
-/// How often a thread that is held back is looked at.
+/// The interval between two looks at a thread that is held back.
 const TICK: Duration = Duration::from_micros(200);
 
 const EVENT_BYTES: usize = 32;
 const RESULT_AT: usize = 16;
 const SECTOR_BYTES: i64 = 512;
 
-/// Lets the process go that waits for a byte on its standard input, and watches it to its end, which must come in
+/// Releases the process, which waits for a byte on its standard input, and watches it until its end. It must end within
 /// `limit`.
 ///
 /// # Errors
-/// It cannot be traced.
+/// The process cannot be traced.
 pub(super) fn watch(child: &mut Child, fault: Option<&Fault>, limit: Duration) -> io::Result<Watched> {
     let child_id = child.id();
     let main = Pid::from_raw(i32::try_from(child_id).map_err(io::Error::other)?);
@@ -153,7 +153,7 @@ pub(super) fn watch(child: &mut Child, fault: Option<&Fault>, limit: Duration) -
     };
     let mut gate = child.stdin.take();
     let ended = watchdog::with(child_id, limit, || {
-        // The first stop is the one that was asked for; from there on it is watched.
+        // The first stop is the one that was requested; watching begins there.
         tracer.step()?;
         if let Some(gate) = &mut gate {
             gate.write_all(b"g")?;
@@ -166,7 +166,7 @@ pub(super) fn watch(child: &mut Child, fault: Option<&Fault>, limit: Duration) -
 }
 
 impl Tracer<'_> {
-    /// Deals with one stop; false when the process has ended.
+    /// Handles one stop. Returns false when the process has ended.
     fn step(&mut self) -> io::Result<bool> {
         let every = Some(Pid::from_raw(-1));
         let own = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -214,14 +214,14 @@ impl Tracer<'_> {
         pid == self.main
     }
 
-    /// Lets a thread run to its next system call, or, when the fault is over, to its end.
+    /// Lets a thread run to its next system call; when the fault is over, to its end.
     fn go_on(&self, thread: Pid, signal: Option<Signal>) {
         let is_over = self.fault.is_some_and(|fault| self.matching >= fault.until);
-        // One that was killed is gone, and that shows by itself.
+        // A killed thread is gone. Its exit is reported separately.
         let _ = if is_over { ptrace::cont(thread, signal) } else { ptrace::syscall(thread, signal) };
     }
 
-    /// A thread enters or leaves a system call. One that was killed meanwhile cannot be looked at, and ends soon.
+    /// Handles the entry or the exit of a system call. A thread that was killed meanwhile cannot be read, and ends soon.
     fn call(&mut self, thread: Pid) {
         let Ok(mut registers) = Registers::of(thread) else { return self.go_on(thread, None) };
         match self.inside.entry(thread).or_default().take() {
@@ -233,7 +233,7 @@ impl Tracer<'_> {
         }
     }
 
-    /// Whether this call is the one, or one of those; counts it.
+    /// Counts the call. Returns whether it goes wrong.
     fn strikes(&mut self, number: i64) -> bool {
         let Some(fault) = self.fault else { return false };
         if !fault.calls.contains(&number) {
@@ -257,13 +257,13 @@ impl Tracer<'_> {
             match deed {
                 Some(Deed::Fail(_)) => registers.leave_out(),
                 Some(Deed::SubmitHalf) => registers.set_argument_1(registers.argument(1) / 2),
-                // It may have gone already.
+                // The process may be gone already.
                 Some(Deed::KillBefore) => drop(kill(self.main, Signal::SIGKILL)),
                 Some(Deed::Delay(time)) => return self.delayed.push((thread, self.clock.now() + time)),
                 _ => {}
             }
             let _ = registers.store(thread);
-            // To its end, where the answer is written.
+            // Runs to the exit of the call, where the answer is written.
             let _ = ptrace::syscall(thread, None);
             return;
         }
@@ -278,19 +278,19 @@ impl Tracer<'_> {
             }
             Some(Deed::KillAfter) if inside.struck => {
                 self.watched.struck += 1;
-                // It may have gone already.
+                // The process may be gone already.
                 let _ = kill(self.main, Signal::SIGKILL);
             }
             _ => {}
         }
         let count = usize::try_from(registers.answer()).unwrap_or(0);
         if count > 0 && REAPING.contains(&inside.number) {
-            // Should the memory be gone, the process is, too.
+            // If the memory is gone, the process is, too.
             let _ = self.reaped(thread, inside.number, registers.argument(3), count);
         }
     }
 
-    /// Looks at events that were reaped, and changes them.
+    /// Examines the reaped events, and changes them.
     fn reaped(&mut self, thread: Pid, number: i64, address: u64, count: usize) -> nix::Result<()> {
         let base = usize::try_from(address).map_err(|_| Errno::EFAULT)?;
         let mut bytes = vec![0; count * EVENT_BYTES];
@@ -327,17 +327,17 @@ impl Tracer<'_> {
     }
 }
 
-/// The number of a system call, or one of ours if its arguments make it another thing.
+/// The number of a system call, or one of ours where the arguments make it a different operation.
 fn kind(thread: Pid, registers: &Registers) -> i64 {
     match registers.number() {
         libc::SYS_mmap if registers.argument(4) >= 1 << 31 => ANONYMOUS_MEMORY,
-        // Should the memory be gone, the process is, too.
+        // If the memory is gone, the process is, too.
         libc::SYS_io_submit if submits_a_poll(thread, registers).unwrap_or(false) => WAKE_UP,
         number => number,
     }
 }
 
-/// Whether the first operation that is submitted is a poll.
+/// Whether the first submitted operation is a poll.
 fn submits_a_poll(thread: Pid, registers: &Registers) -> nix::Result<bool> {
     const OPCODE_AT: u64 = 16;
     const POLL: u16 = 5;

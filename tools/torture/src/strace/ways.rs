@@ -1,4 +1,4 @@
-//! The system calls that a store makes, and the ways in which each can go wrong.
+//! The system calls of a store, and the ways in which each can go wrong.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use crate::errand::terms::Mode;
 
 use super::tracer::{Deed, IO_PGETEVENTS, REAPING, WAKE_UP, Watched};
 
-/// How long it goes on.
+/// How long a fault lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lasts {
     /// One call.
     Once,
-    /// So many in a row.
+    /// This many calls in a row.
     Times(u64),
-    /// From then on.
+    /// All calls from then on.
     Forever,
 }
 
-/// What the errand sees of it.
+/// How the errand must take it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Notice {
-    /// It goes on as if nothing was.
+    /// It continues and notices nothing.
     MustNot,
-    /// It may be told by an error.
+    /// It may get an error.
     May,
     /// It dies.
     Death,
@@ -36,22 +36,22 @@ pub(super) enum Notice {
 #[derive(Debug)]
 pub(super) struct Way {
     pub(super) name: &'static str,
-    /// None: every call of [`ALL`].
+    /// No name means every call of [`ALL`].
     pub(super) calls: &'static [i64],
     pub(super) deed: Deed,
     pub(super) lasts: Lasts,
     pub(super) notice: Notice,
-    /// Not each call even in the longest run, but one in so many.
+    /// In the longest run, too, only one call in this many goes wrong.
     every: u64,
 }
 
 impl Way {
-    /// Which system calls, by number.
+    /// The system calls, by number.
     pub(super) fn calls(&self) -> &'static [i64] {
         if self.calls.is_empty() { &ALL } else { self.calls }
     }
 
-    /// How many calls there are that can go wrong in this way, in an errand without faults.
+    /// How many calls of an errand without faults can go wrong in this way.
     pub(super) fn count(&self, calm: &Watched) -> u64 {
         match self.deed {
             Deed::EventFails(_) | Deed::EventHalf => calm.reaped[0],
@@ -61,8 +61,8 @@ impl Way {
         }
     }
 
-    /// One call in so many goes wrong. With threads the calls come in another order each time, so a sample says as much as
-    /// all of them; without `fdatasync` of the log little is different.
+    /// One call in this many goes wrong. With threads the order of calls differs in each run, so a sample says as much as all
+    /// calls. Without `fdatasync` of the log the runs hardly differ from the others.
     pub(super) fn every(&self, mode: Mode) -> u64 {
         match mode {
             Mode::Threads if self.every > 1 => self.every * 3,
@@ -72,7 +72,7 @@ impl Way {
     }
 }
 
-/// Of architectures that have no `open` besides `openat` nobody asks.
+/// Some architectures have `openat` only, and no `open`.
 const OPEN: i64 = if cfg!(target_arch = "x86_64") { 2 } else { libc::SYS_openat };
 
 const SUBMIT: &[i64] = &[libc::SYS_io_submit];
@@ -96,7 +96,7 @@ const RESIDENT: &[i64] = &[libc::SYS_mincore];
 const EVENT: &[i64] = &[libc::SYS_eventfd2];
 const CLONE: &[i64] = &[libc::SYS_clone3];
 
-/// Those that may answer EIO, and those that may want space.
+/// The calls that may answer EIO, and those that may lack space.
 const STORE: &[i64] = &[
     libc::SYS_io_submit,
     libc::SYS_fdatasync,
@@ -109,7 +109,7 @@ const STORE: &[i64] = &[
 ];
 const SPACE: &[i64] = &[libc::SYS_fdatasync, libc::SYS_fsync, OPEN, libc::SYS_fallocate];
 
-/// All that are meant when any is: those on files, names, mapped memory, contexts and threads.
+/// The meaning of "any call": calls on files, names, mapped memory, contexts and threads.
 pub(super) const ALL: [i64; 26] = [
     libc::SYS_io_submit,
     WAKE_UP,
@@ -168,11 +168,11 @@ impl Way {
 
 const SHORTLY: Duration = Duration::from_millis(5);
 
-/// Every way, once for each place where it can strike: about 2,500 runs.
+/// Every way at each of its calls: about 2,500 runs.
 pub(super) static WAYS: [Way; 63] = [
     way("any SIGKILL before", &[], Deed::KillBefore, 8).deadly(),
     way("any SIGKILL after", &[], Deed::KillAfter, 8).deadly(),
-    // Three in a row, so that what follows the first failure fails as well: cleaning up, opening again.
+    // Three in a row, so that the reaction to the first failure fails, too: the clean-up, the next open.
     fails("three calls EIO", STORE, EIO, 10).lasting(Lasts::Times(3)),
     fails("three calls ENOSPC", SPACE, ENOSPC, 8).lasting(Lasts::Times(3)),
     fails("io_submit EIO", SUBMIT, EIO, 5),

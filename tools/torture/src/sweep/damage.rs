@@ -1,4 +1,4 @@
-//! What can happen to the files of a store, and the list of all of it.
+//! The damages to the files of a store, and the list of all of them.
 //!
 //! Invariant: a piece is a bounded number of damages to one file, so pieces are what threads share.
 
@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use super::specimen::{Loss, SECTOR_BYTES, Size, Specimen, is_log, is_manifest, is_ring};
 
-/// Something that happened to a file.
+/// One damage to a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Damage {
     Bit {
@@ -25,7 +25,7 @@ pub(super) enum Damage {
         path: PathBuf,
         sector: usize,
     },
-    /// As it was in an older version of the file.
+    /// Replaced with an older version of the file.
     Aged {
         path: PathBuf,
         sector: usize,
@@ -53,7 +53,7 @@ pub(super) enum Damage {
         by: usize,
         fill: u8,
     },
-    /// As another store has it that was made in the same way.
+    /// Replaced with the file of another store that was made in the same way.
     Foreign {
         path: PathBuf,
     },
@@ -90,8 +90,8 @@ impl Damage {
         }
     }
 
-    /// Whether the store verifies itself, too, when all that is read is right: of flipped bits for one in eight, since it
-    /// takes as long as the rest together.
+    /// Whether the store also verifies itself when every read is right. For flipped bits one image in eight does, because a
+    /// verification takes as long as all other checks.
     pub(super) fn is_verified(&self) -> bool {
         !matches!(self, Damage::Bit { bit, .. } if !(bit / 8 + bit).is_multiple_of(8))
     }
@@ -104,8 +104,8 @@ impl Damage {
         self.path().ends_with("LOCK")
     }
 
-    /// What may be lost unseen. Only a sector that is now zero or as it was before looks like one that a power cut took,
-    /// whatever made it so; the ring has nothing but the checksums of its records.
+    /// Which loss may stay unnoticed. Only a sector that is now zero or an older version looks like the effect of a power cut,
+    /// for any cause of the damage. The ring has nothing but the checksums of its records.
     pub(super) fn loss(&self, specimen: &Specimen) -> Option<Loss> {
         let path = self.path();
         match self {
@@ -152,7 +152,7 @@ impl Damage {
         Some(image)
     }
 
-    /// The damaged bytes of the one file.
+    /// The damaged bytes of the file.
     fn bytes(&self, old: &[u8], specimen: &Specimen) -> Option<Vec<u8>> {
         let mut new = old.to_vec();
         let at = |sector: usize| sector * SECTOR_BYTES..(sector + 1) * SECTOR_BYTES;
@@ -178,12 +178,12 @@ impl Damage {
     }
 }
 
-/// Part of the list of all damages.
+/// A part of the list of all damages.
 #[derive(Clone, Debug)]
 enum Piece {
     /// Bits of a sector: all, or one of each byte; of these every `step`-th.
     Bits { path: PathBuf, sector: usize, seed: Option<u64>, step: usize },
-    /// The sectors of a file, from one on.
+    /// The sectors of a file, from a first one on.
     Sectors { path: PathBuf, from: usize, seed: u64 },
     /// The whole file.
     Whole { path: PathBuf },
@@ -204,7 +204,7 @@ impl Pieces {
         let mut pieces = Vec::new();
         for (path, bytes) in &specimen.files {
             if size == Size::Cut && !(is_log(path) || is_manifest(path)) {
-                // As in the small store.
+                // The same as in the small store.
                 continue;
             }
             pieces.push(Piece::Whole { path: path.clone() });

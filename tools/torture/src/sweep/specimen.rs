@@ -1,7 +1,7 @@
-//! The store that is damaged: three of it, each with something of every structure.
+//! The stores that are damaged: three, each with every structure.
 //!
-//! Invariant: the image is that of a process that died, with records in the ring that are in no log file; or of a power
-//! cut that took all of the ring, so that nothing but the log has what was acknowledged.
+//! Invariant: the image is that of a process that died, with records in the ring that are in no log file; or that of a
+//! power cut that took the whole ring, so that only the log has the acknowledged writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,13 +25,13 @@ pub(super) const SECTOR_BYTES: usize = 512;
 pub(crate) enum Size {
     /// Small enough to flip every bit of it.
     Small,
-    /// The small one after a power cut that took what the ring had.
+    /// The small store after a power cut that took the content of the ring.
     Cut,
     /// Large enough for runs of several segments.
     Large,
 }
 
-/// What the loss of a sector may take along.
+/// The data that the loss of a sector may take along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
     /// The newest group of the log.
@@ -42,7 +42,7 @@ pub(super) enum Loss {
     Ring,
 }
 
-/// The store, the way there, and what it holds.
+/// A store, its history, and its content.
 #[derive(Debug)]
 pub(super) struct Specimen {
     pub(super) image: DiskImage,
@@ -54,15 +54,15 @@ pub(super) struct Specimen {
     pub(super) foreign: Files,
     /// The bytes of every file.
     pub(super) files: BTreeMap<PathBuf, Vec<u8>>,
-    /// What each file was before, newest first, each version once.
+    /// The earlier versions of each file, newest first, each once.
     pub(super) older: BTreeMap<PathBuf, Vec<Vec<u8>>>,
     /// Sectors of the newest groups.
     newest: BTreeMap<(PathBuf, usize), Loss>,
-    /// What is in segments or in groups before the newest one.
+    /// The content of segments and of groups before the newest one.
     before_newest_group: Prefix,
-    /// What survives a power cut.
+    /// The content that survives a power cut.
     power: Prefix,
-    /// What was there before the newest edit.
+    /// The content before the newest edit.
     before_newest_edit: Prefix,
 }
 
@@ -116,12 +116,12 @@ impl Specimen {
         self.config.builder(sim).repair(ROOT)
     }
 
-    /// What it holds undamaged.
+    /// The content without damage.
     pub(super) fn end(&self) -> Prefix {
         self.end
     }
 
-    /// What the store may hold when this was lost.
+    /// The content that the store may have after this loss.
     pub(super) fn bounds(&self, loss: Option<Loss>) -> Bounds {
         let end = self.end;
         let least = match loss {
@@ -135,7 +135,7 @@ impl Specimen {
         Bounds { commits: least.commits..=end.commits, edits: least.edits..=end.edits }
     }
 
-    /// What is lost with this sector, if its loss cannot be told from a power cut's.
+    /// The data that are lost with this sector, if the loss cannot be told from a power cut's.
     pub(super) fn loss_of(&self, path: &Path, sector: usize) -> Option<Loss> {
         if is_ring(path) {
             return Some(Loss::Ring);
@@ -147,7 +147,7 @@ impl Specimen {
         self.files.values().map(|bytes| bytes.iter().filter(|byte| **byte != 0).count() as u64).sum()
     }
 
-    /// It has what it should have, so that the sweep does not sweep an empty floor.
+    /// Checks that the store has every structure, so that the sweep covers something.
     fn check(&self) -> Check {
         let sim = SimBackend::from_image(self.image.clone(), 0);
         let db = self.open(&sim)?;
@@ -171,13 +171,13 @@ impl Specimen {
 /// Names and bytes.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Each version of the files, with what was durable before it.
+/// Each version of the files, with the content that was durable before it.
 type Way = Vec<(Prefix, Files)>;
 
-/// Sets the machine of the foreign store apart, and with it the number that every checksum covers.
+/// Makes the machine of the other store different, and with it the store's id, which every checksum covers.
 const FOREIGN: u64 = 1 << 40;
 
-/// Makes a store; `twist` changes the bytes of all values, and nothing else.
+/// Makes a store. `twist` changes the bytes of all values, and nothing else.
 fn build(seed: u64, size: Size, twist: u8) -> Check<(World, Way)> {
     let mut world = World::new(seed, 0);
     world.config = &SWEPT[size as usize];
@@ -201,7 +201,7 @@ fn files_of(image: &DiskImage) -> Files {
     names.filter_map(|path| image.read_file(&path).map(|bytes| (path, bytes))).collect()
 }
 
-/// The ring is never synced: a power cut may leave it as it was made.
+/// The ring is never synced: a power cut may leave it empty.
 fn lose_ring(image: &mut DiskImage) {
     for (path, bytes) in files_of(image).into_iter().filter(|(path, _)| is_ring(path)) {
         image.write_file(&path, &vec![0; bytes.len()]);
@@ -224,7 +224,7 @@ pub(super) fn is_manifest(path: &Path) -> bool {
     ending(path, "/manifest-")
 }
 
-/// Every version of every file, other than the last one.
+/// Every version of every file, except the last one.
 fn older(way: &[(Prefix, Files)], files: &Files) -> BTreeMap<PathBuf, Vec<Vec<u8>>> {
     let mut older: BTreeMap<PathBuf, Vec<Vec<u8>>> = BTreeMap::new();
     for (path, last) in files {
@@ -238,7 +238,8 @@ fn older(way: &[(Prefix, Files)], files: &Files) -> BTreeMap<PathBuf, Vec<Vec<u8
     older
 }
 
-/// The sectors that the newest operation changed that changed a file of this kind, and what was durable before it.
+/// The sectors that were changed by the newest operation that changed a file of this kind, and the content that was
+/// durable before it.
 fn newest_change(
     way: &[(Prefix, Files)],
     last: &Files,
@@ -265,7 +266,7 @@ fn newest_change(
     None
 }
 
-/// The operations that make the store. What comes last differs by seed.
+/// The operations that make the store. The last ones depend on the seed.
 fn script(seed: u64, size: Size) -> Vec<Op> {
     let mut rng = Rng::with_seed(seed);
     let (rounds, keys, len) = if size == Size::Large { (4, 40, 500) } else { (3, 6, 60) };
@@ -282,7 +283,7 @@ fn script(seed: u64, size: Size) -> Vec<Op> {
             ops.push(op);
         }
         if round == 0 {
-            // Keeps the older versions of what is overwritten.
+            // Keeps the older versions of overwritten keys.
             ops.push(Op::TakeSnapshot);
         }
         ops.push(Op::Flush);
@@ -290,7 +291,7 @@ fn script(seed: u64, size: Size) -> Vec<Op> {
             ops.push(Op::Compact);
         }
     }
-    // Groups in the log, over more than one file.
+    // Groups in the log, in more than one file.
     let put = |rng: &mut Rng, slot, key: &'static str, len, level| Op::Put {
         slot,
         key: key.into(),
@@ -315,7 +316,7 @@ fn script(seed: u64, size: Size) -> Vec<Op> {
     ops
 }
 
-/// Half of them can be compressed.
+/// Half of them compress.
 fn value(rng: &mut Rng, len: usize) -> Bytes {
     let noise = rng.bool();
     let fill = rng.u8(..);

@@ -33,7 +33,7 @@ impl World {
         }
     }
 
-    /// Closes the store; whatever is still held must say so. A close makes everything durable.
+    /// Closes the store. Every held object must report that. A close makes everything durable.
     ///
     /// # Errors
     /// A handle still works. The inner error is the store's own.
@@ -53,7 +53,7 @@ impl World {
         Ok(closed)
     }
 
-    /// Opens on the same machine after the last handle is gone. The end of the last handle, too, flushes everything.
+    /// Opens on the same machine after the last handle is gone. Dropping the last handle flushes everything, too.
     fn open_again(&mut self, config: usize) -> Check<Outcome> {
         self.config = &CONFIGS[config];
         let bounds = Bounds::exactly(self.model.end());

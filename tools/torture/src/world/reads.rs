@@ -1,4 +1,4 @@
-//! Operations that only read: at once, or through snapshots and iterators that were kept.
+//! Operations that only read: at once, or through held snapshots and iterators.
 
 use std::fmt::Debug;
 use std::ops::Bound;
@@ -90,7 +90,7 @@ impl World {
         )
     }
 
-    /// Compares one read with what any allowed state gives.
+    /// Compares one read with the answers of all allowed states.
     fn read<T: PartialEq + Debug>(
         &self,
         slot: usize,
@@ -219,7 +219,7 @@ impl World {
     }
 }
 
-/// One of those held, if there are any.
+/// One of the held objects, if there are any.
 fn pick(held: usize, len: usize) -> Option<usize> {
     (len > 0).then(|| held % len)
 }

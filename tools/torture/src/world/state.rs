@@ -1,9 +1,9 @@
-//! A store on a simulated machine (or on the real one) beside its model: runs operations on both, compares, and keeps
-//! count of what was acknowledged.
+//! A store on a simulated machine (or on the real one) beside its model. It runs operations on both, compares them, and
+//! records the acknowledged writes.
 //!
-//! Invariants: `acks` is brought up to date before each call into the store and right after it, so that whoever watches
-//! the disk during the call sees what may be asked of it; an error of the store is not a failure of the world: it is
-//! handed to the caller, who knows whether one was due.
+//! Invariants: `acks` is updated before each call into the store and right after it, so that an observer of the disk during
+//! the call knows the promises of that moment. An error of the store is not a failure of the world: the caller gets it, and
+//! knows whether one was due.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,34 +20,34 @@ use crate::model::{Acks, Bounds, Model, Prefix, State, Table};
 use crate::report::{Check, Failure};
 use crate::workload::{CrashKind, Op, SLOTS};
 
-/// The disk before one event, and what may be asked of it.
+/// The disk before one event, and the states that it may recover to.
 #[derive(Clone, Debug)]
 pub(crate) struct CrashPoint {
     pub(crate) image: DiskImage,
     pub(crate) acks: Acks,
-    /// The event that did not happen: its index and what it was; `None` at the end of a life.
+    /// The event that did not happen: its index and kind; `None` at the end of an incarnation.
     pub(crate) event: Option<(u64, EventKind, String)>,
 }
 
 /// Where crash points go while the store runs.
 pub(crate) type Points = Arc<Mutex<Vec<CrashPoint>>>;
 
-/// What became of an operation.
+/// The result of an operation.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// It happened, and everything seen was right.
+    /// It happened, and every answer was right.
     Done,
-    /// It made no sense here: its keyspace does not exist, nothing is held.
+    /// It was skipped: its keyspace does not exist, or nothing is held.
     Skipped,
     /// The store gave an error that no rule of the model asks for.
     Refused(Error),
 }
 
-/// See the module.
+/// The store, its model and its machine.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) sim: SimBackend,
-    /// The store stands here, on the real machine; the simulated one is idle then.
+    /// The directory of the store on the real machine; the simulated one is idle then.
     pub(super) real: Option<(PathBuf, Background)>,
     pub(crate) config: &'static Config,
     pub(crate) model: Model,
@@ -57,7 +57,7 @@ pub(crate) struct World {
     /// Handles to dropped keyspaces.
     pub(super) stale: [Option<Keyspace>; SLOTS.len()],
     pub(crate) held: Held,
-    /// The store halted while it made or dropped (`false`) a keyspace: after the next open it may have happened.
+    /// The store halted while it created or dropped (`false`) a keyspace: after the next open that may have happened.
     pub(super) in_doubt: Option<(&'static str, bool)>,
     pub(super) last_seq: Option<Seq>,
     /// Records that the log has taken since the store was opened.
@@ -109,21 +109,21 @@ impl World {
         });
     }
 
-    /// What was acknowledged and submitted so far.
+    /// The writes that were acknowledged and submitted so far.
     pub(crate) fn acks(&self) -> Acks {
         *self.acks.lock()
     }
 
-    /// Says what the disk may hold, before an open after a crash.
+    /// Sets the states that the disk may have, before an open after a crash.
     pub(crate) fn set_acks(&mut self, acks: Acks) {
         *self.acks.lock() = acks;
     }
 
-    /// Opens the store, which is not open, and finds out which of the allowed prefixes it holds. Changes nothing of the
-    /// model: see [`World::settle`].
+    /// Opens the closed store, and finds out which of the allowed prefixes it holds. Does not change the model: see
+    /// [`World::settle`].
     ///
     /// # Errors
-    /// The store did not open, or holds something else.
+    /// The store did not open, or it holds another state.
     pub(crate) fn open(&mut self, bounds: &Bounds) -> Check<Prefix> {
         let opened = match &self.real {
             Some((directory, background)) => self.config.open_in(directory, *background),
@@ -139,7 +139,7 @@ impl World {
         Ok(found)
     }
 
-    /// Cuts the model to what an open has found, which is durable from then on.
+    /// Cuts the model to the prefix that an open has found, which is durable from then on.
     ///
     /// # Errors
     /// A keyspace that is listed cannot be opened.
@@ -164,7 +164,7 @@ impl World {
         self.db.as_ref().ok_or_else(|| Failure::new("the store is not open"))
     }
 
-    /// Ends the machine and lets go of all handles. Returns what is left of the disk, and what it may hold.
+    /// Ends the machine and drops all handles. Returns the remaining disk, and its allowed states.
     pub(crate) fn crash(&mut self, kind: CrashKind, seed: u64) -> (DiskImage, Bounds) {
         self.sim.crash();
         self.sim.stop_observing();
@@ -236,7 +236,7 @@ impl World {
         vec![self.model.newest().clone()]
     }
 
-    /// Adds the edit that may or may not have happened to what was submitted. Call it when the life is over.
+    /// Adds the edit of unknown result to the submitted ones. Call it after the incarnation is over.
     pub(crate) fn end_doubt(&mut self) {
         match self.in_doubt.take() {
             Some((name, true)) => self.model.create(name),
@@ -246,7 +246,7 @@ impl World {
         self.acks.lock().submitted.edits = self.model.end().edits;
     }
 
-    /// The handle and the model's number of a slot's keyspace, if it exists.
+    /// The handle and the model's number of the keyspace of a slot, if it exists.
     pub(super) fn keyspace(&self, slot: usize) -> Option<(Keyspace, u32)> {
         let number = self.model.newest_names().get(SLOTS[slot])?;
         Some((self.handles[slot].clone()?, *number))

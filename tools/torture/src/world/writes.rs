@@ -1,4 +1,4 @@
-//! Operations that change the store, and those that move its data around.
+//! Operations that change the store, and those that move its data.
 
 use bytes::Bytes;
 use esker::{Durability, Error};
@@ -9,7 +9,7 @@ use crate::model::{ModelWrite, Prefix};
 use crate::report::{Check, Failure};
 use crate::workload::{Level, Op, SLOTS, Write};
 
-/// Longer than any key may be.
+/// Longer than any permitted key.
 const TOO_LONG_KEY_BYTES: usize = esker::MAX_KEY_BYTES + 1;
 
 impl World {
@@ -85,7 +85,7 @@ impl World {
         Ok(outcome)
     }
 
-    /// Notes a commit as submitted, makes it, and notes what became of it.
+    /// Notes a commit as submitted, makes it, and notes its result.
     fn commit(
         &mut self,
         writes: &[ModelWrite],
@@ -99,7 +99,7 @@ impl World {
             self.acknowledge(level.resolve(self.config.durability));
             return Outcome::Done;
         };
-        // A write that got its place in the log is visible, and stays submitted: only how durable it is is not known.
+        // A write that got its position in the log is visible and stays submitted. Only its durability is unknown.
         let records = self.db.as_ref().map_or(0, |db| db.metrics().records);
         let is_missing = records == self.records;
         self.records = records;
@@ -177,7 +177,7 @@ impl World {
     fn metrics(&self) -> Check<Outcome> {
         let metrics = self.db()?.metrics();
         let names = metrics.keyspaces.iter().map(|keyspace| keyspace.name.as_str());
-        // On a real machine the file system decides whether it is: btrfs with data checksums does not do it.
+        // On a real machine the file system decides this: btrfs with data checksums does not do it.
         let is_direct = metrics.direct_io || self.real.is_some();
         if metrics.life == 0 || !is_direct || !names.eq(self.model.newest_names().keys().copied()) {
             return Err(Failure::new(format!("{metrics:?}")));

@@ -1,11 +1,11 @@
 //! SIGKILL at any moment: everything acknowledged is there, and no half batch is visible.
 //!
-//! The test starts itself again as a writer. Batch `n` writes to two keyspaces, and takes earlier keys out of them; so
-//! the store after `n` batches is known, and a half batch is one keyspace without the other. The writer says `@ack n`
-//! on its standard error, a pipe, when the call has returned; a second thread flushes and compacts all the time and
-//! says when it begins and ends. The parent kills it in the middle of either, opens the store, and compares all of it
-//! with what it must be after everything acknowledged, or with the one batch in flight as well. Then the next writer
-//! goes on from there, so that a store is killed again and again through its whole life.
+//! The test starts itself again as a writer. Batch `n` writes to two keyspaces, and deletes earlier keys in both. So the
+//! content after `n` batches is known, and a half batch is a difference between the keyspaces. The writer prints `@ack n`
+//! to its standard error, a pipe, after the call has returned. A second thread flushes and compacts all the time, and
+//! prints when it begins and ends. The parent kills the writer in the middle of either, opens the store, and compares all
+//! of it with the content after everything acknowledged, or with that and the one batch in flight. Then the next writer
+//! continues from there, so that one store is killed again and again.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -25,7 +25,7 @@ const WRITER: &str = "ESKER_TEST_WRITER";
 const BUDGET_BYTES: u64 = 16 << 20;
 const SIGKILL: i32 = 9;
 const KEYSPACES: [&str; 2] = ["left", "right"];
-/// A batch also takes out the key that is so many batches old, in both keyspaces, when the number divides.
+/// A batch also deletes the key that is this many batches old, in both keyspaces, if its number is divisible.
 const DELETE_EVERY: u64 = 7;
 const DELETE_BACK: u64 = 5;
 
@@ -103,7 +103,7 @@ enum When {
     InJob(usize),
 }
 
-/// What is known of a writer after its death.
+/// The observations of a writer until its death.
 #[derive(Debug, Default)]
 struct Died {
     acknowledged: u64,
@@ -156,7 +156,7 @@ fn listen(pipe: ChildStderr, done: u64, when: When, mut kill: impl FnMut()) -> D
     died
 }
 
-/// Compares the store with the model; says after how many batches it stands.
+/// Compares the store with the model. Returns the number of its batches.
 fn check(dir: &Path, acknowledged: u64) -> u64 {
     let db = open(dir);
     let [left, right] = KEYSPACES.map(|name| {
@@ -175,7 +175,7 @@ fn check(dir: &Path, acknowledged: u64) -> u64 {
         let got = keyspace.get(key).expect("the store can be read");
         assert_eq!(got.as_deref(), Some(value.as_slice()), "{name}");
     }
-    assert_eq!(left.len(), expected.len(), "keys that are deleted, or that nobody wrote");
+    assert_eq!(left.len(), expected.len(), "keys that were deleted, or never written");
     db.close().expect("the store closes");
     batches
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 /// `TMPFS_MAGIC` of the kernel.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
-/// A directory below `target`. On a memory file system the tests run, but they say so.
+/// A directory below `target`. On a memory file system the tests run with a warning.
 fn temp_dir() -> TempDir {
     let root = env!("CARGO_TARGET_TMPDIR");
     let found = rustix::fs::statfs(root).expect("the target directory is there");

@@ -1,4 +1,4 @@
-//! Short forms of `kvtorture`. `SEED=` chooses the seed; a failure names it and the command that replays it.
+//! Short runs of `kvtorture`. `SEED=` chooses the seed; a failure names it and the command that replays it.
 
 use std::process::Command;
 
@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::{loud, temp_dir};
 
-/// Runs the tool to its limit and gives its last line.
+/// Runs the tool to its limit and returns its last line.
 fn torture(args: &[&str]) -> Value {
     try_torture(args).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
-/// The same, or what it says when it fails.
+/// The same, or the message of its failure.
 fn try_torture(args: &[&str]) -> Result<Value, String> {
     let seed = std::env::var("SEED").unwrap_or_else(|_| "1".to_owned());
     let output = Command::new(env!("CARGO_BIN_EXE_kvtorture"))

@@ -1,7 +1,7 @@
 //! The corpus without a fuzzer: `corpus write DIR` cuts inputs out of real stores, `corpus replay DIR [ROUNDS]` runs every
 //! input and `ROUNDS` changed ones of each, from `SEED`.
 //!
-//! Needs no C++ compiler; so the inputs that a fuzzer once found stay tests wherever the rest is tested.
+//! Needs no C++ compiler, so the inputs that a fuzzer once found stay tests on every machine.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use esker_fuzz::{DECODERS, Limited, STORES, Target, corpus};
 #[global_allocator]
 static ALLOCATOR: Limited = Limited;
 
-/// What ends a command early.
+/// Why a command ended early.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
@@ -76,7 +76,7 @@ fn replay(dir: &Path, rounds: u64) -> Result<()> {
     Ok(())
 }
 
-/// A panic names the input: it is told before it goes on.
+/// A panic names the input before it continues.
 fn run(target: &Target, bytes: &[u8], path: &Path, round: Option<u64>) {
     let result = std::panic::catch_unwind(|| target.fuzz(bytes));
     if let Err(cause) = result {
