@@ -8,11 +8,39 @@ use std::sync::Arc;
 use aio::{Bug, planted};
 
 use crate::base::error::Result;
+use crate::base::options::Options;
+use crate::compaction::picker::{Layers, filter_bits};
 use crate::compaction::retain::Retain;
 use crate::io::files::Files;
 use crate::read::cursor::Cursor;
 use crate::segment::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};
 use crate::tree::run::Run;
+
+/// The store in which segments are written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site<'a> {
+    pub(crate) files: &'a Arc<Files>,
+    pub(crate) cache: &'a Arc<BlockCache>,
+    pub(crate) options: &'a Options,
+    pub(crate) store_id: u64,
+}
+
+impl<'a> Site<'a> {
+    /// Where segments of a new run of a keyspace go.
+    pub(crate) fn output(self, keyspace: u32, layers: Layers) -> Output<'a> {
+        Output {
+            files: self.files,
+            cache: self.cache,
+            store_id: self.store_id,
+            keyspace,
+            segment_bytes: self.options.segment_bytes(),
+            block_bytes: self.options.block_bytes(),
+            compress: self.options.compress,
+            filter_bits: filter_bits(layers),
+            leaving_bytes: 0,
+        }
+    }
+}
 
 /// Where and how segments of one keyspace are written.
 #[derive(Debug)]

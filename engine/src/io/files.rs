@@ -1,12 +1,4 @@
-//! Names and places of a store's files, and plain reads and writes on them. The only file that builds file names.
-//!
-//! ```text
-//! DIR/LOCK                  held while the store is open; names the holder's pid
-//! DIR/manifest-NNNNNN       which files are live; the highest complete one counts
-//! DIR/wal/ring-NNNNNN       the mapped ring
-//! DIR/wal/NNNNNN.log        log files
-//! DIR/segments/NNNNNN.seg   sorted, immutable files
-//! ```
+//! The directory of a store: paths of its files, and plain reads and writes on them. How files are named stands in `kinds`.
 //!
 //! Invariant: file numbers come from one counter in the manifest, so a number is used once.
 
@@ -19,10 +11,8 @@ use aio::{Backend, Buf, Completion, File, NativeBackend, OpenMode, Operation, Qu
 
 use crate::base::error::{Error, Result};
 use crate::base::sync::shared::Mutex;
+use crate::io::kinds::{FileKind, Folder};
 use crate::io::read_ahead::{Allowance, Grant};
-
-/// No store makes this many files: a higher number is none of ours, and one more than any of ours can be counted.
-pub(crate) const MAX_FILE: u64 = u64::MAX / 2;
 
 /// Operations that one caller of [`Files`] has in flight at most.
 pub(crate) const QUEUE_SLOTS: usize = 64;
@@ -78,35 +68,53 @@ impl Files {
         &self.root
     }
 
+    /// The path of a directory.
+    pub(crate) fn folder(&self, folder: Folder) -> PathBuf {
+        match folder {
+            Folder::Root => self.root.clone(),
+            below => self.root.join(below.name()),
+        }
+    }
+
+    /// The path of a file.
+    pub(crate) fn path(&self, kind: FileKind, number: u64) -> PathBuf {
+        self.folder(kind.folder()).join(kind.name_of(number))
+    }
+
+    /// The numbers of all files of a kind, rising. There are none in a directory that is not there.
+    pub(crate) fn numbers(&self, kind: FileKind) -> Result<Vec<u64>> {
+        let folder = self.folder(kind.folder());
+        if kind.folder() != Folder::Root && self.backend.stat(&folder)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let names = self.backend.list(&folder)?;
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| kind.number_of(name)).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
     pub(crate) fn lock_path(&self) -> PathBuf {
-        self.root.join("LOCK")
+        self.path(FileKind::Lock, 0)
     }
 
     pub(crate) fn wal_dir(&self) -> PathBuf {
-        self.root.join("wal")
+        self.folder(Folder::Wal)
     }
 
     pub(crate) fn ring_path(&self, number: u64) -> PathBuf {
-        self.wal_dir().join(format!("ring-{number:06}"))
+        self.path(FileKind::Ring, number)
     }
 
     pub(crate) fn manifest_path(&self, number: u64) -> PathBuf {
-        self.root.join(format!("manifest-{number:06}"))
+        self.path(FileKind::Manifest, number)
     }
 
     pub(crate) fn segments_dir(&self) -> PathBuf {
-        self.root.join("segments")
+        self.folder(Folder::Segments)
     }
 
     pub(crate) fn segment_path(&self, number: u64) -> PathBuf {
-        self.segments_dir().join(format!("{number:06}.seg"))
-    }
-
-    /// The number in a name like `prefixNNNNNNsuffix`; `None` if it is not such a name.
-    pub(crate) fn number(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
-        let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
-        let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        if plain { digits.parse().ok().filter(|number| *number < MAX_FILE) } else { None }
+        self.path(FileKind::Segment, number)
     }
 
     pub(crate) fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
@@ -195,21 +203,5 @@ impl Files {
     /// Runs a set of operations to their end; completions come in the order of their tokens.
     pub(crate) fn run(&self, operations: VecDeque<Operation>) -> Result<Vec<Completion>> {
         self.with_queue(|queue| Ok(aio::file::run(queue, operations)?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_our_own_names_have_numbers() {
-        assert_eq!(Files::number("manifest-000012", "manifest-", ""), Some(12));
-        assert_eq!(Files::number("1234567.seg", "", ".seg"), Some(1_234_567));
-        assert_eq!(Files::number(&format!("{}.seg", u64::MAX), "", ".seg"), None);
-        for name in ["manifest-12", "manifest-00001x", "manifest-000001.tmp", "+00001.seg", "000001.log"] {
-            assert_eq!(Files::number(name, "manifest-", ""), None);
-            assert_eq!(Files::number(name, "", ".seg"), None);
-        }
     }
 }

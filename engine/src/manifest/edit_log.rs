@@ -23,7 +23,6 @@
 //! knows whether it is on disk, so nothing is written or removed after it.
 //! Written and read here. Version gate: [`FORMAT_VERSION`].
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
@@ -36,6 +35,7 @@ use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::sync::shared::{AtomicU64, Mutex, turn};
 use crate::io::files::Files;
+use crate::io::kinds::{FileKind, Proof};
 use crate::manifest::edit;
 use crate::manifest::version::{Edit, Version};
 
@@ -332,11 +332,7 @@ pub(crate) fn secure_first(files: &Files) -> Result<()> {
 
 /// The numbers of all manifests in the directory, rising.
 pub(crate) fn numbers(files: &Files) -> Result<Vec<u64>> {
-    let names = files.backend().list(files.root())?;
-    let mut numbers: Vec<u64> =
-        names.iter().filter_map(|name| Files::number(name, "manifest-", "")).collect();
-    numbers.sort_unstable();
-    Ok(numbers)
+    files.numbers(FileKind::Manifest)
 }
 
 fn missing(files: &Files, number: u64) -> Error {
@@ -349,24 +345,26 @@ fn missing(files: &Files, number: u64) -> Error {
     )
 }
 
-/// Whether there is a log file, a segment, or a ring with something in it: those exist only after a manifest was
-/// complete.
+/// Whether there is a file that exists only after a manifest was complete.
 fn has_data(files: &Files) -> Result<bool> {
-    let numbered = |dir: PathBuf, prefix: &str, suffix: &str| -> Result<Vec<PathBuf>> {
-        if files.backend().stat(&dir)?.is_none() {
-            return Ok(Vec::new());
+    for kind in FileKind::ALL {
+        let numbers = files.numbers(kind)?;
+        let has_data = match kind.proof() {
+            Proof::Nothing => false,
+            Proof::Existence => !numbers.is_empty(),
+            Proof::Content => any_content(files, kind, &numbers)?,
+        };
+        if has_data {
+            return Ok(true);
         }
-        let names = files.backend().list(&dir)?;
-        let ours = names.iter().filter(|name| Files::number(name, prefix, suffix).is_some());
-        Ok(ours.map(|name| dir.join(name)).collect())
-    };
-    if !numbered(files.wal_dir(), "", ".log")?.is_empty()
-        || !numbered(files.segments_dir(), "", ".seg")?.is_empty()
-    {
-        return Ok(true);
     }
-    for ring in numbered(files.wal_dir(), "ring-", "")? {
-        let file = files.open(&ring, aio::OpenMode::Read)?;
+    Ok(false)
+}
+
+/// Whether one of these files is not blank.
+fn any_content(files: &Files, kind: FileKind, numbers: &[u64]) -> Result<bool> {
+    for &number in numbers {
+        let file = files.open(&files.path(kind, number), aio::OpenMode::Read)?;
         let size_bytes = files.backend().size_bytes(&file)?;
         let len = usize::try_from(size_bytes - size_bytes % STEP as u64).unwrap_or(usize::MAX);
         if files.read(&file, 0, len)?.iter().any(|&byte| byte != 0) {

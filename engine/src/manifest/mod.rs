@@ -2,4 +2,5 @@
 
 pub(crate) mod edit;
 pub(crate) mod edit_log;
+pub(crate) mod replay_input;
 pub(crate) mod version;

@@ -14,7 +14,7 @@ use aio::{Bug, planted};
 use wal::{ActiveFile, GRANULE, MAX_EPOCH, STEP};
 
 use crate::base::key::Seq;
-use crate::io::files::MAX_FILE;
+use crate::io::kinds::MAX_FILE;
 use crate::segment::SegmentMeta;
 
 /// Segments without overlap, in key order: what one flush or one compaction made.

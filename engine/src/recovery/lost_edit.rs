@@ -19,24 +19,20 @@ use wal::{ActiveFile, MAX_EPOCH};
 
 use crate::base::error::{Error, Result};
 use crate::io::files::Files;
+use crate::io::kinds::FileKind;
 use crate::manifest::edit_log;
 use crate::manifest::version::Version;
 
 /// The log files whose activation the manifest has lost, in the order of use.
 pub(crate) fn find(files: &Files, version: &Version) -> Result<Vec<ActiveFile>> {
-    let directory = files.wal_dir();
-    if files.backend().stat(&directory)?.is_none() {
-        return Ok(Vec::new());
-    }
     // A store that has come to the last epoch does not open: a sector that claims it is not ours.
     let unknown = version.next_epoch..MAX_EPOCH;
     let mut lost = Vec::new();
-    for name in files.backend().list(&directory)? {
-        let Some(id) = Files::number(&name, "", ".log") else { continue };
+    for id in files.numbers(FileKind::Log)? {
         if version.logs.iter().any(|file| file.id == id) {
             continue;
         }
-        let (backend, path) = (files.backend().as_ref(), directory.join(&name));
+        let (backend, path) = (files.backend().as_ref(), files.path(FileKind::Log, id));
         let place = (version.life.store_id, id);
         let found = files.with_queue(|queue| Ok(wal::use_of_file(backend, queue, &path, place)?))?;
         lost.extend(found.filter(|file| unknown.contains(&file.epoch)));

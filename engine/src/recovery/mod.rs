@@ -1,7 +1,15 @@
 //! From a directory to an open store, and what a repair of the log gives up.
+//!
+//! `open` is the line of steps; each step has a file of its own.
 
+pub(crate) mod assemble;
+pub(crate) mod begin;
+pub(crate) mod enter;
+pub(crate) mod load;
 pub(crate) mod lost_edit;
 pub(crate) mod open;
+pub(crate) mod orphans;
 pub(crate) mod repair;
+pub(crate) mod replay;
 #[cfg(test)]
 mod tests;

@@ -29,8 +29,8 @@ use crate::base::key::Seq;
 use crate::base::metrics::Counters;
 use crate::base::options::Options;
 use crate::base::sync::shared::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, RwLock};
-use crate::compaction::output::Output;
-use crate::compaction::picker::{Layers, filter_bits};
+use crate::compaction::output::{Output, Site};
+use crate::compaction::picker::Layers;
 use crate::io::files::Files;
 use crate::manifest::edit_log::Manifest;
 use crate::memtable::ArenaPool;
@@ -149,17 +149,9 @@ impl Store {
 
     /// Where segments of a new run of a keyspace go.
     pub(crate) fn output(&self, keyspace: u32, layers: Layers) -> Output<'_> {
-        Output {
-            files: &self.files,
-            cache: &self.cache,
-            store_id: self.manifest.store_id(),
-            keyspace,
-            segment_bytes: self.options.segment_bytes(),
-            block_bytes: self.options.block_bytes(),
-            compress: self.options.compress,
-            filter_bits: filter_bits(layers),
-            leaving_bytes: 0,
-        }
+        let store_id = self.manifest.store_id();
+        let site = Site { files: &self.files, cache: &self.cache, options: &self.options, store_id };
+        site.output(keyspace, layers)
     }
 
     /// Tells the listener, if there is one.

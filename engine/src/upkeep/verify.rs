@@ -8,6 +8,8 @@
 use std::collections::BTreeSet;
 
 use crate::base::error::{Error, Result};
+use crate::io::kinds::FileKind;
+use crate::manifest::replay_input::replay_input;
 use crate::tree::store::Store;
 
 /// What a successful check has read.
@@ -50,12 +52,10 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
 
 /// Every live segment has a file. (Files that nobody names are removed at the next open, and are no damage.)
 fn verify_names(store: &Store) -> Result<()> {
-    let dir = store.files.segments_dir();
-    let names: BTreeSet<String> = store.files.backend().list(&dir)?.into_iter().collect();
+    let found: BTreeSet<u64> = store.files.numbers(FileKind::Segment)?.into_iter().collect();
     for segment in store.manifest.version().segments() {
-        let path = store.files.segment_path(segment.id);
-        let is_there = path.file_name().is_some_and(|name| names.contains(&*name.to_string_lossy()));
-        if !is_there {
+        if !found.contains(&segment.id) {
+            let path = store.files.segment_path(segment.id);
             return Err(Error::corrupt(&path, 0, "segment file", "present", "missing"));
         }
     }
@@ -70,18 +70,7 @@ fn verify_log(store: &Store, report: &mut VerifyReport) -> Result<()> {
     store.log.sync()?;
     let durable = store.log.durable();
     let version = store.manifest.version();
-    let input = wal::ReplayInput {
-        directory: store.files.wal_dir(),
-        store_id: version.life.store_id,
-        life: version.life.number,
-        files: version.logs.clone(),
-        file_bytes: version.life.log_file_bytes,
-        from: version.horizon.max(version.life.start),
-        life_start: version.life.start,
-        ring_path: store.files.ring_path(version.life.ring),
-        ring_bytes: usize::try_from(version.life.ring_bytes).unwrap_or(usize::MAX),
-        ring_file_bytes: usize::try_from(version.ring_file_bytes).unwrap_or(usize::MAX),
-    };
+    let input = replay_input(&store.files, &version);
     let replayed = store.files.with_queue(|queue| {
         Ok(wal::replay(store.files.backend().as_ref(), queue, &input, &mut |_, _| Ok(()))?)
     })?;

@@ -1,0 +1,84 @@
+//! The version with which a new life begins: the old one with the log of its life ended.
+
+use aio::{Bug, planted};
+use wal::Replayed;
+
+use crate::base::error::{Error, Result};
+use crate::base::key::Seq;
+use crate::base::options::Options;
+use crate::io::files::Files;
+use crate::io::kinds::FileKind;
+use crate::manifest::edit_log::{self, FIRST_NUMBER};
+use crate::manifest::version::{Edit, Life, Version};
+
+/// The keyspace that every store has.
+pub(crate) const DEFAULT_KEYSPACE: &str = "default";
+
+/// The version of a store that is made now.
+pub(crate) fn first_version(files: &Files) -> Version {
+    let mut version = Version { next_file: 1, next_epoch: 1, next_keyspace: 1, ..Version::default() };
+    version.life.store_id = files.backend().random();
+    apply(&mut version, &Edit::KeyspaceCreated { keyspace: 1, name: DEFAULT_KEYSPACE.to_owned() });
+    version
+}
+
+/// Ends the old life where its log ended and begins a new one; makes the new ring if the old one cannot be kept.
+pub(crate) fn begin_life(
+    files: &Files,
+    options: &Options,
+    version: &mut Version,
+    replayed: Option<&Replayed>,
+) -> Result<()> {
+    let old = version.life.clone();
+    let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
+    // The damage that a repair is for may be in the ring.
+    let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes() && !options.repair;
+    let (ring, ring_file_bytes) = if keeps_ring {
+        (old.ring, version.ring_file_bytes)
+    } else {
+        (make_ring(files, options, version)?, options.ring_first_bytes())
+    };
+    let step = u32::from(!planted(Bug::LifeReused) || old.number == 0);
+    let number =
+        old.number.checked_add(step).ok_or_else(|| Error::invalid("this store was opened too often"))?;
+    let life = Life {
+        store_id: old.store_id,
+        number,
+        start: end,
+        ring,
+        ring_bytes: options.ring_bytes(),
+        log_file_bytes: options.log_file_bytes(),
+    };
+    apply(version, &Edit::Life(life));
+    apply(version, &Edit::RingGrown { file_bytes: ring_file_bytes });
+    apply(version, &Edit::Horizon { at: end, retired: Vec::new() });
+    version.dropped.clear();
+    Ok(())
+}
+
+fn make_ring(files: &Files, options: &Options, version: &mut Version) -> Result<u64> {
+    let number = version.next_file;
+    version.next_file += 1;
+    let path = files.path(FileKind::Ring, number);
+    files.with_queue(|queue| {
+        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, options.ring_first_bytes())?)
+    })?;
+    Ok(number)
+}
+
+/// The number of the manifest to write. A first manifest that never became complete is removed and made again: only
+/// number 1 may be incomplete without a complete one beside it.
+pub(crate) fn new_manifest_number(files: &Files, is_new: bool) -> Result<u64> {
+    let last = edit_log::numbers(files)?.last().copied();
+    if is_new && last.is_some() {
+        files.backend().remove(&files.manifest_path(FIRST_NUMBER))?;
+        files.backend().sync_dir(files.root())?;
+        return Ok(FIRST_NUMBER);
+    }
+    Ok(last.map_or(FIRST_NUMBER, |last| last + 1))
+}
+
+/// Applies an edit that recovery itself makes.
+pub(crate) fn apply(version: &mut Version, edit: &Edit) {
+    version.apply(edit).expect("recovery makes edits that fit");
+}

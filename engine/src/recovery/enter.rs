@@ -1,0 +1,108 @@
+//! The directory of a store: is it one, may it become one, and whose is it now.
+//!
+//! Invariant: a directory of something else is left untouched.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use aio::Lock;
+
+use crate::base::error::{Error, Result};
+use crate::io::files::Files;
+use crate::io::kinds::{FileKind, Folder};
+
+/// Makes the directory if asked to, and takes its lock; refuses a directory of something else.
+pub(crate) fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
+    let (backend, root) = (files.backend(), files.root());
+    let is_store = match backend.stat(root)? {
+        Some(stat) if !stat.is_dir => return Err(refused(root, "is not a directory")),
+        Some(_) => look(files, create)?,
+        None if !create => return Err(no_store(root)),
+        None => {
+            backend.make_dir(root)?;
+            sync_parent(files)?;
+            false
+        }
+    };
+    let lock = backend.lock(&files.lock_path())?;
+    if !is_store {
+        // Before anything else is made: a power cut must not leave a part of a store that has no lock file to say whose
+        // it is.
+        backend.sync_dir(root)?;
+    }
+    Ok(lock)
+}
+
+/// Looks into a directory that is there: whether it is a store already. One that is not must be free for one.
+fn look(files: &Files, create: bool) -> Result<bool> {
+    let root = files.root();
+    let mut names = files.backend().list(root)?;
+    names.retain(|name| name != "lost+found");
+    if names.iter().any(|name| FileKind::Manifest.number_of(name).is_some()) {
+        return Ok(true);
+    }
+    // An open that was interrupted before the first manifest leaves some of our own, the lock file first.
+    if !is_begun(files, &names)? {
+        return Err(refused(root, "is not an Esker store, and not empty: nothing was written to it"));
+    }
+    if !create {
+        return Err(no_store(root));
+    }
+    // The directory may have been made by an open that ended before its name was durable.
+    match sync_parent(files) {
+        // Without access to the parent the directory was not made by us, but given to us.
+        Err(Error::Io { kind: ErrorKind::PermissionDenied, .. }) => {}
+        other => other?,
+    }
+    Ok(false)
+}
+
+/// Makes the name of the store's directory durable.
+fn sync_parent(files: &Files) -> Result<()> {
+    match files.root().parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Ok(files.backend().sync_dir(Path::new("."))?),
+        Some(parent) => Ok(files.backend().sync_dir(parent)?),
+        None => Ok(()),
+    }
+}
+
+/// Whether these are the names that an open leaves which was interrupted before the first manifest: the lock file first,
+/// as long as a lock file is, then our directories with nothing in them but our own names.
+fn is_begun(files: &Files, names: &[String]) -> Result<bool> {
+    if names.is_empty() {
+        return Ok(true);
+    }
+    let lock = files.backend().stat(&files.lock_path())?;
+    let mut ours = lock.is_some_and(|stat| !stat.is_dir && [0, 4096].contains(&stat.size_bytes));
+    for name in names.iter().filter(|name| FileKind::Lock.number_of(name).is_none()) {
+        ours = ours && is_our_folder(files, name)?;
+    }
+    Ok(ours)
+}
+
+fn is_our_folder(files: &Files, name: &str) -> Result<bool> {
+    let Some(folder) = Folder::BELOW_ROOT.into_iter().find(|folder| folder.name() == name) else {
+        return Ok(false);
+    };
+    let path = files.folder(folder);
+    let is_dir = files.backend().stat(&path)?.is_some_and(|stat| stat.is_dir);
+    Ok(is_dir && files.backend().list(&path)?.iter().all(|name| FileKind::is_ours(folder, name)))
+}
+
+/// Makes the directories below the root that are missing.
+pub(crate) fn make_folders(files: &Files) -> Result<()> {
+    for path in Folder::BELOW_ROOT.map(|folder| files.folder(folder)) {
+        if files.backend().stat(&path)?.is_none() {
+            files.backend().make_dir(&path)?;
+        }
+    }
+    Ok(files.backend().sync_dir(files.root())?)
+}
+
+pub(crate) fn no_store(root: &Path) -> Error {
+    refused(root, "holds no Esker store: check the path, or let the open create one")
+}
+
+fn refused(root: &Path, what: &str) -> Error {
+    Error::Format { path: root.to_owned(), what: what.to_owned() }
+}

@@ -1,0 +1,67 @@
+//! Opens the segments that the manifest names: the keyspaces as they were, before any replayed record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::base::error::Result;
+use crate::base::options::Options;
+use crate::compaction::output::Site;
+use crate::io::files::Files;
+use crate::manifest::version::{RunMeta, Version};
+use crate::memtable::ArenaPool;
+use crate::segment::{BlockCache, Opening, Segment, SegmentMeta};
+use crate::tree::run::Run;
+use crate::tree::superversion::Tree;
+
+/// Keyspaces by id.
+pub(crate) type Trees = BTreeMap<u32, Arc<Tree>>;
+
+/// Memory that all keyspaces share.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) pool: Arc<ArenaPool>,
+}
+
+impl SharedMemory {
+    pub(crate) fn new(options: &Options) -> SharedMemory {
+        SharedMemory {
+            cache: Arc::new(BlockCache::new(options.cache_bytes())),
+            pool: Arc::new(ArenaPool::new(options.freeze_bytes(), options.memtables_bytes())),
+        }
+    }
+}
+
+/// The parts of a store that exist before its manifest does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loading<'a> {
+    pub(crate) files: &'a Arc<Files>,
+    pub(crate) memory: &'a SharedMemory,
+    pub(crate) options: &'a Options,
+}
+
+impl<'a> Loading<'a> {
+    /// Where new segments of the store are written.
+    pub(crate) fn site(self, store_id: u64) -> Site<'a> {
+        Site { files: self.files, cache: &self.memory.cache, options: self.options, store_id }
+    }
+}
+
+/// Opens all keyspaces of a version.
+pub(crate) fn open_trees(loading: &Loading<'_>, version: &Version) -> Result<Trees> {
+    let mut trees = BTreeMap::new();
+    for (&keyspace, state) in &version.keyspaces {
+        let runs = state.runs.iter().map(|run| open_run(loading, version, run)).collect::<Result<_>>()?;
+        trees.insert(keyspace, Arc::new(Tree::new(keyspace, &state.name, &loading.memory.pool, runs)));
+    }
+    Ok(trees)
+}
+
+fn open_run(loading: &Loading<'_>, version: &Version, run: &RunMeta) -> Result<Run> {
+    let (files, cache) = (loading.files, &loading.memory.cache);
+    let open = |meta: &SegmentMeta| {
+        let origin = version.origin_of(meta.id);
+        Segment::open(&Opening { files, cache, origin, leaving_bytes: 0 }, meta)
+    };
+    Ok(Run::new(run.iter().map(open).collect::<Result<_>>()?))
+}

@@ -1,0 +1,154 @@
+//! The log of the life that has ended: read without a change, then written to segments.
+//!
+//! Invariants: a record is applied whole or not at all; an entry that a segment holds already is not applied again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use aio::{Bug, planted};
+use wal::{Cut, Replayed};
+
+use crate::base::error::{Error, Result};
+use crate::base::key::Seq;
+use crate::base::sync::shared::AtomicU64;
+use crate::compaction::output::{open_run, write_run};
+use crate::compaction::picker::Layers;
+use crate::compaction::retain::{Retain, Tombstones};
+use crate::io::files::Files;
+use crate::manifest::replay_input::replay_input;
+use crate::manifest::version::{Edit, Version};
+use crate::memtable::{ArenaPool, Memtable};
+use crate::recovery::begin::apply;
+use crate::recovery::load::{Loading, SharedMemory, Trees};
+use crate::recovery::lost_edit;
+use crate::recovery::repair::LogDamage;
+use crate::tree::run::Run;
+use crate::write::ops;
+
+/// The content of the log beyond the segments, by keyspace.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    pool: Arc<ArenaPool>,
+    tables: BTreeMap<u32, Arc<Memtable>>,
+    end: Seq,
+    /// Above the epochs of log files whose edits are lost; 0 if none are.
+    next_epoch: u32,
+    /// Where the log was cut, if it was.
+    damage: Option<LogDamage>,
+}
+
+impl Replay {
+    pub(crate) fn new(memory: &SharedMemory) -> Replay {
+        let (pool, tables) = (Arc::clone(&memory.pool), BTreeMap::new());
+        Replay { pool, tables, end: Seq::default(), next_epoch: 0, damage: None }
+    }
+
+    /// Reads log and ring, or, for a repair, the part before the first damage; changes nothing on disk.
+    pub(crate) fn read(&mut self, files: &Files, version: &Version, repair: bool) -> Result<Replayed> {
+        if let Err(what) = version.check_log() {
+            let life = &version.life;
+            return Err(Error::corrupt(&files.ring_path(life.ring), 0, what, "a ring", life.ring_bytes));
+        }
+        let lost = lost_edit::find(files, version)?;
+        let missing = lost.first().map(|file| lost_edit::error(files, file)).transpose()?;
+        if let (Some(missing), false) = (&missing, repair) {
+            return Err(missing.clone());
+        }
+        self.next_epoch = lost.last().map_or(0, |file| file.epoch + 1);
+        let mut input = replay_input(files, version);
+        input.files.extend(lost);
+        let (mut replayed, cut) = self.visit(files, version, &input, repair)?;
+        self.cut(version, &mut replayed, missing, cut);
+        self.end = replayed.end;
+        Ok(replayed)
+    }
+
+    /// Takes every record of the log.
+    fn visit(
+        &mut self,
+        files: &Files,
+        version: &Version,
+        input: &wal::ReplayInput,
+        repair: bool,
+    ) -> Result<(Replayed, Option<Cut>)> {
+        let directory = files.wal_dir();
+        files.with_queue(|queue| {
+            let backend = files.backend().as_ref();
+            let mut visit = |seq: Seq, payload: &[u8]| {
+                self.take(&directory, version, seq, payload).map_err(Error::into_wal)
+            };
+            if repair {
+                return Ok(wal::replay_to_damage(backend, queue, input, &mut visit)?);
+            }
+            Ok((wal::replay(backend, queue, input, &mut visit)?, None))
+        })
+    }
+
+    /// Notes where a repair cuts the log, and moves the end of the replay above everything that segments hold.
+    fn cut(&mut self, version: &Version, replayed: &mut Replayed, missing: Option<Error>, cut: Option<Cut>) {
+        let kept = replayed.end;
+        let acknowledged = cut.as_ref().map_or(kept, |cut| cut.acknowledged);
+        let Some(error) = missing.or_else(|| cut.map(|cut| cut.damage.into())) else { return };
+        self.damage = Some(LogDamage::new(error, replayed.records, (kept, acknowledged)));
+        // Positions never repeat: entries of segments from behind the cut must stay older than the entries that come.
+        let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed);
+        replayed.end = flushed.fold(acknowledged, Seq::max);
+    }
+
+    /// Applies one record, all of it or nothing.
+    fn take(&mut self, directory: &Path, version: &Version, seq: Seq, payload: &[u8]) -> Result<()> {
+        let corrupt =
+            |what, expected, found: String| Error::corrupt(directory, seq.get(), what, expected, found);
+        let mut found = Vec::new();
+        for op in ops::ops(payload) {
+            let op = op
+                .map_err(|bad| corrupt(bad.what, "operations", format!("byte {} of a record", bad.offset)))?;
+            if !version.keyspaces.contains_key(&op.keyspace) && !version.dropped.contains(&op.keyspace) {
+                return Err(corrupt("keyspace of an operation", "a known one", op.keyspace.to_string()));
+            }
+            found.push(op);
+        }
+        if planted(Bug::BatchHalfReplayed) && found.len() > 1 {
+            found.pop();
+        }
+        for op in found {
+            // Segments hold what is below the flushed position; dropped keyspaces are skipped.
+            if version.keyspaces.get(&op.keyspace).is_some_and(|keyspace| seq >= keyspace.flushed) {
+                let new = || Arc::new(Memtable::in_pool(&self.pool, 0));
+                let table = self.tables.entry(op.keyspace).or_insert_with(new);
+                table.insert(op.key, seq, op.kind, op.value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the records that were read to segments and adds these to the version and to the keyspaces.
+    pub(crate) fn write(&self, loading: &Loading<'_>, version: &mut Version, trees: &Trees) -> Result<()> {
+        let next = AtomicU64::new(version.next_file);
+        let site = loading.site(version.life.store_id);
+        for (&keyspace, tree) in trees {
+            let mut run = Vec::new();
+            if let Some(table) = self.tables.get(&keyspace) {
+                let runs = &tree.load().runs;
+                let layers = Layers::before(table.len() as u64, runs.iter().map(Run::entries));
+                let output = site.output(keyspace, layers);
+                let number = || next.fetch_add(1, Ordering::Relaxed);
+                let retain = Retain::new(Vec::new(), Tombstones::Keep);
+                run = write_run(&output, &number, &mut table.cursor(), retain)?;
+                tree.install_flushed(self.end, open_run(&output, &run)?);
+            }
+            apply(version, &Edit::Flushed { keyspace, to: self.end, run });
+        }
+        version.next_file = next.into_inner();
+        // Else a crash before the orphans are removed would leave files that look lost again.
+        version.next_epoch = version.next_epoch.max(self.next_epoch);
+        Ok(())
+    }
+
+    /// Frees the memory of the records; says where the log was cut.
+    pub(crate) fn finish(self) -> Option<LogDamage> {
+        self.damage
+    }
+}
