@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "test helpers")]
 #![expect(clippy::disallowed_methods, reason = "makes the disks that the backend is then tried on")]
 
+#[path = "it/promises.rs"]
 mod promises;
 
 use std::path::{Path, PathBuf};

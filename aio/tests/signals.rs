@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "test helpers")]
 #![expect(clippy::disallowed_methods, reason = "the machine's own clock is what is tested")]
 
+#[path = "it/support.rs"]
 mod support;
 
 use std::collections::VecDeque;

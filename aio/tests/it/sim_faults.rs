@@ -1,5 +1,4 @@
 //! How the simulated machine fails: each kind of fault, what it leaves, and how operations are scheduled.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;

@@ -1,7 +1,5 @@
 //! What the simulated disk may lose and must keep at a crash.
 
-#![expect(clippy::unwrap_used, reason = "test helpers")]
-
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -1,7 +1,6 @@
 //! Random runs of one simulated file against a naive model of what a power cut may leave.
 //!
 //! `SEED=` replays one run.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::collections::BTreeSet;
 use std::path::Path;

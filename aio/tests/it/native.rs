@@ -3,7 +3,6 @@
 //! What both backends promise alike is tested elsewhere; here is what only the machine can do: refuse, interrupt,
 //! fork, run out of slots.
 #![expect(unsafe_code, reason = "signal handlers and fork")]
-#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,5 @@
 //! Contexts on a real file system: every operation, flag and answer of the kernel.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "test helpers")]
 #![expect(clippy::disallowed_methods, reason = "the machine's own clock and files are what is tested")]
-
-mod support;
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -15,7 +11,8 @@ use aio::{
     Buf, Cancel, Completion, Context, Errno, Error, EventFd, Flags, Operation, OperationKind, Priority,
     Readiness, Reaping, Wake, Waking,
 };
-use support::{BLOCK, FOREVER, Place, assert_block, at, block, read, start};
+
+use crate::support::{BLOCK, FOREVER, Place, assert_block, at, block, read, start};
 
 /// One of each way to fetch completions and to be woken.
 fn contexts(slots: usize) -> Vec<Context> {

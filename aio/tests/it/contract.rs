@@ -1,13 +1,10 @@
 //! What every backend promises, over the simulated disk and over the real one.
-#![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "test helpers")]
-
-mod promises;
 
 use std::path::Path;
 
 use aio::{Backend, NativeBackend, SimBackend};
-use promises::Place;
+
+use crate::promises::{self, Place};
 
 /// One test per promise and backend.
 macro_rules! contract {

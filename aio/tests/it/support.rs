@@ -1,5 +1,4 @@
 //! What the tests of contexts share: a directory on a real file system, and files in it.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
