@@ -71,6 +71,7 @@ mod tree;
 mod upkeep;
 mod write;
 
+pub use aio::{Counters as IoCounters, LatencyHistogram, OperationCounters};
 pub use api::batch::Batch;
 pub use api::builder::Builder;
 pub use api::db::Db;
@@ -81,12 +82,15 @@ pub use api::fuzzing;
 pub use api::iter::{Iter, Keys};
 pub use api::keyspace::Keyspace;
 pub use api::snapshot::Snapshot;
+#[doc(hidden)]
+pub use api::testing;
 pub use base::error::{Error, Result};
 pub use base::events::{Event, Listener};
 pub use base::key::{MAX_KEY_BYTES, Seq};
 pub use base::metrics::{KeyspaceMetrics, Metrics};
-pub use base::options::{Background, Durability, Sizes};
+pub use base::options::Durability;
 pub use base::range::KeyRange;
+pub use bytes::Bytes;
 pub use recovery::repair::LogDamage;
 pub use upkeep::verify::VerifyReport;
 pub use wal::SyncMethod;

@@ -6,7 +6,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use aio::SimBackend;
-use esker::{Background, Db};
+use esker::Db;
+use esker::testing::{Background, BuilderExt};
 
 /// The system's allocator, counting for each thread.
 struct Counting;

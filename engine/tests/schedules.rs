@@ -25,7 +25,8 @@ mod scheduler;
 
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno};
-use esker::{Durability, Error, Sizes};
+use esker::testing::{DbExt, Sizes};
+use esker::{Durability, Error};
 use history::{KEYS, Seen, Shape};
 use run::{Bed, SMALL, Scenario, TEMPORARY, below, chance, explore, key, number};
 use shuttle::thread;

@@ -10,7 +10,7 @@ use crate::api::db::Db;
 use crate::api::handle::Handle;
 use crate::base::error::Result;
 use crate::base::events::Listener;
-use crate::base::options::{Background, Durability, Options, Sizes};
+use crate::base::options::{Durability, Options};
 use crate::compaction::scheduler;
 use crate::recovery::open;
 use crate::recovery::repair::LogDamage;
@@ -45,7 +45,7 @@ impl Db {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {
-    options: Options,
+    pub(crate) options: Options,
 }
 
 impl Builder {
@@ -96,25 +96,6 @@ impl Builder {
     /// Whether blocks are compressed with LZ4; default true. Existing segments stay as they are.
     pub fn compress(mut self, compress: bool) -> Builder {
         self.options.compress = compress;
-        self
-    }
-
-    /// Who does the background work; default [`Background::Threads`].
-    pub fn background(mut self, background: Background) -> Builder {
-        self.options.background = background;
-        self
-    }
-
-    /// The machine to run on; default this one. For tests over a simulated disk.
-    pub fn backend(mut self, backend: Arc<dyn Backend>) -> Builder {
-        self.options.backend = Some(backend);
-        self
-    }
-
-    /// Overrides sizes that otherwise follow from the memory budget. For tests: small files reach the interesting
-    /// states sooner.
-    pub fn sizes(mut self, sizes: Sizes) -> Builder {
-        self.options.sizes = sizes;
         self
     }
 

@@ -2,6 +2,7 @@
 //! format, no policy and no I/O of its own. `builder.rs` opens stores.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::api::batch::Batch;
 use crate::api::handle::Handle;
@@ -11,6 +12,7 @@ use crate::base::error::{Error, Result};
 use crate::base::metrics::Metrics;
 use crate::compaction::job::{Depth, compact_all};
 use crate::compaction::scheduler;
+use crate::tree::store::Store;
 use crate::upkeep::report;
 use crate::upkeep::verify::{self, VerifyReport};
 use crate::write::commit;
@@ -46,6 +48,10 @@ impl Db {
         Db { handle }
     }
 
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        self.handle.store()
+    }
+
     /// A keyspace by name (1 to 255 bytes); it is created if it does not exist. Every store has `default`.
     ///
     /// Each keyspace has memtables and runs of its own: it is for a kind of data, not for one user or document.
@@ -60,14 +66,14 @@ impl Db {
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for the name, [`Error::Closed`](crate::Error::Closed),
     /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace).
     pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
-        let tree = create_drop::open_or_create(self.handle.store(), name)?;
+        let tree = create_drop::open_or_create(self.store(), name)?;
         Ok(Keyspace::new(self.handle.clone(), tree))
     }
 
     /// The names of all keyspaces, sorted.
     #[must_use]
     pub fn keyspaces(&self) -> Vec<String> {
-        create_drop::names(self.handle.store())
+        create_drop::names(self.store())
     }
 
     /// Removes a keyspace and everything in it. Handles to it get [`Error::Closed`](crate::Error::Closed) from now on.
@@ -83,7 +89,7 @@ impl Db {
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted),
     /// [`Error::NoSpace`](crate::Error::NoSpace): nothing was removed.
     pub fn drop_keyspace(&self, name: &str) -> Result<()> {
-        create_drop::drop_keyspace(self.handle.store(), name)
+        create_drop::drop_keyspace(self.store(), name)
     }
 
     /// An empty batch: several writes, to several keyspaces, of which a crash leaves all or none.
@@ -98,7 +104,7 @@ impl Db {
     /// take back.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::new(self.handle.clone(), self.handle.store().pin())
+        Snapshot::new(self.handle.clone(), self.store().pin())
     }
 
     /// Returns when everything written so far, by any thread, survives power loss.
@@ -112,7 +118,7 @@ impl Db {
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted).
     pub fn sync(&self) -> Result<()> {
-        let store = self.handle.store();
+        let store = self.store();
         store.check_open()?;
         store.latch(store.log.sync().map_err(Error::from))
     }
@@ -131,7 +137,7 @@ impl Db {
     /// [`Error::Io`](crate::Error::Io), [`Error::Closed`](crate::Error::Closed),
     /// [`Error::Halted`](crate::Error::Halted).
     pub fn flush(&self) -> Result<()> {
-        let store = self.handle.store();
+        let store = self.store();
         store.check_open()?;
         store.freeze(|_| true);
         scheduler::flush_now(store)?;
@@ -150,8 +156,8 @@ impl Db {
     /// As [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
     pub fn compact(&self) -> Result<()> {
         self.flush()?;
-        compact_all(self.handle.store(), Depth::Full, &|| false)?;
-        self.handle.store().check_open()
+        compact_all(self.store(), Depth::Full, &|| false)?;
+        self.store().check_open()
     }
 
     /// Reads every file and checks every checksum and every rule between the files. Reads go on
@@ -162,41 +168,20 @@ impl Db {
     /// [`Error::Closed`](crate::Error::Closed); [`Error::Halted`](crate::Error::Halted), since what is on disk after a
     /// failed write is known only after a reopen.
     pub fn verify(&self) -> Result<VerifyReport> {
-        self.handle.store().check_open()?;
-        verify::verify(self.handle.store())
-    }
-
-    /// For tests, with [`Background::Manual`](crate::Background::Manual): holds background work back, or lets it go (and does what was asked for
-    /// meanwhile), so that the states in between are reached without threads. What a caller must wait for is done all
-    /// the same.
-    #[doc(hidden)]
-    pub fn hold_jobs(&self, held: bool) {
-        scheduler::hold(self.handle.store(), held);
-    }
-
-    /// For tests: freezes every memtable and asks for their flush, as writers do when memory or log are full.
-    ///
-    /// # Errors
-    /// The store is closed or has halted.
-    #[doc(hidden)]
-    pub fn freeze(&self) -> Result<()> {
-        let store = self.handle.store();
-        store.check_writable()?;
-        store.freeze(|_| true);
-        scheduler::request_flush(store);
-        Ok(())
+        self.store().check_open()?;
+        verify::verify(self.store())
     }
 
     /// The largest record that this store takes, in bytes: a batch as [`Batch::size_bytes`] counts it.
     #[must_use]
     pub fn max_record_bytes(&self) -> usize {
-        usize::try_from(commit::max_record_bytes(self.handle.store())).unwrap_or(usize::MAX)
+        usize::try_from(commit::max_record_bytes(self.store())).unwrap_or(usize::MAX)
     }
 
     /// Numbers about what the store does and holds. Costs microseconds and stops nothing; also after [`Db::close`].
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        report::metrics(self.handle.store())
+        report::metrics(self.store())
     }
 
     /// Flushes and closes, for all handles: the others get [`Error::Closed`](crate::Error::Closed) from now on, iterators
@@ -221,6 +206,6 @@ impl Db {
 
 impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Db({})", self.handle.store().files.root().display())
+        write!(f, "Db({})", self.store().files.root().display())
     }
 }

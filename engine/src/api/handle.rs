@@ -115,9 +115,9 @@ mod tests {
 
     use super::*;
     use crate::api::db::Db;
-    use crate::base::options::{Background, Sizes};
     use crate::compaction::flush::flush_frozen;
     use crate::compaction::job::{Depth, compact_all};
+    use crate::testing::{Background, BuilderExt, Sizes};
     use crate::upkeep::verify;
     use crate::write::create_drop;
 

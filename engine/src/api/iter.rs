@@ -254,7 +254,8 @@ mod tests {
     use aio::SimBackend;
 
     use super::*;
-    use crate::{Background, Db};
+    use crate::Db;
+    use crate::testing::{Background, BuilderExt};
 
     #[test]
     fn keys_gives_the_keys_from_both_ends() {

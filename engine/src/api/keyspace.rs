@@ -225,8 +225,8 @@ impl Keyspace {
     /// calls, without a buffer. Blocks are decoded by the task that polls. Blocks that are asked for twice in the same
     /// moment are read twice.
     ///
-    /// With [`Background::Manual`](crate::Background::Manual), and on a simulated machine, no thread is started: then the
-    /// first poll reads, and blocks meanwhile.
+    /// In tests without threads, and on a simulated machine, no thread is started: then the first poll reads, and blocks
+    /// meanwhile.
     ///
     /// # Errors
     /// Those of [`Keyspace::get`], from the future. [`Error::Closed`](crate::Error::Closed) also if the store was closed

@@ -10,3 +10,4 @@ pub(crate) mod handle;
 pub(crate) mod iter;
 pub(crate) mod keyspace;
 pub(crate) mod snapshot;
+pub mod testing;

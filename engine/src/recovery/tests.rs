@@ -10,7 +10,8 @@ use crate::base::error::{Error, Result};
 use crate::io::files::Files;
 use crate::manifest::edit_log::{self, FIRST_NUMBER, Manifest};
 use crate::manifest::version::{Life, Origin, Version};
-use crate::{Background, Db, Keyspace};
+use crate::testing::{Background, BuilderExt};
+use crate::{Db, Keyspace};
 
 const SOURCE: &str = "/source";
 const COPY: &str = "/copy";

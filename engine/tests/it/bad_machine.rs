@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use aio::sim::SimBackend;
-use esker::{Background, Builder, Db, Durability, Error, Event, Listener, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Durability, Error, Event, Listener};
 
 const KIB: u64 = 1 << 10;
 

@@ -1,6 +1,7 @@
 //! The everyday promises of the API on a real disk.
 
-use esker::{Db, Durability, Error, Sizes};
+use esker::testing::{BuilderExt, Sizes};
+use esker::{Db, Durability, Error};
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")

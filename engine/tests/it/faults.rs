@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Errno, SimBackend};
-use esker::{Background, Db, Error, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Db, Error};
 
 fn open(sim: &SimBackend) -> esker::Result<Db> {
     let sizes = Sizes { manifest_bytes: Some(8 << 10), ..Sizes::default() };

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use aio::SimBackend;
-use esker::{Background, Db, Keyspace};
+use esker::testing::{Background, BuilderExt};
+use esker::{Db, Keyspace};
 
 const BOTTOM: u32 = 60_000;
 const YOUNG: u32 = 4000;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use aio::SimBackend;
-use esker::{Background, Db, Error, Iter, Keyspace, Result};
+use esker::testing::{Background, BuilderExt};
+use esker::{Db, Error, Iter, Keyspace, Result};
 
 fn store(seed: u64) -> (Db, Keyspace) {
     let backend = Arc::new(SimBackend::new(seed));

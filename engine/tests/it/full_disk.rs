@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
 use aio::{Backend, Errno};
-use esker::{Background, Builder, Db, Durability, Error, Event, Keyspace, Listener, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Durability, Error, Event, Keyspace, Listener};
 
 const KIB: u64 = 1 << 10;
 

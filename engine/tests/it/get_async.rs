@@ -11,7 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
-use esker::{Background, Builder, Db, Error, Get, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Error, Get};
 
 /// Small files, a block for each of the larger values, and a cache of at most a megabyte.
 fn builder(backend: Arc<dyn Backend>, background: Background) -> Builder {

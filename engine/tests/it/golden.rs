@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use aio::sim::DiskImage;
 use aio::{Backend, SimBackend};
-use esker::{Background, Db, Durability, Error, Keyspace, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Db, Durability, Error, Keyspace};
 
 /// Where the store stands on the simulated disk.
 const ROOT: &str = "/store";

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use aio::Errno;
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
-use esker::{Background, Builder, Db, Error, Event, Listener, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Error, Event, Listener};
 
 const KIB: u64 = 1 << 10;
 

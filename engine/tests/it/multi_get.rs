@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
-use esker::{Background, Builder, Db, Error, Keyspace, Sizes, Snapshot};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Error, Keyspace, Snapshot};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 

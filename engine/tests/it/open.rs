@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aio::{Backend, SimBackend};
-use esker::{Background, Builder, Db, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db};
 
 fn small() -> Builder {
     let sizes = Sizes {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::random::Random;
 use aio::{Backend, SimBackend};
 use bytes::Bytes;
-use esker::{Background, Db, Durability, Keyspace, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Db, Durability, Keyspace};
 
 /// Part of it is for memtables and buffers; the least that the cache and pinned parts have is an eighth.
 const BUDGET_BYTES: u64 = 1 << 20;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use aio::SimBackend;
 use aio::sim::DiskImage;
-use esker::{Background, Db, Sizes};
+use esker::Db;
+use esker::testing::{Background, BuilderExt, Sizes};
 use parking_lot::Mutex;
 
 const ROOT: &str = "/store";

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, NativeBackend, SimBackend};
-use esker::{Background, Builder, Db, Durability, Iter, Keyspace, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Durability, Iter, Keyspace};
 
 const KEYS: usize = 8000;
 const VALUE_BYTES: usize = 1000;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use aio::SimBackend;
 use aio::sim::DiskImage;
-use esker::{Background, Builder, Db, Error, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Error};
 
 const KEYS: u32 = 60;
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Errno, SimBackend};
-use esker::{Background, Db, Keyspace, Sizes};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Db, Keyspace};
 
 const KEYS: usize = 8000;
 const VALUE_BYTES: usize = 1000;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use aio::SimBackend;
 use aio::sim::DiskImage;
-use esker::{Background, Batch, Builder, Db, Durability, Error, Keyspace, Sizes, Snapshot};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Batch, Builder, Db, Durability, Error, Keyspace, Snapshot};
 use shuttle::rand::{RngCore, thread_rng};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
 

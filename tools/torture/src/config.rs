@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aio::SimBackend;
-use esker::{Background, Builder, Db, Durability, Sizes, SyncMethod};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Durability, SyncMethod};
 
 /// One way to open a store. Sizes in bytes.
 #[derive(Clone, Copy, Debug)]

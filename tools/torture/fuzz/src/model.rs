@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use aio::SimBackend;
 use esker::{Db, Durability, Keyspace, Snapshot};
+use esker::testing::DbExt;
 
 use crate::input::Input;
 use crate::specimen::{NAMES, ROOT, builder};

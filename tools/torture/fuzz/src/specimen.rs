@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use aio::SimBackend;
 use aio::sim::DiskImage;
-use esker::{Background, Builder, Db, Durability, Sizes};
+use esker::{Builder, Db, Durability};
+use esker::testing::{Background, BuilderExt, Sizes};
 use wal::{ChainRules, Decoded, Origin, Place, Seq, decode, read_chain};
 
 pub(crate) const ROOT: &str = "/store";

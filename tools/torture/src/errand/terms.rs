@@ -1,7 +1,8 @@
 //! What an errand and its sender agree on.
 
 use clap::ValueEnum;
-use esker::{Background, Builder, Db, Sizes, SyncMethod};
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, SyncMethod};
 
 /// Exit code of an errand that met too many errors.
 pub(crate) const GAVE_UP: u8 = 3;

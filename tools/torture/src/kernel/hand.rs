@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use aio::{Backend as _, NativeBackend};
 use bytes::Bytes;
-use esker::{Background, Error};
+use esker::Error;
+use esker::testing::Background;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};

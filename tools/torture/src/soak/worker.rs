@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use aio::{Backend, NativeBackend};
+use esker::testing::BuilderExt;
 use esker::{Db, Durability, Error, Keyspace};
 use parking_lot::Mutex;
 

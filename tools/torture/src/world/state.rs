@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use aio::SimBackend;
 use aio::sim::{DiskImage, EventKind};
-use esker::{Background, Db, Error, Keyspace, Seq};
+use esker::testing::Background;
+use esker::{Db, Error, Keyspace, Seq};
 use parking_lot::Mutex;
 
 use crate::check::compare;

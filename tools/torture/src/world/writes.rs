@@ -1,6 +1,7 @@
 //! Operations that change the store, and those that move its data.
 
 use bytes::Bytes;
+use esker::testing::DbExt;
 use esker::{Durability, Error};
 
 use super::state::{Outcome, World};
