@@ -2,18 +2,19 @@
 //!
 //! ```text
 //!   reference (32 bits)  | number of the chunk, from 1 | offset in it, in units of 8 bytes |
-//!   version (aligned to 8)  | Version: seq, lengths, kind, older | key | value |
+//!   version (aligned to 8)  | KeyVersion: seq, lengths, kind, older | key | value |
 //! ```
 //!
-//! An allocation is one addition to a shared word: the current chunk and what is taken of it. Whoever finds the chunk
-//! full gets the next one under a lock. The first chunks are small and double; what is larger than a quarter of a full
-//! chunk gets a chunk of its own. Running out of memory or of references ends in a panic, as with [`Vec`].
+//! An allocation is one addition to a shared word, which holds the number of the current chunk and its used units. A
+//! thread that finds the chunk full gets the next one under a lock. The first chunks are small and double in size; an
+//! object larger than a quarter of a full chunk gets a chunk of its own. Running out of memory or of references ends in a
+//! panic, as with [`Vec`].
 //!
-//! Invariants, on which everything that is unsafe here rests:
+//! Invariants, on which all unsafe code here rests:
 //! - a [`Ref<T>`] is made by [`Arena::place`] or [`Arena::version`] only, after the object is complete, and it reaches
 //!   other threads through a [`Link`], which stores it with release and loads it with acquire;
 //! - it is used with the arena that made it: a memtable has one arena, and its references stay inside `memtable`;
-//! - after it exists, nothing of the object is written any more but atomics;
+//! - once it exists, only atomics of the object are written;
 //! - the memory of a chunk is given back only when the arena is dropped, so a reference to an object lives as long as
 //!   the borrow of the arena.
 #![expect(unsafe_code, reason = "objects of several types in memory that many threads fill")]
@@ -33,48 +34,48 @@ use crate::base::key::{Entry, Kind, Seq};
 use crate::base::prefetch::prefetch_bytes;
 use crate::base::sync::{AtomicU32, Ordering, Witness};
 
-/// What references count in, and the least alignment.
+/// The unit of references, and the least alignment.
 const UNIT_BYTES: usize = 8;
 
 /// The first chunk of a table: a node and an entry.
 const FIRST_CHUNK_BYTES: usize = 1 << 10;
 
-/// A chunk is full for what needs more than is left; an allocation above this part of a full chunk gets its own.
+/// An allocation above this part of a full chunk gets a chunk of its own.
 const LARGEST_PART: usize = 4;
 
-/// What [`Arena::prefetch`] brings near of a version.
+/// Lines of a version that [`Arena::prefetch`] asks for.
 const VERSION_LINES: usize = 2;
 
 /// Where an object stands in an arena.
 pub(super) struct Ref<T>(NonZeroU32, PhantomData<fn() -> T>);
 
-/// A reference that may change: publishes the object to whoever loads it.
+/// A reference that may change: it publishes the object to the threads that load it.
 pub(super) struct Link<T>(AtomicU32, PhantomData<fn() -> T>);
 
-/// One version of one key. Its bytes stand behind it.
+/// One version of one key. Key and value stand behind it.
 #[derive(Debug)]
 #[repr(C, align(8))]
-pub(super) struct Version {
+pub(super) struct KeyVersion {
     seq: Seq,
     value_bytes: u32,
     /// The next older version of the same key.
-    older: Link<Version>,
+    older: Link<KeyVersion>,
     key_bytes: u16,
     kind: Kind,
     witness: Witness,
 }
 
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Version>() == 24);
+const _: () = assert!(size_of::<KeyVersion>() == 24);
 
 /// See the [module](self).
 pub(super) struct Arena {
     pool: Arc<ArenaPool>,
-    /// How many low bits of a reference are the offset.
+    /// Number of low bits of a reference that are the offset.
     offset_bits: u32,
-    /// The number of the current chunk in the upper half, what is taken of it in units in the lower half. Stored with
-    /// release after the chunk is in the directory. What many threads add in vain stays far below 32 bits: each adds a
-    /// quarter of a chunk at most and then waits for the next chunk.
+    /// The number of the current chunk in the upper half, its used units in the lower half. Stored with release after the
+    /// chunk is in the directory. The lower half cannot overflow: a thread that finds the chunk full has added a quarter of
+    /// a chunk at most, and then waits for the next chunk.
     bump: Bump,
     directory: Directory,
     chunks: Mutex<Chunks>,
@@ -101,7 +102,7 @@ impl Arena {
         &self.pool
     }
 
-    /// Places an object; adds what the arena grows by to `grown_bytes`.
+    /// Places an object; adds the growth of the arena to `grown_bytes`.
     pub(super) fn place<T: Send + Sync>(&self, object: T, grown_bytes: &mut usize) -> Ref<T> {
         const { assert!(!std::mem::needs_drop::<T>() && align_of::<T>() <= LINE_BYTES) };
         let (at, memory) = self.allocate(size_of::<T>(), align_of::<T>(), grown_bytes);
@@ -110,11 +111,11 @@ impl Arena {
         Ref(at, PhantomData)
     }
 
-    /// Places a version with its bytes, linked to nothing; adds what the arena grows by to `grown_bytes`.
+    /// Places a version with its bytes, linked to nothing; adds the growth of the arena to `grown_bytes`.
     #[expect(clippy::cast_ptr_alignment, reason = "`allocate` was asked for the alignment")]
-    pub(super) fn version(&self, entry: Entry<'_>, grown_bytes: &mut usize) -> Ref<Version> {
+    pub(super) fn version(&self, entry: Entry<'_>, grown_bytes: &mut usize) -> Ref<KeyVersion> {
         let Entry { key, seq, kind, value } = entry;
-        let version = Version {
+        let version = KeyVersion {
             seq,
             value_bytes: u32::try_from(value.len()).expect("a value fits into a record"),
             older: Link::new(None),
@@ -122,10 +123,10 @@ impl Arena {
             kind,
             witness: Witness::new(),
         };
-        let bytes = size_of::<Version>() + key.len() + value.len();
-        let (at, memory) = self.allocate(bytes, align_of::<Version>(), grown_bytes);
+        let bytes = size_of::<KeyVersion>() + key.len() + value.len();
+        let (at, memory) = self.allocate(bytes, align_of::<KeyVersion>(), grown_bytes);
         // SAFETY: inside the memory that `allocate` gave: `bytes` begin with the size of a version.
-        let key_at = unsafe { memory.add(size_of::<Version>()) };
+        let key_at = unsafe { memory.add(size_of::<KeyVersion>()) };
         // SAFETY: likewise, and then with the key.
         let value_at = unsafe { key_at.add(key.len()) };
         // SAFETY: the memory was given to this call alone, so it overlaps nothing, and has room for the key.
@@ -133,8 +134,8 @@ impl Arena {
         // SAFETY: likewise, for the value.
         unsafe { value_at.copy_from_nonoverlapping(value.as_ptr(), value.len()) };
         // SAFETY: the memory was given to this call alone, is aligned for a version and has room for it.
-        unsafe { memory.cast::<Version>().write(version) };
-        let at: Ref<Version> = Ref(at, PhantomData);
+        unsafe { memory.cast::<KeyVersion>().write(version) };
+        let at: Ref<KeyVersion> = Ref(at, PhantomData);
         self.get(at).witness.written();
         at
     }
@@ -142,25 +143,25 @@ impl Arena {
     /// The object.
     pub(super) fn get<T>(&self, at: Ref<T>) -> &T {
         let object = self.address(at.0).cast::<T>();
-        // SAFETY: a `T` was placed there before the reference was made, it has not been written since but through its
-        // atomics, and it stays until the arena is dropped.
+        // SAFETY: a `T` was placed there before the reference was made, only its atomics are written since, and it stays
+        // until the arena is dropped.
         unsafe { &*object }
     }
 
     /// The version and its bytes.
     #[inline]
     #[expect(clippy::cast_ptr_alignment, reason = "it was placed with the alignment")]
-    pub(super) fn entry(&self, at: Ref<Version>) -> Entry<'_> {
-        // Worked out once: to find a chunk is most of what this costs.
+    pub(super) fn entry(&self, at: Ref<KeyVersion>) -> Entry<'_> {
+        // Computed once: the look-up of the chunk is most of the cost of this function.
         let address = self.address(at.0);
         // SAFETY: as in `Arena::get`.
-        let version = unsafe { &*address.cast::<Version>() };
+        let version = unsafe { &*address.cast::<KeyVersion>() };
         version.witness.check();
-        let Version { seq, kind, value_bytes, key_bytes, .. } = *version;
+        let KeyVersion { seq, kind, value_bytes, key_bytes, .. } = *version;
         let key_bytes = usize::from(key_bytes);
         // SAFETY: key and value were placed behind the version, so this is inside of the same allocation or at its end.
-        let bytes = unsafe { address.add(size_of::<Version>()) };
-        // SAFETY: `Arena::version` wrote these bytes before the reference was made, and nobody does after.
+        let bytes = unsafe { address.add(size_of::<KeyVersion>()) };
+        // SAFETY: `Arena::version` wrote these bytes before the reference was made, and nothing writes them after.
         let bytes = unsafe { std::slice::from_raw_parts(bytes, key_bytes + value_bytes as usize) };
         let (key, value) = bytes.split_at(key_bytes);
         Entry { key, seq, kind, value }
@@ -168,27 +169,27 @@ impl Arena {
 
     /// The key of the version.
     #[inline]
-    pub(super) fn key(&self, at: Ref<Version>) -> &[u8] {
+    pub(super) fn key(&self, at: Ref<KeyVersion>) -> &[u8] {
         self.entry(at).key
     }
 
-    /// The version, its key, and where its value begins.
+    /// Asks memory for the version, its key, and the beginning of its value.
     #[inline]
-    pub(super) fn prefetch(&self, at: Ref<Version>) {
+    pub(super) fn prefetch(&self, at: Ref<KeyVersion>) {
         prefetch_bytes(self.address(at.0), VERSION_LINES * LINE_BYTES);
     }
 
     /// The position of the version.
-    pub(super) fn seq(&self, at: Ref<Version>) -> Seq {
+    pub(super) fn seq(&self, at: Ref<KeyVersion>) -> Seq {
         self.read(at).seq
     }
 
     /// The link to the next older version of the same key.
-    pub(super) fn older(&self, at: Ref<Version>) -> &Link<Version> {
+    pub(super) fn older(&self, at: Ref<KeyVersion>) -> &Link<KeyVersion> {
         &self.read(at).older
     }
 
-    fn read(&self, at: Ref<Version>) -> &Version {
+    fn read(&self, at: Ref<KeyVersion>) -> &KeyVersion {
         let version = self.get(at);
         version.witness.check();
         version
@@ -206,7 +207,7 @@ impl Arena {
 
     /// Memory for one object, this caller's alone.
     fn allocate(&self, bytes: usize, align: usize, grown_bytes: &mut usize) -> (NonZeroU32, *mut u8) {
-        // What stands before an aligned place is part of the allocation.
+        // The bytes before the aligned address are part of the allocation.
         let units = (bytes + align.saturating_sub(UNIT_BYTES)).div_ceil(UNIT_BYTES);
         let (number, unit) = if units * UNIT_BYTES > self.pool.chunk_bytes() / LARGEST_PART {
             (self.grow_for(bytes, grown_bytes), 0)
@@ -219,7 +220,7 @@ impl Arena {
         (at, self.address(at))
     }
 
-    /// Takes so many units of the current chunk, or of the next: its number, and where.
+    /// Takes units of the current chunk, or of the next: the chunk's number, and the first unit.
     fn bump(&self, units: usize, grown_bytes: &mut usize) -> (usize, usize) {
         loop {
             let word = self.bump.fetch_add(units as u64, Ordering::Acquire);
@@ -231,14 +232,14 @@ impl Arena {
         }
     }
 
-    /// Puts a chunk in place of the full one, unless somebody has done so.
+    /// Replaces the full chunk, unless another thread has done so.
     fn grow(&self, full: usize, bytes: usize, grown_bytes: &mut usize) {
         let mut chunks = self.chunks.lock();
         if split(self.bump.load(Ordering::Relaxed)).0 != full {
             return;
         }
         let wanted = chunks.bytes.clamp(FIRST_CHUNK_BYTES, self.pool.chunk_bytes()).max(bytes);
-        // At most the full size: one that does not fit in a quarter of it does not come here.
+        // At most the full size: an object above a quarter of it does not come here.
         let number = self.add_chunk(&mut chunks, wanted.next_power_of_two(), grown_bytes);
         self.bump.store((number as u64) << 32, Ordering::Release);
     }
@@ -298,7 +299,7 @@ impl<T> Link<T> {
         Link(AtomicU32::new(Self::word(to)), PhantomData)
     }
 
-    /// Whoever gets a reference sees the whole object.
+    /// A thread that gets a reference sees the whole object.
     pub(super) fn load(&self) -> Option<Ref<T>> {
         NonZeroU32::new(self.0.load(Ordering::Acquire)).map(|at| Ref(at, PhantomData))
     }

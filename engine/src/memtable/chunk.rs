@@ -1,14 +1,14 @@
 //! One piece of an arena's memory: from the allocator, or a huge page of its own.
 //!
-//! A huge page saves most misses of the address translation, a third of an insert's time. It is mapped twice as large as
-//! it is, for its alignment; what is outside is never touched and so takes no memory.
+//! A huge page saves most misses of the address translation, a third of an insert's time. The mapping is twice as large as
+//! the page, for its alignment; the rest of it is never touched and so takes no memory.
 
 use memmap2::{Advice, MmapMut};
 
 /// Chunks of this size lie on a huge page each, if the kernel gives one.
 pub(super) const HUGE_BYTES: usize = 2 << 20;
 
-/// What the memory of every chunk is aligned to, and a multiple of.
+/// Alignment of every chunk; its size is a multiple of this.
 pub(super) const LINE_BYTES: usize = 64;
 
 #[repr(align(64))]
@@ -18,13 +18,14 @@ struct Line {
 
 const _: () = assert!(size_of::<Line>() == LINE_BYTES);
 
-/// Memory that stays where it is, and that nobody has initialised.
+/// Uninitialised memory that does not move.
 pub(super) struct Chunk {
     bytes: usize,
-    memory: Memory,
+    memory: Backing,
 }
 
-enum Memory {
+/// Where the memory comes from.
+enum Backing {
     Heap(Vec<Line>),
     Huge(MmapMut),
 }
@@ -34,7 +35,7 @@ impl Chunk {
     pub(super) fn new(bytes: usize) -> Chunk {
         debug_assert!(bytes.is_multiple_of(LINE_BYTES));
         let huge = if bytes == HUGE_BYTES && cfg!(not(loom)) { map_huge() } else { None };
-        let memory = huge.map_or_else(|| Memory::Heap(Vec::with_capacity(bytes / LINE_BYTES)), Memory::Huge);
+        let memory = huge.map_or_else(|| Backing::Heap(Vec::with_capacity(bytes / LINE_BYTES)), Backing::Huge);
         Chunk { bytes, memory }
     }
 
@@ -45,8 +46,8 @@ impl Chunk {
     /// Where it begins, aligned to [`LINE_BYTES`]: valid for reads and writes of [`Chunk::bytes`] until it is dropped.
     pub(super) fn base(&mut self) -> *mut u8 {
         match &mut self.memory {
-            Memory::Heap(lines) => lines.as_mut_ptr().cast(),
-            Memory::Huge(map) => {
+            Backing::Heap(lines) => lines.as_mut_ptr().cast(),
+            Backing::Huge(map) => {
                 let from = huge_offset(map);
                 map[from..from + HUGE_BYTES].as_mut_ptr()
             }
@@ -54,10 +55,10 @@ impl Chunk {
     }
 }
 
-/// `None` when the kernel gives no mapping; the allocator has the last word then.
+/// `None` when the kernel gives no mapping: then the allocator decides.
 fn map_huge() -> Option<MmapMut> {
     let map = MmapMut::map_anon(2 * HUGE_BYTES).ok()?;
-    // Only advice: without it these are pages as others are.
+    // Only advice: without it these are ordinary pages.
     let _ = map.advise_range(Advice::HugePage, huge_offset(&map), HUGE_BYTES);
     Some(map)
 }

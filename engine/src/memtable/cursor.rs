@@ -1,21 +1,21 @@
-//! Walks a memtable leaf by leaf, in place: entries are given by reference, nothing of them is copied.
+//! Walks a memtable leaf by leaf, in place: entries are given by reference, without a copy.
 //!
-//! A leaf's references are copied when the cursor enters it. Forwards it goes on to the leaf at the right as of that
-//! moment; backwards it looks for the leaf before the first key. Both way the keys of the next leaf join on, however the
-//! tree has changed meanwhile. What is inserted after a leaf was copied may or may not be seen.
+//! A leaf's references are copied when the cursor enters it. Forwards the cursor goes on to the right neighbour as of that
+//! moment; backwards it looks for the leaf before the first key. Both ways the keys of the next leaf continue those of this
+//! one, however the tree has changed meanwhile. An entry that is inserted after its leaf was copied may or may not be seen.
 //!
-//! Invariant: nothing is held between calls but the table itself, so whoever iterates can write to it.
+//! Invariant: only the table itself is held between calls, so the owner of an iterator can write to the table.
 
 use std::sync::Arc;
 
-use super::arena::{Ref, Version};
+use super::arena::{Ref, KeyVersion};
 use super::table::Memtable;
-use super::tree::{Leaf, Target};
+use super::tree::{Leaf, LeafTarget};
 use crate::base::error::Result;
 use crate::base::key::Entry;
 use crate::read::cursor::Cursor;
 
-/// So many keys ahead versions are brought near: they lie anywhere in memory, in the order in which they were inserted.
+/// Memory is asked for versions so many keys ahead: versions lie in the order in which they were inserted, not by key.
 const PREFETCH_KEYS: usize = 8;
 
 /// See [`Memtable::cursor`]. Its calls never fail.
@@ -23,17 +23,17 @@ const PREFETCH_KEYS: usize = 8;
 pub(crate) struct MemtableCursor {
     table: Arc<Memtable>,
     leaf: Option<Leaf>,
-    /// The key of the leaf at which it stands.
+    /// Index of the current key in the leaf.
     at: usize,
-    version: Option<Ref<Version>>,
-    /// On the way forward: the next older version of this key, as of the moment at which the cursor came to this one.
-    older: Option<Ref<Version>>,
-    /// On the way back: the versions of this key that are still to come, which are newer, the newest first.
-    newer: Vec<Ref<Version>>,
+    version: Option<Ref<KeyVersion>>,
+    /// Forwards: the next older version of this key, as of the moment at which the cursor came to this one.
+    older: Option<Ref<KeyVersion>>,
+    /// Backwards: the versions of this key that are still to come, which are newer, the newest first.
+    newer: Vec<Ref<KeyVersion>>,
 }
 
 impl Memtable {
-    /// Walks it, and keeps it alive. No lock is taken; what is inserted later may or may not be seen.
+    /// A cursor, which keeps the table alive. It takes no lock; entries that are inserted later may or may not be seen.
     pub(crate) fn cursor(self: &Arc<Self>) -> MemtableCursor {
         let table = Arc::clone(self);
         MemtableCursor { table, leaf: None, at: 0, version: None, older: None, newer: Vec::new() }
@@ -41,28 +41,28 @@ impl Memtable {
 }
 
 impl MemtableCursor {
-    /// Enters the leaf in which `target` is, if there is one.
-    fn seek_leaf(&mut self, target: Target<'_>) {
+    /// Enters the leaf of `target`, if there is one.
+    fn seek_leaf(&mut self, target: LeafTarget<'_>) {
         self.leaf = self.table.tree().leaf(target);
         self.at = self.leaf.as_ref().map_or(0, Leaf::rank);
         self.newer.clear();
     }
 
-    /// The leaf was entered on the way forward.
+    /// Asks memory for the first versions, after the leaf was entered forwards.
     fn prefetch_first(&self) {
         let arena = self.table.tree().arena();
         let versions = |leaf: &Leaf| leaf.versions(self.at, PREFETCH_KEYS).for_each(|at| arena.prefetch(at));
         self.leaf.iter().for_each(versions);
     }
 
-    /// Stands on a version, on the way forward.
+    /// Makes this version the current one, forwards.
     #[inline]
-    fn stand_forwards(&mut self, version: Ref<Version>) {
+    fn stand_forwards(&mut self, version: Ref<KeyVersion>) {
         self.version = Some(version);
         self.older = self.table.tree().arena().older(version).load();
     }
 
-    /// To the newest version of the key at `at`, or of the first key of the next leaf.
+    /// Goes to the newest version of the key at `at`, or of the first key of the next leaf.
     fn enter_forwards(&mut self) {
         self.version = None;
         self.older = None;
@@ -77,7 +77,7 @@ impl MemtableCursor {
         }
     }
 
-    /// To the oldest version of the key before `at`, or of the last key of the leaf before.
+    /// Goes to the oldest version of the key before `at`, or of the last key of the leaf before.
     fn enter_backwards(&mut self) {
         self.version = None;
         self.older = None;
@@ -101,14 +101,14 @@ impl MemtableCursor {
 
 impl Cursor for MemtableCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.seek_leaf(Target::At(key));
+        self.seek_leaf(LeafTarget::At(key));
         self.prefetch_first();
         self.enter_forwards();
         Ok(())
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.seek_leaf(key.map_or(Target::Rightmost, Target::Before));
+        self.seek_leaf(key.map_or(LeafTarget::Rightmost, LeafTarget::Before));
         self.enter_backwards();
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Cursor for MemtableCursor {
         self.version.map(|version| self.table.tree().arena().entry(version))
     }
 
-    /// The other versions were noted when it came to this one, so nothing that is inserted meanwhile comes between.
+    /// The other versions were noted when the cursor came to this one, so an entry inserted meanwhile is not among them.
     #[inline]
     fn ends_key(&self) -> bool {
         self.version.is_some() && self.older.is_none() && self.newer.is_empty()

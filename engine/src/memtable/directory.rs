@@ -1,69 +1,68 @@
-//! Where an arena's chunks begin, by number; grows without moving what is there.
+//! Where an arena's chunks begin, by number. It grows without moving its entries.
 //!
-//! Invariant: a place is written once, before any reference into its chunk exists, so whoever holds such a reference
+//! Invariant: an entry is written once, before any reference into its chunk exists, so the holder of such a reference
 //! finds it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-/// Places in the first part, which is enough for most tables; each further part is as large as all before it and this
-/// once more.
+/// Entries in the first part, which is enough for most tables; each further part is as large as all before it together.
 const FIRST: usize = 64;
 
-/// Enough for every 32-bit number, without the first.
+/// Number of further parts: enough for every 32-bit number.
 const PARTS: usize = 25;
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Directory {
-    /// At hand, since every step in a tree comes by here.
-    first: [Place; FIRST],
-    parts: [OnceLock<Box<[Place]>>; PARTS],
+    /// Without an indirection, since every step in a tree looks here.
+    first: [ChunkEntry; FIRST],
+    parts: [OnceLock<Box<[ChunkEntry]>>; PARTS],
 }
 
 /// Where a chunk begins, and how long it is.
 #[derive(Debug, Default)]
-struct Place {
+struct ChunkEntry {
     base: AtomicPtr<u8>,
     bytes: AtomicUsize,
 }
 
 impl Default for Directory {
     fn default() -> Directory {
-        Directory { first: std::array::from_fn(|_| Place::default()), parts: Default::default() }
+        Directory { first: std::array::from_fn(|_| ChunkEntry::default()), parts: Default::default() }
     }
 }
 
 impl Directory {
-    /// By one thread at a time.
+    /// Called by one thread at a time.
     pub(super) fn set(&self, number: usize, base: *mut u8, bytes: usize) {
-        let place = self.first.get(number).unwrap_or_else(|| {
+        let entry = self.first.get(number).unwrap_or_else(|| {
             let (part, index) = split(number);
-            let places = (0..FIRST << part).map(|_| Place::default());
-            &self.parts[part - 1].get_or_init(|| places.collect())[index]
+            let entries = (0..FIRST << part).map(|_| ChunkEntry::default());
+            &self.parts[part - 1].get_or_init(|| entries.collect())[index]
         });
-        place.bytes.store(bytes, Ordering::Release);
-        place.base.store(base, Ordering::Release);
+        entry.bytes.store(bytes, Ordering::Release);
+        entry.base.store(base, Ordering::Release);
     }
 
     /// Where the chunk begins; null for a number that was not set.
     #[inline]
     pub(super) fn base(&self, number: usize) -> *mut u8 {
-        self.place(number).map_or(std::ptr::null_mut(), |place| place.base.load(Ordering::Acquire))
+        self.entry(number).map_or(std::ptr::null_mut(), |entry| entry.base.load(Ordering::Acquire))
     }
 
     /// How long the chunk is; 0 for a number that was not set.
     pub(super) fn bytes(&self, number: usize) -> usize {
-        self.place(number).map_or(0, |place| place.bytes.load(Ordering::Acquire))
+        self.entry(number).map_or(0, |entry| entry.bytes.load(Ordering::Acquire))
     }
 
     #[inline]
-    fn place(&self, number: usize) -> Option<&Place> {
-        self.first.get(number).or_else(|| self.far_place(number))
+    fn entry(&self, number: usize) -> Option<&ChunkEntry> {
+        self.first.get(number).or_else(|| self.far_entry(number))
     }
 
     #[cold]
-    fn far_place(&self, number: usize) -> Option<&Place> {
+    fn far_entry(&self, number: usize) -> Option<&ChunkEntry> {
         let (part, index) = split(number);
         self.parts[part - 1].get()?.get(index)
     }
@@ -81,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_has_a_place_of_its_own() {
+    fn every_number_has_an_entry_of_its_own() {
         assert_eq!(
             [0, FIRST - 1, FIRST, 3 * FIRST - 1, 3 * FIRST].map(split),
             [(0, 0), (0, FIRST - 1), (1, 0), (1, 2 * FIRST - 1), (2, 0)]

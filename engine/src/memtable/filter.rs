@@ -1,11 +1,11 @@
 //! Says "certainly not here" for the price of one cache line: a Bloom filter whose bits of one key lie in one word.
 //!
-//! At 16 bits a key about one miss in a hundred passes. One word a key is worse than bits all over a line, but it is set
-//! by one atomic operation.
+//! At 16 bits a key about one missing key in a hundred passes. Bits of one key in one word let more keys pass than bits
+//! in a whole line, but they are set by one atomic operation.
 //!
-//! Invariant: nobody misses a key whose insert has returned. Its bits were set before it was linked into the tree, and
-//! whoever knows that the insert returned is ordered after that; bits are never taken away. So relaxed is enough. A
-//! reader that runs beside the insert may miss the bits, as it may miss the entry.
+//! Invariant: a key whose insert has returned is always found. Its bits were set before it was linked into the tree, and a
+//! reader that knows of the return is ordered after that; bits are never cleared. So relaxed order is enough. A reader
+//! that runs beside the insert may miss the bits, as it may miss the entry.
 
 use crate::base::prefetch::prefetch;
 use crate::base::sync::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// For so many keys, in `limit_bytes` at most. With more keys it passes more; it never becomes wrong.
+    /// For this number of keys, in `limit_bytes` at most. With more keys more missing keys pass; it never becomes wrong.
     pub(super) fn new(keys: usize, limit_bytes: usize) -> Filter {
         let words = (keys / KEYS_PER_WORD).min(limit_bytes / size_of::<u64>()).max(1);
         Filter { words: (0..words).map(|_| AtomicU64::new(0)).collect() }
@@ -33,7 +33,7 @@ impl Filter {
         size_of_val(&*self.words)
     }
 
-    /// Soon the key will be added.
+    /// Asks memory for the word of a key that is added soon.
     pub(super) fn prefetch(&self, hash: u64) {
         prefetch(self.word(hash));
     }
@@ -42,7 +42,7 @@ impl Filter {
     pub(super) fn insert(&self, hash: u64) {
         let bits = bits(hash);
         let word = self.word(hash);
-        // Most keys of a table that is written over and over are there already, and a load is cheap.
+        // Most keys of a table that is overwritten again and again are there already, and a load is cheap.
         if word.load(Ordering::Relaxed) & bits != bits {
             word.fetch_or(bits, Ordering::Relaxed);
         }

@@ -1,13 +1,13 @@
 //! A version word: readers look at it before and after, writers hold it and move it on.
 //!
-//! Bit 0 says that a writer is at work, the rest counts changes. Whatever a reader saw between [`Latch::begin`] and a
-//! [`Latch::check`] that succeeds stood there at one moment. Everything guarded is an atomic, so that what a reader saw
-//! before a check that fails is stale or mixed, and nothing worse.
+//! Bit 0 says that a writer is at work, the other bits count changes. All values that a reader loads between
+//! [`Latch::begin`] and a [`Latch::check`] that succeeds were there at one moment. Everything guarded is an atomic, so
+//! values loaded before a check that fails are stale or mixed, and nothing worse.
 //!
-//! Why it holds: say a reader has loaded something that a writer stored while it held the latch. The writer's fence
-//! stands between its taking of the latch and that store, the reader's between that load and its second look; so the
-//! second look finds the latch taken, or a later count, and differs. And what was stored before the count at which the
-//! reader began is visible to it, since it loaded that count with acquire and the writer had stored it with release.
+//! Why this holds: assume that a reader has loaded a value that a writer stored while it held the latch. The writer's
+//! fence stands between the taking of the latch and that store, the reader's fence between that load and the check; so the
+//! check finds the latch taken, or a later count, and fails. Values that were stored before the count at which the reader
+//! began are visible to it, since it loaded that count with acquire and the writer had stored it with release.
 
 use crate::base::sync::{AtomicU64, Ordering, fence, pause};
 
@@ -15,17 +15,17 @@ use crate::base::sync::{AtomicU64, Ordering, fence, pause};
 #[derive(Debug)]
 pub(super) struct Latch(AtomicU64);
 
-/// A count at which nobody held the latch.
+/// A count at which the latch was free.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamp(u64);
 
-/// What was read may be stale or mixed: begin again.
+/// The values that were read may be stale or mixed: begin again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Changed;
 
 /// The latch is held until this is dropped; then the count is the next one.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
+pub(super) struct Latched<'a> {
     latch: &'a Latch,
     stamp: Stamp,
 }
@@ -61,17 +61,17 @@ impl Latch {
         if self.0.load(Ordering::Relaxed) == stamp.0 { Ok(()) } else { Err(Changed) }
     }
 
-    /// Takes the latch, if nothing has changed since: what was read up to here stays true while it is held.
-    pub(super) fn hold(&self, stamp: Stamp) -> Result<Held<'_>, Changed> {
+    /// Takes the latch, if nothing has changed since: the values that were read stay true while it is held.
+    pub(super) fn hold(&self, stamp: Stamp) -> Result<Latched<'_>, Changed> {
         self.0
             .compare_exchange(stamp.0, stamp.0 | HELD, Ordering::Acquire, Ordering::Relaxed)
             .map_err(|_| Changed)?;
         fence(Ordering::Release);
-        Ok(Held { latch: self, stamp })
+        Ok(Latched { latch: self, stamp })
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Latched<'_> {
     fn drop(&mut self) {
         self.latch.0.store(self.stamp.0.wrapping_add(STEP), Ordering::Release);
     }

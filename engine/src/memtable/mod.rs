@@ -7,7 +7,7 @@
 //! - an entry that was inserted is never changed or removed: a memtable only grows, then is dropped as a
 //!   whole;
 //! - no two entries have the same key and `Seq`;
-//! - who reads decides by `Seq` what he sees: the memtable knows nothing of visibility.
+//! - a reader decides by `Seq` which entries it sees: the memtable knows nothing of visibility.
 
 mod arena;
 mod chunk;

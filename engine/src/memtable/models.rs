@@ -1,8 +1,8 @@
 //! Models of the memtable, run through every schedule by loom: `just loom`.
 //!
-//! Nodes have three keys at most here, so that the fourth splits one. What a model shows: no schedule (and no order in
-//! which memory may show other threads' stores) loses an entry, shows half of one, or breaks the order of a walk. All
-//! schedules are tried in which threads are switched against their will at most as often as stands at each model.
+//! Nodes have at most three keys here, so that the fourth splits one. The models show that no schedule, and no order in
+//! which other threads' stores become visible, loses an entry, shows half of one, or breaks the order of a walk. Every
+//! schedule is tried whose number of forced switches is at most the bound of the model.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as Count, Ordering};
@@ -40,7 +40,7 @@ fn put(table: &Memtable, key: &str, seq: u64) {
     table.insert(key.as_bytes(), Seq::new(seq), Kind::Put, key.as_bytes());
 }
 
-/// The `Seq` of what is found, whose value is checked.
+/// The `Seq` of the entry that is found, whose value is checked.
 fn get(table: &Memtable, key: &str, snapshot: u64) -> Option<u64> {
     let found = table.get(key.as_bytes(), key_hash(key.as_bytes()), Seq::new(snapshot));
     found.map(|(kind, seq, value)| {

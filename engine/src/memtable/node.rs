@@ -1,22 +1,22 @@
 //! A node of the tree: up to [`FANOUT`] keys in order, each a number that is compared first and a link.
 //!
-//! Of every key a node holds the *head*: the eight bytes behind the prefix that all its keys share, as a number whose
-//! order is theirs. A search compares heads, in memory that lies together, and looks at a key only where heads are equal.
+//! Of every key a node holds the *head*: the eight bytes behind the prefix that all its keys share, as a number with the
+//! order of the bytes. A search compares heads, which lie together in memory, and reads a key only where heads are equal.
 //! In a leaf the link leads to the newest version of the key, in an inner node to the node below whose keys begin there.
 //!
-//! Keys of a node are at or above its `low` and below that of the node at its right, `next`; what those two share is the
-//! prefix. A node keeps its `low` for ever: splits move the upper part to a new node at the right.
+//! Keys of a node are at or above its `low` and below that of the node at its right, `next`; the bytes that those two share
+//! are the prefix. A node keeps its `low` for ever: splits move the upper part to a new node at the right.
 //!
-//! Invariant: what can change is changed only while the node's latch is held. Functions that only read may be called
-//! without it, and then give an answer that counts if a [check](super::latch::Latch::check) succeeds afterwards.
+//! Invariant: fields are changed only while the node's latch is held. Functions that only read may be called without it;
+//! their answer counts if a [check](super::latch::Latch::check) succeeds afterwards.
 
 use std::cmp::Ordering::{Equal, Greater, Less};
 
-use super::arena::{Arena, Link, Ref, Version};
+use super::arena::{Arena, Link, Ref, KeyVersion};
 use super::latch::{Changed, Latch};
 use crate::base::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// Keys in a node at most. In the models few, so that splits come soon.
+/// The most keys in a node. Few in the models, so that splits come soon.
 pub(super) const FANOUT: usize = if cfg!(loom) { 3 } else { 64 };
 
 /// Bytes of a head.
@@ -31,24 +31,24 @@ pub(super) struct Node {
     /// Bytes that all its keys share.
     prefix: AtomicU32,
     /// A version of the key at which it begins; the leftmost nodes begin before every key.
-    low: Option<Ref<Version>>,
+    low: Option<Ref<KeyVersion>>,
     /// The node at its right on the same level.
     pub(super) next: Link<Node>,
     heads: [AtomicU64; FANOUT],
     links: Links,
 }
 
-/// What the keys of a node lead to.
+/// The links of a node's keys.
 #[derive(Debug)]
 pub(super) enum Links {
-    Versions([Link<Version>; FANOUT]),
+    Versions([Link<KeyVersion>; FANOUT]),
     Kids([Link<Node>; FANOUT]),
 }
 
 /// Where a key stands in a node, or would stand.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rank {
-    /// How many keys are below it.
+    /// Number of keys below it.
     pub(super) index: usize,
     /// Whether the key at `index` is this one.
     pub(super) found: bool,
@@ -56,7 +56,7 @@ pub(super) struct Rank {
 
 impl Node {
     /// A leaf with one key, which is the whole tree.
-    pub(super) fn first_leaf(arena: &Arena, version: Ref<Version>) -> Node {
+    pub(super) fn first_leaf(arena: &Arena, version: Ref<KeyVersion>) -> Node {
         let leaf = Node::empty(None, None, Links::Versions(no_links()));
         leaf.put_version(arena, 0, version);
         leaf.count.store(1, Ordering::Relaxed);
@@ -71,7 +71,7 @@ impl Node {
         root
     }
 
-    fn empty(low: Option<Ref<Version>>, next: Option<Ref<Node>>, links: Links) -> Node {
+    fn empty(low: Option<Ref<KeyVersion>>, next: Option<Ref<Node>>, links: Links) -> Node {
         Node {
             latch: Latch::new(),
             count: AtomicU32::new(0),
@@ -95,12 +95,12 @@ impl Node {
         matches!(self.links, Links::Versions(_))
     }
 
-    pub(super) fn low(&self) -> Option<Ref<Version>> {
+    pub(super) fn low(&self) -> Option<Ref<KeyVersion>> {
         self.low
     }
 
     /// The newest version of the key at `index`, in a leaf.
-    pub(super) fn version(&self, index: usize) -> Result<Ref<Version>, Changed> {
+    pub(super) fn version(&self, index: usize) -> Result<Ref<KeyVersion>, Changed> {
         match &self.links {
             Links::Versions(versions) => versions.get(index).and_then(Link::load).ok_or(Changed),
             Links::Kids(_) => Err(Changed),
@@ -120,7 +120,7 @@ impl Node {
     pub(super) fn rank(&self, arena: &Arena, key: &[u8]) -> Result<Rank, Changed> {
         let head = head(key, self.prefix.load(Ordering::Relaxed) as usize);
         let (mut low, mut high) = (self.heads_below(head), self.len());
-        // The first key with an equal head is nearly always the only one, so it is looked at first. Where heads are equal
+        // The first key with an equal head is nearly always the only one, so it is compared first. Where heads are equal
         // up to the end (the nodes at the edges have no prefix), keys that come in order belong behind the last.
         let last = high.saturating_sub(1);
         let mut probe = if self.heads[last].load(Ordering::Relaxed) == head { last.max(low) } else { low };
@@ -139,8 +139,8 @@ impl Node {
         Ok(Rank { index: low, found: false })
     }
 
-    /// Whether `key` is above all its keys, in a leaf that nothing is at the right of: such a leaf has no prefix, so
-    /// nothing but the last key has to be looked at.
+    /// Whether `key` is above all its keys, in the rightmost leaf: this one has no prefix, so only the last key has to be
+    /// compared.
     pub(super) fn ends_before(&self, arena: &Arena, key: &[u8]) -> Result<bool, Changed> {
         let Some(last) = self.len().checked_sub(1) else { return Ok(false) };
         match self.heads[last].load(Ordering::Relaxed).cmp(&head(key, 0)) {
@@ -149,7 +149,7 @@ impl Node {
         }
     }
 
-    /// How many heads are below: a search without a branch that could be guessed wrong.
+    /// Number of heads below this one: a search without a branch that could be mispredicted.
     fn heads_below(&self, head: u64) -> usize {
         let below = |index: usize| self.heads[index % FANOUT].load(Ordering::Relaxed) < head;
         let (mut base, mut len) = (0, self.len());
@@ -170,14 +170,14 @@ impl Node {
     }
 
     /// Makes `version` the newest of the key at `index`. With the latch.
-    pub(super) fn replace_version(&self, index: usize, version: Ref<Version>) {
+    pub(super) fn replace_version(&self, index: usize, version: Ref<KeyVersion>) {
         if let Links::Versions(versions) = &self.links {
             versions[index].store(Some(version));
         }
     }
 
     /// Puts a new key at `index`. With the latch; the node is not full.
-    pub(super) fn insert_version(&self, arena: &Arena, index: usize, version: Ref<Version>) {
+    pub(super) fn insert_version(&self, arena: &Arena, index: usize, version: Ref<KeyVersion>) {
         self.make_room(index);
         self.put_version(arena, index, version);
     }
@@ -188,7 +188,7 @@ impl Node {
         self.put_kid(arena, index, kid);
     }
 
-    fn put_version(&self, arena: &Arena, index: usize, version: Ref<Version>) {
+    fn put_version(&self, arena: &Arena, index: usize, version: Ref<KeyVersion>) {
         let Links::Versions(versions) = &self.links else { return };
         versions[index].store(Some(version));
         self.put_head(index, arena.key(version));
@@ -220,7 +220,7 @@ impl Node {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Moves the keys from `index` on to a new node at its right. With the latch; 0 < `index` < [`Node::len`].
+    /// Moves the keys from `index` on to a new node at the right. With the latch; 0 < `index` < [`Node::len`].
     pub(super) fn split(
         &self,
         arena: &Arena,
@@ -247,7 +247,7 @@ impl Node {
     }
 
     /// Computes the heads anew if all keys from `low` to below `high` share more than is known.
-    fn set_prefix(&self, arena: &Arena, low: Option<Ref<Version>>, high: Option<Ref<Version>>) {
+    fn set_prefix(&self, arena: &Arena, low: Option<Ref<KeyVersion>>, high: Option<Ref<KeyVersion>>) {
         let (Some(low), Some(high)) = (low, high) else { return };
         let shared = count(shared_bytes(arena.key(low), arena.key(high)));
         if shared == self.prefix.load(Ordering::Relaxed) {
@@ -255,7 +255,7 @@ impl Node {
         }
         self.prefix.store(shared, Ordering::Relaxed);
         for index in 0..self.len() {
-            let key = self.key(arena, index).expect("who holds the latch finds every link");
+            let key = self.key(arena, index).expect("the holder of the latch finds every link");
             self.put_head(index, key);
         }
     }

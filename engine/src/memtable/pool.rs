@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - only chunks of the full size are kept, and only as many as fit beside the tables into the budget of the memtables;
-//! - `used_bytes` is what all tables together have taken.
+//! - `used_bytes` is the memory of all tables together.
 
 use parking_lot::Mutex;
 
@@ -20,22 +20,22 @@ pub(crate) struct ArenaPool {
     chunk_bytes: usize,
     table_bytes: u64,
     limit_bytes: u64,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PoolState {
     used_bytes: u64,
     /// All of `chunk_bytes`.
     idle: Vec<Chunk>,
 }
 
 impl ArenaPool {
-    /// For tables that are frozen at `table_bytes`; all of them together are meant to take `limit_bytes` at most.
+    /// For tables that are frozen at `table_bytes`; all tables together are meant to take `limit_bytes` at most.
     pub(crate) fn new(table_bytes: u64, limit_bytes: u64) -> ArenaPool {
         let share = usize::try_from(table_bytes / CHUNKS_PER_TABLE).unwrap_or(HUGE_BYTES).min(HUGE_BYTES);
         let chunk_bytes = share.max(LEAST_CHUNK_BYTES);
-        // A power of two, so that a place in memory is a number with two parts.
+        // A power of two, so that a reference is a number with two parts.
         let chunk_bytes = 1 << chunk_bytes.ilog2();
         ArenaPool { chunk_bytes, table_bytes, limit_bytes, state: Mutex::default() }
     }
@@ -45,12 +45,12 @@ impl ArenaPool {
         self.chunk_bytes
     }
 
-    /// Where a table is frozen.
+    /// The size at which a table is frozen.
     pub(super) fn table_bytes(&self) -> u64 {
         self.table_bytes
     }
 
-    /// A chunk of at least so many bytes: of the full size from those that are kept, else a new one.
+    /// A chunk of at least `bytes`: a kept one if that is the full size, else a new one.
     pub(super) fn take(&self, bytes: usize) -> Chunk {
         let bytes = bytes.next_multiple_of(LINE_BYTES);
         let (kept, _excess) = {
@@ -76,8 +76,8 @@ impl ArenaPool {
         };
     }
 
-    /// What the budget has no room for; to be dropped without the lock.
-    fn trim(&self, state: &mut State) -> Vec<Chunk> {
+    /// The kept chunks for which the budget has no room; the caller drops them without the lock.
+    fn trim(&self, state: &mut PoolState) -> Vec<Chunk> {
         let room = self.limit_bytes.saturating_sub(state.used_bytes) / self.chunk_bytes as u64;
         let keep = usize::try_from(room).unwrap_or(usize::MAX).min(state.idle.len());
         state.idle.split_off(keep)

@@ -1,29 +1,29 @@
 //! A memtable: a filter in front of a tree.
 //!
-//! Cost: an insert copies key and value once, into the arena, and takes one lock, that of a leaf. A lookup takes none and
-//! copies nothing; one of a key that is not here mostly ends at the filter.
+//! Cost: an insert copies key and value once, into the arena, and takes one lock, that of a leaf. A lookup takes no lock
+//! and copies nothing; the lookup of a missing key mostly ends at the filter.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::filter::Filter;
 use super::pool::ArenaPool;
-use super::tree::Tree;
+use super::tree::KeyTree;
 use crate::base::key::{Entry, Kind, Seq, key_hash};
 
-/// A filter is made for so many entries, if fewer are expected. The first table of a keyspace expects none.
+/// A filter is made for at least so many entries. The first table of a keyspace expects none.
 const LEAST_EXPECTED: usize = if cfg!(loom) { 0 } else { 2048 };
 
-/// A filter takes at most this part of what a table may take.
+/// A filter takes at most this part of a table's size.
 const FILTER_PART: u64 = 32;
 
 /// The write buffer of one keyspace: many versions of many keys.
 ///
 /// Any number of threads may insert and read at the same time. An insert that has returned is seen by every later lookup
-/// and seek. Readers never wait, but for the few instructions in which a writer changes the node that they look at.
+/// and seek. Readers wait only for the few instructions in which a writer changes the node that they read.
 #[derive(Debug)]
 pub(crate) struct Memtable {
-    tree: Tree,
+    tree: KeyTree,
     /// Made by the first insert.
     filter: OnceLock<Filter>,
     expected: usize,
@@ -33,10 +33,10 @@ pub(crate) struct Memtable {
 }
 
 impl Memtable {
-    /// A table that takes no memory yet. `expected`: how many entries it may come to hold, for its filter.
+    /// A table that takes no memory yet. `expected`: the number of entries for which the filter is made.
     pub(crate) fn in_pool(pool: &Arc<ArenaPool>, expected: usize) -> Memtable {
         Memtable {
-            tree: Tree::new(pool),
+            tree: KeyTree::new(pool),
             filter: OnceLock::new(),
             expected,
             len: AtomicUsize::new(0),
@@ -49,7 +49,7 @@ impl Memtable {
     pub(crate) fn new() -> Memtable {
         let table = Memtable::in_pool(&Arc::new(ArenaPool::new(32 << 20, 64 << 20)), 0);
         if cfg!(loom) {
-            // Whom a `OnceLock` orders is not known to the models.
+            // The models do not know which accesses a `OnceLock` orders.
             table.filter.get_or_init(|| table.new_filter());
         }
         table
@@ -86,12 +86,12 @@ impl Memtable {
         self.tree.find(key, snapshot).map(|entry| (entry.kind, entry.seq, entry.value))
     }
 
-    /// Memory it takes, in bytes: whole chunks, whether or not they are full, and the filter.
+    /// Its memory in bytes: whole chunks, whether or not they are full, and the filter.
     pub(crate) fn size_bytes(&self) -> usize {
         self.size_bytes.load(Ordering::Relaxed)
     }
 
-    /// How many versions of how many keys ever, tombstones included.
+    /// Number of versions of all keys, tombstones included.
     pub(crate) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }
@@ -100,7 +100,7 @@ impl Memtable {
         self.tree.is_empty()
     }
 
-    pub(super) fn tree(&self) -> &Tree {
+    pub(super) fn tree(&self) -> &KeyTree {
         &self.tree
     }
 

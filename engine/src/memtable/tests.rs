@@ -148,7 +148,7 @@ fn count_backward(table: &Arc<Memtable>) -> u64 {
     count
 }
 
-/// Mixes `seed` with two numbers: what a random test uses of its seed is the same in every run.
+/// Mixes `seed` with two numbers, so that a random test does the same in every run with one seed.
 fn mix(seed: u64, one: u64, other: u64) -> u64 {
     let bytes = [seed, one, other].map(u64::to_le_bytes).concat();
     key_hash(&bytes)
@@ -157,7 +157,7 @@ fn mix(seed: u64, one: u64, other: u64) -> u64 {
 const STRESS_WRITERS: u64 = 3;
 const STRESS_PER_WRITER: u64 = 12_000;
 
-/// What writers have done: the `Seq` of each write, and how many writes of each writer have returned.
+/// The history of the writers: the `Seq` of each write, and the number of writes of each writer that have returned.
 struct Acknowledged {
     seed: u64,
     seqs: Vec<Vec<AtomicU64>>,

@@ -1,37 +1,37 @@
 //! A B+tree for many threads at once: writers lock the nodes they change, readers lock nothing.
 //!
 //! # The protocol
-//! Every node has a [latch](super::latch): a version word. Whoever goes down reads a node *between two looks at its
-//! word*, and takes what it read for true only if the word has not changed. On the way from a node to one below it the
-//! order is: find the link; look at the word of the node below; look again at the word of this node. If that has not
-//! changed, then the node below was the right one at the moment at which its word was read, and whatever happens to it
-//! from then on shows in that word. If it has changed, the way begins anew at the root.
+//! Every node has a [latch](super::latch): a version word. A descent reads a node *between two loads of its word*, and
+//! uses the values only if the word has not changed. The order of a step down is: find the link; load the word of the node
+//! below; load the word of this node again. If that has not changed, the node below was the right one at the moment at
+//! which its word was loaded, and every later change of it shows in that word. If it has changed, the descent begins anew
+//! at the root.
 //!
-//! A writer goes down like a reader and takes the latch of the leaf only, by an exchange that succeeds if the leaf's word
-//! is still what it was. Full nodes are split on the way down: node and parent are latched (the parent has room, for it
-//! would have been split itself), the upper part moves to a new node at the right, and the way begins anew. The pointer
-//! to the root has a latch of its own, as if it were a node with one link, so that a root is split like any other node.
-//! Latches are taken from top to bottom and by an attempt that never waits, so nobody waits for one while he holds one.
+//! A writer descends like a reader and takes the latch of the leaf only, by an exchange that succeeds if the leaf's word
+//! has not changed. Full nodes are split on the way down: node and parent are latched (the parent has room, or it would
+//! have been split itself), the upper part moves to a new node at the right, and the descent begins anew. The pointer to
+//! the root has a latch of its own, as if it were a node with one link, so that a root is split like any other node.
+//! Latches are taken from top to bottom, by an attempt that never waits, so no thread waits for one while it holds one.
 //!
 //! Keys that come in order go straight to the rightmost leaf, which is noted. The note is a hint: the leaf counts as the
-//! rightmost if it has no neighbour at its right between two looks at its word, the second of which takes its latch.
+//! rightmost if it has no right neighbour between two loads of its word, the second of which takes its latch.
 //!
 //! Nothing is ever removed and no memory is used again while the tree lives. So a reader that follows a link which has
-//! just become stale finds an old node or entry, never garbage, and learns at the next look that it must begin anew.
+//! just become stale finds an old node or entry, never garbage, and its next check tells it to begin anew.
 //!
 //! # Entries
 //! A leaf leads to the newest version of each key, and each version to the next older one, in the order of `Seq`. A
 //! version is complete before it is linked, and is linked under the latch of its leaf; it is found from that moment on.
-//! Versions arrive in about the order of `Seq`; one that comes late is put into its place in the chain. Whoever has found
-//! a version may go on along the chain without looking at any word.
+//! Versions arrive in about the order of `Seq`; a late one is inserted further down the chain. A reader that has found a
+//! version may follow the chain without a check.
 //!
-//! # What was left out
-//! Nodes hold no keys but references: then splits move 12 bytes a key, and a node needs no memory of varying size. A
-//! skip list needs no splits at all, but takes 25 cache misses where this takes 5.
+//! # Rejected
+//! Keys inside nodes: with references, splits move 12 bytes a key, and a node needs no memory of varying size. A skip list:
+//! it needs no splits, but takes 25 cache misses where this takes 5.
 
 use std::sync::Arc;
 
-use super::arena::{Arena, Link, Ref, Version};
+use super::arena::{Arena, Link, Ref, KeyVersion};
 use super::latch::{Changed, Latch, Stamp};
 use super::node::{FANOUT, Node, Rank};
 use super::pool::ArenaPool;
@@ -40,18 +40,18 @@ use crate::base::prefetch::prefetch;
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(super) struct KeyTree {
     arena: Arena,
     /// Guards `root`.
     latch: Latch,
     root: Link<Node>,
-    /// The rightmost leaf, or one that was.
+    /// The rightmost leaf, or one that was it before.
     last: Link<Node>,
 }
 
-/// Which leaf is looked for.
+/// The leaf that a descent looks for.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Target<'a> {
+pub(super) enum LeafTarget<'a> {
     /// The one in which this key is, or would be.
     At(&'a [u8]),
     /// The one in which the last key below this one is; the leftmost if there is none.
@@ -59,25 +59,25 @@ pub(super) enum Target<'a> {
     Rightmost,
 }
 
-/// What a leaf held at one moment: the newest version of each key, and where its neighbours are.
+/// The content of a leaf at one moment: the newest version of each key, and the neighbours.
 #[derive(Debug)]
 pub(super) struct Leaf {
-    /// How many keys are below the target's.
+    /// Number of keys below the target's.
     rank: usize,
-    versions: [Option<Ref<Version>>; FANOUT],
-    low: Option<Ref<Version>>,
+    versions: [Option<Ref<KeyVersion>>; FANOUT],
+    low: Option<Ref<KeyVersion>>,
     next: Option<Ref<Node>>,
 }
 
-/// A node on the way down, and its word when it was the right one.
+/// A node of a descent, and its stamp when it was the right one.
 #[derive(Clone, Copy, Debug)]
-struct Spot<'a> {
+struct Visit<'a> {
     at: Ref<Node>,
     node: &'a Node,
     stamp: Stamp,
 }
 
-/// What leads to a node: the root's pointer, or a node above.
+/// The way to a node: the root's pointer, or the node above.
 #[derive(Clone, Copy, Debug)]
 struct Above<'a> {
     latch: &'a Latch,
@@ -85,9 +85,9 @@ struct Above<'a> {
     node: Option<&'a Node>,
 }
 
-impl Tree {
-    pub(super) fn new(pool: &Arc<ArenaPool>) -> Tree {
-        Tree { arena: Arena::new(pool), latch: Latch::new(), root: Link::new(None), last: Link::new(None) }
+impl KeyTree {
+    pub(super) fn new(pool: &Arc<ArenaPool>) -> KeyTree {
+        KeyTree { arena: Arena::new(pool), latch: Latch::new(), root: Link::new(None), last: Link::new(None) }
     }
 
     pub(super) fn arena(&self) -> &Arena {
@@ -98,13 +98,13 @@ impl Tree {
         self.root.load().is_none()
     }
 
-    /// Makes a version, which nobody finds yet; adds what the arena grows by to `grown_bytes`.
-    pub(super) fn place(&self, entry: Entry<'_>, grown_bytes: &mut usize) -> Ref<Version> {
+    /// Makes a version that is not linked yet; adds the growth of the arena to `grown_bytes`.
+    pub(super) fn place(&self, entry: Entry<'_>, grown_bytes: &mut usize) -> Ref<KeyVersion> {
         self.arena.version(entry, grown_bytes)
     }
 
-    /// Adds a version that was placed, and whose key this is. The same key and `seq` twice is a bug.
-    pub(super) fn link(&self, key: &[u8], version: Ref<Version>, grown_bytes: &mut usize) {
+    /// Links a placed version, whose key this is. The same key and `seq` twice is a bug.
+    pub(super) fn link(&self, key: &[u8], version: Ref<KeyVersion>, grown_bytes: &mut usize) {
         if !matches!(self.try_append(key, version), Ok(true)) {
             while self.try_insert(key, version, grown_bytes).is_err() {}
         }
@@ -122,8 +122,8 @@ impl Tree {
         None
     }
 
-    /// What the leaf holds; `None` when the tree is empty.
-    pub(super) fn leaf(&self, target: Target<'_>) -> Option<Leaf> {
+    /// The content of the leaf; `None` when the tree is empty.
+    pub(super) fn leaf(&self, target: LeafTarget<'_>) -> Option<Leaf> {
         loop {
             let copied = self.descend(target).and_then(|spot| match spot {
                 Some(spot) => self.copy(spot, target).map(Some),
@@ -135,26 +135,26 @@ impl Tree {
         }
     }
 
-    /// What the leaf at the right holds.
+    /// The content of the leaf at the right.
     pub(super) fn next_leaf(&self, leaf: &Leaf) -> Option<Leaf> {
         let at = leaf.next?;
         loop {
             let node = self.arena.get(at);
-            let spot = Spot { at, node, stamp: node.latch.begin() };
-            if let Ok(leaf) = self.copy(spot, Target::At(b"")) {
-                // Whoever comes here walks far.
+            let spot = Visit { at, node, stamp: node.latch.begin() };
+            if let Ok(leaf) = self.copy(spot, LeafTarget::At(b"")) {
+                // A cursor that comes here goes on to the next leaf, too.
                 leaf.next.into_iter().for_each(|next| prefetch(self.arena.get(next)));
                 return Some(leaf);
             }
         }
     }
 
-    /// What the leaf at the left holds now.
+    /// The content of the leaf at the left, as it is now.
     pub(super) fn leaf_before(&self, leaf: &Leaf) -> Option<Leaf> {
-        self.leaf(Target::Before(self.arena.key(leaf.low?)))
+        self.leaf(LeafTarget::Before(self.arena.key(leaf.low?)))
     }
 
-    fn newest(&self, key: &[u8]) -> Option<Ref<Version>> {
+    fn newest(&self, key: &[u8]) -> Option<Ref<KeyVersion>> {
         loop {
             if let Ok(found) = self.try_newest(key) {
                 return found;
@@ -162,8 +162,8 @@ impl Tree {
         }
     }
 
-    fn try_newest(&self, key: &[u8]) -> Result<Option<Ref<Version>>, Changed> {
-        let Some(Spot { node, stamp, .. }) = self.descend(Target::At(key))? else { return Ok(None) };
+    fn try_newest(&self, key: &[u8]) -> Result<Option<Ref<KeyVersion>>, Changed> {
+        let Some(Visit { node, stamp, .. }) = self.descend(LeafTarget::At(key))? else { return Ok(None) };
         let Rank { index, found } = node.rank(&self.arena, key)?;
         let version = if found { Some(node.version(index)?) } else { None };
         node.latch.check(stamp)?;
@@ -171,7 +171,7 @@ impl Tree {
     }
 
     /// Goes down to a leaf; `None` when the tree is empty.
-    fn descend(&self, target: Target<'_>) -> Result<Option<Spot<'_>>, Changed> {
+    fn descend(&self, target: LeafTarget<'_>) -> Result<Option<Visit<'_>>, Changed> {
         let Some((_, mut here)) = self.enter()? else { return Ok(None) };
         while !here.node.is_leaf() {
             here = self.below(here, self.kid_for(here.node, target)?)?;
@@ -179,45 +179,45 @@ impl Tree {
         Ok(Some(here))
     }
 
-    /// The root, and what leads to it.
-    fn enter(&self) -> Result<Option<(Above<'_>, Spot<'_>)>, Changed> {
+    /// The root, and the way to it.
+    fn enter(&self) -> Result<Option<(Above<'_>, Visit<'_>)>, Changed> {
         let above = Above { latch: &self.latch, stamp: self.latch.begin(), node: None };
         let Some(at) = self.root.load() else { return Ok(None) };
         let node = self.arena.get(at);
-        let here = Spot { at, node, stamp: node.latch.begin() };
+        let here = Visit { at, node, stamp: node.latch.begin() };
         above.latch.check(above.stamp)?;
         Ok(Some((above, here)))
     }
 
-    /// One step down: the word of the node below first, then that of this one again.
-    fn below(&self, here: Spot<'_>, index: usize) -> Result<Spot<'_>, Changed> {
+    /// One step down: loads the word of the node below first, then checks that of this one.
+    fn below(&self, here: Visit<'_>, index: usize) -> Result<Visit<'_>, Changed> {
         let at = here.node.kid(index)?;
         let node = self.arena.get(at);
-        // All at once: a search would wait for one line after the other.
+        // All lines at once: a search would wait for one after the other.
         prefetch(node);
-        let below = Spot { at, node, stamp: node.latch.begin() };
+        let below = Visit { at, node, stamp: node.latch.begin() };
         here.node.latch.check(here.stamp)?;
         Ok(below)
     }
 
-    fn kid_for(&self, node: &Node, target: Target<'_>) -> Result<usize, Changed> {
+    fn kid_for(&self, node: &Node, target: LeafTarget<'_>) -> Result<usize, Changed> {
         let index = match target {
-            Target::At(key) => {
+            LeafTarget::At(key) => {
                 let Rank { index, found } = node.rank(&self.arena, key)?;
                 if found { index } else { index.saturating_sub(1) }
             }
-            Target::Before(key) => node.rank(&self.arena, key)?.index.saturating_sub(1),
-            Target::Rightmost => node.len().saturating_sub(1),
+            LeafTarget::Before(key) => node.rank(&self.arena, key)?.index.saturating_sub(1),
+            LeafTarget::Rightmost => node.len().saturating_sub(1),
         };
         Ok(index)
     }
 
-    fn copy(&self, spot: Spot<'_>, target: Target<'_>) -> Result<Leaf, Changed> {
-        let Spot { node, stamp, .. } = spot;
+    fn copy(&self, spot: Visit<'_>, target: LeafTarget<'_>) -> Result<Leaf, Changed> {
+        let Visit { node, stamp, .. } = spot;
         let len = node.len();
         let rank = match target {
-            Target::At(key) | Target::Before(key) => node.rank(&self.arena, key)?.index,
-            Target::Rightmost => len,
+            LeafTarget::At(key) | LeafTarget::Before(key) => node.rank(&self.arena, key)?.index,
+            LeafTarget::Rightmost => len,
         };
         let mut versions = [None; FANOUT];
         for (index, version) in versions.iter_mut().enumerate().take(len) {
@@ -228,8 +228,8 @@ impl Tree {
         Ok(leaf)
     }
 
-    /// Adds a key behind all others, if it belongs there and the rightmost leaf is at hand and has room.
-    fn try_append(&self, key: &[u8], version: Ref<Version>) -> Result<bool, Changed> {
+    /// Adds a key behind all others, if it belongs there and the noted rightmost leaf has room.
+    fn try_append(&self, key: &[u8], version: Ref<KeyVersion>) -> Result<bool, Changed> {
         let Some(at) = self.last.load() else { return Ok(false) };
         let node = self.arena.get(at);
         let stamp = node.latch.try_begin()?;
@@ -242,7 +242,7 @@ impl Tree {
         Ok(true)
     }
 
-    fn try_insert(&self, key: &[u8], version: Ref<Version>, grown_bytes: &mut usize) -> Result<(), Changed> {
+    fn try_insert(&self, key: &[u8], version: Ref<KeyVersion>, grown_bytes: &mut usize) -> Result<(), Changed> {
         let Some((mut above, mut here)) = self.enter()? else { return self.plant(version, grown_bytes) };
         loop {
             if here.node.is_full() {
@@ -252,14 +252,14 @@ impl Tree {
             if here.node.is_leaf() {
                 return self.insert_into(here, key, version);
             }
-            let below = self.below(here, self.kid_for(here.node, Target::At(key))?)?;
+            let below = self.below(here, self.kid_for(here.node, LeafTarget::At(key))?)?;
             above = Above { latch: &here.node.latch, stamp: here.stamp, node: Some(here.node) };
             here = below;
         }
     }
 
     /// Makes the first node.
-    fn plant(&self, version: Ref<Version>, grown_bytes: &mut usize) -> Result<(), Changed> {
+    fn plant(&self, version: Ref<KeyVersion>, grown_bytes: &mut usize) -> Result<(), Changed> {
         let _held = self.latch.hold(self.latch.begin())?;
         if self.root.load().is_some() {
             return Err(Changed);
@@ -271,7 +271,7 @@ impl Tree {
     }
 
     /// Links a version into its leaf, which has room for one more key.
-    fn insert_into(&self, leaf: Spot<'_>, key: &[u8], version: Ref<Version>) -> Result<(), Changed> {
+    fn insert_into(&self, leaf: Visit<'_>, key: &[u8], version: Ref<KeyVersion>) -> Result<(), Changed> {
         let Rank { index, found } = leaf.node.rank(&self.arena, key)?;
         let _held = leaf.node.latch.hold(leaf.stamp)?;
         if !found {
@@ -290,8 +290,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The last version in the chain that is newer; `None` when none is.
-    fn newer_neighbour(&self, newest: Ref<Version>, version: Ref<Version>) -> Option<Ref<Version>> {
+    /// The last version in the chain that is newer; `None` if there is none.
+    fn newer_neighbour(&self, newest: Ref<KeyVersion>, version: Ref<KeyVersion>) -> Option<Ref<KeyVersion>> {
         let seq = self.arena.seq(version);
         let (mut newer, mut next) = (None, Some(newest));
         while let Some(at) = next {
@@ -306,11 +306,11 @@ impl Tree {
         newer
     }
 
-    /// Splits a full node; what is above it has room.
+    /// Splits a full node; the node above it has room.
     fn split(
         &self,
         above: Above<'_>,
-        here: Spot<'_>,
+        here: Visit<'_>,
         key: &[u8],
         grown_bytes: &mut usize,
     ) -> Result<(), Changed> {
@@ -322,7 +322,7 @@ impl Tree {
             self.last.store(Some(right));
         }
         if let Some(parent) = above.node {
-            let low = new.low().expect("what is at the right of a split has a first key");
+            let low = new.low().expect("the right node of a split has a first key");
             let index = parent.rank(&self.arena, self.arena.key(low))?.index;
             parent.insert_kid(&self.arena, index, right);
         } else {
@@ -332,7 +332,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The middle; but at the right edge of the tree nearly all stays, since keys that come in order never come back.
+    /// The middle; but at the right edge of the tree nearly all keys stay, since keys that come in order never come back.
     fn split_point(&self, node: &Node, key: &[u8]) -> Result<usize, Changed> {
         let len = node.len();
         let is_last = node.next.load().is_none() && node.rank(&self.arena, key)?.index == len;
@@ -341,18 +341,18 @@ impl Tree {
 }
 
 impl Leaf {
-    /// How many keys are below the one that the leaf was looked up for.
+    /// Number of keys below the one that the leaf was looked up for.
     pub(super) fn rank(&self) -> usize {
         self.rank
     }
 
     /// The newest version of the key at `index`; `None` behind the last.
-    pub(super) fn version(&self, index: usize) -> Option<Ref<Version>> {
+    pub(super) fn version(&self, index: usize) -> Option<Ref<KeyVersion>> {
         self.versions.get(index).copied().flatten()
     }
 
-    /// As [`Leaf::version`], of so many keys from `from` on, as far as there are any.
-    pub(super) fn versions(&self, from: usize, count: usize) -> impl Iterator<Item = Ref<Version>> {
+    /// The newest versions of `count` keys from `from` on, or of as many as there are.
+    pub(super) fn versions(&self, from: usize, count: usize) -> impl Iterator<Item = Ref<KeyVersion>> {
         self.versions.iter().skip(from).take(count).copied().flatten()
     }
 }
