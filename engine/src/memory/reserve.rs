@@ -1,18 +1,18 @@
-//! The part of the cache's budget that others hold: what open segments keep in memory beside their blocks.
+//! The reserved part of the cache's budget: the memory of open segments beside their blocks.
 //!
-//! The cache has what is left of the budget. What others hold is never thrown out, so it is either asked for, which is
-//! granted as long as all of it is at most half of the budget, or taken, where there is no choice. What comes in the place of
-//! something that leaves soon, as the output of a compaction, is granted as if that had left.
+//! The cache has the rest of the budget. Reserved memory is never evicted. So it is either asked for, and granted as long as
+//! all of it is at most half of the budget, or taken, where there is no choice. Memory for the output of a compaction, whose
+//! inputs leave soon, is granted as if these had left.
 //!
-//! Invariants: what the cache holds, and what others hold, sum to at most the budget, at every moment, unless what was
-//! taken is more than that already; what was reserved comes back when it is dropped.
+//! Invariants: the bytes of the cache and the reserved bytes sum to at most the budget, at every moment, unless more than that
+//! was taken; reserved bytes come back when their owner is dropped.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::memory::cache::{Cache, Counted};
 
-/// This part of the budget may be held by those who ask.
+/// At most this part of the budget is granted.
 const ASKED_PART: u64 = 2;
 
 /// Bytes of a cache's budget; given back when dropped.
@@ -22,7 +22,7 @@ pub(crate) struct Reserved<V: Counted> {
 }
 
 impl<V: Counted> Reserved<V> {
-    /// So many bytes, if all that is reserved then is at most half of the budget, without `leaving_bytes` that come back soon.
+    /// Reserves `bytes`, if all reserved bytes, without `leaving_bytes` that come back soon, are at most half of the budget then.
     pub(crate) fn ask(cache: &Arc<Cache<V>>, bytes: u64, leaving_bytes: u64) -> Option<Reserved<V>> {
         let half_bytes = cache.budget_bytes() / ASKED_PART;
         let limit_bytes = half_bytes + leaving_bytes.min(half_bytes);
@@ -31,14 +31,14 @@ impl<V: Counted> Reserved<V> {
         granted.then(|| Reserved { cache: Arc::clone(cache), bytes })
     }
 
-    /// So many bytes, in any case.
+    /// Reserves `bytes` in any case.
     pub(crate) fn take(cache: &Arc<Cache<V>>, bytes: u64) -> Reserved<V> {
         let mut taken = Reserved { cache: Arc::clone(cache), bytes: 0 };
         taken.resize(bytes);
         taken
     }
 
-    /// Has so many bytes from now on; more are taken, fewer come back.
+    /// Changes the reservation to `bytes`.
     pub(crate) fn resize(&mut self, bytes: u64) {
         if bytes != self.bytes {
             let before = std::mem::replace(&mut self.bytes, bytes);
@@ -67,7 +67,7 @@ mod tests {
     use crate::memory::cache::{Slots, Use};
 
     #[test]
-    fn what_others_hold_and_the_cache_share_one_budget() {
+    fn reserved_bytes_and_the_cache_share_one_budget() {
         const BUDGET: u64 = 20 << 20;
         let cache: Arc<Cache<Arc<usize>>> = Arc::new(Cache::new(BUDGET));
         let slots = Arc::new(Slots::new(20_000, 0));

@@ -35,7 +35,8 @@ impl Chunk {
     pub(super) fn new(bytes: usize) -> Chunk {
         debug_assert!(bytes.is_multiple_of(LINE_BYTES));
         let huge = if bytes == HUGE_BYTES && cfg!(not(loom)) { map_huge() } else { None };
-        let memory = huge.map_or_else(|| Backing::Heap(Vec::with_capacity(bytes / LINE_BYTES)), Backing::Huge);
+        let memory =
+            huge.map_or_else(|| Backing::Heap(Vec::with_capacity(bytes / LINE_BYTES)), Backing::Huge);
         Chunk { bytes, memory }
     }
 

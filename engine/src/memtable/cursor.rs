@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::arena::{Ref, KeyVersion};
+use super::arena::{KeyVersion, Ref};
 use super::table::Memtable;
 use super::tree::{Leaf, LeafTarget};
 use crate::base::error::Result;

@@ -12,7 +12,7 @@
 
 use std::cmp::Ordering::{Equal, Greater, Less};
 
-use super::arena::{Arena, Link, Ref, KeyVersion};
+use super::arena::{Arena, KeyVersion, Link, Ref};
 use super::latch::{Changed, Latch};
 use crate::base::sync::{AtomicU32, AtomicU64, Ordering};
 

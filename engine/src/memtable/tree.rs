@@ -31,7 +31,7 @@
 
 use std::sync::Arc;
 
-use super::arena::{Arena, Link, Ref, KeyVersion};
+use super::arena::{Arena, KeyVersion, Link, Ref};
 use super::latch::{Changed, Latch, Stamp};
 use super::node::{FANOUT, Node, Rank};
 use super::pool::ArenaPool;
@@ -242,7 +242,12 @@ impl KeyTree {
         Ok(true)
     }
 
-    fn try_insert(&self, key: &[u8], version: Ref<KeyVersion>, grown_bytes: &mut usize) -> Result<(), Changed> {
+    fn try_insert(
+        &self,
+        key: &[u8],
+        version: Ref<KeyVersion>,
+        grown_bytes: &mut usize,
+    ) -> Result<(), Changed> {
         let Some((mut above, mut here)) = self.enter()? else { return self.plant(version, grown_bytes) };
         loop {
             if here.node.is_full() {

@@ -1,23 +1,23 @@
 //! Slots that own a counted value each, and guards that keep a value without counting: hazard pointers.
 //!
 //! ```text
-//!   load:   look at the slot -> announce what it has -> look again: still there, so it is held; else announce the other
+//!   load:   load the slot -> announce the value -> load it again: still there, so it is held; else announce the other
 //!   let go: clear the announcement
-//!   free:   take the value out of its slot -> look through all announcements (`places`) -> not there, so drop its count
+//!   free:   take the value out of its slot -> read all hazard slots -> not announced, so drop its count
 //! ```
 //!
-//! Why this is right: the announcement, the second look, the taking out and the looking through are sequentially consistent.
-//! In their order either the announcement is before the looking through, which finds it; or the second look is after the
-//! taking out, and does not find the value. A value that was freed and another that came to its address are not told
-//! apart between the two looks, and need not be: who holds the address holds what stands in the slot at the second look.
+//! Why this is right: the announcement, the second load, the taking out and the reading of hazard slots are sequentially
+//! consistent. In their order either the announcement is before the reading, which finds it; or the second load is after
+//! the taking out, and does not find the value. If a value is freed between the two loads and another one comes to its
+//! address, the holder does not notice, and need not: it holds the value that is in the slot at the second load.
 //!
-//! A guard delays the freeing of its own value and of nothing else, however long it is kept, which an epoch would not do; it
-//! costs one exchange in a line of memory of its own thread, and a store. Slots of `arc-swap` have such guards, too, but each
-//! swap pays what every other thread owes: with 32 threads at misses that was 7 % of their time. Here whoever frees looks
-//! once for many values.
+//! A guard delays the freeing of its own value only, however long it is kept; an epoch would delay all. It costs one exchange
+//! in a line of memory of its own thread, and a store. Rejected: slots of `arc-swap`, where each swap settles the debts of all
+//! other threads; with 32 threads at misses that was 7 % of their time. Here one reading of the hazard slots serves many
+//! values.
 //!
-//! Invariants: a slot owns one count of what stands in it; a [`Taken`] value owns that count until [`free_unheld`] finds it
-//! held by nobody; a [`Held`] value either is announced in a place of its own, or owns a count. What is never handed to
+//! Invariants: a slot owns one count of its value; a [`Taken`] value owns that count until [`free_unheld`] finds that it is not
+//! held; a [`Held`] value either is announced in a hazard slot of its own, or owns a count. A value that is never handed to
 //! [`free_unheld`] or [`leave_to_others`] is never freed.
 #![expect(unsafe_code, reason = "values are kept by an announcement instead of a count")]
 
@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use triomphe::ThinArc;
 
-use super::places::{self, Place};
+use super::hazard_slots::{self, HazardSlot};
 use crate::base::sync::Ordering;
 use crate::base::sync::cached::AtomicPtr;
 
@@ -39,13 +39,13 @@ use crate::base::sync::cached::AtomicPtr;
 ///
 /// # Safety
 /// * Two that are equal as raw pointers share value and count, and stay so when they are moved.
-/// * From a raw pointer that [`Counted::into_raw`] gave, and whose count nobody has dropped, any number of values may be
-///   made, of which all but one are never dropped; each may be used as long as the count is there.
+/// * From a raw pointer that [`Counted::into_raw`] gave, and whose count was not dropped, any number of values may be made,
+///   of which all but one are never dropped; each may be used as long as the count is there.
 pub(crate) unsafe trait Counted: Clone + Send + Sync + 'static {
-    /// Its count goes with it.
+    /// The pointer, which takes the count with it.
     fn into_raw(self) -> NonNull<()>;
 
-    /// What [`Counted::into_raw`] would give, as a number.
+    /// The address that [`Counted::into_raw`] would give.
     fn address(&self) -> usize;
 
     /// # Safety
@@ -71,8 +71,8 @@ unsafe impl<H: Send + Sync + 'static, T: Send + Sync + 'static> Counted for Thin
     }
 }
 
-// SAFETY: the pointer is that to the value, which stands behind its counts, so also values without bytes have different ones;
-// an `Arc` is this pointer and nothing else.
+// SAFETY: the pointer is that to the value, which stands behind its counts, so values without bytes have different addresses,
+// too; an `Arc` is this pointer and nothing else.
 unsafe impl<T: Send + Sync + 'static> Counted for Arc<T> {
     fn into_raw(self) -> NonNull<()> {
         NonNull::new(Arc::into_raw(self).cast_mut()).expect("an allocation is not at null").cast()
@@ -89,18 +89,17 @@ unsafe impl<T: Send + Sync + 'static> Counted for Arc<T> {
     }
 }
 
-/// A place for a value, which any number of threads may load. Who fills and empties it takes turns by other means.
+/// Room for a value, which any number of threads may load. Threads that fill and empty it take turns by other means.
 pub(crate) struct Slot<V: Counted> {
     value: AtomicPtr<()>,
     owns: PhantomData<V>,
 }
 
-/// What a load found, for as long as it is held; any thread may let it go.
+/// The value that a load found, for as long as it is held; any thread may let it go.
 pub(crate) struct Held<V: Counted> {
-    /// Dropped only if there is no place.
+    /// Dropped only if it is not announced.
     value: ManuallyDrop<Option<V>>,
-    /// Where it is announced.
-    place: Option<&'static Place>,
+    announced: Option<&'static HazardSlot>,
 }
 
 /// A value that was taken out of its slot, and that others may still hold.
@@ -111,53 +110,53 @@ pub(crate) struct Taken<V: Counted> {
 }
 
 impl<V: Counted> Slot<V> {
-    /// With nothing in it.
+    /// Without a value.
     pub(crate) fn empty() -> Slot<V> {
         Slot { value: AtomicPtr::new(ptr::null_mut()), owns: PhantomData }
     }
 
-    /// Whether there is a value. For all but who fills and empties it that may change in the next moment.
+    /// Whether there is a value. This may change at any moment, except for the thread that fills and empties it.
     pub(crate) fn is_some(&self) -> bool {
         !self.value.load(Ordering::Relaxed).is_null()
     }
 
-    /// What stands in it, held.
+    /// Its value, held.
     #[inline]
     pub(crate) fn load(&self) -> Held<V> {
-        // Relaxed: what it says is looked at again, or used for nothing.
+        // Relaxed: a value is loaded again below, and null is the answer.
         let Some(seen) = NonNull::new(self.value.load(Ordering::Relaxed)) else { return Held::NOTHING };
-        let Some(place) = places::free_place() else { return self.load_counted(seen) };
-        let Some(found) = self.announce(place, seen) else { return Held::NOTHING };
+        let Some(slot) = hazard_slots::free_slot() else { return self.load_counted(seen) };
+        let Some(found) = self.announce(slot, seen) else { return Held::NOTHING };
         // SAFETY: it came out of `into_raw` in `fill`, and its count is there: the slot had it when it was announced, and
-        // whoever takes it out drops it only where it is not announced. This value is never dropped.
+        // `free_unheld` drops it only when it is not announced. This value is never dropped.
         let value = unsafe { V::from_raw(found) };
-        Held { value: ManuallyDrop::new(Some(value)), place: Some(place) }
+        Held { value: ManuallyDrop::new(Some(value)), announced: Some(slot) }
     }
 
-    /// As [`Slot::load`], with a count: all places are in use, or the thread is about to end.
+    /// The value with a count: all hazard slots are in use, or the thread is about to end.
     #[cold]
     fn load_counted(&self, seen: NonNull<()>) -> Held<V> {
-        let counted = places::in_passing(|place| {
-            let found = self.announce(place, seen)?;
+        let counted = hazard_slots::in_passing(|slot| {
+            let found = self.announce(slot, seen)?;
             // SAFETY: as in `load`; it is announced until its second count is there, and is never dropped.
             let value = ManuallyDrop::new(unsafe { V::from_raw(found) });
             let counted = V::clone(&value);
-            place.clear();
+            slot.clear();
             Some(counted)
         });
-        Held { value: ManuallyDrop::new(counted), place: None }
+        Held { value: ManuallyDrop::new(counted), announced: None }
     }
 
-    /// Announces what stands here, which was `seen` at the first look; if it is nothing now, nothing is announced.
+    /// Announces the value, which was `seen` at the first load; if there is none now, nothing is announced.
     #[inline]
-    fn announce(&self, place: &Place, mut seen: NonNull<()>) -> Option<NonNull<()>> {
+    fn announce(&self, slot: &HazardSlot, mut seen: NonNull<()>) -> Option<NonNull<()>> {
         loop {
-            place.announce(seen);
+            slot.announce(seen);
             match NonNull::new(self.value.load(Ordering::SeqCst)) {
                 Some(found) if found == seen => return Some(found),
                 Some(other) => seen = other,
                 None => {
-                    place.clear();
+                    slot.clear();
                     return None;
                 }
             }
@@ -166,16 +165,16 @@ impl<V: Counted> Slot<V> {
 
     /// Puts a value into an empty slot.
     pub(crate) fn fill(&self, value: V) {
-        // Publishes the value to who loads it.
+        // Publishes the value to the threads that load it.
         let before = self.value.swap(value.into_raw().as_ptr(), Ordering::SeqCst);
         assert!(before.is_null(), "only an empty slot is filled");
     }
 
-    /// Takes the value out, if there is one; it was charged so many bytes.
+    /// Takes the value out, if there is one; it was charged `charge` bytes.
     pub(crate) fn take(&self, charge: u64) -> Option<Taken<V>> {
         let taken = NonNull::new(self.value.swap(ptr::null_mut(), Ordering::SeqCst))?;
-        // SAFETY: it came out of `into_raw` in `fill`, and the slot's count goes with it. Those that `load` makes of it are
-        // never dropped.
+        // SAFETY: it came out of `into_raw` in `fill`, and the slot's count goes with it. The values that `load` makes of it
+        // are never dropped.
         Some(Taken { value: ManuallyDrop::new(unsafe { V::from_raw(taken) }), charge })
     }
 }
@@ -189,12 +188,12 @@ impl<V: Counted> Drop for Slot<V> {
 }
 
 impl<V: Counted> Held<V> {
-    const NOTHING: Held<V> = Held { value: ManuallyDrop::new(None), place: None };
+    const NOTHING: Held<V> = Held { value: ManuallyDrop::new(None), announced: None };
 
     /// The value with a count of its own.
     pub(crate) fn into_inner(mut held: Held<V>) -> Option<V> {
         // It is announced until the count is there.
-        if held.place.is_some() { Option::clone(&held) } else { held.value.take() }
+        if held.announced.is_some() { Option::clone(&held) } else { held.value.take() }
     }
 }
 
@@ -210,16 +209,16 @@ impl<V: Counted> Deref for Held<V> {
 impl<V: Counted> Drop for Held<V> {
     #[inline]
     fn drop(&mut self) {
-        match self.place {
-            Some(place) => place.clear(),
-            // SAFETY: it has a count of its own or is nothing, and nobody comes behind its destructor.
+        match self.announced {
+            Some(slot) => slot.clear(),
+            // SAFETY: it has a count of its own or is `None`, and it is not used after this destructor.
             None => unsafe { ManuallyDrop::drop(&mut self.value) },
         }
     }
 }
 
 impl<V: Counted> Taken<V> {
-    /// What it was charged.
+    /// Its bytes in the budget.
     pub(crate) fn charge(&self) -> u64 {
         self.charge
     }
@@ -229,7 +228,7 @@ impl<V: Counted> Taken<V> {
     }
 }
 
-/// Drops the counts of those that nobody holds, and leaves the others.
+/// Drops the counts of values that are not held, and leaves the others in the list.
 pub(crate) fn free_unheld<V: Counted>(taken: &mut Vec<Taken<V>>) {
     let held = bring_held_forward(taken, |taken| taken.value.address());
     taken.drain(held..).for_each(Taken::free);
@@ -242,7 +241,7 @@ pub(crate) fn free_unheld<V: Counted>(taken: &mut Vec<Taken<V>>) {
     }
 }
 
-/// Drops the counts of those that nobody holds; the others are left to whoever frees something later, anywhere.
+/// Drops the counts of values that are not held; the others become orphans, which a later call for any cache frees.
 pub(crate) fn leave_to_others<V: Counted>(mut taken: Vec<Taken<V>>) {
     free_unheld(&mut taken);
     if taken.is_empty() {
@@ -255,10 +254,10 @@ pub(crate) fn leave_to_others<V: Counted>(mut taken: Vec<Taken<V>>) {
     }));
 }
 
-/// Moves what somebody holds to the front; says how many those are.
+/// Moves held items to the front and returns their number.
 fn bring_held_forward<T>(items: &mut [T], address: impl Fn(&T) -> usize) -> usize {
     let mut held = 0;
-    places::each_held(|announced| {
+    hazard_slots::each_held(|announced| {
         while let Some(at) = items[held..].iter().position(|item| address(item) == announced) {
             items.swap(held, held + at);
             held += 1;
@@ -267,7 +266,7 @@ fn bring_held_forward<T>(items: &mut [T], address: impl Fn(&T) -> usize) -> usiz
     held
 }
 
-/// A value that was held when its cache or its slot went.
+/// A value that was held when its cache or its slot was dropped.
 struct Orphan {
     address: usize,
     /// Dropped, its count is gone.
@@ -275,9 +274,9 @@ struct Orphan {
     value: Box<dyn Send>,
 }
 
-/// All of them. In this crate there are none: who holds a block holds its segment, and that the cache.
+/// All orphans. In this crate there are none: the holder of a block holds its segment, and that the cache.
 struct Orphans {
-    /// So that who frees something takes no lock for nothing.
+    /// Spares the lock as long as there are none.
     count: AtomicUsize,
     list: Mutex<Vec<Orphan>>,
 }

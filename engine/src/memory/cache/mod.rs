@@ -2,31 +2,32 @@
 //!
 //! ```text
 //!   open segment:   slots   [ block 0 | block 1 |    | block 3 | ... ]     one word and one mark for each block
-//!   cache, shards:  small   -> -> ->          main -> -> ->                who goes when room is needed: `policy`
+//!   cache, shards:  small   -> -> ->          main -> -> ->                the order of eviction: `policy`
 //! ```
 //!
-//! It knows nothing about blocks: it keeps counted values in slots of which every open segment has its own, so a hit is
-//! one load and no hash table, and writes nothing that another thread reads once a value is known to be hot. A reader
-//! announces what it found ([`hazard`]), which delays the freeing of that value and nothing else, so it may be held across
-//! user code, a submit or a wait.
+//! The cache knows nothing about blocks: it keeps counted values in slots. Every open segment has slots of its own, so a hit
+//! is one load and no hash table, and writes nothing that another thread reads once a value is known to be hot. A reader
+//! announces the value that it found ([`hazard`]), which delays the freeing of that value only, so it may be held across user
+//! code, a submit or a wait.
 //!
-//! What leaves the cache waits in its shard ([`retired`]) until it is worth the while to look who holds it. It is not charged
-//! any more, and is memory that counts beside the budget: at most a 64th of it and 512 KiB, or one value that is larger; then
-//! what some thread is freeing just now; and what is held, of which there is no more than guards.
+//! A value that leaves the cache waits in its shard ([`retired`]) until enough wait for one search of the hazard slots. It is
+//! not charged any more; its memory counts beside the budget. That is at most a 64th of the budget and 512 KiB, or one value
+//! that is larger; then the values that some thread is freeing; and the held values, of which there are no more than guards.
 //!
-//! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each: under one lock, threads
-//! that missed queued up behind whoever had lost its core with it.
+//! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each: with one lock, threads that
+//! missed queued up behind a thread that had lost its core with it.
 //!
-//! Others may hold a part of the budget (`reserve.rs`); what is called the budget of the shards is the rest.
+//! Other parts of the store may hold a part of the budget (`reserve.rs`); the shards share the rest.
 //!
 //! Invariants: the charges of all values that can be found sum to at most the budget, also while an insert is under way; a
 //! value that is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values, at
-//! once except for those that somebody holds; a block that several threads miss at once is read once.
+//! once except for held ones; a block that several threads miss at once is read once.
 
 mod hazard;
+mod hazard_slots;
 #[cfg(all(test, loom))]
 mod models;
-mod places;
+
 mod policy;
 mod retired;
 mod slots;
@@ -43,20 +44,20 @@ use crate::base::sync::shared::thread_number;
 pub(crate) use hazard::{Counted, Held};
 pub(crate) use slots::{Slots, Use};
 
-/// What a place in a queue and the value's counts take beside the value itself, in bytes.
+/// Memory of an entry of a queue and of the value's counts, beside the value itself.
 const OVERHEAD_BYTES: u64 = 64;
 
 /// A shard has at least this, so that large blocks fit and its queues are long enough to choose well.
 const MIN_SHARD_BYTES: u64 = 4 << 20;
 
-/// Shards at most: with more threads than that at misses at once, the device is the limit.
+/// The most shards: with more threads at misses at once, the device is the limit.
 const MAX_SHARDS: u64 = 16;
 
-/// What left the cache may wait for the next look until it is this part of the budget, and no more than so many bytes.
+/// Values that left the cache may wait for the next search until they are this part of the budget, and at most so many bytes.
 const RETIRED_PART: u64 = 64;
 const MOST_RETIRED_BYTES: u64 = 512 << 10;
 
-/// What the cache has done so far, and holds.
+/// Counts and sizes of a cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CacheStats {
     /// Look-ups that found their value.
@@ -69,15 +70,15 @@ pub(crate) struct CacheStats {
     pub(crate) values: u64,
     /// Charged now, overhead included.
     pub(crate) bytes: u64,
-    /// What others hold of the budget; with `bytes` at most `budget_bytes`.
+    /// The part of the budget that is reserved; with `bytes` at most `budget_bytes`.
     pub(crate) reserved_bytes: u64,
     /// The limit.
     pub(crate) budget_bytes: u64,
-    /// Charges of what left and was not freed yet: some of it is held, the rest waits for the next look.
+    /// Charges of values that left and are not freed yet: some are held, the others wait for the next search.
     pub(crate) retired_bytes: u64,
 }
 
-/// Whether there is a value that was used since it came. Leaves no trace.
+/// Whether there is a value that was used since it came. Leaves no mark.
 pub(crate) fn is_hot<V: Counted>(slots: &Slots<V>, block: usize) -> bool {
     slots.is_taken(block) && slots.marks.get(block).is_some_and(policy::is_used)
 }
@@ -88,10 +89,10 @@ pub(crate) struct Cache<V: Counted> {
     /// Each slot belongs to one of them.
     shards: Box<[Mutex<Queues<V>>]>,
     budget_bytes: u64,
-    /// What others hold of it. Taken before the locks of shards.
+    /// The reserved part of it. Taken before the locks of shards.
     reserved_bytes: Mutex<u64>,
     looked_up: Stripes,
-    /// Blocks that somebody reads: the address of the slots, and the number.
+    /// Blocks that are being read: the address of the slots, and the number.
     loading: Mutex<Vec<(usize, usize)>>,
     loaded: Condvar,
 }
@@ -132,10 +133,10 @@ impl<V: Counted> Cache<V> {
         free(shard, taken);
     }
 
-    /// The value after a miss: from `read`, unless another thread reads it already, in which case that is waited for.
+    /// The value after a miss: from `read`, or from another thread that reads it already, which is waited for.
     ///
     /// # Errors
-    /// Those of `read`; who waited for another thread that failed reads it again.
+    /// Those of `read`. If the other thread's read fails, this one reads the value itself.
     pub(crate) fn load<E>(
         &self,
         slots: &Arc<Slots<V>>,
@@ -162,12 +163,12 @@ impl<V: Counted> Cache<V> {
         Ok(value)
     }
 
-    /// The whole budget, with what others hold of it.
+    /// The whole budget, with the reserved part.
     pub(crate) fn budget_bytes(&self) -> u64 {
         self.budget_bytes
     }
 
-    /// What others hold of the budget becomes what `change` makes of it; the cache has the rest. Whether anything changed.
+    /// Changes the reserved part of the budget as `change` says; the cache has the rest. Returns whether anything changed.
     pub(crate) fn reserve(&self, change: impl FnOnce(u64) -> Option<u64>) -> bool {
         let mut reserved = self.reserved_bytes.lock();
         let Some(wanted) = change(*reserved) else { return false };
@@ -180,7 +181,7 @@ impl<V: Counted> Cache<V> {
         true
     }
 
-    /// Forgets the values of a segment that nobody reads any more. O(values).
+    /// Forgets the values of a segment that is not read any more. O(values).
     pub(crate) fn forget(&self, slots: &Arc<Slots<V>>) {
         for shard in &self.shards {
             let taken = shard.lock().forget(slots);
@@ -188,8 +189,8 @@ impl<V: Counted> Cache<V> {
         }
     }
 
-    /// Forgets everything, at once. A store that closes would else forget it segment by segment, each time looking at all
-    /// values.
+    /// Forgets everything at once. A store that closes would otherwise forget one segment after the other, and search all
+    /// values for each.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let taken = shard.lock().clear();
@@ -200,7 +201,7 @@ impl<V: Counted> Cache<V> {
     pub(crate) fn stats(&self) -> CacheStats {
         let (hits, misses) = self.looked_up.sums();
         let mut stats = CacheStats { hits, misses, budget_bytes: self.budget_bytes, ..CacheStats::default() };
-        // Held to the end: shards that are looked at one after the other were never over their part meanwhile.
+        // Held to the end, so that the sums over the shards, which are locked one after the other, keep to the budget.
         let reserved_bytes = self.reserved_bytes.lock();
         stats.reserved_bytes = *reserved_bytes;
         for shard in &self.shards {
@@ -238,7 +239,7 @@ impl<V: Counted> Drop for Cache<V> {
     }
 }
 
-/// A block that this thread reads; told to those who wait for it also if the read fails or panics.
+/// A block that this thread reads. Its end wakes the waiting threads, also if the read fails or panics.
 struct Loading<'a, V: Counted> {
     cache: &'a Cache<V>,
     key: (usize, usize),
@@ -253,8 +254,8 @@ impl<V: Counted> Drop for Loading<'_, V> {
 
 const STRIPES: usize = 16;
 
-/// Hits and misses, counted by each thread in a line of its own as long as there are few: one line for all would cost a
-/// hit more than all the rest of it.
+/// Hits and misses, counted by each thread in a line of its own as long as there are few threads: one line for all would cost
+/// more than the rest of a hit.
 #[derive(Debug, Default)]
 struct Stripes([Stripe; STRIPES]);
 

@@ -1,8 +1,8 @@
-//! Every schedule of small cases, for loom (`just loom`): threads that miss, throw out, drop and look at once.
+//! Every schedule of small cases, for loom (`just loom`): threads that miss, evict, drop and look at once.
 //!
-//! Invariants looked at: what is found is the block that was asked for; who misses while another reads the same block does
-//! not read it, and is told when that one fails; at the end each place that holds a value is queued once, and the
-//! charges are those of what is held, within what others leave of the budget.
+//! Checked invariants: a look-up finds the block that was asked for; a thread that misses while another one reads the same
+//! block does not read it, and notices when that read fails; at the end each slot with a value is queued once, and the
+//! charges are those of the values in the cache, within the part of the budget that is not reserved.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as Count, Ordering};
@@ -77,7 +77,7 @@ fn explore(name: &str, budget_bytes: u64, threads: [fn(&Model); 3], check: fn(&M
             let model = Arc::clone(&model);
             thread::spawn(move || {
                 work(&model);
-                places::end_thread();
+                hazard_slots::end_thread();
             })
         });
         threads[0](&model);
@@ -86,7 +86,7 @@ fn explore(name: &str, budget_bytes: u64, threads: [fn(&Model); 3], check: fn(&M
         }
         check(&model);
         model.check();
-        places::end_thread();
+        hazard_slots::end_thread();
     });
     println!("{name}: {} schedules", schedules.load(Ordering::Relaxed));
 }
@@ -158,7 +158,7 @@ fn a_segment_may_be_dropped_while_its_blocks_are_read() {
     );
 }
 
-/// Room for nobody else: what the cache holds must go.
+/// No room for another value: the cache must evict.
 fn take_all(model: &Model) {
     assert!(model.cache.reserve(|_| Some(model.cache.budget_bytes())));
 }

@@ -1,9 +1,10 @@
-//! Which block goes when room is needed: S3-FIFO.
+//! The order of eviction: S3-FIFO.
 //!
-//! A new value enters the *small* queue, a tenth of the budget. Who leaves it unused, as most do in a scan, is gone, but
-//! its *ghost* stays for a while; who was used more than once goes over to the *main* queue, and so does at once who
-//! comes back while its ghost is there, or was hot before a compaction. The main queue goes round: a used value gets another turn and loses a use.
-//! Nothing moves on a hit; only a mark in the slot changes, and not even that once it is full.
+//! A new value enters the *small* queue, a tenth of the budget. A value that reaches its end unused, as most values of a scan
+//! do, is evicted, but its *ghost* stays for a while. A value that was used more than once goes over to the *main* queue. A
+//! value that comes back while its ghost is there, or that was hot before a compaction, enters the main queue at once. The
+//! main queue goes round: a used value gets another turn and loses a use. Nothing moves on a hit; only a mark in the slot
+//! changes, and not even that once it is full.
 //!
 //! Source: Yang and others, "FIFO queues are all you need for cache eviction", SOSP 2023.
 //!
@@ -22,7 +23,7 @@ use super::hazard::{Counted, Taken};
 use super::retired::Retired;
 use super::slots::{Slots, Use};
 
-/// Uses that a mark counts at most.
+/// The most uses that a mark counts.
 const MAX_USES: u8 = 3;
 
 /// This value left the small queue unused, not long ago.
@@ -31,7 +32,7 @@ const GHOST: u8 = 4;
 /// The small queue's part of the budget.
 const SMALL_PART: u64 = 10;
 
-/// Notes a use. Two threads at once may count as one: the mark is a guess anyway.
+/// Notes a use. Two threads at once may count as one: the mark need not be exact.
 pub(super) fn mark_used(mark: &AtomicU8) {
     let before = mark.load(Ordering::Relaxed);
     if before & MAX_USES < MAX_USES {
@@ -39,7 +40,7 @@ pub(super) fn mark_used(mark: &AtomicU8) {
     }
 }
 
-/// Whether a value was used of late.
+/// Whether a value was used recently.
 pub(super) fn is_used(mark: &AtomicU8) -> bool {
     mark.load(Ordering::Relaxed) & MAX_USES > 0
 }
@@ -80,7 +81,7 @@ pub(super) struct Queues<V: Counted> {
 }
 
 impl<V: Counted> Queues<V> {
-    /// Within `budget`; what is thrown out may wait until it is more than `waiting`.
+    /// Within `budget`; evicted values may wait until they are more than `waiting` bytes.
     pub(super) fn new(budget: u64, waiting: u64) -> Queues<V> {
         Queues {
             small: VecDeque::new(),
@@ -94,7 +95,7 @@ impl<V: Counted> Queues<V> {
         }
     }
 
-    /// Returns what is to be freed, if it is time for that: by the caller, outside of the lock.
+    /// Returns the values to free, if it is time for that; the caller frees them outside of the lock.
     pub(super) fn insert(
         &mut self,
         (slots, block): (&Arc<Slots<V>>, usize),
@@ -122,7 +123,7 @@ impl<V: Counted> Queues<V> {
         self.retired.due()
     }
 
-    /// Has so much from now on; returns all that is to be freed, as [`Queues::insert`].
+    /// Sets the budget; returns all values to free, like [`Queues::insert`].
     pub(super) fn resize(&mut self, budget: u64) -> Vec<Taken<V>> {
         self.budget = budget;
         while self.used_bytes() > self.budget {
@@ -157,12 +158,12 @@ impl<V: Counted> Queues<V> {
         self.retired.all()
     }
 
-    /// What was to be freed and is held by somebody.
+    /// Takes back values that were to be freed and are held.
     pub(super) fn wait_again(&mut self, held: Vec<Taken<V>>) {
         self.retired.wait_again(held);
     }
 
-    /// Charges of what left and was not freed yet.
+    /// Charges of values that left and are not freed yet.
     pub(super) fn retired_bytes(&self) -> u64 {
         self.retired.bytes()
     }
@@ -179,8 +180,8 @@ impl<V: Counted> Queues<V> {
         self.evictions
     }
 
-    /// One step: an entry leaves the small queue for the main one or for good, or has its turn in the main one. Ends in
-    /// something evicted, since every turn takes a use away.
+    /// One step: an entry leaves the small queue for the main one or for good, or has its turn in the main one. Repeated steps
+    /// evict a value, since every turn takes a use away.
     fn make_room(&mut self) {
         if self.small_used > self.budget / SMALL_PART || self.main.is_empty() {
             self.leave_small();
@@ -200,7 +201,7 @@ impl<V: Counted> Queues<V> {
         }
         entry.mark().store(GHOST, Ordering::Relaxed);
         self.ghosts.push_back((Arc::downgrade(&entry.slots), entry.block));
-        // As many as there are values: longer than that is not of late.
+        // As many ghosts as there are values: older ones say nothing about recent use.
         while self.ghosts.len() > self.small.len() + self.main.len() + 1 {
             self.lay_ghost();
         }

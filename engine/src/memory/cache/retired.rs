@@ -1,15 +1,17 @@
-//! Values that left the cache and that somebody may still hold: they wait until it is worth the while to look who does.
+//! Values that left the cache and may still be held: they wait until there are enough of them for one search of the hazard
+//! slots.
 //!
-//! Invariant: what waits and nobody held at the last look is less than the limit, except while its bytes are handed out.
+//! Invariant: the waiting values that were not held at the last search are less than the limit, except while they are handed
+//! out.
 
 use super::hazard::{Counted, Taken};
 
-/// Those of one shard, under its lock.
+/// The retired values of one shard, under its lock.
 #[derive(Debug)]
 pub(super) struct Retired<V: Counted> {
     waiting: Vec<Taken<V>>,
     bytes: u64,
-    /// Of those that nobody has looked for yet.
+    /// Bytes of the values that no search has looked for yet.
     new_bytes: u64,
     limit_bytes: u64,
 }
@@ -25,25 +27,25 @@ impl<V: Counted> Retired<V> {
         self.waiting.push(taken);
     }
 
-    /// What waits, if that is enough for a look: those that were held at the last look count no more, so a few values that
-    /// are held for long do not make every eviction look.
+    /// The waiting values, if they are enough for a search. Values that were held at the last search do not count, so a few
+    /// values that are held for long do not make every eviction search.
     pub(super) fn due(&mut self) -> Vec<Taken<V>> {
         if self.new_bytes > 0 && self.new_bytes >= self.limit_bytes { self.all() } else { Vec::new() }
     }
 
-    /// All that waits.
+    /// All waiting values.
     pub(super) fn all(&mut self) -> Vec<Taken<V>> {
         (self.bytes, self.new_bytes) = (0, 0);
         std::mem::take(&mut self.waiting)
     }
 
-    /// Those of `all` or `due` that somebody holds.
+    /// Takes back the values of `all` or `due` that are held.
     pub(super) fn wait_again(&mut self, held: Vec<Taken<V>>) {
         self.bytes += held.iter().map(Taken::charge).sum::<u64>();
         self.waiting.extend(held);
     }
 
-    /// Charges of what waits.
+    /// Charges of the waiting values.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,6 +1,6 @@
-//! The places of one segment's blocks in the cache: one word and one mark for each block.
+//! The slots of one segment's blocks in the cache: one word and one mark for each block.
 //!
-//! Invariant: what stands in them changes under the lock of its shard only (`policy`); anybody may load it.
+//! Invariant: a slot is filled and emptied only under the lock of its shard (`policy`); any thread may load it.
 
 use std::fmt;
 use std::sync::atomic::AtomicU8;
@@ -8,31 +8,31 @@ use std::sync::atomic::AtomicU8;
 use super::hazard::{Counted, Held, Slot};
 use crate::base::prefetch::prefetch;
 
-/// What asks for a value to be kept.
+/// The purpose for which a value is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// A point read: what was thrown out a short while ago is wanted again.
+    /// A point read: a value that was evicted a short while ago is wanted again.
     Point,
-    /// A scan, whose blocks come by once: they never push out what point reads want.
+    /// A scan, which uses each block once: its blocks never evict the hot blocks of point reads.
     Scan,
-    /// A compaction that brings again what was hot before: it stays as what was wanted twice.
+    /// A compaction that brings back hot blocks: they stay as if they had been used twice.
     Warm,
 }
 
-/// The places of one segment's blocks.
+/// The slots of one segment's blocks.
 pub(crate) struct Slots<V: Counted> {
     pub(super) values: Box<[Slot<V>]>,
-    /// How often each was used of late, and whether it was thrown out unused: see `policy`.
+    /// The recent uses of each block, and whether it was evicted unused: see `policy`.
     pub(super) marks: Box<[AtomicU8]>,
     /// Moves segments with few blocks to different shards.
     pub(super) salt: usize,
 }
 
 impl<V: Counted> Slots<V> {
-    /// What one place takes.
+    /// Memory of one slot and its mark.
     pub(crate) const BYTES_EACH: usize = size_of::<Slot<V>>() + size_of::<AtomicU8>();
 
-    /// None is filled; `salt` tells segments apart.
+    /// Empty slots; `salt` tells segments apart.
     pub(crate) fn new(blocks: usize, salt: u64) -> Slots<V> {
         Slots {
             salt: usize::try_from(salt).unwrap_or(0),
@@ -41,18 +41,18 @@ impl<V: Counted> Slots<V> {
         }
     }
 
-    /// What they take, without the values.
+    /// Memory of the slots, without the values.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.values.len() * Self::BYTES_EACH
     }
 
-    /// Soon somebody will look for this block.
+    /// Asks memory for the slot of a block that is looked up soon.
     pub(crate) fn prefetch(&self, block: usize) {
         self.values.get(block).into_iter().for_each(prefetch);
         self.marks.get(block).into_iter().for_each(prefetch);
     }
 
-    /// Shows the value, if it is there, to somebody who leaves no trace.
+    /// Shows the value, if it is there, without a mark.
     #[inline]
     pub(crate) fn look(&self, block: usize, see: impl FnOnce(&V)) {
         if let Some(slot) = self.values.get(block)
@@ -67,7 +67,7 @@ impl<V: Counted> Slots<V> {
         self.values.get(block).is_some_and(Slot::is_some)
     }
 
-    /// The value, neither marked nor counted: for scans that shall leave no trace.
+    /// The value, without a mark and without a count of the look-up: for scans, which leave no trace.
     pub(crate) fn peek(&self, block: usize) -> Option<V> {
         Held::into_inner(self.values.get(block)?.load())
     }

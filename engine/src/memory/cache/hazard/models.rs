@@ -1,10 +1,9 @@
 //! Every schedule of small cases, for loom (`just loom`): threads that load, take out, free and end at once.
 //!
-//! A thread has one guard here, so that the second counts. Memory of values that are freed is used again at once, the last
-//! first.
+//! A thread has one guard here, so that the second counts. Memory of freed values is used again at once, the last first.
 //!
-//! Invariants looked at: whatever is found is a value that stood in that slot; while it is held it is not freed, and what is
-//! done with it is ordered before its freeing; at the end everything is freed, once.
+//! Checked invariants: a load finds a value that was in that slot; while it is held it is not freed, and its uses are ordered
+//! before its freeing; at the end every value is freed, once.
 #![expect(unsafe_code, reason = "values whose memory the models give out again")]
 
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use loom::thread;
 
 use super::*;
 
-/// Memory for a value. It stays until the process ends.
+/// ModelMemory for a value. It stays until the process ends.
 struct Body {
     counts: AtomicUsize,
     /// Which value it is; 0: it is freed. Loom notices if it is read and written without an order.
@@ -27,14 +26,14 @@ struct Body {
 // SAFETY: loom looks after the accesses to `number`, and runs one thread at a time.
 unsafe impl Sync for Body {}
 
-/// What has been freed of this run, to be used again, and how many bodies there are.
-struct Memory {
+/// The freed values of this run, to be used again, and the number of all.
+struct ModelMemory {
     free: Vec<&'static Body>,
     bodies: usize,
 }
 
 loom::lazy_static! {
-    static ref MEMORY: Mutex<Memory> = Mutex::new(Memory { free: Vec::new(), bodies: 0 });
+    static ref MEMORY: Mutex<ModelMemory> = Mutex::new(ModelMemory { free: Vec::new(), bodies: 0 });
 }
 
 /// One count of a value.
@@ -132,31 +131,31 @@ fn spawn(slots: &Arc<Slots>, work: fn(&Slots)) -> thread::JoinHandle<()> {
     let slots = Arc::clone(slots);
     thread::spawn(move || {
         work(&slots);
-        places::end_thread();
+        hazard_slots::end_thread();
     })
 }
 
-/// The number of what is found, looked at twice with others in between.
+/// The number of the value that is found, read twice with other threads in between.
 fn read(slot: &Slot<Watched>) -> Option<usize> {
     let held = slot.load();
     let value = held.as_ref()?;
     let number = value.number();
     thread::yield_now();
-    assert_eq!(value.number(), number, "another value came to its place while it was held");
+    assert_eq!(value.number(), number, "another value came to its address while it was held");
     Some(number)
 }
 
-/// What is held waits; the others are freed.
+/// Empties the slot. A held value waits; another is freed.
 fn throw_out(slot: &Slot<Watched>) -> Vec<Taken<Watched>> {
     let mut taken: Vec<_> = slot.take(0).into_iter().collect();
     free_unheld(&mut taken);
     taken
 }
 
-/// When nobody holds anything any more.
+/// Called when nothing is held any more.
 fn free_all(mut taken: Vec<Taken<Watched>>) {
     free_unheld(&mut taken);
-    assert_eq!(taken.len(), 0, "nobody holds anything");
+    assert_eq!(taken.len(), 0, "nothing is held any more");
 }
 
 #[test]
@@ -229,7 +228,7 @@ fn who_frees_may_be_another_than_who_took_out() {
 }
 
 #[test]
-fn who_holds_more_than_there_are_places_counts() {
+fn a_thread_without_a_free_slot_counts() {
     explore("two at once", 3, || {
         let slots = slots();
         let reader = spawn(&slots, |slots| {
@@ -259,9 +258,9 @@ fn a_count_may_be_taken_of_what_is_held() {
     });
 }
 
-/// The first thread of the two ends; the second takes over its places, or it was too early and has its own.
+/// The first thread of the two ends; the second takes over its line, or it was too early and has its own.
 #[test]
-fn places_go_from_a_thread_that_ends_to_another() {
+fn a_line_goes_from_a_thread_that_ends_to_another() {
     explore("a thread ends", 3, || {
         let slots = slots();
         let first = spawn(&slots, |slots| {
@@ -279,7 +278,7 @@ fn places_go_from_a_thread_that_ends_to_another() {
     });
 }
 
-/// The guard is let go by another thread than made it, whose place is used again.
+/// The guard is let go by a thread that did not make it, while the maker's hazard slot is used again.
 #[test]
 fn a_guard_may_be_let_go_elsewhere() {
     explore("let go elsewhere", 3, || {
@@ -289,7 +288,7 @@ fn a_guard_may_be_let_go_elsewhere() {
         let reader = thread::spawn(move || {
             *into.lock().unwrap() = Some(theirs[0].load());
             read(&theirs[1]);
-            places::end_thread();
+            hazard_slots::end_thread();
         });
         let held = handed.lock().unwrap().take();
         let number = held.as_ref().and_then(|held| held.as_ref()).map(Watched::number);

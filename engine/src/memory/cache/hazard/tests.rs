@@ -1,7 +1,7 @@
-//! Tests of slots and guards: nothing that is held is freed, and everything else is, once.
+//! Tests of slots and guards: a held value is not freed, and every other value is freed once.
 //!
-//! A thread may come to a line in which another's guards are still announced, and counts then: so what waits is known at
-//! most, and what lives exactly.
+//! A thread may take over a line in which guards of another one are still announced, and counts then. So the tests know an
+//! upper bound of the waiting values, and the exact number of living ones.
 
 use std::cell::RefCell;
 use std::sync::Barrier;
@@ -10,7 +10,7 @@ use std::thread;
 
 use super::*;
 
-/// Says that it lives, to whoever has it and to whoever counts.
+/// Tells its holder, and a counter, that it lives.
 struct Live {
     number: u64,
     /// The complement, until it is dropped.
@@ -100,7 +100,7 @@ fn a_value_in_two_slots_is_freed_with_the_second() {
 }
 
 #[test]
-fn a_thread_may_hold_more_values_than_it_has_places() {
+fn a_thread_may_hold_more_values_than_it_has_hazard_slots() {
     let count = Arc::default();
     let slots = filled(50, &count);
     for _ in 0..3 {
@@ -129,7 +129,7 @@ fn a_guard_is_let_go_by_any_thread_and_outlives_its_own() {
     let mut taken = take_all(&slots);
     free_unheld(&mut taken);
     assert_eq!(count.load(Ordering::Relaxed), 7, "their thread has ended");
-    // Others get the line of that one, with all of its places in use.
+    // Others get the line of that one, with all of its slots in use.
     let more = filled(40, &count);
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -148,7 +148,7 @@ fn a_guard_is_let_go_by_any_thread_and_outlives_its_own() {
 }
 
 #[test]
-fn threads_that_end_leave_their_places_to_others() {
+fn threads_that_end_leave_their_lines_to_others() {
     let count = Arc::default();
     let slots = filled(1, &count);
     for _ in 0..1000 {
@@ -156,12 +156,12 @@ fn threads_that_end_leave_their_places_to_others() {
         assert_eq!(number.unwrap(), 0);
     }
     // Other tests run at the same time, with threads of their own.
-    assert!(places::count_lines() < 500, "{} lines", places::count_lines());
+    assert!(hazard_slots::count_lines() < 500, "{} lines", hazard_slots::count_lines());
 }
 
 #[test]
 fn the_end_of_a_thread_may_load_and_let_go() {
-    /// Of a thread: loads once more when it ends, and lets go what it held.
+    /// At the end of its thread it loads once more and lets the held values go.
     struct AtTheEnd(RefCell<Vec<Held<Arc<Live>>>>, RefCell<Option<Arc<Vec<LiveSlot>>>>);
 
     impl Drop for AtTheEnd {

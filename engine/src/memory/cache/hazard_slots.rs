@@ -1,16 +1,16 @@
-//! Where threads announce what they hold: each has a line of places, which anybody may look through.
+//! Hazard slots: where threads announce the values that they hold. Each thread has a line of them, which all may read.
 //!
 //! ```text
-//!   LINES -> | 7 places for guards | 1 in passing | taken | next | -> | ... | -> ...      128 bytes each
+//!   LINES -> | 7 slots for guards | 1 in passing | taken | next | -> | ... | -> ...      128 bytes each
 //! ```
 //!
-//! A thread takes a line when it loads its first value, one that another left or a new one, and leaves it when it ends. In a
-//! line of its own it writes what nobody else writes, so to announce costs one exchange in a line of memory that mostly
-//! nobody else has.
+//! A thread takes a line when it loads its first value (one that another thread has left, or a new one), and leaves it when
+//! it ends. Other threads seldom touch the line, so to announce costs one exchange in a line of memory that is mostly in the
+//! cache of the thread's core alone.
 //!
-//! Invariants: lines are never freed, so there are as many as there were threads at once; only who has a line fills its
-//! places; a place may be cleared by any thread, and also after its line was left; who has nothing announced any more in a
-//! place has cleared it with release, so whoever finds it so is ordered behind all that was done with the value.
+//! Invariants: lines are never freed, so there are as many as there were threads at once; only the owner of a line fills its
+//! slots; any thread may clear a slot, also after its line was left; a slot is cleared with release, so a thread that finds it
+//! clear is ordered behind all uses of the value.
 #![expect(unsafe_code, reason = "lines are found through an atomic pointer")]
 
 use std::cell::Cell;
@@ -19,19 +19,19 @@ use std::ptr::{self, NonNull};
 use crate::base::sync::Ordering;
 use crate::base::sync::cached::{AtomicBool, AtomicPtr};
 
-/// Guards that a thread may have without counting: with one more that is in use in passing they fill 64 bytes.
+/// Guards that a thread may have without counting: together with the slot for use in passing they fill 64 bytes.
 const GUARDS: usize = if cfg!(loom) { 1 } else { 7 };
 
-/// A value that somebody holds, or nothing.
+/// The address of a value that is held, or null.
 #[derive(Debug)]
-pub(super) struct Place(AtomicPtr<()>);
+pub(super) struct HazardSlot(AtomicPtr<()>);
 
-/// The places of one thread.
+/// The hazard slots of one thread.
 #[repr(C, align(128))]
 struct Line {
-    guards: [Place; GUARDS],
+    guards: [HazardSlot; GUARDS],
     /// In use while its thread takes a count and never longer, so it is free whenever it is needed.
-    passing: Place,
+    passing: HazardSlot,
     /// Whether a thread has it.
     taken: AtomicBool,
     next: Option<&'static Line>,
@@ -45,7 +45,7 @@ thread_local! {
     static OWN: Own = const { Own(Cell::new(None)) };
 }
 
-// Of one run, and its threads.
+// The lines of one run of a model, and of its threads.
 #[cfg(loom)]
 loom::lazy_static! {
     static ref LINES: AtomicPtr<Line> = AtomicPtr::new(ptr::null_mut());
@@ -59,13 +59,13 @@ loom::thread_local! {
 /// The line of a thread that has one, given back when the thread ends.
 struct Own(Cell<Option<&'static Line>>);
 
-impl Place {
-    fn new() -> Place {
-        Place(AtomicPtr::new(ptr::null_mut()))
+impl HazardSlot {
+    fn new() -> HazardSlot {
+        HazardSlot(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Says that the value is held, to everybody who looks after this in the order of all sequentially consistent accesses.
-    /// Only for who has its line, or the place in it.
+    /// Announces the value to every reader that comes after this in the order of all sequentially consistent accesses.
+    /// Called by the owner of the line, or of the slot in it.
     #[inline]
     pub(super) fn announce(&self, value: NonNull<()>) {
         self.0.swap(value.as_ptr(), Ordering::SeqCst);
@@ -77,22 +77,22 @@ impl Place {
         self.0.store(ptr::null_mut(), Ordering::Release);
     }
 
-    /// For the thread that has its line. Relaxed: what another thread did that cleared it is ordered before the exchange
-    /// that comes next.
+    /// Called by the owner of the line. Relaxed: the accesses of another thread that cleared the slot are ordered before the
+    /// exchange that comes next.
     #[inline]
     fn is_free(&self) -> bool {
         self.0.load(Ordering::Relaxed).is_null()
     }
 }
 
-/// A place of this thread in which nothing is announced. None is there if all are in use, or the thread is about to end.
+/// A slot of this thread in which nothing is announced. `None` if all are in use, or the thread is about to end.
 #[inline]
-pub(super) fn free_place() -> Option<&'static Place> {
-    OWN.try_with(|own| own.line().guards.iter().find(|place| place.is_free())).ok().flatten()
+pub(super) fn free_slot() -> Option<&'static HazardSlot> {
+    OWN.try_with(|own| own.line().guards.iter().find(|slot| slot.is_free())).ok().flatten()
 }
 
-/// With a place that is this thread's during `work`, which must leave it cleared and must not come here again.
-pub(super) fn in_passing<R>(work: impl FnOnce(&Place) -> R) -> R {
+/// Runs `work` with a slot that is this thread's meanwhile; `work` leaves it cleared and does not call this again.
+pub(super) fn in_passing<R>(work: impl FnOnce(&HazardSlot) -> R) -> R {
     if let Ok(line) = OWN.try_with(Own::line) {
         return work(&line.passing);
     }
@@ -103,14 +103,14 @@ pub(super) fn in_passing<R>(work: impl FnOnce(&Place) -> R) -> R {
     result
 }
 
-/// Shows the address of everything that is held. What was taken out of its slot before this, and is not shown, nobody holds
-/// nor will.
+/// Shows the address of every value that is held. A value that was taken out of its cache slot before this call, and is not
+/// shown, is not held and will not be.
 pub(super) fn each_held(mut see: impl FnMut(usize)) {
     for line in lines() {
-        for place in line.guards.iter().chain([&line.passing]) {
+        for slot in line.guards.iter().chain([&line.passing]) {
             // Either this comes after the announcement in the order of all sequentially consistent accesses, and finds it;
-            // or the announcer's second look at the slot comes after the value was taken out of it, and finds that.
-            let held = place.0.load(Ordering::SeqCst);
+            // or the announcer's second load of the cache slot comes after the value was taken out, and finds it gone.
+            let held = slot.0.load(Ordering::SeqCst);
             if !held.is_null() {
                 see(held.addr());
             }
@@ -145,9 +145,9 @@ impl Drop for Own {
 }
 
 impl Line {
-    /// For a thread that has none: one that was left, or a new one.
+    /// A line for a thread that has none: one that another thread has left, or a new one.
     fn take() -> &'static Line {
-        // Acquire: behind what the thread before did with its places.
+        // Acquire: ordered behind the previous thread's use of its slots.
         let left =
             |line: &&Line| !line.taken.load(Ordering::Relaxed) && !line.taken.swap(true, Ordering::Acquire);
         lines().find(left).unwrap_or_else(Line::add)
@@ -159,8 +159,8 @@ impl Line {
 
     fn add() -> &'static Line {
         let mut line = Box::new(Line {
-            guards: std::array::from_fn(|_| Place::new()),
-            passing: Place::new(),
+            guards: std::array::from_fn(|_| HazardSlot::new()),
+            passing: HazardSlot::new(),
             taken: AtomicBool::new(true),
             next: None,
         });
@@ -168,12 +168,12 @@ impl Line {
         loop {
             line.next = published(first);
             let added = Box::into_raw(line);
-            // Sequentially consistent, as the announcements in it: who looks for those finds the line.
+            // Sequentially consistent, like the announcements in it: a thread that looks for those finds the line.
             match LINES.compare_exchange(first, added, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return published(added).expect("a box is not at null"),
                 Err(other) => {
                     first = other;
-                    // SAFETY: it came out of a box just now, and the exchange did not give it to anybody.
+                    // SAFETY: it came out of a box just now, and the exchange has not published it.
                     line = unsafe { Box::from_raw(added) };
                 }
             }
@@ -185,20 +185,20 @@ fn lines() -> impl Iterator<Item = &'static Line> {
     std::iter::successors(published(LINES.load(Ordering::SeqCst)), |line| line.next)
 }
 
-/// What stands in `LINES`.
+/// The line that `LINES` or another line leads to.
 fn published(line: *mut Line) -> Option<&'static Line> {
-    // SAFETY: only `Line::add` stores there, out of a box that is never freed, and writes the line no more but through its
-    // atomics; the exchange that stored it and every load are sequentially consistent, so all of it is seen.
+    // SAFETY: only `Line::add` stores there, out of a box that is never freed, and from then on writes only the atomics of
+    // the line; the exchange that stored it and every load are sequentially consistent, so all of it is seen.
     unsafe { line.as_ref() }
 }
 
-/// The end of a thread, for a model: there, destructors of thread-locals may run when the model is over.
+/// Ends a thread of a model: there, destructors of thread-locals may run only when the model is over.
 #[cfg(all(test, loom))]
 pub(super) fn end_thread() {
     OWN.with(Own::leave);
 }
 
-/// How many there are.
+/// Number of lines.
 #[cfg(test)]
 pub(super) fn count_lines() -> usize {
     lines().count()
