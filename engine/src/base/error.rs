@@ -1,4 +1,4 @@
-//! The public error: few variants, and each says what to do.
+//! The public error: few variants, each with one remedy.
 //!
 //! `Clone`, since one failed group commit fails many waiters. `Busy`: try again. `InvalidArgument`, `TooLarge`: fix
 //! the call. `NoSpace`: free space; the store goes on by itself. `Halted`: reopen. `Corrupt`: repair or restore.
@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, and where.
+/// An error of a call, with file and offset where there are any.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,14 +19,14 @@ pub enum Error {
     #[error("{message}")]
     #[non_exhaustive]
     Io {
-        /// What `std::io` calls it.
+        /// The kind of `std::io`.
         kind: std::io::ErrorKind,
         /// The system's own code, if there is one.
         errno: Option<i32>,
         /// Call, file, offset and cause in one line.
         message: String,
     },
-    /// Bytes on disk are not what was written. Nothing was changed; the store refuses to guess.
+    /// Bytes on disk are not those that were written. Nothing was changed; the store refuses to guess.
     #[error("{} is damaged at offset {offset}: {what} (expected {expected}, found {found})", file.display())]
     #[non_exhaustive]
     Corrupt {
@@ -36,9 +36,9 @@ pub enum Error {
         offset: u64,
         /// Which check failed.
         what: &'static str,
-        /// What should stand there.
+        /// The value that should be there.
         expected: String,
-        /// What stands there.
+        /// The value that is there.
         found: String,
     },
     /// The disk is full. Reads go on; writes go on by themselves when there is space again.
@@ -48,11 +48,11 @@ pub enum Error {
         /// The file that could not be written.
         path: PathBuf,
     },
-    /// Would have to wait, and was told not to. Try again.
+    /// The call would have to wait, and was told not to. Try again.
     #[error("busy: {what}")]
     #[non_exhaustive]
     Busy {
-        /// What is full.
+        /// The part of the store that is full.
         what: &'static str,
     },
     /// A log or manifest write or sync failed earlier. Reads go on; whether a write in flight happened is known after
@@ -91,7 +91,7 @@ pub enum Error {
     #[error("{message}")]
     #[non_exhaustive]
     InvalidArgument {
-        /// Why, and what would.
+        /// The reason, and a call that does make sense.
         message: String,
     },
     /// The directory is not a store, or one that this version does not read.
@@ -100,7 +100,7 @@ pub enum Error {
     Format {
         /// The directory or file.
         path: PathBuf,
-        /// What is in the way.
+        /// The reason.
         what: String,
     },
 }
@@ -158,7 +158,7 @@ impl Error {
     }
 }
 
-/// What to do, where the system's own words do not say it.
+/// The remedy, where the system's own words do not name it.
 fn advice(errno: Option<aio::Errno>) -> &'static str {
     match errno {
         Some(aio::Errno::TOO_MANY_FILES) => ": raise the limit on open files (ulimit -n)",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::base::error::Error;
 
-/// What happened. More kinds may come.
+/// An event in a store. More kinds may come.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {

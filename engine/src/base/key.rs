@@ -9,7 +9,7 @@ pub use wal::Seq;
 /// The longest key in bytes; the shortest has one.
 pub const MAX_KEY_BYTES: usize = 65_535;
 
-/// What an entry says about its key.
+/// The meaning of an entry for its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The key has this value.

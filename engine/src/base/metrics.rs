@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What a store did and holds; a snapshot, taken without stopping anything, so parts may differ by an operation.
+/// Numbers of a store at one moment. They are taken without stopping anything, so parts may differ by an operation.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Metrics {
@@ -51,7 +51,7 @@ pub struct Metrics {
     pub cache_misses: u64,
     /// Block cache: bytes held.
     pub cache_bytes: u64,
-    /// What open segments hold in memory beside their blocks, in bytes: indexes and filters, or what leads to them. With
+    /// Memory of open segments beside their blocks, in bytes: indexes and filters, or the tops that lead to them. With
     /// [`cache_bytes`](Metrics::cache_bytes) it is within one part of the memory budget.
     pub pinned_bytes: u64,
     /// Segments whose indexes and filters do not fit into memory, and come through the block cache.
@@ -64,7 +64,7 @@ pub struct Metrics {
     pub io: aio::Counters,
 }
 
-/// What one keyspace holds.
+/// Numbers of one keyspace.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct KeyspaceMetrics {
@@ -127,7 +127,7 @@ impl Counters {
         add(&self.stalled_ns, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// Copies what is counted here; the rest of [`Metrics`] comes from where it stands.
+    /// Copies the counters; the rest of [`Metrics`] comes from the parts of the store.
     pub(crate) fn fill(&self, metrics: &mut Metrics) {
         metrics.records = get(&self.records);
         metrics.record_bytes = get(&self.record_bytes);

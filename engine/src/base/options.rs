@@ -1,4 +1,4 @@
-//! What a store is opened with, and the sizes that follow from its memory budget.
+//! The options of an open, and the sizes that follow from the memory budget.
 //!
 //! ```text
 //!   budget   | memtables 1/4 | ring 1/16 and its tables | I/O 8 MiB | read-ahead 1/64 | cache: the rest, at least 1/8 |
@@ -6,8 +6,8 @@
 //!
 //! The cache shares its part with the indexes and filters of open segments (`reserve.rs`).
 //!
-//! Invariant: whatever was asked for, the sizes are such that the store works; nothing of them is remembered but what
-//! the manifest says of ring and log files.
+//! Invariant: the store works with the sizes that follow from any options. They are not remembered, except for the sizes of
+//! ring and log files in the manifest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use wal::SyncMethod;
 
 use crate::base::events::Listener;
 
-/// What an acknowledged write survives.
+/// The failure that an acknowledged write survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
@@ -29,7 +29,7 @@ pub enum Durability {
     Power,
 }
 
-/// Who does flushes, compactions and log rounds.
+/// The threads that do flushes, compactions and log rounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Background {
@@ -41,8 +41,8 @@ pub enum Background {
     Manual,
 }
 
-/// Sizes that otherwise follow from the memory budget; `None` leaves them so. All in bytes; brought into what is
-/// possible, and rounded up to what the files need.
+/// Sizes that otherwise follow from the memory budget; `None` leaves them so. All in bytes; brought into the possible range,
+/// and rounded up as the files need.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
     /// The mapped ring of the log.
@@ -68,7 +68,7 @@ const SMALLEST_BYTES: u64 = 4 * KIB;
 /// The progress of the ring is kept in tables that are as long.
 const LARGEST_RING_BYTES: u64 = 1 << 30;
 
-/// References inside a memtable reach 32 GiB, and a replay puts into one table what was in several.
+/// References inside a memtable reach 32 GiB, and a replay puts the entries of several tables into one.
 const LARGEST_MEMTABLES_BYTES: u64 = 16 << 30;
 
 /// Everything that [`Builder`](crate::Builder) sets.
@@ -116,7 +116,7 @@ impl Options {
             .next_multiple_of(4 * KIB)
     }
 
-    /// What a new ring begins with: it grows to its size as the store is written to.
+    /// The first size of a new ring: it grows to its full size as the store is written to.
     pub(crate) fn ring_first_bytes(&self) -> u64 {
         (self.ring_bytes() / 16).next_multiple_of(4 * KIB)
     }
@@ -155,7 +155,7 @@ impl Options {
         self.log_limit_bytes() / self.log_file_bytes() + 2
     }
 
-    /// The block cache, and what open segments keep pinned: what the other parts leave. The ring counts with a quarter more
+    /// The block cache and the pinned memory of open segments: the rest of the budget. The ring counts with a quarter more
     /// for its two progress tables.
     pub(crate) fn cache_bytes(&self) -> u64 {
         let buffers = IO_BUFFER_BYTES + self.read_ahead_bytes() as u64;
@@ -163,7 +163,7 @@ impl Options {
         self.memory_budget_bytes.saturating_sub(others).max(self.memory_budget_bytes / 8)
     }
 
-    /// What all scans together have read and not used yet: 16 of them at full length with the default budget.
+    /// Bytes that all scans together have read ahead: 16 scans at full length with the default budget.
     pub(crate) fn read_ahead_bytes(&self) -> usize {
         let bytes = (self.memory_budget_bytes / 64).clamp(256 * KIB, 16 * MIB);
         usize::try_from(bytes).expect("clamped")
@@ -179,7 +179,7 @@ impl Options {
         self.sizes.block_bytes.unwrap_or(8 << 10).clamp(512, 32 << 10)
     }
 
-    /// The first size of a manifest file; it grows with what it must hold.
+    /// The first size of a manifest file; it grows with its content.
     pub(crate) fn manifest_bytes(&self) -> u64 {
         self.sizes.manifest_bytes.unwrap_or(256 * KIB)
     }

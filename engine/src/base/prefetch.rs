@@ -1,23 +1,23 @@
-//! Asks memory for what is needed soon, by whoever has something else to do before. Never more than advice.
-#![expect(unsafe_code, reason = "an instruction that nobody but a cache notices")]
+//! Asks memory for lines that are needed soon, while the thread still has other work. Never more than advice.
+#![expect(unsafe_code, reason = "an instruction that only caches notice")]
 
-/// What memory brings at once.
+/// The bytes that memory brings at once.
 const LINE_BYTES: usize = 64;
 
-/// Of an object.
+/// Asks for an object.
 #[inline]
 pub(crate) fn prefetch<T>(object: &T) {
     prefetch_bytes(std::ptr::from_ref(object).cast(), size_of::<T>());
 }
 
-/// Of so many bytes from an address on, whatever is there.
+/// Asks for `len_bytes` from an address on, which may be any address.
 #[inline]
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "not known how"))]
 pub(crate) fn prefetch_bytes(address: *const u8, len_bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in 0..len_bytes.div_ceil(LINE_BYTES) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: nothing is read as far as the program can tell, and no address is wrong.
+        // SAFETY: the instruction reads nothing that the program could observe, and every address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(line * LINE_BYTES).cast()) };
     }
 }

@@ -1,7 +1,7 @@
 //! Ranges of keys, as callers write them and as the engine uses them.
 //!
-//! Invariant: [`KeyBounds`] is half open, whatever was written. The smallest key above `k` is `k` with a zero
-//! byte appended, so an excluded start and an included end need no case of their own anywhere else.
+//! Invariant: [`KeyBounds`] is half open for every form of range. The smallest key above `k` is `k` with a zero byte appended,
+//! so an excluded start and an included end are no special cases anywhere else.
 
 use std::ops::{Bound, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
@@ -73,7 +73,7 @@ fn successor(key: &[u8]) -> Bytes {
 mod sealed {
     use super::{Bound, KeyBounds, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
-    /// What [`super::KeyRange`] can do; out of reach for other crates.
+    /// The method of [`super::KeyRange`]; out of reach for other crates.
     pub trait IntoBounds {
         /// The same range, half open.
         fn into_bounds(self) -> KeyBounds;

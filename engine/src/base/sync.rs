@@ -1,12 +1,12 @@
-//! Locks, conditions, atomics and threads of this crate, in one place so that a model checker can be put in their stead.
+//! Locks, conditions, atomics and threads of this crate, in one file, so that a model checker can replace them.
 //!
-//! What stands here itself is the memtable's: with `--cfg loom` loom's (`just loom`), which looks at each access. [`shared`]
-//! is everybody else's: with `--cfg shuttle` shuttle's (`just schedules`), which runs the whole store and takes each
-//! operation of the memtable as one step.
+//! The types at the root are for the memtable: with `--cfg loom` they are loom's (`just loom`), which orders each access.
+//! [`shared`] is for all other code: with `--cfg shuttle` its types are shuttle's (`just schedules`), which runs the whole
+//! store and takes each operation of the memtable as one step.
 //!
-//! Invariants: `memtable/{latch,node,tree,filter}.rs`, the links of `memtable/arena.rs` and `cache/{hazard,places}.rs` take
-//! their atomics from here; no other file but those of the memtable names `parking_lot`. What only counts, and the marks of
-//! the cache, stay as they are: nothing is decided by them on which another thread relies.
+//! Invariants: `memtable/{latch,node,tree,filter}.rs`, the links of `memtable/arena.rs` and `cache/{hazard,hazard_slots}.rs`
+//! take their atomics from here; only files of the memtable name `parking_lot` beside this one. Counters and the marks of the
+//! cache are plain atomics: no thread relies on a decision that is made by them.
 
 #[cfg(loom)]
 mod model;
@@ -18,7 +18,7 @@ pub(crate) use self::model::{AtomicU32, AtomicU64, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-/// How often a thread looks again before it lets others run: whoever it waits for may have lost its core.
+/// Number of tries before a thread lets others run: the thread that it waits for may have lost its core.
 #[cfg(not(loom))]
 const SPINS: u32 = 64;
 
@@ -35,7 +35,7 @@ pub(crate) fn pause(spins: &mut u32) {
     }
 }
 
-/// Stands beside plain memory. In a model it notices a reader who is not ordered after the writer; else it is nothing.
+/// Accompanies plain memory. In a model it detects a reader that is not ordered after the writer; otherwise it is empty.
 #[derive(Debug)]
 pub(crate) struct Witness(#[cfg(loom)] AtomicU32);
 
@@ -77,11 +77,11 @@ pub(crate) mod shared {
         static NUMBER: usize = THREADS.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Where a schedule may go on with another thread, beside an access that it does not see.
+    /// A point at which a schedule may go on with another thread, beside an access that it does not see.
     #[inline]
     pub(crate) fn turn() {}
 
-    /// Of this thread, counted from 0 as threads come to ask.
+    /// The number of this thread: threads are counted from 0, in the order of their first call.
     pub(crate) fn thread_number() -> usize {
         NUMBER.with(|number| *number)
     }
@@ -94,13 +94,13 @@ pub(crate) mod shared {
         AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock, thread, thread_local, turn,
     };
 
-    /// Of this task.
+    /// The number of this task.
     pub(crate) fn thread_number() -> usize {
         thread::current().id().into()
     }
 }
 
-/// The cache's: `just loom` looks at those, too; to a schedule a look-up is one step.
+/// For the cache: `just loom` orders these accesses, too; for a schedule a look-up is one step.
 pub(crate) mod cached {
     #[cfg(not(loom))]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr};

@@ -1,10 +1,10 @@
-//! Loom's atomics with the faces of the standard library's.
+//! Loom's atomics with the interface of the standard library's.
 //!
-//! Loom tries another order of two accesses if they concern the same atomic and one of them writes. Of an atomic it
-//! remembers the last access only, so when a thread loads and then writes, the load of another thread before that is
-//! forgotten, and whatever would follow from the other order is not tried: just what an optimistic reader does. So here
-//! every access is preceded by one to a common atomic, by an operation that both reads and writes: then the order of any
-//! two accesses matters to loom. It is relaxed, and so orders no memory.
+//! Loom tries another order of two accesses if they concern the same atomic and one of them writes. It remembers only the
+//! last access of an atomic. So when a thread loads and then writes, an earlier load of another thread is forgotten, and the
+//! other order is not tried; but that order is the one that matters for an optimistic reader. So here every access is
+//! preceded by one to a common atomic, by an operation that both reads and writes: then the order of any two accesses
+//! matters to loom. It is relaxed, and so orders no memory.
 
 use loom::sync::atomic::Ordering;
 pub(crate) use loom::sync::atomic::fence;
@@ -13,7 +13,7 @@ loom::lazy_static! {
     static ref TURN: loom::sync::atomic::AtomicUsize = loom::sync::atomic::AtomicUsize::new(0);
 }
 
-/// Here any other thread may go on first.
+/// A point at which any other thread may go on first.
 fn turn() {
     TURN.fetch_add(1, Ordering::Relaxed);
 }
@@ -77,9 +77,9 @@ impl AtomicBool {
     }
 }
 
-/// Loom takes a sequentially consistent access for acquire and release only, and would find executions that no machine has.
-/// So here, as in the log's models, a fence that is sequentially consistent, which loom does model, follows each exchange
-/// that is to be so.
+/// Loom treats a sequentially consistent access like acquire and release, and would find executions that no machine has. So
+/// here, as in the log's models, each sequentially consistent exchange is followed by a sequentially consistent fence, which
+/// loom does model.
 #[derive(Debug)]
 pub(crate) struct AtomicPtr<T>(loom::sync::atomic::AtomicPtr<T>);
 
