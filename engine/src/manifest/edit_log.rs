@@ -12,15 +12,15 @@
 //!        n     m  one group for each append
 //! ```
 //!
-//! Sectors are sealed with store id 0 (the manifest is where the store's id stands), the manifest's number as file id
+//! Sectors are sealed with store id 0 (the store's id is known only from the manifest), the manifest's number as file id
 //! and epoch 1; the group header's `life` is 0. Each group claims that all before it are durable, so a lost sector
 //! anywhere but in the newest group is noticed; a cut file is noticed by its size.
 //!
 //! The manifest with the highest number whose first group is complete counts. A new one is written at each open and
 //! when the old one is full; the old one is removed after it is durable.
 //!
-//! Invariant: an edit is durable before anything that depends on it is done, and one that failed poisons: nobody
-//! knows whether it is on disk, so nothing is written or removed after it.
+//! Invariant: an edit is durable before anything that depends on it is done. A failed edit halts the manifest: it may or may
+//! not be on disk, so nothing is written or removed after it.
 //! Written and read here. Version gate: [`FORMAT_VERSION`].
 
 use std::sync::atomic::Ordering;
@@ -45,7 +45,7 @@ pub(crate) const FORMAT_VERSION: u32 = 3;
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
 
-/// What ordinary edits leave free, so that a full disk, on which the manifest cannot be replaced, still takes the edits
+/// Steps that ordinary edits leave free. A full disk, on which the manifest cannot be replaced, still takes the edits
 /// of [`Reserve::Use`]; at most a quarter of the file.
 const RESERVE_STEPS: u64 = 16;
 
@@ -57,9 +57,9 @@ pub(crate) fn reserve_steps(manifest_bytes: u64) -> u64 {
 /// Whether an edit may go where ordinary ones may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reserve {
-    /// What needs space anyway.
+    /// No: edits that need space for other files anyway.
     Keep,
-    /// What goes on without space: the activation of a spare log file, the end of a keyspace.
+    /// Yes: edits that need no other space, as the activation of a spare log file and the end of a keyspace.
     Use,
 }
 
@@ -85,8 +85,8 @@ pub(crate) struct Manifest {
 struct Writer {
     file: File,
     number: u64,
-    /// The last number that was tried for the next one. What a full disk left of it may still be there, without a first
-    /// group: that file does not count, but its name is taken.
+    /// The last number that was tried for the next manifest. After a full disk its file may still be there, without a first
+    /// group: it does not count, but its name is taken.
     tried: u64,
     /// Where the next group goes, in bytes.
     offset: u64,
@@ -149,7 +149,7 @@ impl Manifest {
         self.append_with(Reserve::Keep, |_| edits.to_vec())
     }
 
-    /// As [`Manifest::append`], with edits that depend on the version they are applied to.
+    /// Like [`Manifest::append`], with edits that depend on the version to which they are applied.
     pub(crate) fn append_with(
         &self,
         reserve: Reserve,
@@ -190,11 +190,11 @@ impl Manifest {
         Ok(())
     }
 
-    /// Reads it back: what stands on disk leads to the version in use. Nothing is appended meanwhile, since a group
-    /// that is half written looks like damage.
+    /// Reads the file back and compares the version that it builds with the one in use. Nothing is appended meanwhile, since a
+    /// group that is half written looks like damage.
     pub(crate) fn verify(&self) -> Result<()> {
         let writer = self.writer.lock();
-        // After a failed append nobody knows what is on disk.
+        // After a failed append the content of the disk is unknown.
         self.health()?;
         let loaded = load(&self.files)?;
         if loaded.as_ref() == Some(&*self.version()) {
@@ -257,7 +257,7 @@ impl wal::Host for Manifest {
 }
 
 impl Writer {
-    /// The next group, and what it takes in the file in bytes.
+    /// The next group, and its size in the file.
     fn group(&self, len_bytes: usize) -> (Group, u64) {
         let group = Group {
             life: 0,
@@ -438,7 +438,7 @@ fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
 /// Creates manifest `number` with the whole version in its first group.
 ///
 /// # Errors
-/// `Halted` if the group could not be written: nobody knows whether this manifest counts. Otherwise it does not exist.
+/// `Halted` if the group could not be written: whether this manifest counts is unknown. With any other error it does not exist.
 fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) -> Result<Writer> {
     version.format.version = FORMAT_VERSION;
     let mut bytes = Vec::new();

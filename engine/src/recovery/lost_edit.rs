@@ -1,13 +1,13 @@
 //! Log files that were used, and that the manifest does not know of: the proof that an edit of the manifest is lost.
 //!
-//! A manifest whose newest edit is lost whole looks like one that never had it. Where that edit named a log file, an
-//! open that believed it would skip what was acknowledged in that file, and remove the file as an orphan. But the file
-//! itself bears witness: its sectors have an epoch that the manifest, as it stands, has not handed out yet.
+//! A manifest whose newest edit is lost whole looks like one that never had it. If that edit named a log file, an open that
+//! trusted the manifest would skip acknowledged records in that file, and remove it as an orphan. But the file itself is the
+//! proof: its sectors have an epoch that the manifest, as it is, has not handed out yet.
 //!
 //! Why no crash leaves such a store: [`Manifest::activate`](crate::manifest::edit_log::Manifest) returns an epoch after the edit
 //! with it is synced, the log writes no sector of that epoch before, and every later manifest begins with the counter.
 //! An activation that failed stops the log, or left nothing and is done again with the same epoch; either way no sector
-//! was written. So whatever a power cut keeps of the file, the manifest kept the edit. Orphans that a crash does leave
+//! was written. So if a power cut keeps any part of the file, the manifest keeps the edit. Orphans that a crash does leave
 //! are spares that were never used (zeros, or shorter), and files of earlier uses and lives: epochs below the counter.
 //!
 //! Only files that are not named need a look: where one is named with an earlier use, its chain meets a sector of a later
@@ -41,7 +41,7 @@ pub(crate) fn find(files: &Files, version: &Version) -> Result<Vec<ActiveFile>> 
     Ok(lost)
 }
 
-/// What an open refuses: the manifest lacks the edit that activates this file.
+/// The error of an open: the manifest lacks the edit that activates this file.
 pub(crate) fn error(files: &Files, lost: &ActiveFile) -> Result<Error> {
     let number = edit_log::numbers(files)?.last().copied().unwrap_or(edit_log::FIRST_NUMBER);
     let (path, expected) =

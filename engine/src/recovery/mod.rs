@@ -1,4 +1,4 @@
-//! From a directory to an open store, and what a repair of the log gives up.
+//! From a directory to an open store, and the losses of a repair of the log.
 //!
 //! `open` is the line of steps; each step has a file of its own.
 

@@ -8,7 +8,7 @@
 //!                       0     4  length of the raw block
 //!                       4     1  codec: 0 none, 1 LZ4 block
 //!                       5     3  zero
-//!                       8   ...  the raw block, or what the codec made of it; then zeros up to a multiple of 512
+//!                       8   ...  the raw block, or its compressed form; then zeros up to a multiple of 512
 //!
 //!   raw block:     OFFSET  SIZE  FIELD
 //!                       0     2  n, number of entries, at least 1
@@ -30,7 +30,7 @@
 //!                     ...   ...  heap: suffix and value of each entry
 //! ```
 //!
-//! Invariants: [`Block::decode`] checks everything that an accessor relies on, so no bytes whatever make one panic.
+//! Invariants: [`Block::decode`] checks everything that an accessor relies on, so no accessor panics, whatever the bytes are.
 //! Entries rise in internal order: key ascending, newest first. Order, heads and fingerprints are not checked when a
 //! block is read (its checksum stands for them) but by [`Block::check`], which a verification calls.
 #![deny(clippy::indexing_slicing)]
@@ -48,13 +48,13 @@ use crate::base::prefetch::prefetch_bytes;
 /// The stored block's own header.
 pub(super) const STORED_HEADER_BYTES: usize = 8;
 pub(super) const RAW_HEADER_BYTES: usize = 24;
-/// What a frame takes beside the raw bytes: two counts, and the columns.
+/// Memory of a frame beside the raw bytes: two counts, and the columns.
 const FRAME_BYTES: usize = size_of::<Head>() + 2 * size_of::<usize>();
-/// What [`Block::prefetch`] brings: all up to the ends of 70 entries.
+/// Bytes that [`Block::prefetch`] asks for: all up to the ends of 70 entries.
 const FRONT_BYTES: usize = 14 * 64;
-/// Entries of this length and more stand apart: the processor does not ask for the next by itself.
+/// For entries of this length and more the processor does not ask for the next one by itself.
 const LONG_BYTES: usize = 192;
-/// What a thread keeps at most of the memory in which it decompresses.
+/// The most memory that a thread keeps for its next decompression.
 const MAX_SCRATCH_BYTES: usize = 64 << 10;
 /// LZ4 cannot expand its input more than this many times.
 const MAX_LZ4_RATIO: usize = 255;
@@ -71,7 +71,7 @@ pub(super) fn head_of(bytes: &[u8]) -> u32 {
     (0..4).fold(0, |head, i| head << 8 | u32::from(bytes.get(i).copied().unwrap_or(0)))
 }
 
-/// How many leading bytes two keys share.
+/// Number of leading bytes that two keys share.
 pub(super) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -91,7 +91,7 @@ pub(super) fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize 
     start
 }
 
-/// The byte of a key's hash that stands in the fingerprint column.
+/// The byte of a key's hash that is its fingerprint.
 pub(super) fn fingerprint(hash: u64) -> u8 {
     u8::try_from(hash >> 56).expect("8 bits are left")
 }
@@ -128,7 +128,7 @@ impl Column {
     }
 }
 
-/// Where the columns stand in the raw block.
+/// Offsets of the columns in the raw block.
 #[derive(Clone, Copy, Debug)]
 struct Columns {
     entries: usize,
@@ -143,17 +143,17 @@ struct Columns {
     heap: usize,
 }
 
-/// A decoded block whose structure was checked, as the cache keeps it: what a search reads first stands right before the
-/// raw bytes, so memory brings both at once, and from one page.
+/// A decoded block whose structure was checked, as the cache keeps it. The header, which a search reads first, stands right
+/// before the raw bytes, so memory brings both at once, and from one page.
 pub(crate) type Frame = ThinArc<Head, u8>;
 
-/// What is known of a block beside its bytes.
+/// Facts about a block beside its bytes.
 #[derive(Debug)]
 pub(crate) struct Head {
     columns: Columns,
     /// No two entries have the same key.
     is_distinct: bool,
-    /// Its entries have [`LONG_BYTES`] on the average.
+    /// Its entries have at least [`LONG_BYTES`] on average.
     is_long: bool,
 }
 
@@ -164,9 +164,9 @@ pub(crate) struct Block<'a> {
     head: &'a Head,
 }
 
-/// What the columns say of one entry, read once.
+/// An entry, as its columns describe it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Spot {
+pub(super) struct EntryAt {
     pub(super) seq: Seq,
     pub(super) kind: Kind,
     /// See [`Block::bounds`].
@@ -175,9 +175,10 @@ pub(super) struct Spot {
     end: usize,
 }
 
-impl Spot {
-    /// Of no entry.
-    pub(super) const NONE: Spot = Spot { seq: Seq::new(0), kind: Kind::Put, suffix: 0, value: 0, end: 0 };
+impl EntryAt {
+    /// No entry.
+    pub(super) const NONE: EntryAt =
+        EntryAt { seq: Seq::new(0), kind: Kind::Put, suffix: 0, value: 0, end: 0 };
 
     /// Length of the suffix.
     #[inline]
@@ -187,15 +188,15 @@ impl Spot {
 }
 
 impl<'a> Block<'a> {
-    /// What the frame holds.
+    /// The block in a frame.
     #[inline]
     pub(crate) fn of(frame: &'a Frame) -> Block<'a> {
         Block { raw: &frame.slice, head: &frame.header.header }
     }
 
-    /// Takes a stored block (padding included or not) apart. On failure says what does not fit.
+    /// Takes a stored block (padding included or not) apart. The error names the check that failed.
     ///
-    /// Reads every column once. Never takes more than 255 times the memory of what is stored.
+    /// Reads every column once. Never takes more than 255 times the memory of the stored bytes.
     pub(super) fn decode(stored: &[u8], len_bytes: usize) -> Result<Frame, &'static str> {
         let mut reader = Reader::new(stored.get(..len_bytes).ok_or("block length")?);
         let raw_len = reader.u32().and_then(|len| usize::try_from(len).ok()).ok_or("block header")?;
@@ -208,7 +209,7 @@ impl<'a> Block<'a> {
             CODEC_NONE if body.len() == raw_len => Block::checked(body),
             CODEC_LZ4 if raw_len <= body.len().saturating_mul(MAX_LZ4_RATIO) => {
                 let mut raw = SCRATCH.try_with(RefCell::take).unwrap_or_default();
-                // What is there from before is overwritten, all of it: else it is an error.
+                // All bytes from before are overwritten; anything less is an error.
                 raw.resize(raw.len().max(raw_len), 0);
                 let (whole, _) = raw.split_at_mut(raw_len);
                 let frame = match lz4_flex::block::decompress_into(body, whole) {
@@ -237,13 +238,13 @@ impl<'a> Block<'a> {
         Ok(Frame::from_header_and_slice(head, raw))
     }
 
-    /// What it takes in memory.
+    /// Its memory in bytes.
     pub(super) fn memory_bytes(self) -> u64 {
         (self.raw.len() + FRAME_BYTES) as u64
     }
 
-    /// Asks memory for what a point read of this frame needs first: columns, fingerprints, and the ends behind them, if
-    /// the block is not one of many small entries.
+    /// Asks memory for the bytes that a point read of this frame needs first: columns, fingerprints, and the ends behind them,
+    /// unless the block has many small entries.
     #[inline]
     pub(crate) fn prefetch(frame: &Frame) {
         prefetch_bytes(std::ptr::from_ref(&**frame).cast(), FRONT_BYTES);
@@ -271,7 +272,7 @@ impl<'a> Block<'a> {
         self.raw.get(self.head.columns.prefix..self.head.columns.heap).unwrap_or_default()
     }
 
-    /// What follows the prefix in key `i`.
+    /// Key `i` without the prefix.
     pub(super) fn suffix(self, i: usize) -> &'a [u8] {
         self.pair(i).0
     }
@@ -303,19 +304,19 @@ impl<'a> Block<'a> {
 
     /// Reads the columns of entry `i`.
     #[inline]
-    pub(super) fn spot(self, i: usize) -> Spot {
+    pub(super) fn entry_at(self, i: usize) -> EntryAt {
         let (suffix, value, end) = self.bounds(i);
-        Spot { seq: self.seq(i), kind: self.kind(i), suffix, value, end }
+        EntryAt { seq: self.seq(i), kind: self.kind(i), suffix, value, end }
     }
 
-    /// Whether its entries are so long that memory has to be asked for each: short ones, one behind the other, the
-    /// processor sees coming by itself.
+    /// Whether its entries are so long that memory has to be asked for each. The processor itself asks for short ones, which
+    /// stand one behind the other.
     #[inline]
     pub(super) fn is_long(self) -> bool {
         self.head.is_long
     }
 
-    /// Asks memory for the front of entry `i`, where also the entry before it ends.
+    /// Asks memory for the front of entry `i`, where the entry before it ends, too.
     #[inline]
     pub(super) fn prefetch_front(self, i: usize) {
         if i < self.len() {
@@ -324,16 +325,16 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// All bytes of the block from the suffix of a spot on.
+    /// All bytes of the block from the suffix of this entry on.
     #[inline]
-    pub(super) fn bytes_from(self, spot: &Spot) -> &'a [u8] {
-        self.raw.get(spot.suffix..).unwrap_or_default()
+    pub(super) fn bytes_from(self, at: &EntryAt) -> &'a [u8] {
+        self.raw.get(at.suffix..).unwrap_or_default()
     }
 
-    /// The value at a spot of this block.
+    /// The value of an entry of this block.
     #[inline]
-    pub(super) fn value_at(self, spot: &Spot) -> &'a [u8] {
-        self.raw.get(spot.value..spot.end).unwrap_or_default()
+    pub(super) fn value_at(self, at: &EntryAt) -> &'a [u8] {
+        self.raw.get(at.value..at.end).unwrap_or_default()
     }
 
     /// Whether key `i` is `key`.
@@ -343,10 +344,10 @@ impl<'a> Block<'a> {
 
     /// The newest entry of `key` with `seq < snapshot`.
     #[inline]
-    pub(super) fn find(self, key: &[u8], hash: u64, snapshot: Seq) -> Option<Spot> {
+    pub(super) fn find(self, key: &[u8], hash: u64, snapshot: Seq) -> Option<EntryAt> {
         let rest = key.strip_prefix(self.prefix())?;
-        let mut spots = self.candidates(hash).map(|i| self.spot(i));
-        spots.find(|spot| self.raw.get(spot.suffix..spot.value) == Some(rest) && spot.seq < snapshot)
+        let mut found = self.candidates(hash).map(|i| self.entry_at(i));
+        found.find(|at| self.raw.get(at.suffix..at.value) == Some(rest) && at.seq < snapshot)
     }
 
     /// The entries whose fingerprint is that of a hash.
@@ -363,7 +364,7 @@ impl<'a> Block<'a> {
                 Some(chunk * LANES + lane)
             })
         });
-        // The padding after the last fingerprint may fit as well.
+        // The padding after the last fingerprint may be equal, too.
         hits.take_while(move |&i| i < self.len())
     }
 
@@ -378,7 +379,7 @@ impl<'a> Block<'a> {
                 let tie = self.heads().partition_point(|other| u32::from_le_bytes(*other) < head);
                 let from = self.heads().get(tie..).unwrap_or_default();
                 let is_tie = |other: &[u8; 4]| u32::from_le_bytes(*other) == head;
-                // Mostly the key itself, or none.
+                // Mostly the key itself, or no key.
                 let ties = if from.get(1).is_some_and(is_tie) {
                     from.partition_point(is_tie)
                 } else {
@@ -389,7 +390,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// What is not checked when a block is read: order, heads, fingerprints. Calls `each` for every entry, in order.
+    /// Checks order, heads and fingerprints, which are not checked when a block is read. Calls `each` for every entry, in order.
     pub(super) fn check(self, mut each: impl FnMut(&Entry<'_>, u64)) -> Result<(), &'static str> {
         let (mut key, mut previous) = (Vec::new(), Vec::new());
         for i in 0..self.len() {
@@ -414,7 +415,7 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    /// The column of heads, each as it stands there.
+    /// The column of heads, undecoded.
     #[inline]
     fn heads(self) -> &'a [[u8; 4]] {
         let Columns { heads, ends, .. } = &self.head.columns;

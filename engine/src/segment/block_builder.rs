@@ -1,6 +1,6 @@
 //! Makes blocks: collects entries, then lays them out as the columns that `block.rs` draws.
 //!
-//! Invariant: what it encodes, [`Block::decode`](super::block::Block) takes apart into the same entries.
+//! Invariant: [`Block::decode`](super::block::Block) takes an encoded block apart into the same entries.
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{CODEC_LZ4, CODEC_NONE, RAW_HEADER_BYTES, common_prefix, fingerprint, head_of};
@@ -52,7 +52,7 @@ impl BlockBuilder {
                 && self.raw_bytes() + added + 12 <= block_bytes
     }
 
-    /// About what the raw block will take.
+    /// About the size of the raw block.
     pub(super) fn raw_bytes(&self) -> usize {
         RAW_HEADER_BYTES + self.keys.len() + self.values.len() + 12 * self.seqs.len()
     }
@@ -80,7 +80,7 @@ impl BlockBuilder {
         let mut bytes = Vec::new();
         bytes.put_u32(u32::try_from(raw.len()).expect("a record, so also an entry, is far below 4 GiB"));
         let packed = if compress { lz4_flex::block::compress(&raw) } else { Vec::new() };
-        // A block that shrinks by less than an eighth is not worth the work of unpacking it.
+        // A saving of less than an eighth is not worth the decompression at each read.
         let compressed = compress && packed.len() <= raw.len() - raw.len().div_ceil(8);
         bytes.put_u8(if compressed { CODEC_LZ4 } else { CODEC_NONE });
         bytes.extend_from_slice(&[0; 3]);

@@ -66,7 +66,7 @@ fn compare(block: Block<'_>, entries: &[Owned], probes: &[Vec<u8>]) {
         let seqs = entries.iter().filter(|entry| entry.key == *key).map(|entry| entry.seq);
         for snapshot in seqs.flat_map(|seq| [seq, seq.saturating_add(1)]).chain([0, u64::MAX]) {
             let newest = entries.iter().position(|entry| entry.key == *key && entry.seq < snapshot);
-            assert_eq!(block.find(key, key_hash(key), Seq::new(snapshot)), newest.map(|i| block.spot(i)));
+            assert_eq!(block.find(key, key_hash(key), Seq::new(snapshot)), newest.map(|i| block.entry_at(i)));
         }
     }
 }

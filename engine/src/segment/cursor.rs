@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use aio::{Buf, File};
 
-use super::block::{Block, Frame, Spot};
+use super::block::{Block, EntryAt, Frame};
 use super::index::{Index, IndexBuilder, Part};
-use super::pages::{PIECE_BLOCKS, place_in, separator_in};
+use super::pages::{PIECE_BLOCKS, handle_in, separator_in};
 use super::reader::{Form, Segment, Span, Way};
 use super::top::Top;
 use crate::base::error::Result;
@@ -41,7 +41,7 @@ impl Segment {
             block: None,
             number: 0,
             at: 0,
-            spot: Spot::NONE,
+            spot: EntryAt::NONE,
             key: KeyBuf::default(),
             sole: 0..0,
             way: Way::Forward,
@@ -65,7 +65,7 @@ pub(crate) struct SegmentCursor {
     number: usize,
     /// The entry in it, and what its columns say of it.
     at: usize,
-    spot: Spot,
+    spot: EntryAt,
     key: KeyBuf,
     /// Entries of the block that are the only versions of their keys.
     sole: Range<usize>,
@@ -94,7 +94,7 @@ impl Piece {
         let (mut joined, mut separator) = (IndexBuilder::default(), Vec::new());
         for i in 0..block.len() {
             separator_in(block, i, &mut separator);
-            let added = place_in(block, i).and_then(|place| joined.push(place, &separator));
+            let added = handle_in(block, i).and_then(|handle| joined.push(handle, &separator));
             added.expect("it was checked when it was read");
         }
         Piece { index: joined.into_index(), first }
@@ -246,8 +246,8 @@ impl SegmentCursor {
             Some(span) if (span.first..span.end).contains(&number) => span,
             other => self.read(number, other)?,
         };
-        let place = self.part().place(number).expect("it is in reach");
-        let block = self.segment.decode(number, &place, &span)?;
+        let handle = self.part().handle(number).expect("it is in reach");
+        let block = self.segment.decode(number, &handle, &span)?;
         let last = if self.way == Way::Forward { span.end - 1 } else { span.first };
         if number != last {
             self.ahead = Some(span);
@@ -388,7 +388,7 @@ impl SegmentCursor {
         self.sole = self.segment.sole_entries(self.part(), block, number);
         self.number = number;
         self.at = at;
-        self.spot = block.spot(at);
+        self.spot = block.entry_at(at);
         self.key.set_suffix(block.bytes_from(&self.spot), self.spot.suffix_len());
         self.block = Some(frame);
     }
@@ -424,7 +424,7 @@ impl SegmentCursor {
             return false;
         };
         self.at += 1;
-        self.spot = block.spot(self.at);
+        self.spot = block.entry_at(self.at);
         if block.is_long() {
             self.look_forward(block);
         }
@@ -437,7 +437,7 @@ impl SegmentCursor {
     fn step_backward(&mut self) -> bool {
         let Some(block) = self.block.as_ref().map(Block::of).filter(|_| self.at > 0) else { return false };
         self.at -= 1;
-        self.spot = block.spot(self.at);
+        self.spot = block.entry_at(self.at);
         if block.is_long() {
             self.look_backward(block);
         }
@@ -515,7 +515,7 @@ impl Cursor for SegmentCursor {
     #[inline]
     fn entry(&self) -> Option<Entry<'_>> {
         let block = self.block.as_ref().map(Block::of)?;
-        let Spot { seq, kind, .. } = self.spot;
+        let EntryAt { seq, kind, .. } = self.spot;
         Some(Entry { key: self.key.as_slice(), seq, kind, value: block.value_at(&self.spot) })
     }
 

@@ -25,7 +25,7 @@ const LINE_WORDS: usize = 8;
 /// Bytes of a line.
 pub(super) const LINE_BYTES: usize = 64;
 const LINE_BITS: u64 = 512;
-/// Probes for one key; the best number for 14 bits a key, and what fits into one 64-bit word.
+/// Probes for one key; the best number for 14 bits a key, and the most that fit into one 64-bit word.
 const PROBES: u32 = 7;
 
 /// Spreads a hash once more, so that the bits in a line do not depend on the choice of the line.
@@ -93,7 +93,7 @@ impl Filter {
         filter
     }
 
-    /// Soon somebody will ask about this hash.
+    /// Asks memory for the line of a hash that is asked about soon.
     pub(super) fn prefetch(&self, hash: u64) {
         if let Some(line) = self.lines.get(self.line(hash)) {
             prefetch(line);
@@ -110,7 +110,7 @@ impl Filter {
         &self.lines
     }
 
-    /// Of these lines, at least one.
+    /// A filter of these lines, of which there is at least one.
     pub(super) fn of(lines: Vec<Line>) -> Filter {
         Filter { lines: lines.into() }
     }

@@ -1,4 +1,4 @@
-//! The last 4096 bytes of a segment: what it is, where its other parts stand, and the checksum of what leads to them.
+//! The last 4096 bytes of a segment: identity, counts, the offsets of the other parts, and the checksum of the top.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian)
@@ -21,7 +21,7 @@
 //!      104     8  length of the top without its padding
 //!      112     8  size of the file
 //!      120     4  checksum of the top, padding included
-//!      124     4  length of all separators of data blocks together: what a pinned index takes is known before it is read
+//!      124     4  length of all separators of data blocks together, so that a reader knows the size of a pinned index
 //!      128  3964  zero
 //!     4092     4  CRC-32 of bytes 0..4092; the manifest holds it too
 //! ```
@@ -41,9 +41,9 @@ use crate::base::coding::{Put, Reader};
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 
-/// Size of the footer; also what the size of a segment is a multiple of.
+/// Size of the footer; the size of a segment is a multiple of it.
 pub(super) const FOOTER_BYTES: usize = 4096;
-/// What block addresses count.
+/// The unit of block offsets.
 pub(super) const UNIT_BYTES: usize = 512;
 /// Stands for the block number in the checksum of the top.
 pub(super) const TOP_PART: u32 = u32::MAX - 2;
@@ -56,7 +56,7 @@ const VERSION: u32 = 2;
 const KNOWN_FEATURES: u32 = FEATURE_LZ4;
 const CRC_OFFSET: usize = FOOTER_BYTES - 4;
 
-/// What the manifest keeps of a segment: enough to plan reads and compactions without opening it.
+/// The manifest's description of a segment: enough to plan reads and compactions without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentMeta {
     /// The file number; used once in a store.
@@ -165,7 +165,7 @@ impl Footer {
     /// Checks the bytes and takes them apart; `offset` is where they stand in `file`. Returns the checksum as well.
     ///
     /// # Errors
-    /// `Corrupt`: not what [`Footer::encode`] made. `Format`: another version or an unknown feature.
+    /// `Corrupt`: bytes that [`Footer::encode`] did not make. `Format`: another version or an unknown feature.
     pub(super) fn decode(bytes: &[u8], file: &Path, offset: u64) -> Result<(Footer, u32)> {
         let bad = |what, expected: u64, found: u64| {
             Error::corrupt(file, offset, what, format!("{expected:#x}"), format!("{found:#x}"))

@@ -13,8 +13,8 @@ use super::block_builder::BlockBuilder;
 use super::filter::{Filter, LINE_BYTES, line_from};
 use super::footer::{FOOTER_BYTES, Footer, Layout, Section, UNIT_BYTES};
 use super::fuzzing_file::{Owned, entries_of};
-use super::index::{Index, IndexBuilder, Place};
-use super::pages::{filter_blocks, index_blocks, is_searchable, lines_in, place_in};
+use super::index::{BlockHandle, Index, IndexBuilder};
+use super::pages::{filter_blocks, handle_in, index_blocks, is_searchable, lines_in};
 use super::top::{Role, Top, TopBuilder};
 use crate::base::coding::{Put, Reader};
 use crate::base::key::{Entry, Seq, key_hash};
@@ -51,7 +51,7 @@ fn any_block(bytes: &[u8]) {
     let _ = block.memory_bytes();
     let step = block.len().div_ceil(MOST_PROBES);
     for i in (0..block.len()).step_by(step) {
-        let spot = block.spot(i);
+        let spot = block.entry_at(i);
         assert_eq!((spot.seq, spot.kind), (block.seq(i), block.kind(i)));
         assert_eq!(block.value_at(&spot), block.value(i));
         assert!(block.bytes_from(&spot).starts_with(block.suffix(i)));
@@ -103,7 +103,7 @@ fn must_hold(block: Block<'_>, entries: &[Owned]) {
         let first = entries.partition_point(|entry| entry.0 < *key);
         assert_eq!(block.lower_bound(key), first);
         if let Some(after) = seq.get().checked_add(1) {
-            assert_eq!(block.find(key, key_hash(key), Seq::new(after)), Some(block.spot(i)));
+            assert_eq!(block.find(key, key_hash(key), Seq::new(after)), Some(block.entry_at(i)));
         }
         let mut longer = key.clone();
         longer.push(0);
@@ -136,7 +136,7 @@ pub fn index(data: &[u8]) {
         }
         1 => {
             let mut bytes = rest.to_vec();
-            let end = place_blocks(&mut bytes);
+            let end = lay_out_blocks(&mut bytes);
             any_index(&bytes, end, rest);
         }
         _ => built_index(rest),
@@ -144,7 +144,7 @@ pub fn index(data: &[u8]) {
 }
 
 /// Puts each block behind the one before; says where the last one ends.
-fn place_blocks(bytes: &mut [u8]) -> u64 {
+fn lay_out_blocks(bytes: &mut [u8]) -> u64 {
     let word = |bytes: &[u8], at: usize| Reader::new(bytes.get(at..).unwrap_or_default()).u32();
     let blocks = word(bytes, 0).and_then(|blocks| usize::try_from(blocks).ok()).unwrap_or(0);
     let mut end = 0_u64;
@@ -165,12 +165,12 @@ fn any_index(bytes: &[u8], blocks_end: u64, probes: &[u8]) {
     let mut builder = IndexBuilder::default();
     builder.set_smallest(index.smallest());
     for block in 0..index.blocks() {
-        let place = index.place(block).expect("a block that is counted has a place");
-        assert!(place.offset + place.padded_bytes() as u64 <= blocks_end);
-        builder.add(place, index.separator(block), None);
+        let handle = index.handle(block).expect("a block that is counted has a handle");
+        assert!(handle.offset + handle.padded_bytes() as u64 <= blocks_end);
+        builder.add(handle, index.separator(block), None);
     }
     assert_eq!(builder.encode(), bytes, "an index has one form");
-    assert_eq!(index.place(index.blocks()), None);
+    assert_eq!(index.handle(index.blocks()), None);
     let step = index.blocks().div_ceil(MOST_PROBES);
     for block in (0..index.blocks()).step_by(step) {
         let separator = index.separator(block).to_vec();
@@ -197,10 +197,10 @@ fn built_index(data: &[u8]) {
     let mut offset = 0;
     let blocks: Vec<_> = keys.chunks(2).collect();
     for (i, block) in blocks.iter().enumerate() {
-        let place = Place { offset, len_bytes: 1 + i * 100, crc: 7 };
-        offset += place.padded_bytes() as u64;
+        let handle = BlockHandle { offset, len_bytes: 1 + i * 100, crc: 7 };
+        offset += handle.padded_bytes() as u64;
         let next = blocks.get(i + 1).and_then(|next| next.first());
-        builder.add(place, &block[block.len() - 1], next.map(Vec::as_slice));
+        builder.add(handle, &block[block.len() - 1], next.map(Vec::as_slice));
     }
     let index = Index::decode(&builder.encode(), offset).expect("what was encoded is decoded");
     for (i, block) in blocks.iter().enumerate() {
@@ -282,12 +282,12 @@ fn must_be_contiguous(top: &Top, footer: &Footer) {
     let Layout { index, top: section, .. } = footer.layout;
     let mut offset = index;
     for number in top.index_block(0)..top.blocks() {
-        let place = top.place(number).expect("a block that is counted has a place");
-        assert_eq!(place.offset, offset, "block {number}");
-        offset += place.padded_bytes() as u64;
+        let handle = top.handle(number).expect("a block that is counted has a handle");
+        assert_eq!(handle.offset, offset, "block {number}");
+        offset += handle.padded_bytes() as u64;
     }
     assert_eq!(offset, section.offset);
-    assert_eq!((top.place(top.blocks()), top.place(top.index_block(0).wrapping_sub(1))), (None, None));
+    assert_eq!((top.handle(top.blocks()), top.handle(top.index_block(0).wrapping_sub(1))), (None, None));
 }
 
 /// An index over as many data blocks as there are keys, and a filter of them, as a writer lays them out.
@@ -298,9 +298,9 @@ fn built_top(data: &[u8]) {
     top.set_smallest(smallest);
     let mut offset = 0;
     for key in &keys {
-        let place = Place { offset, len_bytes: 1 + key.len() * 100, crc: 7 };
-        offset += place.padded_bytes() as u64;
-        builder.add(place, key, None);
+        let handle = BlockHandle { offset, len_bytes: 1 + key.len() * 100, crc: 7 };
+        offset += handle.padded_bytes() as u64;
+        builder.add(handle, key, None);
     }
     let hashes: Vec<u64> = keys.iter().map(|key| key_hash(key)).collect();
     let filter = Filter::build(&hashes, 14);
@@ -308,9 +308,9 @@ fn built_top(data: &[u8]) {
     for encoded in index_blocks(builder.entries()) {
         let frame = Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded");
         let entries: Vec<_> = all.by_ref().take(Block::of(&frame).len()).collect();
-        let place = Place { offset, len_bytes: encoded.len_bytes, crc: 8 };
-        top.add_index(place, entries[entries.len() - 1].1, entries[0].0);
-        offset += place.padded_bytes() as u64;
+        let handle = BlockHandle { offset, len_bytes: encoded.len_bytes, crc: 8 };
+        top.add_index(handle, entries[entries.len() - 1].1, entries[0].0);
+        offset += handle.padded_bytes() as u64;
         frames.push(frame);
     }
     let filter_offset = offset;
@@ -337,13 +337,13 @@ fn must_lead(top: &Top, frames: &[Frame], keys: &[Vec<u8>], builder: &IndexBuild
             Role::Filter(_) => assert!(!lines_in(block_of(number)).is_empty()),
         }
     }
-    let places: Vec<Place> = builder.entries().map(|(place, _)| place).collect();
+    let places: Vec<BlockHandle> = builder.entries().map(|(handle, _)| handle).collect();
     for key in keys.iter().step_by(keys.len().div_ceil(MOST_PROBES)) {
         let hash = key_hash(key);
         assert!(top.may_contain(block_of(top.filter_block(hash)), hash), "a filter forgets a key");
         let index = block_of(top.index_block(top.find(key).expect("a key that is there")));
         let first = keys.partition_point(|other| other < key);
-        assert_eq!(place_in(index, index.lower_bound(key)), Some(places[first]), "{key:?}");
+        assert_eq!(handle_in(index, index.lower_bound(key)), Some(places[first]), "{key:?}");
     }
 }
 
@@ -387,11 +387,11 @@ fn split(file: &[u8]) -> Option<Vec<(&'static str, Vec<u8>)>> {
     let mut words = footer.blocks.to_le_bytes().to_vec();
     [index, filter, top.offset].iter().for_each(|word| words.put_u64(*word));
     let stored = |number: usize| {
-        let place = decoded.place(number)?;
-        part(place.offset, place.len_bytes as u64)
+        let handle = decoded.handle(number)?;
+        part(handle.offset, handle.len_bytes as u64)
     };
     let index_block = stored(decoded.index_block(0))?;
-    let first = place_in(Block::of(&Block::decode(index_block, index_block.len()).ok()?), 0)?;
+    let first = handle_in(Block::of(&Block::decode(index_block, index_block.len()).ok()?), 0)?;
     let block = part(0, first.len_bytes as u64)?;
     let mut parts = vec![
         ("block", with(0, block)),

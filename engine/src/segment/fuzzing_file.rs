@@ -17,9 +17,9 @@ use aio::{Backend, SimBackend};
 
 use super::block::{Block, STORED_HEADER_BYTES};
 use super::footer::{FOOTER_BYTES, Footer, SegmentMeta, TOP_PART, checksum};
-use super::index::Place;
+use super::index::BlockHandle;
 use super::open::Opening;
-use super::pages::{PIECE_BLOCKS, place_in};
+use super::pages::{PIECE_BLOCKS, handle_in};
 use super::reader::{BlockCache, Segment};
 use super::top::Top;
 use super::writer::{SegmentWriter, WriterOptions};
@@ -120,9 +120,9 @@ fn forge(bytes: &mut [u8]) -> Option<SegmentMeta> {
     let pieces = top.pieces();
     let crcs_at = top_end.checked_sub(4 * (top.blocks() - top.filter_blocks().start))?;
     for number in top.index_block(0)..top.blocks() {
-        let place = top.place(number)?;
-        forge_places(bytes, &footer, number - top.index_block(0), &place, pieces);
-        let crc = forged_crc(bytes, &footer, number, &place)?;
+        let handle = top.handle(number)?;
+        forge_places(bytes, &footer, number - top.index_block(0), &handle, pieces);
+        let crc = forged_crc(bytes, &footer, number, &handle)?;
         let at = match number.checked_sub(top.filter_blocks().start) {
             Some(page) => crcs_at + 4 * page,
             None => top_at + 16 + 4 * (2 * pieces + number - top.index_block(0)),
@@ -138,27 +138,34 @@ fn forge(bytes: &mut [u8]) -> Option<SegmentMeta> {
 }
 
 /// Makes the checksums of the data blocks right in an index block.
-fn forge_places(bytes: &mut [u8], footer: &Footer, piece: usize, place: &Place, pieces: usize) -> Option<()> {
+fn forge_places(
+    bytes: &mut [u8],
+    footer: &Footer,
+    piece: usize,
+    handle: &BlockHandle,
+    pieces: usize,
+) -> Option<()> {
     if piece >= pieces {
         return None;
     }
-    let at = usize::try_from(place.offset).ok()?;
-    let frame = Block::decode(bytes.get(at..at.checked_add(place.padded_bytes())?)?, place.len_bytes).ok()?;
+    let at = usize::try_from(handle.offset).ok()?;
+    let frame =
+        Block::decode(bytes.get(at..at.checked_add(handle.padded_bytes())?)?, handle.len_bytes).ok()?;
     let block = Block::of(&frame);
-    let raw_bytes = place.len_bytes - STORED_HEADER_BYTES;
+    let raw_bytes = handle.len_bytes - STORED_HEADER_BYTES;
     for i in 0..block.len() {
-        let spot = block.spot(i);
+        let spot = block.entry_at(i);
         let value_at = raw_bytes.checked_sub(block.bytes_from(&spot).len())? + spot.suffix_len();
-        let data = place_in(block, i)?;
+        let data = handle_in(block, i)?;
         let crc = forged_crc(bytes, footer, piece * PIECE_BLOCKS + i, &data)?;
         *bytes.get_mut(at + STORED_HEADER_BYTES + value_at + 8..)?.first_chunk_mut()? = crc.to_le_bytes();
     }
     Some(())
 }
 
-fn forged_crc(bytes: &[u8], footer: &Footer, number: usize, place: &Place) -> Option<u32> {
-    let at = usize::try_from(place.offset).ok()?;
-    let stored = bytes.get(at..at.checked_add(place.padded_bytes())?)?;
+fn forged_crc(bytes: &[u8], footer: &Footer, number: usize, handle: &BlockHandle) -> Option<u32> {
+    let at = usize::try_from(handle.offset).ok()?;
+    let stored = bytes.get(at..at.checked_add(handle.padded_bytes())?)?;
     Some(checksum(footer.segment, u32::try_from(number).ok()?, stored))
 }
 

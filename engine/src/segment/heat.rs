@@ -41,8 +41,8 @@ impl Segment {
 
     /// Bytes that it takes on the device.
     pub(crate) fn block_bytes(&self, number: usize) -> u64 {
-        let place = self.pinned().and_then(|index| index.place(number));
-        place.map_or(0, |place| place.padded_bytes() as u64)
+        let handle = self.pinned().and_then(|index| index.handle(number));
+        handle.map_or(0, |handle| handle.padded_bytes() as u64)
     }
 
     /// Puts rising blocks together that stand side by side, as long as one read takes at most `limit_bytes`.
@@ -76,8 +76,8 @@ impl Segment {
         let extent = self.extent(Part::whole(index), blocks)?;
         let span = self.read_span(blocks.clone(), extent, None)?;
         for number in blocks.clone() {
-            let Some(place) = index.place(number) else { break };
-            let frame = self.decode(number, &place, &span)?;
+            let Some(handle) = index.handle(number) else { break };
+            let frame = self.decode(number, &handle, &span)?;
             let charged = (&frame, Block::of(&frame).memory_bytes());
             self.cache.insert(&self.slots, number, charged, Use::Warm);
         }

@@ -1,4 +1,4 @@
-//! The index of a segment: for each block its last key (shortened), its place, length and checksum.
+//! The index of a segment: for each block its last key (shortened), its offset, length and checksum.
 //!
 //! The separator of a block is the shortest key that is `>=` every key in it and `<` every key of the next block; so
 //! the block where a key may stand is the first whose separator is `>=` the key. When one key's entries span two
@@ -57,9 +57,9 @@ fn separator<'a>(last: &'a [u8], next: &[u8], shortened: &'a mut Vec<u8>) -> &'a
     last
 }
 
-/// Where a block stands.
+/// How a block is found and checked: offset, length and checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct BlockHandle {
     /// First byte in the file.
     pub(super) offset: u64,
     /// Stored bytes without padding.
@@ -68,8 +68,8 @@ pub(super) struct Place {
     pub(super) crc: u32,
 }
 
-impl Place {
-    /// Where it begins, as it stands on disk.
+impl BlockHandle {
+    /// Its offset in the units of the disk format.
     pub(super) fn units(&self) -> u32 {
         u32::try_from(self.offset / UNIT_BYTES as u64).expect("a segment is smaller than 2 TiB")
     }
@@ -80,10 +80,10 @@ impl Place {
     }
 }
 
-/// A place from its three numbers on disk.
-pub(super) fn place_of(units: u32, length: u32, crc: u32) -> Place {
+/// A handle from its three numbers on disk.
+pub(super) fn handle_of(units: u32, length: u32, crc: u32) -> BlockHandle {
     let len_bytes = usize::try_from(length).unwrap_or(usize::MAX);
-    Place { offset: u64::from(units) * UNIT_BYTES as u64, len_bytes, crc }
+    BlockHandle { offset: u64::from(units) * UNIT_BYTES as u64, len_bytes, crc }
 }
 
 /// Collects blocks in order.
@@ -105,10 +105,10 @@ impl IndexBuilder {
     }
 
     /// The next block; `next` is the first key after it, `None` at the end of the segment.
-    pub(super) fn add(&mut self, place: Place, last: &[u8], next: Option<&[u8]>) {
-        self.units.push(place.units());
-        self.lengths.push(u32::try_from(place.len_bytes).expect("a block is smaller than 4 GiB"));
-        self.crcs.push(place.crc);
+    pub(super) fn add(&mut self, handle: BlockHandle, last: &[u8], next: Option<&[u8]>) {
+        self.units.push(handle.units());
+        self.lengths.push(u32::try_from(handle.len_bytes).expect("a block is smaller than 4 GiB"));
+        self.crcs.push(handle.crc);
         let separator = match next {
             Some(next) => separator(last, next, &mut self.scratch),
             None => last,
@@ -117,15 +117,15 @@ impl IndexBuilder {
         self.ends.push(u32::try_from(self.separators.len()).expect("separators take less than 4 GiB"));
     }
 
-    /// A block from disk, with its separator as it stands there. `None`: there is no room for it.
-    pub(super) fn push(&mut self, place: Place, separator: &[u8]) -> Option<()> {
-        let units = u32::try_from(place.offset / UNIT_BYTES as u64).ok()?;
-        let length = u32::try_from(place.len_bytes).ok()?;
+    /// A block from disk with its separator. `None`: there is no room for it.
+    pub(super) fn push(&mut self, handle: BlockHandle, separator: &[u8]) -> Option<()> {
+        let units = u32::try_from(handle.offset / UNIT_BYTES as u64).ok()?;
+        let length = u32::try_from(handle.len_bytes).ok()?;
         let end = u32::try_from(self.separators.len().checked_add(separator.len())?).ok()?;
         self.separators.extend_from_slice(separator);
         self.units.push(units);
         self.lengths.push(length);
-        self.crcs.push(place.crc);
+        self.crcs.push(handle.crc);
         self.ends.push(end);
         Some(())
     }
@@ -135,18 +135,18 @@ impl IndexBuilder {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Place and separator of each block.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (Place, &[u8])> {
+    /// Handle and separator of each block.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (BlockHandle, &[u8])> {
         let starts = std::iter::once(&0).chain(&self.ends);
         let columns = self.units.iter().zip(&self.lengths).zip(&self.crcs).zip(starts.zip(&self.ends));
         columns.map(|(((units, length), crc), (start, end))| {
             let at = |end: &u32| usize::try_from(*end).unwrap_or(usize::MAX);
             let separator = self.separators.get(at(start)..at(end)).unwrap_or_default();
-            (place_of(*units, *length, *crc), separator)
+            (handle_of(*units, *length, *crc), separator)
         })
     }
 
-    /// What was collected, to be searched. The caller has checked it.
+    /// The collected blocks as an index that can be searched. The caller has checked them.
     pub(super) fn into_index(self) -> Index {
         let mut index = Index {
             units: self.units,
@@ -169,7 +169,7 @@ impl IndexBuilder {
         u32::try_from(self.units.len()).expect("fewer blocks than units")
     }
 
-    /// What [`IndexBuilder::encode`] will make.
+    /// Length of the encoded index.
     pub(super) fn len_bytes(&self) -> usize {
         HEADER_BYTES + 16 * self.units.len() + self.smallest.len() + self.separators.len()
     }
@@ -208,7 +208,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Takes the index of blocks that stand at `places` off the reader. On failure says what does not fit.
+    /// Takes an index off the reader whose blocks stand at `places` in the file. The error names the check that failed.
     pub(super) fn read(reader: &mut Reader<'_>, places: Range<u64>) -> Result<Index, &'static str> {
         let mut index = Index::columns(reader).ok_or("index length")?;
         index.check(places)?;
@@ -242,7 +242,7 @@ impl Index {
         Index::bytes_for(self.blocks() as u64, keys as u64)
     }
 
-    /// What an index of so many blocks takes, with so many bytes of separators and smallest key.
+    /// Memory of an index of `blocks` blocks, with `keys_bytes` of separators and smallest key.
     pub(super) fn bytes_for(blocks: u64, keys_bytes: u64) -> u64 {
         24 * blocks + 8 * blocks.div_ceil(GROUP as u64) + keys_bytes + size_of::<Index>() as u64
     }
@@ -277,13 +277,13 @@ impl Index {
     fn first_head_from(&self, head: u64) -> usize {
         let group = self.group_ends.partition_point(|&last| last < head);
         let heads = self.heads.get(group * GROUP..).unwrap_or_default();
-        // All of them, without a branch that nobody could foresee.
+        // All of them, without a branch that could be mispredicted.
         group * GROUP + heads.iter().take(GROUP).map(|&other| usize::from(other < head)).sum::<usize>()
     }
 
-    /// Where block `block` stands; `None` past the end.
-    pub(super) fn place(&self, block: usize) -> Option<Place> {
-        Some(place_of(*self.units.get(block)?, *self.lengths.get(block)?, *self.crcs.get(block)?))
+    /// The handle of block `block`; `None` past the end.
+    pub(super) fn handle(&self, block: usize) -> Option<BlockHandle> {
+        Some(handle_of(*self.units.get(block)?, *self.lengths.get(block)?, *self.crcs.get(block)?))
     }
 
     /// At least every key of the block, and below every key of the next unless one key spans both. Empty past the end.
@@ -321,11 +321,11 @@ impl Index {
         let possible = |key: &[u8]| (1..=MAX_KEY_BYTES).contains(&key.len());
         let (mut offset, mut end) = (places.start, 0);
         for block in 0..self.blocks() {
-            let place = self.place(block).ok_or("index columns")?;
-            if place.offset != offset || place.len_bytes == 0 {
+            let handle = self.handle(block).ok_or("index columns")?;
+            if handle.offset != offset || handle.len_bytes == 0 {
                 return Err("block places in the index");
             }
-            offset += place.padded_bytes() as u64;
+            offset += handle.padded_bytes() as u64;
             if self.end(block) < end || !possible(self.separator(block)) {
                 return Err("separator lengths in the index");
             }
@@ -375,15 +375,15 @@ impl<'a> Part<'a> {
         self.first..self.first + self.index.blocks()
     }
 
-    /// As [`Index::find`].
+    /// The first block that may hold a key `>= key`; `None` if all keys are smaller.
     #[inline]
     pub(super) fn find(self, key: &[u8]) -> Option<usize> {
         self.index.find(key).map(|block| self.first + block)
     }
 
-    /// Where block `number` stands; `None` if it is none of these.
-    pub(super) fn place(self, number: usize) -> Option<Place> {
-        self.index.place(number.checked_sub(self.first)?)
+    /// The handle of block `number`; `None` if it is none of these.
+    pub(super) fn handle(self, number: usize) -> Option<BlockHandle> {
+        self.index.handle(number.checked_sub(self.first)?)
     }
 
     /// The separator of block `number`, which is one of these.
@@ -404,8 +404,8 @@ mod tests {
     use super::*;
     use crate::read::cursor_contract::runner;
 
-    fn place(offset: u64, len_bytes: usize) -> Place {
-        Place { offset, len_bytes, crc: 0xfeed }
+    fn handle(offset: u64, len_bytes: usize) -> BlockHandle {
+        BlockHandle { offset, len_bytes, crc: 0xfeed }
     }
 
     /// An index over one block per pair of (first, last) keys.
@@ -414,9 +414,9 @@ mod tests {
         builder.set_smallest(&blocks[0].0);
         let mut offset = 0;
         for (i, (_, last)) in blocks.iter().enumerate() {
-            let place = place(offset, 700 + i);
-            offset += place.padded_bytes() as u64;
-            builder.add(place, last, blocks.get(i + 1).map(|next| next.0.as_slice()));
+            let handle = handle(offset, 700 + i);
+            offset += handle.padded_bytes() as u64;
+            builder.add(handle, last, blocks.get(i + 1).map(|next| next.0.as_slice()));
         }
         let bytes = builder.encode();
         assert_eq!(bytes.len(), builder.len_bytes());
@@ -509,7 +509,7 @@ mod tests {
             if let Ok(index) = Index::decode(&bad, end) {
                 for block in 0..10 {
                     let _ = index.find(&[b'k', block, 5]);
-                    let _ = index.place(usize::from(block));
+                    let _ = index.handle(usize::from(block));
                 }
             }
         }

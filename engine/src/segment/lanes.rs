@@ -1,10 +1,10 @@
-//! Which of 32 bytes are a given one: what a point read asks of a block's fingerprints, once or a few times for each run.
+//! Which of 32 bytes equal a given one: the comparison of fingerprints, which a point read does a few times for each run.
 //!
 //! On x86-64 by SSE2, which every such processor has, so nothing is chosen at run time; elsewhere eight bytes at a time in a
 //! word. A search of 70 fingerprints takes 5 ns with it, 13 ns by words, and took 23 ns in a loop that was left to the
 //! compiler. With AVX2, chosen at run time, it takes 5 to 6 ns: half the instructions, but behind a call.
 //!
-//! Invariant: bit `i` of the answer says whether byte `i` is the wanted one, whichever way it is found.
+//! Invariant: bit `i` of the answer says whether byte `i` is the wanted one, in both implementations.
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "an instruction that every x86-64 has"))]
 
 /// Bytes that are compared at once.
@@ -37,12 +37,12 @@ fn by_sse2(lanes: &[u8; LANES], wanted: u8) -> u32 {
     }
 }
 
-/// As [`same_lanes`], in plain arithmetic.
+/// The same result as [`same_lanes`], in plain arithmetic.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 #[inline]
 pub(super) fn by_words(lanes: &[u8; LANES], wanted: u8) -> u32 {
     const LOW_BITS: u64 = 0x7f7f_7f7f_7f7f_7f7f;
-    /// Brings the lowest bit of each byte into the highest byte, each to its place.
+    /// Brings the lowest bit of each byte into the highest byte, in order.
     const GATHER: u64 = 0x0102_0408_1020_4080;
     let wanted = u64::from_le_bytes([wanted; 8]);
     lanes.as_chunks::<8>().0.iter().enumerate().fold(0, |hits, (word, bytes)| {

@@ -1,4 +1,4 @@
-//! The sorted, immutable file: what a memtable becomes when it is flushed, and what compaction reads and writes.
+//! The sorted, immutable file: a flush writes a memtable as segments, a compaction reads and writes them.
 //!
 //! ```text
 //!   0                                                                                    size_bytes, a multiple of 4096
@@ -16,8 +16,8 @@
 //! | index and filter block, with its padding | `pages.rs`, `block.rs` | the top | open, if they are pinned; else each read from the device |
 //! | data block, with its padding | `block.rs` | its entry in an index block | each read from the device |
 //!
-//! So the manifest vouches for every byte. Checksums are seeded with segment id and place; a block that was written
-//! to the wrong place, or that a device forgot to write, does not pass.
+//! So the manifest vouches for every byte. Checksums are seeded with segment id and block number; a block that was written to
+//! the wrong offset, or that a device forgot to write, does not pass.
 //!
 //! Cost of a point read that is not ruled out by the filter: index search, cache look-up, at most one device read of
 //! a block (one more only if the key's own versions fill the rest of that block). Where index and filter are paged: at most

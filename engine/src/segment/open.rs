@@ -1,4 +1,4 @@
-//! Opens a segment: reads what leads to its blocks, and checks it.
+//! Opens a segment: reads footer, top, index and filter, and checks them.
 //!
 //! Invariant: nothing of index, filter and top is used before its checksum passed, and that of the footer is the one that
 //! the manifest holds.
@@ -12,7 +12,7 @@ use super::block::{Block, Frame};
 use super::filter::{Filter, line_from};
 use super::footer::{FOOTER_BYTES, Footer, SegmentMeta, TOP_PART, checksum};
 use super::index::{Index, IndexBuilder};
-use super::pages::{lines_in, place_in, separator_in};
+use super::pages::{handle_in, lines_in, separator_in};
 use super::reader::{BlockCache, Care, Form, Segment, aligned, check_page, corrupt, decode_block};
 use super::top::Top;
 use crate::base::error::{Error, Result};
@@ -20,7 +20,7 @@ use crate::io::files::Files;
 use crate::memory::cache::Slots;
 use crate::memory::reserve::Reserved;
 
-/// What an open needs beside the manifest's description of the segment.
+/// The input of an open, beside the manifest's description of the segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening<'a> {
     pub(crate) files: &'a Arc<Files>,
@@ -89,7 +89,7 @@ pub(super) fn pinned_bytes(meta: &SegmentMeta, footer: &Footer) -> u64 {
         .saturating_add(Segment::other_bytes(meta, slots_bytes))
 }
 
-/// That the keys are those of which the manifest knows.
+/// Checks that smallest and largest key are those of the manifest.
 fn check_bounds(path: &Path, meta: &SegmentMeta, footer: &Footer, form: &Form) -> Result<()> {
     let (smallest, largest) = match form {
         Form::Pinned { index, .. } => (index.smallest(), index.separator(index.blocks() - 1)),
@@ -138,7 +138,7 @@ pub(super) fn read_footer(
     }
 }
 
-/// That the footer says what the manifest says.
+/// Checks the footer against the manifest.
 fn check_footer(path: &Path, meta: &SegmentMeta, footer: &Footer, origin: u64) -> Result<()> {
     let pairs = [
         ("segment id", meta.id, footer.segment),
@@ -159,7 +159,7 @@ fn check_footer(path: &Path, meta: &SegmentMeta, footer: &Footer, origin: u64) -
     Ok(())
 }
 
-/// What of a segment lies between data blocks and footer, or the end of that.
+/// The bytes between data blocks and footer, or the end of them.
 struct Region<'a> {
     path: &'a Path,
     segment: u64,
@@ -183,10 +183,10 @@ impl<'a> Region<'a> {
 
     /// The index or filter block with this number.
     fn block(&self, top: &Top, number: usize, care: Care) -> Result<Frame> {
-        let place = top.place(number).expect("the top counts its blocks");
-        let stored = self.bytes(place.offset, place.offset + place.padded_bytes() as u64);
-        let frame = decode_block((self.path, self.segment), number, &place, stored)?;
-        check_page(top, number, &frame, care).map_err(|what| corrupt(self.path, number, &place, what))?;
+        let handle = top.handle(number).expect("the top counts its blocks");
+        let stored = self.bytes(handle.offset, handle.offset + handle.padded_bytes() as u64);
+        let frame = decode_block((self.path, self.segment), number, &handle, stored)?;
+        check_page(top, number, &frame, care).map_err(|what| corrupt(self.path, number, &handle, what))?;
         Ok(frame)
     }
 }
@@ -229,8 +229,8 @@ fn join_index(region: &Region<'_>, top: &Top, footer: &Footer, care: Care) -> Re
         let block = Block::of(&frame);
         for i in 0..block.len() {
             separator_in(block, i, &mut separator);
-            let added = place_in(block, i).and_then(|place| joined.push(place, &separator));
-            // As soon as it is too much: what was granted is not exceeded.
+            let added = handle_in(block, i).and_then(|handle| joined.push(handle, &separator));
+            // At once, so that the granted memory is not exceeded.
             if added.is_none() || joined.separators_bytes() > separators_bytes {
                 return Err(other(joined.separators_bytes()));
             }

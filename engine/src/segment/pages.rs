@@ -23,7 +23,7 @@
 use super::block::{Block, RAW_HEADER_BYTES, STORED_HEADER_BYTES};
 use super::block_builder::{BlockBuilder, Encoded};
 use super::filter::{LINE_BYTES, Line};
-use super::index::{Place, place_of};
+use super::index::{BlockHandle, handle_of};
 use crate::base::coding::{Put, Reader};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
 
@@ -31,7 +31,7 @@ use crate::base::key::{Entry, Kind, Seq, key_hash};
 pub(super) const PIECE_BLOCKS: usize = 128;
 /// Lines of a filter block.
 pub(super) const PAGE_LINES: usize = 60;
-/// What a full filter block takes on the device.
+/// Stored size of a full filter block.
 pub(super) const PAGE_BYTES: u64 = 4096;
 
 /// Bytes of a filter block beside its lines: both headers, a fingerprint in its 32 lanes, head, end, key.
@@ -44,16 +44,16 @@ pub(super) fn filter_block_bytes(lines: usize) -> usize {
 }
 
 /// The blocks of an index, one after the other.
-pub(super) fn index_blocks<'a, I: Iterator<Item = (Place, &'a [u8])>>(
+pub(super) fn index_blocks<'a, I: Iterator<Item = (BlockHandle, &'a [u8])>>(
     mut entries: I,
 ) -> impl Iterator<Item = Encoded> + use<'a, I> {
     let mut builder = BlockBuilder::default();
     std::iter::from_fn(move || {
-        for (place, separator) in entries.by_ref().take(PIECE_BLOCKS) {
+        for (handle, separator) in entries.by_ref().take(PIECE_BLOCKS) {
             let mut value = Vec::with_capacity(12);
-            value.put_u32(place.units());
-            value.put_u32(u32::try_from(place.len_bytes).expect("a block is smaller than 4 GiB"));
-            value.put_u32(place.crc);
+            value.put_u32(handle.units());
+            value.put_u32(u32::try_from(handle.len_bytes).expect("a block is smaller than 4 GiB"));
+            value.put_u32(handle.crc);
             add(&mut builder, separator, &value);
         }
         (!builder.is_empty()).then(|| builder.finish(false))
@@ -79,14 +79,14 @@ fn add(builder: &mut BlockBuilder, key: &[u8], value: &[u8]) {
     builder.add(&Entry { key, seq: Seq::new(0), kind: Kind::Put, value }, key_hash(key));
 }
 
-/// The place in entry `i` of an index block; `None` if there is none.
-pub(super) fn place_in(block: Block<'_>, i: usize) -> Option<Place> {
+/// The handle in entry `i` of an index block; `None` if there is none.
+pub(super) fn handle_in(block: Block<'_>, i: usize) -> Option<BlockHandle> {
     if i >= block.len() {
         return None;
     }
     let mut reader = Reader::new(block.value(i));
-    let place = place_of(reader.u32()?, reader.u32()?, reader.u32()?);
-    reader.is_empty().then_some(place)
+    let handle = handle_of(reader.u32()?, reader.u32()?, reader.u32()?);
+    reader.is_empty().then_some(handle)
 }
 
 /// The separator in entry `i` of an index block, appended to `key`, which is emptied before.
@@ -101,8 +101,7 @@ pub(super) fn lines_in(block: Block<'_>) -> &[[u8; LINE_BYTES]] {
     block.value(0).as_chunks::<LINE_BYTES>().0
 }
 
-/// Whether a search of an index block finds each of its separators: what a verification asks of it beside the checks of
-/// each read.
+/// Whether a search of an index block finds each of its separators. A verification checks this beside the checks of each read.
 pub(super) fn is_searchable(block: Block<'_>) -> bool {
     let (mut key, mut first) = (Vec::new(), 0);
     (0..block.len()).all(|i| {

@@ -9,9 +9,9 @@
 //!   paged:   top in memory -> filter block -> (top) -> index block -> data block -> found, or the next one's index block
 //! ```
 //!
-//! Invariants: nothing of a block is used before its checksum passed; bytes of another place or segment do not pass.
-//! Any number of threads may read; nothing is locked here across a device read. Whoever drops the last reference to a
-//! segment takes its blocks out of the cache.
+//! Invariants: nothing of a block is used before its checksum passed; bytes of another block or segment do not pass. Any
+//! number of threads may read; no lock is held across a device read. The drop of the last reference to a segment takes its
+//! blocks out of the cache.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ use aio::{Buf, Bug, File, planted};
 use super::block::{Block, Frame};
 use super::filter::Filter;
 use super::footer::{SegmentMeta, checksum};
-use super::index::{Index, Part, Place};
-use super::pages::{PIECE_BLOCKS, is_searchable, place_in, separator_in};
+use super::index::{BlockHandle, Index, Part};
+use super::pages::{PIECE_BLOCKS, handle_in, is_searchable, separator_in};
 use super::top::{Role, Top};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Kind, Seq};
@@ -45,18 +45,18 @@ pub(crate) struct Segment {
     pub(super) form: Form,
     /// Number of data blocks; index and filter blocks have higher numbers.
     pub(super) blocks: usize,
-    /// Where its blocks stand when they are cached; index and filter blocks only if they are paged.
+    /// Cache slots of its blocks; of index and filter blocks only if they are paged.
     pub(super) slots: Arc<Slots<Frame>>,
     /// Its part of the cache's budget: given back last.
     pub(super) reserved: Reserved<Frame>,
 }
 
-/// How index and filter are there.
+/// The form of index and filter.
 #[derive(Debug)]
 pub(super) enum Form {
     /// In memory, in one piece each.
     Pinned { index: Index, filter: Filter },
-    /// In blocks, to which this leads.
+    /// In blocks, to which the top leads.
     Paged(Top),
 }
 
@@ -66,7 +66,7 @@ impl Drop for Segment {
     }
 }
 
-/// A block for as long as it is looked at.
+/// A block for as long as it is read.
 enum BlockRef {
     Cached(Held<Frame>),
     Read(Frame),
@@ -82,7 +82,7 @@ impl BlockRef {
     }
 }
 
-/// The block that decides next of a key, and what it is asked.
+/// The next block to search for a key, and the question to it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Aim {
     /// The number of the block in the file.
@@ -92,11 +92,11 @@ pub(crate) struct Aim {
 
 #[derive(Clone, Copy, Debug)]
 enum Asked {
-    /// For the key.
+    /// The key.
     Key,
-    /// For the key, in a data block that stands here: its index block said so.
-    At(Place),
-    /// An index block, where this data block stands.
+    /// The key, in a data block whose index block gave this handle.
+    At(BlockHandle),
+    /// To an index block: the handle of this data block.
     Block(usize),
 }
 
@@ -107,14 +107,14 @@ impl Aim {
     }
 }
 
-/// What a block says of a key.
+/// The answer of a block about a key.
 #[derive(Debug)]
 pub(crate) enum Step<'b> {
     /// Its newest entry below the position.
     Found(Kind, Seq, &'b [u8]),
-    /// Nothing, but this block may.
+    /// None here, but this block may hold one.
     Block(Aim),
-    /// Nothing is in this segment.
+    /// The segment holds none.
     Absent,
 }
 
@@ -123,7 +123,7 @@ impl Segment {
         &self.meta
     }
 
-    /// What is in memory while the segment is open: index and filter or the top, places of its blocks, and bounds.
+    /// Memory of the open segment: index and filter or the top, cache slots of its blocks, and bounds.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let form = match &self.form {
             Form::Pinned { index, filter } => index.memory_bytes() + filter.memory_bytes(),
@@ -132,7 +132,7 @@ impl Segment {
         form + Segment::other_bytes(&self.meta, self.slots.memory_bytes())
     }
 
-    /// What a segment takes beside index, filter and top.
+    /// Memory of a segment beside index, filter and top.
     pub(super) fn other_bytes(meta: &SegmentMeta, slots_bytes: usize) -> u64 {
         (meta.smallest.len() + meta.largest.len() + size_of::<Segment>() + slots_bytes) as u64
     }
@@ -149,7 +149,7 @@ impl Segment {
 
     /// Shows the newest entry of `key` with `seq < snapshot`, in place; `hash` is `key_hash(key)`.
     ///
-    /// Who asks has compared the key with the bounds (`Run::segment_of`); beyond them nothing is found either.
+    /// The caller has compared the key with the bounds (`Run::segment_of`); a key beyond them is not found, either.
     ///
     /// # Errors
     /// The read failed, or the block is damaged.
@@ -161,7 +161,7 @@ impl Segment {
     ) -> Result<Option<R>> {
         let mut next = match &self.form {
             Form::Pinned { index, filter } => {
-                // Mostly the filter says yes, or nobody would ask this run: so its line comes while the index is searched.
+                // The filter mostly says yes for the run that is asked, so its line comes while the index is searched.
                 filter.prefetch(hash);
                 let first = first_block(index, key);
                 if let Some(number) = first {
@@ -188,7 +188,7 @@ impl Segment {
         Ok(None)
     }
 
-    /// Asks memory for what the first step needs.
+    /// Asks memory for the lines that the first step needs.
     pub(crate) fn prefetch_filter(&self, hash: u64) {
         match &self.form {
             Form::Pinned { filter, .. } => filter.prefetch(hash),
@@ -210,12 +210,12 @@ impl Segment {
         }
     }
 
-    /// Asks memory for what the second step needs.
+    /// Asks memory for the lines that the second step needs.
     pub(crate) fn prefetch_slot(&self, number: usize) {
         self.slots.prefetch(number);
     }
 
-    /// Second step: the block, if it is in the cache, marked as used. Memory is asked for what a search needs first.
+    /// Second step: the block, if it is in the cache, marked as used. Memory is asked for the lines that a search needs first.
     pub(crate) fn cached(&self, number: usize) -> Held<Frame> {
         let held = self.cache.get(&self.slots, number);
         if let Some(frame) = held.as_ref() {
@@ -245,11 +245,11 @@ impl Segment {
         if goes_on { Step::Block(self.following(next)) } else { Step::Absent }
     }
 
-    /// Whether the index leaves it possible that `key` stands in data block `number` and in the next one.
+    /// Whether `key` may be in data block `number` and in the next one, by the index.
     fn may_be_shared(&self, number: usize, key: &[u8]) -> bool {
         match &self.form {
             Form::Pinned { index, .. } => index.separator(number) == key,
-            // The separator is not at hand.
+            // The separator is not in memory.
             Form::Paged(_) => true,
         }
     }
@@ -276,8 +276,8 @@ impl Segment {
                     Asked::Block(wanted) => wanted.checked_sub(first)?,
                     Asked::Key | Asked::At(_) => self.first_in_page(block, first, key),
                 };
-                let place = place_in(block, at)?;
-                Some(Aim { number: first + at, asked: Asked::At(place) })
+                let handle = handle_in(block, at)?;
+                Some(Aim { number: first + at, asked: Asked::At(handle) })
             }
         }
     }
@@ -293,49 +293,49 @@ impl Segment {
         at
     }
 
-    /// What reading the block takes off the device.
+    /// Stored size of the block.
     pub(crate) fn stored_bytes(&self, aim: Aim) -> usize {
-        self.place(aim).padded_bytes()
+        self.handle(aim).padded_bytes()
     }
 
-    /// What has to be read for the block: from where in the file, and how many bytes.
+    /// The read for the block: file, offset and length.
     ///
     /// # Errors
     /// No such read is possible.
     pub(crate) fn range_of(&self, aim: Aim) -> Result<(&File, u64, usize)> {
-        let (offset, len_bytes) = self.extent_of(&self.place(aim))?;
+        let (offset, len_bytes) = self.extent_of(&self.handle(aim))?;
         Ok((&self.file, offset, len_bytes))
     }
 
     /// Checks and decodes the block after a read of its range, and puts it into the cache.
     ///
-    /// A block that somebody else reads in the same moment is read twice, and the first that comes into the cache stays:
-    /// to wait for others here, while they may wait for what is read here, is not worth the one read.
+    /// A block that another thread reads at the same moment is read twice, and the first that comes into the cache stays. To
+    /// wait for other readers, which may wait for this one, is not worth the one read.
     ///
     /// # Errors
     /// It is damaged.
     pub(crate) fn take_in(&self, aim: Aim, offset: u64, buf: Buf) -> Result<Frame> {
         let span = Span { first: aim.number, end: aim.number + 1, offset, buf };
-        let frame = self.decode(aim.number, &self.place(aim), &span)?;
+        let frame = self.decode(aim.number, &self.handle(aim), &span)?;
         self.files.give_back(span.buf);
         let charged = (&frame, Block::of(&frame).memory_bytes());
         self.cache.insert(&self.slots, aim.number, charged, Use::Point);
         Ok(frame)
     }
 
-    /// The machine on which it stands.
+    /// The files of its store.
     pub(crate) fn files(&self) -> &Arc<Files> {
         &self.files
     }
 
-    fn place(&self, aim: Aim) -> Place {
-        let place = match (&self.form, aim.asked) {
-            (_, Asked::At(place)) => Some(place),
-            (Form::Pinned { index, .. }, _) => index.place(aim.number),
-            (Form::Paged(top), _) => top.place(aim.number),
+    fn handle(&self, aim: Aim) -> BlockHandle {
+        let handle = match (&self.form, aim.asked) {
+            (_, Asked::At(handle)) => Some(handle),
+            (Form::Pinned { index, .. }, _) => index.handle(aim.number),
+            (Form::Paged(top), _) => top.handle(aim.number),
         };
-        place.expect(
-            "block numbers are below the number of blocks, and that of a data block comes with its place",
+        handle.expect(
+            "block numbers are below the number of blocks, and that of a data block comes with its handle",
         )
     }
 
@@ -360,14 +360,14 @@ impl Segment {
 
     /// The block, from the device.
     fn read_block(&self, aim: Aim) -> Result<Frame> {
-        let place = self.place(aim);
-        let span = self.read_span(aim.number..aim.number + 1, self.extent_of(&place)?, None)?;
-        let frame = self.decode(aim.number, &place, &span)?;
+        let handle = self.handle(aim);
+        let span = self.read_span(aim.number..aim.number + 1, self.extent_of(&handle)?, None)?;
+        let frame = self.decode(aim.number, &handle, &span)?;
         self.files.give_back(span.buf);
         Ok(frame)
     }
 
-    /// The index block with this number; with `fill_cache` it is in the cache afterwards, else nobody notices.
+    /// The index block with this number; it comes into the cache only with `fill_cache`.
     pub(super) fn page(&self, number: usize, fill_cache: bool) -> Result<Frame> {
         if !fill_cache {
             let cached = self.slots.peek(number);
@@ -379,8 +379,8 @@ impl Segment {
         })
     }
 
-    /// What to read when block `number` is wanted: it, and up to `blocks` in all on the way, as long as no more than
-    /// `limit_bytes` are read. Ends with a block that is not in the cache.
+    /// The blocks to read when block `number` is wanted: it, and up to `blocks` in all in this direction, as long as no more
+    /// than `limit_bytes` are read. The last of them is not in the cache.
     pub(super) fn blocks_ahead(
         &self,
         part: Part<'_>,
@@ -408,18 +408,18 @@ impl Segment {
         wanted
     }
 
-    /// Where in the file these blocks of `part` stand, as direct I/O reads them: offset and length.
+    /// Offset and length in the file of these blocks of `part`, as direct I/O reads them.
     pub(super) fn extent(&self, part: Part<'_>, blocks: &Range<usize>) -> Result<(u64, usize)> {
-        let place = |number| part.place(number).expect("these are blocks of the part");
-        let last = place(blocks.end - 1);
-        aligned(&self.file, place(blocks.start).offset, last.offset + last.padded_bytes() as u64)
+        let handle = |number| part.handle(number).expect("these are blocks of the part");
+        let last = handle(blocks.end - 1);
+        aligned(&self.file, handle(blocks.start).offset, last.offset + last.padded_bytes() as u64)
     }
 
-    fn extent_of(&self, place: &Place) -> Result<(u64, usize)> {
-        aligned(&self.file, place.offset, place.offset + place.padded_bytes() as u64)
+    fn extent_of(&self, handle: &BlockHandle) -> Result<(u64, usize)> {
+        aligned(&self.file, handle.offset, handle.offset + handle.padded_bytes() as u64)
     }
 
-    /// Reads these blocks, which stand in this extent, at once, into `buf` if there is one and it is long enough.
+    /// Reads these blocks, whose extent this is, at once, into `buf` if there is one and it is long enough.
     pub(super) fn read_span(
         &self,
         blocks: Range<usize>,
@@ -438,15 +438,15 @@ impl Segment {
     }
 
     /// Checks and decodes a block of a span.
-    pub(super) fn decode(&self, number: usize, place: &Place, span: &Span) -> Result<Frame> {
-        let stored = usize::try_from(place.offset - span.offset)
+    pub(super) fn decode(&self, number: usize, handle: &BlockHandle, span: &Span) -> Result<Frame> {
+        let stored = usize::try_from(handle.offset - span.offset)
             .ok()
-            .and_then(|start| span.buf.get(start..start + place.padded_bytes()))
+            .and_then(|start| span.buf.get(start..start + handle.padded_bytes()))
             .expect("the span holds its blocks");
-        let frame = decode_block((&self.path, self.meta.id), number, place, stored)?;
+        let frame = decode_block((&self.path, self.meta.id), number, handle, stored)?;
         if let Form::Paged(top) = &self.form {
             check_page(top, number, &frame, Care::Open)
-                .map_err(|what| corrupt(&self.path, number, place, what))?;
+                .map_err(|what| corrupt(&self.path, number, handle, what))?;
         }
         Ok(frame)
     }
@@ -461,9 +461,9 @@ pub(super) fn first_block(index: &Index, key: &[u8]) -> Option<usize> {
     Some(if skips { first + 1 } else { first })
 }
 
-/// A block that does not fit, whatever its checksum.
-pub(super) fn corrupt(path: &Path, number: usize, place: &Place, what: &'static str) -> Error {
-    Error::corrupt(path, place.offset, what, "a valid block", format!("block {number}"))
+/// The error for a block whose content is wrong.
+pub(super) fn corrupt(path: &Path, number: usize, handle: &BlockHandle, what: &'static str) -> Error {
+    Error::corrupt(path, handle.offset, what, "a valid block", format!("block {number}"))
 }
 
 /// Blocks `first..end`, as read from the file.
@@ -482,16 +482,16 @@ pub(super) enum Way {
     Backward,
 }
 
-/// How much is checked of what is read.
+/// How much is checked when a block is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Care {
-    /// What a reader relies on.
+    /// Everything that a reader relies on.
     Open,
-    /// And what it takes from the writer.
+    /// Also the rules that a reader trusts the writer to keep.
     Verify,
 }
 
-/// Where a read of bytes `start..stop` begins in the file, and its length, with what direct I/O needs around them.
+/// Offset and length of the read for bytes `start..stop`, extended to the alignment of direct I/O.
 pub(super) fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)> {
     let align = file.alignment().offset_bytes as u64;
     let offset = start - start % align;
@@ -505,18 +505,18 @@ pub(super) fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)
 pub(super) fn decode_block(
     (path, segment): (&Path, u64),
     number: usize,
-    place: &Place,
+    handle: &BlockHandle,
     stored: &[u8],
 ) -> Result<Frame> {
     let found = checksum(segment, Segment::number_in_file(number), stored);
-    if found != place.crc && !planted(Bug::BlockChecksumIgnored) {
-        let (expected, found) = (format!("{:#x}", place.crc), format!("{found:#x}"));
-        return Err(Error::corrupt(path, place.offset, "block checksum", expected, found));
+    if found != handle.crc && !planted(Bug::BlockChecksumIgnored) {
+        let (expected, found) = (format!("{:#x}", handle.crc), format!("{found:#x}"));
+        return Err(Error::corrupt(path, handle.offset, "block checksum", expected, found));
     }
-    Block::decode(stored, place.len_bytes).map_err(|what| corrupt(path, number, place, what))
+    Block::decode(stored, handle.len_bytes).map_err(|what| corrupt(path, number, handle, what))
 }
 
-/// That an index or filter block is what the top says of it.
+/// Checks an index or filter block against the top.
 pub(super) fn check_page(
     top: &Top,
     number: usize,

@@ -1,5 +1,5 @@
-//! What leads to index and filter blocks: where they stand, and which of them has what. It is in memory as long as the
-//! segment is open in pages; when index and filter are pinned, it is only read to check and to join them.
+//! The top leads to index and filter blocks: their offsets, and which keys and lines each of them has. It is in memory as long
+//! as the segment is open and paged; when index and filter are pinned, it is only read to check and to join them.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian; p index blocks, q filter blocks)
@@ -20,9 +20,9 @@
 use super::block::Block;
 use super::filter::{KIND_BLOCKED_BLOOM, line_from, line_of, may_be_in};
 use super::footer::{Footer, Layout, Section, TOP_PART, UNIT_BYTES};
-use super::index::{Index, IndexBuilder, Place};
+use super::index::{BlockHandle, Index, IndexBuilder};
 use super::pages::{
-    PAGE_BYTES, PAGE_LINES, PIECE_BLOCKS, filter_block_bytes, lines_in, place_in, separator_in,
+    PAGE_BYTES, PAGE_LINES, PIECE_BLOCKS, filter_block_bytes, handle_in, lines_in, separator_in,
 };
 use crate::base::coding::{Put, Reader};
 
@@ -40,9 +40,9 @@ impl TopBuilder {
         self.index.set_smallest(key);
     }
 
-    /// The next index block: its place, the separator of its last data block, and where its first data block stands.
-    pub(super) fn add_index(&mut self, place: Place, separator: &[u8], first: Place) {
-        self.index.add(place, separator, None);
+    /// The next index block, the separator of its last data block, and the handle of its first data block.
+    pub(super) fn add_index(&mut self, handle: BlockHandle, separator: &[u8], first: BlockHandle) {
+        self.index.add(handle, separator, None);
         self.starts.push(first.units());
     }
 
@@ -65,7 +65,7 @@ impl TopBuilder {
     }
 }
 
-/// What a block behind the data blocks holds.
+/// The content of a block behind the data blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// This piece of the index.
@@ -79,7 +79,7 @@ pub(super) enum Role {
 pub(super) struct Top {
     /// Of the index blocks.
     index: Index,
-    /// Where the first data block of each stands, in units.
+    /// Offset of the first data block of each, in units.
     starts: Box<[u32]>,
     data_blocks: usize,
     /// Where the data blocks end.
@@ -92,7 +92,7 @@ pub(super) struct Top {
 }
 
 impl Top {
-    /// Decodes the top of a segment with this footer. On failure says what does not fit.
+    /// Decodes the top of a segment with this footer. The error names the check that failed.
     pub(super) fn decode(bytes: &[u8], footer: &Footer) -> Result<Top, &'static str> {
         let Layout {
             index: data_end, filter: filter_offset, top: Section { offset: top_offset, .. }, ..
@@ -117,7 +117,7 @@ impl Top {
             return Err("block places in the top");
         }
         let top = Top { index, starts, data_blocks, data_end, filter_offset, lines, crcs };
-        let last = top.place(top.blocks() - 1).ok_or("number of filter blocks")?;
+        let last = top.handle(top.blocks() - 1).ok_or("number of filter blocks")?;
         let is_counted = u32::try_from(top.blocks()).is_ok_and(|blocks| blocks < TOP_PART);
         if !is_counted || last.offset + last.padded_bytes() as u64 != top_offset {
             return Err("number of filter blocks");
@@ -180,7 +180,7 @@ impl Top {
         piece.checked_sub(1).map_or(&[], |before| self.index.separator(before))
     }
 
-    /// What block `number` holds; `None` if it is a data block, or there is none.
+    /// The content of block `number`; `None` if it is a data block, or there is none.
     pub(super) fn role(&self, number: usize) -> Option<Role> {
         let piece = number.checked_sub(self.data_blocks)?;
         match piece.checked_sub(self.pieces()) {
@@ -189,11 +189,11 @@ impl Top {
         }
     }
 
-    /// Where block `number` stands; `None` if it is a data block, or there is none.
-    pub(super) fn place(&self, number: usize) -> Option<Place> {
+    /// The handle of block `number`; `None` if it is a data block, or there is none.
+    pub(super) fn handle(&self, number: usize) -> Option<BlockHandle> {
         match self.role(number)? {
-            Role::Index(piece) => self.index.place(piece),
-            Role::Filter(page) => Some(Place {
+            Role::Index(piece) => self.index.handle(piece),
+            Role::Filter(page) => Some(BlockHandle {
                 offset: self.filter_offset + page as u64 * PAGE_BYTES,
                 len_bytes: filter_block_bytes(self.lines_of(page)),
                 crc: *self.crcs.get(page)?,
@@ -207,7 +207,7 @@ impl Top {
         line.is_none_or(|line| may_be_in(&line_from(line), hash))
     }
 
-    /// That a block which passed its checksum is what the top says of it. On failure says what does not fit.
+    /// Checks a block that passed its checksum against the top. The error names the check that failed.
     pub(super) fn check(&self, role: Role, block: Block<'_>) -> Result<(), &'static str> {
         match role {
             Role::Index(piece) => self.check_piece(piece, block),
@@ -227,11 +227,11 @@ impl Top {
         }
         let mut offset = self.start(piece);
         for i in 0..block.len() {
-            let place = place_in(block, i).ok_or("block places in an index block")?;
-            if place.offset != offset || place.len_bytes == 0 {
+            let handle = handle_in(block, i).ok_or("block places in an index block")?;
+            if handle.offset != offset || handle.len_bytes == 0 {
                 return Err("block places in an index block");
             }
-            offset += place.padded_bytes() as u64;
+            offset += handle.padded_bytes() as u64;
             if i > 0 && block.suffix(i) < block.suffix(i - 1) {
                 return Err("order of the separators in an index block");
             }
@@ -257,7 +257,7 @@ impl Top {
         Ok(())
     }
 
-    /// Where the first data block of a piece stands; the end of the data blocks behind the last.
+    /// Offset of the first data block of a piece; the end of the data blocks behind the last piece.
     fn start(&self, piece: usize) -> u64 {
         self.starts.get(piece).map_or(self.data_end, |&units| u64::from(units) * UNIT_BYTES as u64)
     }

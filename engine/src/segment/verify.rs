@@ -21,7 +21,7 @@ impl Segment {
     pub(crate) fn verify(&self) -> Result<u64> {
         let footer =
             read_footer(&self.files, &self.file, self.meta.size_bytes, Some(self.meta.footer_crc))?.0;
-        // What they take meanwhile, the cache has less. They come from the device, whatever form is in memory.
+        // Their memory comes off the cache's budget. They are read from the device, in either form of the open segment.
         let mut reserved = Reserved::take(&self.cache, pinned_bytes(&self.meta, &footer));
         let (index, filter) = load(&self.files, &self.file, &footer, Care::Verify)?;
         reserved.resize(index.memory_bytes() + filter.memory_bytes());
@@ -33,10 +33,10 @@ impl Segment {
             let ahead = self.blocks_ahead(part, (next, Way::Forward), usize::MAX, MOST_BYTES);
             let span = self.read_span(ahead.clone(), self.extent(part, &ahead)?, None)?;
             while next < span.end {
-                let place = part.place(next).expect("it is below the number of blocks");
-                let block = self.decode(next, &place, &span)?;
+                let handle = part.handle(next).expect("it is below the number of blocks");
+                let block = self.decode(next, &handle, &span)?;
                 seen.block(Block::of(&block), &against, next)
-                    .map_err(|what| corrupt(&self.path, next, &place, what))?;
+                    .map_err(|what| corrupt(&self.path, next, &handle, what))?;
                 next += 1;
             }
             self.files.give_back(span.buf);
@@ -46,7 +46,7 @@ impl Segment {
     }
 }
 
-/// What a verification has seen so far.
+/// The totals of a verification so far.
 #[derive(Default)]
 struct Seen {
     entries: u64,
@@ -58,7 +58,7 @@ struct Seen {
     last: Option<(Vec<u8>, Seq)>,
 }
 
-/// What blocks are held against.
+/// The index and filter that blocks are compared with.
 struct Against<'a> {
     part: Part<'a>,
     filter: &'a Filter,

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::block_builder::{ALONE_BYTES, BlockBuilder, Encoded};
 use super::filter::Filter;
 use super::footer::{FEATURE_LZ4, FOOTER_BYTES, Footer, Layout, Section, SegmentMeta, TOP_PART, checksum};
-use super::index::{IndexBuilder, Place};
+use super::index::{BlockHandle, IndexBuilder};
 use super::pages::{PIECE_BLOCKS, filter_blocks, index_blocks};
 use super::top::TopBuilder;
 use crate::base::error::Result;
@@ -84,7 +84,7 @@ pub(crate) struct SegmentWriter {
     /// See [`aim`].
     full_bytes: usize,
     /// The encoded block whose index entry waits for the next block's first key.
-    unindexed: Option<Place>,
+    unindexed: Option<BlockHandle>,
     index: IndexBuilder,
     hashes: Vec<u64>,
     smallest: Bytes,
@@ -134,8 +134,8 @@ impl SegmentWriter {
         if !self.builder.has_room(&entry, self.full_bytes) {
             self.finish_block()?;
         }
-        if let Some(place) = self.unindexed.take() {
-            self.index.add(place, &self.last_key, Some(entry.key));
+        if let Some(handle) = self.unindexed.take() {
+            self.index.add(handle, &self.last_key, Some(entry.key));
         }
         let hash = match self.hashes.last() {
             Some(&hash) if !new_key => hash,
@@ -180,8 +180,8 @@ impl SegmentWriter {
     pub(crate) fn finish(mut self) -> Result<SegmentMeta> {
         assert!(!self.is_empty(), "a segment holds at least one entry");
         self.finish_block()?;
-        if let Some(place) = self.unindexed.take() {
-            self.index.add(place, &self.last_key, None);
+        if let Some(handle) = self.unindexed.take() {
+            self.index.add(handle, &self.last_key, None);
         }
         let layout = self.finish_pages()?;
         let footer = Footer {
@@ -230,11 +230,11 @@ impl SegmentWriter {
     }
 
     /// Appends block `number` of the file.
-    fn append_block(&mut self, number: u32, encoded: &Encoded) -> Result<Place> {
+    fn append_block(&mut self, number: u32, encoded: &Encoded) -> Result<BlockHandle> {
         let crc = checksum(self.options.id, number, &encoded.bytes);
-        let place = Place { offset: self.output.end(), len_bytes: encoded.len_bytes, crc };
+        let handle = BlockHandle { offset: self.output.end(), len_bytes: encoded.len_bytes, crc };
         self.output.append(&encoded.bytes)?;
-        Ok(place)
+        Ok(handle)
     }
 
     /// Writes index and filter in blocks, and the top.
@@ -260,10 +260,10 @@ impl SegmentWriter {
         let mut number = entries.blocks();
         let mut all = entries.entries();
         for encoded in index_blocks(entries.entries()) {
-            let place = self.append_block(number, &encoded)?;
+            let handle = self.append_block(number, &encoded)?;
             let mut piece = all.by_ref().take(PIECE_BLOCKS);
             let (first, separator) = piece.next().expect("an index block has an entry");
-            top.add_index(place, piece.last().map_or(separator, |(_, last)| last), first);
+            top.add_index(handle, piece.last().map_or(separator, |(_, last)| last), first);
             number += 1;
         }
         Ok(number)

@@ -2,8 +2,8 @@
 //!
 //! Order: the manifest, the names it gives, the log, then every segment. Cost: one read of every byte of the store.
 //!
-//! Invariant: it changes nothing, and what it finds wrong was wrong on the device: everything is read while nobody
-//! writes to it.
+//! Invariant: it changes nothing, and damage that it finds is damage on the device: each file is read while it is not
+//! written.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::io::kinds::FileKind;
 use crate::manifest::replay_input::replay_input;
 use crate::tree::store::Store;
 
-/// What a successful check has read.
+/// The counts of a successful check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VerifyReport {
@@ -50,7 +50,7 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
     Ok(report)
 }
 
-/// Every live segment has a file. (Files that nobody names are removed at the next open, and are no damage.)
+/// Every live segment has a file. (Files that no manifest names are removed at the next open, and are no damage.)
 fn verify_names(store: &Store) -> Result<()> {
     let found: BTreeSet<u64> = store.files.numbers(FileKind::Segment)?.into_iter().collect();
     for segment in store.manifest.version().segments() {
@@ -62,7 +62,7 @@ fn verify_names(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// What is durable in the log can be replayed.
+/// The durable part of the log can be replayed.
 fn verify_log(store: &Store, report: &mut VerifyReport) -> Result<()> {
     // No group may be written while the files are read: it would be found half. Writers wait that long; the empty
     // groups that the log writes by itself claim nothing new.
