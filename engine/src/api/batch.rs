@@ -108,7 +108,7 @@ impl Batch {
         if let Some(refused) = &self.refused {
             return Err(refused.clone());
         }
-        let store = self.handle.store();
+        let store = self.handle.writing()?;
         if self.ops.count() == 0 {
             store.check_open()?;
             let end = store.log.published();

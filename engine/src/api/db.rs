@@ -2,7 +2,6 @@
 //! format, no policy and no I/O of its own. `builder.rs` opens stores.
 
 use std::fmt;
-use std::sync::Arc;
 
 use crate::api::batch::Batch;
 use crate::api::handle::Handle;
@@ -12,7 +11,7 @@ use crate::base::error::{Error, Result};
 use crate::base::metrics::Metrics;
 use crate::compaction::job::{Depth, compact_all};
 use crate::compaction::scheduler;
-use crate::tree::store::Store;
+use crate::tree::writing::Writing;
 use crate::upkeep::report;
 use crate::upkeep::verify::{self, VerifyReport};
 use crate::write::commit;
@@ -48,8 +47,8 @@ impl Db {
         Db { handle }
     }
 
-    pub(crate) fn store(&self) -> &Arc<Store> {
-        self.handle.store()
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// A keyspace by name (1 to 255 bytes); it is created if it does not exist. Every store has `default`.
@@ -66,14 +65,22 @@ impl Db {
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for the name, [`Error::Closed`](crate::Error::Closed),
     /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace).
     pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
-        let tree = create_drop::open_or_create(self.store(), name)?;
+        let store = self.handle.store();
+        store.check_open()?;
+        let tree = match store.find_tree(name) {
+            Some(tree) => tree,
+            None => create_drop::create(self.handle.writing()?, name)?,
+        };
         Ok(Keyspace::new(self.handle.clone(), tree))
     }
 
     /// The names of all keyspaces, sorted.
     #[must_use]
     pub fn keyspaces(&self) -> Vec<String> {
-        create_drop::names(self.store())
+        let trees = self.handle.store().all_trees();
+        let mut names: Vec<String> = trees.iter().map(|tree| tree.name.clone()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Removes a keyspace and everything in it. Handles to it get [`Error::Closed`](crate::Error::Closed) from now on.
@@ -89,7 +96,7 @@ impl Db {
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted),
     /// [`Error::NoSpace`](crate::Error::NoSpace): nothing was removed.
     pub fn drop_keyspace(&self, name: &str) -> Result<()> {
-        create_drop::drop_keyspace(self.store(), name)
+        create_drop::drop_keyspace(self.handle.writing()?, name)
     }
 
     /// An empty batch: several writes, to several keyspaces, of which a crash leaves all or none.
@@ -104,7 +111,7 @@ impl Db {
     /// take back.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::new(self.handle.clone(), self.store().pin())
+        Snapshot::new(self.handle.clone(), self.handle.store().pin())
     }
 
     /// Returns when everything written so far, by any thread, survives power loss.
@@ -118,7 +125,7 @@ impl Db {
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted).
     pub fn sync(&self) -> Result<()> {
-        let store = self.store();
+        let store = self.handle.writing()?;
         store.check_open()?;
         store.latch(store.log.sync().map_err(Error::from))
     }
@@ -137,7 +144,7 @@ impl Db {
     /// [`Error::Io`](crate::Error::Io), [`Error::Closed`](crate::Error::Closed),
     /// [`Error::Halted`](crate::Error::Halted).
     pub fn flush(&self) -> Result<()> {
-        let store = self.store();
+        let store = self.handle.writing()?;
         store.check_open()?;
         store.freeze(|_| true);
         scheduler::flush_now(store)?;
@@ -156,8 +163,8 @@ impl Db {
     /// As [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
     pub fn compact(&self) -> Result<()> {
         self.flush()?;
-        compact_all(self.store(), Depth::Full, &|| false)?;
-        self.store().check_open()
+        compact_all(self.handle.writing()?, Depth::Full, &|| false)?;
+        self.handle.store().check_open()
     }
 
     /// Reads every file and checks every checksum and every rule between the files. Reads go on
@@ -168,20 +175,20 @@ impl Db {
     /// [`Error::Closed`](crate::Error::Closed); [`Error::Halted`](crate::Error::Halted), since what is on disk after a
     /// failed write is known only after a reopen.
     pub fn verify(&self) -> Result<VerifyReport> {
-        self.store().check_open()?;
-        verify::verify(self.store())
+        self.handle.store().check_open()?;
+        verify::verify(self.handle.store(), self.writing())
     }
 
     /// The largest record that this store takes, in bytes: a batch as [`Batch::size_bytes`] counts it.
     #[must_use]
     pub fn max_record_bytes(&self) -> usize {
-        usize::try_from(commit::max_record_bytes(self.store())).unwrap_or(usize::MAX)
+        usize::try_from(commit::max_record_bytes(self.handle.store())).unwrap_or(usize::MAX)
     }
 
     /// Numbers about what the store does and holds. Costs microseconds and stops nothing; also after [`Db::close`].
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        report::metrics(self.store())
+        report::metrics(self.handle.store(), self.writing())
     }
 
     /// Flushes and closes, for all handles: the others get [`Error::Closed`](crate::Error::Closed) from now on, iterators
@@ -202,10 +209,14 @@ impl Db {
     pub fn close(self) -> Result<()> {
         self.handle.close()
     }
+
+    fn writing(&self) -> Option<&Writing> {
+        self.handle.writing().ok().map(|writing| &**writing)
+    }
 }
 
 impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Db({})", self.store().files.root().display())
+        write!(f, "Db({})", self.handle.store().files.root().display())
     }
 }

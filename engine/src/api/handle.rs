@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use aio::{Bug, Lock, planted};
 
@@ -12,6 +11,7 @@ use crate::compaction::flush::flush_at_close;
 use crate::compaction::scheduler::Threads;
 use crate::manifest::version::Edit;
 use crate::tree::store::Store;
+use crate::tree::writing::Writing;
 
 /// Counted by every handle. Background threads hold the store only, so the last handle ends them.
 #[derive(Clone, Debug)]
@@ -19,28 +19,50 @@ pub(crate) struct Handle(Arc<Owner>);
 
 struct Owner {
     store: Arc<Store>,
-    /// Taken by whoever closes; the lock file is released last.
+    /// Missing in a store that is only read.
+    writing: Option<Arc<Writing>>,
+    /// Taken by the close; the lock file is released last.
     running: Mutex<Option<Running>>,
 }
 
 struct Running {
     threads: Threads,
-    _lock: Box<dyn Lock>,
+    _lock: Option<Box<dyn Lock>>,
 }
 
 impl Handle {
-    pub(crate) fn new(store: Arc<Store>, threads: Threads, lock: Box<dyn Lock>) -> Handle {
-        Handle(Arc::new(Owner { store, running: Mutex::new(Some(Running { threads, _lock: lock })) }))
+    /// A store that reads and writes.
+    pub(crate) fn new(writing: Arc<Writing>, threads: Threads, lock: Box<dyn Lock>) -> Handle {
+        let store = Arc::clone(writing.shared());
+        let running = Mutex::new(Some(Running { threads, _lock: Some(lock) }));
+        Handle(Arc::new(Owner { store, writing: Some(writing), running }))
     }
 
+    /// A store that is only read: it has no writing part, no threads and no lock.
+    #[cfg(test)]
+    pub(crate) fn reading(store: Arc<Store>) -> Handle {
+        let running = Mutex::new(Some(Running { threads: Threads::default(), _lock: None }));
+        Handle(Arc::new(Owner { store, writing: None, running }))
+    }
+
+    /// What reads share.
     #[inline]
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.0.store
     }
 
+    /// The part that only writers have.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]: this store has none.
+    #[inline]
+    pub(crate) fn writing(&self) -> Result<&Arc<Writing>> {
+        self.0.writing.as_ref().ok_or(Error::ReadOnly)
+    }
+
     /// Closes for all handles: later calls get [`Error::Closed`]. The second close does nothing.
     ///
-    /// What was written is flushed, so that the next open replays nothing; if that fails, the log still has it.
+    /// Memtables are flushed, so that the next open replays nothing; if that fails, the log still has everything.
     pub(crate) fn close(&self) -> Result<()> {
         self.0.close()
     }
@@ -53,29 +75,20 @@ impl Owner {
         self.store.files.backend().check_fork()?;
         let mut running = self.running.lock();
         let Some(mut ending) = running.take() else { return Ok(()) };
-        let store = &self.store;
         {
             // Writers that are past their check finish first: they hold the gate.
-            let _alone = store.gate.write();
-            store.closed.store(true, Ordering::Release);
+            let _alone = self.writing.as_ref().map(|writing| writing.hold_gate_alone());
+            self.store.mark_closed();
         }
-        store.all_trees().iter().for_each(|tree| tree.retire());
-        ending.threads.stop(store);
-        store.files.end_asynchronous();
-        // A compaction that another thread asked for ends first, and no other begins: its inputs are removed at its
-        // end, when the lock file must still be ours.
-        drop(store.compacting.lock());
-        let flushed = flush_all(store);
-        let closed = store.latch(store.log.close().map_err(Error::from));
-        // Nobody reads any more, and handles may keep the store for long.
-        store.cache.clear();
-        let forgotten = if flushed.is_ok() && closed.is_ok() { forget_log(store) } else { Ok(()) };
-        // A disk too full for segments or a manifest is no reason to report a failed close: the log has everything.
-        let lenient = |result| match result {
-            Err(Error::NoSpace { .. }) => Ok(()),
-            other => other,
-        };
-        closed.and(lenient(flushed)).and(lenient(forgotten))
+        self.store.all_trees().iter().for_each(|tree| tree.retire());
+        if let Some(writing) = &self.writing {
+            ending.threads.stop(writing);
+        }
+        self.store.files.end_asynchronous();
+        let ended = self.writing.as_ref().map_or(Ok(()), |writing| end_writing(writing));
+        // Reads are refused by now, and handles may keep the store for long.
+        self.store.cache.clear();
+        ended
     }
 }
 
@@ -92,8 +105,24 @@ impl fmt::Debug for Owner {
     }
 }
 
+/// Writes what is in memory, ends the log, and forgets it if all of it is in segments.
+fn end_writing(store: &Writing) -> Result<()> {
+    // A compaction of another thread ends first, and no other begins: its inputs are removed at its end, when the lock
+    // file must still be ours.
+    drop(store.exclude_compactions());
+    let flushed = flush_all(store);
+    let closed = store.latch(store.log.close().map_err(Error::from));
+    let forgotten = if flushed.is_ok() && closed.is_ok() { forget_log(store) } else { Ok(()) };
+    // A disk too full for segments or a manifest is no reason to report a failed close: the log has everything.
+    let lenient = |result| match result {
+        Err(Error::NoSpace { .. }) => Ok(()),
+        other => other,
+    };
+    closed.and(lenient(flushed)).and(lenient(forgotten))
+}
+
 /// Makes everything durable and moves it to segments.
-fn flush_all(store: &Store) -> Result<()> {
+fn flush_all(store: &Writing) -> Result<()> {
     store.log.sync()?;
     if planted(Bug::CloseForgetsUnflushed) {
         return Ok(());
@@ -103,11 +132,15 @@ fn flush_all(store: &Store) -> Result<()> {
 }
 
 /// After a clean close the log holds nothing that is not in segments, so the next open need not read it.
-fn forget_log(store: &Store) -> Result<()> {
+fn forget_log(store: &Writing) -> Result<()> {
     let end = store.log.published();
     let retired = store.manifest.version().logs.iter().map(|file| file.id).collect();
     store.manifest.append(&[Edit::Horizon { at: end, retired }])
 }
+
+#[cfg(test)]
+#[path = "read_only_tests.rs"]
+mod read_only;
 
 #[cfg(test)]
 mod tests {
@@ -122,7 +155,7 @@ mod tests {
     use crate::write::create_drop;
 
     /// A store with two runs, and the machine under it.
-    fn two_runs() -> (SimBackend, Db, Arc<Store>) {
+    fn two_runs() -> (SimBackend, Db, Arc<Writing>) {
         let sim = SimBackend::new(1);
         let sizes = Sizes { ring_bytes: Some(1 << 16), log_file_bytes: Some(1 << 16), ..Sizes::default() };
         let builder =
@@ -133,7 +166,7 @@ mod tests {
             ks.put("key", value).unwrap();
             db.flush().unwrap();
         }
-        let store = Arc::clone(ks.store());
+        let store = Arc::clone(db.handle().writing().unwrap());
         (sim, db, store)
     }
 
@@ -148,9 +181,9 @@ mod tests {
         let events = sim.events();
         compact_all(&store, Depth::Full, &|| false).unwrap();
         flush_frozen(&store).unwrap();
-        assert!(matches!(create_drop::open_or_create(&store, "new"), Err(Error::Closed)));
+        assert!(matches!(create_drop::create(&store, "new"), Err(Error::Closed)));
         assert!(matches!(create_drop::drop_keyspace(&store, "default"), Err(Error::Closed)));
-        assert!(matches!(verify::verify(&store), Err(Error::Closed)));
+        assert!(matches!(verify::verify(store.shared(), Some(&store)), Err(Error::Closed)));
         assert_eq!(sim.events(), events);
     }
 
@@ -158,7 +191,7 @@ mod tests {
     fn a_close_waits_for_a_compaction_of_another_thread() {
         let (_sim, db, store) = two_runs();
         std::thread::scope(|scope| {
-            let compacting = store.compacting.lock();
+            let compacting = store.exclude_compactions();
             let closing = scope.spawn(|| db.close());
             while !store.is_closed() {
                 std::thread::yield_now();

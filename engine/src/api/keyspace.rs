@@ -382,7 +382,7 @@ impl Keyspace {
             ops.finish(payload);
             record.clear();
             record.push(payload);
-            commit(self.handle.store(), record, std::slice::from_ref(&self.tree), self.durability)?;
+            commit(self.handle.writing()?, record, std::slice::from_ref(&self.tree), self.durability)?;
             Ok(())
         })
     }

@@ -62,11 +62,13 @@ pub trait DbExt {
 
 impl DbExt for Db {
     fn hold_jobs(&self, held: bool) {
-        scheduler::hold(self.store(), held);
+        if let Ok(store) = self.handle().writing() {
+            scheduler::hold(store, held);
+        }
     }
 
     fn freeze(&self) -> Result<()> {
-        let store = self.store();
+        let store = self.handle().writing()?;
         store.check_writable()?;
         store.freeze(|_| true);
         scheduler::request_flush(store);

@@ -6,7 +6,6 @@
 //! then recycled.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use aio::{Bug, planted};
 
@@ -19,26 +18,26 @@ use crate::compaction::retain::{Retain, Tombstones};
 use crate::manifest::version::Edit;
 use crate::read::merge::Merge;
 use crate::tree::run::Run;
-use crate::tree::store::Store;
 use crate::tree::superversion::{Frozen, Tree};
+use crate::tree::writing::Writing;
 
 /// Flushes every frozen memtable of every keyspace, unless the store is closed. One caller at a time; others wait and
 /// find nothing left.
 ///
 /// # Errors
 /// `NoSpace` and others of the segments' I/O: the outputs are removed, the tables stay, and the next call tries again.
-pub(crate) fn flush_frozen(store: &Store) -> Result<()> {
-    let _one = store.flushing.lock();
+pub(crate) fn flush_frozen(store: &Writing) -> Result<()> {
+    let _one = store.exclude_flushes();
     if store.is_closed() { Ok(()) } else { flush_trees(store) }
 }
 
 /// As [`flush_frozen`], for the close itself.
-pub(crate) fn flush_at_close(store: &Store) -> Result<()> {
-    let _one = store.flushing.lock();
+pub(crate) fn flush_at_close(store: &Writing) -> Result<()> {
+    let _one = store.exclude_flushes();
     flush_trees(store)
 }
 
-fn flush_trees(store: &Store) -> Result<()> {
+fn flush_trees(store: &Writing) -> Result<()> {
     store.health()?;
     let trees = store.all_trees();
     let mut waiting = trees.iter().filter(|tree| !tree.load().frozen.is_empty());
@@ -49,7 +48,7 @@ fn flush_trees(store: &Store) -> Result<()> {
 }
 
 /// Forgets and recycles log files whose records are all in segments.
-pub(crate) fn release_log(store: &Store) -> Result<()> {
+pub(crate) fn release_log(store: &Writing) -> Result<()> {
     let horizon = horizon(store);
     if horizon <= store.manifest.version().horizon {
         return Ok(());
@@ -60,7 +59,7 @@ pub(crate) fn release_log(store: &Store) -> Result<()> {
     Ok(())
 }
 
-fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
+fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     let started = store.files.backend().now();
     let before = tree.load();
     let frozen = before.frozen.clone();
@@ -91,7 +90,7 @@ fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
         return Err(error);
     }
     let freed: u64 = frozen.iter().map(|frozen| frozen.table.size_bytes() as u64).sum();
-    store.frozen_bytes.fetch_sub(freed, Ordering::Relaxed);
+    store.note_flushed(freed);
     store.count_runs();
     store.counters.flushed(bytes);
     let took = store.files.backend().now().saturating_sub(started);
@@ -103,7 +102,7 @@ fn flush_tree(store: &Store, tree: &Arc<Tree>) -> Result<()> {
 ///
 /// The order of the loads matters: `limit` is fixed first, so a keyspace found empty afterwards has nothing below it
 /// that is not in its runs.
-fn horizon(store: &Store) -> Seq {
+fn horizon(store: &Writing) -> Seq {
     let version = store.manifest.version();
     let limit = version.keyspaces.values().map(|keyspace| keyspace.flushed).max().unwrap_or_default();
     let unflushed = |tree: &Arc<Tree>| !tree.load().is_flushed();

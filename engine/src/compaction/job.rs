@@ -19,8 +19,8 @@ use crate::compaction::warm;
 use crate::manifest::version::Edit;
 use crate::read::merge::Merge;
 use crate::tree::run::Run;
-use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
+use crate::tree::writing::Writing;
 
 /// How far a compaction goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub(crate) enum Depth {
 }
 
 /// Merges until nothing is left to do, `stop` says so, or the store is closed. One caller at a time; others wait.
-pub(crate) fn compact_all(store: &Store, depth: Depth, stop: &dyn Fn() -> bool) -> Result<()> {
-    let _one = store.compacting.lock();
+pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool) -> Result<()> {
+    let _one = store.exclude_compactions();
     store.health()?;
     for tree in store.all_trees() {
         while !stop() && !store.is_closed() {
@@ -47,7 +47,7 @@ pub(crate) fn compact_all(store: &Store, depth: Depth, stop: &dyn Fn() -> bool) 
     Ok(())
 }
 
-fn choose(store: &Store, tree: &Tree, depth: Depth) -> Option<Range<usize>> {
+fn choose(store: &Writing, tree: &Tree, depth: Depth) -> Option<Range<usize>> {
     let runs = &tree.load().runs;
     // While a snapshot is held tombstones may have to stay, so a merge for their sake could go on for ever.
     let droppable = store.snapshots.oldest().is_none();
@@ -72,7 +72,7 @@ fn shape(run: &Run, droppable: bool) -> RunShape {
     }
 }
 
-fn compact_runs(store: &Store, tree: &Arc<Tree>, range: Range<usize>) -> Result<()> {
+fn compact_runs(store: &Writing, tree: &Arc<Tree>, range: Range<usize>) -> Result<()> {
     let started = store.files.backend().now();
     let before = tree.load();
     let is_bottom = range.end == before.runs.len();

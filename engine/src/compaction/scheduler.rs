@@ -17,23 +17,23 @@ use crate::base::options::Background;
 use crate::base::sync::shared::thread::{self, JoinHandle};
 use crate::compaction::flush::flush_frozen;
 use crate::compaction::job::{Depth, compact_all};
-use crate::tree::store::{Store, Wanted};
+use crate::tree::writing::{Requests, Writing};
 
 /// After a failed job its thread waits this long before it tries again by itself.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// What a thread does until the store closes.
-type Job = fn(&Store);
+type Job = fn(&Writing);
 
 /// The threads of a store.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Threads {
     handles: Vec<JoinHandle<()>>,
 }
 
 /// Starts the background threads; none in manual mode.
-pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
-    let mut threads = Threads { handles: Vec::new() };
+pub(crate) fn start(store: &Arc<Writing>) -> Result<Threads> {
+    let mut threads = Threads::default();
     if store.options.background == Background::Manual {
         return Ok(threads);
     }
@@ -63,9 +63,9 @@ pub(crate) fn start(store: &Arc<Store>) -> Result<Threads> {
 
 impl Threads {
     /// Ends the threads after what they are doing now.
-    pub(crate) fn stop(&mut self, store: &Store) {
-        store.wanted.lock().ended.get_or_insert(Error::Closed);
-        store.changed.notify_all();
+    pub(crate) fn stop(&mut self, store: &Writing) {
+        store.jobs.requests.lock().ended.get_or_insert(Error::Closed);
+        store.jobs.changed.notify_all();
         for handle in self.handles.drain(..) {
             // A panic on a job's thread was printed where it happened; there is nobody left to pass it to.
             let _ = handle.join();
@@ -75,7 +75,7 @@ impl Threads {
 
 /// Halts the store if its thread panics, so that no writer waits for what will not come.
 struct PanicGuard<'a> {
-    store: &'a Store,
+    store: &'a Writing,
     name: &'static str,
 }
 
@@ -84,37 +84,37 @@ impl Drop for PanicGuard<'_> {
         if thread::panicking() {
             let cause = Error::internal(format!("the background thread {} panicked", self.name));
             self.store.log.halt(&cause.clone().into_wal());
-            self.store.wanted.lock().ended = Some(Error::Halted { cause: Arc::new(cause) });
-            self.store.changed.notify_all();
+            self.store.jobs.requests.lock().ended = Some(Error::Halted { cause: Arc::new(cause) });
+            self.store.jobs.changed.notify_all();
         }
     }
 }
 
 /// Asks for the frozen memtables to be flushed (and for what is due after that).
-pub(crate) fn request_flush(store: &Store) {
-    store.wanted.lock().flush = true;
+pub(crate) fn request_flush(store: &Writing) {
+    store.jobs.requests.lock().flush = true;
     if store.options.background == Background::Manual {
         run_pending(store);
     } else {
-        store.changed.notify_all();
+        store.jobs.changed.notify_all();
     }
 }
 
 /// In manual mode: from now on what is asked for waits, or no longer. A writer that waits for memory does it all the
 /// same, and so do a flush and a compaction that are called for.
-pub(crate) fn hold(store: &Store, held: bool) {
-    store.held.store(held, Ordering::Relaxed);
+pub(crate) fn hold(store: &Writing, held: bool) {
+    store.jobs.held.store(held, Ordering::Relaxed);
     if store.options.background == Background::Manual {
         run_pending(store);
     }
 }
 
 /// Asks for a spare log file; in manual mode nothing happens, and the writer that needs it makes it.
-pub(crate) fn request_spare(store: &Store) {
+pub(crate) fn request_spare(store: &Writing) {
     let by_thread = store.options.background == Background::Threads;
-    if by_thread && !store.spare_asked.swap(true, Ordering::Relaxed) {
-        store.wanted.lock().spare = true;
-        store.changed.notify_all();
+    if by_thread && !store.jobs.spare_asked.swap(true, Ordering::Relaxed) {
+        store.jobs.requests.lock().spare = true;
+        store.jobs.changed.notify_all();
     }
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn request_spare(store: &Store) {
 ///
 /// # Errors
 /// As [`flush_frozen`].
-pub(crate) fn flush_now(store: &Store) -> Result<()> {
+pub(crate) fn flush_now(store: &Writing) -> Result<()> {
     let result = flush_frozen(store);
     finish_flush(store, result.clone());
     if store.options.background == Background::Manual {
@@ -135,36 +135,37 @@ pub(crate) fn flush_now(store: &Store) -> Result<()> {
 ///
 /// # Errors
 /// What the flush failed with: the disk is full, or the store has halted. `Closed` when the store is being closed.
-pub(crate) fn wait_for_flush(store: &Store) -> Result<()> {
+pub(crate) fn wait_for_flush(store: &Writing) -> Result<()> {
     if store.options.background == Background::Manual {
         finish_flush(store, flush_frozen(store));
         run_pending(store);
     }
-    let mut wanted = store.wanted.lock();
-    if store.options.background == Background::Threads && store.frozen_bytes.load(Ordering::Relaxed) > 0 {
+    let mut requests = store.jobs.requests.lock();
+    if store.options.background == Background::Threads && store.memtable_bytes().frozen > 0 {
         // Also while an error stands: this writer is the one that finds out whether there is space again. A failure of
         // the flush under way says nothing about now, so it takes a second one to be told of it.
-        let before = wanted.attempts;
-        while wanted.attempts == before || wanted.attempts == before + 1 && wanted.flush_error.is_some() {
-            if let Some(why) = &wanted.ended {
+        let before = requests.attempts;
+        while requests.attempts == before || requests.attempts == before + 1 && requests.flush_error.is_some()
+        {
+            if let Some(why) = &requests.ended {
                 return Err(why.clone());
             }
             // Whoever sets the flag wakes the thread, once: waiting writers must not wake each other in turn.
-            if !std::mem::replace(&mut wanted.flush, true) {
-                store.changed.notify_all();
+            if !std::mem::replace(&mut requests.flush, true) {
+                store.jobs.changed.notify_all();
             }
-            store.changed.wait(&mut wanted);
+            store.jobs.changed.wait(&mut requests);
         }
     }
-    wanted.flush_error.clone().map_or(Ok(()), Err)
+    requests.flush_error.clone().map_or(Ok(()), Err)
 }
 
 /// Manual mode: does everything that is asked for, here and now, unless it is held.
-fn run_pending(store: &Store) {
-    while !store.held.load(Ordering::Relaxed) {
+fn run_pending(store: &Writing) {
+    while !store.jobs.held.load(Ordering::Relaxed) {
         let (flush, compact) = {
-            let mut wanted = store.wanted.lock();
-            (std::mem::take(&mut wanted.flush), std::mem::take(&mut wanted.compact))
+            let mut requests = store.jobs.requests.lock();
+            (std::mem::take(&mut requests.flush), std::mem::take(&mut requests.compact))
         };
         if flush {
             finish_flush(store, flush_frozen(store));
@@ -176,87 +177,87 @@ fn run_pending(store: &Store) {
     }
 }
 
-fn flush_loop(store: &Store) {
-    while wait_for_work(store, |wanted| wanted.flush || wanted.spare) {
-        if std::mem::take(&mut store.wanted.lock().spare) {
+fn flush_loop(store: &Writing) {
+    while wait_for_work(store, |requests| requests.flush || requests.spare) {
+        if std::mem::take(&mut store.jobs.requests.lock().spare) {
             make_spare(store);
         }
-        if std::mem::take(&mut store.wanted.lock().flush) && finish_flush(store, flush_frozen(store)) {
-            retry_later(store, |wanted| &mut wanted.flush);
+        if std::mem::take(&mut store.jobs.requests.lock().flush) && finish_flush(store, flush_frozen(store)) {
+            retry_later(store, |requests| &mut requests.flush);
         }
     }
 }
 
-fn compact_loop(store: &Store) {
-    let stop = || store.wanted.lock().ended.is_some();
-    while wait_for_work(store, |wanted| std::mem::take(&mut wanted.compact)) {
+fn compact_loop(store: &Writing) {
+    let stop = || store.jobs.requests.lock().ended.is_some();
+    while wait_for_work(store, |requests| std::mem::take(&mut requests.compact)) {
         if finish_compaction(store, compact_all(store, Depth::Due, &stop)) {
-            retry_later(store, |wanted| &mut wanted.compact);
+            retry_later(store, |requests| &mut requests.compact);
         }
     }
 }
 
 /// If it fails, the writer that needs the space tries again and is told; until a flush succeeds it is not tried here.
-fn make_spare(store: &Store) {
+fn make_spare(store: &Writing) {
     if store.files.with_queue(|queue| Ok(store.log.prepare_spare(queue)?)).is_ok() {
-        store.spare_asked.store(false, Ordering::Relaxed);
+        store.jobs.spare_asked.store(false, Ordering::Relaxed);
     }
 }
 
 /// Sleeps until there is work; false when the store closes.
-fn wait_for_work(store: &Store, has_work: impl Fn(&mut Wanted) -> bool) -> bool {
-    let mut wanted = store.wanted.lock();
+fn wait_for_work(store: &Writing, has_work: impl Fn(&mut Requests) -> bool) -> bool {
+    let mut requests = store.jobs.requests.lock();
     loop {
-        if wanted.ended.is_some() {
+        if requests.ended.is_some() {
             return false;
         }
-        if has_work(&mut wanted) {
+        if has_work(&mut requests) {
             return true;
         }
-        store.changed.wait(&mut wanted);
+        store.jobs.changed.wait(&mut requests);
     }
 }
 
 /// Asks again after a while, unless somebody asks earlier or the store closes.
-fn retry_later(store: &Store, flag: impl Fn(&mut Wanted) -> &mut bool) {
+fn retry_later(store: &Writing, flag: impl Fn(&mut Requests) -> &mut bool) {
     if store.health().is_err() {
         return;
     }
-    let mut wanted = store.wanted.lock();
-    while wanted.ended.is_none() && !*flag(&mut wanted) {
-        if store.changed.wait_for(&mut wanted, RETRY_AFTER).timed_out() {
-            *flag(&mut wanted) = true;
+    let mut requests = store.jobs.requests.lock();
+    while requests.ended.is_none() && !*flag(&mut requests) {
+        if store.jobs.changed.wait_for(&mut requests, RETRY_AFTER).timed_out() {
+            *flag(&mut requests) = true;
         }
     }
 }
 
 /// Notes how a flush ended; true if it failed.
-fn finish_flush(store: &Store, result: Result<()>) -> bool {
+fn finish_flush(store: &Writing, result: Result<()>) -> bool {
     let failed = result.is_err();
     {
-        let mut wanted = store.wanted.lock();
-        wanted.compact |= !failed;
-        wanted.flush_error = result.as_ref().err().cloned();
-        wanted.attempts += 1;
+        let mut requests = store.jobs.requests.lock();
+        requests.compact |= !failed;
+        requests.flush_error = result.as_ref().err().cloned();
+        requests.attempts += 1;
     }
     if !failed {
-        store.spare_asked.store(false, Ordering::Relaxed);
+        store.jobs.spare_asked.store(false, Ordering::Relaxed);
     }
-    store.changed.notify_all();
+    store.jobs.changed.notify_all();
     report(store, result);
     failed
 }
 
 /// Notes how a compaction ended; true if it may succeed when it is tried again.
-fn finish_compaction(store: &Store, result: Result<()>) -> bool {
+fn finish_compaction(store: &Writing, result: Result<()>) -> bool {
     let again = matches!(result, Err(Error::NoSpace { .. } | Error::Io { .. }));
-    store.changed.notify_all();
+    store.jobs.changed.notify_all();
     report(store, result);
     again
 }
 
 /// Counts a failed job and tells the listener; of a halt it has been told.
-fn report(store: &Store, result: Result<()>) {
+fn report(store: &Writing, result: Result<()>) {
     if let Err(error) = store.latch(result) {
         store.counters.failed_job();
         if !matches!(error, Error::Halted { .. }) {
@@ -270,21 +271,24 @@ mod tests {
     use aio::SimBackend;
 
     use super::*;
+    use crate::base::key::{Kind, Seq};
     use crate::base::options::{Options, Sizes};
     use crate::recovery::open;
 
     #[test]
     fn nobody_waits_for_threads_that_have_ended() {
         let sizes = Sizes { ring_bytes: Some(1 << 16), log_file_bytes: Some(1 << 16), ..Sizes::default() };
-        let options = Options { background: Background::Manual, sizes, ..Options::default() };
+        let options = Options { background: Background::Threads, sizes, ..Options::default() };
         let backend = Arc::new(SimBackend::new(1));
         let opened = open::open(backend, "/store".as_ref(), options).unwrap();
         let (store, _lock) = (opened.store, opened.lock);
         // As a writer finds it that was admitted just before another thread closed the store.
-        let mut store = Arc::into_inner(store).unwrap();
-        store.options.background = Background::Threads;
-        store.frozen_bytes.store(1, Ordering::Relaxed);
-        store.wanted.lock().ended = Some(Error::Closed);
+        let active = store.find_tree("default").unwrap().active();
+        store.note_inserted(active.insert(b"key", Seq::new(0), Kind::Put, b"value"));
+        store.freeze(|_| true);
+        assert!(store.memtable_bytes().frozen > 0);
+        store.jobs.requests.lock().ended = Some(Error::Closed);
         assert!(matches!(wait_for_flush(&store), Err(Error::Closed)));
+        store.log.close().unwrap();
     }
 }

@@ -74,7 +74,7 @@ pub(crate) struct Manifest {
     /// The next file number; those handed out and never named by an edit are not used again either, since an open
     /// starts above every number that it finds.
     next_number: AtomicU64,
-    current: ArcSwap<Version>,
+    current: Arc<ArcSwap<Version>>,
     /// The first failure; after it nothing is written any more. Read by every commit, so it stands outside the lock
     /// that is held across I/O.
     halted: OnceLock<Arc<Error>>,
@@ -108,7 +108,7 @@ impl Manifest {
             files: Arc::clone(files),
             store_id: version.life.store_id,
             next_number: AtomicU64::new(version.next_file),
-            current: ArcSwap::from_pointee(version),
+            current: Arc::new(ArcSwap::from_pointee(version)),
             halted: OnceLock::new(),
             writer: Mutex::new(writer),
         })
@@ -116,6 +116,11 @@ impl Manifest {
 
     pub(crate) fn store_id(&self) -> u64 {
         self.store_id
+    }
+
+    /// The version as it is replaced by edits, for those who only read.
+    pub(crate) fn current(&self) -> Arc<ArcSwap<Version>> {
+        Arc::clone(&self.current)
     }
 
     /// The live files right now.

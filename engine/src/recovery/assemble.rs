@@ -5,16 +5,14 @@ use std::sync::Arc;
 use wal::{Host, Log, LogOptions, Ordered};
 
 use crate::base::error::Result;
-use crate::base::metrics::Counters;
 use crate::base::options::{Background, Options};
-use crate::base::sync::shared::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, RwLock};
 use crate::io::files::Files;
 use crate::manifest::edit_log::{self, Manifest};
 use crate::manifest::replay_input::to_usize;
 use crate::manifest::version::Version;
-use crate::recovery::load::{SharedMemory, Trees};
-use crate::tree::pins::Snapshots;
-use crate::tree::store::{Store, Wanted};
+use crate::recovery::load::SharedMemory;
+use crate::tree::store::{Store, StoreParts, Trees};
+use crate::tree::writing::Writing;
 
 /// With `Process`, power loss takes at most this much of the log (or what came in the drain interval).
 const DRAIN_BYTES: u64 = 1 << 20;
@@ -26,38 +24,23 @@ pub(crate) fn assemble(
     options: Options,
     manifest: Manifest,
     trees: Trees,
-) -> Result<Arc<Store>> {
+) -> Result<Arc<Writing>> {
     let manifest = Arc::new(manifest);
     let version = manifest.version();
     let life_start = version.life.start;
     let ring_bytes = to_usize(version.life.ring_bytes);
     let host = Arc::clone(&manifest) as Arc<dyn Host>;
     let log = Log::open(Arc::clone(files.backend()), log_options(&files, &options, &version), host)?;
-    Ok(Arc::new(Store {
-        visible: Ordered::new(life_start, ring_bytes),
-        last_cut: AtomicU64::new(0),
-        spare_asked: AtomicBool::new(false),
-        halt_told: AtomicBool::new(false),
+    let store = Store::new(StoreParts {
         files,
         cache: memory.cache,
-        pool: memory.pool,
         options,
-        manifest,
-        log,
-        trees: RwLock::new(trees),
-        gate: RwLock::new(()),
-        snapshots: Snapshots::default(),
-        counters: Counters::default(),
-        flushing: Mutex::new(()),
-        compacting: Mutex::new(()),
-        wanted: Mutex::new(Wanted::default()),
-        held: AtomicBool::new(false),
-        changed: Condvar::new(),
-        active_bytes: AtomicU64::new(0),
-        frozen_bytes: AtomicU64::new(0),
-        most_runs: AtomicUsize::new(0),
-        closed: AtomicBool::new(false),
-    }))
+        version: manifest.current(),
+        is_direct: manifest.is_direct(),
+        trees,
+        visible: Ordered::new(life_start, ring_bytes),
+    });
+    Ok(Arc::new(Writing::new(Arc::new(store), manifest, log, memory.pool)))
 }
 
 /// The log of the life that begins.

@@ -11,10 +11,8 @@ use crate::manifest::version::{RunMeta, Version};
 use crate::memtable::ArenaPool;
 use crate::segment::{BlockCache, Opening, Segment, SegmentMeta};
 use crate::tree::run::Run;
+use crate::tree::store::Trees;
 use crate::tree::superversion::Tree;
-
-/// Keyspaces by id.
-pub(crate) type Trees = BTreeMap<u32, Arc<Tree>>;
 
 /// Memory that all keyspaces share.
 #[derive(Debug)]

@@ -25,16 +25,17 @@ use crate::manifest::version::Version;
 use crate::recovery::assemble::assemble;
 use crate::recovery::begin::{begin_life, first_version, new_manifest_number};
 use crate::recovery::enter::{enter, make_folders, no_store};
-use crate::recovery::load::{Loading, SharedMemory, Trees, open_trees};
+use crate::recovery::load::{Loading, SharedMemory, open_trees};
 use crate::recovery::orphans::{discard, number_above_all, remove_orphans};
 use crate::recovery::repair::LogDamage;
 use crate::recovery::replay::Replay;
-use crate::tree::store::Store;
+use crate::tree::store::{Store, Trees};
+use crate::tree::writing::Writing;
 
 /// A store that was opened.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<Writing>,
     pub(crate) lock: Box<dyn Lock>,
     /// Where the log was cut, if it was damaged and a repair was asked for.
     pub(crate) damage: Option<LogDamage>,
@@ -114,7 +115,7 @@ impl Switch<'_> {
 }
 
 fn announce(store: &Store, replayed: Option<&Replayed>) {
-    if !store.manifest.is_direct() {
+    if !store.is_direct() {
         store.tell(&Event::BufferedIo { directory: store.files.root().to_owned() });
     }
     let torn_tail = replayed.is_some_and(|replayed| replayed.verdict == wal::Verdict::TornTail);

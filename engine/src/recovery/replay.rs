@@ -21,10 +21,11 @@ use crate::manifest::replay_input::replay_input;
 use crate::manifest::version::{Edit, Version};
 use crate::memtable::{ArenaPool, Memtable};
 use crate::recovery::begin::apply;
-use crate::recovery::load::{Loading, SharedMemory, Trees};
+use crate::recovery::load::{Loading, SharedMemory};
 use crate::recovery::lost_edit;
 use crate::recovery::repair::LogDamage;
 use crate::tree::run::Run;
+use crate::tree::store::Trees;
 use crate::write::ops;
 
 /// The content of the log beyond the segments, by keyspace.

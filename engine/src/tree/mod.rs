@@ -4,3 +4,4 @@ pub(crate) mod pins;
 pub(crate) mod run;
 pub(crate) mod store;
 pub(crate) mod superversion;
+pub(crate) mod writing;

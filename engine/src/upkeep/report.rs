@@ -2,30 +2,22 @@
 //!
 //! Invariant: nothing is stopped and no I/O is done; locks are held for a copy at most.
 
-use std::sync::atomic::Ordering;
-
 use crate::base::metrics::{KeyspaceMetrics, Metrics};
 use crate::tree::run::Run;
 use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
+use crate::tree::writing::{MemtableBytes, Writing};
 
 /// Everything at once, without stopping anything.
-pub(crate) fn metrics(store: &Store) -> Metrics {
-    let version = store.manifest.version();
-    let log = store.log.metrics();
+pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
+    let version = store.version();
     let cache = store.cache.stats();
     let trees = store.all_trees();
     let mut metrics = Metrics {
-        direct_io: store.manifest.is_direct(),
+        direct_io: store.is_direct(),
         life: version.life.number,
-        log_bytes: store.log.published().since(version.horizon),
+        log_bytes: store.visible().since(version.horizon),
         log_files: version.logs.len(),
-        log_groups: log.groups,
-        log_syncs: log.syncs,
-        memtable_bytes: store.active_bytes.load(Ordering::Relaxed)
-            + store.frozen_bytes.load(Ordering::Relaxed),
-        flush_error: store.wanted.lock().flush_error.as_ref().map(ToString::to_string),
-        halted: store.health().err().map(|error| error.to_string()),
         cache_hits: cache.hits,
         cache_misses: cache.misses,
         cache_bytes: cache.bytes,
@@ -36,9 +28,27 @@ pub(crate) fn metrics(store: &Store) -> Metrics {
         io: store.files.backend().counters(),
         ..Metrics::default()
     };
+    metrics.memtable_bytes = metrics.keyspaces.iter().map(|keyspace| keyspace.memtable_bytes).sum();
+    if let Some(writing) = writing {
+        add_writing(&mut metrics, writing);
+    }
     store.counters.fill(&mut metrics);
     metrics.keyspaces.sort_by(|a, b| a.name.cmp(&b.name));
     metrics
+}
+
+/// What only a store that can be written to has.
+fn add_writing(metrics: &mut Metrics, store: &Writing) {
+    let log = store.log.metrics();
+    // The horizon first: it only rises, and never above what is published.
+    let horizon = store.version().horizon;
+    metrics.log_bytes = store.log.published().since(horizon);
+    metrics.log_groups = log.groups;
+    metrics.log_syncs = log.syncs;
+    let MemtableBytes { active, frozen } = store.memtable_bytes();
+    metrics.memtable_bytes = active + frozen;
+    metrics.flush_error = store.jobs.requests.lock().flush_error.as_ref().map(ToString::to_string);
+    metrics.halted = store.health().err().map(|error| error.to_string());
 }
 
 fn paged_segments(tree: &Tree) -> usize {

@@ -11,6 +11,7 @@ use crate::base::error::{Error, Result};
 use crate::io::kinds::FileKind;
 use crate::manifest::replay_input::replay_input;
 use crate::tree::store::Store;
+use crate::tree::writing::Writing;
 
 /// The counts of a successful check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,14 +31,25 @@ pub struct VerifyReport {
 
 /// Checks manifest, log and segments. Flushes and compactions wait, so that no file goes away meanwhile; writers wait
 /// while the log is read.
-pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
-    let _no_flush = store.flushing.lock();
-    let _no_compaction = store.compacting.lock();
+///
+/// Without a writing part there is no open log, and the manifest was checked as it was read: segments are checked.
+pub(crate) fn verify(store: &Store, writing: Option<&Writing>) -> Result<VerifyReport> {
+    let _no_job = writing.map(|writing| (writing.exclude_flushes(), writing.exclude_compactions()));
     store.check_open()?;
     let mut report = VerifyReport::default();
-    store.manifest.verify()?;
+    if let Some(writing) = writing {
+        writing.manifest.verify()?;
+    }
     verify_names(store)?;
-    verify_log(store, &mut report)?;
+    if let Some(writing) = writing {
+        verify_log(writing, &mut report)?;
+    }
+    verify_segments(store, &mut report)?;
+    Ok(report)
+}
+
+/// Every byte of every segment.
+fn verify_segments(store: &Store, report: &mut VerifyReport) -> Result<()> {
     for tree in store.all_trees() {
         for run in &tree.load().runs {
             for segment in run.segments() {
@@ -47,13 +59,13 @@ pub(crate) fn verify(store: &Store) -> Result<VerifyReport> {
             }
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 /// Every live segment has a file. (Files that no manifest names are removed at the next open, and are no damage.)
 fn verify_names(store: &Store) -> Result<()> {
     let found: BTreeSet<u64> = store.files.numbers(FileKind::Segment)?.into_iter().collect();
-    for segment in store.manifest.version().segments() {
+    for segment in store.version().segments() {
         if !found.contains(&segment.id) {
             let path = store.files.segment_path(segment.id);
             return Err(Error::corrupt(&path, 0, "segment file", "present", "missing"));
@@ -63,13 +75,13 @@ fn verify_names(store: &Store) -> Result<()> {
 }
 
 /// The durable part of the log can be replayed.
-fn verify_log(store: &Store, report: &mut VerifyReport) -> Result<()> {
+fn verify_log(store: &Writing, report: &mut VerifyReport) -> Result<()> {
     // No group may be written while the files are read: it would be found half. Writers wait that long; the empty
     // groups that the log writes by itself claim nothing new.
-    let _alone = store.gate.write();
+    let _alone = store.hold_gate_alone();
     store.log.sync()?;
     let durable = store.log.durable();
-    let version = store.manifest.version();
+    let version = store.version();
     let input = replay_input(&store.files, &version);
     let replayed = store.files.with_queue(|queue| {
         Ok(wal::replay(store.files.backend().as_ref(), queue, &input, &mut |_, _| Ok(()))?)

@@ -9,7 +9,6 @@
 //! So that a full disk is met before and not after, the next log file is made before the current one is full.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use aio::{Bug, planted};
 use wal::RecordBuf;
@@ -22,6 +21,7 @@ use crate::compaction::pacing::{self, Admission, Memory};
 use crate::compaction::scheduler;
 use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
+use crate::tree::writing::{MemtableBytes, Writing};
 use crate::write::ops;
 
 /// The largest record as framed, in bytes: a quarter of the ring or of a memtable, whichever is smaller.
@@ -31,7 +31,7 @@ pub(crate) fn max_record_bytes(store: &Store) -> u64 {
 
 /// Writes one record whose operations all concern `trees`, and returns its position.
 pub(crate) fn commit(
-    store: &Store,
+    store: &Writing,
     record: &mut RecordBuf,
     trees: &[Arc<Tree>],
     durability: Durability,
@@ -58,7 +58,7 @@ pub(crate) fn commit(
 }
 
 /// Sees to it that the log has a place for the record whatever becomes of the disk, or refuses.
-fn make_log_room(store: &Store, len_bytes: usize) -> Result<()> {
+fn make_log_room(store: &Writing, len_bytes: usize) -> Result<()> {
     if !store.log.has_room(len_bytes) {
         store.files.with_queue(|queue| Ok(store.log.make_room(len_bytes, queue)?))?;
     } else if store.log.wants_spare() {
@@ -68,8 +68,8 @@ fn make_log_room(store: &Store, len_bytes: usize) -> Result<()> {
 }
 
 /// Reserves a place, fills it, and inserts into the memtables, all under the shared gate.
-fn append(store: &Store, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<wal::Appended> {
-    let _gate = store.gate.read();
+fn append(store: &Writing, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<wal::Appended> {
+    let _gate = store.share_gate();
     for tree in trees {
         tree.check()?;
     }
@@ -86,7 +86,7 @@ fn append(store: &Store, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<
             trees.iter().find(|tree| tree.id == op.keyspace).expect("a batch holds the keyspaces it names");
         grown += tree.look().active.insert(op.key, appended.seq, op.kind, op.value);
     }
-    store.active_bytes.fetch_add(grown as u64, Ordering::Relaxed);
+    store.note_inserted(grown);
     store.counters.wrote(record.len_bytes());
     if !planted(Bug::VisibleBeforeTheMemtable) {
         store.visible.complete(appended.seq, appended.end);
@@ -95,13 +95,14 @@ fn append(store: &Store, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<
 }
 
 /// Waits, slows down or makes room as the memtables and the runs demand.
-fn admit(store: &Store) -> Result<()> {
+fn admit(store: &Writing) -> Result<()> {
     let clock = store.files.backend();
     let mut waiting_since = None;
     loop {
+        let MemtableBytes { active, frozen } = store.memtable_bytes();
         let memory = Memory {
-            active: store.active_bytes.load(Ordering::Relaxed),
-            frozen: store.frozen_bytes.load(Ordering::Relaxed),
+            active,
+            frozen,
             freeze_at: store.options.freeze_bytes(),
             limit: store.options.memtables_bytes(),
         };
@@ -130,15 +131,15 @@ fn admit(store: &Store) -> Result<()> {
 
 /// When the log's files have grown beyond their limit, the keyspaces that hold them back are flushed. Bytes of files
 /// count, not of records: a small durable write takes a whole step of the file.
-fn release_old_log(store: &Store) {
+fn release_old_log(store: &Writing) {
     let limit = store.options.log_limit_bytes();
     // Frozen tables are on their way already: another freeze helps only after the log has grown by half again.
-    let since_cut = store.log.written_bytes().saturating_sub(store.last_cut.load(Ordering::Relaxed));
+    let since_cut = store.log_bytes_since_cut();
     if since_cut <= limit / 2 {
         return;
     }
     // While a flush is under way, or fails, more frozen tables would free nothing and take memory without a bound.
-    if store.frozen_bytes.load(Ordering::Relaxed) > 0 {
+    if store.memtable_bytes().frozen > 0 {
         return;
     }
     if store.manifest.version().logs.len() as u64 * store.options.log_file_bytes() > limit {
@@ -147,9 +148,8 @@ fn release_old_log(store: &Store) {
     }
 }
 
-fn slow_down(store: &Store) {
-    let runs = store.most_runs.load(Ordering::Relaxed);
-    let delay = pacing::delay(runs);
+fn slow_down(store: &Writing) {
+    let delay = pacing::delay(store.most_runs());
     if !delay.is_zero() {
         store.files.backend().park(delay);
     }

@@ -1,7 +1,6 @@
 //! Making, finding and dropping keyspaces: the manifest first, memory after.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use aio::{Bug, planted};
 
@@ -9,25 +8,21 @@ use crate::base::error::{Error, Result};
 use crate::compaction::output::remove;
 use crate::manifest::edit_log::Reserve;
 use crate::manifest::version::Edit;
-use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
+use crate::tree::writing::Writing;
 
 /// The longest name in bytes.
 const MAX_NAME_BYTES: usize = 255;
 
 /// The keyspace of that name; made, durably, if there is none.
-pub(crate) fn open_or_create(store: &Store, name: &str) -> Result<Arc<Tree>> {
-    store.check_open()?;
-    if let Some(tree) = find(store, name) {
-        return Ok(tree);
-    }
+pub(crate) fn create(store: &Writing, name: &str) -> Result<Arc<Tree>> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return Err(Error::invalid(format!("the name of a keyspace has 1 to {MAX_NAME_BYTES} bytes")));
     }
-    let _gate = store.gate.read();
+    let _gate = store.share_gate();
     store.check_open()?;
     // One maker at a time: the map's lock is held across the manifest's write, and readers of the map wait that long.
-    let mut trees = store.trees.write();
+    let mut trees = store.lock_trees();
     if let Some(tree) = trees.values().find(|tree| tree.name == name) {
         return Ok(Arc::clone(tree));
     }
@@ -50,22 +45,16 @@ pub(crate) fn open_or_create(store: &Store, name: &str) -> Result<Arc<Tree>> {
     Ok(tree)
 }
 
-/// All names, sorted.
-pub(crate) fn names(store: &Store) -> Vec<String> {
-    let mut names: Vec<String> = store.trees.read().values().map(|tree| tree.name.clone()).collect();
-    names.sort_unstable();
-    names
-}
-
 /// Forgets a keyspace, durably, and removes its files.
-pub(crate) fn drop_keyspace(store: &Store, name: &str) -> Result<()> {
+pub(crate) fn drop_keyspace(store: &Writing, name: &str) -> Result<()> {
     store.check_writable()?;
-    let _no_flush = store.flushing.lock();
-    let _no_compaction = store.compacting.lock();
-    let tree = find(store, name).ok_or_else(|| Error::invalid(format!("there is no keyspace {name:?}")))?;
+    let _no_flush = store.exclude_flushes();
+    let _no_compaction = store.exclude_compactions();
+    let tree =
+        store.find_tree(name).ok_or_else(|| Error::invalid(format!("there is no keyspace {name:?}")))?;
     let dropped = {
         // No writer is between its check and its memtable.
-        let _alone = store.gate.write();
+        let _alone = store.hold_gate_alone();
         store.check_open()?;
         tree.check()?;
         let forgotten = if planted(Bug::DroppedKeyspaceStays) {
@@ -76,21 +65,15 @@ pub(crate) fn drop_keyspace(store: &Store, name: &str) -> Result<()> {
         };
         forgotten.map(|()| {
             tree.mark_dropped();
-            store.trees.write().remove(&tree.id);
+            store.lock_trees().remove(&tree.id);
         })
     };
     store.latch(dropped)?;
     let last = tree.load();
-    let frozen: usize = last.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
-    store.active_bytes.fetch_sub(last.active.size_bytes() as u64, Ordering::Relaxed);
-    store.frozen_bytes.fetch_sub(frozen as u64, Ordering::Relaxed);
+    store.note_dropped(&last);
     for segment in last.runs.iter().flat_map(|run| run.segments().iter()) {
         remove(&store.files, [segment.meta().id]);
     }
     store.count_runs();
     Ok(())
-}
-
-fn find(store: &Store, name: &str) -> Option<Arc<Tree>> {
-    store.trees.read().values().find(|tree| tree.name == name).cloned()
 }

@@ -1,0 +1,253 @@
+//! The part of an open store that only writers have: log, manifest, the write gate, the memtables' memory, and the state of
+//! the background jobs. A store that is only read has none.
+//!
+//! # Locks, in the order in which they may be taken
+//! 1. `flushing`, then `compacting`: one flush and one compaction at a time; held across I/O.
+//! 2. `gate`: writers hold it shared from reserving a place in the log until their entries are in the memtables. A freeze
+//!    holds it alone, so that every record below the cut is in the old tables. It is never held across a flush. A writer
+//!    holds it shared while it waits for space in the ring, so a round of the log must never need it. It is held alone
+//!    across I/O only where no writer may pass: while a keyspace is dropped, and while `verify` reads the log.
+//! 3. the map of keyspaces: looked up and released at once, but held across the manifest's write while a keyspace is made.
+//! 4. `Tree::lock`: replacing the superversion of one keyspace, together with the manifest.
+//! 5. the manifest's lock, across its write and sync; the log's own locks.
+//! 6. `JobState::requests`, snapshots, cache, the memory of memtables: nothing else is taken while one of them is held.
+//!
+//! # Invariant
+//! `active_bytes` and `frozen_bytes` cover every memtable of a keyspace that is not dropped. A writer adds after its insert,
+//! so they may lag behind by the inserts that are under way.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use wal::Log;
+
+use crate::base::error::{Error, Result};
+use crate::base::events::Event;
+use crate::base::sync::shared::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock};
+use crate::compaction::output::{Output, Site};
+use crate::compaction::picker::Layers;
+use crate::manifest::edit_log::Manifest;
+use crate::memtable::ArenaPool;
+use crate::tree::store::Store;
+use crate::tree::superversion::{Superversion, Tree};
+
+/// Background work that was asked for, and how the last of it ended.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    pub(crate) flush: bool,
+    pub(crate) compact: bool,
+    /// A spare log file.
+    pub(crate) spare: bool,
+    /// The last flush failed with this; cleared by the next one that succeeds.
+    pub(crate) flush_error: Option<Error>,
+    /// Flushes that have ended, with or without an error.
+    pub(crate) attempts: u64,
+    /// The threads end, and why: the store closes, or one of them has panicked.
+    pub(crate) ended: Option<Error>,
+}
+
+/// The state that the background jobs and those who wait for them share. `scheduler.rs` works on it.
+#[derive(Debug, Default)]
+pub(crate) struct JobState {
+    pub(crate) requests: Mutex<Requests>,
+    /// Work was asked for, or a job finished.
+    pub(crate) changed: Condvar,
+    /// In manual mode: requests wait until this is cleared or a caller must wait for the work.
+    pub(crate) held: AtomicBool,
+    /// A spare log file was asked for, and none has been made since.
+    pub(crate) spare_asked: AtomicBool,
+}
+
+/// Memory of the memtables, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemtableBytes {
+    /// Of the tables that take writes.
+    pub(crate) active: u64,
+    /// Of the tables that wait for a flush.
+    pub(crate) frozen: u64,
+}
+
+/// A store that can be written to, without its threads. It is a handle on the shared part, and reads go there.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    store: Arc<Store>,
+    pub(crate) log: Log,
+    pub(crate) manifest: Arc<Manifest>,
+    /// Memory for the memtables of all keyspaces.
+    pub(crate) pool: Arc<ArenaPool>,
+    pub(crate) jobs: JobState,
+    gate: RwLock<()>,
+    flushing: Mutex<()>,
+    compacting: Mutex<()>,
+    active_bytes: AtomicU64,
+    frozen_bytes: AtomicU64,
+    /// Runs of the keyspace that has most.
+    most_runs: AtomicUsize,
+    /// Bytes written to log files when the last freeze cut the log, for the limit on the log.
+    last_cut: AtomicU64,
+    /// The listener knows that the store has halted.
+    halt_told: AtomicBool,
+}
+
+impl Deref for Writing {
+    type Target = Store;
+
+    #[inline]
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl Writing {
+    /// `manifest` and `log` are those of `store`; `pool` has the memory of its memtables.
+    pub(crate) fn new(store: Arc<Store>, manifest: Arc<Manifest>, log: Log, pool: Arc<ArenaPool>) -> Writing {
+        Writing {
+            store,
+            log,
+            manifest,
+            pool,
+            jobs: JobState::default(),
+            gate: RwLock::new(()),
+            flushing: Mutex::new(()),
+            compacting: Mutex::new(()),
+            active_bytes: AtomicU64::new(0),
+            frozen_bytes: AtomicU64::new(0),
+            most_runs: AtomicUsize::new(0),
+            last_cut: AtomicU64::new(0),
+            halt_told: AtomicBool::new(false),
+        }
+    }
+
+    /// The part that reads share.
+    #[inline]
+    pub(crate) fn shared(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The sticky first failure of log or manifest, if there was one.
+    pub(crate) fn health(&self) -> Result<()> {
+        self.log.health()?;
+        self.manifest.health()
+    }
+
+    /// Whether writes are possible: open, and neither log nor manifest has failed.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        self.health()
+    }
+
+    /// Passes a result on. A failure that halted one of log and manifest halts the other, and is told to the listener once.
+    ///
+    /// No lock may be held but those of flushes, of compactions and of the map of keyspaces.
+    pub(crate) fn latch<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Halted { cause }) = &result {
+            self.log.halt(&Error::clone(cause).into_wal());
+            if !self.halt_told.swap(true, Ordering::Relaxed) {
+                self.tell(&Event::Halted { cause: Error::clone(cause) });
+            }
+        }
+        result
+    }
+
+    /// A writer is under way while this is held: from before its place in the log until its entries are in the memtables.
+    #[inline]
+    pub(crate) fn share_gate(&self) -> impl Drop + '_ {
+        self.gate.read()
+    }
+
+    /// No writer is under way while this is held.
+    pub(crate) fn hold_gate_alone(&self) -> impl Drop + '_ {
+        self.gate.write()
+    }
+
+    /// No other flush runs while this is held.
+    pub(crate) fn exclude_flushes(&self) -> MutexGuard<'_, ()> {
+        self.flushing.lock()
+    }
+
+    /// No other compaction runs while this is held.
+    pub(crate) fn exclude_compactions(&self) -> MutexGuard<'_, ()> {
+        self.compacting.lock()
+    }
+
+    /// Where segments of a new run of a keyspace go.
+    pub(crate) fn output(&self, keyspace: u32, layers: Layers) -> Output<'_> {
+        let store_id = self.manifest.store_id();
+        let site = Site { files: &self.files, cache: &self.cache, options: &self.options, store_id };
+        site.output(keyspace, layers)
+    }
+
+    /// Memory of all memtables.
+    #[inline]
+    pub(crate) fn memtable_bytes(&self) -> MemtableBytes {
+        MemtableBytes {
+            active: self.active_bytes.load(Ordering::Relaxed),
+            frozen: self.frozen_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Active memtables took this many bytes more.
+    #[inline]
+    pub(crate) fn note_inserted(&self, grown_bytes: usize) {
+        self.active_bytes.fetch_add(grown_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Frozen memtables of this many bytes are in segments now.
+    pub(crate) fn note_flushed(&self, freed_bytes: u64) {
+        self.frozen_bytes.fetch_sub(freed_bytes, Ordering::Relaxed);
+    }
+
+    /// The keyspace with these memtables was dropped.
+    pub(crate) fn note_dropped(&self, last: &Superversion) {
+        let frozen: usize = last.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
+        self.active_bytes.fetch_sub(last.active.size_bytes() as u64, Ordering::Relaxed);
+        self.frozen_bytes.fetch_sub(frozen as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes written to log files since a freeze cut the log.
+    pub(crate) fn log_bytes_since_cut(&self) -> u64 {
+        self.log.written_bytes().saturating_sub(self.last_cut.load(Ordering::Relaxed))
+    }
+
+    /// Runs of the keyspace that has most, as they were last counted.
+    #[inline]
+    pub(crate) fn most_runs(&self) -> usize {
+        self.most_runs.load(Ordering::Relaxed)
+    }
+
+    /// Counts the runs again, after they changed.
+    pub(crate) fn count_runs(&self) {
+        let most = self.all_trees().iter().map(|tree| tree.load().runs.len()).max();
+        self.most_runs.store(most.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Freezes the active tables of keyspaces that `choose` picks and that are not empty.
+    ///
+    /// Every record below the cut is in the frozen table or an older layer: the gate is held alone, so no writer is
+    /// between its place in the log and the memtable.
+    pub(crate) fn freeze(&self, choose: impl Fn(&Tree) -> bool) {
+        let _alone = self.hold_gate_alone();
+        let cut = self.visible();
+        assert_eq!(cut, self.log.published(), "no writer is under way while the gate is held alone");
+        for tree in self.all_trees() {
+            let bytes = tree.active().size_bytes() as u64;
+            if tree.active().is_empty() || tree.is_dropped() || !choose(&tree) {
+                continue;
+            }
+            let _installing = tree.lock();
+            tree.freeze(cut);
+            self.active_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.frozen_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.last_cut.store(self.log.written_bytes(), Ordering::Relaxed);
+    }
+
+    /// Freezes the largest active table: that frees most memory.
+    pub(crate) fn freeze_largest(&self) {
+        let largest = self.all_trees().into_iter().max_by_key(|tree| tree.active().size_bytes());
+        if let Some(largest) = largest {
+            self.freeze(|tree| tree.id == largest.id);
+        }
+    }
+}
