@@ -134,12 +134,9 @@ impl Batch {
     }
 
     fn push(&mut self, keyspace: &Keyspace, op: Op<'_>) -> &mut Batch {
-        let foreign = !Arc::ptr_eq(keyspace.store(), self.handle.store());
-        let result = if foreign {
-            Err(Error::invalid("the keyspace belongs to another store than the batch"))
-        } else {
-            self.ops.push(&mut self.payload, op)
-        };
+        let result = keyspace
+            .check_belongs_to(self.handle.store())
+            .and_then(|()| self.ops.push(&mut self.payload, op));
         match result {
             Ok(()) => {
                 if !self.trees.iter().any(|tree| tree.id == keyspace.tree().id) {

@@ -1,5 +1,5 @@
 //! The iterator that users see: the pairs of a keyspace, as owned or borrowed bytes. What it gives is decided in
-//! `visible.rs`.
+//! `snapshot_iter.rs`.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -9,10 +9,11 @@ use bytes::Bytes;
 
 use crate::api::handle::Handle;
 use crate::base::error::{Error, Result};
+use crate::base::key::Seq;
 use crate::base::range::KeyBounds;
 use crate::read::merge::Merge;
-use crate::read::snapshot_iter::{PairRef, Source, Visible};
-use crate::tree::pins::SnapshotGuard;
+use crate::read::snapshot_iter::{PairRef, SnapshotIter, Source};
+use crate::tree::pins::PinGuard;
 use crate::tree::superversion::{Place, Tree};
 
 /// Key-value pairs in ascending order of keys; from the back in descending order.
@@ -59,7 +60,7 @@ use crate::tree::superversion::{Place, Tree};
 /// # }
 /// ```
 pub struct Iter {
-    pairs: Visible<KeyspaceSource>,
+    pairs: SnapshotIter<KeyspaceSource>,
 }
 
 /// What an iterator walks; it keeps the store open.
@@ -81,7 +82,7 @@ impl Source for KeyspaceSource {
         self.tree.check()
     }
 
-    fn cursor(&self) -> Result<Merge<Place>> {
+    fn cursor(&self, _: Seq) -> Result<Merge<Place>> {
         Ok(self.tree.load().cursor())
     }
 
@@ -93,14 +94,14 @@ impl Source for KeyspaceSource {
 }
 
 impl Iter {
-    pub(crate) fn new(handle: Handle, tree: Arc<Tree>, snapshot: SnapshotGuard, bounds: KeyBounds) -> Iter {
-        Iter { pairs: Visible::new(KeyspaceSource { handle, tree, refused: None }, snapshot, bounds) }
+    pub(crate) fn new(handle: Handle, tree: Arc<Tree>, snapshot: PinGuard, bounds: KeyBounds) -> Iter {
+        Iter { pairs: SnapshotIter::new(KeyspaceSource { handle, tree, refused: None }, snapshot, bounds) }
     }
 
     /// An iterator that fails with `error` at each step, also after a seek.
-    pub(crate) fn refused(handle: Handle, tree: Arc<Tree>, snapshot: SnapshotGuard, error: Error) -> Iter {
+    pub(crate) fn refused(handle: Handle, tree: Arc<Tree>, snapshot: PinGuard, error: Error) -> Iter {
         let source = KeyspaceSource { handle, tree, refused: Some(error) };
-        Iter { pairs: Visible::new(source, snapshot, KeyBounds::all()) }
+        Iter { pairs: SnapshotIter::new(source, snapshot, KeyBounds::all()) }
     }
 
     /// The next pair from the front, borrowed until the next call. Allocates nothing for it, and copies no value.

@@ -4,24 +4,21 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use aio::{Bug, planted};
 use bytes::Bytes;
 use wal::RecordBuf;
 
 use crate::api::futures::{Get, MultiGet};
 use crate::api::handle::Handle;
 use crate::api::iter::Iter;
-use crate::base::error::Result;
-use crate::base::key::Seq;
+use crate::base::error::{Error, Result};
 use crate::base::options::Durability;
 use crate::base::range::{KeyBounds, KeyRange};
 use crate::base::sync::shared::thread_local;
-use crate::read::multi_get::multi_get_with;
-use crate::tree::pins::SnapshotGuard;
+use crate::read::view::{Latest, View};
 use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
 use crate::write::commit::commit;
-use crate::write::ops::{Op, OpsBuilder, check_key};
+use crate::write::ops::{Op, OpsBuilder};
 
 thread_local! {
     /// Each thread encodes its single writes in place of the one before, without allocating.
@@ -126,7 +123,7 @@ impl Keyspace {
     /// [`Error::Corrupt`](crate::Error::Corrupt), [`Error::Io`](crate::Error::Io),
     /// [`Error::Closed`](crate::Error::Closed).
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
-        self.get_with(key, Bytes::copy_from_slice)
+        self.view().get(key.as_ref())
     }
 
     /// Shows the value of a key to `found` without copying it; what that returns, or `None` if there is no value.
@@ -153,13 +150,7 @@ impl Keyspace {
     /// # }
     /// ```
     pub fn get_with<R>(&self, key: impl AsRef<[u8]>, found: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
-        self.handle.store().check_open()?;
-        self.tree.check()?;
-        check_key(key.as_ref())?;
-        // First what there is, then up to where it may be seen: the other way round a compaction between the two
-        // could drop what this read should see.
-        let superversion = self.tree.look();
-        superversion.get_with(key.as_ref(), self.handle.store().visible(), found)
+        self.view().get_with(key.as_ref(), found)
     }
 
     /// The values of many keys as of one moment, as copies, in the order of the keys; `None` where there is none. A key
@@ -171,9 +162,7 @@ impl Keyspace {
     /// # Errors
     /// As [`Keyspace::get`], if any key is at fault or cannot be read.
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
-        let mut values = vec![None; keys.len()];
-        self.multi_get_with(keys, |at, value| values[at] = value.map(Bytes::copy_from_slice))?;
-        Ok(values)
+        self.view().multi_get(keys)
     }
 
     /// Shows the values of many keys as of one moment to `found` without copying them: once for every place in `keys`,
@@ -210,10 +199,7 @@ impl Keyspace {
         keys: &[K],
         found: impl FnMut(usize, Option<&[u8]>),
     ) -> Result<()> {
-        self.check_keys(keys)?;
-        // In this order: see `get_with`.
-        let superversion = self.tree.look();
-        multi_get_with(&superversion, keys, self.handle.store().visible(), found)
+        self.view().multi_get_with(keys, found)
     }
 
     /// As [`Keyspace::get`], as of this call, without waiting for the device: what is in memory is there when the future is
@@ -235,7 +221,7 @@ impl Keyspace {
     /// # Examples
     /// See [`Get`].
     pub fn get_async(&self, key: impl AsRef<[u8]>) -> Get {
-        Get::of(self.multi_get_async(&[key]))
+        self.view().get_async(key.as_ref())
     }
 
     /// As [`Keyspace::multi_get`], as of this call, without waiting for the device, see [`Keyspace::get_async`].
@@ -247,14 +233,7 @@ impl Keyspace {
     /// Those of [`Keyspace::multi_get`], from the future. [`Error::Closed`](crate::Error::Closed) also if the store was
     /// closed meanwhile.
     pub fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> MultiGet {
-        match self.check_keys(keys) {
-            // In this order: see `get_with`.
-            Ok(()) => {
-                let superversion = self.tree.look();
-                MultiGet::start(&self.handle, superversion, keys, self.handle.store().visible())
-            }
-            Err(error) => MultiGet::failed(error),
-        }
+        self.view().multi_get_async(keys)
     }
 
     /// Whether a key exists; costs what [`Keyspace::get_with`] costs.
@@ -262,7 +241,7 @@ impl Keyspace {
     /// # Errors
     /// As [`Keyspace::get`].
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        Ok(self.get_with(key, |_| ())?.is_some())
+        self.view().contains_key(key.as_ref())
     }
 
     /// The pairs whose keys lie in a range, in order from either end, as of now. A range that ends before it begins is
@@ -271,19 +250,19 @@ impl Keyspace {
     /// Costs nothing and cannot fail; the first step does, and tells also that the store is closed. See [`Iter`].
     #[must_use]
     pub fn range(&self, range: impl KeyRange) -> Iter {
-        self.iterate(range.into_bounds())
+        self.view().iterate(range.into_bounds())
     }
 
     /// The pairs whose keys begin with `prefix`, as of now; all pairs for an empty one.
     #[must_use]
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
-        self.iterate(KeyBounds::prefix(prefix.as_ref()))
+        self.view().iterate(KeyBounds::prefix(prefix.as_ref()))
     }
 
     /// All pairs, as of now.
     #[must_use]
     pub fn iter(&self) -> Iter {
-        self.iterate(KeyBounds::all())
+        self.view().iterate(KeyBounds::all())
     }
 
     /// The pair with the smallest key.
@@ -314,63 +293,17 @@ impl Keyspace {
         &self.tree
     }
 
-    pub(crate) fn store(&self) -> &Arc<Store> {
-        self.handle.store()
-    }
-
-    /// A read at a fixed position, for [`Snapshot`](crate::Snapshot).
-    pub(crate) fn get_at<R>(
-        &self,
-        key: &[u8],
-        snapshot: &SnapshotGuard,
-        found: impl FnOnce(&[u8]) -> R,
-    ) -> Result<Option<R>> {
-        self.handle.store().check_open()?;
-        self.tree.check()?;
-        check_key(key)?;
-        self.tree.look().get_with(key, self.position(snapshot), found)
-    }
-
-    /// As [`Keyspace::get_at`], for many keys.
-    pub(crate) fn multi_get_at<K: AsRef<[u8]>>(
-        &self,
-        keys: &[K],
-        snapshot: &SnapshotGuard,
-        found: impl FnMut(usize, Option<&[u8]>),
-    ) -> Result<()> {
-        self.check_keys(keys)?;
-        multi_get_with(&self.tree.look(), keys, self.position(snapshot), found)
-    }
-
-    /// As [`Keyspace::multi_get_at`], as a future.
-    pub(crate) fn multi_get_async_at<K: AsRef<[u8]>>(
-        &self,
-        keys: &[K],
-        snapshot: &SnapshotGuard,
-    ) -> MultiGet {
-        match self.check_keys(keys) {
-            Ok(()) => MultiGet::start(&self.handle, self.tree.look(), keys, self.position(snapshot)),
-            Err(error) => MultiGet::failed(error),
+    /// Whether this is a keyspace of that store.
+    pub(crate) fn check_belongs_to(&self, store: &Arc<Store>) -> Result<()> {
+        if Arc::ptr_eq(self.handle.store(), store) {
+            return Ok(());
         }
+        Err(Error::invalid(format!("the keyspace {:?} belongs to another store", self.tree.name)))
     }
 
-    fn position(&self, snapshot: &SnapshotGuard) -> Seq {
-        let sees_later = planted(Bug::SnapshotSeesLater);
-        if sees_later { self.handle.store().visible() } else { snapshot.seq() }
-    }
-
-    fn check_keys<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<()> {
-        self.handle.store().check_open()?;
-        self.tree.check()?;
-        keys.iter().try_for_each(|key| check_key(key.as_ref()).map(drop))
-    }
-
-    pub(crate) fn iterate_at(&self, bounds: KeyBounds, snapshot: SnapshotGuard) -> Iter {
-        Iter::new(self.handle.clone(), Arc::clone(&self.tree), snapshot, bounds)
-    }
-
-    fn iterate(&self, bounds: KeyBounds) -> Iter {
-        self.iterate_at(bounds, self.handle.store().pin())
+    #[inline]
+    fn view(&self) -> View<'_, Latest> {
+        View { handle: &self.handle, tree: &self.tree, at: Latest }
     }
 
     fn write(&self, op: Op<'_>) -> Result<()> {

@@ -11,10 +11,11 @@ use crate::api::futures::{Get, MultiGet};
 use crate::api::handle::Handle;
 use crate::api::iter::Iter;
 use crate::api::keyspace::Keyspace;
-use crate::base::error::{Error, Result};
+use crate::base::error::Result;
 use crate::base::key::Seq;
 use crate::base::range::{KeyBounds, KeyRange};
-use crate::tree::pins::SnapshotGuard;
+use crate::read::view::View;
+use crate::tree::pins::PinGuard;
 
 /// The store as it was at one moment, across keyspaces. Owned, cheap to clone.
 ///
@@ -42,26 +43,26 @@ use crate::tree::pins::SnapshotGuard;
 #[derive(Clone)]
 pub struct Snapshot {
     handle: Handle,
-    guard: SnapshotGuard,
+    pin: PinGuard,
 }
 
 impl Snapshot {
-    pub(crate) fn new(handle: Handle, guard: SnapshotGuard) -> Snapshot {
-        Snapshot { handle, guard }
+    pub(crate) fn new(handle: Handle, pin: PinGuard) -> Snapshot {
+        Snapshot { handle, pin }
     }
 
     /// Its position: it sees every record below, and none at or above.
     #[must_use]
     pub fn seq(&self) -> Seq {
-        self.guard.seq()
+        self.pin.seq()
     }
 
     /// The value that a key had; costs what [`Keyspace::get`] costs.
     ///
     /// # Errors
-    /// As [`Keyspace::get`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    /// As [`Keyspace::get`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
     pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
-        self.get_with(keyspace, key, Bytes::copy_from_slice)
+        self.view(keyspace)?.get(key.as_ref())
     }
 
     /// Shows the value that a key had to `found` without copying it, see [`Keyspace::get_with`].
@@ -74,8 +75,7 @@ impl Snapshot {
         key: impl AsRef<[u8]>,
         found: impl FnOnce(&[u8]) -> R,
     ) -> Result<Option<R>> {
-        self.check(keyspace)?;
-        keyspace.get_at(key.as_ref(), &self.guard, found)
+        self.view(keyspace)?.get_with(key.as_ref(), found)
     }
 
     /// The values that many keys had, see [`Keyspace::multi_get`].
@@ -83,29 +83,26 @@ impl Snapshot {
     /// # Errors
     /// As [`Snapshot::get`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keyspace: &Keyspace, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
-        let mut values = vec![None; keys.len()];
-        self.multi_get_with(keyspace, keys, |at, value| values[at] = value.map(Bytes::copy_from_slice))?;
-        Ok(values)
+        self.view(keyspace)?.multi_get(keys)
     }
 
     /// Shows the values that many keys had to `found` without copying them, see [`Keyspace::multi_get_with`].
     ///
     /// # Errors
-    /// As [`Keyspace::multi_get_with`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    /// As [`Keyspace::multi_get_with`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
     pub fn multi_get_with<K: AsRef<[u8]>>(
         &self,
         keyspace: &Keyspace,
         keys: &[K],
         found: impl FnMut(usize, Option<&[u8]>),
     ) -> Result<()> {
-        self.check(keyspace)?;
-        keyspace.multi_get_at(keys, &self.guard, found)
+        self.view(keyspace)?.multi_get_with(keys, found)
     }
 
     /// The value that a key had, as a future that needs the snapshot no more, see [`Keyspace::get_async`].
     ///
     /// # Errors
-    /// As [`Keyspace::get_async`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    /// As [`Keyspace::get_async`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
     pub fn get_async(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Get {
         Get::of(self.multi_get_async(keyspace, &[key]))
     }
@@ -113,10 +110,10 @@ impl Snapshot {
     /// The values that many keys had, as a future that needs the snapshot no more, see [`Keyspace::multi_get_async`].
     ///
     /// # Errors
-    /// As [`Keyspace::multi_get_async`]; [`Error::InvalidArgument`] for a keyspace of another store.
+    /// As [`Keyspace::multi_get_async`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
     pub fn multi_get_async<K: AsRef<[u8]>>(&self, keyspace: &Keyspace, keys: &[K]) -> MultiGet {
-        match self.check(keyspace) {
-            Ok(()) => keyspace.multi_get_async_at(keys, &self.guard),
+        match self.view(keyspace) {
+            Ok(view) => view.multi_get_async(keys),
             Err(error) => MultiGet::failed(error),
         }
     }
@@ -124,7 +121,7 @@ impl Snapshot {
     /// The pairs whose keys lay in a range, see [`Keyspace::range`].
     ///
     /// # Errors
-    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`] for a keyspace of another store.
+    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
     #[must_use]
     pub fn range(&self, keyspace: &Keyspace, range: impl KeyRange) -> Iter {
         self.iterate(keyspace, range.into_bounds())
@@ -133,7 +130,7 @@ impl Snapshot {
     /// The pairs whose keys began with `prefix`.
     ///
     /// # Errors
-    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`] for a keyspace of another store.
+    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
     #[must_use]
     pub fn prefix(&self, keyspace: &Keyspace, prefix: impl AsRef<[u8]>) -> Iter {
         self.iterate(keyspace, KeyBounds::prefix(prefix.as_ref()))
@@ -142,25 +139,24 @@ impl Snapshot {
     /// All pairs.
     ///
     /// # Errors
-    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`] for a keyspace of another store.
+    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
     #[must_use]
     pub fn iter(&self, keyspace: &Keyspace) -> Iter {
         self.iterate(keyspace, KeyBounds::all())
     }
 
-    fn check(&self, keyspace: &Keyspace) -> Result<()> {
-        if Arc::ptr_eq(keyspace.store(), self.handle.store()) {
-            return Ok(());
-        }
-        Err(Error::invalid("the keyspace belongs to another store than the snapshot"))
+    #[inline]
+    fn view<'a>(&'a self, keyspace: &'a Keyspace) -> Result<View<'a, &'a PinGuard>> {
+        keyspace.check_belongs_to(self.handle.store())?;
+        Ok(View { handle: &self.handle, tree: keyspace.tree(), at: &self.pin })
     }
 
     fn iterate(&self, keyspace: &Keyspace, bounds: KeyBounds) -> Iter {
-        match self.check(keyspace) {
-            Ok(()) => keyspace.iterate_at(bounds, self.guard.clone()),
+        match self.view(keyspace) {
+            Ok(view) => view.iterate(bounds),
             Err(error) => {
                 let tree = Arc::clone(keyspace.tree());
-                Iter::refused(self.handle.clone(), tree, self.guard.clone(), error)
+                Iter::refused(self.handle.clone(), tree, self.pin.clone(), error)
             }
         }
     }

@@ -69,7 +69,7 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     drop(before);
     let taken = if planted(Bug::FlushForgetsOldestTable) { frozen.len().div_ceil(2) } else { frozen.len() };
     let inputs = frozen.iter().take(taken).map(|frozen| frozen.table.cursor());
-    let retain = Retain::new(store.snapshots.retained(), Tombstones::Keep);
+    let retain = Retain::new(store.pins.retained(), Tombstones::Keep);
     let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(inputs), retain)?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
 

@@ -50,7 +50,7 @@ pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool
 fn choose(store: &Writing, tree: &Tree, depth: Depth) -> Option<Range<usize>> {
     let runs = &tree.load().runs;
     // While a snapshot is held tombstones may have to stay, so a merge for their sake could go on for ever.
-    let droppable = store.snapshots.oldest().is_none();
+    let droppable = store.pins.oldest().is_none();
     match depth {
         Depth::Due => {
             let shapes: Vec<RunShape> = runs.iter().map(|run| shape(run, droppable)).collect();
@@ -90,8 +90,7 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, range: Range<usize>) -> Resul
     let cursors = inputs.iter().map(|run| run.cursor(false));
     let is_bottom = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };
-    let retained =
-        if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.snapshots.retained() };
+    let retained = if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.pins.retained() };
     let retain = Retain::new(retained, tombstones);
     let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(cursors), retain)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();

@@ -38,7 +38,7 @@ pub(crate) struct Retain {
 }
 
 impl Retain {
-    /// `snapshots` must have been read (see [`crate::tree::pins::Snapshots::retained`]) after the inputs were
+    /// `snapshots` must have been read (see [`crate::tree::pins::Pins::retained`]) after the inputs were
     /// chosen: any snapshot pinned later sees all of the inputs.
     pub(crate) fn new(mut snapshots: Vec<Seq>, tombstones: Tombstones) -> Retain {
         snapshots.sort_unstable();

@@ -1,4 +1,4 @@
-//! The read path: cursors, their merge, one snapshot's view of it, many gets at once.
+//! The read path: views of a keyspace, point reads of many keys, cursors, their merge, the snapshot iterator.
 
 pub(crate) mod cursor;
 #[cfg(test)]
@@ -7,3 +7,4 @@ pub(crate) mod merge;
 pub(crate) mod multi_get;
 pub(crate) mod snapshot_iter;
 pub(crate) mod staged_seek;
+pub(crate) mod view;

@@ -19,18 +19,19 @@ use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::range::KeyBounds;
 use crate::read::cursor::Cursor;
-use crate::tree::pins::SnapshotGuard;
+use crate::tree::pins::PinGuard;
 
 /// Where an iterator gets its entries from: a keyspace.
 pub(crate) trait Source {
-    /// Shows every entry there is, also those that a snapshot does not see.
+    /// Shows all versions of all keys, and tombstones.
     type Cursor: Cursor;
 
     /// Whether there is anything to read any more; asked before each step that may read from the device or wait.
     fn check(&self) -> Result<()>;
 
-    /// After a [`Source::check`].
-    fn cursor(&self) -> Result<Self::Cursor>;
+    /// A cursor over every entry below `position`, after a [`Source::check`]. It may show others: the iterator passes over
+    /// entries at and above its position.
+    fn cursor(&self, position: Seq) -> Result<Self::Cursor>;
 
     /// Changes whenever cursors should be made anew: a memtable was frozen or flushed, segments were compacted, the
     /// keyspace was dropped.
@@ -41,10 +42,10 @@ pub(crate) trait Source {
 pub(crate) type PairRef<'a> = (&'a [u8], &'a [u8]);
 
 /// The pairs of a range that one snapshot sees.
-pub(crate) struct Visible<S: Source> {
+pub(crate) struct SnapshotIter<S: Source> {
     source: S,
-    snapshot: SnapshotGuard,
-    /// The whole range; [`Visible::seek`] moves in it.
+    snapshot: PinGuard,
+    /// The whole range; [`SnapshotIter::seek`] moves in it.
     bounds: KeyBounds,
     /// The smallest key that is not given yet, unless `front` stands on it: the last one given, with a zero byte
     /// appended. Empty: that of `bounds`.
@@ -58,7 +59,7 @@ pub(crate) struct Visible<S: Source> {
     wants_values: bool,
     /// A key whose other versions are passed over.
     passed: Vec<u8>,
-    state: State,
+    progress: Progress,
 }
 
 /// A cursor in use.
@@ -83,21 +84,21 @@ enum Stands {
     OnNext,
 }
 
-enum State {
+enum Progress {
     Open,
     /// Nothing visible is left.
     Finished,
     Failed(Error),
 }
 
-impl<S: Source> Visible<S> {
-    pub(crate) fn new(source: S, snapshot: SnapshotGuard, bounds: KeyBounds) -> Visible<S> {
-        Visible {
+impl<S: Source> SnapshotIter<S> {
+    pub(crate) fn new(source: S, snapshot: PinGuard, bounds: KeyBounds) -> SnapshotIter<S> {
+        SnapshotIter {
             source,
             snapshot,
             raised: Vec::new(),
             lowered: Vec::new(),
-            state: if bounds.is_empty() { State::Finished } else { State::Open },
+            progress: if bounds.is_empty() { Progress::Finished } else { Progress::Open },
             bounds,
             front: None,
             back: None,
@@ -124,7 +125,7 @@ impl<S: Source> Visible<S> {
     /// The next pair from the front.
     #[inline]
     pub(crate) fn next_ref(&mut self) -> Result<Option<PairRef<'_>>> {
-        if !self.quick_front() && !self.run(Visible::step_front)? {
+        if !self.quick_front() && !self.run(SnapshotIter::step_front)? {
             return Ok(None);
         }
         Ok(self.front.as_ref().and_then(Walk::pair))
@@ -133,7 +134,7 @@ impl<S: Source> Visible<S> {
     /// The next pair from the back.
     #[inline]
     pub(crate) fn next_back_ref(&mut self) -> Result<Option<PairRef<'_>>> {
-        if !self.quick_back() && !self.run(Visible::step_back)? {
+        if !self.quick_back() && !self.run(SnapshotIter::step_back)? {
             return Ok(None);
         }
         match &self.back {
@@ -152,14 +153,14 @@ impl<S: Source> Visible<S> {
             walk.stands = Stands::Anywhere;
         }
         let is_empty = self.bounds.upto.as_ref().is_some_and(|upto| *upto <= self.raised);
-        self.state = State::Open;
+        self.progress = Progress::Open;
         if is_empty {
             self.end(None);
         }
     }
 
     /// The common step, without anything that can fail: at one end only, on in the same block, from the last version of
-    /// a key to a visible entry of the next. If it says `false`, [`Visible::step_front`] has to go on.
+    /// a key to a visible entry of the next. If it says `false`, [`SnapshotIter::step_front`] has to go on.
     #[inline]
     fn quick_front(&mut self) -> bool {
         let Some(front) = &mut self.front else { return false };
@@ -181,7 +182,7 @@ impl<S: Source> Visible<S> {
         is_given
     }
 
-    /// As [`Visible::quick_front`], at the back.
+    /// As [`SnapshotIter::quick_front`], at the back.
     #[inline]
     fn quick_back(&mut self) -> bool {
         let Some(back) = &mut self.back else { return false };
@@ -204,11 +205,11 @@ impl<S: Source> Visible<S> {
 
     /// One step, if there is something left; whether it found a pair.
     #[inline]
-    fn run(&mut self, step: impl FnOnce(&mut Visible<S>) -> Result<bool>) -> Result<bool> {
-        match &self.state {
-            State::Open => {}
-            State::Finished => return Ok(false),
-            State::Failed(error) => return Err(error.clone()),
+    fn run(&mut self, step: impl FnOnce(&mut SnapshotIter<S>) -> Result<bool>) -> Result<bool> {
+        match &self.progress {
+            Progress::Open => {}
+            Progress::Finished => return Ok(false),
+            Progress::Failed(error) => return Err(error.clone()),
         }
         let found = step(self);
         if !matches!(found, Ok(true)) {
@@ -219,7 +220,7 @@ impl<S: Source> Visible<S> {
 
     /// Nothing is left, or nobody knows what.
     fn end(&mut self, error: Option<&Error>) {
-        self.state = error.map_or(State::Finished, |error| State::Failed(error.clone()));
+        self.progress = error.map_or(Progress::Finished, |error| Progress::Failed(error.clone()));
         self.front = None;
         self.back = None;
     }
@@ -235,7 +236,7 @@ impl<S: Source> Visible<S> {
             self.front = None;
         }
         let snapshot = self.snapshot.seq();
-        let front = Walk::ready(&mut self.front, &self.source, generation)?;
+        let front = Walk::ready(&mut self.front, &self.source, generation, snapshot)?;
         match front.stands {
             Stands::Anywhere | Stands::Behind => front.cursor.seek(from(&self.bounds, &self.raised))?,
             Stands::OnGiven | Stands::OnNoted => front.pass(&mut self.passed)?,
@@ -268,7 +269,7 @@ impl<S: Source> Visible<S> {
             self.back = None;
         }
         let snapshot = self.snapshot.seq();
-        let back = Walk::ready(&mut self.back, &self.source, generation)?;
+        let back = Walk::ready(&mut self.back, &self.source, generation, snapshot)?;
         match back.stands {
             Stands::Anywhere => back.cursor.seek_before(upto(&self.bounds, &self.lowered))?,
             Stands::OnGiven | Stands::OnNoted => back.cursor.prev()?,
@@ -334,11 +335,16 @@ impl<C: Cursor> Walk<C> {
         slot: &'a mut Option<Walk<C>>,
         source: &S,
         generation: u64,
+        position: Seq,
     ) -> Result<&'a mut Walk<C>> {
         match slot {
             Some(walk) => Ok(walk),
             // The generation was read before: should it change in between, the next step makes one more.
-            None => Ok(slot.insert(Walk { generation, cursor: source.cursor()?, stands: Stands::Anywhere })),
+            None => Ok(slot.insert(Walk {
+                generation,
+                cursor: source.cursor(position)?,
+                stands: Stands::Anywhere,
+            })),
         }
     }
 

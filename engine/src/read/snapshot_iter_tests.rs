@@ -17,14 +17,14 @@ use crate::compaction::retain::{Retain, Tombstones};
 use crate::memtable::Memtable;
 use crate::read::cursor_contract::{Owned, VecCursor, any_key, runner, sort};
 use crate::read::merge::Merge;
-use crate::tree::pins::Snapshots;
+use crate::tree::pins::Pins;
 
 /// A keyspace in memory: an active memtable over one sorted run.
 struct Store {
     tables: RwLock<(Arc<Memtable>, Vec<Owned>)>,
     generation: AtomicU64,
     next: AtomicU64,
-    snapshots: Snapshots,
+    snapshots: Pins,
     /// Cursors made so far.
     cursors: AtomicUsize,
 }
@@ -35,7 +35,7 @@ impl Store {
             tables: RwLock::new((Arc::new(Memtable::new()), Vec::new())),
             generation: AtomicU64::new(0),
             next: AtomicU64::new(1),
-            snapshots: Snapshots::default(),
+            snapshots: Pins::default(),
             cursors: AtomicUsize::new(0),
         })
     }
@@ -63,12 +63,12 @@ impl Store {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn snapshot(&self) -> SnapshotGuard {
+    fn snapshot(&self) -> PinGuard {
         self.snapshots.pin(|| Seq::new(self.next.load(Ordering::SeqCst)))
     }
 
     fn iter(self: &Arc<Self>, range: impl KeyRange) -> Pairs<Arc<Store>> {
-        Pairs(Visible::new(self.clone(), self.snapshot(), range.into_bounds()))
+        Pairs(SnapshotIter::new(self.clone(), self.snapshot(), range.into_bounds()))
     }
 }
 
@@ -79,7 +79,7 @@ impl Source for Arc<Store> {
         Ok(())
     }
 
-    fn cursor(&self) -> Result<Self::Cursor> {
+    fn cursor(&self, _: Seq) -> Result<Self::Cursor> {
         self.cursors.fetch_add(1, Ordering::SeqCst);
         let tables = self.tables.read();
         let table: Box<dyn Cursor> = Box::new(tables.0.cursor());
@@ -92,7 +92,7 @@ impl Source for Arc<Store> {
 }
 
 /// The pairs as an iterator over copies, as [`crate::Iter`] is.
-struct Pairs<S: Source>(Visible<S>);
+struct Pairs<S: Source>(SnapshotIter<S>);
 
 type Pair = (Vec<u8>, Vec<u8>);
 
@@ -308,7 +308,7 @@ impl Source for Arc<Failing> {
         Ok(())
     }
 
-    fn cursor(&self) -> Result<VecCursor> {
+    fn cursor(&self, _: Seq) -> Result<VecCursor> {
         match self.moves.load(Ordering::SeqCst).checked_sub(1) {
             Some(moves) => Ok(VecCursor::failing_after(self.entries.clone(), moves)),
             None => Err(Error::Closed),
@@ -332,12 +332,12 @@ fn a_failure_at_any_step_stays_until_a_seek() {
         entry(2, 3, Kind::Put),
         entry(3, 2, Kind::Put),
     ];
-    let snapshots = Snapshots::default();
+    let snapshots = Pins::default();
     for forward in [true, false] {
         for moves in 0..=6 {
             let source = Arc::new(Failing { entries: entries.clone(), moves: AtomicUsize::new(moves) });
             let guard = snapshots.pin(|| Seq::new(9));
-            let mut iter = Pairs(Visible::new(source.clone(), guard, KeyBounds::all()));
+            let mut iter = Pairs(SnapshotIter::new(source.clone(), guard, KeyBounds::all()));
             let step = |iter: &mut Pairs<_>| if forward { iter.next() } else { iter.next_back() };
             let mut expected = if forward { vec![3, 1] } else { vec![1, 3] };
             let error = loop {

@@ -3,7 +3,7 @@
 //! Every scan pins one for its time, so pins of different threads take different locks, and a pin rarely allocates: each
 //! of a few shards has a sorted list of positions.
 //!
-//! Invariant: a compaction that reads [`Snapshots::retained`] either finds a snapshot in the list, or that
+//! Invariant: a compaction that reads [`Pins::retained`] either finds a snapshot in the list, or that
 //! snapshot reads its `Seq` afterwards and so sees everything the compaction can have taken as input. It holds for each
 //! shard by itself, so the shards need not be read at one moment.
 
@@ -17,7 +17,7 @@ const SHARDS: usize = 16;
 
 /// The pinned positions of one store. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Snapshots {
+pub(crate) struct Pins {
     shards: Arc<[Shard; SHARDS]>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Snapshots {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard {
-    /// Ascending. The innermost lock: only `at` of [`Snapshots::pin`] runs under it.
+    /// Ascending. The innermost lock: only `at` of [`Pins::pin`] runs under it.
     pinned: Mutex<Vec<Pinned>>,
 }
 
@@ -36,10 +36,10 @@ struct Pinned {
     guards: usize,
 }
 
-impl Snapshots {
+impl Pins {
     /// Pins the position that `at` reads. It is read under the lock, so that no compaction can look at the
     /// list between the reading and the pinning; it must take no lock itself.
-    pub(crate) fn pin(&self, at: impl FnOnce() -> Seq) -> SnapshotGuard {
+    pub(crate) fn pin(&self, at: impl FnOnce() -> Seq) -> PinGuard {
         // Each thread always takes the same one.
         let shard = thread_number() % SHARDS;
         let mut pinned = self.shards[shard].pinned.lock();
@@ -50,7 +50,7 @@ impl Snapshots {
             Err(at) => pinned.insert(at, Pinned { seq, guards: 1 }),
         }
         drop(pinned);
-        SnapshotGuard { registry: self.clone(), shard, seq }
+        PinGuard { registry: self.clone(), shard, seq }
     }
 
     /// The pinned positions, ascending, each once.
@@ -78,14 +78,14 @@ impl Snapshots {
 
 /// Keeps one position readable until it is dropped. Cloning pins once more.
 #[derive(Debug)]
-pub(crate) struct SnapshotGuard {
-    registry: Snapshots,
+pub(crate) struct PinGuard {
+    registry: Pins,
     /// Where it is pinned.
     shard: usize,
     seq: Seq,
 }
 
-impl SnapshotGuard {
+impl PinGuard {
     /// Entries with `seq < ` this are seen.
     #[inline]
     pub(crate) fn seq(&self) -> Seq {
@@ -93,13 +93,13 @@ impl SnapshotGuard {
     }
 }
 
-impl Clone for SnapshotGuard {
-    fn clone(&self) -> SnapshotGuard {
+impl Clone for PinGuard {
+    fn clone(&self) -> PinGuard {
         self.registry.pin(|| self.seq)
     }
 }
 
-impl Drop for SnapshotGuard {
+impl Drop for PinGuard {
     fn drop(&mut self) {
         let mut pinned = self.registry.shards[self.shard].pinned.lock();
         if let Ok(at) = pinned.binary_search_by_key(&self.seq, |pinned| pinned.seq) {
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_position_is_pinned_until_its_last_guard_is_dropped() {
-        let snapshots = Snapshots::default();
+        let snapshots = Pins::default();
         let later = snapshots.pin(|| Seq::new(9));
         let first = snapshots.pin(|| Seq::new(4));
         let second = first.clone();
@@ -133,8 +133,8 @@ mod tests {
 
     #[test]
     fn pins_of_all_threads_are_known_and_may_be_dropped_by_others() {
-        let snapshots = Snapshots::default();
-        let guards: Vec<SnapshotGuard> = std::thread::scope(|scope| {
+        let snapshots = Pins::default();
+        let guards: Vec<PinGuard> = std::thread::scope(|scope| {
             let pin = |seq| {
                 let snapshots = &snapshots;
                 scope.spawn(move || {

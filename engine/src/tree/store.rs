@@ -23,7 +23,7 @@ use crate::base::sync::shared::{AtomicBool, RwLock, turn};
 use crate::io::files::Files;
 use crate::manifest::version::Version;
 use crate::segment::BlockCache;
-use crate::tree::pins::{SnapshotGuard, Snapshots};
+use crate::tree::pins::{PinGuard, Pins};
 use crate::tree::superversion::Tree;
 
 /// The open keyspaces, by id.
@@ -52,7 +52,7 @@ pub(crate) struct Store {
     pub(crate) options: Options,
     /// The publish watermark: records below are in the ring and in every memtable they belong to, so reads see them.
     pub(crate) visible: Ordered,
-    pub(crate) snapshots: Snapshots,
+    pub(crate) pins: Pins,
     pub(crate) counters: Counters,
     version: Arc<ArcSwap<Version>>,
     is_direct: bool,
@@ -67,7 +67,7 @@ impl Store {
             cache: parts.cache,
             options: parts.options,
             visible: parts.visible,
-            snapshots: Snapshots::default(),
+            pins: Pins::default(),
             counters: Counters::default(),
             version: parts.version,
             is_direct: parts.is_direct,
@@ -114,8 +114,8 @@ impl Store {
     }
 
     /// Keeps everything readable that is visible now.
-    pub(crate) fn pin(&self) -> SnapshotGuard {
-        self.snapshots.pin(|| self.visible())
+    pub(crate) fn pin(&self) -> PinGuard {
+        self.pins.pin(|| self.visible())
     }
 
     /// All keyspaces, by id.

@@ -214,6 +214,15 @@ impl Tree {
         self.current.load()
     }
 
+    /// The layers and a position to read them at, taken in this order: the superversion was current when `position` was
+    /// read, or is newer. The other way round, a compaction between the two could drop what the position sees.
+    #[inline]
+    pub(crate) fn view(&self, position: impl FnOnce() -> Seq) -> (Guard<Arc<Superversion>>, Seq) {
+        let superversion = self.look();
+        let position = position();
+        (superversion, position)
+    }
+
     /// [`Superversion::number`] of what [`Tree::load`] gives now or of an earlier one, never of a later one; for whoever
     /// only wants to know whether it changed. After [`Tree::retire`] the highest of all.
     #[inline]

@@ -23,7 +23,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
         cache_bytes: cache.bytes,
         pinned_bytes: cache.reserved_bytes,
         paged_segments: trees.iter().map(|tree| paged_segments(tree)).sum(),
-        snapshots: store.snapshots.count(),
+        snapshots: store.pins.count(),
         keyspaces: trees.iter().map(|tree| keyspace(tree)).collect(),
         io: store.files.backend().counters(),
         ..Metrics::default()
