@@ -1,7 +1,7 @@
 //! Several writes as one record: a crash leaves all of them or none.
 //!
-//! Invariants: `payload` is what the record will hold, with each key once; `trees` names every keyspace in it, so that
-//! the commit finds each memtable.
+//! Invariants: `payload` is the payload of the record, and once finished it names each key once; `trees` has every keyspace
+//! in it, so that the commit finds each memtable.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::write::ops::{Op, OpsBuilder};
 
 /// Writes that become visible and durable together, across keyspaces. The last write of a key wins.
 ///
-/// A wrong key or value is remembered and reported by [`Batch::commit`], so calls can be chained.
+/// Calls can be chained: the first wrong key, value or keyspace is remembered, and [`Batch::commit`] reports it.
 ///
 /// # Durability
-/// None before [`Batch::commit`] returns; then that of the store, or what [`Batch::durability`] asked for.
+/// None before [`Batch::commit`] returns; then the level of [`Batch::durability`], or the store's default.
 ///
 /// # Concurrency
-/// `Send`, for one thread at a time. It keeps the store open, holds no lock, and copies what is added.
+/// `Send`, for one thread at a time. It keeps the store open, holds no lock, and copies keys and values.
 ///
 /// # Examples
 /// ```
@@ -43,7 +43,7 @@ pub struct Batch {
     /// The keyspaces named so far, each once.
     trees: Vec<Arc<Tree>>,
     durability: Durability,
-    /// The first thing that was wrong.
+    /// The error of the first wrong call.
     refused: Option<Error>,
 }
 
@@ -65,7 +65,7 @@ impl Batch {
         self.push(keyspace, Op::delete(keyspace.tree().id, key.as_ref()))
     }
 
-    /// Chooses what the batch survives once committed; the store's default otherwise.
+    /// Sets the level at which [`Batch::commit`] returns; the store's default otherwise.
     pub fn durability(&mut self, level: Durability) -> &mut Batch {
         self.durability = level;
         self
@@ -78,32 +78,32 @@ impl Batch {
         (wal::RECORD_HEADER_BYTES + self.payload.len()).next_multiple_of(wal::GRANULE)
     }
 
-    /// How many writes it holds, each key counted once.
+    /// How many writes it holds. Several writes of one key count until a commit drops all but the last.
     #[must_use]
     pub fn len(&self) -> usize {
         usize::try_from(self.ops.count()).unwrap_or(usize::MAX)
     }
 
-    /// Whether it holds none.
+    /// Whether it holds no write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ops.count() == 0
     }
 
-    /// Writes everything, and empties the batch for the next use; on an error it stays as it was. An empty batch with
-    /// [`Durability::Power`] waits until everything before it survives power loss.
+    /// Writes all of it as one record, and empties the batch for the next use. Returns the position of the record: later
+    /// batches have a higher one. On an error the batch stays as it was. An empty batch with [`Durability::Power`] waits
+    /// until everything before it survives power loss.
     ///
     /// # Durability
-    /// A crash leaves all of it or nothing, and all of it once this has returned.
+    /// A crash leaves all of it or nothing. After this has returned, a crash that the batch's level covers leaves all of it.
     ///
     /// # Concurrency
-    /// As [`Keyspace::put`], whatever the number of writes in it. Readers see all of it or nothing.
-    ///
-    /// Returns the position of the record: later batches have a higher one.
+    /// That of [`Keyspace::put`], for any number of writes. Readers see all of it or nothing.
     ///
     /// # Errors
-    /// As [`Keyspace::put`]; what was wrong with the first refused key or value (the batch then never commits:
-    /// [`Batch::clear`] it).
+    /// Those of [`Keyspace::put`]. The error of the first wrong call, also
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store: such a batch never commits
+    /// until [`Batch::clear`].
     pub fn commit(&mut self) -> Result<Seq> {
         if let Some(refused) = &self.refused {
             return Err(refused.clone());
@@ -125,7 +125,7 @@ impl Batch {
         Ok(seq)
     }
 
-    /// Forgets everything in it, also what was wrong; the durability stays.
+    /// Empties the batch and forgets the error of a wrong call; the durability stays.
     pub fn clear(&mut self) {
         self.payload.clear();
         self.ops = OpsBuilder::begin(&mut self.payload);

@@ -16,26 +16,25 @@ use crate::recovery::open;
 use crate::recovery::repair::LogDamage;
 
 impl Db {
-    /// Opens the store in a directory, or creates it there if the directory is missing or empty (its parent must
-    /// exist).
+    /// Opens the store in a directory. Creates it if the directory is missing or empty; the parent must exist.
     ///
-    /// What the log holds beyond the segments is replayed and written to segments first, so an open after a crash takes
-    /// as long as writing the memtables that were lost; after [`Db::close`] there is nothing to replay.
+    /// Records of the log that are in no segment are replayed and written to segments first. So an open after a crash takes
+    /// as long as a write of the lost memtables. After [`Db::close`] there is nothing to replay.
     ///
     /// # Durability
-    /// Everything that was acknowledged is there, and survives power loss from now on whatever it was acknowledged
-    /// with. A crash during an open loses nothing: the next open does it again.
+    /// Every write that was acknowledged is there, and survives power loss from now on, at any level of the write. A crash
+    /// during an open loses nothing: the next open starts again.
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere or in this process,
-    /// [`Error::Format`](crate::Error::Format) for a directory of something else (nothing is written to it),
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if acknowledged data is damaged or missing (nothing is changed),
-    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::Io`](crate::Error::Io).
+    /// * [`Error::Locked`](crate::Error::Locked): the store is open in another process or in this one.
+    /// * [`Error::Format`](crate::Error::Format): the directory is no store, or one of another version. Nothing is written.
+    /// * [`Error::Corrupt`](crate::Error::Corrupt): acknowledged data is damaged or missing. Nothing is changed.
+    /// * [`Error::NoSpace`](crate::Error::NoSpace), [`Error::Io`](crate::Error::Io): try again after the cause is removed.
     pub fn open(path: impl AsRef<Path>) -> Result<Db> {
         Db::builder().open(path)
     }
 
-    /// Options for an open.
+    /// Options for an open, all at their defaults.
     pub fn builder() -> Builder {
         Builder { options: Options::default() }
     }
@@ -49,38 +48,38 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Memory of the store in bytes: memtables, ring, cache, indexes and filters, and I/O buffers are planned from it. Indexes
-    /// and filters that do not fit are read through the cache ([`Metrics::paged_segments`](crate::Metrics::paged_segments)). At least 1 MiB; default 256
-    /// MiB.
+    /// Memory of the store in bytes, at least 1 MiB; default 256 MiB. Memtables, ring, cache, indexes, filters and I/O buffers
+    /// are planned from it. Indexes and filters that do not fit are read through the cache
+    /// ([`Metrics::paged_segments`](crate::Metrics::paged_segments)).
     ///
-    /// Sizes of log files, ring and segments follow from it, and with them the largest record
-    /// ([`Db::max_record_bytes`]). A store may be opened with another budget each time.
+    /// The sizes of log files, ring and segments follow from it, and so does the largest record
+    /// ([`Db::max_record_bytes`]). Each open of a store may have another budget.
     pub fn memory_budget_bytes(mut self, bytes: u64) -> Builder {
         self.options.memory_budget_bytes = bytes.max(1 << 20);
         self
     }
 
-    /// What writes survive unless a handle or batch says otherwise; default [`Durability::Power`].
+    /// The level at which writes return, unless a handle or a batch sets its own; default [`Durability::Power`].
     pub fn durability(mut self, level: Durability) -> Builder {
         self.options.durability = level;
         self
     }
 
-    /// Whether a missing store is created; default true. Without it a missing or empty directory is
+    /// Whether a missing store is created; default true. With `false`, the open of a missing or empty directory fails with
     /// [`Error::Format`](crate::Error::Format).
     pub fn create(mut self, create: bool) -> Builder {
         self.options.create = create;
         self
     }
 
-    /// Who hears of events; nobody unless this is set.
+    /// The listener that gets the store's events; none by default.
     pub fn listener(mut self, listener: impl Listener) -> Builder {
         self.options.listener = Some(Arc::new(listener));
         self
     }
 
-    /// How long a [`Durability::Process`] write may wait for stable media, if 1 MiB of log does not come together before;
-    /// default 10 ms. A shorter interval costs syncs of the device, also when nobody waits for them.
+    /// The longest time until a [`Durability::Process`] write is on stable media; default 10 ms. It gets there earlier when 1
+    /// MiB of log has come together. A shorter interval costs more syncs of the device, for which no call waits.
     pub fn drain_interval(mut self, interval: std::time::Duration) -> Builder {
         self.options.drain_interval = interval;
         self
@@ -99,40 +98,41 @@ impl Builder {
         self
     }
 
-    /// Opens or creates the store; see [`Db::open`].
+    /// Opens or creates the store with these options. See [`Db::open`].
     ///
     /// # Errors
-    /// As [`Db::open`].
+    /// Those of [`Db::open`].
     pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
         Ok(self.open_or_repair(path.as_ref())?.0)
     }
 
-    /// Whether the log is damaged, and what [`Builder::repair`] would keep and lose. Reads the log, and changes nothing.
+    /// Reads the log and tells whether it is damaged, and how much [`Builder::repair`] would keep and lose. Changes nothing.
     ///
     /// # Errors
-    /// As [`Db::open`] of a store that is there, without [`Error::Corrupt`](crate::Error::Corrupt) for the log.
+    /// Those of [`Db::open`] with [`Builder::create`]`(false)`, except [`Error::Corrupt`](crate::Error::Corrupt) for the log.
     pub fn find_damage(self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
         open::find_damage(self.machine(), path.as_ref())
     }
 
-    /// Cuts a damaged log before the damage, for good, so that the store opens again; then closes the store. `None`:
-    /// the log was not damaged.
+    /// Cuts a damaged log before the damage, for good, so that the store opens again; then closes the store. `None`: the log
+    /// was not damaged. **Copy the directory first.**
     ///
-    /// All records before the damage are kept, everything in segments, and what the ring still has of the records that
-    /// follow without a gap: the newest ones, often all, unless the power failed. **What was acknowledged behind that is
-    /// lost**, except what was flushed already: a keyspace that was flushed later than another keeps more, so a batch over
-    /// several keyspaces may be there in part. Copy the directory first. A damaged manifest or segment is not
-    /// repaired (but where the manifest has lost its last edit, and that named a log file, the file itself makes it good),
-    /// and a file that cannot be read at all (an error of the device) has to be copied before, with zeros for what is
-    /// unreadable.
+    /// It keeps all segments, all records before the damage, and those records behind it that the ring still has without a
+    /// gap: the newest ones, often all, unless the power failed. **All other acknowledged writes behind the damage are
+    /// lost**, except those that were flushed. A keyspace that was flushed later than another keeps more, so a batch over
+    /// several keyspaces may be there in part.
+    ///
+    /// It does not repair a damaged manifest or segment. One case is an exception: if the manifest has lost its last edit and
+    /// that edit named a log file, the file itself replaces the edit. A file with sectors that the device cannot read must be
+    /// copied first, with zeros for those sectors.
     ///
     /// # Durability
-    /// What is left survives power loss when this returns. After a crash meanwhile the log is as damaged as before, or
+    /// The store that is left survives power loss when this returns. A crash in between leaves the log damaged as before, or
     /// repaired.
     ///
     /// # Errors
-    /// As [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace). The log may be cut all the same: ask
-    /// [`Builder::find_damage`] before, to know what was.
+    /// Those of [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace). The log may be cut all the same;
+    /// [`Builder::find_damage`], called before, tells the damage.
     ///
     /// # Examples
     /// ```

@@ -20,11 +20,16 @@ use crate::write::create_drop;
 /// An open store. Cheap to clone; clones are the same store.
 ///
 /// # Durability
-/// What a write survives is chosen by handle and batch, see [`Durability`](crate::Durability); the default is power loss.
+/// Each handle and batch has a level, see [`Durability`](crate::Durability). By default a write survives power loss when it
+/// returns.
 ///
 /// # Concurrency
-/// `Send + Sync`. Reads take no lock that a writer holds across I/O. The store closes with its last handle (`Db`,
-/// [`Keyspace`], [`Batch`], [`Snapshot`], [`Iter`](crate::Iter)); dropping without [`Db::close`] is safe.
+/// `Send + Sync`. Reads take no lock that a writer holds across I/O. The store closes when its last handle is dropped: a
+/// `Db`, [`Keyspace`], [`Batch`], [`Snapshot`], [`Iter`](crate::Iter) or future. A drop without [`Db::close`] loses nothing,
+/// but its errors are not reported.
+///
+/// # Errors
+/// Calls that write fail with [`Error::ReadOnly`](crate::Error::ReadOnly) on a store that was opened for reading only.
 ///
 /// # Examples
 /// ```
@@ -51,19 +56,20 @@ impl Db {
         &self.handle
     }
 
-    /// A keyspace by name (1 to 255 bytes); it is created if it does not exist. Every store has `default`.
+    /// A keyspace by name (1 to 255 bytes); it is created if it does not exist. Every store has the keyspace `default`.
     ///
-    /// Each keyspace has memtables and runs of its own: it is for a kind of data, not for one user or document.
+    /// Each keyspace has its own memtables and runs. So it is for a kind of data, not for one user or document.
     ///
     /// # Durability
     /// A created keyspace survives power loss when this returns.
     ///
     /// # Concurrency
-    /// Finding one takes no I/O. Making one is a write and a sync of the manifest; one is made at a time.
+    /// The call does no I/O for a keyspace that exists. A creation writes and syncs the manifest, one at a time.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for the name, [`Error::Closed`](crate::Error::Closed),
-    /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace).
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty or long name,
+    /// [`Error::Closed`](crate::Error::Closed). A creation also fails with [`Error::Halted`](crate::Error::Halted),
+    /// [`Error::NoSpace`](crate::Error::NoSpace), [`Error::ReadOnly`](crate::Error::ReadOnly).
     pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
         let store = self.handle.store();
         store.check_open()?;
@@ -83,16 +89,17 @@ impl Db {
         names
     }
 
-    /// Removes a keyspace and everything in it. Handles to it get [`Error::Closed`](crate::Error::Closed) from now on.
+    /// Removes a keyspace with all its pairs. Calls on its handles fail with [`Error::Closed`](crate::Error::Closed) from now
+    /// on, also those of older snapshots and iterators.
     ///
     /// # Durability
-    /// Survives power loss when this returns.
+    /// The removal survives power loss when this returns.
     ///
     /// # Concurrency
     /// Waits for a flush or compaction under way. All writes wait while the manifest is written.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is none of that name,
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if no keyspace has that name,
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted),
     /// [`Error::NoSpace`](crate::Error::NoSpace): nothing was removed.
     pub fn drop_keyspace(&self, name: &str) -> Result<()> {
@@ -105,44 +112,44 @@ impl Db {
         Batch::new(self.handle.clone())
     }
 
-    /// The state right now, for any number of reads of any keyspace. Takes no I/O and copies nothing.
+    /// The state at this moment, for any number of reads of any keyspace. Does no I/O and copies nothing.
     ///
-    /// It sees what is visible: also writes of other threads that are not durable yet, which a power cut could still
-    /// take back.
+    /// It sees every visible write, also writes of other threads that are not durable yet: a power cut may still take those
+    /// back.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::new(self.handle.clone(), self.handle.store().pin())
     }
 
-    /// Returns when everything written so far, by any thread, survives power loss.
+    /// Returns when every write so far, of any thread, survives power loss.
     ///
     /// # Durability
-    /// As if every write before had been made with [`Durability::Power`](crate::Durability::Power).
+    /// Every earlier write has the level [`Durability::Power`](crate::Durability::Power).
     ///
     /// # Concurrency
-    /// One sync of the device, shared with all who wait for one at that moment; none if there is nothing new.
+    /// One sync of the device, shared with all calls that wait for one at that moment; none if all writes are durable.
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted).
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted),
+    /// [`Error::NoSpace`](crate::Error::NoSpace).
     pub fn sync(&self) -> Result<()> {
         let store = self.handle.writing()?;
         store.check_open()?;
         store.latch(store.log.sync().map_err(Error::from))
     }
 
-    /// Moves everything written so far from memory to segments, in the calling thread. Never needed for safety; it frees
-    /// memory and log, and shortens the next open.
+    /// Writes all memtables to segments, in the calling thread. Durability never needs it; it frees memory and log, and
+    /// shortens the next open.
     ///
     /// # Durability
-    /// Everything written before survives power loss when this returns.
+    /// Every earlier write survives power loss when this returns.
     ///
     /// # Concurrency
     /// Waits for a flush under way. Reads and writes go on meanwhile.
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) (nothing is lost, it is tried again),
-    /// [`Error::Io`](crate::Error::Io), [`Error::Closed`](crate::Error::Closed),
-    /// [`Error::Halted`](crate::Error::Halted).
+    /// [`Error::NoSpace`](crate::Error::NoSpace) and [`Error::Io`](crate::Error::Io): nothing is lost, and the store tries
+    /// again by itself. [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted).
     pub fn flush(&self) -> Result<()> {
         let store = self.handle.writing()?;
         store.check_open()?;
@@ -151,61 +158,63 @@ impl Db {
         store.check_open()
     }
 
-    /// Flushes, then merges each keyspace into a single run without dead entries; long work on a large store.
+    /// Flushes, then merges each keyspace into a single run without dead entries. This takes long on a large store.
     ///
-    /// Reads and rewrites everything, in the calling thread, and needs as much free space as the largest keyspace takes:
-    /// inputs are removed after their output is live. What a snapshot still sees is kept.
+    /// The calling thread reads and rewrites all segments. The disk needs as much free space as the largest keyspace takes:
+    /// inputs are removed after their output is live. Entries that a snapshot sees are kept.
     ///
     /// # Concurrency
     /// Waits for a compaction under way. Reads, writes and flushes go on meanwhile.
     ///
     /// # Errors
-    /// As [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
+    /// Those of [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
     pub fn compact(&self) -> Result<()> {
         self.flush()?;
         compact_all(self.handle.writing()?, Depth::Full, &|| false)?;
         self.handle.store().check_open()
     }
 
-    /// Reads every file and checks every checksum and every rule between the files. Reads go on
-    /// meanwhile; writes wait while the log is read, flushes and compactions to the end.
+    /// Reads every file and checks all checksums and all rules between the files.
+    ///
+    /// # Concurrency
+    /// Reads go on meanwhile. Writes wait while the log is read; flushes and compactions wait until this returns.
     ///
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) with file and offset of the first damage; [`Error::Io`](crate::Error::Io),
-    /// [`Error::Closed`](crate::Error::Closed); [`Error::Halted`](crate::Error::Halted), since what is on disk after a
-    /// failed write is known only after a reopen.
+    /// [`Error::Closed`](crate::Error::Closed); [`Error::Halted`](crate::Error::Halted): only a reopen tells which bytes of
+    /// a failed write are on disk.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.handle.store().check_open()?;
         verify::verify(self.handle.store(), self.writing())
     }
 
-    /// The largest record that this store takes, in bytes: a batch as [`Batch::size_bytes`] counts it.
+    /// The largest record that this store takes, in bytes. [`Batch::size_bytes`] is the size of a batch as a record.
     #[must_use]
     pub fn max_record_bytes(&self) -> usize {
         usize::try_from(commit::max_record_bytes(self.handle.store())).unwrap_or(usize::MAX)
     }
 
-    /// Numbers about what the store does and holds. Costs microseconds and stops nothing; also after [`Db::close`].
+    /// Numbers about the store's work and contents. Costs microseconds, stops nothing, and works after [`Db::close`].
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         report::metrics(self.handle.store(), self.writing())
     }
 
-    /// Flushes and closes, for all handles: the others get [`Error::Closed`](crate::Error::Closed) from now on, iterators
-    /// at their next step. Closing twice is fine.
+    /// Flushes and closes the store, for all handles: calls on the others fail with [`Error::Closed`](crate::Error::Closed)
+    /// from now on, iterators at their next step. A second close does nothing.
     ///
     /// # Durability
-    /// Everything written survives power loss, at any level. The next open replays nothing, unless the disk was too full
-    /// to flush: then the log keeps it.
+    /// Every write survives power loss when this returns, at any level. The next open replays nothing, unless the disk was
+    /// too full to flush: then the log keeps the writes.
     ///
     /// # Concurrency
     /// Waits for writes, flushes and compactions under way.
     ///
     /// # Errors
     /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace) or
-    /// [`Error::Io`](crate::Error::Io) if something could not be made durable; the store is closed all the same. After
-    /// `NoSpace` what was acknowledged survives this process, and the next open goes on with it. In a forked child an
-    /// error, and the parent's store stays open.
+    /// [`Error::Io`](crate::Error::Io) if a write could not be made durable; the store is closed all the same. After
+    /// `NoSpace` acknowledged writes survive this process, and the next open has them. In a forked child it fails, and the
+    /// parent's store stays open.
     pub fn close(self) -> Result<()> {
         self.handle.close()
     }

@@ -1,4 +1,4 @@
-//! What every public handle holds: the store, its threads and its lock, ended together with the last handle.
+//! The handle inside every public type: it counts the users of a store, and ends threads and lock with the last one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use crate::manifest::version::Edit;
 use crate::tree::store::Store;
 use crate::tree::writing::Writing;
 
-/// Counted by every handle. Background threads hold the store only, so the last handle ends them.
+/// A counted handle on a store. Background threads hold the store but no handle, so the last handle ends them.
 #[derive(Clone, Debug)]
-pub(crate) struct Handle(Arc<Owner>);
+pub(crate) struct Handle(Arc<OpenStore>);
 
-struct Owner {
+struct OpenStore {
     store: Arc<Store>,
     /// Missing in a store that is only read.
     writing: Option<Arc<Writing>>,
@@ -35,17 +35,17 @@ impl Handle {
     pub(crate) fn new(writing: Arc<Writing>, threads: Threads, lock: Box<dyn Lock>) -> Handle {
         let store = Arc::clone(writing.shared());
         let running = Mutex::new(Some(Running { threads, _lock: Some(lock) }));
-        Handle(Arc::new(Owner { store, writing: Some(writing), running }))
+        Handle(Arc::new(OpenStore { store, writing: Some(writing), running }))
     }
 
     /// A store that is only read: it has no writing part, no threads and no lock.
     #[cfg(test)]
     pub(crate) fn reading(store: Arc<Store>) -> Handle {
         let running = Mutex::new(Some(Running { threads: Threads::default(), _lock: None }));
-        Handle(Arc::new(Owner { store, writing: None, running }))
+        Handle(Arc::new(OpenStore { store, writing: None, running }))
     }
 
-    /// What reads share.
+    /// The part that reads share.
     #[inline]
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.0.store
@@ -68,7 +68,7 @@ impl Handle {
     }
 }
 
-impl Owner {
+impl OpenStore {
     fn close(&self) -> Result<()> {
         // In a forked child the threads do not exist, and log and lock are the parent's: nothing is waited for, written
         // or released.
@@ -92,20 +92,20 @@ impl Owner {
     }
 }
 
-impl Drop for Owner {
+impl Drop for OpenStore {
     fn drop(&mut self) {
-        // Nobody is left to tell. Everything acknowledged is durable as promised whatever happens here.
+        // No caller is left to get an error. Acknowledged writes are durable as promised, whether or not this succeeds.
         let _ = self.close();
     }
 }
 
-impl fmt::Debug for Owner {
+impl fmt::Debug for OpenStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Owner").field("store", &self.store.files.root()).finish_non_exhaustive()
+        f.debug_struct("OpenStore").field("store", &self.store.files.root()).finish_non_exhaustive()
     }
 }
 
-/// Writes what is in memory, ends the log, and forgets it if all of it is in segments.
+/// Flushes all memtables, ends the log, and forgets it if all of it is in segments.
 fn end_writing(store: &Writing) -> Result<()> {
     // A compaction of another thread ends first, and no other begins: its inputs are removed at its end, when the lock
     // file must still be ours.
@@ -121,7 +121,7 @@ fn end_writing(store: &Writing) -> Result<()> {
     closed.and(lenient(flushed)).and(lenient(forgotten))
 }
 
-/// Makes everything durable and moves it to segments.
+/// Makes every write durable and writes all memtables to segments.
 fn flush_all(store: &Writing) -> Result<()> {
     store.log.sync()?;
     if planted(Bug::CloseForgetsUnflushed) {

@@ -1,5 +1,4 @@
-//! The iterator that users see: the pairs of a keyspace, as owned or borrowed bytes. What it gives is decided in
-//! `snapshot_iter.rs`.
+//! The public iterator: the pairs of a keyspace, as owned or borrowed bytes. `snapshot_iter.rs` decides which pairs.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -18,25 +17,25 @@ use crate::tree::superversion::{Place, Tree};
 
 /// Key-value pairs in ascending order of keys; from the back in descending order.
 ///
-/// Shows the state at its creation, whatever is written meanwhile; also by the thread that iterates, which
-/// may put and delete at will between two steps. Both ends can be used in turn; they stop when they meet.
+/// Shows the state at its creation. Later writes do not change that, also not those of the thread that iterates: it may put
+/// and delete between two steps. Both ends can be used in turn; they stop when they meet.
 ///
 /// # Concurrency
 ///
-/// `Send`: may be moved to another thread. A step may read from the device, waits for no writer and holds no
-/// lock when it returns. The iterator keeps its snapshot, and with it older entries, from being compacted
-/// away: do not keep it for longer than it is used. Creating it costs nothing; the first step at either end
-/// seeks.
+/// `Send`: it may be moved to another thread. A step may read from the device. It waits for no writer and holds no lock when
+/// it returns. While the iterator lives, flushes and compactions keep the entries that it sees, and their space: drop it
+/// when it is not used any more. Its creation does no I/O; the first step at either end seeks.
 ///
 /// # Errors
 ///
-/// A step that fails returns the error, and so does every step after it: what comes next is not known, and
-/// skipping it would lose data silently. (So `filter_map(Result::ok)` never ends.) [`Iter::seek`] tries
-/// again.
+/// [`Error::Io`](crate::Error::Io) and [`Error::Corrupt`](crate::Error::Corrupt) of a read;
+/// [`Error::Closed`](crate::Error::Closed) when store or keyspace are gone. After a step has failed, every later step returns
+/// the same error: the next pair is not known, and to skip it would lose data silently. (So `filter_map(Result::ok)` never
+/// ends.) [`Iter::seek`] tries again.
 ///
 /// # Examples
 ///
-/// Deleting while iterating is fine; what the loop writes, it does not see:
+/// The loop may delete; it does not see its own writes:
 ///
 /// ```
 /// # fn main() -> esker::Result<()> {
@@ -63,7 +62,7 @@ pub struct Iter {
     pairs: SnapshotIter<KeyspaceSource>,
 }
 
-/// What an iterator walks; it keeps the store open.
+/// The keyspace that an iterator walks; it keeps the store open.
 struct KeyspaceSource {
     handle: Handle,
     tree: Arc<Tree>,
@@ -88,7 +87,7 @@ impl Source for KeyspaceSource {
 
     #[inline]
     fn generation(&self) -> u64 {
-        // Another one after dropping and closing, too: they must be noticed at the next step.
+        // A drop and a close change it, too: the next step must notice them.
         self.tree.number()
     }
 }
@@ -104,40 +103,36 @@ impl Iter {
         Iter { pairs: SnapshotIter::new(source, snapshot, KeyBounds::all()) }
     }
 
-    /// The next pair from the front, borrowed until the next call. Allocates nothing for it, and copies no value.
+    /// The next pair from the front, borrowed until the next call; `None` at the end. Allocates nothing for the pair, and
+    /// copies no value.
     ///
     /// # Errors
     ///
-    /// Those of reading: [`Error::Io`], [`Error::Corrupt`]; [`Error::Closed`] when store or keyspace are
-    /// gone. See [`Iter`] for what follows.
-    ///
-    /// [`Error::Io`]: crate::Error::Io
-    /// [`Error::Corrupt`]: crate::Error::Corrupt
-    /// [`Error::Closed`]: crate::Error::Closed
+    /// Those of [`Iter`].
     #[inline]
     pub fn next_ref(&mut self) -> Result<Option<(&[u8], &[u8])>> {
         self.pairs.next_ref()
     }
 
-    /// The next pair from the back, borrowed until the next call. Allocates nothing for it, and copies a value only
-    /// where its key may have other versions.
+    /// The next pair from the back, borrowed until the next call; `None` at the end. Allocates nothing for the pair, and
+    /// copies a value only where its key may have other versions.
     ///
     /// # Errors
     ///
-    /// As [`Iter::next_ref`].
+    /// Those of [`Iter`].
     #[inline]
     pub fn next_back_ref(&mut self) -> Result<Option<(&[u8], &[u8])>> {
         self.pairs.next_back_ref()
     }
 
-    /// Continues at the first key `>= key` of the iterator's range, be it ahead or behind, also after an
-    /// error. The back starts again at the end of the range. Costs nothing until the next step, which uses the memory
-    /// of the steps before.
+    /// Continues at the first key `>= key` of the iterator's range, which may be ahead or behind, also after an error. The
+    /// back starts again at the end of the range. The call does no I/O; the next step seeks, in the memory of the steps
+    /// before.
     pub fn seek(&mut self, key: impl AsRef<[u8]>) {
         self.pairs.seek(key.as_ref());
     }
 
-    /// The keys that are left to give, without their values; from both ends where this iterator stands.
+    /// The keys of the pairs that are left, without their values, from both ends.
     pub fn keys(mut self) -> Keys {
         self.pairs.forgo_values();
         Keys { iter: self }
@@ -173,13 +168,13 @@ fn copied((key, value): PairRef<'_>) -> (Bytes, Bytes) {
     (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))
 }
 
-/// The keys of an [`Iter`], which see; made by [`Iter::keys`].
+/// The keys of an [`Iter`], made by [`Iter::keys`]. Order, concurrency and errors are those of [`Iter`].
 ///
 /// # Cost
 ///
-/// No value is copied, and none is looked at. The device reads are those of the pairs: a value stands in the same block as
-/// its key. So keys are much cheaper than owned pairs where values are long and in the cache, a little cheaper than
-/// [`Iter::next_ref`], and cost the same where the device decides.
+/// No value is copied or examined. A value stands in the same block as its key, so the reads are those of the pairs. Where
+/// values are long and in the cache, keys are much cheaper than owned pairs, and a little cheaper than [`Iter::next_ref`].
+/// Where the device sets the pace, they cost the same.
 ///
 /// # Examples
 ///
@@ -208,27 +203,27 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// The next key from the front, borrowed until the next call. Allocates nothing for it.
+    /// The next key from the front, borrowed until the next call; `None` at the end. Allocates nothing for the key.
     ///
     /// # Errors
     ///
-    /// As [`Iter::next_ref`].
+    /// Those of [`Iter`].
     #[inline]
     pub fn next_ref(&mut self) -> Result<Option<&[u8]>> {
         Ok(self.iter.next_ref()?.map(|(key, _)| key))
     }
 
-    /// The next key from the back, borrowed until the next call. Allocates nothing for it.
+    /// The next key from the back, borrowed until the next call; `None` at the end. Allocates nothing for the key.
     ///
     /// # Errors
     ///
-    /// As [`Iter::next_ref`].
+    /// Those of [`Iter`].
     #[inline]
     pub fn next_back_ref(&mut self) -> Result<Option<&[u8]>> {
         Ok(self.iter.next_back_ref()?.map(|(key, _)| key))
     }
 
-    /// As [`Iter::seek`].
+    /// Continues at the first key `>= key`, see [`Iter::seek`].
     pub fn seek(&mut self, key: impl AsRef<[u8]>) {
         self.iter.seek(key);
     }

@@ -1,4 +1,4 @@
-//! One keyspace: puts, deletes, gets, ranges. Routes only.
+//! One keyspace: puts, deletes, gets, ranges. Reads go to `read/view.rs`, writes to `write/commit.rs`.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -21,18 +21,18 @@ use crate::write::commit::commit;
 use crate::write::ops::{Op, OpsBuilder};
 
 thread_local! {
-    /// Each thread encodes its single writes in place of the one before, without allocating.
+    /// Each thread encodes its single writes into the memory of the one before, without allocating.
     static ENCODER: RefCell<(Vec<u8>, RecordBuf)> = RefCell::new((Vec::new(), RecordBuf::new()));
 }
 
-/// An ordered map from keys (1 to 65,535 bytes) to values, in bytewise order. Cheap to clone.
+/// An ordered map from keys (1 to 65,535 bytes) to values, in bytewise order. Cheap to clone; clones are the same keyspace.
 ///
 /// # Durability
-/// Writes through a handle are acknowledged at its level, the store's default unless changed with
-/// [`Keyspace::with_durability`].
+/// A write through this handle returns when it is as durable as the handle's level says: the store's default, or the level
+/// of [`Keyspace::with_durability`].
 ///
 /// # Concurrency
-/// `Send + Sync`. A write that has returned is seen by every read that starts later.
+/// `Send + Sync`. Every read that starts after a write has returned sees that write.
 ///
 /// # Examples
 /// ```
@@ -71,52 +71,50 @@ impl Keyspace {
         &self.tree.name
     }
 
-    /// The same keyspace, with writes acknowledged at another level.
+    /// A handle on the same keyspace whose writes return at another level.
     #[must_use]
     pub fn with_durability(&self, level: Durability) -> Keyspace {
         Keyspace { durability: level, ..self.clone() }
     }
 
-    /// Sets the value of a key: 1 to 65,535 bytes of key, and a value of any length (also 0) that fits into a record with
-    /// it, see [`Db::max_record_bytes`](crate::Db::max_record_bytes).
+    /// Sets the value of a key. A key has 1 to 65,535 bytes. A value has any length, also 0, but key and value must fit into
+    /// one record, see [`Db::max_record_bytes`](crate::Db::max_record_bytes).
     ///
     /// # Durability
-    /// At this handle's level when it returns. What a crash leaves is always a prefix of all writes to the store.
+    /// This handle's level, when the call returns. A crash always leaves a prefix of all writes to the store.
     ///
     /// # Concurrency
-    /// Writers do not wait for each other, except for the order in which they become visible; those who wait for power
-    /// loss share a sync. A write waits while the memtables are full, and up to a millisecond when compaction is behind.
+    /// Writers wait for each other only to become visible in order. Writers at [`Durability::Power`] that wait at the same
+    /// time share one sync. A write waits while the memtables are full, and up to a millisecond while compaction is behind.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
-    /// [`Error::TooLarge`](crate::Error::TooLarge) for a key or value over the limit,
-    /// [`Error::Closed`](crate::Error::Closed): nothing was written.
-    /// [`Error::NoSpace`](crate::Error::NoSpace), or [`Error::Io`](crate::Error::Io) for want of file handles: nothing
-    /// was written, and the same call succeeds when there is space again. One rare case is different: the store makes
-    /// room for a write in the log before it takes it, with a reserve of an eighth of a log file, and when other threads
-    /// write more than that reserve in the same moment in which the disk fills up, the write is in the log's ring
-    /// already. Then it is visible, survives the process, becomes durable by itself when there is space, and making it
-    /// again does no harm.
-    /// [`Error::Halted`](crate::Error::Halted): whether it was written is known after a reopen.
+    /// * [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
+    ///   [`Error::TooLarge`](crate::Error::TooLarge) for a key or value over the limit,
+    ///   [`Error::Closed`](crate::Error::Closed), [`Error::ReadOnly`](crate::Error::ReadOnly): nothing was written.
+    /// * [`Error::NoSpace`](crate::Error::NoSpace), or [`Error::Io`](crate::Error::Io) for a lack of file handles: nothing
+    ///   was written, and the same call succeeds when there is space again. One rare case is different. The store makes room
+    ///   in the log before it takes a write, with a reserve of an eighth of a log file. If other threads write more than
+    ///   that reserve in the moment in which the disk fills up, the write is in the log's ring already. Then it is visible,
+    ///   survives the process, becomes durable by itself when there is space, and making it again does no harm.
+    /// * [`Error::Halted`](crate::Error::Halted): a reopen tells whether it was written.
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.write(Op::put(self.tree.id, key.as_ref(), value.as_ref()))
     }
 
-    /// Removes a key; fine if it does not exist. A write like any other: durability, concurrency and errors are those of
-    /// [`Keyspace::put`].
+    /// Removes a key; does nothing to a key that does not exist. Durability and concurrency are those of [`Keyspace::put`].
     ///
     /// # Errors
-    /// As [`Keyspace::put`].
+    /// Those of [`Keyspace::put`].
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<()> {
         self.write(Op::delete(self.tree.id, key.as_ref()))
     }
 
-    /// The value of a key, as a copy of its own; `None` if there is none.
+    /// A copy of the value of a key; `None` if the key does not exist.
     ///
     /// # Concurrency
-    /// Takes no lock that is held across I/O. At most one block is read from the device for each run whose filter lets
-    /// the key through, usually one in all, none if it is in memory. A block that another get reads in the same moment is
-    /// waited for and not read again.
+    /// Takes no lock that is held across I/O. It reads at most one block from the device for each run whose filter lets the
+    /// key through: usually one in all, none if the block is in memory. If another get reads the same block at that moment,
+    /// this one waits for it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
@@ -126,15 +124,15 @@ impl Keyspace {
         self.view().get(key.as_ref())
     }
 
-    /// Shows the value of a key to `found` without copying it; what that returns, or `None` if there is no value.
-    /// Nothing is allocated when the value is in memory.
+    /// Shows the value of a key to `found` without a copy. Returns the result of `found`, or `None` if the key does not
+    /// exist. Allocates nothing when the value is in memory.
     ///
     /// # Concurrency
-    /// As [`Keyspace::get`]. No lock is held while `found` runs, so it may read and write this store; what it was shown
-    /// stays in memory until it returns.
+    /// That of [`Keyspace::get`]. No lock is held while `found` runs, so `found` may read and write this store. The value
+    /// stays in memory until `found` returns.
     ///
     /// # Errors
-    /// As [`Keyspace::get`].
+    /// Those of [`Keyspace::get`].
     ///
     /// # Examples
     /// ```
@@ -153,32 +151,32 @@ impl Keyspace {
         self.view().get_with(key.as_ref(), found)
     }
 
-    /// The values of many keys as of one moment, as copies, in the order of the keys; `None` where there is none. A key
-    /// may come several times. No keys give an empty list.
+    /// Copies of the values of many keys at one moment, in the order of `keys`; `None` for a key that does not exist. A key
+    /// may stand there several times. Without keys the list is empty.
     ///
     /// # Concurrency
-    /// As [`Keyspace::multi_get_with`].
+    /// That of [`Keyspace::multi_get_with`].
     ///
     /// # Errors
-    /// As [`Keyspace::get`], if any key is at fault or cannot be read.
+    /// Those of [`Keyspace::multi_get_with`]; no value is returned then.
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
         self.view().multi_get(keys)
     }
 
-    /// Shows the values of many keys as of one moment to `found` without copying them: once for every place in `keys`,
-    /// in any order, `None` where there is no value. A key may come several times, and is shown for each place. No keys
-    /// are fine, and nothing is shown.
+    /// Shows the values of many keys at one moment to `found` without copies: once for each index in `keys`, in any order,
+    /// with `None` for a key that does not exist. A key that stands in `keys` several times is shown for each index.
     ///
     /// # Concurrency
-    /// Takes no lock that is held across I/O. What is not in memory is read from the device together, up to 64 blocks at
-    /// once, each of them once; so it is faster than as many [`Keyspace::get`]. No lock is held while `found` runs, so
-    /// it may read and write this store; what it was shown stays in memory until it returns.
+    /// Takes no lock that is held across I/O. Blocks that are not in memory are read together, up to 64 at once, each of
+    /// them once. So it is faster than as many [`Keyspace::get`]. No lock is held while `found` runs, so `found` may read
+    /// and write this store. The value stays in memory until `found` returns.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) or [`Error::TooLarge`](crate::Error::TooLarge) if
-    /// any key is empty or over the limit, [`Error::Closed`](crate::Error::Closed): nothing was shown.
-    /// [`Error::Corrupt`](crate::Error::Corrupt), [`Error::Io`](crate::Error::Io): what was shown until then is right, of
-    /// the rest nothing is known. The same call may be made again.
+    /// * [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,
+    ///   [`Error::TooLarge`](crate::Error::TooLarge) for a key over the limit, [`Error::Closed`](crate::Error::Closed):
+    ///   nothing was shown.
+    /// * [`Error::Corrupt`](crate::Error::Corrupt), [`Error::Io`](crate::Error::Io): the values that were shown are right,
+    ///   the other keys are not decided. The same call may be made again.
     ///
     /// # Examples
     /// ```
@@ -202,21 +200,21 @@ impl Keyspace {
         self.view().multi_get_with(keys, found)
     }
 
-    /// As [`Keyspace::get`], as of this call, without waiting for the device: what is in memory is there when the future is
-    /// first polled. Any number of them may be under way from one thread, on any executor or none ([`Get::wait`]).
+    /// A future of a copy of the value of a key at the moment of this call. The call does not wait for the device. A value
+    /// in memory is ready when the future is first polled. One thread may have any number of these futures under way, on any
+    /// executor or without one ([`Get::wait`]).
     ///
     /// # Concurrency
-    /// The first read of a store starts its reactor, one thread that submits all asynchronous reads and wakes their tasks;
-    /// it ends when the store closes. Up to 128 reads are in flight, the others wait for their turn in the order of the
-    /// calls, without a buffer. Blocks are decoded by the task that polls. Blocks that are asked for twice in the same
-    /// moment are read twice.
+    /// The first asynchronous read starts the store's reactor: one thread that submits all such reads and wakes their tasks.
+    /// It ends when the store closes. Up to 128 reads are in flight; the others wait without a buffer, in the order of the
+    /// calls. The task that polls decodes the blocks. Two futures that need the same block at the same moment read it twice.
     ///
     /// In tests without threads, and on a simulated machine, no thread is started: then the first poll reads, and blocks
     /// meanwhile.
     ///
     /// # Errors
-    /// Those of [`Keyspace::get`], from the future. [`Error::Closed`](crate::Error::Closed) also if the store was closed
-    /// meanwhile.
+    /// The future has those of [`Keyspace::get`], and [`Error::Closed`](crate::Error::Closed) if the store closes before it
+    /// is ready.
     ///
     /// # Examples
     /// See [`Get`].
@@ -224,67 +222,68 @@ impl Keyspace {
         self.view().get_async(key.as_ref())
     }
 
-    /// As [`Keyspace::multi_get`], as of this call, without waiting for the device, see [`Keyspace::get_async`].
+    /// A future of copies of the values of many keys at the moment of this call, in the order of `keys`. See
+    /// [`Keyspace::get_async`].
     ///
     /// # Concurrency
-    /// As [`Keyspace::get_async`]; up to 64 reads of one call are under way at once, each block once.
+    /// That of [`Keyspace::get_async`]. Up to 64 reads of one call are in flight at once, each block once.
     ///
     /// # Errors
-    /// Those of [`Keyspace::multi_get`], from the future. [`Error::Closed`](crate::Error::Closed) also if the store was
-    /// closed meanwhile.
+    /// The future has those of [`Keyspace::multi_get`], and [`Error::Closed`](crate::Error::Closed) if the store closes
+    /// before it is ready.
     pub fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> MultiGet {
         self.view().multi_get_async(keys)
     }
 
-    /// Whether a key exists; costs what [`Keyspace::get_with`] costs.
+    /// Whether a key exists. It costs as much as [`Keyspace::get_with`].
     ///
     /// # Errors
-    /// As [`Keyspace::get`].
+    /// Those of [`Keyspace::get`].
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.view().contains_key(key.as_ref())
     }
 
-    /// The pairs whose keys lie in a range, in order from either end, as of now. A range that ends before it begins is
-    /// empty.
+    /// The pairs whose keys lie in a range, at the moment of this call, in order from either end. A range that ends before it
+    /// begins is empty.
     ///
-    /// Costs nothing and cannot fail; the first step does, and tells also that the store is closed. See [`Iter`].
+    /// The call pins the moment and does no I/O. Errors, also that of a closed store, come from the steps. See [`Iter`].
     #[must_use]
     pub fn range(&self, range: impl KeyRange) -> Iter {
         self.view().iterate(range.into_bounds())
     }
 
-    /// The pairs whose keys begin with `prefix`, as of now; all pairs for an empty one.
+    /// The pairs whose keys begin with `prefix`, at the moment of this call; all pairs for an empty prefix. See [`Iter`].
     #[must_use]
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
         self.view().iterate(KeyBounds::prefix(prefix.as_ref()))
     }
 
-    /// All pairs, as of now.
+    /// All pairs, at the moment of this call. See [`Iter`].
     #[must_use]
     pub fn iter(&self) -> Iter {
         self.view().iterate(KeyBounds::all())
     }
 
-    /// The pair with the smallest key.
+    /// The pair with the smallest key; `None` if the keyspace is empty.
     ///
     /// # Errors
-    /// As [`Iter`].
+    /// Those of [`Iter`].
     pub fn first(&self) -> Result<Option<(Bytes, Bytes)>> {
         self.iter().next().transpose()
     }
 
-    /// The pair with the largest key.
+    /// The pair with the largest key; `None` if the keyspace is empty.
     ///
     /// # Errors
-    /// As [`Iter`].
+    /// Those of [`Iter`].
     pub fn last(&self) -> Result<Option<(Bytes, Bytes)>> {
         self.iter().next_back().transpose()
     }
 
-    /// Whether it holds nothing; a seek, which passes over tombstones.
+    /// Whether no key exists. It costs a seek, which also passes over the tombstones before the first pair.
     ///
     /// # Errors
-    /// As [`Iter`].
+    /// Those of [`Iter`].
     pub fn is_empty(&self) -> Result<bool> {
         Ok(self.first()?.is_none())
     }

@@ -1,4 +1,4 @@
-//! What users see: the store, its keyspaces, batches, snapshots, iterators, futures.
+//! The public interface: the store, its keyspaces, batches, snapshots, iterators, futures.
 
 pub(crate) mod batch;
 pub(crate) mod builder;

@@ -1,4 +1,4 @@
-//! A state that stays readable: the position in the log up to which its reads see.
+//! A snapshot: a pinned position in the log, and reads at it.
 //!
 //! Invariant: the position stays pinned as long as the snapshot, a clone of it or an iterator made from it lives.
 
@@ -17,13 +17,17 @@ use crate::base::range::{KeyBounds, KeyRange};
 use crate::read::view::View;
 use crate::tree::pins::PinGuard;
 
-/// The store as it was at one moment, across keyspaces. Owned, cheap to clone.
+/// The store at one moment, across keyspaces. Owned, cheap to clone.
 ///
-/// While it lives, older entries that it sees are kept through flushes and compactions; do not keep it for longer than
-/// it is used. Keyspaces dropped since are gone for it, too.
+/// While it lives, flushes and compactions keep the entries that it sees, and their space: drop it when it is not used any
+/// more. Reads of a keyspace that was dropped later fail with [`Error::Closed`](crate::Error::Closed).
 ///
 /// # Concurrency
-/// `Send + Sync`. Reads through it take no more locks than others.
+/// `Send + Sync`. Its reads take the locks of other reads, and no more.
+///
+/// # Errors
+/// Every read fails with [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store. Its
+/// other errors are those of the same read of [`Keyspace`].
 ///
 /// # Examples
 /// ```
@@ -51,24 +55,24 @@ impl Snapshot {
         Snapshot { handle, pin }
     }
 
-    /// Its position: it sees every record below, and none at or above.
+    /// Its position: it sees every record below it, and none at or above it.
     #[must_use]
     pub fn seq(&self) -> Seq {
         self.pin.seq()
     }
 
-    /// The value that a key had; costs what [`Keyspace::get`] costs.
+    /// A copy of the value that a key had. See [`Keyspace::get`], which costs as much.
     ///
     /// # Errors
-    /// As [`Keyspace::get`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
+    /// Those of [`Keyspace::get`], and of [`Snapshot`].
     pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
         self.view(keyspace)?.get(key.as_ref())
     }
 
-    /// Shows the value that a key had to `found` without copying it, see [`Keyspace::get_with`].
+    /// Shows the value that a key had to `found` without a copy. See [`Keyspace::get_with`].
     ///
     /// # Errors
-    /// As [`Snapshot::get`].
+    /// Those of [`Snapshot::get`].
     pub fn get_with<R>(
         &self,
         keyspace: &Keyspace,
@@ -78,18 +82,18 @@ impl Snapshot {
         self.view(keyspace)?.get_with(key.as_ref(), found)
     }
 
-    /// The values that many keys had, see [`Keyspace::multi_get`].
+    /// Copies of the values that many keys had. See [`Keyspace::multi_get`].
     ///
     /// # Errors
-    /// As [`Snapshot::get`].
+    /// Those of [`Keyspace::multi_get`], and of [`Snapshot`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keyspace: &Keyspace, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
         self.view(keyspace)?.multi_get(keys)
     }
 
-    /// Shows the values that many keys had to `found` without copying them, see [`Keyspace::multi_get_with`].
+    /// Shows the values that many keys had to `found` without copies. See [`Keyspace::multi_get_with`].
     ///
     /// # Errors
-    /// As [`Keyspace::multi_get_with`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
+    /// Those of [`Keyspace::multi_get_with`], and of [`Snapshot`].
     pub fn multi_get_with<K: AsRef<[u8]>>(
         &self,
         keyspace: &Keyspace,
@@ -99,18 +103,20 @@ impl Snapshot {
         self.view(keyspace)?.multi_get_with(keys, found)
     }
 
-    /// The value that a key had, as a future that needs the snapshot no more, see [`Keyspace::get_async`].
+    /// A future of a copy of the value that a key had. The snapshot may be dropped before it is ready. See
+    /// [`Keyspace::get_async`].
     ///
     /// # Errors
-    /// As [`Keyspace::get_async`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
+    /// The future has those of [`Keyspace::get_async`], and of [`Snapshot`].
     pub fn get_async(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Get {
         Get::of(self.multi_get_async(keyspace, &[key]))
     }
 
-    /// The values that many keys had, as a future that needs the snapshot no more, see [`Keyspace::multi_get_async`].
+    /// A future of copies of the values that many keys had. The snapshot may be dropped before it is ready. See
+    /// [`Keyspace::multi_get_async`].
     ///
     /// # Errors
-    /// As [`Keyspace::multi_get_async`]; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
+    /// The future has those of [`Keyspace::multi_get_async`], and of [`Snapshot`].
     pub fn multi_get_async<K: AsRef<[u8]>>(&self, keyspace: &Keyspace, keys: &[K]) -> MultiGet {
         match self.view(keyspace) {
             Ok(view) => view.multi_get_async(keys),
@@ -118,28 +124,28 @@ impl Snapshot {
         }
     }
 
-    /// The pairs whose keys lay in a range, see [`Keyspace::range`].
+    /// The pairs whose keys lay in a range. See [`Keyspace::range`].
     ///
     /// # Errors
-    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
+    /// The steps have those of [`Iter`], and of [`Snapshot`].
     #[must_use]
     pub fn range(&self, keyspace: &Keyspace, range: impl KeyRange) -> Iter {
         self.iterate(keyspace, range.into_bounds())
     }
 
-    /// The pairs whose keys began with `prefix`.
+    /// The pairs whose keys began with `prefix`. See [`Keyspace::prefix`].
     ///
     /// # Errors
-    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
+    /// The steps have those of [`Iter`], and of [`Snapshot`].
     #[must_use]
     pub fn prefix(&self, keyspace: &Keyspace, prefix: impl AsRef<[u8]>) -> Iter {
         self.iterate(keyspace, KeyBounds::prefix(prefix.as_ref()))
     }
 
-    /// All pairs.
+    /// All pairs. See [`Keyspace::iter`].
     ///
     /// # Errors
-    /// Those of [`Iter`], at its steps; [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a keyspace of another store.
+    /// The steps have those of [`Iter`], and of [`Snapshot`].
     #[must_use]
     pub fn iter(&self, keyspace: &Keyspace) -> Iter {
         self.iterate(keyspace, KeyBounds::all())

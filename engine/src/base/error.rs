@@ -1,7 +1,6 @@
-//! The public error: few variants, each with one remedy.
+//! The public error: few variants, and each says what to do next.
 //!
-//! `Clone`, since one failed group commit fails many waiters. `Busy`: try again. `InvalidArgument`, `TooLarge`: fix
-//! the call. `NoSpace`: free space; the store goes on by itself. `Halted`: reopen. `Corrupt`: repair or restore.
+//! `Clone`, since one failed group commit fails many waiters.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,23 +9,37 @@ use std::sync::Arc;
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An error of a call, with file and offset where there are any.
+/// A failed call: the cause, the place, and what to do next.
+///
+/// | variant | next |
+/// |---|---|
+/// | [`Busy`](Error::Busy) | try again |
+/// | [`NoSpace`](Error::NoSpace) | free space; the store goes on by itself |
+/// | [`InvalidArgument`](Error::InvalidArgument), [`TooLarge`](Error::TooLarge) | fix the call |
+/// | [`ReadOnly`](Error::ReadOnly) | open the store for writing |
+/// | [`Closed`](Error::Closed) | open the store, or create the keyspace |
+/// | [`Halted`](Error::Halted) | close and open the store, after its cause is removed |
+/// | [`Corrupt`](Error::Corrupt) | repair the log, or restore a copy |
+/// | [`Locked`](Error::Locked) | end the other process |
+/// | [`Format`](Error::Format) | check the path and the version |
+/// | [`Io`](Error::Io) | remove the cause that the message names, then try again |
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused or failed a call. Where it says that something is used up (file handles, memory),
-    /// nothing was written and the call can be made again.
+    /// A call of the operating system failed. If a resource is used up (file handles, memory), nothing was written, and the
+    /// same call can be made again when there is some. A read can be made again.
     #[error("{message}")]
     #[non_exhaustive]
     Io {
-        /// The kind of `std::io`.
+        /// Its kind in `std::io`.
         kind: std::io::ErrorKind,
-        /// The system's own code, if there is one.
+        /// The system's error number, if there is one.
         errno: Option<i32>,
         /// Call, file, offset and cause in one line.
         message: String,
     },
-    /// Bytes on disk are not those that were written. Nothing was changed; the store refuses to guess.
+    /// Bytes on disk are not those that were written. Nothing was changed, and no wrong data was returned. For a file of the
+    /// log, [`Builder::repair`](crate::Builder::repair) cuts it before the damage; for other files, restore a copy.
     #[error("{} is damaged at offset {offset}: {what} (expected {expected}, found {found})", file.display())]
     #[non_exhaustive]
     Corrupt {
@@ -36,47 +49,47 @@ pub enum Error {
         offset: u64,
         /// Which check failed.
         what: &'static str,
-        /// The value that should be there.
+        /// The value that should stand there.
         expected: String,
-        /// The value that is there.
+        /// The value that stands there.
         found: String,
     },
-    /// The disk is full. Reads go on; writes go on by themselves when there is space again.
+    /// The disk is full. Reads go on, and nothing is lost. Free space: writes then succeed without a reopen.
     #[error("no space left on the device for {}: free some, the store goes on by itself", path.display())]
     #[non_exhaustive]
     NoSpace {
         /// The file that could not be written.
         path: PathBuf,
     },
-    /// The call would have to wait, and was told not to. Try again.
+    /// The call would have to wait, and must not. Nothing was done; try again.
     #[error("busy: {what}")]
     #[non_exhaustive]
     Busy {
-        /// The part of the store that is full.
+        /// The resource that is full.
         what: &'static str,
     },
-    /// A log or manifest write or sync failed earlier. Reads go on; whether a write in flight happened is known after
-    /// the store was closed and opened again.
+    /// A write or sync of log or manifest failed, now or earlier, and nothing is written any more. Reads go on. Close the
+    /// store and open it again: only that tells which of the unacknowledged writes are there.
     #[error("the store has halted, close and reopen it; first cause: {cause}")]
     #[non_exhaustive]
     Halted {
         /// The first failure.
         cause: Arc<Error>,
     },
-    /// Another open holds the store.
+    /// The store is open in another process, or a second time in this one. Only one open may hold it.
     #[error("the store is open in {}", match pid { Some(pid) => format!("process {pid}"), None => "another process".to_owned() })]
     #[non_exhaustive]
     Locked {
         /// The holder, if known; may be this process.
         pid: Option<u32>,
     },
-    /// The store was opened for reading only.
+    /// The call writes, and this store has no part that can write: it was opened for reading only. Nothing was done.
     #[error("the store was opened read-only")]
     ReadOnly,
-    /// The store or the keyspace is closed or dropped.
+    /// The store was closed, or the keyspace was dropped.
     #[error("the store or keyspace is closed")]
     Closed,
-    /// A key, a value or a batch is larger than this store takes.
+    /// A key, a value or a batch is larger than this store takes. Nothing was written.
     #[error("{what} of {found_bytes} bytes, at most {limit_bytes} are possible")]
     #[non_exhaustive]
     TooLarge {
@@ -87,14 +100,14 @@ pub enum Error {
         /// The largest possible.
         limit_bytes: u64,
     },
-    /// The call makes no sense.
+    /// An argument is wrong: an empty key, a bad name, a keyspace of another store. Nothing was done.
     #[error("{message}")]
     #[non_exhaustive]
     InvalidArgument {
-        /// The reason, and a call that does make sense.
+        /// The reason, and what is allowed.
         message: String,
     },
-    /// The directory is not a store, or one that this version does not read.
+    /// The directory is no store, or a store of another version. Nothing was written.
     #[error("{}: {what}", path.display())]
     #[non_exhaustive]
     Format {
@@ -158,7 +171,7 @@ impl Error {
     }
 }
 
-/// The remedy, where the system's own words do not name it.
+/// The next step for the user, where the system's message does not name it.
 fn advice(errno: Option<aio::Errno>) -> &'static str {
     match errno {
         Some(aio::Errno::TOO_MANY_FILES) => ": raise the limit on open files (ulimit -n)",

@@ -1,4 +1,4 @@
-//! What an entry means to a reader, and what its kind allows. Every decision by kind is made here.
+//! The meaning of an entry to a reader, and the values that its kind allows. Every decision by kind is made here.
 //!
 //! A reader looks for the newest entry of a key below its position, and then asks [`Kind::value_seen`] once: the answer is
 //! final, and no older entry of the key is looked at. A compaction asks [`Entry::is_tombstone`] for entries that only hide
@@ -38,7 +38,7 @@ impl Kind {
 }
 
 impl<'a> Entry<'a> {
-    /// As [`Kind::value_seen`], for this entry.
+    /// The value that a reader gets whose newest visible entry is this one; `None`: the key does not exist for it.
     #[inline]
     pub(crate) fn value_seen(&self) -> Option<&'a [u8]> {
         self.kind.value_seen(self.value)

@@ -1,11 +1,11 @@
-//! Background work: who flushes and compacts, and when. The only file of this crate that starts threads.
+//! The scheduler: it runs flushes and compactions when they are asked for. The only file of this crate that starts threads.
 //!
 //! With [`Background::Threads`] two threads wait for work, so that a long merge never delays a flush. With
-//! [`Background::Manual`] whoever asks for work does it before the call returns.
+//! [`Background::Manual`] the caller that asks for work does it before its call returns.
 //!
-//! A job that fails is not lost: the error is kept for the writers (`NoSpace`) and the listener, the next writer that
-//! needs the memory tries again, and so does the thread by itself after a while. A job that panics halts the store: what
-//! it left undone nobody knows, and nobody would do the rest.
+//! A job that fails is tried again: by the next writer that needs the memory, and by the thread itself after a while. Its
+//! error is kept for the writers (`NoSpace`) and told to the listener. A job that panics halts the store: its work is half
+//! done, and no thread would do the rest.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ use crate::tree::writing::{Requests, Writing};
 /// After a failed job its thread waits this long before it tries again by itself.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// What a thread does until the store closes.
+/// The loop of a thread, which ends when the store closes.
 type Job = fn(&Writing);
 
 /// The threads of a store.
@@ -62,18 +62,18 @@ pub(crate) fn start(store: &Arc<Writing>) -> Result<Threads> {
 }
 
 impl Threads {
-    /// Ends the threads after what they are doing now.
+    /// Ends the threads after the job that each runs now.
     pub(crate) fn stop(&mut self, store: &Writing) {
         store.jobs.requests.lock().ended.get_or_insert(Error::Closed);
         store.jobs.changed.notify_all();
         for handle in self.handles.drain(..) {
-            // A panic on a job's thread was printed where it happened; there is nobody left to pass it to.
+            // A panic on a job's thread was printed there and has halted the store.
             let _ = handle.join();
         }
     }
 }
 
-/// Halts the store if its thread panics, so that no writer waits for what will not come.
+/// Halts the store if its thread panics, so that no writer waits for a flush that will not come.
 struct PanicGuard<'a> {
     store: &'a Writing,
     name: &'static str,
@@ -90,7 +90,7 @@ impl Drop for PanicGuard<'_> {
     }
 }
 
-/// Asks for the frozen memtables to be flushed (and for what is due after that).
+/// Asks for a flush of the frozen memtables, and then for the compactions that are due.
 pub(crate) fn request_flush(store: &Writing) {
     store.jobs.requests.lock().flush = true;
     if store.options.background == Background::Manual {
@@ -100,8 +100,8 @@ pub(crate) fn request_flush(store: &Writing) {
     }
 }
 
-/// In manual mode: from now on what is asked for waits, or no longer. A writer that waits for memory does it all the
-/// same, and so do a flush and a compaction that are called for.
+/// In manual mode: holds requested work back from now on, or lets it go. A writer that waits for memory does the work all
+/// the same, and so does a call that flushes or compacts.
 pub(crate) fn hold(store: &Writing, held: bool) {
     store.jobs.held.store(held, Ordering::Relaxed);
     if store.options.background == Background::Manual {
@@ -121,7 +121,7 @@ pub(crate) fn request_spare(store: &Writing) {
 /// Flushes on this thread.
 ///
 /// # Errors
-/// As [`flush_frozen`].
+/// Those of [`flush_frozen`].
 pub(crate) fn flush_now(store: &Writing) -> Result<()> {
     let result = flush_frozen(store);
     finish_flush(store, result.clone());
@@ -131,10 +131,10 @@ pub(crate) fn flush_now(store: &Writing) -> Result<()> {
     result
 }
 
-/// Waits until a flush has ended since; does it itself in manual mode.
+/// Waits until a flush has ended since this call began; in manual mode it flushes itself.
 ///
 /// # Errors
-/// What the flush failed with: the disk is full, or the store has halted. `Closed` when the store is being closed.
+/// The error of the flush: the disk is full, or the store has halted. `Closed` while the store closes.
 pub(crate) fn wait_for_flush(store: &Writing) -> Result<()> {
     if store.options.background == Background::Manual {
         finish_flush(store, flush_frozen(store));
@@ -150,7 +150,7 @@ pub(crate) fn wait_for_flush(store: &Writing) -> Result<()> {
             if let Some(why) = &requests.ended {
                 return Err(why.clone());
             }
-            // Whoever sets the flag wakes the thread, once: waiting writers must not wake each other in turn.
+            // Only the writer that sets the flag wakes the thread: waiting writers must not wake each other in turn.
             if !std::mem::replace(&mut requests.flush, true) {
                 store.jobs.changed.notify_all();
             }
@@ -160,7 +160,7 @@ pub(crate) fn wait_for_flush(store: &Writing) -> Result<()> {
     requests.flush_error.clone().map_or(Ok(()), Err)
 }
 
-/// Manual mode: does everything that is asked for, here and now, unless it is held.
+/// Manual mode: does all requested work in this thread, unless it is held back.
 fn run_pending(store: &Writing) {
     while !store.jobs.held.load(Ordering::Relaxed) {
         let (flush, compact) = {
@@ -218,7 +218,7 @@ fn wait_for_work(store: &Writing, has_work: impl Fn(&mut Requests) -> bool) -> b
     }
 }
 
-/// Asks again after a while, unless somebody asks earlier or the store closes.
+/// Asks again after a while, unless the work is asked for earlier or the store closes.
 fn retry_later(store: &Writing, flag: impl Fn(&mut Requests) -> &mut bool) {
     if store.health().is_err() {
         return;
@@ -276,7 +276,7 @@ mod tests {
     use crate::recovery::open;
 
     #[test]
-    fn nobody_waits_for_threads_that_have_ended() {
+    fn a_writer_does_not_wait_for_threads_that_have_ended() {
         let sizes = Sizes { ring_bytes: Some(1 << 16), log_file_bytes: Some(1 << 16), ..Sizes::default() };
         let options = Options { background: Background::Threads, sizes, ..Options::default() };
         let backend = Arc::new(SimBackend::new(1));

@@ -1,30 +1,31 @@
-//! The contract of everything that walks entries in order: memtables, blocks, segments, runs, merges.
+//! The contract of all cursors: those of memtables, segments, runs and merges walk entries in order.
 //!
-//! A cursor stands on an entry or past either end. It is positioned by a seek and then moved in **one** direction;
-//! turning round is a new seek. That keeps merges free of direction switches: an iterator that is used from both ends
-//! has one cursor for each.
+//! A cursor stands on an entry or past either end. A seek positions it, and then it moves in **one** direction; to turn
+//! round, it seeks again. So a merge never switches its direction. An iterator that is used from both ends has one cursor
+//! for each.
 
 use crate::base::error::Result;
 use crate::base::key::Entry;
 
-/// Where a seek goes.
+/// The goal of a seek.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target<'a> {
-    /// As [`Cursor::seek`].
+    /// The goal of [`Cursor::seek`].
     From(&'a [u8]),
-    /// As [`Cursor::seek_before`].
+    /// The goal of [`Cursor::seek_before`].
     Before(Option<&'a [u8]>),
 }
 
 /// Walks entries in internal order (key ascending, newest first), or exactly backwards.
 pub(crate) trait Cursor: Send {
-    /// To the first entry whose key is `>= key`; its newest version. The empty key is before every key.
+    /// Moves to the newest version of the first key `>= key`. The empty key is before every key.
     fn seek(&mut self, key: &[u8]) -> Result<()>;
 
-    /// To the last entry whose key is `< key`: the oldest version of that key. `None`: to the very last entry.
+    /// Moves to the oldest version of the last key `< key`. `None`: to the very last entry.
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()>;
 
-    /// All of `cursors` are about to seek `target`, one after the other: the moment to let their waits overlap.
+    /// All of `cursors` are about to seek `target`, one after the other. An implementation can start their reads together
+    /// here, so that their waits overlap.
     fn prepare<'a>(cursors: impl Iterator<Item = &'a mut Self>, target: Target<'_>)
     where
         Self: Sized + 'a,
@@ -32,28 +33,29 @@ pub(crate) trait Cursor: Send {
         let _ = (cursors, target);
     }
 
-    /// One entry on. Only after [`Cursor::seek`], and only while [`Cursor::entry`] is not `None`.
+    /// Moves to the next entry. Only after [`Cursor::seek`], and only while [`Cursor::entry`] is not `None`.
     fn next(&mut self) -> Result<()>;
 
-    /// One entry back. Only after [`Cursor::seek_before`], and only while [`Cursor::entry`] is not `None`.
+    /// Moves to the entry before. Only after [`Cursor::seek_before`], and only while [`Cursor::entry`] is not `None`.
     fn prev(&mut self) -> Result<()>;
 
-    /// The entry it stands on; `None` past the end (also before the first seek).
+    /// The entry on which the cursor stands; `None` past the end, and before the first seek.
     fn entry(&self) -> Option<Entry<'_>>;
 
-    /// Whether the entry behind the one it stands on, in the direction of the walk, is known to have another key, so that
-    /// nobody needs to compare keys. `false` is always right.
+    /// Whether the next entry in the direction of the walk is known to have another key. Then the caller need not compare
+    /// keys. `false` is always right.
     fn ends_key(&self) -> bool {
         false
     }
 
-    /// To the next key, if what stands between is no other version and no work: `true` when it was moved, and stands on
-    /// an entry; else nothing has happened. Cannot fail, and is small enough to become part of the loop that calls it.
+    /// Moves to the next key if that is the next entry and can be had without I/O or any other work. `true`: the cursor has
+    /// moved and stands on an entry. `false`: nothing has happened. It cannot fail, and is small enough to be inlined into
+    /// the loop that calls it.
     fn quick_next(&mut self) -> bool {
         false
     }
 
-    /// As [`Cursor::quick_next`], backwards.
+    /// Moves to the key before, under the conditions of [`Cursor::quick_next`].
     fn quick_prev(&mut self) -> bool {
         false
     }

@@ -1,16 +1,16 @@
 //! Many cursors as one, in internal order or exactly backwards.
 //!
-//! Runs of entries come from one input, so a step asks first whether the input that moved is still ahead of the
-//! runner-up: one comparison, mostly of two numbers. Only when it is not does it look for its new place among those
-//! that wait, by binary search: never more comparisons than a heap makes, and one input makes none at all.
+//! Several entries in a row usually come from one input. So a step first compares the input that moved with the runner-up:
+//! one comparison, usually of two numbers. Only if the runner-up comes first, a binary search finds the new rank of the
+//! input among those that wait. That is never more comparisons than a heap makes; a single input makes none.
 //!
 //! Invariants:
-//! - `waiting` holds every input that has an entry, except the one at the top, and the one whose turn is next comes
-//!   last;
-//! - while anything waits, `head` of each input that has an entry is that of its key, and `next_head` that of the runner-up.
+//! - `waiting` holds every input that has an entry, except the one at the top. The runner-up stands last;
+//! - while an input waits, `head` of each input that has an entry is that of its key, and `next_head` is that of the
+//!   runner-up.
 //!
-//! Two inputs never hold the same key and `Seq`. Were it so all the same, both entries would come out side by side, the
-//! earlier input's first going forward and last going backward, and readers and compaction would ignore the copy.
+//! Two inputs never hold the same key and `Seq`. If they did, both entries would come out side by side: forward the one of
+//! the earlier input first, backward last. Readers and compaction would ignore the copy.
 
 use std::cmp::Ordering;
 
@@ -21,23 +21,23 @@ use crate::read::cursor::{Cursor, Target};
 /// The merge of its inputs; itself a [`Cursor`]. After an error it stands past the end until the next seek.
 #[derive(Debug)]
 pub(crate) struct Merge<C> {
-    inputs: Vec<Input<C>>,
-    /// The input whose turn it is; past the last one if there is none.
+    inputs: Vec<MergeInput<C>>,
+    /// The input whose entry the merge shows; past the last input if no input has one.
     top: usize,
     waiting: Vec<usize>,
-    /// The head of the input that waits last: most steps ask nothing else of those that wait.
+    /// The head of the runner-up: most steps need nothing else of the inputs that wait.
     next_head: u64,
     direction: Direction,
 }
 
 #[derive(Debug)]
-struct Input<C> {
+struct MergeInput<C> {
     cursor: C,
     /// [`key_head`] of its key.
     head: u64,
 }
 
-impl<C: Cursor> Input<C> {
+impl<C: Cursor> MergeInput<C> {
     fn key(&self) -> Option<&[u8]> {
         self.cursor.entry().map(|entry| entry.key)
     }
@@ -50,13 +50,13 @@ enum Direction {
 }
 
 impl<C: Cursor> Merge<C> {
-    /// The order of the inputs does not matter.
+    /// A merge of `cursors`, in any order.
     pub(crate) fn new(cursors: impl IntoIterator<Item = C>) -> Merge<C> {
-        let inputs: Vec<_> = cursors.into_iter().map(|cursor| Input { cursor, head: 0 }).collect();
+        let inputs: Vec<_> = cursors.into_iter().map(|cursor| MergeInput { cursor, head: 0 }).collect();
         Merge { top: inputs.len(), inputs, waiting: Vec::new(), next_head: 0, direction: Direction::Forward }
     }
 
-    /// Positions every input and brings them into order.
+    /// Positions all inputs and sorts them.
     fn start(&mut self, direction: Direction, target: Target<'_>) -> Result<()> {
         self.direction = direction;
         self.end();
@@ -79,13 +79,13 @@ impl<C: Cursor> Merge<C> {
         Ok(())
     }
 
-    /// Past the end.
+    /// Moves past the end.
     fn end(&mut self) {
         self.waiting.clear();
         self.top = self.inputs.len();
     }
 
-    /// Moves the input whose turn it is.
+    /// Moves the input at the top.
     fn step(&mut self, move_on: impl FnOnce(&mut C) -> Result<()>) -> Result<()> {
         let Some(top) = self.inputs.get_mut(self.top) else {
             debug_assert!(false, "a cursor past the end was moved");
@@ -115,14 +115,14 @@ impl<C: Cursor> Merge<C> {
 
     /// Whether the runner-up stands on the key of the input at the top.
     #[inline]
-    fn is_shared(&self, top: &Input<C>) -> bool {
+    fn is_shared(&self, top: &MergeInput<C>) -> bool {
         self.waiting.last().is_some_and(|&next| {
-            // One number, mostly.
+            // Usually the numbers differ.
             top.head == self.next_head && top.key() == self.inputs[next].key()
         })
     }
 
-    /// Lets the runner-up have its turn if it comes before the input at the top.
+    /// Puts the runner-up at the top if its entry comes first.
     #[inline]
     fn give_way(&mut self) {
         let has_entry = self.take_head(self.top);
@@ -136,7 +136,7 @@ impl<C: Cursor> Merge<C> {
         }
     }
 
-    /// As [`Merge::give_way`], where the heads do not decide, or decide for the runner-up.
+    /// The slow part of [`Merge::give_way`]: the heads are equal, or the runner-up comes first.
     fn change_places(&mut self, has_entry: bool) {
         let Some(&next) = self.waiting.last() else { return };
         if has_entry && self.precedes(self.top, next) {
@@ -150,14 +150,14 @@ impl<C: Cursor> Merge<C> {
         self.note_next();
     }
 
-    /// The runner-up may be another.
+    /// Notes the head of the runner-up, which may be another input now.
     fn note_next(&mut self) {
         if let Some(&next) = self.waiting.last() {
             self.next_head = self.inputs[next].head;
         }
     }
 
-    /// Notes the head of an input's key; whether it has one.
+    /// Notes the head of an input's key. Returns whether the input has an entry.
     #[inline]
     fn take_head(&mut self, input: usize) -> bool {
         let input = &mut self.inputs[input];
@@ -176,7 +176,7 @@ impl<C: Cursor> Merge<C> {
         let (a, b) = (&self.inputs[input], &self.inputs[other]);
         let order = a.head.cmp(&b.head).then_with(|| match (a.cursor.entry(), b.cursor.entry()) {
             (Some(entry), Some(other)) => entry.order(&other),
-            // Not in the merge; an order all the same.
+            // Inputs without an entry are not compared; the order is total all the same.
             (entry, other) => entry.is_none().cmp(&other.is_none()),
         });
         debug_assert!(order != Ordering::Equal, "two inputs of a merge hold the same entry");
@@ -209,7 +209,7 @@ impl<C: Cursor> Cursor for Merge<C> {
         self.inputs.get(self.top)?.cursor.entry()
     }
 
-    /// What comes next comes from the same input, or from the runner-up.
+    /// The next entry comes from the same input or from the runner-up.
     #[inline]
     fn ends_key(&self) -> bool {
         self.inputs.get(self.top).is_some_and(|top| top.cursor.ends_key() && !self.is_shared(top))
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
     use crate::read::cursor_contract::{Owned, VecCursor, check_all};
 
-    /// Deals the entries out to `count` inputs, some of which stay empty.
+    /// Distributes the entries over `count` inputs, some of which stay empty.
     fn deal(entries: &[Owned], count: usize) -> Merge<VecCursor> {
         let mut hands = vec![Vec::new(); count];
         for entry in entries {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_keeps_the_contract_whatever_the_number_of_inputs() {
+    fn a_merge_of_any_number_of_inputs_keeps_the_contract() {
         for count in [1, 2, 3, 7, 12] {
             check_all(|entries| Box::new(deal(entries, count)));
         }

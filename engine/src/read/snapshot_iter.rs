@@ -1,19 +1,20 @@
-//! What one snapshot sees: one value per key, from both ends.
+//! The snapshot iterator: the pairs that one position sees, one value per key, from both ends.
 //!
-//! Under it lies a cursor that shows every version of every key. A cursor walks one way only, so each end has its own,
-//! made when that end is first used. What is left to give lies in `from <= key < upto`; the front raises `from`, the
-//! back lowers `upto`, and that is all they know of each other.
+//! It stands on cursors that show every version of every key. A cursor walks one way only, so each end has its own, made at
+//! the first step of that end. The pairs that are left have `from <= key < upto`. The front raises `from`, the back lowers
+//! `upto`; the ends share nothing else.
 //!
 //! # Cost
-//! A step in one direction moves the cursor and gives the entry in place. Keys are compared only where a cursor does not
-//! know that the next entry has another key ([`Cursor::ends_key`]). Nor is the key of a pair copied to `from` or
-//! `upto` when it is given, since the cursor stands on it: only when its cursor is replaced, or the other end asks.
+//! A step in one direction moves the cursor and shows the entry in place. Keys are compared only where a cursor does not
+//! know that the next entry has another key ([`Cursor::ends_key`]). The key of a pair is not copied to `from` or `upto`
+//! when the pair is returned, since the cursor stands on it. It is copied when the cursor is replaced, or when the other
+//! end needs it.
 //!
 //! Invariants:
-//! - `from` and `upto`, and the entries on which cursors stand, alone say where the iterator stands; a cursor can be
-//!   dropped and made anew any time;
-//! - before each step a cursor of an older generation of its source is replaced, so that what was flushed or compacted
-//!   meanwhile is let go, and no lock is held between steps.
+//! - `from`, `upto` and the entries on which the cursors stand are the whole state of the walk, so a cursor can be dropped
+//!   and made again at any time;
+//! - before a step, a cursor of an older generation of its source is replaced. So memtables and segments that were flushed
+//!   or compacted meanwhile are released, and no lock is held between steps.
 
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
@@ -21,20 +22,20 @@ use crate::base::range::KeyBounds;
 use crate::read::cursor::Cursor;
 use crate::tree::pins::PinGuard;
 
-/// Where an iterator gets its entries from: a keyspace.
+/// The entries that an iterator walks: those of a keyspace.
 pub(crate) trait Source {
     /// Shows all versions of all keys, and tombstones.
     type Cursor: Cursor;
 
-    /// Whether there is anything to read any more; asked before each step that may read from the device or wait.
+    /// Whether the source can still be read. Called before each step that may read from the device or wait.
     fn check(&self) -> Result<()>;
 
     /// A cursor over every entry below `position`, after a [`Source::check`]. It may show others: the iterator passes over
     /// entries at and above its position.
     fn cursor(&self, position: Seq) -> Result<Self::Cursor>;
 
-    /// Changes whenever cursors should be made anew: a memtable was frozen or flushed, segments were compacted, the
-    /// keyspace was dropped.
+    /// A number that changes when cursors should be made again: a memtable was frozen or flushed, segments were compacted,
+    /// the keyspace was dropped.
     fn generation(&self) -> u64;
 }
 
@@ -47,23 +48,24 @@ pub(crate) struct SnapshotIter<S: Source> {
     snapshot: PinGuard,
     /// The whole range; [`SnapshotIter::seek`] moves in it.
     bounds: KeyBounds,
-    /// The smallest key that is not given yet, unless `front` stands on it: the last one given, with a zero byte
-    /// appended. Empty: that of `bounds`.
+    /// No smaller key is left at the front: the last key that was returned, with a zero byte appended. Empty: the start of
+    /// `bounds`. Not raised yet while `front` stands on the pair that was returned last.
     raised: Vec<u8>,
-    /// Above every key that is not given yet, unless `back` stands on it. Empty: that of `bounds`.
+    /// No key at or above it is left at the back. Empty: the end of `bounds`. Not lowered yet while `back` stands on the
+    /// pair that was returned last.
     lowered: Vec<u8>,
-    front: Option<Walk<S::Cursor>>,
-    back: Option<Walk<S::Cursor>>,
-    /// The value last given at the back, if it had to be copied and values are wanted.
+    front: Option<EndCursor<S::Cursor>>,
+    back: Option<EndCursor<S::Cursor>>,
+    /// The value that the back returned last, if it had to be copied and values are wanted.
     back_value: Vec<u8>,
     wants_values: bool,
-    /// A key whose other versions are passed over.
+    /// The key whose other versions a step passes over; kept for its memory.
     passed: Vec<u8>,
     progress: Progress,
 }
 
-/// A cursor in use.
-struct Walk<C> {
+/// The cursor of one end.
+struct EndCursor<C> {
     generation: u64,
     cursor: C,
     stands: Stands,
@@ -72,21 +74,21 @@ struct Walk<C> {
 /// Where a cursor stands between two steps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stands {
-    /// Anywhere: it has to seek.
+    /// At no known place: it has to seek.
     Anywhere,
-    /// On the pair given last, whose key is not noted yet.
+    /// On the pair that was returned last, whose key is not in `raised` or `lowered` yet.
     OnGiven,
-    /// As before, and the key is noted.
+    /// On the pair that was returned last, whose key is in `raised` or `lowered`.
     OnNoted,
-    /// Behind the pair given last, which was copied.
+    /// Behind the pair that was returned last, which was copied.
     Behind,
-    /// On an entry that was not looked at yet. Only within a step.
+    /// On an entry that the step has not examined yet. Only within a step.
     OnNext,
 }
 
 enum Progress {
     Open,
-    /// Nothing visible is left.
+    /// No pair is left.
     Finished,
     Failed(Error),
 }
@@ -116,7 +118,7 @@ impl<S: Source> SnapshotIter<S> {
         &self.bounds
     }
 
-    /// From now on values are only given where it costs nothing, else empty ones.
+    /// From now on a pair has its value only where that costs nothing, else an empty one.
     pub(crate) fn forgo_values(&mut self) {
         self.wants_values = false;
         self.back_value = Vec::new();
@@ -128,7 +130,7 @@ impl<S: Source> SnapshotIter<S> {
         if !self.quick_front() && !self.run(SnapshotIter::step_front)? {
             return Ok(None);
         }
-        Ok(self.front.as_ref().and_then(Walk::pair))
+        Ok(self.front.as_ref().and_then(EndCursor::pair))
     }
 
     /// The next pair from the back.
@@ -139,12 +141,12 @@ impl<S: Source> SnapshotIter<S> {
         }
         match &self.back {
             Some(back) if back.stands == Stands::Behind => Ok(Some((&self.lowered, &self.back_value))),
-            back => Ok(back.as_ref().and_then(Walk::pair)),
+            back => Ok(back.as_ref().and_then(EndCursor::pair)),
         }
     }
 
-    /// Continues at the first key `>= key` of the range; the back at the end of the range. The cursors stay, for the
-    /// memory and the places that they have.
+    /// Continues at the first key `>= key` of the range; the back at the end of the range. The cursors stay: they keep their
+    /// memory and the blocks that they hold.
     pub(crate) fn seek(&mut self, key: &[u8]) {
         self.raised.clear();
         self.raised.extend_from_slice(self.bounds.from.as_ref().max(key));
@@ -159,8 +161,8 @@ impl<S: Source> SnapshotIter<S> {
         }
     }
 
-    /// The common step, without anything that can fail: at one end only, on in the same block, from the last version of
-    /// a key to a visible entry of the next. If it says `false`, [`SnapshotIter::step_front`] has to go on.
+    /// The common step, which cannot fail: only one end is used, the next entry is in the same block and has another key,
+    /// and the snapshot sees it. After `false`, [`SnapshotIter::step_front`] has to go on.
     #[inline]
     fn quick_front(&mut self) -> bool {
         let Some(front) = &mut self.front else { return false };
@@ -182,7 +184,7 @@ impl<S: Source> SnapshotIter<S> {
         is_given
     }
 
-    /// As [`SnapshotIter::quick_front`], at the back.
+    /// The common step at the back. After `false`, [`SnapshotIter::step_back`] has to go on.
     #[inline]
     fn quick_back(&mut self) -> bool {
         let Some(back) = &mut self.back else { return false };
@@ -203,7 +205,7 @@ impl<S: Source> SnapshotIter<S> {
         is_given
     }
 
-    /// One step, if there is something left; whether it found a pair.
+    /// Takes one step unless the iterator has ended. Returns whether it found a pair.
     #[inline]
     fn run(&mut self, step: impl FnOnce(&mut SnapshotIter<S>) -> Result<bool>) -> Result<bool> {
         match &self.progress {
@@ -218,25 +220,25 @@ impl<S: Source> SnapshotIter<S> {
         found
     }
 
-    /// Nothing is left, or nobody knows what.
+    /// Ends the iterator: no pair is left, or `error` has happened.
     fn end(&mut self, error: Option<&Error>) {
         self.progress = error.map_or(Progress::Finished, |error| Progress::Failed(error.clone()));
         self.front = None;
         self.back = None;
     }
 
-    /// To the next visible pair, on which `front` then stands.
+    /// Moves `front` onto the next visible pair. Returns whether there is one.
     fn step_front(&mut self) -> Result<bool> {
         self.source.check()?;
         self.note_back();
         let generation = self.source.generation();
         if self.front.as_ref().is_some_and(|front| front.is_older(generation)) {
             self.note_front();
-            // The old cursor goes first, so that never both hold memory.
+            // The old cursor is dropped first, so that only one of both holds memory.
             self.front = None;
         }
         let snapshot = self.snapshot.seq();
-        let front = Walk::ready(&mut self.front, &self.source, generation, snapshot)?;
+        let front = EndCursor::ready(&mut self.front, &self.source, generation, snapshot)?;
         match front.stands {
             Stands::Anywhere | Stands::Behind => front.cursor.seek(from(&self.bounds, &self.raised))?,
             Stands::OnGiven | Stands::OnNoted => front.pass(&mut self.passed)?,
@@ -259,7 +261,8 @@ impl<S: Source> SnapshotIter<S> {
         Ok(false)
     }
 
-    /// To the visible pair before: `back` then stands on it, or behind a copy of it in `lowered` and `back_value`.
+    /// Moves `back` onto the visible pair before, or behind it; then `lowered` and `back_value` hold a copy. Returns whether
+    /// there is one.
     fn step_back(&mut self) -> Result<bool> {
         self.source.check()?;
         self.note_front();
@@ -269,7 +272,7 @@ impl<S: Source> SnapshotIter<S> {
             self.back = None;
         }
         let snapshot = self.snapshot.seq();
-        let back = Walk::ready(&mut self.back, &self.source, generation, snapshot)?;
+        let back = EndCursor::ready(&mut self.back, &self.source, generation, snapshot)?;
         match back.stands {
             Stands::Anywhere => back.cursor.seek_before(upto(&self.bounds, &self.lowered))?,
             Stands::OnGiven | Stands::OnNoted => back.cursor.prev()?,
@@ -302,7 +305,7 @@ impl<S: Source> SnapshotIter<S> {
     /// Notes the key on which the front stands.
     #[inline]
     fn note_front(&mut self) {
-        if let Some(key) = self.front.as_mut().and_then(Walk::key_to_note) {
+        if let Some(key) = self.front.as_mut().and_then(EndCursor::key_to_note) {
             self.raised.clear();
             self.raised.extend_from_slice(key);
             self.raised.push(0);
@@ -312,35 +315,35 @@ impl<S: Source> SnapshotIter<S> {
     /// Notes the key on which the back stands.
     #[inline]
     fn note_back(&mut self) {
-        if let Some(key) = self.back.as_mut().and_then(Walk::key_to_note) {
+        if let Some(key) = self.back.as_mut().and_then(EndCursor::key_to_note) {
             self.lowered.clear();
             self.lowered.extend_from_slice(key);
         }
     }
 }
 
-/// No key below is left to give.
+/// No key below this is left.
 fn from<'a>(bounds: &'a KeyBounds, raised: &'a [u8]) -> &'a [u8] {
     if raised.is_empty() { &bounds.from } else { raised }
 }
 
-/// No key at or above is left to give.
+/// No key at or above this is left.
 fn upto<'a>(bounds: &'a KeyBounds, lowered: &'a [u8]) -> Option<&'a [u8]> {
     if lowered.is_empty() { bounds.upto.as_deref() } else { Some(lowered) }
 }
 
-impl<C: Cursor> Walk<C> {
-    /// The cursor in `slot`, or a new one put there.
+impl<C: Cursor> EndCursor<C> {
+    /// The cursor in `slot`; if there is none, a new one is put there.
     fn ready<'a, S: Source<Cursor = C>>(
-        slot: &'a mut Option<Walk<C>>,
+        slot: &'a mut Option<EndCursor<C>>,
         source: &S,
         generation: u64,
         position: Seq,
-    ) -> Result<&'a mut Walk<C>> {
+    ) -> Result<&'a mut EndCursor<C>> {
         match slot {
             Some(walk) => Ok(walk),
-            // The generation was read before: should it change in between, the next step makes one more.
-            None => Ok(slot.insert(Walk {
+            // The generation was read earlier: if it has changed since, the next step replaces the cursor again.
+            None => Ok(slot.insert(EndCursor {
                 generation,
                 cursor: source.cursor(position)?,
                 stands: Stands::Anywhere,
@@ -348,7 +351,7 @@ impl<C: Cursor> Walk<C> {
         }
     }
 
-    /// Whether it has to be replaced. Not in the middle of a step: the pair given last is not known any more.
+    /// Whether it has to be replaced. Not in the middle of a step: then no key says where to go on.
     fn is_older(&self, generation: u64) -> bool {
         self.generation != generation && self.stands != Stands::OnNext
     }
@@ -358,7 +361,7 @@ impl<C: Cursor> Walk<C> {
         self.cursor.entry().map(|entry| (entry.key, entry.value))
     }
 
-    /// The key of the pair given last, if it stands on it and this is the first time it is asked.
+    /// The key of the pair that was returned last, if the cursor stands on it and the key was not noted before.
     #[inline]
     fn key_to_note(&mut self) -> Option<&[u8]> {
         if self.stands != Stands::OnGiven {
@@ -368,7 +371,7 @@ impl<C: Cursor> Walk<C> {
         self.cursor.entry().map(|entry| entry.key)
     }
 
-    /// Forward to the next key.
+    /// Moves forward to the next key.
     #[inline]
     fn pass(&mut self, passed: &mut Vec<u8>) -> Result<()> {
         if self.cursor.ends_key() { self.cursor.next() } else { self.pass_versions(passed) }

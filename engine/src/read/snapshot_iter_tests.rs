@@ -1,4 +1,4 @@
-//! Tests of what iterators give, against `BTreeMap` over a source whose tables are frozen and compacted
+//! Tests of the snapshot iterator against `BTreeMap` over a source whose tables are frozen and compacted
 //! underneath.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use crate::read::merge::Merge;
 use crate::tree::pins::Pins;
 
 /// A keyspace in memory: an active memtable over one sorted run.
-struct Store {
+struct MemorySource {
     tables: RwLock<(Arc<Memtable>, Vec<Owned>)>,
     generation: AtomicU64,
     next: AtomicU64,
@@ -29,9 +29,9 @@ struct Store {
     cursors: AtomicUsize,
 }
 
-impl Store {
-    fn new() -> Arc<Store> {
-        Arc::new(Store {
+impl MemorySource {
+    fn new() -> Arc<MemorySource> {
+        Arc::new(MemorySource {
             tables: RwLock::new((Arc::new(Memtable::new()), Vec::new())),
             generation: AtomicU64::new(0),
             next: AtomicU64::new(1),
@@ -67,12 +67,12 @@ impl Store {
         self.snapshots.pin(|| Seq::new(self.next.load(Ordering::SeqCst)))
     }
 
-    fn iter(self: &Arc<Self>, range: impl KeyRange) -> Pairs<Arc<Store>> {
+    fn iter(self: &Arc<Self>, range: impl KeyRange) -> Pairs<Arc<MemorySource>> {
         Pairs(SnapshotIter::new(self.clone(), self.snapshot(), range.into_bounds()))
     }
 }
 
-impl Source for Arc<Store> {
+impl Source for Arc<MemorySource> {
     type Cursor = Merge<Box<dyn Cursor>>;
 
     fn check(&self) -> Result<()> {
@@ -177,12 +177,12 @@ fn model_of(writes: &[(Vec<u8>, bool)], (start, end): &Bounds) -> BTreeMap<Vec<u
 /// Some writes, then an iterator over a random range; then steps at both ends, seeks, writes and compactions
 /// in any order. The iterator must go on as the model of its first moment does.
 #[test]
-fn both_ends_show_the_first_moment_whatever_happens_meanwhile() {
+fn both_ends_show_the_moment_of_creation_while_writes_go_on() {
     let writes = vec((any_key(), proptest::bool::weighted(0.7)), 0..60);
     let cases = (writes, (any_bound(), any_bound()), vec(any_action(), 0..60));
     runner(3000)
         .run(&cases, |(writes, bounds, actions)| {
-            let store = Store::new();
+            let store = MemorySource::new();
             for (index, (key, is_put)) in writes.iter().enumerate() {
                 let value = index.to_string();
                 store.write(key, is_put.then_some(value.as_bytes()));
@@ -230,7 +230,7 @@ fn both_ends_show_the_first_moment_whatever_happens_meanwhile() {
 
 #[test]
 fn a_loop_may_write_to_what_it_iterates() {
-    let store = Store::new();
+    let store = MemorySource::new();
     for index in 0..500 {
         store.write(format!("{index:04}").as_bytes(), Some(b"old"));
     }
@@ -251,7 +251,7 @@ fn a_loop_may_write_to_what_it_iterates() {
 
 #[test]
 fn an_iterator_lets_go_of_what_was_flushed_at_its_next_step() {
-    let store = Store::new();
+    let store = MemorySource::new();
     for key in ["a", "b", "c", "d"] {
         store.write(key.as_bytes(), Some(b"1"));
     }
@@ -269,7 +269,7 @@ fn an_iterator_lets_go_of_what_was_flushed_at_its_next_step() {
 
 #[test]
 fn a_finished_iterator_holds_no_cursor_and_a_dropped_one_no_snapshot() {
-    let store = Store::new();
+    let store = MemorySource::new();
     store.write(b"a", Some(b"1"));
     let table = store.tables.read().0.clone();
     let mut iter = store.iter(..);
@@ -282,7 +282,7 @@ fn a_finished_iterator_holds_no_cursor_and_a_dropped_one_no_snapshot() {
 
 #[test]
 fn empty_ranges_ask_the_source_for_nothing() {
-    let store = Store::new();
+    let store = MemorySource::new();
     store.write(b"b", Some(b"1"));
     assert!(store.iter("c".."a").next().is_none());
     assert!(store.iter("b".."b").next_back().is_none());

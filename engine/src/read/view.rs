@@ -34,7 +34,7 @@ use crate::write::ops::check_key;
 
 /// How a read gets its position.
 pub(crate) trait ReadAt {
-    /// What one read looks through, and up to where it sees.
+    /// The layers that one read searches, and the position below which it sees entries.
     fn look(&self, store: &Store, tree: &Tree) -> (Guard<Arc<Superversion>>, Seq);
 
     /// A pin for a read of many steps.
@@ -116,12 +116,12 @@ impl<P: ReadAt> View<'_, P> {
         multi_get_with(&superversion, keys, position, found)
     }
 
-    /// As [`View::get`], as a future.
+    /// A future of a copy of the value of `key`.
     pub(crate) fn get_async(&self, key: &[u8]) -> Get {
         Get::of(self.multi_get_async(&[key]))
     }
 
-    /// As [`View::multi_get`], as a future.
+    /// A future of copies of the values of `keys`.
     pub(crate) fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> MultiGet {
         match self.check_keys(keys) {
             Ok(()) => {
@@ -152,5 +152,51 @@ impl<P: ReadAt> View<'_, P> {
     fn check_keys<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<()> {
         self.check()?;
         keys.iter().try_for_each(|key| check_key(key.as_ref()).map(drop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aio::SimBackend;
+
+    use super::*;
+    use crate::api::db::Db;
+    use crate::api::testing::{Background, BuilderExt};
+
+    #[test]
+    fn the_layers_are_taken_before_the_position() {
+        let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
+        let db = builder.open("/store").unwrap();
+        let ks = db.keyspace("default").unwrap();
+        ks.put("key", "old").unwrap();
+        let before = ks.tree().number();
+        // All that can happen in between: a newer version, a flush, a compaction that drops the older one.
+        let (superversion, position) = ks.tree().view(|| {
+            ks.put("key", "new").unwrap();
+            db.compact().unwrap();
+            db.handle().store().visible()
+        });
+        assert_eq!(superversion.number, before);
+        assert!(ks.tree().number() > before);
+        let found = superversion.get_with(b"key", position, <[u8]>::to_vec).unwrap();
+        assert_eq!(found.as_deref(), Some(&b"new"[..]), "the older layers have all that the position sees");
+    }
+
+    #[test]
+    fn a_view_of_a_pin_reads_below_it_and_the_latest_view_above() {
+        let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
+        let db = builder.open("/store").unwrap();
+        let ks = db.keyspace("default").unwrap();
+        ks.put("key", "old").unwrap();
+        let pin = db.handle().store().pin();
+        ks.put("key", "new").unwrap();
+        db.compact().unwrap();
+        let (handle, tree) = (db.handle(), ks.tree());
+        let pinned = View { handle, tree, at: &pin };
+        let latest = View { handle, tree, at: Latest };
+        assert_eq!(pinned.get(b"key").unwrap().as_deref(), Some(&b"old"[..]));
+        assert_eq!(latest.get(b"key").unwrap().as_deref(), Some(&b"new"[..]));
+        assert_eq!(pinned.iterate(KeyBounds::all()).next().unwrap().unwrap().1, "old");
+        assert_eq!(latest.multi_get_async(&["key"]).wait().unwrap(), [Some("new".into())]);
     }
 }

@@ -1,18 +1,17 @@
-//! Which positions of the log must stay readable.
+//! The pins: positions of the log that must stay readable.
 //!
-//! Every scan pins one for its time, so pins of different threads take different locks, and a pin rarely allocates: each
-//! of a few shards has a sorted list of positions.
+//! Every scan pins a position while it lives. So pins of different threads take different locks, and a pin rarely
+//! allocates: each of a few shards has a sorted list of positions.
 //!
-//! Invariant: a compaction that reads [`Pins::retained`] either finds a snapshot in the list, or that
-//! snapshot reads its `Seq` afterwards and so sees everything the compaction can have taken as input. It holds for each
-//! shard by itself, so the shards need not be read at one moment.
+//! Invariant: a flush or compaction that calls [`Pins::retained`] finds a pin in the list, or that pin reads its `Seq` later
+//! and so sees every entry of the inputs. This holds for each shard alone, so the shards need not be read at one moment.
 
 use std::sync::Arc;
 
 use crate::base::key::Seq;
 use crate::base::sync::shared::{Mutex, thread_number};
 
-/// Threads that pin at the same time without waiting for each other.
+/// How many threads can pin at the same time without waiting for each other.
 const SHARDS: usize = 16;
 
 /// The pinned positions of one store. Clones share them.
@@ -21,7 +20,7 @@ pub(crate) struct Pins {
     shards: Arc<[Shard; SHARDS]>,
 }
 
-/// In cache lines of its own.
+/// Aligned, so that two shards never share a cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard {
@@ -29,24 +28,25 @@ struct Shard {
     pinned: Mutex<Vec<Pinned>>,
 }
 
-/// A position, and how many guards of this shard pin it; at least one.
+/// A pinned position of one shard.
 #[derive(Debug)]
 struct Pinned {
     seq: Seq,
+    /// How many guards of this shard pin it; at least one.
     guards: usize,
 }
 
 impl Pins {
-    /// Pins the position that `at` reads. It is read under the lock, so that no compaction can look at the
-    /// list between the reading and the pinning; it must take no lock itself.
+    /// Pins the position that `at` reads. `at` runs under the shard's lock, so that no compaction reads the list between the
+    /// read of the position and the pin. It must take no lock.
     pub(crate) fn pin(&self, at: impl FnOnce() -> Seq) -> PinGuard {
-        // Each thread always takes the same one.
+        // A thread always uses the same shard.
         let shard = thread_number() % SHARDS;
         let mut pinned = self.shards[shard].pinned.lock();
         let seq = at();
         match pinned.binary_search_by_key(&seq, |pinned| pinned.seq) {
             Ok(at) => pinned[at].guards += 1,
-            // At the end, mostly: positions rise.
+            // Usually at the end: positions rise.
             Err(at) => pinned.insert(at, Pinned { seq, guards: 1 }),
         }
         drop(pinned);
@@ -80,13 +80,13 @@ impl Pins {
 #[derive(Debug)]
 pub(crate) struct PinGuard {
     registry: Pins,
-    /// Where it is pinned.
+    /// The shard that has the position.
     shard: usize,
     seq: Seq,
 }
 
 impl PinGuard {
-    /// Entries with `seq < ` this are seen.
+    /// The pinned position: a reader sees entries with a `Seq` below it.
     #[inline]
     pub(crate) fn seq(&self) -> Seq {
         self.seq

@@ -4,7 +4,7 @@
 //! # Invariants
 //! * `visible <= log.published()`, and they are equal while the write gate is held alone. Without a writing part `visible`
 //!   never moves.
-//! * What the manifest's version says of a keyspace and what its superversion shows change under one `Tree::lock`.
+//! * The manifest's version of a keyspace and its superversion change under one `Tree::lock`.
 
 use std::collections::BTreeMap;
 use std::ops::DerefMut;
@@ -29,7 +29,7 @@ use crate::tree::superversion::Tree;
 /// The open keyspaces, by id.
 pub(crate) type Trees = BTreeMap<u32, Arc<Tree>>;
 
-/// What a [`Store`] is made of.
+/// The parts of a [`Store`].
 #[derive(Debug)]
 pub(crate) struct StoreParts {
     pub(crate) files: Arc<Files>,
@@ -40,7 +40,7 @@ pub(crate) struct StoreParts {
     /// Whether the files are on direct I/O.
     pub(crate) is_direct: bool,
     pub(crate) trees: Trees,
-    /// What reads see of the log.
+    /// The publish watermark, at the position up to which the memtables hold the log.
     pub(crate) visible: Ordered,
 }
 
@@ -86,7 +86,7 @@ impl Store {
         if self.is_closed() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Whether a close has begun: what it needs to write, it writes itself.
+    /// Whether a close has begun. The close makes its own writes; no other may begin.
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)

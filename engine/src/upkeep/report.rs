@@ -1,6 +1,6 @@
-//! Gathers [`Metrics`] from where the numbers stand.
+//! Gathers [`Metrics`] from the parts of the store that keep the numbers.
 //!
-//! Invariant: nothing is stopped and no I/O is done; locks are held for a copy at most.
+//! Invariant: it does no I/O and stops nothing; a lock is held for as long as a copy takes.
 
 use crate::base::metrics::{KeyspaceMetrics, Metrics};
 use crate::tree::run::Run;
@@ -8,7 +8,7 @@ use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::{MemtableBytes, Writing};
 
-/// Everything at once, without stopping anything.
+/// All metrics. `writing` is missing in a store that is only read.
 pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
     let version = store.version();
     let cache = store.cache.stats();
@@ -37,7 +37,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
     metrics
 }
 
-/// What only a store that can be written to has.
+/// Adds the numbers that only a store with a writing part has.
 fn add_writing(metrics: &mut Metrics, store: &Writing) {
     let log = store.log.metrics();
     // The horizon first: it only rises, and never above what is published.
