@@ -10,7 +10,6 @@
 //! the documentation says what a power cut may leave of its effect. A sector is 512 bytes and is never torn itself.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +17,8 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::open_file::File;
-use crate::operation::{Completion, Operation};
+use crate::queue::Queue;
+use crate::reactor::Reactor;
 use crate::trace::Counters;
 
 /// How [`Backend::open`] opens a file.
@@ -30,61 +30,6 @@ pub enum OpenMode {
     Write,
     /// A new file, for reading and writing; fails with [`Errno::EXISTS`](crate::Errno::EXISTS) if the name is taken.
     Create,
-}
-
-/// Why [`Queue::wait`] returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wake {
-    /// At least as many completions as asked for.
-    Completed,
-    /// Somebody called [`WakeUp::wake`].
-    Woken,
-    /// The deadline passed.
-    TimedOut,
-    /// A signal handler of the application ran on this thread.
-    Interrupted,
-}
-
-/// Wakes the thread that waits on a [`Queue`]; a wake that comes before the wait ends the next wait at once.
-pub trait WakeUp: Send + Sync + fmt::Debug {
-    /// Wakes the waiter. Cheap, callable from any thread, never blocks.
-    fn wake(&self);
-}
-
-/// A context of asynchronous I/O, used by one thread at a time. Dropping it waits for everything in flight.
-pub trait Queue: Send + fmt::Debug {
-    /// Hands operations from the front of `operations` to the kernel, as many as it takes; the rest stays.
-    ///
-    /// Returns how many were taken. 0 means that no slot is free: reap first. A misaligned operation is taken and
-    /// completes with [`Errno::INVALID`](crate::Errno::INVALID). Operations of one call may be executed in any order.
-    ///
-    /// # Errors
-    /// The operation at the front was refused (it stays at the front), or the context is dead.
-    fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize>;
-
-    /// Reaps completions into `completions`, in the order in which they arrive.
-    ///
-    /// Returns when at least `at_least` were reaped (`0`: without waiting), on a wake-up, at the `deadline` (a
-    /// reading of [`Backend::now`]; `None`: never), or after a signal handler ran. Whatever had completed by then was
-    /// reaped, also when it returns for another reason. Waiting for more than is in flight waits for a wake-up.
-    ///
-    /// # Errors
-    /// The context is dead.
-    fn wait(
-        &mut self,
-        at_least: usize,
-        deadline: Option<Duration>,
-        completions: &mut Vec<Completion>,
-    ) -> Result<Wake>;
-
-    /// Operations submitted and not yet reaped.
-    fn in_flight(&self) -> usize;
-
-    /// The most that can be in flight.
-    fn capacity(&self) -> usize;
-
-    /// A handle that ends a [`Queue::wait`] from another thread.
-    fn waker(&self) -> Arc<dyn WakeUp>;
 }
 
 /// Memory shared with a file: it survives the death of the process, and what of it survives a power cut is anybody's
@@ -143,6 +88,14 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Slots`](crate::Error::Slots) when the machine's limit is reached.
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>>;
+
+    /// A new reactor with room for `slots` operations in flight, with a thread where the machine has threads.
+    ///
+    /// # Errors
+    /// As [`Backend::queue`], and if no thread can be started.
+    fn reactor(&self, slots: usize) -> Result<Reactor> {
+        Ok(Reactor::without_thread(self.queue(slots)?))
+    }
 
     /// Opens a file for direct I/O where the file system has it.
     ///

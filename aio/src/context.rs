@@ -4,19 +4,19 @@
 //! flight never exceeds its slots, whose default is the length of the device's queue: above that the kernel
 //! would block in the submit.
 //!
-//! [`NativeBackend`](crate::NativeBackend) and its narrow [`Queue`](crate::Queue) work on the same code; they are for
-//! programs that want to run on a simulated disk, too.
+//! The queues of [`NativeBackend`](crate::NativeBackend) are contexts behind the narrow trait [`Queue`], for programs that
+//! want to run on a simulated disk, too.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Wake, WakeUp};
 use crate::error::Result;
-use crate::in_flight::{Cancel, InFlight, Reaping, Settings, Shared, Waking};
+use crate::in_flight::{InFlight, Reaping, Settings, Shared, Waking};
 use crate::operation::{Completion, Operation};
 use crate::probe::device_queue_slots;
+use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::signal::SignalSet;
 use crate::trace::Counters;
 
@@ -124,6 +124,38 @@ pub struct Context(InFlight);
 impl From<InFlight> for Context {
     fn from(in_flight: InFlight) -> Context {
         Context(in_flight)
+    }
+}
+
+/// The promises of a [`Queue`]; a deadline is a reading of the clock of the backend that made the context.
+impl Queue for Context {
+    fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize> {
+        self.0.submit(operations)
+    }
+
+    fn wait(
+        &mut self,
+        at_least: usize,
+        deadline: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> Result<Wake> {
+        self.0.wait(at_least, deadline, completions)
+    }
+
+    fn cancel(&mut self, token: u64) -> Result<Cancel> {
+        self.0.cancel(token)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    fn waker(&self) -> Arc<dyn WakeUp> {
+        self.0.waker()
     }
 }
 

@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use crate::backend::{Backend, OpenMode, Queue};
+use crate::backend::{Backend, OpenMode};
 use crate::buf::Buf;
 use crate::error::Result;
 use crate::open_file::File;
 use crate::operation::{Completion, Operation};
 use crate::planted::{Bug, planted};
+use crate::queue::Queue;
 
 /// Bytes of one write when a file is filled with zeros.
 const ZERO_CHUNK_BYTES: usize = 1 << 20;

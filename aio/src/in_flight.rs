@@ -21,11 +21,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{Wake, WakeUp};
 use crate::clock::{self, Clock};
 use crate::completion_ring::CompletionRing;
 use crate::error::{Errno, Error, Result};
 use crate::operation::{Completion, Operation};
+use crate::queue::{Cancel, Wake, WakeUp};
 use crate::signal::SignalSet;
 use crate::sys::{self, IoEvent, Iocb, Process};
 use crate::trace::{Class, Touch, Trace};
@@ -87,20 +87,6 @@ impl Shared {
     pub(crate) fn new() -> Shared {
         Shared { clock: Clock::start(), trace: Arc::default(), process: Process::current() }
     }
-}
-
-/// The answer to a request to cancel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Cancel {
-    /// It is cancelled, and completes with `Ok(0)` like any other. Only polls can be.
-    Cancelled,
-    /// It goes on and completes by itself: the kernel cannot cancel reads, writes and syncs.
-    NotCancelable,
-    /// A poll that is done already; its completion waits to be reaped.
-    AlreadyDone,
-    /// Nothing with this token is in flight.
-    NotInFlight,
 }
 
 #[derive(Debug)]

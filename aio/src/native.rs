@@ -8,7 +8,6 @@
 
 mod lock;
 mod map;
-mod queue;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -21,14 +20,14 @@ use rustix::io::retry_on_intr;
 
 use self::lock::NativeLock;
 use self::map::NativeMap;
-use self::queue::NativeQueue;
-use crate::backend::{Backend, Lock, OpenMode, Queue, SharedMap, Stat};
+use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
 use crate::in_flight::{InFlight, Reaping, Settings, Shared, Waking};
 use crate::open_file::{File, FileBody};
 use crate::probe;
+use crate::queue::Queue;
 use crate::reactor::Reactor;
 use crate::signal::SignalSet;
 use crate::trace::{Class, Counters};
@@ -42,7 +41,7 @@ pub struct NativeBackend {
     shared: Shared,
     /// For the note in the lock file. Made when first needed and kept, since a context is slow to destroy; held
     /// across one write, by opens of stores only.
-    notes: Mutex<Option<NativeQueue>>,
+    notes: Mutex<Option<Context>>,
 }
 
 impl Default for NativeBackend {
@@ -58,18 +57,12 @@ impl NativeBackend {
         NativeBackend { shared: Shared::new(), notes: Mutex::new(None) }
     }
 
-    /// A reactor whose operations count among this backend's ([`Backend::counters`]).
-    ///
-    /// # Errors
-    /// As [`Reactor::new`].
-    ///
-    /// # Panics
-    /// If `slots` is 0.
-    pub fn reactor(&self, slots: usize) -> Result<Reactor> {
+    /// A context whose waits always enter the kernel: a trace of system calls then shows every one, and beside an operation
+    /// on a device the call costs nothing.
+    fn context(&self, slots: usize, mask: Option<SignalSet>) -> Result<Context> {
         self.check_fork()?;
-        let (reaping, waking) = (Reaping::default(), Waking::default());
-        let settings = Settings { slots, mask: None, reaping, waking };
-        Reactor::over(Context::from(InFlight::new(&settings, self.shared.clone())?))
+        let settings = Settings { slots, mask, reaping: Reaping::SystemCall, waking: Waking::Poll };
+        Ok(Context::from(InFlight::new(&settings, self.shared.clone())?))
     }
 
     /// As [`Backend::queue`], and while a thread waits its signal mask is `mask`: a signal that the thread blocks
@@ -85,15 +78,19 @@ impl NativeBackend {
     ///
     /// [`Wake::Interrupted`]: crate::Wake::Interrupted
     pub fn queue_with_mask(&self, slots: usize, mask: SignalSet) -> Result<Box<dyn Queue>> {
-        self.check_fork()?;
-        Ok(Box::new(NativeQueue::new(slots, Some(mask), self.shared.clone())?))
+        Ok(Box::new(self.context(slots, Some(mask))?))
     }
 }
 
 impl Backend for NativeBackend {
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>> {
+        Ok(Box::new(self.context(slots, None)?))
+    }
+
+    fn reactor(&self, slots: usize) -> Result<Reactor> {
         self.check_fork()?;
-        Ok(Box::new(NativeQueue::new(slots, None, self.shared.clone())?))
+        let settings = Settings { slots, mask: None, reaping: Reaping::default(), waking: Waking::default() };
+        Reactor::with_thread(Box::new(Context::from(InFlight::new(&settings, self.shared.clone())?)))
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
@@ -195,7 +192,7 @@ impl Backend for NativeBackend {
         let mut notes = self.notes.lock();
         let queue = match &mut *notes {
             Some(queue) => queue,
-            None => notes.insert(NativeQueue::new(1, None, self.shared.clone())?),
+            None => notes.insert(self.context(1, None)?),
         };
         Ok(Box::new(NativeLock::take(path, queue, self.shared.process)?))
     }

@@ -63,6 +63,10 @@ pub enum Bug {
     AnnouncementMissed,
     TokenNotHandedOver,
     HaltWakesNobody,
+    DroppedReadNumberReused,
+    FailedQueueEndsNoRead,
+    CompletionWakesNoTask,
+    CloseForgetsWaitingReads,
 }
 
 impl Bug {
@@ -113,6 +117,9 @@ impl Bug {
         (Bug::DroppedKeyspaceStays, "dropping a keyspace does not reach the manifest"),
         (Bug::OrphansAreKept, "files that no manifest names are never removed"),
         (Bug::CloseForgetsUnflushed, "a close forgets the log without flushing"),
+        (Bug::DroppedReadNumberReused, "the number of a dropped read is given away while it is in flight"),
+        (Bug::FailedQueueEndsNoRead, "the reads in flight in a queue that fails are never ended"),
+        (Bug::CompletionWakesNoTask, "a read that has completed wakes no task"),
     ];
 
     /// As [`Bug::ALL`], those that take several threads: `just planted-schedules` looks for them.
@@ -124,6 +131,7 @@ impl Bug {
         ),
         (Bug::TokenNotHandedOver, "who ends a round does not look for others that wait for the next one"),
         (Bug::HaltWakesNobody, "who sleeps while the log halts is not told"),
+        (Bug::CloseForgetsWaitingReads, "a close forgets the reads that wait for a slot"),
     ];
 
     /// Its name, as `ESKER_PLANTED` takes it.

@@ -1,43 +1,51 @@
-//! Futures over a context: one thread harvests it and wakes the tasks of any executor.
+//! Futures over a queue: one driver starts operations, waits for them, and wakes the tasks of any executor.
 //!
-//! A task hands its operation to the thread over a list and wakes it; the thread submits, sleeps in the kernel,
-//! and puts each completion where its task will find it. There is one thread for a reactor, whatever number of
-//! operations is in flight, and none for an operation.
+//! ```text
+//!   task -> list of waiting operations -> driver -> queue -> driver -> reply of the operation -> wakes the task
+//! ```
 //!
-//! The list has no bound, and needs none: who waits for room would keep his operation, with its buffers, all the same.
-//! Rejected: a bounded list whose waiters are woken when there is room. A task that is woken and does not poll (it turned
-//! to something else meanwhile) keeps the room from all behind it, for ever if they are what it turned to. Where
-//! thousands wait, [`Reactor::read`] makes each buffer only when its turn has come.
+//! The driver is a thread of its own where the machine has threads, so there is one thread for a reactor and none for an
+//! operation. On a machine without threads (the simulated disk) a reactor has no thread, and the tasks that wait for it
+//! take turns as its driver ([`Reactor::turn`]).
+//!
+//! The list has no bound and needs none: a task that waits for room would keep its operation, with the buffers, all the
+//! same. Rejected: a bounded list whose waiters are woken when there is room. A task that is woken and does not poll keeps
+//! the room from all behind it, for ever if it waits for one of them. Where thousands wait, [`Reactor::read`] makes each
+//! buffer only when its turn has come.
 //!
 //! Invariants
-//! - The thread owns the context; an operation belongs to the list, then to the context, then to its [`Shot`], and to the
-//!   task only at the end. A future that is dropped early leaves the operation where it is; so cancelling a task
-//!   at any point frees no buffer that the kernel uses. What is still on the list then is never started.
-//! - What is in flight is bounded by the slots of the context; the rest stands on the list, first come, first served.
-//! - Locks are leaves: no waker of a task is called, and nothing is submitted, while one is held.
+//! - The driver owns the queue. An operation belongs to the list, then to the queue, then to its reply, and to the task only
+//!   at the end. A future that is dropped early leaves the operation in place, so cancelling a task at any point frees no
+//!   buffer that the kernel uses. An operation of a dropped future that is still on the list is never started.
+//! - The slots of the queue bound the number in flight; the rest stands on the list, first come, first served.
+//! - Locks are leaves: no waker of a task is called, and nothing is submitted, while one is held. The exception is the lock
+//!   around the driver of a reactor without a thread: under it operations are submitted and waited for, and no waker is called.
 
-use std::collections::VecDeque;
+mod driver;
+mod hub;
+
 use std::future::Future;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-use crate::backend::WakeUp;
-use crate::buf::Buf;
-use crate::context::{Context, ContextBuilder};
+use self::driver::Driver;
+pub use self::hub::Refused;
+use self::hub::{Hub, Outcome, Reply, Request};
+use crate::context::ContextBuilder;
 use crate::error::{Errno, Error, Result};
-use crate::operation::{AnyFile, Completion, Operation, OperationKind};
+use crate::operation::{AnyFile, Completion, Operation};
+use crate::queue::Queue;
 use crate::signal::block_all_signals;
-use crate::sys::Process;
 
-/// A thread that does asynchronous I/O for futures. Clones share it.
+/// Does asynchronous I/O for futures. Clones share it.
 ///
-/// When the last clone is dropped the thread finishes what was handed to it (polls are cancelled) and ends by itself;
-/// [`Reactor::shutdown`] waits for that.
+/// When the last clone is dropped, and the last future, its thread finishes what was handed to it (polls are cancelled) and
+/// ends by itself; [`Reactor::shutdown`] waits for that.
 ///
 /// # Examples
 /// ```
@@ -55,11 +63,18 @@ use crate::sys::Process;
 #[derive(Clone, Debug)]
 pub struct Reactor(Arc<Owner>);
 
-/// Its end is the end of the reactor.
+/// The end of this is the end of the reactor.
 #[derive(Debug)]
 struct Owner {
     hub: Arc<Hub>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    driver: DrivenBy,
+}
+
+#[derive(Debug)]
+enum DrivenBy {
+    /// `None` once somebody waits for its end.
+    Thread(Mutex<Option<Box<dyn DriverThread>>>),
+    Waiters(Box<Mutex<Driver>>),
 }
 
 impl Drop for Owner {
@@ -68,49 +83,115 @@ impl Drop for Owner {
     }
 }
 
+/// A thread that runs a reactor's driver.
+pub trait DriverThread: Send + std::fmt::Debug {
+    /// Whether it is the calling thread.
+    fn is_current(&self) -> bool;
+
+    /// Waits until it has ended.
+    fn join(self: Box<Self>);
+}
+
+impl DriverThread for JoinHandle<()> {
+    fn is_current(&self) -> bool {
+        self.thread().id() == std::thread::current().id()
+    }
+
+    fn join(self: Box<Self>) {
+        // A panic there would be a bug of this crate; its message is out already.
+        let _ = JoinHandle::join(*self);
+    }
+}
+
 impl Reactor {
-    /// Starts the thread, with a context of its own. The thread blocks all signals, so handlers of the application
-    /// never run on it.
+    /// Starts a thread with a context of its own. The thread blocks all signals, so handlers of the application never run
+    /// on it.
     ///
     /// # Errors
     /// As [`ContextBuilder::build`], and if no thread can be started.
     pub fn new(builder: ContextBuilder) -> Result<Reactor> {
-        Reactor::over(builder.build()?)
+        Reactor::with_thread(Box::new(builder.build()?))
     }
 
-    /// As [`Reactor::new`], with this context.
-    pub(crate) fn over(context: Context) -> Result<Reactor> {
-        let hub =
-            Arc::new(Hub { list: Mutex::default(), waker: context.waker(), process: Process::current() });
-        let driver = Driver { context, hub: Arc::clone(&hub), flights: Vec::new(), free: Vec::new() };
-        let thread =
-            std::thread::Builder::new()
-                .name("aio-reactor".to_owned())
-                .spawn(move || driver.run())
-                .map_err(|error| Error::call("start thread", Path::new("(reactor)"), Errno::from(&error)))?;
-        Ok(Reactor(Arc::new(Owner { hub, thread: Mutex::new(Some(thread)) })))
+    /// As [`Reactor::new`], over this queue.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn with_thread(queue: Box<dyn Queue>) -> Result<Reactor> {
+        Reactor::with_thread_by(queue, |work| {
+            let run = || {
+                block_all_signals();
+                work();
+            };
+            let thread = std::thread::Builder::new().name("aio-reactor".to_owned()).spawn(run);
+            let failed = |error| Error::call("start thread", Path::new("(reactor)"), Errno::from(&error));
+            thread.map(|thread| Box::new(thread) as Box<dyn DriverThread>).map_err(failed)
+        })
     }
 
-    /// Hands an operation to the reactor's thread, at once. It is started when a slot of the context is free.
+    /// As [`Reactor::with_thread`], with a thread that `spawn` starts to do the given work.
+    ///
+    /// # Errors
+    /// Those of `spawn`.
+    pub fn with_thread_by(
+        queue: Box<dyn Queue>,
+        spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> Result<Box<dyn DriverThread>>,
+    ) -> Result<Reactor> {
+        let hub = Arc::new(Hub::new(Some(queue.waker())));
+        let driver = Driver::new(queue, Arc::clone(&hub));
+        let thread = spawn(Box::new(move || driver.run()))?;
+        Ok(Reactor(Arc::new(Owner { hub, driver: DrivenBy::Thread(Mutex::new(Some(thread))) })))
+    }
+
+    /// A reactor over this queue that makes progress only in [`Reactor::turn`].
+    pub fn without_thread(queue: Box<dyn Queue>) -> Reactor {
+        let hub = Arc::new(Hub::new(None));
+        let driver = Driver::new(queue, Arc::clone(&hub));
+        Reactor(Arc::new(Owner { hub, driver: DrivenBy::Waiters(Box::new(Mutex::new(driver))) }))
+    }
+
+    /// Does one step of a reactor without a thread: starts operations, waits until one has completed, and wakes its task.
+    /// Returns false, and does nothing, if the reactor has a thread.
+    ///
+    /// A task that waits for such a reactor calls this before it returns [`Poll::Pending`]. If none of its own operations has
+    /// ended by then ([`Submission::has_ended`]) it wakes itself: nobody else needs to be waiting.
+    pub fn turn(&self) -> bool {
+        let DrivenBy::Waiters(driver) = &self.0.driver else { return false };
+        // In a forked child the lock may be held by a thread that is not there.
+        if self.0.hub.process.is_current() {
+            let mut outcomes = Vec::new();
+            driver.lock().turn(&mut outcomes);
+            outcomes.into_iter().for_each(Outcome::tell);
+        }
+        true
+    }
+
+    /// Hands an operation to the driver, at once. It is started when a slot of the queue is free.
     ///
     /// The future may be dropped at any time. What was started is done all the same (a poll is cancelled), and
     /// its buffers are freed when it is; what was not, never is.
     pub fn submit(&self, operation: Operation) -> Submission {
-        self.hand_over(Pending::Operation(operation))
+        self.hand_over(Request::Operation(operation))
     }
 
-    /// As [`submit`](Reactor::submit) of a [read](Operation::read) into a new buffer of `len_bytes`, which is made only when it is
-    /// started: any number of reads can wait for their turn without taking memory.
+    /// As [`submit`](Reactor::submit) of a [read](Operation::read) into a new buffer of `len_bytes`, which is made only when
+    /// it is started: any number of reads can wait for their turn without taking memory.
     pub fn read(&self, file: impl Into<AnyFile>, offset: u64, len_bytes: usize) -> Submission {
-        self.hand_over(Pending::Read { file: file.into(), offset, len_bytes })
+        self.hand_over(Request::Read { file: file.into(), offset, len_bytes })
     }
 
-    fn hand_over(&self, pending: Pending) -> Submission {
-        let hub = Arc::clone(&self.0.hub);
-        let is_poll =
-            matches!(&pending, Pending::Operation(operation) if operation.kind() == OperationKind::Poll);
-        let stage = hub.start(pending);
-        Submission { hub, is_poll, stage }
+    fn hand_over(&self, request: Request) -> Submission {
+        let is_poll = request.is_poll();
+        let state = match self.0.hub.submit(request) {
+            Ok(reply) => SubmissionState::Started(reply),
+            Err(refused) => SubmissionState::Refused(refused),
+        };
+        Submission { reactor: self.clone(), is_poll, state }
+    }
+
+    /// Whether the queue has failed as a whole, so that nothing more can be done with it.
+    pub fn has_failed(&self) -> bool {
+        self.0.hub.has_failed()
     }
 
     /// Refuses new operations, cancels polls, and waits until everything else is done and the thread has ended.
@@ -119,138 +200,41 @@ impl Reactor {
     /// may be dropped) it waits for nothing.
     pub fn shutdown(&self) {
         self.0.hub.close();
-        if self.0.hub.process.is_current() {
-            let thread = self.0.thread.lock().take();
-            let own = std::thread::current().id();
-            if let Some(thread) = thread.filter(|thread| thread.thread().id() != own) {
-                // A panic there would be a bug of ours; its message is out already.
-                let _ = thread.join();
+        if !self.0.hub.process.is_current() {
+            return;
+        }
+        match &self.0.driver {
+            DrivenBy::Thread(thread) => {
+                let thread = thread.lock().take();
+                if let Some(thread) = thread.filter(|thread| !thread.is_current()) {
+                    thread.join();
+                }
+            }
+            DrivenBy::Waiters(driver) => {
+                let mut outcomes = Vec::new();
+                while !driver.lock().turn(&mut outcomes) {
+                    outcomes.drain(..).for_each(Outcome::tell);
+                }
+                outcomes.into_iter().for_each(Outcome::tell);
             }
         }
-    }
-}
-
-/// An operation that was not started.
-#[derive(Debug, thiserror::Error)]
-#[error("{error}")]
-pub struct Refused {
-    /// It, with its buffers.
-    pub operation: Operation,
-    /// Why.
-    #[source]
-    pub error: Error,
-}
-
-/// An operation that was not started.
-#[derive(Debug)]
-enum Pending {
-    Operation(Operation),
-    Read { file: AnyFile, offset: u64, len_bytes: usize },
-}
-
-impl Pending {
-    fn into_operation(self) -> Operation {
-        match self {
-            Pending::Operation(operation) => operation,
-            Pending::Read { file, offset, len_bytes } => {
-                Operation::read(file, offset, Buf::zeroed(len_bytes))
-            }
-        }
-    }
-
-    fn refused(self, error: Error) -> Stage {
-        Stage::Refused(Box::new(Refused { operation: self.into_operation(), error }))
-    }
-}
-
-/// Where tasks and the thread meet.
-#[derive(Debug)]
-struct Hub {
-    list: Mutex<List>,
-    /// Wakes the thread.
-    waker: Arc<dyn WakeUp>,
-    process: Process,
-}
-
-#[derive(Debug, Default)]
-struct List {
-    ops: VecDeque<(Pending, Arc<Shot>)>,
-    /// The future of a poll was dropped.
-    has_orphans: bool,
-    is_closed: bool,
-}
-
-impl Hub {
-    /// Puts an operation on the list.
-    fn start(&self, pending: Pending) -> Stage {
-        if !self.process.is_current() {
-            return pending.refused(Error::Forked);
-        }
-        let mut list = self.list.lock();
-        if list.is_closed {
-            drop(list);
-            return pending.refused(Error::Closed);
-        }
-        let shot = Arc::new(Shot(Mutex::new(ShotState::Flying(None))));
-        list.ops.push_back((pending, Arc::clone(&shot)));
-        drop(list);
-        self.waker.wake();
-        Stage::Started(shot)
-    }
-
-    fn close(&self) {
-        if self.process.is_current() {
-            self.list.lock().is_closed = true;
-            self.waker.wake();
-        }
-    }
-}
-
-/// Where the completion of one operation is put.
-#[derive(Debug)]
-struct Shot(Mutex<ShotState>);
-
-#[derive(Debug)]
-enum ShotState {
-    /// Not done; the task to wake.
-    Flying(Option<Waker>),
-    /// Completion, and not fetched.
-    Landed(std::result::Result<Completion, Box<Refused>>),
-    /// The future was dropped, or has returned.
-    Gone,
-}
-
-impl Shot {
-    fn land(&self, result: std::result::Result<Completion, Box<Refused>>) {
-        let mut state = self.0.lock();
-        let ShotState::Flying(task) = &mut *state else { return };
-        let task = task.take();
-        *state = ShotState::Landed(result);
-        drop(state);
-        if let Some(task) = task {
-            task.wake();
-        }
-    }
-
-    fn is_gone(&self) -> bool {
-        matches!(*self.0.lock(), ShotState::Gone)
     }
 }
 
 /// The future of one operation; see [`Reactor::submit`].
 ///
-/// Its output is the completion, or the operation with the reason why it was not started.
+/// Its output is the completion, or the operation with the reason why there is none.
 #[derive(Debug)]
-#[must_use = "the operation is done, but nobody learns how"]
+#[must_use = "the operation is done, but its result is not seen"]
 pub struct Submission {
-    hub: Arc<Hub>,
+    reactor: Reactor,
     is_poll: bool,
-    stage: Stage,
+    state: SubmissionState,
 }
 
 #[derive(Debug)]
-enum Stage {
-    Started(Arc<Shot>),
+enum SubmissionState {
+    Started(Arc<Reply>),
     Refused(Box<Refused>),
     /// The output was returned.
     Over,
@@ -260,15 +244,33 @@ impl Submission {
     /// Waits for it on this thread, without an executor.
     ///
     /// # Errors
-    /// The operation was not started.
+    /// There is no completion.
     pub fn wait(self) -> std::result::Result<Completion, Box<Refused>> {
-        block_on(self)
+        if let DrivenBy::Thread(_) = &self.reactor.0.driver {
+            return block_on(self);
+        }
+        let mut future = pin!(self);
+        let mut task = TaskContext::from_waker(Waker::noop());
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut task) {
+                return output;
+            }
+            future.reactor.turn();
+        }
+    }
+
+    /// Whether the next poll returns the output.
+    pub fn has_ended(&self) -> bool {
+        match &self.state {
+            SubmissionState::Started(reply) => reply.has_arrived(),
+            SubmissionState::Refused(_) | SubmissionState::Over => true,
+        }
     }
 }
 
 /// Waits for a future on this thread, without an executor.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
+    struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
         fn wake(self: Arc<Self>) {
             self.0.unpark();
@@ -288,160 +290,23 @@ impl Future for Submission {
     type Output = std::result::Result<Completion, Box<Refused>>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let shot = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Started(shot) => shot,
-            Stage::Refused(refused) => return Poll::Ready(Err(refused)),
-            Stage::Over => unreachable!("polled again after its end"),
+        let reply = match std::mem::replace(&mut self.state, SubmissionState::Over) {
+            SubmissionState::Started(reply) => reply,
+            SubmissionState::Refused(refused) => return Poll::Ready(Err(refused)),
+            SubmissionState::Over => unreachable!("polled again after its end"),
         };
-        let mut landing = shot.0.lock();
-        match std::mem::replace(&mut *landing, ShotState::Gone) {
-            ShotState::Landed(result) => Poll::Ready(result),
-            ShotState::Flying(mut last) => {
-                let same = last.take_if(|waker| waker.will_wake(task.waker()));
-                *landing = ShotState::Flying(Some(same.unwrap_or_else(|| task.waker().clone())));
-                drop(landing);
-                self.stage = Stage::Started(shot);
-                Poll::Pending
-            }
-            ShotState::Gone => unreachable!("only the end of its future sets it"),
+        let output = reply.take_or_wait(task.waker());
+        if output.is_pending() {
+            self.state = SubmissionState::Started(reply);
         }
+        output
     }
 }
 
 impl Drop for Submission {
     fn drop(&mut self) {
-        let Stage::Started(shot) = &self.stage else { return };
-        // In a forked child the lock may be held by a thread that is not there.
-        if !self.hub.process.is_current() {
-            return;
-        }
-        let before = std::mem::replace(&mut *shot.0.lock(), ShotState::Gone);
-        if matches!(before, ShotState::Flying(_)) && self.is_poll {
-            self.hub.list.lock().has_orphans = true;
-            self.hub.waker.wake();
-        }
-    }
-}
-
-/// The thread's side.
-struct Driver {
-    context: Context,
-    hub: Arc<Hub>,
-    /// What is in the context, by token.
-    flights: Vec<Option<Flight>>,
-    free: Vec<usize>,
-}
-
-struct Flight {
-    /// The token that the user gave it.
-    token: u64,
-    is_poll: bool,
-    shot: Arc<Shot>,
-}
-
-/// What the thread found beside operations.
-struct Fetched {
-    has_orphans: bool,
-    is_closed: bool,
-    /// Closed, and nothing is left on the list.
-    is_last: bool,
-}
-
-impl Driver {
-    fn run(mut self) {
-        block_all_signals();
-        let mut batch = VecDeque::new();
-        let mut done = Vec::new();
-        loop {
-            let fetched = self.fetch(&mut batch);
-            self.start(&mut batch);
-            // After the start, so that none of those fetched is overlooked.
-            if fetched.has_orphans || fetched.is_closed {
-                self.cancel_polls(fetched.is_closed);
-            }
-            if fetched.is_last && batch.is_empty() && self.context.in_flight() == 0 {
-                break;
-            }
-            // A context fails only in a forked child, which has no copy of this thread.
-            self.context.wait(1, None, &mut done).expect("the context lives as long as its thread");
-            for done in done.drain(..) {
-                let flight = self.end(done.operation.token());
-                flight
-                    .shot
-                    .land(Ok(Completion { operation: done.operation.with_token(flight.token), ..done }));
-            }
-        }
-    }
-
-    /// Takes from the list what the context has room for, and nothing that nobody waits for any more.
-    fn fetch(&mut self, batch: &mut VecDeque<Operation>) -> Fetched {
-        let mut has_orphans = false;
-        loop {
-            let mut list = self.hub.list.lock();
-            let room = self.context.capacity() - self.context.in_flight() - batch.len();
-            let count = room.min(list.ops.len());
-            let fetched: Vec<_> = list.ops.drain(..count).collect();
-            let is_empty = list.ops.is_empty();
-            has_orphans |= std::mem::take(&mut list.has_orphans);
-            let is_closed = list.is_closed;
-            drop(list);
-            let before = batch.len();
-            for (pending, shot) in fetched {
-                if !shot.is_gone() {
-                    batch.push_back(self.begin(pending.into_operation(), shot));
-                }
-            }
-            // If some were not wanted any more there is room for others.
-            if is_empty || batch.len() - before == count {
-                return Fetched { has_orphans, is_closed, is_last: is_closed && is_empty };
-            }
-        }
-    }
-
-    /// Gives an operation the token by which its future is found.
-    fn begin(&mut self, operation: Operation, shot: Arc<Shot>) -> Operation {
-        let flight =
-            Flight { token: operation.token(), is_poll: operation.kind() == OperationKind::Poll, shot };
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.flights.push(None);
-            self.flights.len() - 1
-        });
-        self.flights[index] = Some(flight);
-        operation.with_token(index as u64)
-    }
-
-    fn end(&mut self, token: u64) -> Flight {
-        let index = usize::try_from(token).expect("tokens are indexes");
-        self.free.push(index);
-        self.flights[index].take().expect("a token belongs to a flight")
-    }
-
-    fn start(&mut self, batch: &mut VecDeque<Operation>) {
-        while !batch.is_empty() {
-            match self.context.submit(batch) {
-                Ok(0) => break, // Short of memory: again after the next completion.
-                Ok(_) => {}
-                Err(error) => self.refuse(batch, error),
-            }
-        }
-    }
-
-    /// Ends the operation at the front, which the kernel has refused.
-    fn refuse(&mut self, batch: &mut VecDeque<Operation>, error: Error) {
-        let Some(operation) = batch.pop_front() else { return };
-        let flight = self.end(operation.token());
-        let operation = operation.with_token(flight.token);
-        flight.shot.land(Err(Box::new(Refused { operation, error })));
-    }
-
-    /// Cancels the polls that nobody waits for, or all.
-    fn cancel_polls(&mut self, all: bool) {
-        for (index, flight) in self.flights.iter().enumerate() {
-            let Some(flight) = flight else { continue };
-            if flight.is_poll && (all || flight.shot.is_gone()) {
-                // Whatever the answer, its completion comes.
-                let _ = self.context.cancel(index as u64);
-            }
+        if let SubmissionState::Started(reply) = &self.state {
+            self.reactor.0.hub.abandon(reply, self.is_poll);
         }
     }
 }

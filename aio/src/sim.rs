@@ -47,10 +47,11 @@ use machine::{Call, Machine, Shared, sim_handle};
 use map::{SimLock, SimMap};
 use queue::SimQueue;
 
-use crate::backend::{Backend, Lock, OpenMode, Queue, SharedMap, Stat};
+use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::open_file::{Alignment, File, SECTOR_BYTES};
+use crate::queue::Queue;
 use crate::trace::{Class, Counters};
 
 /// A simulated machine. A clone is another handle of the same machine.

@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::backend::WakeUp;
 use crate::error::Errno;
+use crate::queue::WakeUp;
 use crate::signal::SignalSet;
 use crate::sys;
 

@@ -23,10 +23,14 @@ mod run;
 #[path = "schedules/scheduler.rs"]
 mod scheduler;
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno};
 use esker::testing::{DbExt, Sizes};
-use esker::{Durability, Error};
+use esker::{Durability, Error, MultiGet};
 use history::{KEYS, Seen, Shape};
 use run::{Bed, SMALL, Scenario, TEMPORARY, below, chance, explore, key, number};
 use shuttle::thread;
@@ -82,11 +86,17 @@ fn batches_are_whole() {
     }));
 }
 
-/// The keys of all writers, by one call.
-fn look_at_all_by_multi_get(bed: &Bed) {
+/// The keys of all writers: writer and number of each, and the keys themselves.
+fn all_keys(bed: &Bed) -> (Vec<(usize, u64)>, Vec<String>) {
     let places = |writer| (0..KEYS).map(move |number| (writer, number));
     let places: Vec<(usize, u64)> = (0..bed.nothing_seen().len()).flat_map(places).collect();
-    let keys: Vec<String> = places.iter().map(|&(writer, number)| key(writer, number)).collect();
+    let keys = places.iter().map(|&(writer, number)| key(writer, number)).collect();
+    (places, keys)
+}
+
+/// The keys of all writers, by one call.
+fn look_at_all_by_multi_get(bed: &Bed) {
+    let (places, keys) = all_keys(bed);
     bed.look(|| {
         let mut seen: Vec<Seen> = bed.nothing_seen();
         for (&(writer, at), found) in places.iter().zip(bed.keyspaces[0].multi_get(&keys)?) {
@@ -94,6 +104,80 @@ fn look_at_all_by_multi_get(bed: &Bed) {
         }
         Ok(seen)
     });
+}
+
+/// The keys of all writers by one future, or the key of each by a future of its own. One future in three is polled once and
+/// dropped.
+fn look_by_futures(bed: &Bed) {
+    let (places, keys) = all_keys(bed);
+    let alone = chance(2);
+    bed.look_later(
+        || {
+            let keyspace = &bed.keyspaces[0];
+            let parts: Vec<&[String]> = if alone { keys.chunks(1).collect() } else { vec![&keys] };
+            parts.into_iter().map(|part| keyspace.multi_get_async(part)).collect::<Vec<_>>()
+        },
+        |mut gets| {
+            let mut pending = 0;
+            for get in &mut gets {
+                let mut task = Context::from_waker(Waker::noop());
+                if chance(3) {
+                    match Pin::new(&mut *get).poll(&mut task) {
+                        Poll::Pending => pending += 1,
+                        // Its output is out: the whole is not judged.
+                        Poll::Ready(_) => return None,
+                    }
+                }
+            }
+            bed.history(|history| {
+                history.futures += gets.len() as u64;
+                history.pending += pending;
+            });
+            if chance(3) {
+                return None;
+            }
+            let found: esker::Result<Vec<_>> = gets.into_iter().map(MultiGet::wait).collect();
+            Some(found.map(|found| {
+                let mut seen: Vec<Seen> = bed.nothing_seen();
+                for (&(writer, at), found) in places.iter().zip(found.into_iter().flatten()) {
+                    seen[writer].extend(found.map(|value| ((0, at), number(&value, bed.value_bytes))));
+                }
+                seen
+            }))
+        },
+    );
+}
+
+/// Values that fill a block each, so that no two keys share a read.
+const BLOCK_VALUE_BYTES: usize = 700;
+
+#[test]
+fn futures_beside_flushes_and_compactions() {
+    let writers: &[Shape] = &[Shape::Puts, Shape::Deletes];
+    let small = scenario("futures_beside_flushes_and_compactions", writers, |bed| {
+        let mut tasks: Vec<_> =
+            (0..2).map(|_| bed.spawn(|bed| (0..3).for_each(|_| look_by_futures(&bed)))).collect();
+        tasks.extend(writing(bed, 3, 3));
+        tasks.push(bed.spawn(|bed| {
+            bed.sync_by(esker::Db::flush);
+            bed.sync_by(esker::Db::compact);
+        }));
+        join(tasks);
+    });
+    explore(Scenario { value_bytes: BLOCK_VALUE_BYTES, ..small });
+}
+
+/// The store closes while futures wait: each ends, with its values or as closed.
+#[test]
+fn futures_while_the_store_closes() {
+    let small = scenario("futures_while_the_store_closes", &[Shape::Puts; 3], |bed| {
+        let tasks: Vec<_> =
+            (0..3).map(|_| bed.spawn(|bed| (0..2).for_each(|_| look_by_futures(&bed)))).collect();
+        bed.write_all(0, 1 + below(3), 2);
+        bed.sync_by(|db| db.clone().close());
+        join(tasks);
+    });
+    explore(Scenario { value_bytes: BLOCK_VALUE_BYTES, ..small });
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::PoisonError;
 use std::time::Duration;
 
+pub use shuttle::future::block_on;
 pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 pub use shuttle::{thread, thread_local};
 

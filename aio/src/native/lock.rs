@@ -24,12 +24,13 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::backend::{Lock, Queue};
+use crate::backend::Lock;
 use crate::buf::Buf;
 use crate::error::{Error, Result};
 use crate::file::write_all;
 use crate::open_file::{File, FileBody};
 use crate::probe;
+use crate::queue::Queue;
 use crate::sys::Process;
 
 /// Aligned for every device.

@@ -12,13 +12,13 @@ use super::faults::{EventKind, Fault};
 use super::inode::Extent;
 use super::machine::{Call, Machine, Shared};
 use super::pages::to_usize;
-use crate::backend::{Queue, Wake, WakeUp};
 use crate::buf::Buf;
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::flags::Flags;
 use crate::open_file::{FileBody, SECTOR_BYTES, SimHandle};
 use crate::operation::{AnyFile, Completion, Operation, OperationKind};
+use crate::queue::{Cancel, Queue, Wake, WakeUp};
 
 /// One submit in this many takes fewer operations than it has room for, as kernels do under pressure.
 const PARTIAL_SUBMIT_PERCENT: u64 = 12;
@@ -180,6 +180,12 @@ impl Queue for SimQueue {
         }
         self.complete_some(machine, completions)?;
         Ok(Wake::Completed)
+    }
+
+    /// The simulated disk has no polls, which are all that can be cancelled.
+    fn cancel(&mut self, token: u64) -> Result<Cancel> {
+        let is_in_flight = self.in_flight.iter().any(|flight| flight.operation.token() == token);
+        Ok(if is_in_flight { Cancel::NotCancelable } else { Cancel::NotInFlight })
     }
 
     fn in_flight(&self) -> usize {

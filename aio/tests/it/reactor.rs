@@ -1,13 +1,16 @@
 //! Futures of the reactor, under several executors and none.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
 
+use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{
-    Backend, Buf, Context, Errno, Error, EventFd, NativeBackend, Operation, Reactor, Readiness, Waking,
+    Backend, Buf, Context, Errno, Error, EventFd, NativeBackend, OpenMode, Operation, Reactor, Readiness,
+    SimBackend, Submission, Waking,
 };
 
 use crate::support::{self, BLOCK, Place, assert_block, read};
@@ -241,7 +244,8 @@ fn a_refused_operation_comes_back() {
     let event = EventFd::new().unwrap();
     let reactor = reactor(2);
     let refused = reactor.submit(Operation::sync(&event).with_token(7)).wait().unwrap_err();
-    assert_eq!((refused.operation.token(), refused.error.errno()), (7, Some(Errno::INVALID)));
+    assert_eq!(refused.error.errno(), Some(Errno::INVALID));
+    assert_eq!(refused.operation.as_ref().map(Operation::token), Some(7));
     assert!(refused.to_string().contains("IOCB_CMD_FSYNC"), "{refused}");
 }
 
@@ -263,7 +267,7 @@ fn a_reactor_that_was_shut_down_refuses() {
         Err(refused) => assert_eq!(refused.error, Error::Closed, "the list was full"),
     }
     let refused = reactor.submit(read(&file, 3)).wait().unwrap_err();
-    assert_eq!((refused.operation.token(), refused.error), (3, Error::Closed));
+    assert_eq!((refused.operation.map(|read| read.token()), refused.error), (Some(3), Error::Closed));
 }
 
 #[test]
@@ -297,4 +301,122 @@ fn a_future_is_woken_by_the_last_task_that_polled_it() {
     let Poll::Ready(Ok(_)) = pin!(poll).poll(&mut TaskContext::from_waker(&task)) else {
         panic!("it is done");
     };
+}
+
+/// A simulated disk with a file of one block for each number.
+fn simulated(seed: u64, blocks: u8) -> (SimBackend, aio::File) {
+    let sim = SimBackend::new(seed);
+    let mut queue = sim.queue(1).unwrap();
+    let file = sim.open(Path::new("/file"), OpenMode::Create).unwrap();
+    for number in 0..blocks {
+        aio::file::write_all(&mut *queue, &file, u64::from(number) * BLOCK as u64, support::block(number))
+            .unwrap();
+    }
+    (sim, file)
+}
+
+fn poll_once(read: &mut Submission, task: &Waker) -> bool {
+    pin!(read).poll(&mut TaskContext::from_waker(task)).is_ready()
+}
+
+#[test]
+fn without_a_thread_waiters_drive() {
+    let (sim, file) = simulated(1, 64);
+    let reactor = sim.reactor(4).unwrap();
+    let reads: Vec<_> = (0..64).map(|block| reactor.submit(read(&file, block))).collect();
+    for read in reads.into_iter().rev() {
+        assert_block(read.wait().unwrap());
+    }
+    assert!(reactor.turn(), "it has no thread");
+}
+
+#[test]
+fn a_turn_wakes_the_tasks_of_what_has_ended_and_no_other() {
+    for seed in 0..50 {
+        let (sim, file) = simulated(seed, 8);
+        let reactor = sim.reactor(8).unwrap();
+        let mut reads: Vec<_> =
+            (0..8).map(|block| reactor.read(&file, block * BLOCK as u64, BLOCK)).collect();
+        let counts: Vec<_> = (0..8).map(|_| Arc::new(Count::default())).collect();
+        for (read, count) in reads.iter_mut().zip(&counts) {
+            assert!(!poll_once(read, &Waker::from(Arc::clone(count))), "no turn was taken");
+        }
+        while !reads.iter().all(Submission::has_ended) {
+            let before = reads.iter().filter(|read| read.has_ended()).count();
+            reactor.turn();
+            assert!(
+                reads.iter().filter(|read| read.has_ended()).count() > before,
+                "each turn ends something"
+            );
+            for (read, count) in reads.iter().zip(&counts) {
+                assert_eq!(count.0.load(Ordering::Relaxed), usize::from(read.has_ended()));
+            }
+        }
+        for (block, read) in reads.into_iter().enumerate() {
+            let buf = read.wait().unwrap().whole().unwrap().into_buf();
+            assert!(buf.iter().all(|byte| usize::from(*byte) == block));
+        }
+    }
+}
+
+#[test]
+fn a_read_dropped_in_flight_leaves_its_buffer_to_the_disk() {
+    for seed in 0..50 {
+        let (sim, file) = simulated(seed, 16);
+        let reactor = sim.reactor(16).unwrap();
+        let mut reads: Vec<_> = (0..8).map(|block| Some(reactor.submit(read(&file, block)))).collect();
+        // Some are in flight, and some have ended.
+        reactor.turn();
+        for (at, read) in reads.iter_mut().enumerate() {
+            if (seed >> (at % 6)) & 1 == 0 {
+                *read = None;
+            }
+        }
+        let others: Vec<_> = (8..16).map(|block| reactor.submit(read(&file, block))).collect();
+        for read in reads.into_iter().flatten().chain(others) {
+            assert_block(read.wait().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_queue_that_fails_ends_everything_with_its_error() {
+    let (sim, file) = simulated(3, 8);
+    let reactor = sim.reactor(4).unwrap();
+    let reads: Vec<_> = (0..8).map(|block| reactor.submit(read(&file, block))).collect();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Wait]));
+    for (at, read) in reads.into_iter().enumerate() {
+        let refused = read.wait().unwrap_err();
+        assert_eq!(refused.error.errno(), Some(Errno::IO));
+        assert_eq!(refused.operation.is_some(), at >= 4, "the queue keeps what was in flight");
+    }
+    assert!(reactor.has_failed());
+    assert_eq!(reactor.submit(read(&file, 0)).wait().unwrap_err().error.errno(), Some(Errno::IO));
+    let other = sim.reactor(4).unwrap();
+    assert_block(other.submit(read(&file, 0)).wait().unwrap());
+}
+
+#[test]
+fn a_crash_ends_reads_that_wait_and_reads_in_flight() {
+    let (sim, file) = simulated(4, 8);
+    let reactor = sim.reactor(2).unwrap();
+    let reads: Vec<_> = (0..8).map(|block| reactor.submit(read(&file, block))).collect();
+    reactor.turn();
+    sim.crash();
+    let ends: Vec<_> = reads.into_iter().map(Submission::wait).collect();
+    assert!(ends.iter().any(Result::is_err));
+    assert!(ends.into_iter().all(|end| end.map_or_else(|refused| refused.error == Error::Crashed, |_| true)));
+}
+
+#[test]
+fn a_shutdown_without_a_thread_finishes_what_was_handed_over() {
+    let (sim, file) = simulated(5, 8);
+    let reactor = sim.reactor(2).unwrap();
+    let reads: Vec<_> = (0..8).map(|block| reactor.submit(read(&file, block))).collect();
+    reactor.shutdown();
+    for read in reads {
+        assert!(read.has_ended());
+        assert_block(read.wait().unwrap());
+    }
+    assert_eq!(reactor.submit(read(&file, 0)).wait().unwrap_err().error, Error::Closed);
 }

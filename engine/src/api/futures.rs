@@ -20,14 +20,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use aio::{Completion, Reactor, Submission, block_on};
+use aio::{Completion, Reactor, Submission};
 use arc_swap::Guard;
 use bytes::Bytes;
 
 use crate::api::handle::Handle;
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
-use crate::base::options::Background;
+use crate::base::sync::shared::block_on;
 use crate::read::multi_get::{Search, Searching, Show};
 use crate::tree::superversion::Superversion;
 
@@ -226,8 +226,7 @@ impl Work {
 struct Reading {
     handle: Handle,
     work: Work,
-    /// Without one the first poll reads everything, in its thread.
-    reactor: Option<Reactor>,
+    reactor: Reactor,
     /// The reads under way, by their numbers.
     flights: Vec<(usize, Submission)>,
 }
@@ -235,8 +234,7 @@ struct Reading {
 impl Reading {
     fn start(handle: &Handle, work: Work) -> Result<Reading> {
         let store = handle.store();
-        let by_thread = store.options.background == Background::Threads;
-        let reactor = if by_thread { store.files.reactor()? } else { None };
+        let reactor = store.files.reactor(store.options.background)?;
         let mut reading = Reading { handle: handle.clone(), work, reactor, flights: Vec::new() };
         reading.start_reads()?;
         Ok(reading)
@@ -244,19 +242,29 @@ impl Reading {
 
     /// Hands over as many reads as there may be.
     fn start_reads(&mut self) -> Result<()> {
-        let Some(reactor) = &self.reactor else { return Ok(()) };
         let mut searching = self.work.searching();
         while let Some((number, segment, aim)) = searching.next_read() {
             let (file, offset, len_bytes) = segment.range_of(aim)?;
-            self.flights.push((number, reactor.read(file, offset, len_bytes)));
+            self.flights.push((number, self.reactor.read(file, offset, len_bytes)));
         }
         Ok(())
     }
 
     fn poll(&mut self, task: &mut Context<'_>) -> Poll<Result<()>> {
         match self.step(task) {
-            Ok(()) if !self.work.search.is_done() => Poll::Pending,
+            Ok(()) if !self.work.search.is_done() => {
+                self.drive(task);
+                Poll::Pending
+            }
             result => Poll::Ready(result),
+        }
+    }
+
+    /// Takes a turn as the driver of a reactor without a thread. What has ended wakes this task; if that is none of its own
+    /// reads the task comes back by itself, for no one else may be waiting.
+    fn drive(&self, task: &Context<'_>) {
+        if self.reactor.turn() && !self.flights.iter().any(|(_, flight)| flight.has_ended()) {
+            task.waker().wake_by_ref();
         }
     }
 
@@ -264,9 +272,6 @@ impl Reading {
     fn step(&mut self, task: &mut Context<'_>) -> Result<()> {
         // Also for the fork: there the locks of a flight may be held by a thread that is the parent's.
         self.handle.store().check_open()?;
-        if self.reactor.is_none() {
-            return self.work.searching().finish();
-        }
         loop {
             let mut landed = Vec::new();
             self.flights.retain_mut(|(number, flight)| match Pin::new(flight).poll(task) {

@@ -209,8 +209,8 @@ impl Keyspace {
     /// It ends when the store closes. Up to 128 reads are in flight; the others wait without a buffer, in the order of the
     /// calls. The task that polls decodes the blocks. Two futures that need the same block at the same moment read it twice.
     ///
-    /// In tests without threads, and on a simulated machine, no thread is started: then the first poll reads, and blocks
-    /// meanwhile.
+    /// In tests without threads, and on a simulated machine, no thread is started: then each poll that finds nothing
+    /// waits for a read to end, and blocks meanwhile.
     ///
     /// # Errors
     /// The future has those of [`Keyspace::get`], and [`Error::Closed`](crate::Error::Closed) if the store closes before it

@@ -69,6 +69,7 @@ pub(crate) mod shared {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
     pub(crate) use std::{thread, thread_local};
 
+    pub(crate) use aio::block_on;
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
     static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -91,7 +92,8 @@ pub(crate) mod shared {
 #[cfg(shuttle)]
 pub(crate) mod shared {
     pub(crate) use wal::scheduled::{
-        AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock, thread, thread_local, turn,
+        AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock, block_on, thread,
+        thread_local, turn,
     };
 
     /// The number of this task.

@@ -2,14 +2,14 @@
 //!
 //! Invariant: file numbers come from one counter in the manifest, so a number is used once.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Backend, Buf, Completion, File, NativeBackend, OpenMode, Operation, Queue, Reactor};
+use aio::{Backend, Buf, Completion, File, OpenMode, Operation, Queue, Reactor};
 
 use crate::base::error::{Error, Result};
+use crate::base::options::Background;
 use crate::base::sync::shared::Mutex;
 use crate::io::kinds::{FileKind, Folder};
 use crate::io::read_ahead::{Allowance, Grant};
@@ -150,24 +150,24 @@ impl Files {
         self.read_ahead.grant()
     }
 
-    /// The reactor for asynchronous reads, started by the first who asks; `None` on another machine than this one, where
-    /// no thread may start.
+    /// The reactor for asynchronous reads. The first call starts it, with a thread if `background` and the machine have
+    /// threads. One whose context has failed is replaced.
     ///
     /// # Errors
-    /// It cannot be started, or has ended.
-    pub(crate) fn reactor(&self) -> Result<Option<Reactor>> {
-        let machine: &dyn Any = &*self.backend;
-        let Some(machine) = machine.downcast_ref::<NativeBackend>() else { return Ok(None) };
+    /// It cannot be started, or the store is closed.
+    pub(crate) fn reactor(&self, background: Background) -> Result<Reactor> {
         let mut asynchronous = self.asynchronous.lock();
         match &*asynchronous {
-            Asynchronous::Unused => {
-                let reactor = machine.reactor(REACTOR_SLOTS)?;
-                *asynchronous = Asynchronous::Running(reactor.clone());
-                Ok(Some(reactor))
-            }
-            Asynchronous::Running(reactor) => Ok(Some(reactor.clone())),
-            Asynchronous::Ended => Err(Error::Closed),
+            Asynchronous::Running(reactor) if !reactor.has_failed() => return Ok(reactor.clone()),
+            Asynchronous::Unused | Asynchronous::Running(_) => {}
+            Asynchronous::Ended => return Err(Error::Closed),
         }
+        let reactor = match background {
+            Background::Threads => self.backend.reactor(REACTOR_SLOTS)?,
+            Background::Manual => Reactor::without_thread(self.backend.queue(REACTOR_SLOTS)?),
+        };
+        *asynchronous = Asynchronous::Running(reactor.clone());
+        Ok(reactor)
     }
 
     /// Refuses asynchronous reads from now on; those under way are waited for.

@@ -91,6 +91,9 @@ pub(crate) struct History {
     writers: Vec<Writer>,
     /// Somebody was told that the store has halted.
     pub(crate) has_halted: bool,
+    /// Futures that were started, and those of them that a poll found pending.
+    pub(crate) futures: u64,
+    pub(crate) pending: u64,
     /// Whether the keyspace that comes and goes must be there, if that is known.
     pub(crate) temporary: Option<bool>,
 }
@@ -102,6 +105,8 @@ impl History {
             now: 0,
             writers: shapes.iter().map(writer).collect(),
             has_halted: false,
+            futures: 0,
+            pending: 0,
             temporary: Some(false),
         }
     }

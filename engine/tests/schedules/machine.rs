@@ -3,16 +3,16 @@
 //! Invariant: no task is switched while the machine's own lock is held.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aio::{
-    Backend, Completion, Counters, File, Lock, OpenMode, Operation, Queue, Result, SharedMap, SimBackend,
-    Stat, Wake, WakeUp,
+    Backend, BackendLayer, Completion, Counters, DriverThread, File, Operation, Queue, QueueLayer, Reactor,
+    Result, SharedMap, SimBackend, Wake, WakeUp,
 };
 use shuttle::thread;
-use wal::scheduled::turn;
+use wal::scheduled::{Condvar, Mutex, turn};
 
 /// How far a look moves the clock: a drain interval is over after a few.
 const TICK: Duration = Duration::from_millis(2);
@@ -35,18 +35,22 @@ impl Machine {
     }
 }
 
-impl Backend for Machine {
+impl BackendLayer for Machine {
+    fn below(&self) -> &dyn Backend {
+        self.turn()
+    }
+
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>> {
         let queue = self.turn().queue(slots)?;
-        Ok(Box::new(TurningQueue { queue, machine: self.clone() }))
+        let waker =
+            Arc::new(TurningWaker { sim: queue.waker(), raised: Mutex::new(false), changed: Condvar::new() });
+        Ok(Box::new(TurningQueue { queue, machine: self.clone(), waker }))
     }
 
-    fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
-        self.turn().open(path, mode)
-    }
-
-    fn size_bytes(&self, file: &File) -> Result<u64> {
-        self.sim.size_bytes(file)
+    /// Its driver is a task like the others.
+    fn reactor(&self, slots: usize) -> Result<Reactor> {
+        let queue = BackendLayer::queue(self, slots)?;
+        Reactor::with_thread_by(queue, |work| Ok(Box::new(DriverTask(thread::spawn(work)))))
     }
 
     fn sync(&self, file: &File) -> Result<()> {
@@ -54,46 +58,6 @@ impl Backend for Machine {
         // Between its end and what the caller makes of it.
         self.turn();
         Ok(())
-    }
-
-    fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
-        self.turn().allocate(file, len_bytes)
-    }
-
-    fn truncate(&self, file: &File, len_bytes: u64) -> Result<()> {
-        self.turn().truncate(file, len_bytes)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.turn().rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> Result<()> {
-        self.turn().link(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> Result<()> {
-        self.turn().remove(path)
-    }
-
-    fn list(&self, dir: &Path) -> Result<Vec<String>> {
-        self.sim.list(dir)
-    }
-
-    fn stat(&self, path: &Path) -> Result<Option<Stat>> {
-        self.sim.stat(path)
-    }
-
-    fn make_dir(&self, path: &Path) -> Result<()> {
-        self.turn().make_dir(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> Result<()> {
-        self.turn().sync_dir(path)
-    }
-
-    fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {
-        self.turn().lock(path)
     }
 
     fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>> {
@@ -124,13 +88,42 @@ impl Backend for Machine {
     }
 }
 
+/// The task of a reactor's driver.
+struct DriverTask(thread::JoinHandle<()>);
+
+impl fmt::Debug for DriverTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DriverTask")
+    }
+}
+
+impl DriverThread for DriverTask {
+    fn is_current(&self) -> bool {
+        self.0.thread().id() == thread::current().id()
+    }
+
+    fn join(self: Box<Self>) {
+        self.0.join().expect("a panic ends the run");
+    }
+}
+
+/// A queue whose waits let other tasks go on, and sleep until they are woken when nothing is in flight.
 #[derive(Debug)]
 struct TurningQueue {
     queue: Box<dyn Queue>,
     machine: Machine,
+    waker: Arc<TurningWaker>,
 }
 
-impl Queue for TurningQueue {
+impl QueueLayer for TurningQueue {
+    fn below(&self) -> &dyn Queue {
+        &*self.queue
+    }
+
+    fn below_mut(&mut self) -> &mut dyn Queue {
+        &mut *self.queue
+    }
+
     fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize> {
         self.machine.turn();
         self.queue.submit(operations)
@@ -143,21 +136,40 @@ impl Queue for TurningQueue {
         completions: &mut Vec<Completion>,
     ) -> Result<Wake> {
         self.machine.turn();
-        let wake = self.queue.wait(at_least, deadline, completions)?;
+        let wake = {
+            let mut raised = self.waker.raised.lock();
+            while !*raised && at_least > 0 && deadline.is_none() && self.queue.in_flight() == 0 {
+                self.waker.changed.wait(&mut raised);
+            }
+            let wake = self.queue.wait(at_least, deadline, completions)?;
+            *raised &= wake != Wake::Woken;
+            wake
+        };
         self.machine.turn();
         Ok(wake)
     }
 
-    fn in_flight(&self) -> usize {
-        self.queue.in_flight()
-    }
-
-    fn capacity(&self) -> usize {
-        self.queue.capacity()
-    }
-
     fn waker(&self) -> Arc<dyn WakeUp> {
-        self.queue.waker()
+        Arc::<TurningWaker>::clone(&self.waker)
+    }
+}
+
+/// Wakes the simulated queue, and the task that sleeps before it.
+///
+/// Invariant: `raised` is whether the simulated queue has a wake-up that it has not reported.
+#[derive(Debug)]
+struct TurningWaker {
+    sim: Arc<dyn WakeUp>,
+    raised: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl WakeUp for TurningWaker {
+    fn wake(&self) {
+        let mut raised = self.raised.lock();
+        self.sim.wake();
+        *raised = true;
+        self.changed.notify_one();
     }
 }
 

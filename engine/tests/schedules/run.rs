@@ -175,6 +175,22 @@ impl Bed {
         self.judge(seen, &least, &most);
     }
 
+    /// Judges what `finish` makes of reads that `begin` starts and that show the moment in which it runs. Nothing is
+    /// judged if they were given up (`None`), or the store was closed.
+    pub(crate) fn look_later<T>(
+        &self,
+        begin: impl FnOnce() -> T,
+        finish: impl FnOnce(T) -> Option<esker::Result<Vec<Seen>>>,
+    ) {
+        let least = self.history(|history| history.ended());
+        let begun = begin();
+        let most = self.history(|history| history.sent());
+        match finish(begun) {
+            None | Some(Err(Error::Closed)) => {}
+            Some(seen) => self.judge(seen, &least, &most),
+        }
+    }
+
     fn judge(&self, seen: esker::Result<Vec<Seen>>, least: &Bounds, most: &Bounds) {
         if let Some(seen) = self.alive(seen)
             && let Err(why) = self.history(|history| history.judge(&seen, least, most))
@@ -286,6 +302,8 @@ struct Tally {
     crashes: u64,
     sent: u64,
     ended: u64,
+    futures: u64,
+    pending: u64,
 }
 
 impl Tally {
@@ -294,6 +312,8 @@ impl Tally {
         self.crashes += run.crashes;
         self.sent += run.sent;
         self.ended += run.ended;
+        self.futures += run.futures;
+        self.pending += run.pending;
     }
 }
 
@@ -348,7 +368,9 @@ fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tall
     }
     let sum = |bounds: Bounds| bounds.iter().sum();
     let crashes = u64::from(sim.has_crashed());
-    Tally { events: sim.events(), crashes, sent: sum(history.sent()), ended: sum(history.ended()) }
+    let (sent, ended) = (sum(history.sent()), sum(history.ended()));
+    let (futures, pending) = (history.futures, history.pending);
+    Tally { events: sim.events(), crashes, sent, ended, futures, pending }
 }
 
 /// What the production recovery makes of a disk.
@@ -420,6 +442,10 @@ pub(crate) fn explore(scenario: Scenario) {
                 "{name}: {all} schedules, {} with a crash, {} events; {} operations sent, {} acknowledged",
                 sum.crashes, sum.events, sum.sent, sum.ended
             );
+            if sum.futures > 0 {
+                println!("{name}: {} futures, {} seen while they waited", sum.futures, sum.pending);
+                assert!(seed.is_some() || sum.pending > all / 8, "futures that never wait show nothing");
+            }
             let means = "a series without a crash or an acknowledgement shows nothing";
             assert!(seed.is_some() || (sum.crashes > all / 4 && sum.ended > all), "{means}");
         }

@@ -3,15 +3,13 @@
 //!
 //! Invariant: reads, names and everything else are those of the machine.
 
-use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aio::{
-    Backend, Completion, Counters, Errno, Error, File, Lock, NativeBackend, OpenMode, Operation,
-    OperationKind, Queue, Result, SharedMap, Stat, Wake, WakeUp,
+    Backend, BackendLayer, Completion, Errno, Error, File, NativeBackend, OperationKind, Queue, QueueLayer,
+    Result, Wake,
 };
 use parking_lot::Mutex;
 
@@ -59,9 +57,13 @@ struct FaultyQueue {
     faults: Arc<Faults>,
 }
 
-impl Queue for FaultyQueue {
-    fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize> {
-        self.machine.submit(operations)
+impl QueueLayer for FaultyQueue {
+    fn below(&self) -> &dyn Queue {
+        &*self.machine
+    }
+
+    fn below_mut(&mut self) -> &mut dyn Queue {
+        &mut *self.machine
     }
 
     fn wait(
@@ -73,27 +75,19 @@ impl Queue for FaultyQueue {
         let before = completions.len();
         let woken = self.machine.wait(at_least, deadline, completions)?;
         for completion in completions.iter_mut().skip(before) {
-            if !matches!(completion.operation.kind(), OperationKind::Read) && self.faults.strikes() {
+            if completion.operation.kind() != OperationKind::Read && self.faults.strikes() {
                 completion.result = Err(Errno::IO);
             }
         }
         Ok(woken)
     }
-
-    fn in_flight(&self) -> usize {
-        self.machine.in_flight()
-    }
-
-    fn capacity(&self) -> usize {
-        self.machine.capacity()
-    }
-
-    fn waker(&self) -> Arc<dyn WakeUp> {
-        self.machine.waker()
-    }
 }
 
-impl Backend for FaultyBackend {
+impl BackendLayer for FaultyBackend {
+    fn below(&self) -> &dyn Backend {
+        &self.machine
+    }
+
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>> {
         let machine = self.machine.queue(slots)?;
         Ok(Box::new(FaultyQueue { machine, faults: Arc::clone(&self.faults) }))
@@ -106,77 +100,5 @@ impl Backend for FaultyBackend {
             return Err(Error::Os { call: "fdatasync", path, offset: 0, len_bytes: 0, errno: Errno::IO });
         }
         Ok(())
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
-        self.machine.open(path, mode)
-    }
-
-    fn size_bytes(&self, file: &File) -> Result<u64> {
-        self.machine.size_bytes(file)
-    }
-
-    fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
-        self.machine.allocate(file, len_bytes)
-    }
-
-    fn truncate(&self, file: &File, len_bytes: u64) -> Result<()> {
-        self.machine.truncate(file, len_bytes)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.machine.rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> Result<()> {
-        self.machine.link(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> Result<()> {
-        self.machine.remove(path)
-    }
-
-    fn list(&self, dir: &Path) -> Result<Vec<String>> {
-        self.machine.list(dir)
-    }
-
-    fn stat(&self, path: &Path) -> Result<Option<Stat>> {
-        self.machine.stat(path)
-    }
-
-    fn make_dir(&self, path: &Path) -> Result<()> {
-        self.machine.make_dir(path)
-    }
-
-    fn sync_dir(&self, path: &Path) -> Result<()> {
-        self.machine.sync_dir(path)
-    }
-
-    fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {
-        self.machine.lock(path)
-    }
-
-    fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>> {
-        self.machine.map_shared(file, len_bytes)
-    }
-
-    fn now(&self) -> Duration {
-        self.machine.now()
-    }
-
-    fn random(&self) -> u64 {
-        self.machine.random()
-    }
-
-    fn park(&self, duration: Duration) {
-        self.machine.park(duration);
-    }
-
-    fn check_fork(&self) -> Result<()> {
-        self.machine.check_fork()
-    }
-
-    fn counters(&self) -> Counters {
-        self.machine.counters()
     }
 }

@@ -1,0 +1,238 @@
+//! The meeting point of a reactor's tasks and its driver: the list of waiting operations, and the reply to each.
+//!
+//! Invariant: locks are leaves. No waker of a task is called while one is held.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Waker};
+
+use parking_lot::Mutex;
+
+use crate::buf::Buf;
+use crate::error::Error;
+use crate::operation::{AnyFile, Completion, Operation, OperationKind};
+use crate::planted::{Bug, planted};
+use crate::queue::WakeUp;
+use crate::sys::Process;
+
+/// The end of an operation.
+pub(super) type Ended = Result<Completion, Box<Refused>>;
+
+/// An operation that came to no completion.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Refused {
+    /// The operation, with its buffers; `None` if the queue failed while it was in flight.
+    pub operation: Option<Operation>,
+    /// Why.
+    #[source]
+    pub error: Error,
+}
+
+/// An operation that was not started.
+#[derive(Debug)]
+pub(super) enum Request {
+    Operation(Operation),
+    Read { file: AnyFile, offset: u64, len_bytes: usize },
+}
+
+impl Request {
+    pub(super) fn is_poll(&self) -> bool {
+        matches!(self, Request::Operation(operation) if operation.kind() == OperationKind::Poll)
+    }
+
+    pub(super) fn into_operation(self) -> Operation {
+        match self {
+            Request::Operation(operation) => operation,
+            Request::Read { file, offset, len_bytes } => {
+                Operation::read(file, offset, Buf::zeroed(len_bytes))
+            }
+        }
+    }
+
+    fn refused(self, error: Error) -> Box<Refused> {
+        Box::new(Refused { operation: Some(self.into_operation()), error })
+    }
+}
+
+/// The place of the completion of one operation.
+#[derive(Debug)]
+pub(super) struct Reply(Mutex<ReplyState>);
+
+#[derive(Debug)]
+enum ReplyState {
+    /// Not there yet; the task to wake.
+    Awaited(Option<Waker>),
+    /// There, and not fetched.
+    Arrived(Ended),
+    /// The future was dropped, or has returned.
+    Abandoned,
+}
+
+impl Reply {
+    pub(super) fn is_abandoned(&self) -> bool {
+        matches!(*self.0.lock(), ReplyState::Abandoned)
+    }
+
+    pub(super) fn has_arrived(&self) -> bool {
+        matches!(*self.0.lock(), ReplyState::Arrived(_))
+    }
+
+    /// Fetches it, or leaves the task to be woken when it arrives.
+    pub(super) fn take_or_wait(&self, task: &Waker) -> Poll<Ended> {
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, ReplyState::Abandoned) {
+            ReplyState::Arrived(ended) => Poll::Ready(ended),
+            ReplyState::Awaited(mut last) => {
+                let same = last.take_if(|waker| waker.will_wake(task));
+                *state = ReplyState::Awaited(Some(same.unwrap_or_else(|| task.clone())));
+                Poll::Pending
+            }
+            ReplyState::Abandoned => unreachable!("only the end of its future sets it"),
+        }
+    }
+}
+
+/// The end of one operation, which its future does not know yet.
+#[derive(Debug)]
+#[must_use = "a task waits for it"]
+pub(super) struct Outcome {
+    pub(super) reply: Arc<Reply>,
+    pub(super) ended: Ended,
+}
+
+impl Outcome {
+    /// Puts the end where its future finds it, and wakes the task. The caller holds no lock.
+    pub(super) fn tell(self) {
+        let mut state = self.reply.0.lock();
+        let ReplyState::Awaited(task) = &mut *state else { return };
+        let task = task.take();
+        *state = ReplyState::Arrived(self.ended);
+        drop(state);
+        if let Some(task) = task
+            && !planted(Bug::CompletionWakesNoTask)
+        {
+            task.wake();
+        }
+    }
+}
+
+/// What tasks and driver share.
+#[derive(Debug)]
+pub(super) struct Hub {
+    waiting: Mutex<Waiting>,
+    /// Wakes the driver's thread, if there is one.
+    waker: Option<Arc<dyn WakeUp>>,
+    has_failed: AtomicBool,
+    pub(super) process: Process,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: VecDeque<(Request, Arc<Reply>)>,
+    /// The future of a poll was dropped.
+    has_dropped_polls: bool,
+    /// The reason why nothing more is taken.
+    closed: Option<Error>,
+}
+
+/// What the driver found on the list beside operations.
+pub(super) struct Found {
+    pub(super) has_dropped_polls: bool,
+    pub(super) is_closed: bool,
+    /// Nothing is left on the list.
+    pub(super) is_empty: bool,
+}
+
+impl Hub {
+    pub(super) fn new(waker: Option<Arc<dyn WakeUp>>) -> Hub {
+        let (waiting, has_failed) = (Mutex::default(), AtomicBool::new(false));
+        Hub { waiting, waker, has_failed, process: Process::current() }
+    }
+
+    fn wake_driver(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether tasks are the driver.
+    pub(super) fn has_thread(&self) -> bool {
+        self.waker.is_some()
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
+    }
+
+    /// Puts an operation on the list.
+    pub(super) fn submit(&self, request: Request) -> Result<Arc<Reply>, Box<Refused>> {
+        if !self.process.is_current() {
+            return Err(request.refused(Error::Forked));
+        }
+        let mut waiting = self.waiting.lock();
+        if let Some(error) = waiting.closed.clone() {
+            drop(waiting);
+            return Err(request.refused(error));
+        }
+        let reply = Arc::new(Reply(Mutex::new(ReplyState::Awaited(None))));
+        waiting.requests.push_back((request, Arc::clone(&reply)));
+        drop(waiting);
+        self.wake_driver();
+        Ok(reply)
+    }
+
+    /// The future was dropped, or has returned.
+    pub(super) fn abandon(&self, reply: &Reply, is_poll: bool) {
+        // In a forked child the lock may be held by a thread that is not there.
+        if !self.process.is_current() {
+            return;
+        }
+        let before = std::mem::replace(&mut *reply.0.lock(), ReplyState::Abandoned);
+        if is_poll && matches!(before, ReplyState::Awaited(_)) {
+            self.waiting.lock().has_dropped_polls = true;
+            self.wake_driver();
+        }
+    }
+
+    /// Takes nothing more; what is on the list is still done.
+    pub(super) fn close(&self) {
+        if self.process.is_current() {
+            let mut waiting = self.waiting.lock();
+            waiting.closed.get_or_insert(Error::Closed);
+            let lost = if planted(Bug::CloseForgetsWaitingReads) {
+                std::mem::take(&mut waiting.requests)
+            } else {
+                VecDeque::new()
+            };
+            drop(waiting);
+            drop(lost);
+            self.wake_driver();
+        }
+    }
+
+    /// Takes nothing more, and gives back everything on the list.
+    pub(super) fn fail(&self, error: &Error) -> impl Iterator<Item = Outcome> {
+        let mut waiting = self.waiting.lock();
+        waiting.closed.get_or_insert(error.clone());
+        let requests = std::mem::take(&mut waiting.requests);
+        drop(waiting);
+        self.has_failed.store(true, Ordering::Release);
+        requests
+            .into_iter()
+            .map(|(request, reply)| Outcome { reply, ended: Err(request.refused(error.clone())) })
+    }
+
+    /// Moves up to `room` operations from the front of the list to `requests`.
+    pub(super) fn fetch(&self, room: usize, requests: &mut Vec<(Request, Arc<Reply>)>) -> Found {
+        let mut waiting = self.waiting.lock();
+        let count = room.min(waiting.requests.len());
+        requests.extend(waiting.requests.drain(..count));
+        Found {
+            has_dropped_polls: std::mem::take(&mut waiting.has_dropped_polls),
+            is_closed: waiting.closed.is_some(),
+            is_empty: waiting.requests.is_empty(),
+        }
+    }
+}
