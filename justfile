@@ -19,19 +19,19 @@ map:
 test:
     cargo test --workspace --locked
 
-# Crashes only: the simulated disk at every I/O, and real processes killed
+# Crashes only: the simulated disk at every I/O, and killed processes
 crash:
     cargo test -p esker --locked crash
     cargo test -p kvtorture --test it --locked kill::
 
-# Check, and what takes long, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
+# Check, and all long tests, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
 deep: check && loom schedules torture planted planted-schedules planted-kernel (kernel "3000" "--where-possible") (strace "4") limits soak (fuzz "20") asan tsan
     ESKER_DEEP=1 cargo test -p kvtorture --test it --locked kill:: -- --nocapture
 
-# Without this the allocator gives memory back to the kernel with every simulated machine: a third of the time.
+# Without this the allocator returns memory to the kernel with every simulated machine, which takes a third of the time.
 tunables := "GLIBC_TUNABLES=glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=268435456:glibc.malloc.top_pad=16777216"
 
-# The simulated machine: this many crash states, and as many model checks, failing calls and damages as go with 2,000,000
+# The simulated machine: this many crash states, model sequences in proportion, failing calls and damages
 torture STATES="2000000":
     cargo build --release --locked -p kvtorture
     {{tunables}} target/release/kvtorture sim --states {{STATES}} --json
@@ -51,12 +51,12 @@ strace STEP="1":
     target/release/kvtorture strace --step {{STEP}} --dir /dev/shm --json
     target/release/kvtorture strace --step 40 --dir target --json
 
-# A real store on a machine that is in its way, TIMES at another moment each: limits, full and frozen disks, signals; root sees more
+# A real store under limits, TIMES each at another moment: file sizes, handles, memory, full and frozen disks, signals; root tries more
 limits TIMES="5":
     cargo build --release --locked -p kvtorture
     target/release/kvtorture limits --times {{TIMES}} --dir target --json
 
-# Power cuts, sick disks and shutdowns below ext4, XFS and btrfs of the kernel that runs: qualifies a machine. Needs root, FUSE and loop devices
+# Power cuts, sick disks and shutdowns below ext4, XFS and btrfs of the running kernel: qualifies a machine. Needs root, FUSE and loop devices
 kernel STATES="3000" *ARGS="":
     cargo build --release --locked -p kvtorture
     target/release/kvtorture kernel --states {{STATES}} --json {{ARGS}}
@@ -65,11 +65,11 @@ kernel STATES="3000" *ARGS="":
 planted NAME="":
     {{tunables}} RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtorture -- planted --json --only "{{NAME}}"
 
-# Syncs left out: power cuts below real file systems must find each. Needs root, too
+# Missing syncs: power cuts below real file systems must find each. Needs root, too
 planted-kernel:
     RUSTFLAGS="--cfg planted" cargo run --release --locked --target-dir target/planted -p kvtorture -- planted --kernel --json
 
-# Which planted bugs the schedules find: those that one thread cannot notice, and four of the others; or all whose name has NAME in it
+# Which planted bugs the schedules find: those that one thread cannot notice, and four of the others; or all whose name contains NAME
 planted-schedules NAME="":
     ONLY="{{NAME}}" {{tunables}} RUSTFLAGS="--cfg shuttle --cfg planted" cargo test --release --target-dir target/shuttle-planted -p esker --test schedules \
         --locked -- --nocapture --exact planted::every_planted_bug_is_found
@@ -84,25 +84,25 @@ schedules NAME="" EACH="20000":
     SCHEDULES={{EACH}} {{tunables}} RUSTFLAGS="--cfg shuttle" cargo test --release --target-dir target/shuttle -p esker --test schedules --locked -- \
         --nocapture "{{NAME}}"
 
-# Under AddressSanitizer: buffers freed or touched in flight, blocks and memory of memtables while somebody reads them
+# Under AddressSanitizer: buffers that are freed or touched in flight, blocks and memory of memtables with readers
 asan:
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
         cargo test -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
-    # One test of futures counts on a processor that is faster than the device, which it is not here.
+    # One test of futures needs a processor that is faster than the device, which is not so here.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
         cargo test -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
         cargo test -p esker --test it --target x86_64-unknown-linux-gnu --target-dir target/asan --locked -- \
         get_async:: multi_get:: paged:: warm_cache:: read_ahead:: --skip thousands_are_in_flight
 
-# Tests with threads under ThreadSanitizer, which has to see into the standard library too: its `Arc` looks like a race otherwise
+# Tests with threads under ThreadSanitizer. It must instrument the standard library, too: otherwise `Arc` looks like a race
 tsan:
     rustup component add rust-src
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" \
         cargo test -Zbuild-std -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" \
         cargo test -Zbuild-std -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked -- memtable cache
-    # Two tests of futures count on a processor that is faster than the device, which it is not here.
+    # Two tests of futures need a processor that is faster than the device, which is not so here.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" TSAN_OPTIONS=suppressions=tests/thread_sanitizer.supp \
         cargo test -Zbuild-std -p esker --test it --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked -- \
         get_async:: multi_get:: --skip a_close_ends_the_futures_under_way --skip thousands_are_in_flight
@@ -117,7 +117,7 @@ fuzz-replay N="500":
     RUSTFLAGS="--cfg fuzzing" cargo run --release --locked --manifest-path tools/torture/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- \
         replay tools/torture/fuzz/corpus {{N}}
 
-# Lints of the fuzzers' part, which `check` does not see
+# Lints of the fuzzers, which `check` does not cover
 fuzz-lints:
     RUSTFLAGS="--cfg fuzzing" cargo clippy --locked --manifest-path tools/torture/fuzz/Cargo.toml --target-dir target/fuzz --bin corpus -- -D warnings
 
@@ -135,7 +135,7 @@ golden:
     GOLDEN=write cargo test -p esker --test it --locked golden::the_same_calls_write_the_same_bytes
     cargo test -p esker --test it --locked golden::
 
-# Two rivals built, one small workload each: that the comparison works, not what it says
+# Two rivals built, one small workload each: shows that the comparison works, and no figures
 smoke-peers:
     cargo run --locked -p esker-benches --features peer-fjall,peer-lmdb --bin compare -- \
         --stores esker,fjall,lmdb --workloads put/1 --smoke --out target/smoke-peers

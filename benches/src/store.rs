@@ -1,7 +1,7 @@
 //! The interface of a store to be compared, and its description.
 //!
 //! Every store is opened with [`Config`]: the same directory, the same memory, the same meaning of "durable". The file of
-//! each store says how it uses its memory and what its unsynced writes survive; [`Kind::setting`] says it to readers of a
+//! each store documents its use of memory and the durability of its unsynced writes; [`Kind::setting`] repeats it for a
 //! report.
 
 use std::path::PathBuf;
@@ -110,7 +110,7 @@ pub struct Kind {
     pub name: &'static str,
     /// The package that it comes from, for its version.
     pub package: &'static str,
-    /// How it is configured, what its unsynced writes survive, and what it lacks, as a sentence of the report.
+    /// Its configuration, the durability of its unsynced writes, and its missing features, as a sentence of the report.
     pub setting: &'static str,
     /// Opens it.
     pub open: Open,

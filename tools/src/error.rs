@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     NotFound,
     /// Wrong usage or malformed input.
     Input,
-    /// Bytes on disk are not what was written.
+    /// Bytes on disk differ from the written ones.
     Corrupt,
     /// The machine, the file system or the directory.
     Environment,

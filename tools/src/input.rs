@@ -18,7 +18,7 @@ use crate::render::{self, Notation};
 /// The longest accepted line, so that a file without line breaks does not fill the memory.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
-/// What each gzip file starts with.
+/// The first bytes of each gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// The fields of a line.

@@ -40,7 +40,7 @@ enum Command {
     Del(commands::Del),
     /// Print records in the order of their keys
     Scan(commands::Scan),
-    /// Print what the store is made of
+    /// Print figures of the store: files, memory, jobs, I/O, keyspaces
     Stats(commands::Stats),
     /// Compact until nothing is left to do
     Compact(commands::Compact),

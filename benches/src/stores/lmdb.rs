@@ -45,7 +45,7 @@ fn open(config: &Config) -> Result<Box<dyn Store>> {
     if crate::machine::space_bytes(&config.dir) > config.memory_bytes {
         flags |= EnvFlags::NO_READ_AHEAD;
     }
-    // SAFETY: NO_SYNC only weakens what a power cut leaves, and no run goes through one.
+    // SAFETY: NO_SYNC only weakens the state after a power cut, and no run goes through one.
     unsafe { options.flags(flags) };
     // SAFETY: the directory belongs to this run, which opens it once; no other process writes to the file.
     let env = unsafe { options.open(&config.dir) }.map_err(Error::store(NAME, "open"))?;

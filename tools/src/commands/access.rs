@@ -18,7 +18,7 @@ pub(crate) struct Put {
     key: String,
     /// The value, or - to read it from standard input
     value: String,
-    /// What the write survives when the command has ended well
+    /// The loss that the write survives after the command has succeeded
     #[arg(long, value_enum, default_value_t = Level::Power)]
     durability: Level,
 }
@@ -80,7 +80,7 @@ pub(crate) struct Del {
     dir: Dir,
     /// The key; if it is not there, nothing is written and the exit code is 1
     key: String,
-    /// What the deletion survives when the command has ended well
+    /// The loss that the deletion survives after the command has succeeded
     #[arg(long, value_enum, default_value_t = Level::Power)]
     durability: Level,
 }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::render::{self, Out, Stopwatch};
 use crate::store::{Common, Dir, Missing};
 
-/// Prints what the store is made of.
+/// Prints figures of the store.
 #[derive(Args, Debug)]
 pub(crate) struct Stats {
     #[command(flatten)]
@@ -147,7 +147,7 @@ pub(crate) fn checked(report: &esker::VerifyReport) -> Map<String, Value> {
 pub(crate) struct Repair {
     #[command(flatten)]
     dir: Dir,
-    /// Cut the log before the damage, for good: what was acknowledged behind it is lost. Copy the directory first
+    /// Cut the log before the damage: acknowledged writes behind it are lost for good. Copy the directory first
     #[arg(long)]
     cut: bool,
 }

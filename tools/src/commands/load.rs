@@ -34,7 +34,7 @@ pub(crate) struct Load {
     /// Lines of {"key":"...","value":...}, gzip or plain; - is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// What each record survives when the command has ended well
+    /// The loss that each record survives after the command has succeeded
     #[arg(long, value_enum, default_value_t = Level::Power)]
     durability: Level,
 }

@@ -113,7 +113,7 @@ pub(crate) fn seed() -> Random {
     Random(seed)
 }
 
-/// Good enough to choose what to test (splitmix64).
+/// Good enough for the choice of test cases (splitmix64).
 #[derive(Debug)]
 pub(crate) struct Random(u64);
 

@@ -245,7 +245,7 @@ impl<'a> Walk<'a> {
         path
     }
 
-    /// A `use` tree, with what stands before it.
+    /// A `use` tree, with its prefix.
     fn tree(&mut self, before: &[String]) {
         let mut path = before.to_vec();
         path.append(&mut self.plain_path());

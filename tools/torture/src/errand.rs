@@ -2,8 +2,8 @@
 //! another process disturbs it. `strace` and `limits` start it.
 //!
 //! ```text
-//!   parent   starts it, arranges what will be in its way | says go |                  | looks at board and exit code,
-//!   errand   makes its store's first life ready          |         | works, opens again | opens the store, compares
+//!   parent   starts it, arranges the disturbance         | says go |                  | looks at board and exit code,
+//!   errand   makes its store ready                       |         | works, opens again | opens the store, compares
 //! ```
 //!
 //! It ends in one of three ways: it did all its work (0), possibly after errors; it gave up because errors did not end

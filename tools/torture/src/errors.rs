@@ -97,7 +97,7 @@ struct Case {
 /// How far a run got.
 struct Ran {
     world: World,
-    /// The syncs of the life in which the fault struck first.
+    /// The syncs of the incarnation in which the fault struck first.
     syncs: Syncs,
     /// The store is open.
     is_open: bool,

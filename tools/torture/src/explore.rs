@@ -212,7 +212,7 @@ impl<'a> Explorer<'a> {
         let found = compare(&db, model, &acks.after_process_crash())?;
         let mut points = std::mem::take(&mut *points.lock());
         if is_settled {
-            // Everything was durable, so no crash in recovery can change what is found.
+            // Everything was durable, so a crash in recovery cannot change the result.
             for point in &mut points {
                 point.acks = Acks::exactly(found);
             }

@@ -318,7 +318,7 @@ fn workload(lane: &mut Lane, explorer: &mut Explorer<'_>, seed: u64) -> Check<Ta
     Ok(tally)
 }
 
-/// What this machine lacks for the file system of this name.
+/// The missing parts of this machine for the file system of this name.
 pub(crate) fn lack(name: &str) -> Option<String> {
     let fs = [Fs::Ext4, Fs::Xfs, Fs::Btrfs].into_iter().find(|fs| fs.name() == name);
     fs.map_or_else(|| Some("it is not tried".to_owned()), lack_of)

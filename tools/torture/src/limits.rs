@@ -2,11 +2,11 @@
 //! sectors, storms of signals, and stops.
 //!
 //! ```text
-//!   errand   | works | is told errors, waits, or dies | goes on       |
+//!   errand   | works | gets errors, waits, or dies    | continues     |
 //!   parent           | sets a limit, fills the disk   | takes it back | kills it, opens the store, compares
 //! ```
 //!
-//! Each trial says what must hold: the errand continues after the limit is removed, does not notice it, or may die. In all
+//! Each trial has a required result: the errand continues after the limit is removed, does not notice it, or may die. In all
 //! cases there is no panic, no hang and no error that blames the files, and a healthy process finds everything that was
 //! acknowledged and verifies it.
 //!

@@ -259,7 +259,7 @@ impl Soak<'_> {
         Err(Failure::new(format!("the worker ended by itself ({status}): {}", last.join(" | "))))
     }
 
-    /// Adds what the worker has counted.
+    /// Adds the counts of the worker.
     fn take(&mut self, board: &Board) -> std::io::Result<()> {
         for (name, count) in [
             ("writes", Count::Writes),

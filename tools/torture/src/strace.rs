@@ -5,7 +5,7 @@
 //! First the errand runs undisturbed, and its calls are counted. Then, for each call and each of its ways, the errand runs
 //! again from the start for the first call, the second, and so on up to their number (or for every `--step`-th).
 //!
-//! What must hold after a temporary fault: the errand completes its work, if need be after reported errors and after
+//! After a temporary fault the errand completes its work, if need be after reported errors and after
 //! opening the store again in the same process, and leaves no handle or thread behind. Some faults must stay unnoticed.
 //! After a permanent fault the errand gives up with an error. In all cases there is no panic, no hang, no error that
 //! blames the files; nothing acknowledged is lost; and the next process opens the store.

@@ -1,4 +1,4 @@
-//! What the store of an errand must hold.
+//! The required content of an errand's store.
 //!
 //! Invariant: after `written` writes both keyspaces hold `expected`. Later writes may be there, whole and in order, until
 //! [`Ledger::settle`] has checked.

@@ -1,4 +1,4 @@
-//! What an errand and its sender agree on.
+//! The agreement between an errand and its sender.
 
 use clap::ValueEnum;
 use esker::testing::{Background, BuilderExt, Sizes};

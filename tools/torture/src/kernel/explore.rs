@@ -153,7 +153,7 @@ impl<'a> Explorer<'a> {
         ways
     }
 
-    /// Has a state checked, unless it was seen before. The error says what is wrong.
+    /// Has a state checked, unless it was seen before. The error names the mistake.
     fn examine(&mut self, lane: &mut Lane, image: &Image, bounds: &Bounds, keep: Keep) -> Result<(), String> {
         let fingerprint = image.fingerprint();
         if self.seen.get(&fingerprint).is_some_and(|found| bounds.contain(*found)) {
@@ -237,7 +237,7 @@ fn apply(image: &mut Image, tail: &[Event], keep: Keep, whole: &Range<u64>) {
     }
 }
 
-/// What may be found after a cut here. Before the store was open it is the finding of its recovery, or nothing.
+/// The states that may be found after a cut here. Before the store was open it is the finding of its recovery, or nothing.
 pub(super) fn bounds_at(life: &Life, cut: usize) -> Bounds {
     let stamps = &life.stamps;
     let ended = stamps.partition_point(|(position, _)| *position <= cut);

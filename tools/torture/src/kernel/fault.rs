@@ -65,7 +65,7 @@ pub(super) enum Kind {
 pub(super) enum Effect {
     /// It fails, and does nothing.
     Fail(Errno),
-    /// It succeeds, with one bit changed in what is read or written.
+    /// It succeeds, with one flipped bit in the read or written data.
     Flip,
     /// A write succeeds, and writes nothing.
     Drop,

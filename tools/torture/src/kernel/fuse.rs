@@ -49,7 +49,7 @@ pub(super) enum Request<'a> {
     Nothing,
     /// Gets no answer.
     Silent,
-    /// Is refused for good.
+    /// Is refused permanently.
     Unknown,
 }
 

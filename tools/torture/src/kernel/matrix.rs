@@ -296,7 +296,7 @@ fn acks(life: &Life) -> Acks {
     life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default()
 }
 
-/// What must be there if the newest group of log or manifest may have been lost unnoticed.
+/// The least that must be there if the newest group of log or manifest may have been lost unnoticed.
 fn without_unnoticed(content: &Content, life: &Life, ends: &Ends, strict: Bounds) -> Bounds {
     let mut bounds = strict;
     for target in [Target::Log, Target::Manifest] {

@@ -1,4 +1,4 @@
-//! The trials: each limits an errand in one way and says what must follow.
+//! The trials: each limits an errand in one way and names the required result.
 
 use std::path::Path;
 use std::time::Duration;

@@ -4,8 +4,8 @@
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian)
 //!        0     8  for each writer: the number of its last acknowledged write
-//!      ...     8  for each of `Count`: so many
-//!      ...     8  for each class of latencies, of durable writes and then of reads: so many
+//!      ...     8  for each of `Count`: its value
+//!      ...     8  for each class of latencies, of durable writes and then of reads: its count
 //! ```
 //!
 //! Invariant: each number has one writer at a time, and is written with one call.

@@ -40,7 +40,7 @@ pub(super) const WAKE_UP: i64 = -1;
 /// Another number of ours: `mmap` without a file. The allocator needs it and aborts a program that gets no memory.
 const ANONYMOUS_MEMORY: i64 = -2;
 
-/// What a fault does to a system call.
+/// The effect of a fault on a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deed {
     /// The call is skipped and answers with this errno.

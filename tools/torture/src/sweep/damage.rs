@@ -1,6 +1,6 @@
 //! The damages to the files of a store, and the list of all of them.
 //!
-//! Invariant: a piece is a bounded number of damages to one file, so pieces are what threads share.
+//! Invariant: a piece is a bounded number of damages to one file. Threads share the work by pieces.
 
 use std::path::{Path, PathBuf};
 

@@ -39,7 +39,7 @@ fn value(number: u64) -> Vec<u8> {
     number.to_string().into_bytes().into_iter().cycle().take(length).collect()
 }
 
-/// What each keyspace holds after this many batches.
+/// The content of each keyspace after this many batches.
 fn model(batches: u64) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let deleted = |number: u64| {
         let by = number + DELETE_BACK;
@@ -97,7 +97,7 @@ fn writer() {
 /// When to kill.
 #[derive(Clone, Copy, Debug)]
 enum When {
-    /// After so many acknowledgements.
+    /// After this many acknowledgements.
     Acknowledged(u64),
     /// When the job of this number has begun.
     InJob(usize),
