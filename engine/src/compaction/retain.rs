@@ -1,28 +1,27 @@
-//! Which entries a compaction keeps: those that some reader can still see.
+//! The rule by which a flush or compaction keeps an entry: some reader can still see it.
 //!
-//! A reader at `S` sees of each key the newest entry with `seq < S`. The readers are the pinned snapshots,
-//! and those that come later: they see every entry of the inputs, since a memtable is flushed only when all
-//! of it is visible. So an entry that has a newer neighbour is needed only by snapshots between the two, and
-//! a tombstone in the lowest output only if an entry under it is kept.
+//! A reader at `S` sees of each key the newest entry with `seq < S`. The readers are the pinned snapshots and all later
+//! readers. A later reader sees every entry of the inputs, since a memtable is flushed only when all of it is visible. So an
+//! entry with a newer neighbour is needed only by snapshots between the two. A tombstone in the lowest output is needed only
+//! if an entry under it is kept.
 //!
-//! A read without a pinned snapshot takes its `S` from the visible position. Were a write, a flush and a
-//! compaction to pass between taking `S` and taking the files, it would miss the entry that was dropped and
-//! not see the one that replaced it. So such a read must make sure that the files it reads were the current
-//! ones when it took `S`.
+//! A read without a pin takes its `S` from the visible position. Suppose that a write, a flush and a compaction pass after it
+//! took `S` and before it takes the layers: it misses the entry that was dropped, and does not see the one that replaced it.
+//! So such a read takes its layers first (`Tree::view`).
 //!
-//! Invariant: whatever `S` of the list, and for all later ones, a read of the output gives what a read of the
-//! inputs gives.
+//! Invariant: at each `S` of the list, and at all later ones, a read of the output and a read of the inputs have the same
+//! result.
 
 use aio::{Bug, planted};
 
 use crate::base::key::{Entry, Seq};
 
-/// What may become of a tombstone.
+/// Whether a tombstone may be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tombstones {
     /// Older entries of the key may exist outside the inputs, so it must go on hiding them.
     Keep,
-    /// The inputs hold every entry of their keys that is older than what they hold: nothing lies below.
+    /// No older entry of the inputs' keys exists outside the inputs: nothing lies below.
     Drop,
 }
 
@@ -33,7 +32,7 @@ pub(crate) struct Retain {
     snapshots: Vec<Seq>,
     tombstones: Tombstones,
     key: Vec<u8>,
-    /// The entry before, if it has the same key, is that key's next newer one.
+    /// The `Seq` of the entry before. If that has the same key, it is the key's next newer entry.
     newer: Option<Seq>,
 }
 
@@ -69,9 +68,9 @@ impl Retain {
         self.snapshots.get(at).is_some_and(|snapshot| *snapshot <= newer)
     }
 
-    /// Nothing lies below the output, and without a snapshot at or below the tombstone every older entry of
-    /// its key is dropped here, too: then no entry is left for it to hide. (With one, an older entry may be
-    /// kept for it. Whether there is one is known only later; keeping the tombstone is always right.)
+    /// Whether the tombstone has no entry to hide: nothing lies below the output, and no snapshot at or below the tombstone
+    /// keeps an older entry of its key. (With such a snapshot an older entry may follow. That is known only later, and to
+    /// keep the tombstone is always right.)
     fn is_needless_tombstone(&self, entry: &Entry<'_>) -> bool {
         entry.is_tombstone()
             && self.tombstones == Tombstones::Drop
@@ -88,7 +87,7 @@ mod tests {
     use crate::base::key::Kind;
     use crate::read::cursor_contract::{Owned, any_entries, runner};
 
-    /// What a reader at `snapshot` gets, found by looking at everything.
+    /// The value that a reader at `snapshot` gets, by a search of all entries.
     fn read(entries: &[Owned], key: &[u8], snapshot: Seq) -> Option<Vec<u8>> {
         let versions = entries.iter().filter(|entry| entry.key == key && entry.seq < snapshot);
         let newest = versions.max_by_key(|entry| entry.seq)?;
@@ -137,7 +136,7 @@ mod tests {
     /// Nothing more than needed is kept: without the entry some reader would read something else, or it is a
     /// tombstone.
     #[test]
-    fn no_value_is_kept_that_nobody_reads() {
+    fn every_value_that_is_kept_has_a_reader() {
         let cases = (any_entries(40), any_snapshots());
         runner(1000)
             .run(&cases, |(inputs, snapshots)| {
@@ -149,7 +148,7 @@ mod tests {
                     };
                     let now = Seq::new(u64::MAX);
                     let needed = snapshots.iter().chain([&now]).any(sees_it);
-                    assert!(needed, "{entry:?} is kept for nobody");
+                    assert!(needed, "{entry:?} has no reader");
                 }
                 Ok(())
             })
@@ -158,8 +157,8 @@ mod tests {
 
     #[test]
     fn text_table() {
-        // Versions of one key, newest first, P put and D delete; snapshots; what is kept; what is kept in the
-        // lowest output.
+        // Versions of one key, newest first, P put and D delete; snapshots; the versions that are kept; those that are kept
+        // in the lowest output.
         let table = "
             P9 P5 P1 | -    | P9       | P9
             P9 P5 P1 | 9    | P9 P5    | P9 P5

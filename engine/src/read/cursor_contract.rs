@@ -1,8 +1,7 @@
-//! The shared test of everything that implements [`Cursor`], and what such tests need.
+//! The shared test of all cursors, with its model and its random entries.
 //!
-//! [`check`] compares a cursor with a sorted vector: from every key, between all keys and past both ends, in
-//! both directions to the end. [`VecCursor`] is the model, and an input for tests of what is built on
-//! cursors.
+//! [`check`] compares a cursor with a sorted vector: from every key, between all keys and past both ends, in both directions
+//! to the end. [`VecCursor`] is the model, and an input for tests of merges and iterators.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -33,7 +32,7 @@ impl From<Entry<'_>> for Owned {
     }
 }
 
-/// Brings entries into internal order.
+/// Sorts entries into internal order.
 pub(crate) fn sort(entries: &mut [Owned]) {
     entries.sort_by(|a, b| a.as_entry().order(&b.as_entry()));
 }
@@ -54,7 +53,7 @@ fn rand_seed() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-/// Short keys of few letters, so that they collide, neighbour each other and are prefixes of each other.
+/// Short keys of few letters: many are equal, neighbours or prefixes of each other.
 pub(crate) fn any_key() -> impl Strategy<Value = Vec<u8>> {
     vec(prop_oneof![Just(0_u8), Just(1), Just(b'a'), Just(u8::MAX)], 1..4)
 }
@@ -75,8 +74,7 @@ pub(crate) fn any_entries(max: usize) -> impl Strategy<Value = Vec<Owned>> {
     })
 }
 
-/// Checks the cursors that `make` gives against `model`, which is what they should walk over, in internal
-/// order.
+/// Checks the cursors that `make` returns against `model`: the entries that they should walk, in internal order.
 pub(crate) fn check(model: &[Owned], make: &mut dyn FnMut() -> Box<dyn Cursor>) {
     assert_eq!(make().entry(), None, "before the first seek");
     let mut cursor = make();
@@ -152,7 +150,7 @@ fn probes(model: &[Owned]) -> Vec<Vec<u8>> {
     probes
 }
 
-/// Runs [`check`] on what `make` builds: on the corner cases, and on random entries.
+/// Runs [`check`] on the cursors that `make` returns, over corner cases and over random entries.
 pub(crate) fn check_all(mut make: impl FnMut(&[Owned]) -> Box<dyn Cursor>) {
     let entry = |key: &str, seq: u64| Owned {
         key: key.into(),
@@ -174,7 +172,7 @@ pub(crate) fn check_all(mut make: impl FnMut(&[Owned]) -> Box<dyn Cursor>) {
         .unwrap();
 }
 
-/// Walks over a vector. Fails when it has made its last move, if it was given a number of moves.
+/// Walks over a vector. With a number of moves, the move after the last of them fails.
 pub(crate) struct VecCursor {
     entries: Vec<Owned>,
     /// One more than the index, so that there is a place before the first.
@@ -227,7 +225,7 @@ impl Cursor for VecCursor {
         self.entries.get(self.at.checked_sub(1)?).map(Owned::as_entry)
     }
 
-    /// Of every second key, so that both answers occur for the same entries.
+    /// True for every second key, so that both answers occur for the same entries.
     fn ends_key(&self) -> bool {
         let Some(entry) = self.entry() else { return false };
         let start = self.entries.partition_point(|other| other.key.as_slice() < entry.key);

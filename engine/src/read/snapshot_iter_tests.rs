@@ -46,7 +46,7 @@ impl MemorySource {
         self.tables.read().0.insert(key, seq, kind, value.unwrap_or_default());
     }
 
-    /// Everything into the run, and out of it what no snapshot sees.
+    /// Merges all entries into the run, and drops those that no snapshot sees.
     fn compact(&self) {
         let mut tables = self.tables.write();
         let mut entries = tables.1.clone();
@@ -91,7 +91,7 @@ impl Source for Arc<MemorySource> {
     }
 }
 
-/// The pairs as an iterator over copies, as [`crate::Iter`] is.
+/// An iterator over copies of the pairs.
 struct Pairs<S: Source>(SnapshotIter<S>);
 
 type Pair = (Vec<u8>, Vec<u8>);
@@ -320,8 +320,8 @@ impl Source for Arc<Failing> {
     }
 }
 
-/// The n-th operation fails, for all n: every pair before it is right, none after it is given, the error
-/// stays, and a seek after the cause is gone goes on.
+/// For every n the n-th operation fails. All pairs before it are right, and no pair follows it. The error stays, and a seek
+/// after its cause is gone goes on.
 #[test]
 fn a_failure_at_any_step_stays_until_a_seek() {
     let entry = |key: u8, seq, kind| Owned { key: vec![key], seq: Seq::new(seq), kind, value: vec![] };
