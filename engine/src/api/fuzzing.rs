@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::base::coding::Reader;
-use crate::base::key::{Kind, MAX_KEY_BYTES};
+use crate::base::key::MAX_KEY_BYTES;
 use crate::manifest::edit;
 use crate::manifest::edit_log;
 use crate::write::ops::{Op, OpsBuilder, ops};

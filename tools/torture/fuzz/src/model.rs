@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use aio::SimBackend;
-use esker::{Db, Durability, Keyspace, Snapshot};
 use esker::testing::DbExt;
+use esker::{Db, Durability, Keyspace, Snapshot};
 
 use crate::input::Input;
 use crate::specimen::{NAMES, ROOT, builder};

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use aio::SimBackend;
 use aio::sim::DiskImage;
-use esker::{Builder, Db, Durability};
 use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Db, Durability};
 use wal::{ChainRules, Decoded, Origin, Place, Seq, decode, read_chain};
 
 pub(crate) const ROOT: &str = "/store";
