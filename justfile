@@ -25,7 +25,7 @@ crash:
     cargo test -p kvtorture --test it --locked kill::
 
 # Check, and all long tests, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
-deep: check && loom schedules torture planted planted-schedules planted-kernel (kernel "3000" "--where-possible") (strace "4") limits soak (fuzz "20") asan tsan
+deep: check && loom schedules torture planted planted-schedules planted-units planted-kernel (kernel "3000" "--where-possible") (strace "4") limits soak (fuzz "20") asan tsan
     ESKER_DEEP=1 cargo test -p kvtorture --test it --locked kill:: -- --nocapture
 
 # Without this the allocator returns memory to the kernel with every simulated machine, which takes a third of the time.
@@ -73,6 +73,10 @@ planted-kernel:
 planted-schedules NAME="":
     ONLY="{{NAME}}" {{tunables}} RUSTFLAGS="--cfg shuttle --cfg planted" cargo test --release --target-dir target/shuttle-planted -p esker --test schedules \
         --locked -- --nocapture --exact planted::every_planted_bug_is_found
+
+# Which planted bugs the tests of the engine find: those that no job of the store can reach yet
+planted-units:
+    RUSTFLAGS="--cfg planted" cargo test --release --locked --target-dir target/planted -p esker --lib -- --nocapture --exact tree::scan::tests::every_planted_bug_is_found
 
 # Every schedule of the lock-free parts of log, memtable and cache and of the flush token, within a bound
 loom:

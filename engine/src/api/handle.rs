@@ -86,6 +86,8 @@ impl OpenStore {
         }
         self.store.files.end_asynchronous();
         let ended = self.writing.as_ref().map_or(Ok(()), |writing| end_writing(writing));
+        // Before the lock goes: readers that outlive the close leave files to the next open.
+        self.store.files.removals().end();
         // Reads are refused by now, and handles may keep the store for long.
         self.store.cache.clear();
         ended
@@ -135,7 +137,7 @@ fn flush_all(store: &Writing) -> Result<()> {
 fn forget_log(store: &Writing) -> Result<()> {
     let end = store.log.published();
     let retired = store.manifest.version().logs.iter().map(|file| file.id).collect();
-    store.manifest.append(&[Edit::Horizon { at: end, retired }])
+    store.manifest.append(&[Edit::Horizon { at: end, retired }]).map(drop)
 }
 
 #[cfg(test)]

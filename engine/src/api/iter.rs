@@ -10,10 +10,10 @@ use crate::api::handle::Handle;
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::range::KeyBounds;
-use crate::read::merge::Merge;
 use crate::read::snapshot_iter::{PairRef, SnapshotIter, Source};
 use crate::tree::pins::PinGuard;
-use crate::tree::superversion::{Place, Tree};
+use crate::tree::scan::Scan;
+use crate::tree::superversion::Tree;
 
 /// Key-value pairs in ascending order of keys; from the back in descending order.
 ///
@@ -71,7 +71,7 @@ struct KeyspaceSource {
 }
 
 impl Source for KeyspaceSource {
-    type Cursor = Merge<Place>;
+    type Cursor = Scan;
 
     fn check(&self) -> Result<()> {
         if let Some(error) = &self.refused {
@@ -81,8 +81,11 @@ impl Source for KeyspaceSource {
         self.tree.check()
     }
 
-    fn cursor(&self, _: Seq) -> Result<Merge<Place>> {
-        Ok(self.tree.load().cursor())
+    fn cursor(&self, _: Seq) -> Result<Scan> {
+        let superversion = self.tree.load();
+        // One that is empty since the keyspace was dropped must not be read.
+        self.tree.check()?;
+        Ok(superversion.cursor())
     }
 
     #[inline]

@@ -42,6 +42,12 @@ impl KeyBounds {
         KeyBounds { from: Bytes::copy_from_slice(prefix), upto }
     }
 
+    /// Whether `key` lies in it.
+    #[inline]
+    pub(crate) fn holds(&self, key: &[u8]) -> bool {
+        self.from.as_ref() <= key && self.upto.as_ref().is_none_or(|upto| key < upto.as_ref())
+    }
+
     /// Whether no key can lie in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.upto.as_ref().is_some_and(|upto| *upto <= self.from)

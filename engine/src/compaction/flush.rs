@@ -1,9 +1,10 @@
-//! Flush: the frozen memtables of a keyspace become one run, and the log behind them is let go.
+//! Flush: the frozen memtables of a keyspace become one run, and the log releases their records.
 //!
-//! Order, and what a crash between the steps leaves: segments are written and synced with their names (orphans);
-//! the log is durable up to the cut (else a segment could hold what the log loses); the manifest edit is synced (now
-//! they are live, and replay skips what they hold); log files that no keyspace needs are forgotten in the manifest,
-//! then recycled.
+//! Order, and what a crash between two steps leaves:
+//! 1. Segments are written and synced with their names: orphans.
+//! 2. The log is durable up to the cut, else a segment could hold entries that the log loses: orphans.
+//! 3. The manifest edit is synced: the segments are live, and replay skips the records that they hold.
+//! 4. The manifest forgets log files that no keyspace needs, then the log uses them again.
 
 use std::sync::Arc;
 
@@ -12,17 +13,17 @@ use aio::{Bug, planted};
 use crate::base::error::{Error, Result};
 use crate::base::events::Event;
 use crate::base::key::Seq;
-use crate::compaction::output::{open_run, remove, write_run};
+use crate::compaction::output::{open_segments, remove, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
+use crate::manifest::levels::{PieceMeta, RunMeta};
 use crate::manifest::version::Edit;
 use crate::read::merge::Merge;
-use crate::tree::run::Run;
-use crate::tree::superversion::{Frozen, Tree};
+use crate::tree::superversion::{Layer, Tree};
 use crate::tree::writing::Writing;
 
-/// Flushes every frozen memtable of every keyspace, unless the store is closed. One caller at a time; others wait and
-/// find nothing left.
+/// Flushes every frozen memtable of every keyspace, unless the store is closed. One caller at a time; the others wait and
+/// then have nothing to flush.
 ///
 /// # Errors
 /// `NoSpace` and others of the segments' I/O: the outputs are removed, the tables stay, and the next call tries again.
@@ -31,7 +32,7 @@ pub(crate) fn flush_frozen(store: &Writing) -> Result<()> {
     if store.is_closed() { Ok(()) } else { flush_trees(store) }
 }
 
-/// As [`flush_frozen`], for the close itself.
+/// Flushes for the close itself, when the store counts as closed already.
 pub(crate) fn flush_at_close(store: &Writing) -> Result<()> {
     let _one = store.exclude_flushes();
     flush_trees(store)
@@ -40,9 +41,9 @@ pub(crate) fn flush_at_close(store: &Writing) -> Result<()> {
 fn flush_trees(store: &Writing) -> Result<()> {
     store.health()?;
     let trees = store.all_trees();
-    let mut waiting = trees.iter().filter(|tree| !tree.load().frozen.is_empty());
+    let mut waiting = trees.iter().filter(|tree| !tree.load().layers.is_empty());
     let flushed = waiting.try_for_each(|tree| flush_tree(store, tree));
-    // Also after a failure: what was flushed before it may free space.
+    // After a failure, too: the keyspaces that were flushed before it may free space.
     let released = if flushed.is_ok() || store.health().is_ok() { release_log(store) } else { Ok(()) };
     store.latch(flushed.and(released))
 }
@@ -62,34 +63,37 @@ pub(crate) fn release_log(store: &Writing) -> Result<()> {
 fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     let started = store.files.backend().now();
     let before = tree.load();
-    let frozen = before.frozen.clone();
-    let Some(Frozen { cut, .. }) = frozen.first().cloned() else { return Ok(()) };
-    let entries = frozen.iter().map(|frozen| frozen.table.len() as u64).sum();
-    let output = store.output(tree.id, Layers::before(entries, before.runs.iter().map(Run::entries)));
+    let layers = before.layers.clone();
     drop(before);
-    let taken = if planted(Bug::FlushForgetsOldestTable) { frozen.len().div_ceil(2) } else { frozen.len() };
-    let inputs = frozen.iter().take(taken).map(|frozen| frozen.table.cursor());
+    let Some(cut) = layers.first().map(Layer::cut) else { return Ok(()) };
+    let entries = layers.iter().map(|layer| layer.table().len() as u64).sum();
+    let version = store.manifest.version();
+    let runs = version.levels(tree.id).runs();
+    let output = store.output(tree.id, Layers::before(entries, runs.iter().map(RunMeta::entries)));
+    let taken = if planted(Bug::FlushForgetsOldestTable) { layers.len().div_ceil(2) } else { layers.len() };
+    let inputs = layers.iter().take(taken).map(|layer| layer.table().cursor());
     let retain = Retain::new(store.pins.retained(), Tombstones::Keep);
     let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(inputs), retain)?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
 
     let waited = if planted(Bug::FlushBeforeDurable) { Ok(()) } else { store.log.wait_durable(cut) };
     let installed = waited.map_err(Error::from).and_then(|()| {
-        let opened = open_run(&output, &run)?;
+        let opened = open_segments(&output, &run)?;
+        let pieces = run.iter().cloned().map(PieceMeta::whole).collect();
         let _installing = tree.lock();
         let to = if planted(Bug::FlushedTooFar) { store.log.published() } else { cut };
-        store.manifest.append(&[Edit::Flushed { keyspace: tree.id, to, run: run.clone() }])?;
-        tree.install_flushed(cut, opened);
+        let version = store.manifest.append(&[Edit::Flushed { keyspace: tree.id, to, pieces }])?;
+        tree.install(version.levels(tree.id), opened, Some(cut));
         Ok(())
     });
     if let Err(error) = installed {
-        // After a failed manifest write nobody knows whether the edit is on disk: then nothing may be removed.
+        // After a failed manifest write the edit may be on the disk or not, so no file may be removed.
         if !matches!(error, Error::Halted { .. }) {
             remove(&store.files, run.iter().map(|segment| segment.id));
         }
         return Err(error);
     }
-    let freed: u64 = frozen.iter().map(|frozen| frozen.table.size_bytes() as u64).sum();
+    let freed: u64 = layers.iter().map(|layer| layer.table().size_bytes() as u64).sum();
     store.note_flushed(freed);
     store.count_runs();
     store.counters.flushed(bytes);
@@ -98,10 +102,10 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     Ok(())
 }
 
-/// The position below which everything is in segments. It is a record boundary at or below the durable end.
+/// The position below which every entry is in segments. It is a record boundary at or below the durable end.
 ///
-/// The order of the loads matters: `limit` is fixed first, so a keyspace found empty afterwards has nothing below it
-/// that is not in its runs.
+/// The order of the loads matters: `limit` is fixed first. So a keyspace whose tables are found empty afterwards has every
+/// entry below it in its segments.
 fn horizon(store: &Writing) -> Seq {
     let version = store.manifest.version();
     let limit = version.keyspaces.values().map(|keyspace| keyspace.flushed).max().unwrap_or_default();

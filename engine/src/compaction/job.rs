@@ -1,10 +1,15 @@
-//! One compaction from pick to removal of its inputs.
+//! One compaction, from the pick to the removal of its inputs.
 //!
-//! Order, and what a crash between the steps leaves: the output is written and synced with its names (orphans); the
-//! manifest edit is synced (output live, inputs dead); the superversion is swapped; the inputs' files are removed
-//! (or are orphans that the next open removes). Readers that hold an older superversion keep their open files. Last, what
-//! was hot in the inputs is brought into the cache from the output.
+//! Order, and what a crash between two steps leaves:
+//! 1. The output is written and synced with its names: orphans; the inputs are whole and live.
+//! 2. The manifest edit is synced: the output is live, the inputs are cut to what lies outside the stretch.
+//! 3. The superversion is derived from the version: as after 2, since the version is the truth.
+//! 4. Inputs of which no piece is left are removed with their last reader: until then orphans.
+//! 5. Hot blocks are brought into the cache again, from the output.
+//!
+//! A failed write of the manifest halts the store before 3, and no file is removed.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,12 +17,15 @@ use aio::{Bug, planted};
 
 use crate::base::error::{Error, Result};
 use crate::base::events::Event;
-use crate::compaction::output::{Output, open_run, remove, write_run};
+use crate::base::range::KeyBounds;
+use crate::compaction::output::{Output, open_segments, remove, write_run};
 use crate::compaction::picker::{Layers, RunShape, pick};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::compaction::warm;
+use crate::manifest::levels::{BOTTOM, Levels, Merged, PieceMeta, RunMeta};
 use crate::manifest::version::Edit;
 use crate::read::merge::Merge;
+use crate::segment::Segment;
 use crate::tree::run::Run;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::Writing;
@@ -25,13 +33,13 @@ use crate::tree::writing::Writing;
 /// How far a compaction goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// What the picker finds due.
+    /// Every merge that the picker finds due.
     Due,
     /// Until each keyspace is one run without anything dead in it.
     Full,
 }
 
-/// Merges until nothing is left to do, `stop` says so, or the store is closed. One caller at a time; others wait.
+/// Merges until no merge is due, `stop` says so, or the store is closed. One caller at a time; the others wait.
 pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool) -> Result<()> {
     let _one = store.exclude_compactions();
     store.health()?;
@@ -48,7 +56,8 @@ pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool
 }
 
 fn choose(store: &Writing, tree: &Tree, depth: Depth) -> Option<Range<usize>> {
-    let runs = &tree.load().runs;
+    let version = store.manifest.version();
+    let runs = version.levels(tree.id).runs();
     // While a snapshot is held tombstones may have to stay, so a merge for their sake could go on for ever.
     let droppable = store.pins.oldest().is_none();
     match depth {
@@ -63,27 +72,36 @@ fn choose(store: &Writing, tree: &Tree, depth: Depth) -> Option<Range<usize>> {
     }
 }
 
-fn shape(run: &Run, droppable: bool) -> RunShape {
-    let metas = || run.segments().iter().map(|segment| segment.meta());
+fn shape(run: &RunMeta, droppable: bool) -> RunShape {
     RunShape {
         bytes: run.size_bytes(),
-        entries: metas().map(|meta| meta.entries).sum(),
-        tombstones: if droppable { metas().map(|meta| meta.tombstones).sum() } else { 0 },
+        entries: run.entries(),
+        tombstones: if droppable { run.tombstones() } else { 0 },
     }
+}
+
+/// The edit for a merge of these runs, still without its output.
+fn describe(runs: &[RunMeta], range: &Range<usize>) -> Merged {
+    let (newest, oldest) = (runs[range.start].stamp, runs[range.end - 1].stamp);
+    let oldest = if range.end == runs.len() { BOTTOM } else { oldest };
+    let into = if oldest == BOTTOM || planted(Bug::MergedIntoOldestStamp) { oldest } else { newest };
+    Merged { stretch: KeyBounds::all(), newest, oldest, into, out: Vec::new() }
 }
 
 fn compact_runs(store: &Writing, tree: &Arc<Tree>, range: Range<usize>) -> Result<()> {
     let started = store.files.backend().now();
-    let before = tree.load();
-    let is_bottom = range.end == before.runs.len();
-    let inputs: Vec<Run> = before.runs.get(range).map(<[Run]>::to_vec).unwrap_or_default();
-    let bytes_in = inputs.iter().map(Run::size_bytes).sum();
+    let version = store.manifest.version();
+    let runs = version.levels(tree.id).runs();
+    let merged = describe(runs, &range);
+    let is_bottom = merged.oldest == BOTTOM;
+    let zones = Arc::clone(&tree.load().zones);
+    let is_input = |run: &Run| (merged.oldest..=merged.newest).contains(&run.stamp());
+    let inputs: Vec<Run> = zones.runs().into_iter().filter(is_input).collect();
+    drop(zones);
+    let bytes_in = runs.get(range).unwrap_or_default().iter().map(RunMeta::size_bytes).sum();
     // Otherwise the merged run has as many young entries as its inputs, or fewer.
     let layers =
-        if is_bottom { Layers::default() } else { Layers::before(0, before.runs.iter().map(Run::entries)) };
-    let removed: Vec<u64> =
-        inputs.iter().flat_map(|run| run.segments().iter().map(|segment| segment.meta().id)).collect();
-    drop(before);
+        if is_bottom { Layers::default() } else { Layers::before(0, runs.iter().map(RunMeta::entries)) };
 
     let leaving_bytes = inputs.iter().map(Run::memory_bytes).sum();
     let output = Output { leaving_bytes, ..store.output(tree.id, layers) };
@@ -95,31 +113,43 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, range: Range<usize>) -> Resul
     let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(cursors), retain)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
     if planted(Bug::InputsRemovedBeforeTheEdit) {
-        remove(&store.files, removed.iter().copied());
+        remove(&store.files, segments_of(&inputs).map(|segment| segment.meta().id));
     }
     let mut cooled = Vec::new();
-    let installed = open_run(&output, &run).and_then(|opened| {
-        cooled = opened.as_ref().map_or_else(Vec::new, |opened| warm::plan(&inputs, opened));
+    let installed = open_segments(&output, &run).and_then(|opened| {
+        cooled = warm::plan(&inputs, &opened);
+        let out = run.iter().cloned().map(PieceMeta::whole).collect();
+        let edit = Edit::Merged { keyspace: tree.id, merged: Merged { out, ..merged } };
         let _installing = tree.lock();
-        let edit = Edit::Compacted { keyspace: tree.id, removed: removed.clone(), run: run.clone() };
-        store.manifest.append(&[edit])?;
-        tree.install_compacted(&removed, opened);
+        let version = store.manifest.append(&[edit])?;
+        tree.install(version.levels(tree.id), opened, None);
+        retire(&inputs, version.levels(tree.id));
         Ok(())
     });
     if let Err(error) = installed {
-        // After a failed manifest write nobody knows whether the edit is on disk: then nothing may be removed.
+        // After a failed manifest write the edit may be on the disk or not, so no file may be removed.
         if !matches!(error, Error::Halted { .. }) {
             remove(&store.files, run.iter().map(|segment| segment.id));
         }
         return Err(error);
     }
-    remove(&store.files, removed.iter().copied());
     store.count_runs();
-    // With the last reader of the inputs their blocks leave the cache.
+    // With the last reader of the inputs their files and their blocks in the cache go.
     drop(inputs);
     warm::bring(&cooled, &|| store.is_closed());
     store.counters.compacted(bytes_in, bytes_out);
     let took = store.files.backend().now().saturating_sub(started);
     store.tell(&Event::Compacted { keyspace: tree.name.clone(), bytes_in, bytes_out, took });
     Ok(())
+}
+
+fn segments_of(runs: &[Run]) -> impl Iterator<Item = &Arc<Segment>> {
+    runs.iter().flat_map(Run::segments)
+}
+
+/// Removes, with their last readers, the files of inputs of which no piece is left.
+pub(crate) fn retire(inputs: &[Run], levels: &Levels) {
+    let live: BTreeSet<u64> = levels.segments().map(|segment| segment.id).collect();
+    let is_live = |id: u64| live.contains(&id) && !planted(Bug::FileRemovedUnderPiece);
+    segments_of(inputs).filter(|segment| !is_live(segment.meta().id)).for_each(|segment| segment.retire());
 }

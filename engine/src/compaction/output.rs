@@ -1,7 +1,8 @@
-//! Writes a sorted stream of entries as one run of segments. Does I/O and knows no policy; flushes, compactions and
-//! recovery all end here.
+//! Writes a sorted stream of entries as segments, for flushes, compactions and recovery. It does the I/O and knows no
+//! policy.
 //!
-//! A crash leaves files that no manifest names: the next open removes them. On an error they are removed at once.
+//! A crash leaves files that no manifest names, and the next open removes them. An error removes them at once: they have no
+//! readers.
 
 use std::sync::Arc;
 
@@ -14,7 +15,6 @@ use crate::compaction::retain::Retain;
 use crate::io::files::Files;
 use crate::read::cursor::Cursor;
 use crate::segment::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};
-use crate::tree::run::Run;
 
 /// The store in which segments are written.
 #[derive(Clone, Copy, Debug)]
@@ -55,13 +55,13 @@ pub(crate) struct Output<'a> {
     pub(crate) block_bytes: usize,
     pub(crate) compress: bool,
     pub(crate) filter_bits: u32,
-    /// What those that the run replaces hold in memory beside their blocks.
+    /// Bytes that the segments that are replaced hold in memory beside their blocks.
     pub(crate) leaving_bytes: u64,
 }
 
-/// Writes what `retain` keeps of `input` and makes files and names durable. `number` gives fresh file numbers.
+/// Writes the entries of `input` that `retain` keeps, and makes files and names durable. `number` gives fresh file numbers.
 ///
-/// Returns an empty list when nothing was kept.
+/// Returns an empty list if no entry was kept.
 pub(crate) fn write_run(
     output: &Output<'_>,
     number: &dyn Fn() -> u64,
@@ -80,18 +80,17 @@ pub(crate) fn write_run(
     }
 }
 
-/// Opens the segments that [`write_run`] has written; `None` for an empty list.
-pub(crate) fn open_run(output: &Output<'_>, metas: &[SegmentMeta]) -> Result<Option<Run>> {
+/// Opens the segments that [`write_run`] has written.
+pub(crate) fn open_segments(output: &Output<'_>, metas: &[SegmentMeta]) -> Result<Vec<Arc<Segment>>> {
     let &Output { files, cache, store_id: origin, leaving_bytes, .. } = output;
     let opening = Opening { files, cache, origin, leaving_bytes };
-    let segments: Vec<_> = metas.iter().map(|meta| Segment::open(&opening, meta)).collect::<Result<_>>()?;
-    Ok(if segments.is_empty() { None } else { Some(Run::new(segments)) })
+    metas.iter().map(|meta| Segment::open(&opening, meta)).collect()
 }
 
-/// Removes segment files that nothing names any more.
+/// Removes segment files that no manifest has named.
 pub(crate) fn remove(files: &Files, segments: impl IntoIterator<Item = u64>) {
     for segment in segments {
-        // What cannot be removed now is an orphan, and the next open removes it.
+        // A file that cannot be removed now is an orphan, and the next open removes it.
         let _ = files.backend().remove(&files.segment_path(segment));
     }
 }

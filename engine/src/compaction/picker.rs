@@ -1,20 +1,20 @@
 //! Which runs to merge: a pure function over their sizes.
 //!
-//! Lazy leveling, without partitions for now: young runs of similar size collect above one bottom run. Four young
-//! runs are merged into one; when the young ones together reach about a third of the bottom run they are merged into
-//! it. So a read meets at most [`MAX_YOUNG_RUNS`] runs and the bottom, an entry is rewritten a few times, and dead
-//! entries take at most about a third of the space on top.
+//! Lazy leveling over whole runs: young runs of similar size collect above one bottom run. Four young runs are merged into
+//! one. When the young runs together reach about a third of the bottom run, they are merged into it. So a read meets at
+//! most [`MAX_YOUNG_RUNS`] runs and the bottom, an entry is rewritten a few times, and dead entries add at most about a
+//! third to the space.
 //!
-//! Filters follow the same shape: a bit costs memory for each key of a run, but saves reads of all keys that ask the run. So
-//! runs with few keys get more bits for each and the bottom run fewer, while all together take no more than 14 bits a key
-//! everywhere would ([`filter_bits`]). Source: Dayan and others, "Monkey: optimal navigable key-value store", SIGMOD 2017.
+//! Filters follow the same shape: a bit costs memory for each key of a run, and saves reads for every key that is looked up
+//! in the run. So runs with few keys get more bits a key and the bottom run fewer, and all together take no more memory than
+//! 14 bits for every key would ([`filter_bits`]). Source: Dayan and others, "Monkey: optimal navigable key-value store", SIGMOD 2017.
 
 use std::ops::Range;
 
 /// Young runs that may stand above the bottom run.
 pub(crate) const MAX_YOUNG_RUNS: usize = 4;
 
-/// What the picker knows of a run.
+/// The sizes of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunShape {
     pub(crate) bytes: u64,
@@ -22,11 +22,11 @@ pub(crate) struct RunShape {
     pub(crate) tombstones: u64,
 }
 
-/// The neighbouring runs to merge, as indexes into `runs` (newest first); `None` if nothing needs to be done.
+/// The neighbouring runs to merge, as indexes into `runs` (newest first); `None` if no merge is due.
 pub(crate) fn pick(runs: &[RunShape]) -> Option<Range<usize>> {
     let (bottom, young) = runs.split_last()?;
     let young_bytes: u64 = young.iter().map(|run| run.bytes).sum();
-    // A bottom run that is mostly tombstones exists only after deletes met nothing older to delete.
+    // Deletes that met no older entry leave a bottom run of tombstones.
     let mostly_dead = |run: &RunShape| run.tombstones * 2 > run.entries;
     if young.len() < MAX_YOUNG_RUNS {
         return mostly_dead(bottom).then_some(0..runs.len());
@@ -38,7 +38,7 @@ pub(crate) fn pick(runs: &[RunShape]) -> Option<Range<usize>> {
 }
 
 /// The longest prefix of the young runs in which no run is larger than all newer ones together, and at least two
-/// runs: merging it costs little and makes room.
+/// runs: to merge it costs little and makes room.
 fn similar(young: &[RunShape]) -> Range<usize> {
     let mut total = 0;
     let mut len = 0;
@@ -54,21 +54,21 @@ fn similar(young: &[RunShape]) -> Range<usize> {
 
 /// Filter bits for each key of the bottom run.
 const BOTTOM_FILTER_BITS: u32 = 13;
-/// Of a young run, while all young ones have at most a third of the bottom run's entries.
+/// Filter bits of a young run, while all young runs have at most a third of the bottom run's entries.
 const YOUNG_FILTER_BITS: u32 = 17;
-/// Of one that comes when they have more, and so the mean of those two.
+/// Filter bits of a young run that comes when they have more: the mean of the two others.
 const MEAN_FILTER_BITS: u32 = 14;
 
-/// The sizes of what stands in a keyspace once a new run does.
+/// Entries of a keyspace once a new run stands in it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Layers {
-    /// Entries of all young runs, the new one among them; 0: it is the bottom run.
+    /// Of all young runs, the new one included; 0 if the new run is the bottom run.
     pub(crate) young_entries: u64,
     pub(crate) bottom_entries: u64,
 }
 
 impl Layers {
-    /// Once a new run stands before those that have these numbers of entries, newest first.
+    /// With a new run in front of runs that have these numbers of entries, newest first.
     pub(crate) fn before(new_entries: u64, runs: impl DoubleEndedIterator<Item = u64>) -> Layers {
         let mut oldest_first = runs.rev();
         let Some(bottom_entries) = oldest_first.next() else { return Layers::default() };
@@ -92,7 +92,7 @@ pub(crate) fn filter_bits(layers: Layers) -> u32 {
 mod tests {
     use super::*;
 
-    /// Whatever comes on top of a bottom run, of any size and in any order.
+    /// For young runs of any size and in any order.
     #[test]
     fn filters_never_take_more_than_the_mean_for_each_key() {
         let bottom_entries = 3000;

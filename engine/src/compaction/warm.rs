@@ -1,15 +1,15 @@
-//! Keeps the cache warm over a compaction: what was hot in the inputs is brought into the cache again from the output.
+//! Keeps the cache warm over a compaction: blocks of the output take the place of the hot blocks of the inputs.
 //!
 //! A block of the inputs is hot if it is in the cache and was used there. Its keys went into a few neighbouring blocks of
-//! the output, and it counts for each of them with an even part of its bytes. An output block to which hot ones gave at
-//! least half of its bytes is hot as well, so those together take at most twice what was hot before, and a compaction of what
-//! nobody reads brings nothing.
+//! the output, and each of them gets an even part of its bytes. An output block is hot if hot blocks gave it at least half
+//! of its bytes. So the hot blocks of the output take at most twice the bytes of those before, and a compaction of data that
+//! is not read brings no block.
 //!
-//! Order: the plan is made while the inputs are still in the cache; the reading begins when they are gone from it, so it
-//! takes their room and throws nobody else out. Meanwhile a get that misses reads its block itself, as always.
+//! Order: the plan is made while the inputs are still in the cache. The reads begin when the inputs have left it, so that
+//! they use that room and evict no other blocks. A get that misses meanwhile reads its block itself, as always.
 //!
-//! Nothing but time depends on it. So it reports no error: whatever goes wrong here goes wrong again for who needs the
-//! block, and is told there.
+//! Only speed depends on it, so it reports no error: a read that needs a block which could not be brought here reports its
+//! own.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,15 +19,14 @@ use crate::segment::Segment;
 use crate::tree::run::Run;
 
 /// Blocks to bring, side by side in one segment, in one read.
-pub(crate) type Piece = (Arc<Segment>, Range<usize>);
+pub(crate) type Span = (Arc<Segment>, Range<usize>);
 
-/// What is to be brought into the cache once `inputs`, merged into `output`, are gone.
-pub(crate) fn plan(inputs: &[Run], output: &Run) -> Vec<Piece> {
-    let segments = output.segments();
-    // By segment and block: how many bytes of hot blocks went there.
+/// The blocks of `segments` to bring once `inputs`, which were merged into them, have left the cache.
+pub(crate) fn plan(inputs: &[Run], segments: &[Arc<Segment>]) -> Vec<Span> {
+    // Bytes that hot blocks gave, by segment and block.
     let mut heat: Vec<Vec<u64>> = segments.iter().map(|segment| vec![0; segment.blocks_to_bring()]).collect();
     for input in inputs.iter().flat_map(Run::segments) {
-        input.each_hot_block(|from, upto, bytes| spread(output, &mut heat, (from, upto), bytes));
+        input.each_hot_block(|from, upto, bytes| spread(segments, &mut heat, (from, upto), bytes));
     }
     let pieces = segments.iter().zip(&heat).flat_map(|(segment, heat)| {
         let is_hot = |&block: &usize| heat[block] * 2 >= segment.block_bytes(block);
@@ -37,11 +36,10 @@ pub(crate) fn plan(inputs: &[Run], output: &Run) -> Vec<Piece> {
     pieces.collect()
 }
 
-/// Shares the bytes of a block with keys `from..=upto` out among the blocks of the output in which such keys may stand.
-fn spread(output: &Run, heat: &mut [Vec<u64>], (from, upto): (&[u8], &[u8]), bytes: u64) {
-    let segments = output.segments();
-    let first = output.place_of(from);
-    let last = output.place_of(upto);
+/// Divides the bytes of a block with keys `from..=upto` among the output blocks in which such keys may stand.
+fn spread(segments: &[Arc<Segment>], heat: &mut [Vec<u64>], (from, upto): (&[u8], &[u8]), bytes: u64) {
+    let first = place_of(segments, from);
+    let last = place_of(segments, upto);
     let blocks_of = |segment: usize| {
         let start = if segment == first.0 { first.1 } else { 0 };
         let end = if segment == last.0 { last.1 + 1 } else { segments[segment].blocks_to_bring() };
@@ -56,8 +54,14 @@ fn spread(output: &Run, heat: &mut [Vec<u64>], (from, upto): (&[u8], &[u8]), byt
     }
 }
 
-/// Reads them into the cache, until `stop` says so.
-pub(crate) fn bring(pieces: &[Piece], stop: &dyn Fn() -> bool) {
+/// The segment and the block in which the first entry at or behind `key` stands; past the last segment if there is none.
+fn place_of(segments: &[Arc<Segment>], key: &[u8]) -> (usize, usize) {
+    let at = segments.partition_point(|segment| segment.meta().largest < key);
+    (at, segments.get(at).map_or(0, |segment| segment.block_of(key)))
+}
+
+/// Reads the blocks into the cache, until `stop` says so.
+pub(crate) fn bring(pieces: &[Span], stop: &dyn Fn() -> bool) {
     for (segment, blocks) in pieces {
         if stop() || segment.bring(blocks).is_err() {
             return;

@@ -13,6 +13,7 @@ use crate::base::options::Background;
 use crate::base::sync::shared::Mutex;
 use crate::io::kinds::{FileKind, Folder};
 use crate::io::read_ahead::{Allowance, Grant};
+use crate::io::removals::Removals;
 
 /// Operations that one caller of [`Files`] has in flight at most.
 pub(crate) const QUEUE_SLOTS: usize = 64;
@@ -36,6 +37,7 @@ pub(crate) struct Files {
     bufs: Mutex<Vec<Buf>>,
     read_ahead: Arc<Allowance>,
     asynchronous: Mutex<Asynchronous>,
+    removals: Removals,
 }
 
 /// Where asynchronous reads go.
@@ -51,6 +53,7 @@ impl Files {
     /// `read_ahead_bytes`: the memory for what scans read ahead.
     pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
         Files {
+            removals: Removals::new(Arc::clone(&backend)),
             backend,
             root: root.to_owned(),
             queues: Mutex::default(),
@@ -62,6 +65,11 @@ impl Files {
 
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
+    }
+
+    /// Removes files that were live.
+    pub(crate) fn removals(&self) -> &Removals {
+        &self.removals
     }
 
     pub(crate) fn root(&self) -> &Path {

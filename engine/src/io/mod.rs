@@ -3,3 +3,4 @@
 pub(crate) mod files;
 pub(crate) mod kinds;
 pub(crate) mod read_ahead;
+pub(crate) mod removals;

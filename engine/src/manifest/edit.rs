@@ -1,4 +1,4 @@
-//! Edits as bytes: what stands in the manifest. All integers little-endian.
+//! Edits as bytes, as the manifest holds them. All integers little-endian.
 //!
 //! ```text
 //! manifest stream:  | count u32 | edit | edit | ... |   | count u32 | edit | ...      one list per append
@@ -15,11 +15,12 @@
 //!   4  Horizon:         at (8) count (4) retired files (8 each)
 //!   5  KeyspaceCreated: keyspace (4) name (4 + n)
 //!   6  KeyspaceDropped: keyspace (4)
-//!   7  Flushed:         keyspace (4) to (8) run
-//!   8  Compacted:       keyspace (4) count (4) removed segments (8 each) run
-//!   9  RingGrown:       bytes of the ring that are there (8); after `Life` all of them
+//!   7  Flushed:         keyspace (4) to (8) pieces; `to` is also their stamp
+//!   8  Merged:          keyspace (4) stretch newest (8) oldest (8) into (8) pieces
+//!   9  RingGrown:       bytes of the ring's file (8); `Life` sets it to the full size
 //!  10  Origins:         count (4), then for each: below this file number (8) the files are of this store id (8)
-//! run:      count (4) segments
+//! pieces:   count (4), then a segment and its bounds each
+//! stretch, bounds:  from (4 + n), no byte: from the first key | bounded above (1): 1, then upto (4 + n), or 0
 //! segment:
 //! OFFSET  SIZE  FIELD
 //!      0     8  segment id
@@ -35,7 +36,7 @@
 //!    ...   4+n  largest key
 //! ```
 //!
-//! Invariant: bytes of any kind give `None` at worst, never a panic, and never more memory than they have themselves.
+//! Invariant: no bytes make the decoder panic or take more memory than they have themselves; bad ones give `None`.
 //! An unknown tag is refused. Version gate: the `Format` edit, which covers manifest, log and ring; segments carry
 //! their own version.
 //! Written and read by `manifest`.
@@ -46,7 +47,9 @@ use wal::ActiveFile;
 
 use crate::base::coding::{Put, Reader};
 use crate::base::key::Seq;
-use crate::manifest::version::{Edit, Format, Life, Origin, RunMeta};
+use crate::base::range::KeyBounds;
+use crate::manifest::levels::{Merged, PieceMeta};
+use crate::manifest::version::{Edit, Format, Life, Origin};
 use crate::segment::SegmentMeta;
 
 /// Appends a list of edits.
@@ -59,8 +62,7 @@ pub(crate) fn encode(edits: &[Edit], out: &mut Vec<u8>) {
 
 /// Reads how many edits follow as one list; `None` if the bytes end before.
 ///
-/// The edits are read one by one, so that a `Format` that this program does not know is noticed before what it cannot
-/// read.
+/// The edits are read one by one, so that an unknown `Format` is noticed before an edit that this program cannot read.
 pub(crate) fn decode_count(reader: &mut Reader<'_>) -> Option<u32> {
     reader.u32()
 }
@@ -108,17 +110,16 @@ fn encode_edit(edit: &Edit, out: &mut Vec<u8>) {
             out.put_u8(6);
             out.put_u32(*keyspace);
         }
-        Edit::Flushed { keyspace, to, run } => {
+        Edit::Flushed { keyspace, to, pieces } => {
             out.put_u8(7);
             out.put_u32(*keyspace);
             out.put_u64(to.get());
-            encode_run(run, out);
+            encode_pieces(pieces, out);
         }
-        Edit::Compacted { keyspace, removed, run } => {
+        Edit::Merged { keyspace, merged } => {
             out.put_u8(8);
             out.put_u32(*keyspace);
-            encode_ids(removed, out);
-            encode_run(run, out);
+            encode_merged(merged, out);
         }
         Edit::RingGrown { file_bytes } => {
             out.put_u8(9);
@@ -167,12 +168,12 @@ pub(crate) fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
             name: String::from_utf8(reader.bytes()?.to_vec()).ok()?,
         },
         6 => Edit::KeyspaceDropped { keyspace: reader.u32()? },
-        7 => Edit::Flushed { keyspace: reader.u32()?, to: Seq::new(reader.u64()?), run: decode_run(reader)? },
-        8 => Edit::Compacted {
+        7 => Edit::Flushed {
             keyspace: reader.u32()?,
-            removed: decode_ids(reader)?,
-            run: decode_run(reader)?,
+            to: Seq::new(reader.u64()?),
+            pieces: decode_pieces(reader)?,
         },
+        8 => Edit::Merged { keyspace: reader.u32()?, merged: decode_merged(reader)? },
         9 => Edit::RingGrown { file_bytes: reader.u64()? },
         10 => Edit::Origins(decode_origins(reader)?),
         _ => return None,
@@ -196,26 +197,68 @@ fn decode_origins(reader: &mut Reader<'_>) -> Option<Vec<Origin>> {
     (0..count).map(|_| Some(Origin { below: reader.u64()?, store_id: reader.u64()? })).collect()
 }
 
-fn encode_run(run: &RunMeta, out: &mut Vec<u8>) {
-    out.put_u32(count(run.len()));
-    for segment in run {
-        out.put_u64(segment.id);
-        out.put_u32(segment.keyspace);
-        out.put_u64(segment.size_bytes);
-        out.put_u64(segment.entries);
-        out.put_u64(segment.tombstones);
-        out.put_u64(segment.min_seq.get());
-        out.put_u64(segment.max_seq.get());
-        out.put_u64(segment.raw_bytes);
-        out.put_u32(segment.footer_crc);
-        out.put_bytes(&segment.smallest);
-        out.put_bytes(&segment.largest);
+fn encode_merged(merged: &Merged, out: &mut Vec<u8>) {
+    encode_bounds(&merged.stretch, out);
+    out.put_u64(merged.newest.get());
+    out.put_u64(merged.oldest.get());
+    out.put_u64(merged.into.get());
+    encode_pieces(&merged.out, out);
+}
+
+fn decode_merged(reader: &mut Reader<'_>) -> Option<Merged> {
+    Some(Merged {
+        stretch: decode_bounds(reader)?,
+        newest: Seq::new(reader.u64()?),
+        oldest: Seq::new(reader.u64()?),
+        into: Seq::new(reader.u64()?),
+        out: decode_pieces(reader)?,
+    })
+}
+
+fn encode_bounds(bounds: &KeyBounds, out: &mut Vec<u8>) {
+    out.put_bytes(&bounds.from);
+    out.put_u8(u8::from(bounds.upto.is_some()));
+    if let Some(upto) = &bounds.upto {
+        out.put_bytes(upto);
     }
 }
 
-fn decode_run(reader: &mut Reader<'_>) -> Option<RunMeta> {
+fn decode_bounds(reader: &mut Reader<'_>) -> Option<KeyBounds> {
+    let from = Bytes::copy_from_slice(reader.bytes()?);
+    let upto = match reader.u8()? {
+        0 => None,
+        1 => Some(Bytes::copy_from_slice(reader.bytes()?)),
+        _ => return None,
+    };
+    Some(KeyBounds { from, upto })
+}
+
+fn encode_pieces(pieces: &[PieceMeta], out: &mut Vec<u8>) {
+    out.put_u32(count(pieces.len()));
+    for piece in pieces {
+        encode_segment(&piece.segment, out);
+        encode_bounds(&piece.bounds, out);
+    }
+}
+
+fn decode_pieces(reader: &mut Reader<'_>) -> Option<Vec<PieceMeta>> {
     let count = reader.u32()?;
-    (0..count).map(|_| decode_segment(reader)).collect()
+    let piece = |_| Some(PieceMeta { segment: decode_segment(reader)?, bounds: decode_bounds(reader)? });
+    (0..count).map(piece).collect()
+}
+
+fn encode_segment(segment: &SegmentMeta, out: &mut Vec<u8>) {
+    out.put_u64(segment.id);
+    out.put_u32(segment.keyspace);
+    out.put_u64(segment.size_bytes);
+    out.put_u64(segment.entries);
+    out.put_u64(segment.tombstones);
+    out.put_u64(segment.min_seq.get());
+    out.put_u64(segment.max_seq.get());
+    out.put_u64(segment.raw_bytes);
+    out.put_u32(segment.footer_crc);
+    out.put_bytes(&segment.smallest);
+    out.put_bytes(&segment.largest);
 }
 
 fn decode_segment(reader: &mut Reader<'_>) -> Option<SegmentMeta> {

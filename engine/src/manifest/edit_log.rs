@@ -40,7 +40,7 @@ use crate::manifest::edit;
 use crate::manifest::version::{Edit, Version};
 
 /// The one version of manifest, log and ring.
-pub(crate) const FORMAT_VERSION: u32 = 3;
+pub(crate) const FORMAT_VERSION: u32 = 4;
 
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
@@ -147,10 +147,10 @@ impl Manifest {
         self.writer.lock().file.is_direct()
     }
 
-    /// Makes the edits durable, all or none, and then current.
+    /// Makes the edits durable, all or none, and then current; gives back the version that they lead to.
     ///
     /// `NoSpace` and too few handles leave everything as it was; any other failure poisons.
-    pub(crate) fn append(&self, edits: &[Edit]) -> Result<()> {
+    pub(crate) fn append(&self, edits: &[Edit]) -> Result<Arc<Version>> {
         self.append_with(Reserve::Keep, |_| edits.to_vec())
     }
 
@@ -159,7 +159,7 @@ impl Manifest {
         &self,
         reserve: Reserve,
         edits: impl FnOnce(&Version) -> Vec<Edit>,
-    ) -> Result<()> {
+    ) -> Result<Arc<Version>> {
         let mut writer = self.writer.lock();
         self.health()?;
         let mut version = Version::clone(&self.current.load());
@@ -191,8 +191,9 @@ impl Manifest {
         if rolled.is_none() {
             writer.write_group(&self.files, &bytes).map_err(|error| self.halt(error))?;
         }
-        self.current.store(Arc::new(rolled.unwrap_or(version)));
-        Ok(())
+        let version = Arc::new(rolled.unwrap_or(version));
+        self.current.store(Arc::clone(&version));
+        Ok(version)
     }
 
     /// Reads the file back and compares the version that it builds with the one in use. Nothing is appended meanwhile, since a
@@ -233,7 +234,7 @@ impl Manifest {
             Err(error) => return Err(self.halt(error)),
         }
         // If it stays behind, the next open removes it: a lower number never counts beside a complete higher one.
-        let _ = self.files.backend().remove(&self.files.manifest_path(old));
+        self.files.removals().remove(&self.files.manifest_path(old));
         Ok(version)
     }
 }
@@ -257,7 +258,7 @@ impl wal::Host for Manifest {
     }
 
     fn ring_grown(&self, file_bytes: u64) -> wal::Result<()> {
-        self.append(&[Edit::RingGrown { file_bytes }]).map_err(Error::into_wal)
+        self.append(&[Edit::RingGrown { file_bytes }]).map(drop).map_err(Error::into_wal)
     }
 }
 

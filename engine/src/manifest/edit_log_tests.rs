@@ -34,10 +34,12 @@ fn create(sim: &SimBackend, number: u64) -> Manifest {
 }
 
 fn add_keyspace(manifest: &Manifest) -> Result<()> {
-    manifest.append_with(Reserve::Keep, |version| {
-        let keyspace = version.next_keyspace;
-        vec![Edit::KeyspaceCreated { keyspace, name: format!("keyspace {keyspace}") }]
-    })
+    manifest
+        .append_with(Reserve::Keep, |version| {
+            let keyspace = version.next_keyspace;
+            vec![Edit::KeyspaceCreated { keyspace, name: format!("keyspace {keyspace}") }]
+        })
+        .map(drop)
 }
 
 fn loaded(image: &DiskImage) -> Result<Option<Version>> {

@@ -25,8 +25,22 @@ fn any_segment() -> impl Strategy<Value = SegmentMeta> {
     })
 }
 
-fn any_run() -> impl Strategy<Value = RunMeta> {
-    vec(any_segment(), 0..3)
+fn any_bounds() -> impl Strategy<Value = KeyBounds> {
+    let key = || vec(any::<u8>(), 0..20);
+    (key(), proptest::option::of(key()))
+        .prop_map(|(from, upto)| KeyBounds { from: from.into(), upto: upto.map(Into::into) })
+}
+
+fn any_pieces() -> impl Strategy<Value = Vec<PieceMeta>> {
+    let piece = (any_segment(), any_bounds()).prop_map(|(segment, bounds)| PieceMeta { segment, bounds });
+    vec(piece, 0..3)
+}
+
+fn any_merged() -> impl Strategy<Value = Merged> {
+    (any_bounds(), any::<[u64; 3]>(), any_pieces()).prop_map(|(stretch, stamps, out)| {
+        let [newest, oldest, into] = stamps.map(Seq::new);
+        Merged { stretch, newest, oldest, into, out }
+    })
 }
 
 fn any_life() -> impl Strategy<Value = Edit> {
@@ -57,13 +71,12 @@ fn any_edit() -> impl Strategy<Value = Edit> {
         vec((any::<u64>(), any::<u64>()), 0..4).prop_map(|origins| Edit::Origins(
             origins.into_iter().map(|(below, store_id)| Origin { below, store_id }).collect()
         )),
-        (any::<u32>(), any::<u64>(), any_run()).prop_map(|(keyspace, to, run)| Edit::Flushed {
+        (any::<u32>(), any::<u64>(), any_pieces()).prop_map(|(keyspace, to, pieces)| Edit::Flushed {
             keyspace,
             to: Seq::new(to),
-            run
+            pieces
         }),
-        (any::<u32>(), vec(any::<u64>(), 0..4), any_run())
-            .prop_map(|(keyspace, removed, run)| Edit::Compacted { keyspace, removed, run }),
+        (any::<u32>(), any_merged()).prop_map(|(keyspace, merged)| Edit::Merged { keyspace, merged }),
     ]
 }
 

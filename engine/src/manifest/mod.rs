@@ -2,5 +2,6 @@
 
 pub(crate) mod edit;
 pub(crate) mod edit_log;
+pub(crate) mod levels;
 pub(crate) mod replay_input;
 pub(crate) mod version;

@@ -1,12 +1,10 @@
-//! What is live: the immutable description of a store at one moment, and the edits that lead from one to the next.
+//! The immutable description of a store at one moment, and the edits that lead from one version to the next.
 //!
 //! A [`Version`] is plain data (numbers, names, segment descriptions), so picking, recovery and checks are pure
 //! functions over it. The manifest is the log of its edits; a full version is itself written as the list of edits
 //! that builds it from nothing.
 //!
-//! Invariants: runs of a keyspace stand newest first, and every entry of a newer run has a higher `Seq` than every
-//! entry of the same key in an older one; segments of a run rise by key and do not overlap; file numbers, keyspace
-//! ids, epochs and lives are never reused.
+//! Invariants: file numbers, keyspace ids, epochs and lives are never reused; those of the runs stand in `levels`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,18 +13,16 @@ use wal::{ActiveFile, GRANULE, MAX_EPOCH, STEP};
 
 use crate::base::key::Seq;
 use crate::io::kinds::MAX_FILE;
+use crate::manifest::levels::{Levels, Merged, PieceMeta};
 use crate::segment::SegmentMeta;
 
-/// Segments without overlap, in key order: what one flush or one compaction made.
-pub(crate) type RunMeta = Vec<SegmentMeta>;
-
-/// What a program must know to read the store at all.
+/// What a program must know before it reads anything else of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Format {
     pub(crate) version: u32,
-    /// Bits of what is used beyond the version; an unknown one is refused.
+    /// Bits of features that the store uses beyond the version; an unknown bit is refused.
     pub(crate) features: u64,
-    /// Size of the manifest file that says this, so that a cut file is noticed.
+    /// Size of the manifest file that holds this edit, so that a cut file is noticed.
     pub(crate) manifest_bytes: u64,
 }
 
@@ -60,10 +56,9 @@ pub(crate) struct Origin {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct KeyspaceVersion {
     pub(crate) name: String,
-    /// Everything of this keyspace below this position is in its runs.
+    /// Every entry of this keyspace below this position is in its segments.
     pub(crate) flushed: Seq,
-    /// Newest first.
-    pub(crate) runs: Vec<RunMeta>,
+    pub(crate) levels: Levels,
 }
 
 /// The live files of a store.
@@ -74,11 +69,11 @@ pub(crate) struct Version {
     /// The stores whose segments a copy has kept, by rising file numbers. All later files are the store's own; a store
     /// that is no copy has no others.
     pub(crate) origins: Vec<Origin>,
-    /// How much of the ring is there.
+    /// Bytes of the ring's file that have been made so far.
     pub(crate) ring_file_bytes: u64,
-    /// Everything below this position, of every keyspace, is in segments: where replay begins.
+    /// Every entry of every keyspace below this position is in segments: replay begins here.
     pub(crate) horizon: Seq,
-    /// Log files in the order of use.
+    /// Log files in the order in which the log used them.
     pub(crate) logs: Vec<ActiveFile>,
     pub(crate) keyspaces: BTreeMap<u32, KeyspaceVersion>,
     /// Dropped keyspaces that records in the log may still name.
@@ -93,7 +88,7 @@ pub(crate) struct Version {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Edit {
     Format(Format),
-    /// A life begins; the log files of the one before are forgotten, and all of the ring is there.
+    /// A life begins: the log files of the one before are forgotten, and the file of the ring has its full size.
     Life(Life),
     /// Lower bounds for the counters.
     Counters {
@@ -115,19 +110,18 @@ pub(crate) enum Edit {
     KeyspaceDropped {
         keyspace: u32,
     },
-    /// A memtable became a run (or nothing, when it was empty).
+    /// Everything below `to` is in segments, and these pieces, if there are any, are a run of that stamp.
     Flushed {
         keyspace: u32,
         to: Seq,
-        run: RunMeta,
+        pieces: Vec<PieceMeta>,
     },
-    /// The runs that consist of `removed` segments became one run (or nothing).
-    Compacted {
+    /// A merge replaced pieces by others.
+    Merged {
         keyspace: u32,
-        removed: Vec<u64>,
-        run: RunMeta,
+        merged: Merged,
     },
-    /// The file of the ring has so many bytes.
+    /// The file of the ring has this many bytes.
     RingGrown {
         file_bytes: u64,
     },
@@ -136,7 +130,7 @@ pub(crate) enum Edit {
 }
 
 impl Version {
-    /// Applies an edit; `Err` says what does not fit, and leaves the version in no useful state.
+    /// Applies an edit. `Err` names the rule that it breaks; the version must not be used after it.
     pub(crate) fn apply(&mut self, edit: &Edit) -> Result<(), &'static str> {
         match edit {
             Edit::Format(format) => self.format = *format,
@@ -172,22 +166,20 @@ impl Version {
                 self.keyspaces.remove(keyspace).ok_or("an unknown keyspace is dropped")?;
                 self.dropped.push(*keyspace);
             }
-            Edit::Flushed { keyspace, to, run } => {
-                self.note_files(run);
+            Edit::Flushed { keyspace, to, pieces } => {
+                self.note_files(pieces);
                 let keyspace = self.keyspaces.get_mut(keyspace).ok_or("an unknown keyspace is flushed")?;
                 keyspace.flushed = keyspace.flushed.max(*to);
-                if !run.is_empty() {
-                    keyspace.runs.insert(0, run.clone());
-                }
+                keyspace.levels.add(*to, pieces)?;
             }
-            Edit::Compacted { keyspace, removed, run } => {
-                self.note_files(run);
-                let keyspace = self.keyspaces.get_mut(keyspace).ok_or("an unknown keyspace is compacted")?;
-                replace_runs(&mut keyspace.runs, removed, run)?;
+            Edit::Merged { keyspace, merged } => {
+                self.note_files(&merged.out);
+                let keyspace = self.keyspaces.get_mut(keyspace).ok_or("an unknown keyspace is merged")?;
+                keyspace.levels.merge(merged)?;
             }
             Edit::RingGrown { file_bytes } => {
                 if *file_bytes > self.life.ring_bytes {
-                    return Err("more of a ring is there than there is");
+                    return Err("a ring has more bytes than its size");
                 }
                 self.ring_file_bytes = *file_bytes;
             }
@@ -213,13 +205,13 @@ impl Version {
         edits.extend(self.logs.iter().copied().map(Edit::FileActivated));
         for (&keyspace, state) in &self.keyspaces {
             edits.push(Edit::KeyspaceCreated { keyspace, name: state.name.clone() });
-            edits.push(Edit::Flushed { keyspace, to: state.flushed, run: Vec::new() });
-            // Each run is put in front of the ones before it, so the oldest goes first.
-            edits.extend(state.runs.iter().rev().map(|run| Edit::Flushed {
+            // A flushed run is newer than all others, so the oldest goes first.
+            edits.extend(state.levels.runs().iter().rev().map(|run| Edit::Flushed {
                 keyspace,
-                to: state.flushed,
-                run: run.clone(),
+                to: run.stamp,
+                pieces: run.pieces.clone(),
             }));
+            edits.push(Edit::Flushed { keyspace, to: state.flushed, pieces: Vec::new() });
         }
         for &keyspace in &self.dropped {
             edits.push(Edit::KeyspaceCreated { keyspace, name: String::new() });
@@ -228,9 +220,17 @@ impl Version {
         edits
     }
 
-    /// Every live segment with the keyspace it belongs to.
+    /// The runs of a keyspace.
+    ///
+    /// # Panics
+    /// There is no such keyspace.
+    pub(crate) fn levels(&self, keyspace: u32) -> &Levels {
+        &self.keyspaces[&keyspace].levels
+    }
+
+    /// Every live segment, once.
     pub(crate) fn segments(&self) -> impl Iterator<Item = &SegmentMeta> {
-        self.keyspaces.values().flat_map(|keyspace| keyspace.runs.iter().flatten())
+        self.keyspaces.values().flat_map(|keyspace| keyspace.levels.segments())
     }
 
     /// The id of the store that wrote the segment with this file number.
@@ -239,26 +239,14 @@ impl Version {
         self.origins.get(before).map_or(self.life.store_id, |origin| origin.store_id)
     }
 
-    /// What must hold between the parts of a version, beyond what each part says of itself.
+    /// Checks the rules between the parts of a version.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let names: BTreeSet<&str> = self.keyspaces.values().map(|keyspace| keyspace.name.as_str()).collect();
         if names.len() != self.keyspaces.len() {
             return Err("two keyspaces have the same name");
         }
         for (&id, keyspace) in &self.keyspaces {
-            for run in &keyspace.runs {
-                if run.iter().any(|segment| segment.keyspace != id) {
-                    return Err("a segment belongs to another keyspace");
-                }
-                let ordered = run.iter().all(|segment| segment.smallest <= segment.largest);
-                let apart = run.windows(2).all(|pair| pair[0].largest < pair[1].smallest);
-                if !ordered || !apart {
-                    return Err("segments of one run overlap");
-                }
-                if run.iter().any(|segment| segment.max_seq >= keyspace.flushed) {
-                    return Err("a segment holds entries above the flushed position");
-                }
-            }
+            keyspace.levels.check(id, keyspace.flushed)?;
         }
         let mut ids: Vec<u64> = self.segments().map(|segment| segment.id).collect();
         ids.extend(self.logs.iter().map(|file| file.id));
@@ -278,11 +266,11 @@ impl Version {
         if bounds().next_back().is_some_and(|below| below > self.next_file) {
             return Err("a file number that is not used yet belongs to another store");
         }
-        // From here on the next number would be one that is in use, and whoever takes it relies on its being free.
+        // The next number would be in use already, and the code that takes it relies on a free one.
         if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {
             return Err("a counter is used up");
         }
-        // A replay begins at one of the two, or at what becomes the horizon, and relies on it.
+        // A replay begins at the horizon or at the start of the life, and a flushed position may become the horizon.
         let flushed = self.keyspaces.values().map(|keyspace| keyspace.flushed);
         if flushed.chain([self.horizon, self.life.start]).any(|at| !at.get().is_multiple_of(GRANULE as u64)) {
             return Err("a position is not where a record can start");
@@ -290,14 +278,14 @@ impl Version {
         Ok(())
     }
 
-    /// As [`Version::check`], for what a replay of the log relies on beside it, and a log that goes on in the same ring.
+    /// Checks the rules that a replay relies on, and a log that goes on in the same ring.
     pub(crate) fn check_log(&self) -> Result<(), &'static str> {
         if self.life.ring_bytes == 0 {
             return Err("a life has a ring of no bytes");
         }
         let there = self.ring_file_bytes;
         if there == 0 || !there.is_multiple_of(STEP as u64) {
-            return Err("what is there of a ring is not whole steps");
+            return Err("the file of a ring is not whole steps");
         }
         Ok(())
     }
@@ -315,25 +303,11 @@ impl Version {
         Ok(())
     }
 
-    fn note_files(&mut self, run: &RunMeta) {
-        for segment in run {
-            self.next_file = self.next_file.max(segment.id.saturating_add(1));
+    fn note_files(&mut self, pieces: &[PieceMeta]) {
+        for piece in pieces {
+            self.next_file = self.next_file.max(piece.segment.id.saturating_add(1));
         }
     }
-}
-
-/// Replaces the neighbouring runs made of exactly the `removed` segments by `run`.
-fn replace_runs(runs: &mut Vec<RunMeta>, removed: &[u64], run: &RunMeta) -> Result<(), &'static str> {
-    let gone = |meta: &RunMeta| meta.iter().all(|segment| removed.contains(&segment.id));
-    let first = runs.iter().position(gone).ok_or("compacted runs are not there")?;
-    let count = runs.iter().skip(first).take_while(|meta| gone(meta)).count();
-    let segments: usize = runs.iter().skip(first).take(count).map(Vec::len).sum();
-    if segments != removed.len() {
-        return Err("compacted runs are not neighbours");
-    }
-    let replacement = if run.is_empty() { None } else { Some(run.clone()) };
-    runs.splice(first..first + count, replacement);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! Versions: whatever edits led to one, the list it writes of itself leads to the same; edits that do not fit are
 //! refused.
 
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::base::range::KeyBounds;
+use crate::manifest::levels::RunMeta;
 use crate::read::cursor_contract::runner;
 
 fn segment(id: u64, keyspace: u32, keys: (&str, &str), max_seq: u64) -> SegmentMeta {
@@ -36,7 +41,8 @@ enum Step {
     Create,
     Drop(usize),
     Flush(usize, usize),
-    Compact(usize, usize, usize),
+    Merge(usize, usize, usize, usize),
+    Move(usize, usize),
     Activate,
     Horizon(usize),
     Life,
@@ -49,7 +55,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Create),
         1 => any().prop_map(Step::Drop),
         4 => (any(), 0..3_usize).prop_map(|(keyspace, segments)| Step::Flush(keyspace, segments)),
-        2 => (any(), any(), any()).prop_map(|(keyspace, from, len)| Step::Compact(keyspace, from, len)),
+        4 => (any(), any(), any(), 0..40_usize)
+            .prop_map(|(keyspace, from, len, edges)| Step::Merge(keyspace, from, len, edges)),
+        2 => (any(), 0..40_usize).prop_map(|(keyspace, edges)| Step::Move(keyspace, edges)),
         2 => Just(Step::Activate),
         1 => any().prop_map(Step::Horizon),
         1 => Just(Step::Life),
@@ -57,11 +65,56 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Two segments side by side at most, with fresh numbers.
-fn new_run(version: &Version, keyspace: u32, segments: usize, position: u64) -> RunMeta {
+/// Up to three segments side by side, with fresh numbers.
+fn new_pieces(version: &Version, keyspace: u32, segments: usize, position: u64) -> Vec<PieceMeta> {
     let keys = [("a", "c"), ("d", "d"), ("da", "z")];
     let numbered = keys.iter().take(segments).zip(version.next_file..);
-    numbered.map(|(keys, id)| segment(id, keyspace, *keys, position)).collect()
+    numbered.map(|(keys, id)| PieceMeta::whole(segment(id, keyspace, *keys, position))).collect()
+}
+
+/// The stretches that merges take: with edges at, between and beyond the keys of [`new_pieces`].
+fn stretch(nth: usize) -> KeyBounds {
+    let edges = ["", "a", "b", "c", "ca", "d", "da", "m", "z", "zz"];
+    let from = edges[nth % edges.len()];
+    let upto = edges.get(nth % edges.len() + 1 + nth / edges.len()).copied();
+    KeyBounds { from: from.into(), upto: upto.map(Into::into) }
+}
+
+/// A merge of up to three neighbouring runs inside a stretch, with an output that fills it as far as segments reach.
+fn merge(version: &Version, keyspace: u32, from: usize, len: usize, stretch: KeyBounds) -> Option<Edit> {
+    let runs = version.keyspaces.get(&keyspace)?.levels.runs();
+    let inputs = runs.get(from..from + 1 + len % 3)?;
+    let is_bottom = from + inputs.len() == runs.len();
+    let (newest, oldest) = (inputs.first()?.stamp, inputs.last()?.stamp);
+    let (oldest, into) = if is_bottom { (Seq::ZERO, Seq::ZERO) } else { (oldest, newest) };
+    let highest = inputs.iter().flat_map(RunMeta::segments).map(|segment| segment.max_seq.get()).max()?;
+    let upto = stretch.upto.as_deref().unwrap_or(b"zzz");
+    let lies_inside =
+        |piece: &PieceMeta| piece.segment.smallest >= stretch.from && piece.segment.largest < upto;
+    let mut out = new_pieces(version, keyspace, 3, highest);
+    out.retain(lies_inside);
+    let mut edited = version.keyspaces[&keyspace].levels.clone();
+    let merged = Merged { stretch, newest, oldest, into, out };
+    edited.merge(&merged).ok()?;
+    Some(Edit::Merged { keyspace, merged })
+}
+
+/// Moves what the oldest run has in a stretch to the bottom, so that one file stands under two stamps.
+fn move_down(version: &Version, keyspace: u32, stretch: KeyBounds) -> Option<Edit> {
+    let levels = &version.keyspaces.get(&keyspace)?.levels;
+    let oldest = levels.runs().last().filter(|run| run.stamp != Seq::ZERO)?;
+    let first = oldest.pieces.first().filter(|piece| piece.bounds == KeyBounds::all())?;
+    let SegmentMeta { smallest, largest, .. } = &first.segment;
+    let inside = |bound: &Bytes| bound > smallest && bound <= largest;
+    let upto = stretch.upto.filter(inside);
+    let from = if inside(&stretch.from) { stretch.from } else { Bytes::new() };
+    let bounds = KeyBounds { from, upto };
+    let moved = PieceMeta { segment: first.segment.clone(), bounds: bounds.clone() };
+    let upto = bounds.upto.or_else(|| Some([&largest[..], b"\0"].concat().into()));
+    let stretch = KeyBounds { from: bounds.from, upto };
+    let merged =
+        Merged { stretch, newest: oldest.stamp, oldest: oldest.stamp, into: Seq::ZERO, out: vec![moved] };
+    Some(Edit::Merged { keyspace, merged })
 }
 
 /// The edit of a step, if it is possible; `position`, where a record may start, rises with every step.
@@ -73,18 +126,11 @@ fn edit(version: &Version, step: Step, position: u64) -> Option<Edit> {
         }
         Step::Drop(nth) => Edit::KeyspaceDropped { keyspace: keyspace(nth)? },
         Step::Flush(nth, segments) => {
-            let run = new_run(version, keyspace(nth)?, segments, position);
-            Edit::Flushed { keyspace: keyspace(nth)?, to: Seq::new(position + 32), run }
+            let pieces = new_pieces(version, keyspace(nth)?, segments, position);
+            Edit::Flushed { keyspace: keyspace(nth)?, to: Seq::new(position + 32), pieces }
         }
-        Step::Compact(nth, from, len) => {
-            let runs = &version.keyspaces.get(&keyspace(nth)?)?.runs;
-            let inputs = runs.get(from..from + 1 + len % 3)?;
-            let removed = inputs.iter().flatten().map(|segment| segment.id).collect();
-            // At most as high as what was flushed: the inputs are older than this step.
-            let highest = inputs.iter().flatten().map(|segment| segment.max_seq.get()).max()?;
-            let run = new_run(version, keyspace(nth)?, len % 3, highest);
-            Edit::Compacted { keyspace: keyspace(nth)?, removed, run }
-        }
+        Step::Merge(nth, from, len, edges) => merge(version, keyspace(nth)?, from, len, stretch(edges))?,
+        Step::Move(nth, edges) => move_down(version, keyspace(nth)?, stretch(edges))?,
         Step::Activate => Edit::FileActivated(ActiveFile {
             id: version.next_file,
             epoch: version.next_epoch,
@@ -128,12 +174,20 @@ fn created(keyspace: u32, name: &str) -> Edit {
     Edit::KeyspaceCreated { keyspace, name: name.to_owned() }
 }
 
-fn flushed(run: RunMeta) -> Edit {
-    Edit::Flushed { keyspace: 1, to: Seq::new(96), run }
+fn flushed_to(to: u64, segments: Vec<SegmentMeta>) -> Edit {
+    let pieces = segments.into_iter().map(PieceMeta::whole).collect();
+    Edit::Flushed { keyspace: 1, to: Seq::new(to), pieces }
 }
 
-fn compacted(removed: &[u64], run: RunMeta) -> Edit {
-    Edit::Compacted { keyspace: 1, removed: removed.to_vec(), run }
+fn flushed(segments: Vec<SegmentMeta>) -> Edit {
+    flushed_to(96, segments)
+}
+
+fn merged(stamps: RangeInclusive<u64>, segments: Vec<SegmentMeta>) -> Edit {
+    let out = segments.into_iter().map(PieceMeta::whole).collect();
+    let (oldest, newest) = (Seq::new(*stamps.start()), Seq::new(*stamps.end()));
+    let into = if oldest == Seq::ZERO { oldest } else { newest };
+    Edit::Merged { keyspace: 1, merged: Merged { stretch: KeyBounds::all(), newest, oldest, into, out } }
 }
 
 fn activated(id: u64, epoch: u32, start: u64) -> Edit {
@@ -145,6 +199,8 @@ fn edits_that_do_not_fit_are_refused() {
     let one = |id| vec![segment(id, 1, ("a", "b"), 5)];
     let two =
         |first: (&'static str, &'static str), second| vec![segment(8, 1, first, 5), segment(9, 1, second, 5)];
+    let other = PieceMeta::whole(segment(3, 2, ("a", "b"), 5));
+    let on_keyspace_two = Edit::Flushed { keyspace: 2, to: Seq::new(96), pieces: vec![other] };
     let cases: Vec<(Vec<Edit>, &str)> = vec![
         (vec![created(1, "x")], "a keyspace id is used twice"),
         (vec![Edit::KeyspaceDropped { keyspace: 1 }, created(1, "x")], "a keyspace id is used twice"),
@@ -152,26 +208,23 @@ fn edits_that_do_not_fit_are_refused() {
         (vec![Edit::KeyspaceDropped { keyspace: 9 }], "an unknown keyspace is dropped"),
         (vec![Edit::KeyspaceDropped { keyspace: 1 }, flushed(vec![])], "an unknown keyspace is flushed"),
         (
-            vec![Edit::KeyspaceDropped { keyspace: 1 }, compacted(&[], vec![])],
-            "an unknown keyspace is compacted",
+            vec![Edit::KeyspaceDropped { keyspace: 1 }, merged(0..=96, vec![])],
+            "an unknown keyspace is merged",
         ),
-        (vec![flushed(one(3)), flushed(one(3))], "a file number is used twice"),
+        (vec![flushed(one(3)), flushed_to(128, one(3))], "a file number is used twice"),
+        (vec![created(2, "two"), flushed(one(3)), on_keyspace_two], "a file number is used twice"),
         (vec![activated(3, 1, 0), flushed(one(3))], "a file number is used twice"),
         (vec![flushed(vec![segment(3, 2, ("a", "b"), 5)])], "a segment belongs to another keyspace"),
         (
             vec![flushed(vec![segment(3, 1, ("a", "b"), 100)])],
             "a segment holds entries above the flushed position",
         ),
-        (vec![flushed(two(("b", "c"), ("a", "a")))], "segments of one run overlap"),
-        (vec![flushed(two(("a", "b"), ("b", "c")))], "segments of one run overlap"),
-        (vec![flushed(vec![segment(3, 1, ("b", "a"), 5)])], "segments of one run overlap"),
-        (vec![flushed(one(3)), compacted(&[], one(4))], "compacted runs are not there"),
-        (vec![flushed(one(3)), compacted(&[4], one(5))], "compacted runs are not there"),
-        (vec![flushed(two(("a", "b"), ("c", "d"))), compacted(&[8], vec![])], "compacted runs are not there"),
-        (
-            vec![flushed(one(3)), flushed(one(4)), flushed(one(5)), compacted(&[3, 5], one(6))],
-            "compacted runs are not neighbours",
-        ),
+        (vec![flushed(one(3)), flushed(one(4))], "a flushed run is not newer than all others"),
+        (vec![flushed(two(("b", "c"), ("a", "a")))], "pieces of one run overlap"),
+        (vec![flushed(two(("a", "b"), ("b", "c")))], "pieces of one run overlap"),
+        (vec![flushed(vec![segment(3, 1, ("b", "a"), 5)])], "pieces of one run overlap"),
+        (vec![merged(0..=96, one(4))], "a merge has no input"),
+        (vec![flushed(one(3)), merged(97..=200, one(4))], "a merge has no input"),
         (vec![activated(3, 2, 0), activated(3, 3, 1)], "a log file or epoch is used twice"),
         (vec![activated(3, 2, 0), activated(4, 2, 1)], "a log file or epoch is used twice"),
         (vec![activated(3, 2, 5), activated(4, 3, 4)], "log files are not in stream order"),
@@ -212,7 +265,7 @@ fn a_position_where_no_record_can_start_is_refused() {
     assert!(built(&horizon(64)).is_ok() && built(&life(64)).is_ok());
     // The horizon becomes the least that keyspaces are flushed to.
     let flushed =
-        |to| vec![created(1, "one"), Edit::Flushed { keyspace: 1, to: Seq::new(to), run: Vec::new() }];
+        |to| vec![created(1, "one"), Edit::Flushed { keyspace: 1, to: Seq::new(to), pieces: Vec::new() }];
     assert!(built(&flushed(64)).is_ok());
     for edits in [horizon(33), life(33), flushed(33)] {
         assert_eq!(built(&edits), Err("a position is not where a record can start"), "{edits:?}");
@@ -228,24 +281,30 @@ fn a_life_whose_ring_has_no_bytes_is_refused_before_its_log_is_replayed() {
     assert_eq!(there(4096).check_log(), Ok(()));
     for file_bytes in [0, 1, 4095, 4097] {
         let refused = there(file_bytes).check_log();
-        assert_eq!(refused, Err("what is there of a ring is not whole steps"), "{file_bytes}");
+        assert_eq!(refused, Err("the file of a ring is not whole steps"), "{file_bytes}");
     }
 }
 
 #[test]
-fn a_compaction_takes_the_place_of_its_runs() {
+fn a_merge_takes_the_place_of_its_runs() {
     let run = |id| vec![segment(id, 1, ("a", "b"), 5)];
-    let flushes = [created(1, "one"), flushed(run(3)), flushed(run(4)), flushed(run(5)), flushed(run(6))];
+    let flushes = [
+        created(1, "one"),
+        flushed_to(32, run(3)),
+        flushed_to(64, run(4)),
+        flushed_to(96, run(5)),
+        flushed_to(128, run(6)),
+    ];
     let ids =
         |edits: &[Edit]| -> Vec<u64> { built(edits).unwrap().segments().map(|segment| segment.id).collect() };
     assert_eq!(ids(&flushes), [6, 5, 4, 3], "newest first");
-    let merged = |removed: &[u64], run| [&flushes[..], &[compacted(removed, run)]].concat();
-    assert_eq!(ids(&merged(&[5, 4], run(7))), [6, 7, 3]);
-    assert_eq!(ids(&merged(&[4, 3], vec![])), [6, 5], "nothing was left");
+    let with = |edit| [&flushes[..], &[edit]].concat();
+    assert_eq!(ids(&with(merged(64..=96, run(7)))), [6, 7, 3]);
+    assert_eq!(ids(&with(merged(0..=64, vec![]))), [6, 5], "nothing was left");
 }
 
 #[test]
-fn a_ring_is_never_more_there_than_it_is() {
+fn a_ring_file_is_never_longer_than_its_ring() {
     let mut version = Version::default();
     let life = Life { number: 1, ring_bytes: 4096, ..Life::default() };
     version.apply(&Edit::Life(life)).unwrap();

@@ -56,6 +56,39 @@ impl<C: Cursor> Merge<C> {
         Merge { top: inputs.len(), inputs, waiting: Vec::new(), next_head: 0, direction: Direction::Forward }
     }
 
+    /// How many inputs it has.
+    pub(crate) fn len(&self) -> usize {
+        self.inputs.len()
+    }
+
+    #[inline]
+    pub(crate) fn last_input(&self) -> Option<&C> {
+        self.inputs.last().map(|input| &input.cursor)
+    }
+
+    /// Takes the inputs from this one on out. It stands past the end until the next seek or [`Merge::settle`].
+    pub(crate) fn take_from(&mut self, first: usize) -> Vec<C> {
+        self.end();
+        self.inputs.split_off(first).into_iter().map(|input| input.cursor).collect()
+    }
+
+    /// Adds an input as the last one, after [`Merge::take_from`].
+    pub(crate) fn push(&mut self, cursor: C) {
+        self.inputs.push(MergeInput { cursor, head: 0 });
+    }
+
+    /// Brings the inputs into order after some were taken out or added, for a walk that goes on in the same direction.
+    pub(crate) fn settle(&mut self) {
+        self.end();
+        for input in 0..self.inputs.len() {
+            if self.take_head(input) {
+                self.enqueue(input);
+            }
+        }
+        self.top = self.waiting.pop().unwrap_or(usize::MAX);
+        self.note_next();
+    }
+
     /// Positions all inputs and sorts them.
     fn start(&mut self, direction: Direction, target: Target<'_>) -> Result<()> {
         self.direction = direction;
@@ -69,20 +102,14 @@ impl<C: Cursor> Merge<C> {
                 Target::Before(key) => input.cursor.seek_before(key)?,
             }
         }
-        for input in 0..self.inputs.len() {
-            if self.take_head(input) {
-                self.enqueue(input);
-            }
-        }
-        self.top = self.waiting.pop().unwrap_or(self.inputs.len());
-        self.note_next();
+        self.settle();
         Ok(())
     }
 
     /// Moves past the end.
     fn end(&mut self) {
         self.waiting.clear();
-        self.top = self.inputs.len();
+        self.top = usize::MAX;
     }
 
     /// Moves the input at the top.

@@ -31,6 +31,7 @@ use crate::base::key::{Kind, Seq, key_hash};
 use crate::io::files::QUEUE_SLOTS;
 use crate::segment::{Aim, Block, Segment, Step};
 use crate::tree::superversion::Superversion;
+use crate::tree::zones::PieceAt;
 
 /// Reads in flight of one call: what a context takes before any is waited for.
 const MOST_READS: usize = QUEUE_SLOTS;
@@ -67,32 +68,27 @@ struct Wanted {
     /// Its place among the keys.
     at: usize,
     hash: u64,
-    /// The newest run that has not said that it has nothing.
-    run: usize,
-    /// Its segment whose bounds hold the key.
-    segment: usize,
+    /// The newest piece that has not said that it has nothing.
+    piece: PieceAt,
+    /// The file of its segment, once it is known that its bounds hold the key.
+    file: u64,
 }
 
 impl Wanted {
-    /// Goes on to a run whose bounds hold `key`, or past the last one, and gives the segment.
+    /// Goes on to a piece whose bounds hold `key`, and gives its segment; `None`: there is none any more.
     #[inline]
     fn next_segment<'a>(&mut self, superversion: &'a Superversion, key: &[u8]) -> Option<&'a Segment> {
-        while let Some(run) = superversion.runs.get(self.run) {
-            if let Some((at, segment)) = run.segment_of(key) {
-                self.segment = at;
-                return Some(segment);
-            }
-            self.run += 1;
-        }
-        None
+        let (at, piece) = superversion.zones.find(self.piece, key)?;
+        self.piece = at;
+        self.file = piece.segment.meta().id;
+        Some(&piece.segment)
     }
 }
 
-/// A block, by its place in the superversion. In the order of files.
+/// A block, by its place on the device. One segment may stand in several zones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
-    run: usize,
-    segment: usize,
+    file: u64,
     number: usize,
 }
 
@@ -106,7 +102,11 @@ struct Spot {
 impl Spot {
     #[inline]
     fn place(&self) -> Place {
-        Place { run: self.wanted.run, segment: self.wanted.segment, number: self.aim.number }
+        Place { file: self.wanted.file, number: self.aim.number }
+    }
+
+    fn segment<'a>(&self, superversion: &'a Superversion) -> &'a Arc<Segment> {
+        &superversion.zones.piece(self.wanted.piece).segment
     }
 }
 
@@ -228,7 +228,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
         }
         let last = state.parked.last()?;
         let (place, aim) = (last.place(), last.aim);
-        let segment = segment(self.superversion, place);
+        let segment = last.segment(self.superversion);
         let bytes = segment.stored_bytes(aim);
         if state.reads == MOST_READS || state.reads > 0 && state.read_bytes + bytes > MOST_READ_BYTES {
             return None;
@@ -250,7 +250,8 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     /// # Errors
     /// It is damaged.
     pub(crate) fn bring(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
-        let block = segment(self.superversion, read.place).take_in(read.aim, offset, buf)?;
+        let Some(first) = read.spots.first() else { return Ok(()) };
+        let block = first.segment(self.superversion).take_in(read.aim, offset, buf)?;
         for spot in &read.spots {
             self.search(*spot, Block::of(&block));
         }
@@ -263,7 +264,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     /// A read failed, or a block is damaged.
     pub(crate) fn finish(&mut self) -> Result<()> {
         let Some(first) = self.state.parked.first() else { return Ok(()) };
-        let files = segment(self.superversion, first.place()).files();
+        let files = first.segment(self.superversion).files();
         files.with_queue(|queue| {
             let result = self.read_all(queue);
             // What is in flight after an error is nobody's: the context is idle when it is given back.
@@ -317,9 +318,12 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     fn look_in_tables(&mut self) {
         for (at, key) in self.keys.iter().enumerate() {
             let hash = key_hash(key.as_ref());
-            match self.superversion.get_in_tables(key.as_ref(), hash, self.state.snapshot) {
-                Some((kind, value)) => self.show(at, kind, value),
-                None => self.state.asking.push(Wanted { at, hash, run: 0, segment: 0 }),
+            let found = self.superversion.get_in_tables(key.as_ref(), hash, self.state.snapshot);
+            if let Some((kind, value)) = found {
+                self.show(at, kind, value);
+            } else {
+                let piece = self.superversion.zones.start(key.as_ref());
+                self.state.asking.push(Wanted { at, hash, piece, file: 0 });
             }
         }
     }
@@ -333,8 +337,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
         }
         while let Some(mut wanted) = self.state.asking.pop() {
             let key = self.keys[wanted.at].as_ref();
-            let run = self.superversion.runs.get(wanted.run);
-            let mut next = run.map(|run| &*run.segments()[wanted.segment]);
+            let mut next = wanted.next_segment(self.superversion, key);
             let aim = loop {
                 let Some(segment) = next else { break None };
                 let aim = segment.begin((key, wanted.hash), self.state.snapshot);
@@ -342,7 +345,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
                     segment.prefetch_slot(aim.number);
                     break Some(aim);
                 }
-                wanted.run += 1;
+                wanted.piece = wanted.piece.next();
                 next = wanted.next_segment(self.superversion, key);
             };
             match aim {
@@ -359,9 +362,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
         for spots in looking.chunks(LOOKED_AT) {
             // First all loads, which do not wait for each other, then the searches: a search behind a miss of the
             // processor's caches would hold the next load back.
-            held.extend(
-                spots.iter().map(|spot| segment(self.superversion, spot.place()).cached(spot.aim.number)),
-            );
+            held.extend(spots.iter().map(|spot| spot.segment(self.superversion).cached(spot.aim.number)));
             for (spot, held) in spots.iter().zip(&held) {
                 if let Some(frame) = held.as_ref() {
                     Block::of(frame).prefetch_entry(spot.wanted.hash);
@@ -380,18 +381,14 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     fn search(&mut self, spot: Spot, block: Block<'_>) {
         let Spot { mut wanted, aim } = spot;
         let key = self.keys[wanted.at].as_ref();
-        let open = segment(self.superversion, spot.place());
+        let open = spot.segment(self.superversion);
         match open.search(aim, block, (key, wanted.hash), self.state.snapshot) {
             Step::Found(kind, _, value) => self.show(wanted.at, kind, value),
             Step::Block(aim) => self.state.looking.push(Spot { wanted, aim }),
             Step::Absent => {
-                wanted.run += 1;
+                wanted.piece = wanted.piece.next();
                 self.state.asking.push(wanted);
             }
         }
     }
-}
-
-fn segment(superversion: &Superversion, place: Place) -> &Arc<Segment> {
-    &superversion.runs[place.run].segments()[place.segment]
 }

@@ -34,8 +34,8 @@ use crate::write::ops::check_key;
 
 /// How a read gets its position.
 pub(crate) trait ReadAt {
-    /// The layers that one read searches, and the position below which it sees entries.
-    fn look(&self, store: &Store, tree: &Tree) -> (Guard<Arc<Superversion>>, Seq);
+    /// The layers that one read searches, and the position below which it sees entries; `Closed` if the keyspace was dropped.
+    fn look(&self, store: &Store, tree: &Tree) -> Result<(Guard<Arc<Superversion>>, Seq)>;
 
     /// A pin for a read of many steps.
     fn pin(&self, store: &Store) -> PinGuard;
@@ -47,7 +47,7 @@ pub(crate) struct Latest;
 
 impl ReadAt for Latest {
     #[inline]
-    fn look(&self, store: &Store, tree: &Tree) -> (Guard<Arc<Superversion>>, Seq) {
+    fn look(&self, store: &Store, tree: &Tree) -> Result<(Guard<Arc<Superversion>>, Seq)> {
         tree.view(|| store.visible())
     }
 
@@ -59,7 +59,7 @@ impl ReadAt for Latest {
 /// At a pinned position: nothing that it sees is dropped, so any later superversion will do.
 impl ReadAt for &PinGuard {
     #[inline]
-    fn look(&self, store: &Store, tree: &Tree) -> (Guard<Arc<Superversion>>, Seq) {
+    fn look(&self, store: &Store, tree: &Tree) -> Result<(Guard<Arc<Superversion>>, Seq)> {
         let sees_later = planted(Bug::SnapshotSeesLater);
         tree.view(|| if sees_later { store.visible() } else { self.seq() })
     }
@@ -88,7 +88,7 @@ impl<P: ReadAt> View<'_, P> {
     pub(crate) fn get_with<R>(&self, key: &[u8], found: impl FnOnce(&[u8]) -> R) -> Result<Option<R>> {
         self.check()?;
         check_key(key)?;
-        let (superversion, position) = self.look();
+        let (superversion, position) = self.look()?;
         superversion.get_with(key, position, found)
     }
 
@@ -112,7 +112,7 @@ impl<P: ReadAt> View<'_, P> {
         found: impl FnMut(usize, Option<&[u8]>),
     ) -> Result<()> {
         self.check_keys(keys)?;
-        let (superversion, position) = self.look();
+        let (superversion, position) = self.look()?;
         multi_get_with(&superversion, keys, position, found)
     }
 
@@ -123,11 +123,8 @@ impl<P: ReadAt> View<'_, P> {
 
     /// A future of copies of the values of `keys`.
     pub(crate) fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> MultiGet {
-        match self.check_keys(keys) {
-            Ok(()) => {
-                let (superversion, position) = self.look();
-                MultiGet::start(self.handle, superversion, keys, position)
-            }
+        match self.check_keys(keys).and_then(|()| self.look()) {
+            Ok((superversion, position)) => MultiGet::start(self.handle, superversion, keys, position),
             Err(error) => MultiGet::failed(error),
         }
     }
@@ -139,7 +136,7 @@ impl<P: ReadAt> View<'_, P> {
     }
 
     #[inline]
-    fn look(&self) -> (Guard<Arc<Superversion>>, Seq) {
+    fn look(&self) -> Result<(Guard<Arc<Superversion>>, Seq)> {
         self.at.look(self.handle.store(), self.tree)
     }
 
@@ -164,22 +161,26 @@ mod tests {
     use crate::api::testing::{Background, BuilderExt};
 
     #[test]
-    fn the_layers_are_taken_before_the_position() {
+    fn a_view_is_taken_again_if_the_layers_were_replaced_before_the_position() {
         let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
         let db = builder.open("/store").unwrap();
         let ks = db.keyspace("default").unwrap();
         ks.put("key", "old").unwrap();
         let before = ks.tree().number();
+        let calls = std::cell::Cell::new(0);
         // All that can happen in between: a newer version, a flush, a compaction that drops the older one.
-        let (superversion, position) = ks.tree().view(|| {
-            ks.put("key", "new").unwrap();
-            db.compact().unwrap();
+        let view = ks.tree().view(|| {
+            if calls.replace(calls.get() + 1) == 0 {
+                ks.put("key", "new").unwrap();
+                db.compact().unwrap();
+            }
             db.handle().store().visible()
         });
-        assert_eq!(superversion.number, before);
-        assert!(ks.tree().number() > before);
+        let (superversion, position) = view.unwrap();
+        assert!(superversion.number > before);
+        assert_eq!((superversion.number, calls.get()), (ks.tree().number(), 2));
         let found = superversion.get_with(b"key", position, <[u8]>::to_vec).unwrap();
-        assert_eq!(found.as_deref(), Some(&b"new"[..]), "the older layers have all that the position sees");
+        assert_eq!(found.as_deref(), Some(&b"new"[..]), "the layers have all that the position sees");
     }
 
     #[test]

@@ -7,10 +7,10 @@ use crate::base::error::Result;
 use crate::base::options::Options;
 use crate::compaction::output::Site;
 use crate::io::files::Files;
-use crate::manifest::version::{RunMeta, Version};
+use crate::manifest::levels::Levels;
+use crate::manifest::version::Version;
 use crate::memtable::ArenaPool;
 use crate::segment::{BlockCache, Opening, Segment, SegmentMeta};
-use crate::tree::run::Run;
 use crate::tree::store::Trees;
 use crate::tree::superversion::Tree;
 
@@ -49,17 +49,18 @@ impl<'a> Loading<'a> {
 pub(crate) fn open_trees(loading: &Loading<'_>, version: &Version) -> Result<Trees> {
     let mut trees = BTreeMap::new();
     for (&keyspace, state) in &version.keyspaces {
-        let runs = state.runs.iter().map(|run| open_run(loading, version, run)).collect::<Result<_>>()?;
-        trees.insert(keyspace, Arc::new(Tree::new(keyspace, &state.name, &loading.memory.pool, runs)));
+        let tree = Tree::new(keyspace, &state.name, &loading.memory.pool);
+        tree.install(&state.levels, open_segments(loading, version, &state.levels)?, None);
+        trees.insert(keyspace, Arc::new(tree));
     }
     Ok(trees)
 }
 
-fn open_run(loading: &Loading<'_>, version: &Version, run: &RunMeta) -> Result<Run> {
+fn open_segments(loading: &Loading<'_>, version: &Version, levels: &Levels) -> Result<Vec<Arc<Segment>>> {
     let (files, cache) = (loading.files, &loading.memory.cache);
     let open = |meta: &SegmentMeta| {
         let origin = version.origin_of(meta.id);
         Segment::open(&Opening { files, cache, origin, leaving_bytes: 0 }, meta)
     };
-    Ok(Run::new(run.iter().map(open).collect::<Result<_>>()?))
+    levels.segments().map(open).collect()
 }

@@ -13,10 +13,11 @@ use wal::{Cut, Replayed};
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::sync::shared::AtomicU64;
-use crate::compaction::output::{open_run, write_run};
+use crate::compaction::output::{open_segments, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::io::files::Files;
+use crate::manifest::levels::{PieceMeta, RunMeta};
 use crate::manifest::replay_input::replay_input;
 use crate::manifest::version::{Edit, Version};
 use crate::memtable::{ArenaPool, Memtable};
@@ -24,7 +25,6 @@ use crate::recovery::begin::apply;
 use crate::recovery::load::{Loading, SharedMemory};
 use crate::recovery::lost_edit;
 use crate::recovery::repair::LogDamage;
-use crate::tree::run::Run;
 use crate::tree::store::Trees;
 use crate::write::ops;
 
@@ -130,17 +130,19 @@ impl Replay {
         let next = AtomicU64::new(version.next_file);
         let site = loading.site(version.life.store_id);
         for (&keyspace, tree) in trees {
-            let mut run = Vec::new();
+            let (mut run, mut opened) = (Vec::new(), Vec::new());
             if let Some(table) = self.tables.get(&keyspace) {
-                let runs = &tree.load().runs;
-                let layers = Layers::before(table.len() as u64, runs.iter().map(Run::entries));
+                let runs = version.levels(keyspace).runs();
+                let layers = Layers::before(table.len() as u64, runs.iter().map(RunMeta::entries));
                 let output = site.output(keyspace, layers);
                 let number = || next.fetch_add(1, Ordering::Relaxed);
                 let retain = Retain::new(Vec::new(), Tombstones::Keep);
                 run = write_run(&output, &number, &mut table.cursor(), retain)?;
-                tree.install_flushed(self.end, open_run(&output, &run)?);
+                opened = open_segments(&output, &run)?;
             }
-            apply(version, &Edit::Flushed { keyspace, to: self.end, run });
+            let pieces = run.into_iter().map(PieceMeta::whole).collect();
+            apply(version, &Edit::Flushed { keyspace, to: self.end, pieces });
+            tree.install(version.levels(keyspace), opened, None);
         }
         version.next_file = next.into_inner();
         // Else a crash before the orphans are removed would leave files that look lost again.

@@ -13,15 +13,18 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use aio::{Buf, File};
+use aio::{Buf, Bug, File, planted};
 
 use super::block::{Block, EntryAt, Frame};
+use super::clip::{clipped, counted};
 use super::index::{Index, IndexBuilder, Part};
+use super::key_buf::KeyBuf;
 use super::pages::{PIECE_BLOCKS, handle_in, separator_in};
 use super::reader::{Form, Segment, Span, Way};
 use super::top::Top;
 use crate::base::error::Result;
 use crate::base::key::Entry;
+use crate::base::range::KeyBounds;
 use crate::io::files::{Files, POOLED_BYTES};
 use crate::io::read_ahead::{Grant, MOST_BYTES, Window};
 use crate::memory::cache::{Held, Use};
@@ -36,11 +39,13 @@ impl Segment {
     pub(crate) fn cursor(self: &Arc<Self>, fill_cache: bool) -> SegmentCursor {
         SegmentCursor {
             segment: self.clone(),
+            clip: None,
             fill_cache,
             piece: Piece::default(),
             block: None,
             number: 0,
             at: 0,
+            counted: 0..0,
             spot: EntryAt::NONE,
             key: KeyBuf::default(),
             sole: 0..0,
@@ -56,6 +61,8 @@ impl Segment {
 /// A place in a segment; keeps the segment open.
 pub(crate) struct SegmentCursor {
     segment: Arc<Segment>,
+    /// The keys inside which entries count; `None`: all.
+    clip: Option<Arc<KeyBounds>>,
     fill_cache: bool,
     /// The index around where it stands, if that is paged.
     piece: Piece,
@@ -63,6 +70,8 @@ pub(crate) struct SegmentCursor {
     block: Option<Frame>,
     /// The number of that block.
     number: usize,
+    /// The entries of the block that count: all of them, unless a bound of the clip lies in it.
+    counted: Range<usize>,
     /// The entry in it, and what its columns say of it.
     at: usize,
     spot: EntryAt,
@@ -168,25 +177,79 @@ impl std::fmt::Debug for SegmentCursor {
 }
 
 impl SegmentCursor {
-    /// As a new cursor over another segment, with the memory of this one.
-    pub(crate) fn enter(&mut self, segment: &Arc<Segment>) {
+    /// As a new cursor over a part of another segment, with the memory of this one.
+    pub(crate) fn enter(&mut self, segment: &Arc<Segment>, clip: Option<&Arc<KeyBounds>>) {
         if !Arc::ptr_eq(&self.segment, segment) {
             // The buffer serves again, if the walk goes on.
             self.spare = self.ahead.take().map(|span| span.buf).or(self.spare.take());
             self.segment = segment.clone();
             self.piece = Piece::default();
         }
+        self.clip = clip.cloned();
         self.leave();
+    }
+
+    /// Whether it has entered this part of this segment last.
+    pub(crate) fn is_on(&self, segment: &Arc<Segment>, clip: Option<&Arc<KeyBounds>>) -> bool {
+        Arc::ptr_eq(&self.segment, segment) && self.clip.as_ref() == clip
     }
 
     /// Goes on from the segment before: stands on the first entry.
     pub(crate) fn enter_front(&mut self) -> Result<()> {
-        self.first_of(0)
+        if self.clip.is_some() { self.go_to(b"") } else { self.first_of(0) }
     }
 
     /// Goes on backwards from the segment behind: stands on the last entry.
     pub(crate) fn enter_back(&mut self) -> Result<()> {
-        self.last_before(self.segment.blocks)
+        self.go_before(None)
+    }
+
+    /// To the first entry at or behind `key` that counts.
+    fn go_to(&mut self, key: &[u8]) -> Result<()> {
+        let clip = self.clip.clone();
+        let Target::From(key) = clipped(clip.as_deref(), Target::From(key)) else { unreachable!() };
+        let Some(number) = self.find(key)? else { return Ok(()) };
+        let block = self.load(number)?;
+        let at = Block::of(&block).lower_bound(key);
+        if at < Block::of(&block).len() {
+            self.stand(block, number, at);
+            return Ok(());
+        }
+        // The key lies between the block's last key and its separator.
+        self.first_of(number + 1)
+    }
+
+    /// To the last entry before `key` that counts.
+    fn go_before(&mut self, key: Option<&[u8]>) -> Result<()> {
+        let clip = self.clip.clone();
+        let Target::Before(key) = clipped(clip.as_deref(), Target::Before(key)) else { unreachable!() };
+        let found = match key {
+            Some(key) => self.find(key)?.map(|number| (key, number)),
+            None => None,
+        };
+        let Some((key, number)) = found else { return self.last_before(self.segment.blocks) };
+        let block = self.load(number)?;
+        match Block::of(&block).lower_bound(key).checked_sub(1) {
+            Some(at) => {
+                self.stand(block, number, at);
+                Ok(())
+            }
+            None => self.last_before(number),
+        }
+    }
+
+    /// Whether no entry counts in the blocks behind this one.
+    fn clip_ends_here(&self) -> bool {
+        let upto = self.clip.as_ref().and_then(|clip| clip.upto.as_ref());
+        upto.is_some_and(|upto| self.part().separator(self.number) >= &upto[..])
+            && !planted(Bug::ClipIgnoredByScan)
+    }
+
+    /// Whether no entry counts in the blocks before this one.
+    fn clip_begins_here(&self) -> bool {
+        let from = self.clip.as_ref().map(|clip| &clip.from);
+        from.is_some_and(|from| self.part().separator_before(self.number) < &from[..])
+            && !planted(Bug::ClipIgnoredBackwards)
     }
 
     /// The index around where it stands, or goes: see [`SegmentCursor::reach`].
@@ -270,6 +333,8 @@ impl SegmentCursor {
 
     /// A seek is coming: which block it begins with, if memory knows. Memory is asked for its place.
     pub(crate) fn foresee(&mut self, target: Target<'_>) -> Option<usize> {
+        let clip = self.clip.clone();
+        let target = clipped(clip.as_deref(), target);
         if let Form::Paged(top) = &self.segment.form {
             let last = || top.pieces().checked_sub(1);
             let piece = match target {
@@ -381,6 +446,11 @@ impl SegmentCursor {
     /// Stands on entry `at` of a block, which exists.
     fn stand(&mut self, frame: Frame, number: usize, at: usize) {
         let block = Block::of(&frame);
+        self.counted = counted(self.clip.as_deref(), block, self.way);
+        if !self.counted.contains(&at) {
+            self.block = None;
+            return;
+        }
         if block.is_long() {
             self.segment.look_around(block, (number, at), self.way);
         }
@@ -420,9 +490,8 @@ impl SegmentCursor {
     /// To the next entry of the same block, if there is one.
     #[inline]
     fn step_forward(&mut self) -> bool {
-        let Some(block) = self.block.as_ref().map(Block::of).filter(|block| self.at + 1 < block.len()) else {
-            return false;
-        };
+        let has_next = self.at + 1 < self.counted.end;
+        let Some(block) = self.block.as_ref().map(Block::of).filter(|_| has_next) else { return false };
         self.at += 1;
         self.spot = block.entry_at(self.at);
         if block.is_long() {
@@ -435,7 +504,8 @@ impl SegmentCursor {
     /// To the entry before in the same block, if there is one.
     #[inline]
     fn step_backward(&mut self) -> bool {
-        let Some(block) = self.block.as_ref().map(Block::of).filter(|_| self.at > 0) else { return false };
+        let has_next = self.at > self.counted.start;
+        let Some(block) = self.block.as_ref().map(Block::of).filter(|_| has_next) else { return false };
         self.at -= 1;
         self.spot = block.entry_at(self.at);
         if block.is_long() {
@@ -470,36 +540,20 @@ impl SegmentCursor {
 impl Cursor for SegmentCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.begin(Way::Forward);
-        let Some(number) = self.find(key)? else { return Ok(()) };
-        let block = self.load(number)?;
-        let at = Block::of(&block).lower_bound(key);
-        if at < Block::of(&block).len() {
-            self.stand(block, number, at);
-            return Ok(());
-        }
-        // The key lies between the block's last key and its separator.
-        self.first_of(number + 1)
+        self.go_to(key)
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
         self.begin(Way::Backward);
-        let found = match key {
-            Some(key) => self.find(key)?.map(|number| (key, number)),
-            None => None,
-        };
-        let Some((key, number)) = found else { return self.last_before(self.segment.blocks) };
-        let block = self.load(number)?;
-        match Block::of(&block).lower_bound(key).checked_sub(1) {
-            Some(at) => {
-                self.stand(block, number, at);
-                Ok(())
-            }
-            None => self.last_before(number),
-        }
+        self.go_before(key)
     }
 
     fn next(&mut self) -> Result<()> {
         if self.step_forward() || self.block.is_none() {
+            return Ok(());
+        }
+        if self.clip_ends_here() {
+            self.leave();
             return Ok(());
         }
         self.first_of(self.number + 1)
@@ -507,6 +561,10 @@ impl Cursor for SegmentCursor {
 
     fn prev(&mut self) -> Result<()> {
         if self.step_backward() || self.block.is_none() {
+            return Ok(());
+        }
+        if self.clip_begins_here() {
+            self.leave();
             return Ok(());
         }
         self.last_before(self.number)
@@ -534,49 +592,5 @@ impl Cursor for SegmentCursor {
     #[inline]
     fn quick_prev(&mut self) -> bool {
         self.ends_key() && self.step_backward()
-    }
-}
-
-/// A suffix up to this long is copied as this many bytes, whatever its length: a few instructions instead of a call.
-const SHORT_BYTES: usize = 16;
-
-/// A whole key, put together from the prefix of a block and a suffix.
-#[derive(Debug, Default)]
-struct KeyBuf {
-    /// The key, and room for a short suffix behind the prefix.
-    bytes: Vec<u8>,
-    prefix_len: usize,
-    len: usize,
-}
-
-impl KeyBuf {
-    fn set_prefix(&mut self, prefix: &[u8]) {
-        self.bytes.clear();
-        self.bytes.extend_from_slice(prefix);
-        self.bytes.resize(prefix.len() + SHORT_BYTES, 0);
-        self.prefix_len = prefix.len();
-    }
-
-    /// The suffix is the first `len` bytes of `from`.
-    #[inline]
-    fn set_suffix(&mut self, from: &[u8], len: usize) {
-        self.len = self.prefix_len + len;
-        let room =
-            self.bytes.get_mut(self.prefix_len..).and_then(|room| room.first_chunk_mut::<SHORT_BYTES>());
-        match (room, from.first_chunk::<SHORT_BYTES>()) {
-            (Some(room), Some(short)) if len <= SHORT_BYTES => *room = *short,
-            _ => self.set_long_suffix(from.get(..len).unwrap_or_default()),
-        }
-    }
-
-    fn set_long_suffix(&mut self, suffix: &[u8]) {
-        self.bytes.truncate(self.prefix_len);
-        self.bytes.extend_from_slice(suffix);
-        self.bytes.resize(self.prefix_len + suffix.len().max(SHORT_BYTES), 0);
-    }
-
-    #[inline]
-    fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
     }
 }

@@ -30,6 +30,7 @@ mod block;
 mod block_builder;
 #[cfg(test)]
 mod block_tests;
+mod clip;
 mod cursor;
 mod filter;
 mod footer;
@@ -39,6 +40,7 @@ pub(crate) mod fuzzing;
 mod fuzzing_file;
 mod heat;
 mod index;
+mod key_buf;
 mod lanes;
 mod open;
 mod pages;

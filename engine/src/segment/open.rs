@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use aio::{Buf, Errno, File, OpenMode};
 
@@ -69,6 +70,7 @@ impl Segment {
             blocks,
             slots: Arc::new(Slots::new(slots, meta.id)),
             reserved: granted.unwrap_or_else(|| Reserved::take(cache, 0)),
+            is_retired: AtomicBool::new(false),
         };
         let memory_bytes = segment.memory_bytes();
         segment.reserved.resize(memory_bytes);

@@ -11,11 +11,12 @@
 //!
 //! Invariants: nothing of a block is used before its checksum passed; bytes of another block or segment do not pass. Any
 //! number of threads may read; no lock is held across a device read. The drop of the last reference to a segment takes its
-//! blocks out of the cache.
+//! blocks out of the cache, and removes its file if no version names it any more.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aio::{Buf, Bug, File, planted};
 
@@ -49,6 +50,8 @@ pub(crate) struct Segment {
     pub(super) slots: Arc<Slots<Frame>>,
     /// Its part of the cache's budget: given back last.
     pub(super) reserved: Reserved<Frame>,
+    /// No version names it any more.
+    pub(super) is_retired: AtomicBool,
 }
 
 /// The form of index and filter.
@@ -63,6 +66,9 @@ pub(super) enum Form {
 impl Drop for Segment {
     fn drop(&mut self) {
         self.cache.forget(&self.slots);
+        if *self.is_retired.get_mut() {
+            self.files.removals().remove(&self.path);
+        }
     }
 }
 
@@ -123,6 +129,11 @@ impl Segment {
         &self.meta
     }
 
+    /// No version names it any more: its file goes with its last reader.
+    pub(crate) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Relaxed);
+    }
+
     /// Memory of the open segment: index and filter or the top, cache slots of its blocks, and bounds.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let form = match &self.form {
@@ -149,7 +160,7 @@ impl Segment {
 
     /// Shows the newest entry of `key` with `seq < snapshot`, in place; `hash` is `key_hash(key)`.
     ///
-    /// The caller has compared the key with the bounds (`Run::segment_of`); a key beyond them is not found, either.
+    /// The caller has compared the key with the bounds (`Piece::holds`); a key beyond them is not found, either.
     ///
     /// # Errors
     /// The read failed, or the block is damaged.

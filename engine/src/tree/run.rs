@@ -1,137 +1,208 @@
-//! A run: open segments in key order without overlap, read as one sorted sequence.
+//! A run: open pieces in key order without overlap, read as one sorted sequence; whole, or what a zone shows of it.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use aio::Buf;
 
 use crate::base::error::Result;
-use crate::base::key::{Entry, Kind, Seq};
+use crate::base::key::{Entry, Seq};
 use crate::io::files::Files;
 use crate::read::cursor::{Cursor, Target};
 use crate::segment::{Missing, Segment, SegmentCursor};
+use crate::tree::piece::Piece;
 
-/// What one flush or one compaction made, open for reading. Cheap to clone.
+/// The pieces of one stamp. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     /// Rising by key, without overlap; never empty.
-    segments: Arc<[Arc<Segment>]>,
+    pieces: Arc<[Piece]>,
 }
 
 impl Run {
-    pub(crate) fn new(segments: Vec<Arc<Segment>>) -> Run {
-        assert!(!segments.is_empty(), "a run has at least one segment");
-        Run { segments: segments.into() }
+    pub(crate) fn new(pieces: Vec<Piece>) -> Run {
+        assert!(!pieces.is_empty(), "a run has at least one piece");
+        Run { pieces: pieces.into() }
     }
 
-    pub(crate) fn segments(&self) -> &[Arc<Segment>] {
-        &self.segments
+    /// Of whole segments.
+    #[cfg(test)]
+    pub(crate) fn of(segments: Vec<Arc<Segment>>) -> Run {
+        let piece = |segment| Piece { segment, clip: None, stamp: Seq::ZERO };
+        Run::new(segments.into_iter().map(piece).collect())
     }
 
-    pub(crate) fn size_bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.meta().size_bytes).sum()
+    pub(crate) fn stamp(&self) -> Seq {
+        self.pieces[0].stamp
     }
 
-    /// What its segments hold in memory beside their blocks.
+    /// The segments of its pieces.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.pieces.iter().map(|piece| &piece.segment)
+    }
+
+    /// Bytes that its segments hold in memory beside their blocks.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.memory_bytes()).sum()
-    }
-
-    pub(crate) fn entries(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.meta().entries).sum()
-    }
-
-    /// Shows the newest entry of `key` below `snapshot`, in place; `hash` is `key_hash(key)`. At most one block is read.
-    pub(crate) fn get_with<R>(
-        &self,
-        (key, hash): (&[u8], u64),
-        snapshot: Seq,
-        found: impl FnOnce(Kind, Seq, &[u8]) -> R,
-    ) -> Result<Option<R>> {
-        match self.segment_of(key) {
-            Some((_, segment)) => segment.get_with((key, hash), snapshot, found),
-            None => Ok(None),
-        }
-    }
-
-    /// The segment whose bounds hold `key`, and its place in the run; there is at most one.
-    pub(crate) fn segment_of(&self, key: &[u8]) -> Option<(usize, &Arc<Segment>)> {
-        let at = self.first_reaching(key);
-        let segment = self.segments.get(at)?;
-        (segment.meta().smallest.as_ref() <= key).then_some((at, segment))
-    }
-
-    /// The segment and the block in which the first entry at or behind `key` stands, or stood if there is none: then past the
-    /// last segment, or the last block.
-    pub(crate) fn place_of(&self, key: &[u8]) -> (usize, usize) {
-        let at = self.first_reaching(key);
-        (at, self.segments.get(at).map_or(0, |segment| segment.block_of(key)))
+        self.segments().map(|segment| segment.memory_bytes()).sum()
     }
 
     /// A cursor over the whole run; `fill_cache` keeps what it reads.
     pub(crate) fn cursor(&self, fill_cache: bool) -> RunCursor {
-        let first = self.segments.first().expect("a run has at least one segment");
-        RunCursor { inner: first.cursor(fill_cache), run: self.clone(), at: 0 }
-    }
-
-    /// Index of the first segment whose largest key is `>= key`.
-    fn first_reaching(&self, key: &[u8]) -> usize {
-        self.segments.partition_point(|segment| segment.meta().largest < key)
+        RunCursor::new(&self.pieces, 0..self.pieces.len(), fill_cache)
     }
 }
 
-/// Walks the segments of a run one after the other; one of them is open at a time.
+/// Walks pieces of one stamp one after the other; one of them is open at a time.
 pub(crate) struct RunCursor {
-    run: Run,
-    /// The segment that `inner` walks.
-    at: usize,
+    /// Those that a seek goes to are `slice` of these.
+    pieces: Arc<[Piece]>,
+    slice: Range<usize>,
+    /// Those that are still to come in the direction of the walk.
+    ahead: Range<usize>,
+    /// Whether a piece was entered since the last seek.
+    has_entered: bool,
     inner: SegmentCursor,
 }
 
 impl fmt::Debug for RunCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RunCursor(segment {} of {})", self.at, self.run.segments.len())
+        write!(f, "RunCursor({:?} of {:?} to come)", self.ahead, self.slice)
     }
 }
 
 impl RunCursor {
-    /// Goes to segment `index` and lets `seek` position there; stands nowhere if there is none.
-    fn enter(
+    /// Over `slice` of `pieces`, which is not empty and has one stamp.
+    pub(crate) fn new(pieces: &Arc<[Piece]>, slice: Range<usize>, fill_cache: bool) -> RunCursor {
+        let inner = pieces[slice.start].segment.cursor(fill_cache);
+        RunCursor { pieces: Arc::clone(pieces), ahead: 0..0, slice, has_entered: false, inner }
+    }
+
+    pub(crate) fn stamp(&self) -> Seq {
+        self.pieces[self.slice.start].stamp
+    }
+
+    /// Seeks go to these pieces of the same stamp from now on; until then it stands nowhere.
+    pub(crate) fn move_to(&mut self, pieces: &Arc<[Piece]>, slice: Range<usize>) {
+        self.pieces = Arc::clone(pieces);
+        self.slice = slice;
+        self.leave();
+    }
+
+    /// Goes on behind its end with what the next zone has of the run; where it stands it stays.
+    pub(crate) fn extend(&mut self, pieces: &Arc<[Piece]>, slice: Range<usize>) -> Result<()> {
+        let left = self.left();
+        let is_shown = |piece: &Piece| left.last().map_or(self.is_on(piece), |last| last.is(piece));
+        let skipped = usize::from(is_shown(&pieces[slice.start]));
+        let new = slice.start + skipped..slice.end;
+        let joined = (!left.is_empty()).then(|| [left, &pieces[new.clone()]].concat());
+        self.show(pieces, slice, new, joined);
+        if self.is_at_end() { self.go_on() } else { Ok(()) }
+    }
+
+    /// As [`RunCursor::extend`], backwards.
+    pub(crate) fn extend_back(&mut self, pieces: &Arc<[Piece]>, slice: Range<usize>) -> Result<()> {
+        let left = self.left();
+        let is_shown = |piece: &Piece| left.first().map_or(self.is_on(piece), |first| first.is(piece));
+        let skipped = usize::from(is_shown(&pieces[slice.end - 1]));
+        let new = slice.start..slice.end - skipped;
+        let joined = (!left.is_empty()).then(|| [&pieces[new.clone()], left].concat());
+        self.show(pieces, slice, new, joined);
+        if self.is_at_end() { self.go_back() } else { Ok(()) }
+    }
+
+    fn left(&self) -> &[Piece] {
+        &self.pieces[self.ahead.clone()]
+    }
+
+    fn show(
         &mut self,
-        index: Option<usize>,
-        seek: impl FnOnce(&mut SegmentCursor) -> Result<()>,
-    ) -> Result<()> {
-        let Some((index, segment)) = index.and_then(|index| Some((index, self.run.segments.get(index)?)))
-        else {
-            self.inner.leave();
-            return Ok(());
-        };
-        self.at = index;
-        self.inner.enter(segment);
-        seek(&mut self.inner)
-    }
-}
-
-impl RunCursor {
-    /// The segment where a seek begins.
-    fn segment_for(&self, target: Target<'_>) -> Option<usize> {
-        match target {
-            Target::From(key) => Some(self.run.first_reaching(key)),
-            Target::Before(None) => self.run.segments.len().checked_sub(1),
-            Target::Before(Some(key)) => {
-                self.run.segments.partition_point(|segment| segment.meta().smallest < key).checked_sub(1)
+        pieces: &Arc<[Piece]>,
+        slice: Range<usize>,
+        ahead: Range<usize>,
+        joined: Option<Vec<Piece>>,
+    ) {
+        match joined {
+            None => (self.pieces, self.slice, self.ahead) = (Arc::clone(pieces), slice, ahead),
+            // Some of the zone before are still to come.
+            Some(joined) => {
+                self.slice = 0..joined.len();
+                self.ahead = 0..joined.len();
+                self.pieces = joined.into();
             }
         }
     }
 
+    /// Whether it walks this piece, or has walked it last.
+    fn is_on(&self, piece: &Piece) -> bool {
+        self.has_entered && self.inner.is_on(&piece.segment, piece.clip.as_ref())
+    }
+
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.inner.is_at_end()
+    }
+
+    /// Enters piece `index`; where it stands there is decided by what follows.
+    fn enter(&mut self, index: usize) {
+        let piece = &self.pieces[index];
+        self.inner.enter(&piece.segment, piece.clip.as_ref());
+        self.has_entered = true;
+    }
+
+    /// Stands nowhere, and nothing is to come.
+    fn leave(&mut self) {
+        self.ahead = 0..0;
+        self.has_entered = false;
+        self.inner.leave();
+    }
+
+    /// To the first entry of what is to come.
+    fn go_on(&mut self) -> Result<()> {
+        while self.inner.is_at_end() {
+            let Some(next) = self.ahead.next() else { break };
+            self.enter(next);
+            self.inner.enter_front()?;
+        }
+        Ok(())
+    }
+
+    /// To the last entry of what is to come, backwards.
+    fn go_back(&mut self) -> Result<()> {
+        while self.inner.is_at_end() {
+            let Some(next) = self.ahead.next_back() else { break };
+            self.enter(next);
+            self.inner.enter_back()?;
+        }
+        Ok(())
+    }
+
+    /// Goes to the piece where a seek begins, and notes which are to come behind it; `false`: there is none.
+    fn aim(&mut self, target: Target<'_>) -> bool {
+        let slice = &self.pieces[self.slice.clone()];
+        let (start, end) = (self.slice.start, self.slice.end);
+        let found = match target {
+            Target::From(key) => Some(start + slice.partition_point(|piece| piece.ends_by(key))),
+            Target::Before(None) => end.checked_sub(1),
+            Target::Before(Some(key)) => {
+                let before = slice.partition_point(|piece| piece.lower() < key).checked_sub(1);
+                before.map(|nth| start + nth)
+            }
+        };
+        let Some(found) = found.filter(|found| (start..end).contains(found)) else {
+            self.leave();
+            return false;
+        };
+        self.ahead = match target {
+            Target::From(_) => found + 1..end,
+            Target::Before(_) => start..found,
+        };
+        self.enter(found);
+        true
+    }
+
     /// First step of a seek together with others: goes to the segment and says which block will be wanted.
     pub(crate) fn foresee(&mut self, target: Target<'_>) -> Option<usize> {
-        let mut block = None;
-        let entered = self.enter(self.segment_for(target), |segment| {
-            block = segment.foresee(target);
-            Ok(())
-        });
-        entered.ok().and(block)
+        if self.aim(target) { self.inner.foresee(target) } else { None }
     }
 
     /// Second step: the block, if it is not in memory.
@@ -152,29 +223,29 @@ impl RunCursor {
 
 impl Cursor for RunCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.enter(self.segment_for(Target::From(key)), |segment| segment.seek(key))
+        if self.aim(Target::From(key)) {
+            self.inner.seek(key)?;
+            return self.go_on();
+        }
+        Ok(())
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.enter(self.segment_for(Target::Before(key)), |segment| segment.seek_before(key))
+        if self.aim(Target::Before(key)) {
+            self.inner.seek_before(key)?;
+            return self.go_back();
+        }
+        Ok(())
     }
 
     fn next(&mut self) -> Result<()> {
         self.inner.next()?;
-        if self.inner.is_at_end() {
-            self.enter(Some(self.at + 1), SegmentCursor::enter_front)
-        } else {
-            Ok(())
-        }
+        self.go_on()
     }
 
     fn prev(&mut self) -> Result<()> {
         self.inner.prev()?;
-        if self.inner.is_at_end() {
-            self.enter(self.at.checked_sub(1), SegmentCursor::enter_back)
-        } else {
-            Ok(())
-        }
+        self.go_back()
     }
 
     #[inline]
@@ -206,15 +277,27 @@ mod tests {
     use aio::{Backend, SimBackend};
 
     use super::*;
+    use crate::base::key::Kind;
     use crate::base::key::key_hash;
-    use crate::compaction::output::{Output, open_run, write_run};
+    use crate::base::range::KeyBounds;
+    use crate::compaction::output::{Output, open_segments, write_run};
     use crate::compaction::retain::{Retain, Tombstones};
     use crate::io::files::Files;
-    use crate::read::cursor_contract::{Owned, VecCursor, check_all};
+    use crate::read::cursor_contract::{Owned, VecCursor, any_entries, check, check_all, runner};
     use crate::segment::BlockCache;
+    use crate::tree::piece::next_holding;
+    use bytes::Bytes;
 
     /// A run of as many segments as there are keys, with every entry in it.
     fn run(entries: &[Owned]) -> Option<Run> {
+        let run = run_of(entries, 1);
+        let mut keys: Vec<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
+        keys.dedup();
+        assert_eq!(run.as_ref().map_or(0, |run| run.pieces.len()), keys.len(), "a segment for each key");
+        run
+    }
+
+    fn run_of(entries: &[Owned], segment_bytes: u64) -> Option<Run> {
         let sim = SimBackend::new(1);
         for dir in ["/store", "/store/segments"] {
             sim.make_dir(Path::new(dir)).unwrap();
@@ -226,7 +309,7 @@ mod tests {
             cache: &cache,
             store_id: 1,
             keyspace: 1,
-            segment_bytes: 1,
+            segment_bytes,
             block_bytes: 512,
             compress: true,
             filter_bits: 14,
@@ -237,10 +320,71 @@ mod tests {
         // Every position is somebody's snapshot, so nothing is dropped.
         let retain = Retain::new((0..=1001).map(Seq::new).collect(), Tombstones::Keep);
         let metas = write_run(&output, &next, &mut VecCursor::new(entries.to_vec()), retain).unwrap();
+        let segments = open_segments(&output, &metas).unwrap();
+        (!segments.is_empty()).then(|| Run::of(segments))
+    }
+
+    /// The same run, of whose pieces only the keys inside `clip` count.
+    fn clipped(run: &Run, clip: &KeyBounds) -> Option<Run> {
+        let piece = |piece: &Piece| {
+            let meta = piece.segment.meta();
+            let from = clip.from.clone().max(meta.smallest.clone());
+            let upto = clip.upto.clone().filter(|upto| *upto <= meta.largest);
+            let is_left = meta.largest >= from && upto.as_ref().is_none_or(|upto| from < *upto);
+            let from = if from == meta.smallest { Bytes::new() } else { from };
+            is_left.then(|| Piece { clip: Some(Arc::new(KeyBounds { from, upto })), ..piece.clone() })
+        };
+        let pieces: Vec<Piece> = run.pieces.iter().filter_map(piece).collect();
+        (!pieces.is_empty()).then(|| Run::new(pieces))
+    }
+
+    /// Bounds at, before and behind these of the keys.
+    fn clips(entries: &[Owned]) -> Vec<KeyBounds> {
         let mut keys: Vec<&[u8]> = entries.iter().map(|entry| &*entry.key).collect();
         keys.dedup();
-        assert_eq!(metas.len(), keys.len(), "each key has a segment of its own");
-        open_run(&output, &metas).unwrap()
+        let chosen = keys.iter().step_by(keys.len() / 4 + 1);
+        let edges = chosen.flat_map(|key| [key.to_vec(), [*key, &[0]].concat()]);
+        let edges: Vec<Bytes> = edges.map(Bytes::from).collect();
+        let pair = |(nth, from): (usize, &Bytes)| {
+            let upto = edges[nth + 1..].iter().cloned().map(Some).chain([None]);
+            upto.map(|upto| KeyBounds { from: from.clone(), upto }).collect::<Vec<_>>()
+        };
+        let open = edges.iter().map(|upto| KeyBounds { from: Bytes::new(), upto: Some(upto.clone()) });
+        edges.iter().enumerate().flat_map(pair).chain(open).collect()
+    }
+
+    fn check_clipped(entries: &[Owned], segment_bytes: u64) {
+        let Some(run) = run_of(entries, segment_bytes) else { return };
+        for clip in clips(entries) {
+            let inside: Vec<Owned> = entries.iter().filter(|entry| clip.holds(&entry.key)).cloned().collect();
+            check(&inside, &mut || match clipped(&run, &clip) {
+                Some(run) => Box::new(run.cursor(true)),
+                None => Box::new(VecCursor::new(Vec::new())),
+            });
+        }
+    }
+
+    #[test]
+    fn clipped_runs_keep_the_contract() {
+        let entry = |key: usize, seq: u64| Owned {
+            key: format!("{key:03}").into_bytes(),
+            seq: Seq::new(seq),
+            kind: Kind::Put,
+            value: vec![7; 40],
+        };
+        // Several blocks; some keys have versions on both sides of a block's end.
+        let versions = |key: usize| (1..=if key.is_multiple_of(7) { 40 } else { 2 }).rev();
+        let blocks: Vec<Owned> =
+            (0..30).flat_map(|key| versions(key).map(move |seq| entry(key, seq))).collect();
+        for segment_bytes in [1, 2000, 1 << 20] {
+            check_clipped(&blocks, segment_bytes);
+        }
+        runner(24)
+            .run(&any_entries(60), |entries| {
+                check_clipped(&entries, 1 << 20);
+                Ok(())
+            })
+            .unwrap();
     }
 
     #[test]
@@ -262,7 +406,9 @@ mod tests {
         let run = run(&[entry("b", 7, "new"), entry("b", 3, "old"), entry("d", 5, "d")]).unwrap();
         let get = |key: &str, below| {
             let key = (key.as_bytes(), key_hash(key.as_bytes()));
-            run.get_with(key, Seq::new(below), |_, seq, value| (seq.get(), value.to_vec())).unwrap()
+            let (_, piece) = next_holding(&run.pieces, 0, key.0)?;
+            let found = |_, seq: Seq, value: &[u8]| (seq.get(), value.to_vec());
+            piece.segment.get_with(key, Seq::new(below), found).unwrap()
         };
         assert_eq!(get("b", 8), Some((7, "new".into())));
         assert_eq!(get("b", 7), Some((3, "old".into())));

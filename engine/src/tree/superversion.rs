@@ -1,8 +1,8 @@
-//! What one read of a keyspace sees: its memtables and its runs, swapped as one.
+//! What one read of a keyspace sees: its tables, and its segments by zones, swapped as one.
 //!
-//! Invariants: `active` takes writes at and above the newest cut, `frozen` tables (newest first) hold what is below
-//! their cut and are not written any more, `runs` stand newest first. Every entry of a key in an earlier place is
-//! newer than every entry of it in a later one. A superversion never changes; changes make a new one.
+//! Invariants: the active table takes writes at and above the newest cut; a table of a layer holds what lies below its cut
+//! and takes no more writes; layers stand newest first. For every key, an earlier place (active table, layer, slice of the
+//! key's zone) has newer entries than a later one. A superversion never changes; changes make a new one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,36 +11,51 @@ use aio::{Bug, planted};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::base::error::{Error, Result};
-use crate::base::key::{Entry, Kind, Seq, key_hash};
+use crate::base::key::{Kind, Seq, key_hash};
 use crate::base::sync::shared::{AtomicBool, AtomicU64, Mutex, MutexGuard, turn};
-use crate::memtable::{ArenaPool, Memtable, MemtableCursor};
-use crate::read::cursor::{Cursor, Target};
-use crate::read::merge::Merge;
-use crate::read::staged_seek;
-use crate::tree::run::{Run, RunCursor};
+use crate::manifest::levels::Levels;
+use crate::memtable::{ArenaPool, Memtable};
+use crate::segment::Segment;
+use crate::tree::piece::next_holding;
+use crate::tree::scan::Scan;
+use crate::tree::zones::Zones;
 
-/// A memtable that takes no more writes.
+/// What was written and is in no segment that the version names.
 #[derive(Clone, Debug)]
-pub(crate) struct Frozen {
-    pub(crate) table: Arc<Memtable>,
-    /// Records below this position are in this table or an older place; others are not.
-    pub(crate) cut: Seq,
+pub(crate) enum Layer {
+    /// A memtable that takes no more writes.
+    Table {
+        table: Arc<Memtable>,
+        /// Records below this position are in this table or an older place; others are not.
+        cut: Seq,
+    },
 }
 
-/// Memtables and runs at one moment.
+impl Layer {
+    pub(crate) fn table(&self) -> &Arc<Memtable> {
+        let Layer::Table { table, .. } = self;
+        table
+    }
+
+    pub(crate) fn cut(&self) -> Seq {
+        let Layer::Table { cut, .. } = self;
+        *cut
+    }
+}
+
+/// Tables and segments at one moment.
 #[derive(Debug)]
 pub(crate) struct Superversion {
     /// Counts the superversions of this keyspace.
     pub(crate) number: u64,
     pub(crate) active: Arc<Memtable>,
     /// Newest first.
-    pub(crate) frozen: Vec<Frozen>,
-    /// Newest first.
-    pub(crate) runs: Vec<Run>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) zones: Arc<Zones>,
 }
 
 impl Superversion {
-    /// Shows the value of `key` as of `snapshot`, in place: memtables first, then runs, newest first.
+    /// Shows the value of `key` as of `snapshot`, in place: tables first, then the pieces of the key's zone, newest first.
     pub(crate) fn get_with<R>(
         &self,
         key: &[u8],
@@ -52,128 +67,53 @@ impl Superversion {
             return Ok(kind.value_seen(value).map(found));
         }
         let mut found = Some(found);
-        for run in &self.runs {
+        let zone = self.zones.zone(self.zones.zone_of(key));
+        let mut next = next_holding(zone, 0, key);
+        while let Some((at, piece)) = next {
             let show = |kind: Kind, _, value: &[u8]| {
                 let value = kind.value_seen(value)?;
                 found.take().map(|found| found(value))
             };
-            if let Some(decided) = run.get_with((key, hash), snapshot, show)? {
+            if let Some(decided) = piece.segment.get_with((key, hash), snapshot, show)? {
                 return Ok(decided);
             }
+            next = next_holding(zone, at + 1, key);
         }
         Ok(None)
     }
 
-    /// What the memtables say of `key` as of `snapshot`; `None`: the runs decide. `hash` is `key_hash(key)`.
+    /// What the tables say of `key` as of `snapshot`; `None`: the segments decide. `hash` is `key_hash(key)`.
     pub(crate) fn get_in_tables(&self, key: &[u8], hash: u64, snapshot: Seq) -> Option<(Kind, &[u8])> {
-        let frozen: &[Frozen] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.frozen };
-        let mut tables = std::iter::once(&self.active).chain(frozen.iter().map(|frozen| &frozen.table));
+        let layers: &[Layer] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.layers };
+        let mut tables = std::iter::once(&self.active).chain(layers.iter().map(Layer::table));
         let (kind, _, value) = tables.find_map(|table| table.get(key, hash, snapshot))?;
         Some((kind, value))
     }
 
     /// A cursor over everything, old versions and tombstones included.
     ///
-    /// The active table is left out while it is empty: what is inserted later, nobody sees who is reading already.
-    pub(crate) fn cursor(&self) -> Merge<Place> {
+    /// The active table is left out while it is empty: a write that comes later has a position above that of the reader.
+    pub(crate) fn cursor(&self) -> Scan {
         let active = (!self.active.is_empty()).then_some(&self.active);
-        let tables = active.into_iter().chain(self.frozen.iter().map(|frozen| &frozen.table));
-        let tables = tables.map(|table| Place::Table(table.cursor()));
-        Merge::new(tables.chain(self.runs.iter().map(|run| Place::Run(run.cursor(true)))))
+        let tables = active.into_iter().chain(self.layers.iter().map(Layer::table));
+        Scan::new(tables.map(Memtable::cursor), &self.zones)
+    }
+
+    /// Bytes of the tables of all layers.
+    pub(crate) fn layer_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.table().size_bytes()).sum()
     }
 
     /// Whether nothing waits for a flush.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.active.is_empty() && self.frozen.is_empty()
+        self.active.is_empty() && self.layers.is_empty()
     }
 }
 
-/// A cursor over one place of a superversion.
-#[derive(Debug)]
-pub(crate) enum Place {
-    Table(MemtableCursor),
-    Run(RunCursor),
-}
-
-impl Cursor for Place {
-    fn prepare<'a>(cursors: impl Iterator<Item = &'a mut Place>, target: Target<'_>)
-    where
-        Place: 'a,
-    {
-        let mut runs = cursors.filter_map(|place| match place {
-            Place::Table(_) => None,
-            Place::Run(run) => Some(run),
-        });
-        // One alone, as most keyspaces have, has nobody to wait with.
-        if let (Some(first), Some(second)) = (runs.next(), runs.next()) {
-            staged_seek::prepare([first, second].into_iter().chain(runs).collect(), target);
-        }
-    }
-
-    fn seek(&mut self, key: &[u8]) -> Result<()> {
-        match self {
-            Place::Table(table) => table.seek(key),
-            Place::Run(run) => run.seek(key),
-        }
-    }
-
-    fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        match self {
-            Place::Table(table) => table.seek_before(key),
-            Place::Run(run) => run.seek_before(key),
-        }
-    }
-
-    fn next(&mut self) -> Result<()> {
-        match self {
-            Place::Table(table) => table.next(),
-            Place::Run(run) => run.next(),
-        }
-    }
-
-    fn prev(&mut self) -> Result<()> {
-        match self {
-            Place::Table(table) => table.prev(),
-            Place::Run(run) => run.prev(),
-        }
-    }
-
-    #[inline]
-    fn entry(&self) -> Option<Entry<'_>> {
-        match self {
-            Place::Table(table) => table.entry(),
-            Place::Run(run) => run.entry(),
-        }
-    }
-
-    #[inline]
-    fn ends_key(&self) -> bool {
-        match self {
-            Place::Table(table) => table.ends_key(),
-            Place::Run(run) => run.ends_key(),
-        }
-    }
-
-    #[inline]
-    fn quick_next(&mut self) -> bool {
-        match self {
-            Place::Table(table) => table.quick_next(),
-            Place::Run(run) => run.quick_next(),
-        }
-    }
-
-    #[inline]
-    fn quick_prev(&mut self) -> bool {
-        match self {
-            Place::Table(table) => table.quick_prev(),
-            Place::Run(run) => run.quick_prev(),
-        }
-    }
-}
-
-/// One keyspace: its current superversion and the lock under which it is replaced.
+/// One keyspace: its current superversion, and the locks under which it is replaced.
 ///
-/// Lock order: `install` before the manifest's own lock, so that the manifest and the superversions change together.
+/// `install` is held across the manifest's write, so that the version and the superversions change together. `swap` is held
+/// only while one superversion takes the place of another; a writer may take it where it must not wait for the device.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) id: u32,
@@ -183,14 +123,15 @@ pub(crate) struct Tree {
     /// See [`Tree::number`].
     number: AtomicU64,
     install: Mutex<()>,
+    swap: Mutex<()>,
     dropped: AtomicBool,
 }
 
 impl Tree {
     /// `pool`: where the memory of its memtables comes from.
-    pub(crate) fn new(id: u32, name: &str, pool: &Arc<ArenaPool>, runs: Vec<Run>) -> Tree {
+    pub(crate) fn new(id: u32, name: &str, pool: &Arc<ArenaPool>) -> Tree {
         let active = Arc::new(Memtable::in_pool(pool, 0));
-        let first = Superversion { number: 0, active, frozen: Vec::new(), runs };
+        let first = Superversion { number: 0, active, layers: Vec::new(), zones: Arc::default() };
         Tree {
             id,
             name: name.to_owned(),
@@ -198,6 +139,7 @@ impl Tree {
             current: ArcSwap::from_pointee(first),
             number: AtomicU64::new(0),
             install: Mutex::new(()),
+            swap: Mutex::new(()),
             dropped: AtomicBool::new(false),
         }
     }
@@ -214,17 +156,32 @@ impl Tree {
         self.current.load()
     }
 
-    /// The layers and a position to read them at, taken in this order: the superversion was current when `position` was
-    /// read, or is newer. The other way round, a compaction between the two could drop what the position sees.
+    /// The current superversion together with a position that `visible` gave while it was the current one.
+    ///
+    /// The superversion is taken first: a merge may drop an entry once a newer one is in the superversion that follows. And
+    /// it is taken again when it was replaced meanwhile: a position that is taken later may show a part of what only the
+    /// next superversion holds.
+    ///
+    /// # Errors
+    /// `Closed` if the keyspace was dropped.
     #[inline]
-    pub(crate) fn view(&self, position: impl FnOnce() -> Seq) -> (Guard<Arc<Superversion>>, Seq) {
-        let superversion = self.look();
-        let position = position();
-        (superversion, position)
+    pub(crate) fn view(&self, visible: impl Fn() -> Seq) -> Result<(Guard<Arc<Superversion>>, Seq)> {
+        loop {
+            let superversion = self.look();
+            let position = visible();
+            let number = self.number();
+            if number <= superversion.number {
+                return Ok((superversion, position));
+            }
+            if number == RETIRED {
+                self.check()?;
+                return Ok((superversion, position));
+            }
+        }
     }
 
-    /// [`Superversion::number`] of what [`Tree::load`] gives now or of an earlier one, never of a later one; for whoever
-    /// only wants to know whether it changed. After [`Tree::retire`] the highest of all.
+    /// [`Superversion::number`] of the current superversion, or of the one before while it is being replaced: for readers
+    /// that only ask whether it changed. [`RETIRED`] after [`Tree::retire`].
     #[inline]
     pub(crate) fn number(&self) -> u64 {
         self.number.load(Ordering::Acquire)
@@ -235,6 +192,7 @@ impl Tree {
         Arc::clone(&self.current.load().active)
     }
 
+    /// Serialises what changes the version and the superversion of this keyspace.
     pub(crate) fn lock(&self) -> MutexGuard<'_, ()> {
         self.install.lock()
     }
@@ -242,34 +200,20 @@ impl Tree {
     /// Puts an empty table in front, made for as many entries as the last one had; the caller holds the write gate
     /// exclusively and [`Tree::lock`].
     pub(crate) fn freeze(&self, cut: Seq) {
-        let old = self.load();
-        let mut frozen = vec![Frozen { table: Arc::clone(&old.active), cut }];
-        frozen.extend(old.frozen.iter().cloned());
-        self.replace(&old, |new| {
-            new.active = Arc::new(Memtable::in_pool(&self.pool, old.active.len()));
-            new.frozen = frozen;
+        self.swap(|new| {
+            let active = Arc::new(Memtable::in_pool(&self.pool, new.active.len()));
+            let table = std::mem::replace(&mut new.active, active);
+            new.layers.insert(0, Layer::Table { table, cut });
         });
     }
 
-    /// Takes the flushed tables (cut at or below `cut`) away and puts their run in front. Under [`Tree::lock`].
-    pub(crate) fn install_flushed(&self, cut: Seq, run: Option<Run>) {
-        let old = self.load();
-        self.replace(&old, |new| {
-            new.frozen.retain(|frozen| frozen.cut > cut);
-            if let Some(run) = run {
-                new.runs.insert(0, run);
-            }
-        });
-    }
-
-    /// Replaces the runs made of `removed` segments by `run`. Under [`Tree::lock`].
-    pub(crate) fn install_compacted(&self, removed: &[u64], run: Option<Run>) {
-        let old = self.load();
-        self.replace(&old, |new| {
-            let gone = |run: &Run| run.segments().iter().all(|segment| removed.contains(&segment.meta().id));
-            let first = new.runs.iter().position(&gone).expect("compacted runs stay until they are replaced");
-            let count = new.runs.iter().skip(first).take_while(|run| gone(run)).count();
-            new.runs.splice(first..first + count, run);
+    /// Shows `levels` from now on, of which the segments `opened` are new, and lets layers go whose cut is at or below
+    /// `flushed`. Under [`Tree::lock`].
+    pub(crate) fn install(&self, levels: &Levels, opened: Vec<Arc<Segment>>, flushed: Option<Seq>) {
+        let zones = Arc::new(Zones::derive(levels, opened, &self.load().zones));
+        self.swap(|new| {
+            new.layers.retain(|layer| flushed.is_none_or(|flushed| layer.cut() > flushed));
+            new.zones = zones;
         });
     }
 
@@ -279,9 +223,19 @@ impl Tree {
         self.retire();
     }
 
-    /// The keyspace was dropped, or the store closes: whoever walks it has to look whether he may.
+    /// Lets tables and segments of a dropped keyspace go, though handles keep the keyspace itself.
+    pub(crate) fn empty(&self) {
+        debug_assert!(self.is_dropped(), "readers of an empty superversion learn that it was dropped");
+        self.swap(|new| {
+            new.active = Arc::new(Memtable::in_pool(&self.pool, 0));
+            new.layers.clear();
+            new.zones = Arc::default();
+        });
+    }
+
+    /// The keyspace was dropped, or the store closes: iterators have to ask whether they may go on.
     pub(crate) fn retire(&self) {
-        self.number.store(u64::MAX, Ordering::Release);
+        self.number.store(RETIRED, Ordering::Release);
     }
 
     #[inline]
@@ -293,17 +247,26 @@ impl Tree {
         if self.is_dropped() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    fn replace(&self, old: &Superversion, change: impl FnOnce(&mut Superversion)) {
+    /// Replaces the superversion by a changed copy.
+    fn swap(&self, change: impl FnOnce(&mut Superversion)) {
+        let swapping = self.swap.lock();
+        let old = self.load();
         let mut new = Superversion {
             number: old.number + 1,
             active: Arc::clone(&old.active),
-            frozen: old.frozen.clone(),
-            runs: old.runs.clone(),
+            layers: old.layers.clone(),
+            zones: Arc::clone(&old.zones),
         };
         change(&mut new);
         let number = new.number;
         self.current.store(Arc::new(new));
-        // After the superversion, so that whoever sees the number sees the superversion.
+        // After the superversion, so that a reader of the number finds the superversion.
         self.number.fetch_max(number, Ordering::Release);
+        // The old one goes after the lock: with it segments may go, and their files.
+        drop(swapping);
+        drop(old);
     }
 }
+
+/// The number of a keyspace that is dropped or closed; no superversion has it.
+pub(crate) const RETIRED: u64 = u64::MAX;

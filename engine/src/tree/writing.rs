@@ -200,9 +200,8 @@ impl Writing {
 
     /// The keyspace with these memtables was dropped.
     pub(crate) fn note_dropped(&self, last: &Superversion) {
-        let frozen: usize = last.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
         self.active_bytes.fetch_sub(last.active.size_bytes() as u64, Ordering::Relaxed);
-        self.frozen_bytes.fetch_sub(frozen as u64, Ordering::Relaxed);
+        self.frozen_bytes.fetch_sub(last.layer_bytes() as u64, Ordering::Relaxed);
     }
 
     /// Bytes written to log files since a freeze cut the log.
@@ -218,7 +217,8 @@ impl Writing {
 
     /// Counts the runs again, after they changed.
     pub(crate) fn count_runs(&self) {
-        let most = self.all_trees().iter().map(|tree| tree.load().runs.len()).max();
+        let version = self.version();
+        let most = version.keyspaces.values().map(|keyspace| keyspace.levels.runs().len()).max();
         self.most_runs.store(most.unwrap_or(0), Ordering::Relaxed);
     }
 

@@ -3,7 +3,7 @@
 //! Invariant: it does no I/O and stops nothing; a lock is held for as long as a copy takes.
 
 use crate::base::metrics::{KeyspaceMetrics, Metrics};
-use crate::tree::run::Run;
+use crate::manifest::levels::Levels;
 use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::{MemtableBytes, Writing};
@@ -13,6 +13,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
     let version = store.version();
     let cache = store.cache.stats();
     let trees = store.all_trees();
+    let levels = |keyspace| version.keyspaces.get(&keyspace).map(|keyspace| &keyspace.levels);
     let mut metrics = Metrics {
         direct_io: store.is_direct(),
         life: version.life.number,
@@ -24,7 +25,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
         pinned_bytes: cache.reserved_bytes,
         paged_segments: trees.iter().map(|tree| paged_segments(tree)).sum(),
         snapshots: store.pins.count(),
-        keyspaces: trees.iter().map(|tree| keyspace(tree)).collect(),
+        keyspaces: trees.iter().map(|tree| keyspace(tree, levels(tree.id))).collect(),
         io: store.files.backend().counters(),
         ..Metrics::default()
     };
@@ -52,22 +53,20 @@ fn add_writing(metrics: &mut Metrics, store: &Writing) {
 }
 
 fn paged_segments(tree: &Tree) -> usize {
-    let current = tree.load();
-    current.runs.iter().flat_map(Run::segments).filter(|segment| segment.is_paged()).count()
+    tree.load().zones.segments().iter().filter(|segment| segment.is_paged()).count()
 }
 
-fn keyspace(tree: &Tree) -> KeyspaceMetrics {
+fn keyspace(tree: &Tree, levels: Option<&Levels>) -> KeyspaceMetrics {
     let current = tree.load();
-    let metas = || current.runs.iter().flat_map(Run::segments).map(|segment| segment.meta());
-    let frozen: usize = current.frozen.iter().map(|frozen| frozen.table.size_bytes()).sum();
+    let metas = || levels.into_iter().flat_map(Levels::segments);
     KeyspaceMetrics {
         name: tree.name.clone(),
-        runs: current.runs.len(),
+        runs: levels.map_or(0, |levels| levels.runs().len()),
         segments: metas().count(),
         segment_bytes: metas().map(|meta| meta.size_bytes).sum(),
         entries: metas().map(|meta| meta.entries).sum(),
         tombstones: metas().map(|meta| meta.tombstones).sum(),
         raw_bytes: metas().map(|meta| meta.raw_bytes).sum(),
-        memtable_bytes: (current.active.size_bytes() + frozen) as u64,
+        memtable_bytes: (current.active.size_bytes() + current.layer_bytes()) as u64,
     }
 }

@@ -29,13 +29,14 @@ pub struct VerifyReport {
     pub log_records: u64,
 }
 
-/// Checks manifest, log and segments. Flushes and compactions wait, so that no file goes away meanwhile; writers wait
+/// Checks manifest, log and segments. Flushes and compactions wait, so that no file is replaced meanwhile; writers wait
 /// while the log is read.
 ///
 /// Without a writing part there is no open log, and the manifest was checked as it was read: segments are checked.
 pub(crate) fn verify(store: &Store, writing: Option<&Writing>) -> Result<VerifyReport> {
     let _no_job = writing.map(|writing| (writing.exclude_flushes(), writing.exclude_compactions()));
     store.check_open()?;
+    let _held = store.files.removals().hold();
     let mut report = VerifyReport::default();
     if let Some(writing) = writing {
         writing.manifest.verify()?;
@@ -51,12 +52,10 @@ pub(crate) fn verify(store: &Store, writing: Option<&Writing>) -> Result<VerifyR
 /// Every byte of every segment.
 fn verify_segments(store: &Store, report: &mut VerifyReport) -> Result<()> {
     for tree in store.all_trees() {
-        for run in &tree.load().runs {
-            for segment in run.segments() {
-                report.segment_bytes += segment.verify()?;
-                report.segments += 1;
-                report.entries += segment.meta().entries;
-            }
+        for segment in tree.load().zones.segments() {
+            report.segment_bytes += segment.verify()?;
+            report.segments += 1;
+            report.entries += segment.meta().entries;
         }
     }
     Ok(())

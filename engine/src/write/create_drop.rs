@@ -5,7 +5,6 @@ use std::sync::Arc;
 use aio::{Bug, planted};
 
 use crate::base::error::{Error, Result};
-use crate::compaction::output::remove;
 use crate::manifest::edit_log::Reserve;
 use crate::manifest::version::Edit;
 use crate::tree::superversion::Tree;
@@ -36,11 +35,11 @@ pub(crate) fn create(store: &Writing, name: &str) -> Result<Arc<Tree>> {
         vec![
             Edit::KeyspaceCreated { keyspace, name: name.to_owned() },
             // Nothing below the horizon can belong to it, so it does not hold back the log.
-            Edit::Flushed { keyspace, to: version.horizon, run: Vec::new() },
+            Edit::Flushed { keyspace, to: version.horizon, pieces: Vec::new() },
         ]
     });
     store.latch(created)?;
-    let tree = Arc::new(Tree::new(keyspace, name, &store.pool, Vec::new()));
+    let tree = Arc::new(Tree::new(keyspace, name, &store.pool));
     trees.insert(keyspace, Arc::clone(&tree));
     Ok(tree)
 }
@@ -61,7 +60,7 @@ pub(crate) fn drop_keyspace(store: &Writing, name: &str) -> Result<()> {
             Ok(())
         } else {
             let edit = Edit::KeyspaceDropped { keyspace: tree.id };
-            store.manifest.append_with(Reserve::Use, |_| vec![edit])
+            store.manifest.append_with(Reserve::Use, |_| vec![edit]).map(drop)
         };
         forgotten.map(|()| {
             tree.mark_dropped();
@@ -71,9 +70,9 @@ pub(crate) fn drop_keyspace(store: &Writing, name: &str) -> Result<()> {
     store.latch(dropped)?;
     let last = tree.load();
     store.note_dropped(&last);
-    for segment in last.runs.iter().flat_map(|run| run.segments().iter()) {
-        remove(&store.files, [segment.meta().id]);
-    }
+    last.zones.pieces().for_each(|piece| piece.segment.retire());
+    tree.empty();
+    drop(last);
     store.count_runs();
     Ok(())
 }

@@ -19,6 +19,7 @@ mod get_async;
 mod golden;
 mod halted;
 mod multi_get;
+mod obsolete_files;
 mod open;
 mod paged;
 mod power_cuts;
