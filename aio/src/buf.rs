@@ -1,29 +1,76 @@
-//! Aligned heap memory that an operation can own.
+//! Page-aligned memory that an operation can own.
 //!
-//! Direct I/O wants the buffer, the file offset and the length aligned to the device's sector; a [`Buf`] is aligned
-//! to a page, which satisfies every file system. It is moved into an operation and comes back with the completion,
-//! so nobody can free or touch it while the kernel writes into it.
+//! Direct I/O needs buffer, file offset and length aligned to the device's sector. A [`Buf`] is aligned to a page, which
+//! satisfies every file system. It is moved into an operation and comes back with the completion, so no one can free or
+//! touch it while the kernel uses it.
 //!
-//! Invariants: `ptr` is an allocation of `capacity` bytes (a multiple of [`Buf::ALIGN`], never 0) made with that
-//! alignment; all of it is initialised; `len <= capacity`.
+//! ```text
+//!   Buf::zeroed -> heap ------------------------------------------------> drop: freed
+//!   Buf::leased -> pages of a lender -> operation -> completion reaped -> drop: back to the lender
+//! ```
+//!
+//! A buffer is dropped only by its owner. While an operation is in flight that is the context, which drops nothing that it
+//! has not reaped. So a lender gets pages back only after the kernel is done with them, also on errors and panics.
+//!
+//! Invariants: `ptr` points to `capacity` bytes (a multiple of [`Buf::ALIGN`], never 0), which are `pages` if there is a
+//! lender and else an allocation with that alignment; all of them are initialised; `len <= capacity`.
 #![expect(unsafe_code, reason = "aligned allocation")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+use memmap2::MmapMut;
 
 /// A page-aligned, initialised, fixed-capacity byte buffer.
 pub struct Buf {
     ptr: NonNull<u8>,
     len: usize,
     capacity: usize,
+    lease: Option<Lease>,
+}
+
+/// Whole pages of memory, mapped from the kernel and zero at first.
+pub struct Pages(MmapMut);
+
+/// Owns the pages that [`Buf::leased`] lends.
+pub trait Lender: Send + Sync + fmt::Debug {
+    /// A buffer of these pages was dropped. They hold the bytes that were written last.
+    fn take_back(&self, pages: Pages);
+}
+
+/// Where the memory of a buffer goes when the buffer is dropped.
+struct Lease {
+    pages: Pages,
+    lender: Arc<dyn Lender>,
 }
 
 // SAFETY: a `Buf` owns its memory exclusively and has no interior mutability, like a `Box<[u8]>`.
 unsafe impl Send for Buf {}
 // SAFETY: shared references to a `Buf` only read, like `&Box<[u8]>`.
 unsafe impl Sync for Buf {}
+
+impl Pages {
+    /// Maps `len_bytes`, rounded up to whole pages; `None` if the kernel has no memory.
+    #[must_use]
+    pub fn map(len_bytes: usize) -> Option<Pages> {
+        MmapMut::map_anon(len_bytes.max(1).next_multiple_of(Buf::ALIGN)).ok().map(Pages)
+    }
+
+    /// Their length in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pages({} bytes)", self.len_bytes())
+    }
+}
 
 impl Buf {
     /// The alignment of the memory in bytes; no device asks for more.
@@ -40,7 +87,15 @@ impl Buf {
         // SAFETY: the layout's size is at least `ALIGN`, so not zero.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        Buf { ptr, len: len_bytes, capacity }
+        Buf { ptr, len: len_bytes, capacity, lease: None }
+    }
+
+    /// A buffer of all of `pages` with the bytes that are in them. When it is dropped they go back to the lender.
+    #[must_use]
+    pub fn leased(mut pages: Pages, lender: Arc<dyn Lender>) -> Buf {
+        let capacity = pages.len_bytes();
+        let ptr = NonNull::new(pages.0.as_mut_ptr()).expect("a mapping has an address");
+        Buf { ptr, len: capacity, capacity, lease: Some(Lease { pages, lender }) }
     }
 
     /// Bytes that [`Buf::set_len`] may go up to.
@@ -49,7 +104,7 @@ impl Buf {
         self.capacity
     }
 
-    /// Changes the length. Bytes that come into view are zero or whatever was written there before.
+    /// Changes the length. Bytes that come into view are zero, or those that were written there before.
     ///
     /// # Panics
     /// If `len_bytes` is above the capacity.
@@ -86,7 +141,11 @@ impl DerefMut for Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout, freed only here.
+        if let Some(Lease { pages, lender }) = self.lease.take() {
+            lender.take_back(pages);
+            return;
+        }
+        // SAFETY: without a lease it was allocated in `zeroed` with this layout, and it is freed only here.
         unsafe { dealloc(self.ptr.as_ptr(), Buf::layout(self.capacity)) }
     }
 }
@@ -119,6 +178,31 @@ mod tests {
             buf.set_len(buf.capacity());
             buf.fill(7);
         }
+    }
+
+    #[derive(Debug, Default)]
+    struct Shelf(parking_lot::Mutex<Vec<Pages>>);
+
+    impl Lender for Shelf {
+        fn take_back(&self, pages: Pages) {
+            self.0.lock().push(pages);
+        }
+    }
+
+    #[test]
+    fn leased_pages_go_back_with_their_bytes() {
+        let shelf = Arc::<Shelf>::default();
+        let mut buf = Buf::leased(Pages::map(5000).unwrap(), shelf.clone());
+        assert_eq!((buf.len(), buf.capacity()), (8192, 8192));
+        assert!(buf.address().is_multiple_of(Buf::ALIGN as u64));
+        assert!(buf.iter().all(|&byte| byte == 0));
+        buf.set_len(100);
+        buf.fill(7);
+        drop(buf);
+        let pages = shelf.0.lock().pop().unwrap();
+        assert_eq!(pages.len_bytes(), 8192);
+        let buf = Buf::leased(pages, shelf);
+        assert!(buf[..100].iter().all(|&byte| byte == 7) && buf[100..].iter().all(|&byte| byte == 0));
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod trace;
 mod waker;
 
 pub use backend::{Backend, Lock, OpenMode, SharedMap, Stat};
-pub use buf::Buf;
+pub use buf::{Buf, Lender, Pages};
 pub use context::{Context, ContextBuilder};
 pub use error::{Errno, Error, Result};
 pub use event_fd::EventFd;

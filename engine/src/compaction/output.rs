@@ -6,13 +6,17 @@
 
 use std::sync::Arc;
 
-use aio::{Bug, planted};
+use aio::Buf;
 
 use crate::base::error::Result;
+use crate::base::key::Entry;
 use crate::base::options::Options;
 use crate::compaction::picker::{Layers, filter_bits};
 use crate::compaction::retain::Retain;
 use crate::io::files::Files;
+use crate::io::lane::Lane;
+use crate::io::pool::LARGEST_BYTES;
+use crate::io::write_stream::WriteStream;
 use crate::read::cursor::Cursor;
 use crate::segment::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};
 
@@ -68,16 +72,21 @@ pub(crate) fn write_run(
     input: &mut dyn Cursor,
     mut retain: Retain,
 ) -> Result<Vec<SegmentMeta>> {
-    let mut written = Vec::new();
-    let result = write_segments(output, number, input, &mut retain, &mut written)
-        .and_then(|()| sync_names(output, !written.is_empty()));
-    match result {
-        Ok(()) => Ok(written),
-        Err(error) => {
-            remove(output.files, written.iter().map(|meta| meta.id));
-            Err(error)
+    let mut run = RunWriter::new(output)?;
+    let mut last_key = Vec::new();
+    input.seek(b"")?;
+    while let Some(entry) = input.entry() {
+        if retain.keep(&entry) {
+            let is_new_key = entry.key != last_key.as_slice();
+            if is_new_key {
+                last_key.clear();
+                last_key.extend_from_slice(entry.key);
+            }
+            run.add(entry, is_new_key, number)?;
         }
+        input.next()?;
     }
+    run.close()
 }
 
 /// Opens the segments that [`write_run`] has written.
@@ -95,40 +104,69 @@ pub(crate) fn remove(files: &Files, segments: impl IntoIterator<Item = u64>) {
     }
 }
 
-fn write_segments(
-    output: &Output<'_>,
-    number: &dyn Fn() -> u64,
-    input: &mut dyn Cursor,
-    retain: &mut Retain,
-    written: &mut Vec<SegmentMeta>,
-) -> Result<()> {
-    let mut open: Option<SegmentWriter> = None;
-    let mut last_key = Vec::new();
-    input.seek(b"")?;
-    while let Some(entry) = input.entry() {
-        if retain.keep(&entry) {
-            let is_new_key = entry.key != last_key.as_slice();
-            if is_new_key {
-                last_key.clear();
-                last_key.extend_from_slice(entry.key);
-                if let Some(full) = open.take_if(|writer| writer.size_bytes() >= output.segment_bytes) {
-                    written.push(full.finish()?);
-                }
-            }
-            match &mut open {
-                Some(writer) => writer.add(entry)?,
-                None => open.insert(create(output, number())?).add(entry)?,
-            }
-        }
-        input.next()?;
-    }
-    if let Some(last) = open {
-        written.push(last.finish()?);
-    }
-    Ok(())
+/// Segments of one run, written one after the other.
+struct RunWriter<'a> {
+    output: &'a Output<'a>,
+    state: State,
+    written: Vec<SegmentMeta>,
 }
 
-fn create(output: &Output<'_>, id: u64) -> Result<SegmentWriter> {
+/// The stream is in the open segment, or waits for the next one.
+enum State {
+    Between(WriteStream),
+    Open(SegmentWriter),
+    /// After an error the stream is gone, and with it all files.
+    Failed,
+}
+
+impl<'a> RunWriter<'a> {
+    fn new(output: &'a Output<'a>) -> Result<RunWriter<'a>> {
+        let stream = WriteStream::new(&Lane::new(output.files)?, chunk_bytes(output.segment_bytes));
+        Ok(RunWriter { output, state: State::Between(stream), written: Vec::new() })
+    }
+
+    fn add(&mut self, entry: Entry<'_>, is_new_key: bool, number: &dyn Fn() -> u64) -> Result<()> {
+        if let State::Open(writer) = &mut self.state
+            && !(is_new_key && writer.size_bytes() >= self.output.segment_bytes)
+        {
+            return writer.add(entry);
+        }
+        let mut writer = create(self.finish_segment()?, self.output, number())?;
+        writer.add(entry)?;
+        self.state = State::Open(writer);
+        Ok(())
+    }
+
+    /// Ends the open segment, if there is one.
+    fn finish_segment(&mut self) -> Result<WriteStream> {
+        match std::mem::replace(&mut self.state, State::Failed) {
+            State::Between(stream) => Ok(stream),
+            State::Open(writer) => {
+                let (meta, stream) = writer.finish()?;
+                self.written.push(meta);
+                Ok(stream)
+            }
+            State::Failed => unreachable!("a job ends with its first error"),
+        }
+    }
+
+    /// Makes files and names durable.
+    fn close(mut self) -> Result<Vec<SegmentMeta>> {
+        let stream = self.finish_segment()?;
+        stream.close(&self.output.files.segments_dir())?;
+        Ok(self.written)
+    }
+}
+
+/// A segment is written in about 16 chunks.
+fn chunk_bytes(segment_bytes: u64) -> usize {
+    let wanted = usize::try_from(segment_bytes / 16).unwrap_or(usize::MAX);
+    // The power of two at or below it.
+    let chunk = wanted.checked_ilog2().map_or(0, |bits| 1 << bits);
+    chunk.clamp(Buf::ALIGN, LARGEST_BYTES)
+}
+
+fn create(stream: WriteStream, output: &Output<'_>, id: u64) -> Result<SegmentWriter> {
     let options = WriterOptions {
         id,
         keyspace: output.keyspace,
@@ -137,12 +175,5 @@ fn create(output: &Output<'_>, id: u64) -> Result<SegmentWriter> {
         compress: output.compress,
         filter_bits_per_key: output.filter_bits,
     };
-    SegmentWriter::create(output.files, options)
-}
-
-fn sync_names(output: &Output<'_>, any: bool) -> Result<()> {
-    if any && !planted(Bug::SegmentNameNotSynced) {
-        output.files.backend().sync_dir(&output.files.segments_dir())?;
-    }
-    Ok(())
+    SegmentWriter::create(stream, options)
 }

@@ -2,16 +2,16 @@
 //!
 //! Invariant: file numbers come from one counter in the manifest, so a number is used once.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Backend, Buf, Completion, File, OpenMode, Operation, Queue, Reactor};
+use aio::{Backend, Buf, File, OpenMode, Queue, Reactor};
 
 use crate::base::error::{Error, Result};
 use crate::base::options::Background;
 use crate::base::sync::shared::Mutex;
 use crate::io::kinds::{FileKind, Folder};
+use crate::io::pool::BufPool;
 use crate::io::read_ahead::{Allowance, Grant};
 use crate::io::removals::Removals;
 
@@ -21,11 +21,6 @@ pub(crate) const QUEUE_SLOTS: usize = 64;
 /// Asynchronous reads of a store in flight at most: what the queues of devices hold.
 const REACTOR_SLOTS: usize = 128;
 
-/// Length of the buffers that are kept: as long as most stored blocks and what direct I/O needs around them.
-pub(crate) const POOLED_BYTES: usize = 16 << 10;
-/// As many as one call has reads in flight: a megabyte.
-const MAX_POOLED: usize = QUEUE_SLOTS;
-
 /// The directory of a store and the machine under it.
 #[derive(Debug)]
 pub(crate) struct Files {
@@ -33,8 +28,7 @@ pub(crate) struct Files {
     root: PathBuf,
     /// Contexts at rest. One is taken for each read or write and put back: making one costs milliseconds.
     queues: Mutex<Vec<Box<dyn Queue>>>,
-    /// Buffers at rest, of [`POOLED_BYTES`] each.
-    bufs: Mutex<Vec<Buf>>,
+    bufs: Arc<BufPool>,
     read_ahead: Arc<Allowance>,
     asynchronous: Mutex<Asynchronous>,
     removals: Removals,
@@ -57,7 +51,7 @@ impl Files {
             backend,
             root: root.to_owned(),
             queues: Mutex::default(),
-            bufs: Mutex::default(),
+            bufs: BufPool::new(read_ahead_bytes),
             read_ahead: Allowance::new(read_ahead_bytes),
             asynchronous: Mutex::new(Asynchronous::Unused),
         }
@@ -131,16 +125,27 @@ impl Files {
 
     /// Lends an idle context.
     pub(crate) fn with_queue<R>(&self, work: impl FnOnce(&mut dyn Queue) -> Result<R>) -> Result<R> {
+        let mut queue = self.idle_queue()?;
+        let result = work(queue.as_mut());
+        self.rest((queue.in_flight() == 0).then_some(queue));
+        result
+    }
+
+    /// An idle context.
+    ///
+    /// # Errors
+    /// The machine has no more contexts.
+    pub(crate) fn idle_queue(&self) -> Result<Box<dyn Queue>> {
         let idle = self.queues.lock().pop();
-        let mut queue = match idle {
+        Ok(match idle {
             Some(queue) => queue,
             None => self.backend.queue(QUEUE_SLOTS)?,
-        };
-        let result = work(queue.as_mut());
-        if queue.in_flight() == 0 {
-            self.queues.lock().push(queue);
-        }
-        result
+        })
+    }
+
+    /// Takes an idle context back.
+    pub(crate) fn rest(&self, queue: Option<Box<dyn Queue>>) {
+        self.queues.lock().extend(queue);
     }
 
     /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
@@ -186,30 +191,14 @@ impl Files {
         }
     }
 
-    /// A buffer of `len_bytes`, whatever is in it: one that was given back, if it is no longer than most blocks are.
-    ///
-    /// A new one for each read would cost more than its zeroing: aligned memory leaves holes in the allocator's between the
-    /// cached blocks. With 32 threads and a cache of 70 MiB, 137 MiB were resident instead of 111.
+    /// A buffer of `len_bytes` with any content, from the store's pool.
     pub(crate) fn buf(&self, len_bytes: usize) -> Buf {
-        if len_bytes > POOLED_BYTES {
-            return Buf::zeroed(len_bytes);
-        }
-        let idle = self.bufs.lock().pop();
-        let mut buf = idle.unwrap_or_else(|| Buf::zeroed(POOLED_BYTES));
-        buf.set_len(len_bytes);
-        buf
+        self.bufs.lease(len_bytes)
     }
 
-    /// Takes a buffer back.
-    pub(crate) fn give_back(&self, buf: Buf) {
-        let mut bufs = self.bufs.lock();
-        if buf.capacity() == POOLED_BYTES && bufs.len() < MAX_POOLED {
-            bufs.push(buf);
-        }
-    }
-
-    /// Runs a set of operations to their end; completions come in the order of their tokens.
-    pub(crate) fn run(&self, operations: VecDeque<Operation>) -> Result<Vec<Completion>> {
-        self.with_queue(|queue| Ok(aio::file::run(queue, operations)?))
+    /// Buffers that were leased and not dropped.
+    #[cfg(test)]
+    pub(crate) fn leases(&self) -> usize {
+        self.bufs.leases()
     }
 }

@@ -1,6 +1,9 @@
-//! Files and direct I/O above the backend.
+//! Files, direct I/O above the backend, and streams over it.
 
 pub(crate) mod files;
 pub(crate) mod kinds;
+pub(crate) mod lane;
+pub(crate) mod pool;
 pub(crate) mod read_ahead;
 pub(crate) mod removals;
+pub(crate) mod write_stream;

@@ -25,7 +25,8 @@ use super::top::Top;
 use crate::base::error::Result;
 use crate::base::key::Entry;
 use crate::base::range::KeyBounds;
-use crate::io::files::{Files, POOLED_BYTES};
+use crate::io::files::Files;
+use crate::io::pool::SMALLEST_BYTES;
 use crate::io::read_ahead::{Grant, MOST_BYTES, Window};
 use crate::memory::cache::{Held, Use};
 use crate::read::cursor::{Cursor, Target};
@@ -317,7 +318,7 @@ impl SegmentCursor {
         } else if span.first + 1 < span.end {
             self.spare = Some(span.buf);
         } else {
-            self.segment.files.give_back(span.buf);
+            drop(span);
         }
         let segment = &self.segment;
         if self.fill_cache {
@@ -414,10 +415,10 @@ impl SegmentCursor {
         }
         let len_bytes = self.segment.extent(self.part(), &most)?.1;
         // Rounded up, so that a buffer serves for reads of about the same length.
-        let wanted = len_bytes.next_power_of_two().max(POOLED_BYTES);
+        let wanted = len_bytes.next_power_of_two().max(SMALLEST_BYTES);
         let granted = self.grant.as_mut().map_or(wanted, |grant| grant.widen(wanted));
         let ahead = match granted {
-            0..POOLED_BYTES => number..number + 1,
+            0..SMALLEST_BYTES => number..number + 1,
             _ if granted < len_bytes => plan(self, granted),
             _ => most,
         };
@@ -430,9 +431,7 @@ impl SegmentCursor {
 
     /// Gives back what it has for reading ahead.
     fn let_go(&mut self) {
-        for buf in [self.spare.take(), self.ahead.take().map(|span| span.buf)].into_iter().flatten() {
-            self.segment.files.give_back(buf);
-        }
+        (self.spare, self.ahead) = (None, None);
         self.grant.as_mut().into_iter().for_each(Grant::release);
     }
 

@@ -27,6 +27,8 @@ use crate::base::coding::Reader;
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
 use crate::io::files::Files;
+use crate::io::lane::Lane;
+use crate::io::write_stream::WriteStream;
 use crate::memory::cache::Cache;
 use crate::memory::reserve::Reserved;
 use crate::read::cursor::Cursor;
@@ -91,7 +93,8 @@ fn sample() -> Result<Sample> {
         compress: true,
         filter_bits_per_key: 14,
     };
-    let mut writer = SegmentWriter::create(&files, options)?;
+    let stream = WriteStream::new(&Lane::new(&files)?, 4096);
+    let mut writer = SegmentWriter::create(stream, options)?;
     // Several blocks, versions of one key across two of them, tombstones, values that shrink and ones that do not.
     let noise: Vec<u8> = (0..=255_u8).map(|byte| byte.wrapping_mul(167) ^ 0x2d).collect();
     let mut entries = entries_of(&noise.repeat(2));
@@ -101,7 +104,8 @@ fn sample() -> Result<Sample> {
     for (key, seq, kind, value) in &entries {
         writer.add(Entry { key, seq: *seq, kind: *kind, value })?;
     }
-    let meta = writer.finish()?;
+    let (meta, stream) = writer.finish()?;
+    stream.close(&files.segments_dir())?;
     let disk = sim.snapshot().power_cut_all();
     let bytes = disk.read_file(Path::new(FILE)).expect("it was written");
     Ok(Sample { disk, meta, bytes, entries })

@@ -81,7 +81,6 @@ impl Segment {
             let charged = (&frame, Block::of(&frame).memory_bytes());
             self.cache.insert(&self.slots, number, charged, Use::Warm);
         }
-        self.files.give_back(span.buf);
         Ok(())
     }
 }

@@ -328,7 +328,6 @@ impl Segment {
     pub(crate) fn take_in(&self, aim: Aim, offset: u64, buf: Buf) -> Result<Frame> {
         let span = Span { first: aim.number, end: aim.number + 1, offset, buf };
         let frame = self.decode(aim.number, &self.handle(aim), &span)?;
-        self.files.give_back(span.buf);
         let charged = (&frame, Block::of(&frame).memory_bytes());
         self.cache.insert(&self.slots, aim.number, charged, Use::Point);
         Ok(frame)
@@ -374,7 +373,6 @@ impl Segment {
         let handle = self.handle(aim);
         let span = self.read_span(aim.number..aim.number + 1, self.extent_of(&handle)?, None)?;
         let frame = self.decode(aim.number, &handle, &span)?;
-        self.files.give_back(span.buf);
         Ok(frame)
     }
 

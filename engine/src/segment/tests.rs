@@ -14,6 +14,8 @@ use super::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOpti
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
 use crate::io::files::Files;
+use crate::io::lane::Lane;
+use crate::io::write_stream::WriteStream;
 use crate::memory::cache::Cache;
 use crate::memory::reserve::Reserved;
 use crate::read::cursor::Cursor;
@@ -114,13 +116,24 @@ fn options(block_bytes: usize, compress: bool) -> WriterOptions {
     WriterOptions { id: ID, keyspace: 3, store_id: STORE, block_bytes, compress, filter_bits_per_key: 14 }
 }
 
+fn create(files: &Arc<Files>, options: WriterOptions) -> Result<SegmentWriter> {
+    SegmentWriter::create(WriteStream::new(&Lane::new(files)?, 64 << 10), options)
+}
+
+/// Ends the segment and its stream.
+fn finish(writer: SegmentWriter, files: &Files) -> Result<SegmentMeta> {
+    let (meta, stream) = writer.finish()?;
+    stream.close(&files.segments_dir())?;
+    Ok(meta)
+}
+
 fn write(files: &Arc<Files>, options: WriterOptions, entries: &[Owned]) -> Result<SegmentMeta> {
-    let mut writer = SegmentWriter::create(files, options)?;
+    let mut writer = create(files, options)?;
     for owned in entries {
         writer.add(entry(owned))?;
     }
     let estimate = writer.size_bytes();
-    let meta = writer.finish()?;
+    let meta = finish(writer, files)?;
     assert!(meta.size_bytes <= estimate + 64 * 1024 && estimate <= meta.size_bytes * 2 + 64 * 1024);
     Ok(meta)
 }
@@ -260,11 +273,11 @@ fn cursors_keep_the_contract_whether_blocks_are_cached_or_not() {
                 return Box::new(VecCursor::new(Vec::new()));
             }
             let (_, files) = machine();
-            let mut writer = SegmentWriter::create(&files, options(512, true)).unwrap();
+            let mut writer = create(&files, options(512, true)).unwrap();
             for owned in model {
                 writer.add(owned.as_entry()).unwrap();
             }
-            let meta = writer.finish().unwrap();
+            let meta = finish(writer, &files).unwrap();
             Box::new(form.open(&files, 1 << 20, &meta).unwrap().cursor(fill_cache))
         });
     }
@@ -280,7 +293,6 @@ fn a_real_file_works_like_the_simulated_one() {
     let mut random = Random::new(6);
     let entries = random_entries(&mut random, 4000, 2000);
     let meta = write(&files, options(8192, true), &entries).unwrap();
-    files.backend().sync_dir(&files.segments_dir()).unwrap();
     assert_eq!(files.backend().stat(&files.segment_path(ID)).unwrap().unwrap().size_bytes, meta.size_bytes);
     for form in FORMS {
         let segment = form.open(&files, 1 << 20, &meta).unwrap();
@@ -496,7 +508,7 @@ fn a_writer_that_fails_at_any_call_says_so_and_removes_its_file() {
 #[test]
 fn a_dropped_writer_leaves_no_file() {
     let (sim, files) = machine();
-    let mut writer = SegmentWriter::create(&files, options(512, true)).unwrap();
+    let mut writer = create(&files, options(512, true)).unwrap();
     assert!(writer.is_empty());
     writer.add(entry(&small_entries()[0])).unwrap();
     assert!(!writer.is_empty());
@@ -509,7 +521,7 @@ fn a_dropped_writer_leaves_no_file() {
 #[should_panic(expected = "newest first")]
 fn the_writer_insists_on_the_internal_order() {
     let (_, files) = machine();
-    let mut writer = SegmentWriter::create(&files, options(512, true)).unwrap();
+    let mut writer = create(&files, options(512, true)).unwrap();
     for seq in [7, 7] {
         writer.add(entry(&(b"key".to_vec(), seq, Kind::Put, vec![]))).unwrap();
     }
@@ -568,32 +580,4 @@ fn point_reads_cost_one_device_read_and_then_none_and_misses_none() {
         check_get(&segment, &entries, format!("user/x{i}").as_bytes(), u64::MAX).unwrap();
     }
     assert!(reads() - before < 20, "the filter lets few through");
-}
-
-#[test]
-fn scans_read_ahead_and_leave_the_cache_alone_unless_asked_to_fill_it() {
-    let mut random = Random::new(5);
-    let (sim, files) = machine();
-    let entries = random_entries(&mut random, 4000, 300);
-    let meta = write(&files, options(4096, false), &entries).unwrap();
-    let cache = cache(64 << 20);
-    let segment = open(&files, &cache, &meta).unwrap();
-    let scan = |fill_cache| {
-        let before = sim.counters().read.count;
-        let mut cursor = segment.cursor(fill_cache);
-        cursor.seek(b"").unwrap();
-        let mut count = 0;
-        while cursor.entry().is_some() {
-            count += 1;
-            cursor.next().unwrap();
-        }
-        assert_eq!(count, entries.len());
-        sim.counters().read.count - before
-    };
-    let most = meta.size_bytes / (256 << 10) + 6;
-    assert!(scan(false) <= most);
-    assert_eq!(cache.stats().values, 0);
-    assert!(scan(true) <= most);
-    assert_eq!(scan(true), 0);
-    assert_eq!(scan(false), 0);
 }

@@ -39,7 +39,6 @@ impl Segment {
                     .map_err(|what| corrupt(&self.path, next, &handle, what))?;
                 next += 1;
             }
-            self.files.give_back(span.buf);
         }
         seen.totals(self)?;
         Ok(self.meta.size_bytes)

@@ -36,6 +36,34 @@ fn walk_with_failure(form: Form, nth: u64, is_forward: bool) -> Result<u64> {
 }
 
 #[test]
+fn scans_read_ahead_and_leave_the_cache_alone_unless_asked_to_fill_it() {
+    let mut random = Random::new(5);
+    let (sim, files) = machine();
+    let entries = random_entries(&mut random, 4000, 300);
+    let meta = write(&files, options(4096, false), &entries).unwrap();
+    let cache = cache(64 << 20);
+    let segment = open(&files, &cache, &meta).unwrap();
+    let scan = |fill_cache| {
+        let before = sim.counters().read.count;
+        let mut cursor = segment.cursor(fill_cache);
+        cursor.seek(b"").unwrap();
+        let mut count = 0;
+        while cursor.entry().is_some() {
+            count += 1;
+            cursor.next().unwrap();
+        }
+        assert_eq!(count, entries.len());
+        sim.counters().read.count - before
+    };
+    let most = meta.size_bytes / (256 << 10) + 6;
+    assert!(scan(false) <= most);
+    assert_eq!(cache.stats().values, 0);
+    assert!(scan(true) <= most);
+    assert_eq!(scan(true), 0);
+    assert_eq!(scan(false), 0);
+}
+
+#[test]
 fn a_read_ahead_that_fails_is_no_failure_of_the_block_that_is_wanted() {
     for (form, is_forward) in FORMS.into_iter().flat_map(|form| [(form, true), (form, false)]) {
         let reads = walk_with_failure(form, 1000, is_forward).unwrap();

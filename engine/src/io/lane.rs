@@ -1,0 +1,243 @@
+//! One context of asynchronous I/O of one thread, shared by the streams of its job.
+//!
+//! ```text
+//!                submit                     reap, wait                    take
+//!   operation ----------> slot: under way -------------> slot: done ------------> completion
+//!                              | ticket dropped                | ticket dropped
+//!                              v                               v
+//!                         abandoned --- reaped ----------> free again, the buffer goes back to its pool
+//! ```
+//!
+//! The thread that uses the streams does everything itself: it submits, it reaps without waiting whenever it is here, and it
+//! sleeps only for a completion that it needs. Completions come in any order.
+//!
+//! Invariants: a slot is free again only after its operation was reaped; when the last ticket and the last stream are gone,
+//! the lane waits for what is in flight, so that the context is idle when it is lent again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use aio::{Completion, Operation, Queue};
+
+use crate::base::error::Result;
+use crate::base::sync::shared::Mutex;
+use crate::io::files::Files;
+
+/// A context and the operations that were handed to it. One thread uses it at a time.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    files: Arc<Files>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None` only while the lane is dropped.
+    queue: Option<Box<dyn Queue>>,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Room for completions.
+    reaped: Vec<Completion>,
+}
+
+/// What is known of one operation.
+#[derive(Debug)]
+enum Slot {
+    Free,
+    UnderWay,
+    /// Under way, and its ticket was dropped.
+    Abandoned,
+    Done(Completion),
+}
+
+/// An operation that was submitted. Dropping it abandons the result, not the operation.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    lane: Arc<Lane>,
+    /// `None` when the completion was taken.
+    slot: Option<usize>,
+}
+
+impl Lane {
+    /// A lane on an idle context.
+    ///
+    /// # Errors
+    /// The machine has no more contexts.
+    pub(crate) fn new(files: &Arc<Files>) -> Result<Arc<Lane>> {
+        let queue = Some(files.idle_queue()?);
+        let state = State { queue, slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
+        Ok(Arc::new(Lane { files: Arc::clone(files), state: Mutex::new(state) }))
+    }
+
+    /// The files that its operations work on.
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
+    /// Hands an operation to the kernel; waits only if the context is full.
+    ///
+    /// # Errors
+    /// It was refused, or the context is dead.
+    pub(crate) fn submit(self: &Arc<Self>, operation: Operation) -> Result<Ticket> {
+        let slot = self.state.lock().submit(operation)?;
+        Ok(Ticket { lane: Arc::clone(self), slot: Some(slot) })
+    }
+
+    /// Reaps what has completed, without waiting.
+    ///
+    /// # Errors
+    /// The context is dead.
+    pub(crate) fn reap(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.queue().in_flight() == 0 { Ok(()) } else { state.reap(0) }
+    }
+
+    /// Waits until nothing is in flight.
+    ///
+    /// # Errors
+    /// The context is dead.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.state.lock().settle()
+    }
+}
+
+impl State {
+    fn queue(&mut self) -> &mut dyn Queue {
+        self.queue.as_deref_mut().expect("it is there until the lane is dropped")
+    }
+
+    fn submit(&mut self, operation: Operation) -> Result<usize> {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::Free);
+            self.slots.len() - 1
+        });
+        let mut waiting = VecDeque::from([operation.with_token(slot as u64)]);
+        match self.hand_over(&mut waiting) {
+            Ok(()) => {
+                self.slots[slot] = Slot::UnderWay;
+                Ok(slot)
+            }
+            Err(error) => {
+                self.free.push(slot);
+                Err(error)
+            }
+        }
+    }
+
+    fn hand_over(&mut self, waiting: &mut VecDeque<Operation>) -> Result<()> {
+        loop {
+            self.queue().submit(waiting)?;
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            self.reap(1)?;
+        }
+    }
+
+    /// Waits for `at_least` completions, and files all that came.
+    fn reap(&mut self, at_least: usize) -> Result<()> {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        let result = self.queue().wait(at_least, None, &mut reaped);
+        for completion in reaped.drain(..) {
+            self.file(completion);
+        }
+        self.reaped = reaped;
+        Ok(result.map(drop)?)
+    }
+
+    fn file(&mut self, completion: Completion) {
+        let slot = usize::try_from(completion.operation.token()).expect("the token is a slot's number");
+        match self.slots[slot] {
+            Slot::UnderWay => self.slots[slot] = Slot::Done(completion),
+            Slot::Abandoned => self.release(slot),
+            Slot::Free | Slot::Done(_) => unreachable!("an operation completes once"),
+        }
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.slots[slot] = Slot::Free;
+        self.free.push(slot);
+    }
+
+    /// The completion, if it was reaped.
+    fn take(&mut self, slot: usize) -> Option<Completion> {
+        if !matches!(self.slots[slot], Slot::Done(_)) {
+            return None;
+        }
+        let Slot::Done(completion) = std::mem::replace(&mut self.slots[slot], Slot::Free) else {
+            return None;
+        };
+        self.free.push(slot);
+        Some(completion)
+    }
+
+    /// The completion will not be asked for.
+    fn abandon(&mut self, slot: usize) {
+        match self.slots[slot] {
+            Slot::UnderWay => self.slots[slot] = Slot::Abandoned,
+            Slot::Done(_) => self.release(slot),
+            Slot::Free | Slot::Abandoned => unreachable!("a ticket keeps its slot"),
+        }
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        while self.queue().in_flight() > 0 {
+            let all = self.queue().in_flight();
+            self.reap(all)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        // A context that fails is not lent again. Dropping it waits for what is in flight.
+        let is_idle = state.settle().is_ok();
+        let queue = state.queue.take().filter(|_| is_idle);
+        self.files.rest(queue);
+    }
+}
+
+impl Ticket {
+    /// The completion, if it was reaped. Only one call returns it.
+    pub(crate) fn take(&mut self) -> Option<Completion> {
+        let completion = self.lane.state.lock().take(self.slot?)?;
+        self.slot = None;
+        Some(completion)
+    }
+
+    /// Waits until [`Ticket::take`] has something to return.
+    ///
+    /// # Errors
+    /// The context is dead.
+    ///
+    /// # Panics
+    /// If the completion was taken.
+    pub(crate) fn ready(&mut self) -> Result<()> {
+        let slot = self.slot.expect("the completion was not taken");
+        let mut state = self.lane.state.lock();
+        while matches!(state.slots[slot], Slot::UnderWay) {
+            state.reap(1)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the completion.
+    ///
+    /// # Errors
+    /// The context is dead.
+    #[expect(dead_code, reason = "for the stream of reads, which comes next")]
+    pub(crate) fn wait(mut self) -> Result<Completion> {
+        self.ready()?;
+        Ok(self.take().expect("it is ready"))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.lane.state.lock().abandon(slot);
+        }
+    }
+}
