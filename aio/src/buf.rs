@@ -94,7 +94,7 @@ impl Buf {
     #[must_use]
     pub fn leased(mut pages: Pages, lender: Arc<dyn Lender>) -> Buf {
         let capacity = pages.len_bytes();
-        let ptr = NonNull::new(pages.0.as_mut_ptr()).expect("a mapping has an address");
+        let ptr = NonNull::from(&mut pages.0[..]).cast();
         Buf { ptr, len: capacity, capacity, lease: Some(Lease { pages, lender }) }
     }
 

@@ -16,6 +16,7 @@ use crate::base::key::Seq;
 use crate::compaction::output::{open_segments, remove, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
+use crate::io::lane::Lane;
 use crate::manifest::levels::{PieceMeta, RunMeta};
 use crate::manifest::version::Edit;
 use crate::read::merge::Merge;
@@ -73,7 +74,13 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     let taken = if planted(Bug::FlushForgetsOldestTable) { layers.len().div_ceil(2) } else { layers.len() };
     let inputs = layers.iter().take(taken).map(|layer| layer.table().cursor());
     let retain = Retain::new(store.pins.retained(), Tombstones::Keep);
-    let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(inputs), retain)?;
+    let run = write_run(
+        &output,
+        &Lane::new(&store.files)?,
+        &|| store.manifest.new_number(),
+        &mut Merge::new(inputs),
+        retain,
+    )?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
 
     let waited = if planted(Bug::FlushBeforeDurable) { Ok(()) } else { store.log.wait_durable(cut) };

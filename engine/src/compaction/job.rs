@@ -22,6 +22,7 @@ use crate::compaction::output::{Output, open_segments, remove, write_run};
 use crate::compaction::picker::{Layers, RunShape, pick};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::compaction::warm;
+use crate::io::lane::Lane;
 use crate::manifest::levels::{BOTTOM, Levels, Merged, PieceMeta, RunMeta};
 use crate::manifest::version::Edit;
 use crate::read::merge::Merge;
@@ -105,12 +106,13 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, range: Range<usize>) -> Resul
 
     let leaving_bytes = inputs.iter().map(Run::memory_bytes).sum();
     let output = Output { leaving_bytes, ..store.output(tree.id, layers) };
-    let cursors = inputs.iter().map(|run| run.cursor(false));
+    let lane = Lane::new(&store.files)?;
+    let cursors = inputs.iter().map(|run| run.job_cursor(&lane));
     let is_bottom = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };
     let retained = if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.pins.retained() };
     let retain = Retain::new(retained, tombstones);
-    let run = write_run(&output, &|| store.manifest.new_number(), &mut Merge::new(cursors), retain)?;
+    let run = write_run(&output, &lane, &|| store.manifest.new_number(), &mut Merge::new(cursors), retain)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
     if planted(Bug::InputsRemovedBeforeTheEdit) {
         remove(&store.files, segments_of(&inputs).map(|segment| segment.meta().id));

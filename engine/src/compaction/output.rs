@@ -68,11 +68,12 @@ pub(crate) struct Output<'a> {
 /// Returns an empty list if no entry was kept.
 pub(crate) fn write_run(
     output: &Output<'_>,
+    lane: &Arc<Lane>,
     number: &dyn Fn() -> u64,
     input: &mut dyn Cursor,
     mut retain: Retain,
 ) -> Result<Vec<SegmentMeta>> {
-    let mut run = RunWriter::new(output)?;
+    let mut run = RunWriter::new(output, lane);
     let mut last_key = Vec::new();
     input.seek(b"")?;
     while let Some(entry) = input.entry() {
@@ -114,15 +115,15 @@ struct RunWriter<'a> {
 /// The stream is in the open segment, or waits for the next one.
 enum State {
     Between(WriteStream),
-    Open(SegmentWriter),
+    Open(Box<SegmentWriter>),
     /// After an error the stream is gone, and with it all files.
     Failed,
 }
 
 impl<'a> RunWriter<'a> {
-    fn new(output: &'a Output<'a>) -> Result<RunWriter<'a>> {
-        let stream = WriteStream::new(&Lane::new(output.files)?, chunk_bytes(output.segment_bytes));
-        Ok(RunWriter { output, state: State::Between(stream), written: Vec::new() })
+    fn new(output: &'a Output<'a>, lane: &Arc<Lane>) -> RunWriter<'a> {
+        let stream = WriteStream::new(lane, chunk_bytes(output.segment_bytes));
+        RunWriter { output, state: State::Between(stream), written: Vec::new() }
     }
 
     fn add(&mut self, entry: Entry<'_>, is_new_key: bool, number: &dyn Fn() -> u64) -> Result<()> {
@@ -133,7 +134,7 @@ impl<'a> RunWriter<'a> {
         }
         let mut writer = create(self.finish_segment()?, self.output, number())?;
         writer.add(entry)?;
-        self.state = State::Open(writer);
+        self.state = State::Open(Box::new(writer));
         Ok(())
     }
 

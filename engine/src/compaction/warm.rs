@@ -24,7 +24,7 @@ pub(crate) type Span = (Arc<Segment>, Range<usize>);
 /// The blocks of `segments` to bring once `inputs`, which were merged into them, have left the cache.
 pub(crate) fn plan(inputs: &[Run], segments: &[Arc<Segment>]) -> Vec<Span> {
     // Bytes that hot blocks gave, by segment and block.
-    let mut heat: Vec<Vec<u64>> = segments.iter().map(|segment| vec![0; segment.blocks_to_bring()]).collect();
+    let mut heat: Vec<Vec<u64>> = segments.iter().map(|segment| vec![0; segment.loadable_blocks()]).collect();
     for input in inputs.iter().flat_map(Run::segments) {
         input.each_hot_block(|from, upto, bytes| spread(segments, &mut heat, (from, upto), bytes));
     }
@@ -42,8 +42,8 @@ fn spread(segments: &[Arc<Segment>], heat: &mut [Vec<u64>], (from, upto): (&[u8]
     let last = place_of(segments, upto);
     let blocks_of = |segment: usize| {
         let start = if segment == first.0 { first.1 } else { 0 };
-        let end = if segment == last.0 { last.1 + 1 } else { segments[segment].blocks_to_bring() };
-        start..end.min(segments[segment].blocks_to_bring())
+        let end = if segment == last.0 { last.1 + 1 } else { segments[segment].loadable_blocks() };
+        start..end.min(segments[segment].loadable_blocks())
     };
     let reached = first.0..(last.0 + 1).min(segments.len());
     let blocks: usize = reached.clone().map(|segment| blocks_of(segment).len()).sum();
@@ -63,7 +63,7 @@ fn place_of(segments: &[Arc<Segment>], key: &[u8]) -> (usize, usize) {
 /// Reads the blocks into the cache, until `stop` says so.
 pub(crate) fn bring(pieces: &[Span], stop: &dyn Fn() -> bool) {
     for (segment, blocks) in pieces {
-        if stop() || segment.bring(blocks).is_err() {
+        if stop() || segment.load_into_cache(blocks).is_err() {
             return;
         }
     }

@@ -18,7 +18,7 @@ use crate::io::removals::Removals;
 /// Operations that one caller of [`Files`] has in flight at most.
 pub(crate) const QUEUE_SLOTS: usize = 64;
 
-/// Asynchronous reads of a store in flight at most: what the queues of devices hold.
+/// Asynchronous reads of a store in flight at most: as many as the queues of devices hold.
 const REACTOR_SLOTS: usize = 128;
 
 /// The directory of a store and the machine under it.
@@ -26,7 +26,7 @@ const REACTOR_SLOTS: usize = 128;
 pub(crate) struct Files {
     backend: Arc<dyn Backend>,
     root: PathBuf,
-    /// Contexts at rest. One is taken for each read or write and put back: making one costs milliseconds.
+    /// Idle contexts. They are lent and come back: making one costs milliseconds.
     queues: Mutex<Vec<Box<dyn Queue>>>,
     bufs: Arc<BufPool>,
     read_ahead: Arc<Allowance>,
@@ -34,17 +34,17 @@ pub(crate) struct Files {
     removals: Removals,
 }
 
-/// Where asynchronous reads go.
+/// The reactor for asynchronous reads.
 #[derive(Debug)]
 enum Asynchronous {
-    /// There has been none.
+    /// No read has asked for it.
     Unused,
     Running(Reactor),
     Ended,
 }
 
 impl Files {
-    /// `read_ahead_bytes`: the memory for what scans read ahead.
+    /// `read_ahead_bytes`: memory for the windows that scans read ahead, and for idle buffers.
     pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
         Files {
             removals: Removals::new(Arc::clone(&backend)),
@@ -143,7 +143,7 @@ impl Files {
         })
     }
 
-    /// Takes an idle context back.
+    /// Takes an idle context back, if there is one.
     pub(crate) fn rest(&self, queue: Option<Box<dyn Queue>>) {
         self.queues.lock().extend(queue);
     }
@@ -158,7 +158,7 @@ impl Files {
         self.with_queue(|queue| Ok(aio::file::read_into(queue, file, offset, buf)?))
     }
 
-    /// For one scan, to read ahead with.
+    /// A grant of memory for one scan that reads ahead.
     pub(crate) fn read_ahead(&self) -> Grant {
         self.read_ahead.grant()
     }
@@ -183,7 +183,7 @@ impl Files {
         Ok(reactor)
     }
 
-    /// Refuses asynchronous reads from now on; those under way are waited for.
+    /// Refuses asynchronous reads from now on, and waits for those under way.
     pub(crate) fn end_asynchronous(&self) {
         let before = std::mem::replace(&mut *self.asynchronous.lock(), Asynchronous::Ended);
         if let Asynchronous::Running(reactor) = before {

@@ -83,6 +83,13 @@ impl Lane {
         Ok(Ticket { lane: Arc::clone(self), slot: Some(slot) })
     }
 
+    /// Hands several operations to the kernel at once. Fewer tickets than operations come back if one was refused, or if
+    /// the context is full; operations behind that one are dropped.
+    pub(crate) fn submit_all(self: &Arc<Self>, operations: impl Iterator<Item = Operation>) -> Vec<Ticket> {
+        let slots = self.state.lock().submit_all(operations);
+        slots.into_iter().map(|slot| Ticket { lane: Arc::clone(self), slot: Some(slot) }).collect()
+    }
+
     /// Reaps what has completed, without waiting.
     ///
     /// # Errors
@@ -107,21 +114,41 @@ impl State {
     }
 
     fn submit(&mut self, operation: Operation) -> Result<usize> {
+        let slot = self.take_slot();
+        let mut waiting = VecDeque::from([operation.with_token(slot as u64)]);
+        if let Err(error) = self.hand_over(&mut waiting) {
+            self.release(slot);
+            return Err(error);
+        }
+        Ok(slot)
+    }
+
+    fn submit_all(&mut self, operations: impl Iterator<Item = Operation>) -> Vec<usize> {
+        let mut slots = Vec::new();
+        let mut waiting = VecDeque::new();
+        for operation in operations {
+            let slot = self.take_slot();
+            slots.push(slot);
+            waiting.push_back(operation.with_token(slot as u64));
+        }
+        while !waiting.is_empty() {
+            if !matches!(self.queue().submit(&mut waiting), Ok(1..)) {
+                break;
+            }
+        }
+        let taken = slots.len() - waiting.len();
+        slots.drain(taken..).for_each(|slot| self.release(slot));
+        slots
+    }
+
+    /// A slot for an operation that is about to be submitted.
+    fn take_slot(&mut self) -> usize {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::Free);
             self.slots.len() - 1
         });
-        let mut waiting = VecDeque::from([operation.with_token(slot as u64)]);
-        match self.hand_over(&mut waiting) {
-            Ok(()) => {
-                self.slots[slot] = Slot::UnderWay;
-                Ok(slot)
-            }
-            Err(error) => {
-                self.free.push(slot);
-                Err(error)
-            }
-        }
+        self.slots[slot] = Slot::UnderWay;
+        slot
     }
 
     fn hand_over(&mut self, waiting: &mut VecDeque<Operation>) -> Result<()> {
@@ -227,7 +254,6 @@ impl Ticket {
     ///
     /// # Errors
     /// The context is dead.
-    #[expect(dead_code, reason = "for the stream of reads, which comes next")]
     pub(crate) fn wait(mut self) -> Result<Completion> {
         self.ready()?;
         Ok(self.take().expect("it is ready"))

@@ -5,5 +5,6 @@ pub(crate) mod kinds;
 pub(crate) mod lane;
 pub(crate) mod pool;
 pub(crate) mod read_ahead;
+pub(crate) mod read_stream;
 pub(crate) mod removals;
 pub(crate) mod write_stream;

@@ -1,45 +1,50 @@
 //! How far a scan reads ahead, and how much memory all scans of a store may take for it.
 //!
-//! A scan begins with the one block that it wants, since most scans are short. Each read that goes on where the one before
-//! ended takes twice as many blocks, up to [`MOST_BYTES`] at once. So of the blocks that a scan reads, at most half are in
-//! vain wherever it ends; and one over a gigabyte makes as few reads as if it had known its length.
+//! A scan begins with the one block that it needs, since most scans are short. From then on it may have read twice as many
+//! blocks as it has used, and one more: 1, 2, 4, 8, ... blocks if it reads only when it needs one. So at most half of the
+//! blocks that a scan reads are in vain wherever it ends, and a scan over a gigabyte makes as few reads as if it had known
+//! its length.
 //!
-//! Invariant: the grants of an [`Allowance`] sum to at most what it was made with.
+//! Invariant: the grants of an [`Allowance`] sum to at most the bytes that it was made with.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Most bytes that are read ahead at once.
+/// Bytes of one window of a scan at most.
 pub(crate) const MOST_BYTES: usize = 256 << 10;
 
-/// More than that many blocks fit into no read: the smallest has 512 bytes.
+/// Blocks of one window at most: the smallest block has 512 bytes.
 const MOST_BLOCKS: usize = MOST_BYTES / 512;
 
-/// Blocks that the next read of one scan takes.
+/// How many blocks a walk may read next.
 #[derive(Debug)]
-pub(crate) struct Window {
-    blocks: usize,
+pub(crate) struct Pace {
+    /// Blocks read since the walk began; `None` for a walk that goes to the end.
+    read: Option<usize>,
 }
 
-impl Window {
-    /// Of a scan that may end soon.
-    pub(crate) const fn growing() -> Window {
-        Window { blocks: 1 }
+impl Pace {
+    /// Of a walk that begins; `may_end`: it may end soon.
+    pub(crate) const fn new(may_end: bool) -> Pace {
+        Pace { read: if may_end { Some(0) } else { None } }
     }
 
-    /// Of one that goes to the end, as far as anybody knows.
-    pub(crate) const fn full() -> Window {
-        Window { blocks: MOST_BLOCKS }
+    /// Whether a walk that may end soon has read nothing.
+    pub(crate) fn is_new(&self) -> bool {
+        self.read == Some(0)
     }
 
-    /// For the next read; at least 1.
-    pub(crate) fn blocks(&self) -> usize {
-        self.blocks
+    /// Blocks that may be read now, of which `unused` of those read before are still to be used.
+    pub(crate) fn blocks(&self, unused: usize) -> usize {
+        let allowed = |read: usize| (read + 1).saturating_sub(2 * unused).min(MOST_BLOCKS);
+        self.read.map_or(MOST_BLOCKS, allowed)
     }
 
-    /// The scan has gone on to another read.
-    pub(crate) fn grow(&mut self) {
-        self.blocks = (self.blocks * 2).min(MOST_BLOCKS);
+    /// So many more were read.
+    pub(crate) fn add(&mut self, blocks: usize) {
+        if let Some(read) = &mut self.read {
+            *read += blocks;
+        }
     }
 }
 
@@ -54,7 +59,7 @@ impl Allowance {
         Arc::new(Allowance { free_bytes: AtomicUsize::new(bytes) })
     }
 
-    /// Nothing yet, to be widened.
+    /// A grant of nothing, to be widened.
     pub(crate) fn grant(self: &Arc<Self>) -> Grant {
         Grant { of: Arc::clone(self), bytes: 0 }
     }
@@ -68,8 +73,8 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
-    /// Asks for `wanted` bytes in all, and says how many there are now, perhaps fewer. Nobody takes more than half of what
-    /// is free, so that there is always something left for the next scan.
+    /// Asks for `wanted` bytes in all, and says how many are granted now, perhaps fewer. A grant takes at most half of the
+    /// bytes that are free, so that some are left for the next scan.
     pub(crate) fn widen(&mut self, wanted: usize) -> usize {
         let Some(missing) = wanted.checked_sub(self.bytes).filter(|missing| *missing > 0) else {
             return wanted;
@@ -83,6 +88,19 @@ impl Grant {
         let (Ok(free) | Err(free)) = before;
         self.bytes += taken(free);
         self.bytes
+    }
+
+    /// Bytes that are granted now.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives back all but `bytes`.
+    pub(crate) fn narrow(&mut self, bytes: usize) {
+        let excess = self.bytes.saturating_sub(bytes);
+        self.bytes -= excess;
+        self.of.free_bytes.fetch_add(excess, Ordering::Relaxed);
     }
 
     /// Gives everything back.
@@ -102,17 +120,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_doubles_up_to_its_limit() {
-        let mut window = Window::growing();
+    fn a_walk_that_uses_all_it_read_reads_twice_as_much_up_to_a_limit() {
+        let mut pace = Pace::new(true);
+        assert!(pace.is_new());
         let taken: Vec<usize> = std::iter::repeat_with(|| {
-            let blocks = window.blocks();
-            window.grow();
+            let blocks = pace.blocks(0);
+            pace.add(blocks);
             blocks
         })
         .take(12)
         .collect();
         assert_eq!(taken, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 512, 512]);
-        assert_eq!(Window::full().blocks(), 512);
+        let full = Pace::new(false);
+        assert_eq!((full.blocks(0), full.blocks(1000), full.is_new()), (512, 512, false));
+    }
+
+    #[test]
+    fn a_walk_has_never_read_more_than_twice_what_it_used_and_one_block() {
+        let (mut pace, mut read, mut used) = (Pace::new(true), 0, 0);
+        while used < 3000 {
+            let allowed = pace.blocks(read - used);
+            pace.add(allowed);
+            read += allowed;
+            assert!(read <= 2 * used + 1, "{read} read, {used} used");
+            used += 1;
+        }
+        assert!(read > 3000);
     }
 
     #[test]
@@ -126,7 +159,12 @@ mod tests {
         assert_eq!(grants[0].widen(1000), 1000, "it has more");
         grants.truncate(50);
         grants[0].release();
-        assert_eq!(grants[0].widen(256 << 10), 128 << 10, "half of what came back");
+        assert_eq!(grants[0].widen(256 << 10), 128 << 10, "half of the bytes that came back");
+        let free = all.free_bytes.load(Ordering::Relaxed);
+        grants[0].narrow(100 << 10);
+        assert_eq!(all.free_bytes.load(Ordering::Relaxed), free + (28 << 10));
+        grants[0].narrow(1 << 20);
+        assert_eq!(grants[0].bytes(), 100 << 10, "it has no more");
         drop(grants);
         assert_eq!(all.grant().widen(10), 10);
         assert_eq!(all.free_bytes.load(Ordering::Relaxed), 1 << 20);

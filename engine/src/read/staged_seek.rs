@@ -2,69 +2,36 @@
 //! for memory.
 //!
 //! ```text
-//!   all runs: index, place in the cache -> all runs: front of the block, or it is missing -> one submit for all that miss
-//!   -> each run seeks by itself, and finds its block in the cache or in its hands
+//!   all runs: find the block in the index, ask memory for its cache slot
+//!     -> all runs: ask memory for the front of the block, or note that it is missing
+//!     -> one submit for all that are missing: they are in flight together
+//!     -> each run seeks by itself, and waits only for its own block
 //! ```
 //!
-//! Nothing but time depends on it: what it does not bring, a seek reads by itself. So it reports no error: whatever goes
-//! wrong here goes wrong again there, with the place where it happened.
-//!
-//! Invariant: the context is idle when it is given back.
+//! Only time depends on it: a block that is not brought is read by the seek itself. So it reports no error; the seek meets
+//! the same error again and reports it with the place.
 
-use std::collections::VecDeque;
-
-use aio::{Buf, Completion, Operation};
-
-use crate::base::error::Result;
-use crate::io::files::{Files, QUEUE_SLOTS};
+use crate::io::lane::Lane;
 use crate::read::cursor::Target;
-use crate::segment::Missing;
 use crate::tree::run::RunCursor;
 
 /// All of `runs` are about to seek `target`.
 pub(crate) fn prepare(mut runs: Vec<&mut RunCursor>, target: Target<'_>) {
-    let blocks: Vec<_> = runs.iter_mut().map(|run| run.foresee(target)).collect();
-    let mut missing: Vec<(usize, Missing)> = Vec::new();
+    let blocks: Vec<_> = runs.iter_mut().map(|run| run.locate(target)).collect();
+    let mut missing = Vec::new();
     for (at, (run, block)) in runs.iter().zip(blocks).enumerate() {
-        missing.extend(block.and_then(|block| run.missing(block)).map(|block| (at, block)));
+        missing.extend(block.and_then(|block| run.missing(block)).map(|extent| (at, extent)));
     }
-    // One alone is read by its own seek.
-    missing.truncate(QUEUE_SLOTS);
     let files = match missing.first() {
-        Some((at, _)) if missing.len() > 1 => runs[*at].files().clone(),
+        Some((at, _)) if missing.len() > 1 => runs[*at].files(),
+        // One block alone is read by its own seek.
         _ => return,
     };
-    for (at, block, buf) in read(&files, missing).unwrap_or_default() {
-        runs[at].hand(&block, buf);
+    let Ok(lane) = Lane::new(files) else { return };
+    let reads = missing.iter().map(|(at, extent)| extent.read(runs[*at].file(), lane.files()));
+    let reads = lane.submit_all(reads);
+    // Shorter than `missing` if a read was refused.
+    for ((at, extent), read) in missing.into_iter().zip(reads) {
+        runs[at].expect(extent, read);
     }
-}
-
-/// Reads all of them in one go; leaves out what cannot be read.
-fn read(files: &Files, missing: Vec<(usize, Missing)>) -> Result<Vec<(usize, Missing, Buf)>> {
-    files.with_queue(|queue| {
-        let operation = |(token, (_, block)): (usize, &(usize, Missing))| {
-            let buf = files.buf(block.len_bytes);
-            Operation::read(&block.file, block.offset, buf).with_token(token as u64)
-        };
-        let mut waiting: VecDeque<_> = missing.iter().enumerate().map(operation).collect();
-        let mut done: Vec<Completion> = Vec::with_capacity(missing.len());
-        while !waiting.is_empty() {
-            let submitted = queue.submit(&mut waiting);
-            if !matches!(submitted, Ok(1..)) {
-                break;
-            }
-        }
-        while queue.in_flight() > 0 {
-            queue.wait(queue.in_flight(), None, &mut done)?;
-        }
-        let mut missing: Vec<_> = missing.into_iter().map(Some).collect();
-        let whole = done.into_iter().filter_map(|completion| completion.whole().ok());
-        Ok(whole
-            .filter_map(|operation| {
-                let token = usize::try_from(operation.token()).ok()?;
-                let (at, block) = missing.get_mut(token)?.take()?;
-                Some((at, block, operation.into_buf()))
-            })
-            .collect())
-    })
 }

@@ -17,6 +17,7 @@ use crate::compaction::output::{open_segments, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::io::files::Files;
+use crate::io::lane::Lane;
 use crate::manifest::levels::{PieceMeta, RunMeta};
 use crate::manifest::replay_input::replay_input;
 use crate::manifest::version::{Edit, Version};
@@ -137,7 +138,7 @@ impl Replay {
                 let output = site.output(keyspace, layers);
                 let number = || next.fetch_add(1, Ordering::Relaxed);
                 let retain = Retain::new(Vec::new(), Tombstones::Keep);
-                run = write_run(&output, &number, &mut table.cursor(), retain)?;
+                run = write_run(&output, &Lane::new(output.files)?, &number, &mut table.cursor(), retain)?;
                 opened = open_segments(&output, &run)?;
             }
             let pieces = run.into_iter().map(PieceMeta::whole).collect();

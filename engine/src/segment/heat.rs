@@ -1,6 +1,6 @@
-//! Which blocks of a segment are hot, and bringing blocks into the cache that will be: for a compaction.
+//! The hot blocks of a segment, and loading blocks into the cache that will be hot: for a compaction.
 //!
-//! Only of segments whose index is pinned: where it is paged, memory is too small for that.
+//! Only for segments whose index is pinned: where it is paged, memory is too small for this.
 
 use std::ops::Range;
 
@@ -18,8 +18,8 @@ impl Segment {
         }
     }
 
-    /// Calls `each` for the blocks that are in the cache and were used there: with bounds of their keys, and the bytes that
-    /// they take on the device.
+    /// Calls `each` for the blocks that are in the cache and were used there, with bounds of their keys and their bytes on
+    /// the device.
     pub(crate) fn each_hot_block(&self, mut each: impl FnMut(&[u8], &[u8], u64)) {
         let Some(index) = self.pinned() else { return };
         for number in (0..index.blocks()).filter(|&number| is_hot(&self.slots, number)) {
@@ -29,23 +29,23 @@ impl Segment {
         }
     }
 
-    /// Blocks that can be brought: numbers below.
-    pub(crate) fn blocks_to_bring(&self) -> usize {
+    /// The number of blocks that can be loaded.
+    pub(crate) fn loadable_blocks(&self) -> usize {
         self.pinned().map_or(0, Index::blocks)
     }
 
-    /// The one of them in which the first entry at or behind `key` stands; the first, if there is none.
+    /// The block with the first entry at or behind `key`; the first block if there is no such entry.
     pub(crate) fn block_of(&self, key: &[u8]) -> usize {
         self.pinned().and_then(|index| first_block(index, key)).unwrap_or(0)
     }
 
-    /// Bytes that it takes on the device.
+    /// Bytes of a block on the device.
     pub(crate) fn block_bytes(&self, number: usize) -> u64 {
         let handle = self.pinned().and_then(|index| index.handle(number));
         handle.map_or(0, |handle| handle.padded_bytes() as u64)
     }
 
-    /// Puts rising blocks together that stand side by side, as long as one read takes at most `limit_bytes`.
+    /// Joins neighbours among rising blocks, as long as one read takes at most `limit_bytes`.
     pub(crate) fn pieces(
         &self,
         blocks: impl Iterator<Item = usize>,
@@ -56,8 +56,8 @@ impl Segment {
         for block in blocks {
             if let Some(piece) = pieces.last_mut().filter(|piece| piece.end == block) {
                 let longer = piece.start..block + 1;
-                let extent = self.extent(Part::whole(index), &longer);
-                if extent.is_ok_and(|(_, len_bytes)| len_bytes <= limit_bytes) {
+                let extent = self.extent(Part::whole(index), longer.clone());
+                if extent.is_ok_and(|extent| extent.len_bytes <= limit_bytes) {
                     *piece = longer;
                     continue;
                 }
@@ -67,17 +67,16 @@ impl Segment {
         pieces
     }
 
-    /// Reads these blocks in one go and puts them into the cache as what is wanted.
+    /// Reads these blocks in one operation and puts them into the cache as blocks that are in use.
     ///
     /// # Errors
     /// The read failed, or a block is damaged; those before it are in the cache.
-    pub(crate) fn bring(&self, blocks: &Range<usize>) -> Result<()> {
+    pub(crate) fn load_into_cache(&self, blocks: &Range<usize>) -> Result<()> {
         let Some(index) = self.pinned() else { return Ok(()) };
-        let extent = self.extent(Part::whole(index), blocks)?;
-        let span = self.read_span(blocks.clone(), extent, None)?;
+        let window = self.read_window(self.extent(Part::whole(index), blocks.clone())?)?;
         for number in blocks.clone() {
             let Some(handle) = index.handle(number) else { break };
-            let frame = self.decode(number, &handle, &span)?;
+            let frame = self.decode(number, &handle, &window)?;
             let charged = (&frame, Block::of(&frame).memory_bytes());
             self.cache.insert(&self.slots, number, charged, Use::Warm);
         }

@@ -28,6 +28,7 @@
 
 mod block;
 mod block_builder;
+mod block_source;
 #[cfg(test)]
 mod block_tests;
 mod clip;
@@ -52,7 +53,7 @@ mod verify;
 mod writer;
 
 pub(crate) use block::Block;
-pub(crate) use cursor::{Missing, SegmentCursor};
+pub(crate) use cursor::SegmentCursor;
 pub(crate) use footer::SegmentMeta;
 pub(crate) use open::Opening;
 pub(crate) use reader::{Aim, BlockCache, Segment, Step};

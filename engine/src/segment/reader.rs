@@ -29,6 +29,7 @@ use super::top::{Role, Top};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Kind, Seq};
 use crate::io::files::Files;
+use crate::io::read_stream::{Extent, Window};
 use crate::memory::cache::{Cache, Held, Slots, Use};
 use crate::memory::reserve::Reserved;
 
@@ -326,8 +327,8 @@ impl Segment {
     /// # Errors
     /// It is damaged.
     pub(crate) fn take_in(&self, aim: Aim, offset: u64, buf: Buf) -> Result<Frame> {
-        let span = Span { first: aim.number, end: aim.number + 1, offset, buf };
-        let frame = self.decode(aim.number, &self.handle(aim), &span)?;
+        let window = Window { blocks: aim.number..aim.number + 1, offset, buf };
+        let frame = self.decode(aim.number, &self.handle(aim), &window)?;
         let charged = (&frame, Block::of(&frame).memory_bytes());
         self.cache.insert(&self.slots, aim.number, charged, Use::Point);
         Ok(frame)
@@ -371,9 +372,9 @@ impl Segment {
     /// The block, from the device.
     fn read_block(&self, aim: Aim) -> Result<Frame> {
         let handle = self.handle(aim);
-        let span = self.read_span(aim.number..aim.number + 1, self.extent_of(&handle)?, None)?;
-        let frame = self.decode(aim.number, &handle, &span)?;
-        Ok(frame)
+        let (offset, len_bytes) = self.extent_of(&handle)?;
+        let window = self.read_window(Extent { blocks: aim.number..aim.number + 1, offset, len_bytes })?;
+        self.decode(aim.number, &handle, &window)
     }
 
     /// The index block with this number; it comes into the cache only with `fill_cache`.
@@ -407,7 +408,7 @@ impl Segment {
                 break;
             }
             ahead = ahead.start.min(next)..ahead.end.max(next + 1);
-            if !self.extent(part, &ahead).is_ok_and(|(_, len_bytes)| len_bytes <= limit_bytes) {
+            if !self.extent(part, ahead.clone()).is_ok_and(|extent| extent.len_bytes <= limit_bytes) {
                 break;
             }
             if !self.slots.is_taken(next) {
@@ -417,41 +418,31 @@ impl Segment {
         wanted
     }
 
-    /// Offset and length in the file of these blocks of `part`, as direct I/O reads them.
-    pub(super) fn extent(&self, part: Part<'_>, blocks: &Range<usize>) -> Result<(u64, usize)> {
+    /// Where in the file these blocks of `part` stand, as direct I/O reads them.
+    pub(super) fn extent(&self, part: Part<'_>, blocks: Range<usize>) -> Result<Extent> {
         let handle = |number| part.handle(number).expect("these are blocks of the part");
         let last = handle(blocks.end - 1);
-        aligned(&self.file, handle(blocks.start).offset, last.offset + last.padded_bytes() as u64)
+        let stop = last.offset + last.padded_bytes() as u64;
+        let (offset, len_bytes) = aligned(&self.file, handle(blocks.start).offset, stop)?;
+        Ok(Extent { blocks, offset, len_bytes })
     }
 
     fn extent_of(&self, handle: &BlockHandle) -> Result<(u64, usize)> {
         aligned(&self.file, handle.offset, handle.offset + handle.padded_bytes() as u64)
     }
 
-    /// Reads these blocks, whose extent this is, at once, into `buf` if there is one and it is long enough.
-    pub(super) fn read_span(
-        &self,
-        blocks: Range<usize>,
-        (offset, len_bytes): (u64, usize),
-        buf: Option<Buf>,
-    ) -> Result<Span> {
-        let buf = match buf.filter(|buf| buf.capacity() >= len_bytes) {
-            Some(mut buf) => {
-                buf.set_len(len_bytes);
-                buf
-            }
-            None => self.files.buf(len_bytes),
-        };
-        let buf = self.files.read_into(&self.file, offset, buf)?;
-        Ok(Span { first: blocks.start, end: blocks.end, offset, buf })
+    /// Reads these blocks at once.
+    pub(super) fn read_window(&self, extent: Extent) -> Result<Window> {
+        let buf = self.files.read(&self.file, extent.offset, extent.len_bytes)?;
+        Ok(Window { blocks: extent.blocks, offset: extent.offset, buf })
     }
 
-    /// Checks and decodes a block of a span.
-    pub(super) fn decode(&self, number: usize, handle: &BlockHandle, span: &Span) -> Result<Frame> {
-        let stored = usize::try_from(handle.offset - span.offset)
+    /// Checks and decodes a block of a window.
+    pub(super) fn decode(&self, number: usize, handle: &BlockHandle, window: &Window) -> Result<Frame> {
+        let stored = usize::try_from(handle.offset - window.offset)
             .ok()
-            .and_then(|start| span.buf.get(start..start + handle.padded_bytes()))
-            .expect("the span holds its blocks");
+            .and_then(|start| window.buf.get(start..start + handle.padded_bytes()))
+            .expect("the window holds its blocks");
         let frame = decode_block((&self.path, self.meta.id), number, handle, stored)?;
         if let Form::Paged(top) = &self.form {
             check_page(top, number, &frame, Care::Open)
@@ -473,15 +464,6 @@ pub(super) fn first_block(index: &Index, key: &[u8]) -> Option<usize> {
 /// The error for a block whose content is wrong.
 pub(super) fn corrupt(path: &Path, number: usize, handle: &BlockHandle, what: &'static str) -> Error {
     Error::corrupt(path, handle.offset, what, "a valid block", format!("block {number}"))
-}
-
-/// Blocks `first..end`, as read from the file.
-pub(super) struct Span {
-    pub(super) first: usize,
-    pub(super) end: usize,
-    /// Where the buffer begins in the file.
-    pub(super) offset: u64,
-    pub(super) buf: Buf,
 }
 
 /// The direction of a scan.

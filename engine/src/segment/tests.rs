@@ -7,7 +7,7 @@ mod read_ahead;
 use std::path::Path;
 use std::sync::Arc;
 
-use aio::sim::{Fault, FaultPlan};
+use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Alignment, Backend, Errno, NativeBackend, SimBackend};
 
 use super::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};

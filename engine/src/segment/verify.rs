@@ -31,10 +31,10 @@ impl Segment {
         let mut next = 0;
         while next < index.blocks() {
             let ahead = self.blocks_ahead(part, (next, Way::Forward), usize::MAX, MOST_BYTES);
-            let span = self.read_span(ahead.clone(), self.extent(part, &ahead)?, None)?;
-            while next < span.end {
+            let window = self.read_window(self.extent(part, ahead)?)?;
+            while next < window.blocks.end {
                 let handle = part.handle(next).expect("it is below the number of blocks");
-                let block = self.decode(next, &handle, &span)?;
+                let block = self.decode(next, &handle, &window)?;
                 seen.block(Block::of(&block), &against, next)
                     .map_err(|what| corrupt(&self.path, next, &handle, what))?;
                 next += 1;

@@ -4,13 +4,15 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aio::Buf;
+use aio::File;
 
 use crate::base::error::Result;
 use crate::base::key::{Entry, Seq};
 use crate::io::files::Files;
+use crate::io::lane::{Lane, Ticket};
+use crate::io::read_stream::Extent;
 use crate::read::cursor::{Cursor, Target};
-use crate::segment::{Missing, Segment, SegmentCursor};
+use crate::segment::{Segment, SegmentCursor};
 use crate::tree::piece::Piece;
 
 /// The pieces of one stamp. Cheap to clone.
@@ -48,8 +50,15 @@ impl Run {
     }
 
     /// A cursor over the whole run; `fill_cache` keeps what it reads.
+    #[cfg(test)]
     pub(crate) fn cursor(&self, fill_cache: bool) -> RunCursor {
         RunCursor::new(&self.pieces, 0..self.pieces.len(), fill_cache)
+    }
+
+    /// A cursor over the whole run for a job, on the context of the job.
+    pub(crate) fn job_cursor(&self, lane: &Arc<Lane>) -> RunCursor {
+        let inner = self.pieces[0].segment.job_cursor(lane);
+        RunCursor::over(&self.pieces, 0..self.pieces.len(), inner)
     }
 }
 
@@ -74,7 +83,10 @@ impl fmt::Debug for RunCursor {
 impl RunCursor {
     /// Over `slice` of `pieces`, which is not empty and has one stamp.
     pub(crate) fn new(pieces: &Arc<[Piece]>, slice: Range<usize>, fill_cache: bool) -> RunCursor {
-        let inner = pieces[slice.start].segment.cursor(fill_cache);
+        RunCursor::over(pieces, slice.clone(), pieces[slice.start].segment.cursor(fill_cache))
+    }
+
+    fn over(pieces: &Arc<[Piece]>, slice: Range<usize>, inner: SegmentCursor) -> RunCursor {
         RunCursor { pieces: Arc::clone(pieces), ahead: 0..0, slice, has_entered: false, inner }
     }
 
@@ -145,7 +157,7 @@ impl RunCursor {
     /// Enters piece `index`; where it stands there is decided by what follows.
     fn enter(&mut self, index: usize) {
         let piece = &self.pieces[index];
-        self.inner.enter(&piece.segment, piece.clip.as_ref());
+        self.inner.change_segment(&piece.segment, piece.clip.as_ref());
         self.has_entered = true;
     }
 
@@ -153,7 +165,7 @@ impl RunCursor {
     fn leave(&mut self) {
         self.ahead = 0..0;
         self.has_entered = false;
-        self.inner.leave();
+        self.inner.clear();
     }
 
     /// To the first entry of what is to come.
@@ -161,7 +173,7 @@ impl RunCursor {
         while self.inner.is_at_end() {
             let Some(next) = self.ahead.next() else { break };
             self.enter(next);
-            self.inner.enter_front()?;
+            self.inner.move_to_first()?;
         }
         Ok(())
     }
@@ -171,7 +183,7 @@ impl RunCursor {
         while self.inner.is_at_end() {
             let Some(next) = self.ahead.next_back() else { break };
             self.enter(next);
-            self.inner.enter_back()?;
+            self.inner.move_to_last()?;
         }
         Ok(())
     }
@@ -201,18 +213,23 @@ impl RunCursor {
     }
 
     /// First step of a seek together with others: goes to the segment and says which block will be wanted.
-    pub(crate) fn foresee(&mut self, target: Target<'_>) -> Option<usize> {
-        if self.aim(target) { self.inner.foresee(target) } else { None }
+    pub(crate) fn locate(&mut self, target: Target<'_>) -> Option<usize> {
+        if self.aim(target) { self.inner.locate(target) } else { None }
     }
 
-    /// Second step: the block, if it is not in memory.
-    pub(crate) fn missing(&self, block: usize) -> Option<Missing> {
+    /// Second step: the read of the block, if it is not in memory.
+    pub(crate) fn missing(&self, block: usize) -> Option<Extent> {
         self.inner.missing(block)
     }
 
-    /// Last step: a missing block was read.
-    pub(crate) fn hand(&mut self, block: &Missing, buf: Buf) {
-        self.inner.hand(block, buf);
+    /// Last step: the read of the missing block is in flight.
+    pub(crate) fn expect(&mut self, extent: Extent, read: Ticket) {
+        self.inner.expect(extent, read);
+    }
+
+    /// The file that a missing block is read from.
+    pub(crate) fn file(&self) -> &File {
+        self.inner.file()
     }
 
     /// Where its segments stand.
@@ -319,7 +336,14 @@ mod tests {
         let next = || number.replace(number.get() + 1);
         // Every position is somebody's snapshot, so nothing is dropped.
         let retain = Retain::new((0..=1001).map(Seq::new).collect(), Tombstones::Keep);
-        let metas = write_run(&output, &next, &mut VecCursor::new(entries.to_vec()), retain).unwrap();
+        let metas = write_run(
+            &output,
+            &Lane::new(&files).unwrap(),
+            &next,
+            &mut VecCursor::new(entries.to_vec()),
+            retain,
+        )
+        .unwrap();
         let segments = open_segments(&output, &metas).unwrap();
         (!segments.is_empty()).then(|| Run::of(segments))
     }

@@ -15,6 +15,7 @@ use crate::compaction::job;
 use crate::compaction::output::{Output, open_segments, write_run};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::io::files::Files;
+use crate::io::lane::Lane;
 use crate::manifest::levels::{Levels, Merged, PieceMeta};
 use crate::memtable::ArenaPool;
 use crate::read::cursor_contract::{Owned, VecCursor, check, runner, sort};
@@ -72,8 +73,14 @@ impl Model {
             leaving_bytes: 0,
         };
         let number = || self.numbers.replace(self.numbers.get() + 1);
-        let metas: Vec<SegmentMeta> =
-            write_run(&output, &number, &mut VecCursor::new(entries), keep_all()).unwrap();
+        let metas: Vec<SegmentMeta> = write_run(
+            &output,
+            &Lane::new(output.files).unwrap(),
+            &number,
+            &mut VecCursor::new(entries),
+            keep_all(),
+        )
+        .unwrap();
         let opened = open_segments(&output, &metas).unwrap();
         (metas.into_iter().map(PieceMeta::whole).collect(), opened)
     }

@@ -121,3 +121,56 @@ fn cursors_give_the_same_whatever_they_may_read_ahead() {
         check_scans(&segment, &entries, true).unwrap();
     }
 }
+
+/// Walks the inputs of a job in turns; the buffers that they held at most, and the reads that they made.
+fn walk_as_job(form: Form, sim: &SimBackend, files: &Arc<Files>, meta: &SegmentMeta) -> Result<(usize, u64)> {
+    let segment = form.open(files, 1 << 20, meta)?;
+    let lane = Lane::new(files)?;
+    let mut cursors: Vec<_> = (0..3).map(|_| segment.job_cursor(&lane)).collect();
+    let (mut most, before) = (0, sim.counters().read.count);
+    for cursor in &mut cursors {
+        cursor.seek(b"")?;
+    }
+    while cursors[0].entry().is_some() {
+        for cursor in &mut cursors {
+            cursor.next()?;
+        }
+        most = most.max(files.leases());
+    }
+    Ok((most, sim.counters().read.count - before))
+}
+
+#[test]
+fn inputs_of_a_job_hold_two_windows_each_and_read_every_block_once() {
+    let (sim, files) = machine();
+    let entries = random_entries(&mut Random::new(8), 4000, 300);
+    let meta = write(&files, options(4096, false), &entries).unwrap();
+    let windows = meta.size_bytes.div_ceil(128 << 10);
+    let (most, reads) = walk_as_job(Form::Pinned, &sim, &files, &meta).unwrap();
+    assert_eq!(most, 6);
+    assert!((3 * (windows - 1)..=3 * (windows + 1)).contains(&reads), "{reads} reads of {windows} windows");
+    assert!(walk_as_job(Form::Paged, &sim, &files, &meta).unwrap().0 <= 6);
+    assert_eq!(files.leases(), 0);
+}
+
+#[test]
+fn an_input_of_a_job_that_cannot_be_read_fails_the_job_and_leaks_nothing() {
+    for form in FORMS {
+        let (sim, files) = machine();
+        let entries = random_entries(&mut Random::new(8), 1000, 300);
+        let meta = write(&files, options(4096, false), &entries).unwrap();
+        let reads = walk_as_job(form, &sim, &files, &meta).unwrap().1;
+        for nth in 0..reads {
+            for fault in [Fault::Errno(Errno::IO), Fault::Short(512), Fault::FlipBit(7)] {
+                // Behind the reads that open the segment.
+                let plan = FaultPlan::new(fault).on(&[EventKind::Read]).skip(3 + nth);
+                let struck = sim.faults_struck();
+                sim.fail(plan);
+                let result = walk_as_job(form, &sim, &files, &meta);
+                assert_eq!(result.is_err(), sim.faults_struck() > struck, "{form:?} {fault:?} {nth}");
+                assert_eq!(files.leases(), 0, "{form:?} {fault:?} {nth}");
+                sim.clear_faults();
+            }
+        }
+    }
+}
