@@ -1,4 +1,4 @@
-//! Gets as futures: what is in memory is there at once, the rest is read by the store's reactor, whatever the executor.
+//! Gets as futures: values in memory are there at once, the others are read by the store's reactor, under any executor.
 //!
 //! ```text
 //!   get_async -> Search: memory decides -> ready
@@ -8,11 +8,11 @@
 //!                   | poll: check, decode, search; then ready, or the next run, and the next read
 //! ```
 //!
-//! The steps are those of `multi_get`, taken by the task that polls: no thread but the reactor's one, which only moves
-//! completions. A get is a `multi_get` of one key.
+//! The task that polls drives the search of `multi_get` itself; the one thread of the reactor only moves completions. A get
+//! is a `multi_get` of one key.
 //!
-//! Invariants: between two polls a future holds no lock and no guard, only counted references to what it sees; a dropped
-//! one leaves its reads to the reactor, which keeps their buffers until the kernel is done with them.
+//! Invariants: between two polls a future holds no lock and no guard, only counted references to the data that it reads; a
+//! dropped future leaves its reads to the reactor, which keeps their buffers until the kernel is done with them.
 
 use std::fmt;
 use std::future::Future;
@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use aio::{Completion, Reactor, Submission};
+use aio::{Reactor, Submission};
 use arc_swap::Guard;
 use bytes::Bytes;
 
@@ -28,7 +28,7 @@ use crate::api::handle::Handle;
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::sync::shared::block_on;
-use crate::read::multi_get::{Search, Searching, Show};
+use crate::read::multi_get::{Landed, Reads, Search, Searching, Show, Wish};
 use crate::tree::superversion::Superversion;
 
 /// The future of [`Keyspace::get_async`](crate::Keyspace::get_async): the value of a key, or `None`.
@@ -232,70 +232,72 @@ struct Reading {
 }
 
 impl Reading {
-    fn start(handle: &Handle, work: Work) -> Result<Reading> {
+    fn start(handle: &Handle, mut work: Work) -> Result<Reading> {
         let store = handle.store();
         let reactor = store.files.reactor(store.options.background)?;
-        let mut reading = Reading { handle: handle.clone(), work, reactor, flights: Vec::new() };
-        reading.start_reads()?;
-        Ok(reading)
-    }
-
-    /// Hands over as many reads as there may be.
-    fn start_reads(&mut self) -> Result<()> {
-        let mut searching = self.work.searching();
-        while let Some((number, segment, aim)) = searching.next_read() {
-            let (file, offset, len_bytes) = segment.range_of(aim)?;
-            self.flights.push((number, self.reactor.read(file, offset, len_bytes)));
-        }
-        Ok(())
+        let mut flights = Vec::new();
+        work.searching().submit_reads(&mut TaskReads {
+            reactor: &reactor,
+            flights: &mut flights,
+            task: None,
+        })?;
+        Ok(Reading { handle: handle.clone(), work, reactor, flights })
     }
 
     fn poll(&mut self, task: &mut Context<'_>) -> Poll<Result<()>> {
         match self.step(task) {
             Ok(()) if !self.work.search.is_done() => {
-                self.drive(task);
+                self.turn(task);
                 Poll::Pending
             }
             result => Poll::Ready(result),
         }
     }
 
-    /// Takes a turn as the driver of a reactor without a thread. What has ended wakes this task; if that is none of its own
-    /// reads the task comes back by itself, for no one else may be waiting.
-    fn drive(&self, task: &Context<'_>) {
+    /// Takes a turn as the driver of a reactor without a thread. A read of this future that has ended wakes the task. If
+    /// only others have ended the task wakes itself, since no other task may be waiting.
+    fn turn(&self, task: &Context<'_>) {
         if self.reactor.turn() && !self.flights.iter().any(|(_, flight)| flight.has_ended()) {
             task.waker().wake_by_ref();
         }
     }
 
-    /// Goes on with what came, as far as it goes; then the task is woken by what is under way.
+    /// Goes on with the reads that completed. The ones that are still under way wake the task.
     fn step(&mut self, task: &mut Context<'_>) -> Result<()> {
-        // Also for the fork: there the locks of a flight may be held by a thread that is the parent's.
+        // Also for a fork: a thread of the parent may hold the locks of a flight there.
         self.handle.store().check_open()?;
-        loop {
-            let mut landed = Vec::new();
-            self.flights.retain_mut(|(number, flight)| match Pin::new(flight).poll(task) {
-                Poll::Ready(result) => {
-                    landed.push((*number, result));
-                    false
-                }
-                Poll::Pending => true,
-            });
-            if landed.is_empty() {
-                return Ok(());
+        let reads = &mut TaskReads { reactor: &self.reactor, flights: &mut self.flights, task: Some(task) };
+        self.work.searching().drive(reads)
+    }
+}
+
+/// Reads through the store's reactor, which wakes the task.
+struct TaskReads<'a, 'w> {
+    reactor: &'a Reactor,
+    flights: &'a mut Vec<(usize, Submission)>,
+    /// `None` before the first poll.
+    task: Option<&'a mut Context<'w>>,
+}
+
+impl Reads for TaskReads<'_, '_> {
+    fn add(&mut self, wish: Wish<'_>) {
+        self.flights.push((wish.number, self.reactor.read(wish.file, wish.offset, wish.len_bytes)));
+    }
+
+    fn submit(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn completed(&mut self, landed: &mut Vec<Landed>) -> Result<()> {
+        let Some(task) = &mut self.task else { return Ok(()) };
+        self.flights.retain_mut(|(number, flight)| match Pin::new(flight).poll(task) {
+            Poll::Ready(result) => {
+                let result = result.map_err(|refused| refused.error.into());
+                landed.push(Landed { number: *number, result });
+                false
             }
-            let search = &mut self.work.search;
-            let landed: Vec<_> =
-                landed.into_iter().map(|(number, result)| (search.ended(number), result)).collect();
-            // First the device gets new work, then this thread.
-            self.start_reads()?;
-            let mut searching = self.work.searching();
-            for (read, result) in landed {
-                let done = result.map_err(|refused| refused.error).and_then(Completion::whole)?;
-                searching.bring(&read, done.offset(), done.into_buf())?;
-            }
-            searching.advance();
-            self.start_reads()?;
-        }
+            Poll::Pending => true,
+        });
+        Ok(())
     }
 }

@@ -9,26 +9,26 @@
 //!                                       parked -> reading, each block once: checked, decoded, searched
 //! ```
 //!
-//! A [`Search`] is what is known so far, and no more: it does no I/O and waits for nothing. Who drives it reads the blocks
-//! that it asks for and brings each when it is there: [`multi_get_with`] from a context of its own, in the calling thread,
-//! and the futures of `get_async` through the store's reactor. So both take the same steps.
+//! A [`Search`] is the state between two steps: it does no I/O and waits for nothing. [`Searching::drive`] takes the steps: it
+//! submits the reads that the search needs and searches each block when it is there. Where the reads go is behind
+//! [`Reads`]: a context of the calling thread for [`multi_get_with`], the reactor of the store for futures.
 //!
-//! Cost: a key takes what a get takes, and the call a few small allocations. What no memory decides is read when there is
-//! nothing else to do, so as many blocks as there can be are in flight together. Those that came are checked and decoded
-//! while the others are under way, and the window is filled again before that.
+//! Cost: a key takes what a get takes, and the call a few small allocations. Blocks are read only when memory decides nothing
+//! more, so that as many as possible are in flight together. Blocks that came are checked and decoded while the others are
+//! under way, and the window is filled again before that.
 //!
-//! Invariants: every key is in one of the lists or was shown, once; all see the same position; what is in flight is
-//! bounded by [`MOST_READS`] and [`MOST_READ_BYTES`], whatever the number of keys.
+//! Invariants: every key is in one of the lists or was shown, once; all see the same position; the reads in flight are
+//! bounded by [`MOST_READS`] and [`MOST_READ_BYTES`] for any number of keys.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aio::{Buf, Operation, Queue};
+use aio::{Buf, Completion, File, Operation, Queue};
 
 use crate::base::error::Result;
 use crate::base::key::{Kind, Seq, key_hash};
-use crate::io::files::QUEUE_SLOTS;
+use crate::io::files::{Files, QUEUE_SLOTS};
 use crate::segment::{Aim, Block, Segment, Step};
 use crate::tree::superversion::Superversion;
 use crate::tree::zones::PieceAt;
@@ -112,7 +112,7 @@ impl Spot {
 
 /// A block that was asked for.
 #[derive(Debug)]
-pub(crate) struct Read {
+struct Read {
     place: Place,
     aim: Aim,
     bytes: usize,
@@ -161,7 +161,7 @@ impl Search {
     }
 
     /// The read with this number is there, or has failed: the next one may be asked for.
-    pub(crate) fn ended(&mut self, number: usize) -> Read {
+    fn ended(&mut self, number: usize) -> Read {
         let read = self.reading[number].take().expect("a read ends once");
         self.reads -= 1;
         self.read_bytes -= read.bytes;
@@ -182,7 +182,78 @@ impl Search {
     }
 }
 
-/// Who is shown what was found.
+/// Where the reads of a search are submitted, and where their completions come from.
+pub(crate) trait Reads {
+    /// Takes a read, which is submitted by the next [`Reads::submit`] at the latest.
+    fn add(&mut self, wish: Wish<'_>);
+
+    /// Submits what was added.
+    ///
+    /// # Errors
+    /// The context is dead, or a read was refused.
+    fn submit(&mut self) -> Result<()>;
+
+    /// Adds completions to `landed`. No completion: the caller comes again when there is one.
+    ///
+    /// # Errors
+    /// The context is dead.
+    fn completed(&mut self, landed: &mut Vec<Landed>) -> Result<()>;
+}
+
+/// A read that a search needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    /// Names the read.
+    pub(crate) number: usize,
+    pub(crate) file: &'a File,
+    pub(crate) offset: u64,
+    pub(crate) len_bytes: usize,
+}
+
+/// A read that has ended.
+#[derive(Debug)]
+pub(crate) struct Landed {
+    pub(crate) number: usize,
+    pub(crate) result: Result<Completion>,
+}
+
+/// Reads through a context of the calling thread, which sleeps until some have completed.
+struct ThreadReads<'a> {
+    files: &'a Files,
+    queue: &'a mut dyn Queue,
+    /// Not submitted.
+    waiting: VecDeque<Operation>,
+    done: Vec<Completion>,
+}
+
+impl Reads for ThreadReads<'_> {
+    fn add(&mut self, wish: Wish<'_>) {
+        let read = Operation::read(wish.file, wish.offset, self.files.buf(wish.len_bytes));
+        self.waiting.push_back(read.with_token(wish.number as u64));
+    }
+
+    fn submit(&mut self) -> Result<()> {
+        if !self.waiting.is_empty() {
+            self.queue.submit(&mut self.waiting)?;
+        }
+        Ok(())
+    }
+
+    fn completed(&mut self, landed: &mut Vec<Landed>) -> Result<()> {
+        // A signal ends a wait early.
+        while self.done.is_empty() {
+            let part = self.queue.in_flight().div_ceil(PART_WAITED_FOR);
+            self.queue.wait(part, None, &mut self.done)?;
+        }
+        landed.extend(self.done.drain(..).map(|completion| {
+            let number = usize::try_from(completion.operation.token()).expect("a number of a read");
+            Landed { number, result: Ok(completion) }
+        }));
+        Ok(())
+    }
+}
+
+/// Is shown the values that were found.
 pub(crate) trait Show {
     /// The value of the key at this place, or that there is none.
     fn show(&mut self, at: usize, value: Option<&[u8]>);
@@ -212,7 +283,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     }
 
     /// Goes on until every key was shown or waits for a block.
-    pub(crate) fn advance(&mut self) {
+    fn advance(&mut self) {
         while !self.state.asking.is_empty() || !self.state.looking.is_empty() {
             self.ask_runs();
             self.look_in_cache();
@@ -220,7 +291,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     }
 
     /// The next block to read, and the number of that read; `None`: there is none, or enough is in flight.
-    pub(crate) fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, Aim)> {
+    fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, Aim)> {
         let state = &mut *self.state;
         if !state.is_sorted {
             state.parked.sort_unstable_by_key(|spot| Reverse(spot.place()));
@@ -249,7 +320,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     ///
     /// # Errors
     /// It is damaged.
-    pub(crate) fn bring(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
+    fn bring(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
         let Some(first) = read.spots.first() else { return Ok(()) };
         let block = first.segment(self.superversion).take_in(read.aim, offset, buf)?;
         for spot in &read.spots {
@@ -258,7 +329,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
         Ok(())
     }
 
-    /// Reads what is to be read, in this thread, until every key was shown.
+    /// Reads in this thread until every key was shown.
     ///
     /// # Errors
     /// A read failed, or a block is damaged.
@@ -266,32 +337,37 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
         let Some(first) = self.state.parked.first() else { return Ok(()) };
         let files = first.segment(self.superversion).files();
         files.with_queue(|queue| {
-            let result = self.read_all(queue);
-            // What is in flight after an error is nobody's: the context is idle when it is given back.
-            let mut rest = Vec::new();
-            while queue.in_flight() > 0 {
-                queue.wait(queue.in_flight(), None, &mut rest)?;
+            let mut reads = ThreadReads { files, queue, waiting: VecDeque::new(), done: Vec::new() };
+            let result = self.drive(&mut reads);
+            // After an error reads may be in flight. The context is idle when it is lent again.
+            while reads.queue.in_flight() > 0 {
+                reads.queue.wait(reads.queue.in_flight(), None, &mut reads.done)?;
             }
             result
         })
     }
 
-    fn read_all(&mut self, queue: &mut dyn Queue) -> Result<()> {
-        let (mut waiting, mut done, mut landed) = (VecDeque::new(), Vec::new(), Vec::new());
+    /// Takes step after step until every key was shown, or until `reads` has no completion to give.
+    ///
+    /// # Errors
+    /// A read failed, or a block is damaged.
+    pub(crate) fn drive(&mut self, reads: &mut impl Reads) -> Result<()> {
+        let mut landed = Vec::new();
         loop {
-            self.start_reads(queue, &mut waiting)?;
+            self.submit_reads(reads)?;
             if self.state.is_done() {
                 return Ok(());
             }
-            queue.wait(queue.in_flight().div_ceil(PART_WAITED_FOR), None, &mut done)?;
-            for completion in done.drain(..) {
-                let number = usize::try_from(completion.operation.token()).expect("a number of a read");
-                landed.push((self.state.ended(number), completion));
+            reads.completed(&mut landed)?;
+            if landed.is_empty() {
+                return Ok(());
             }
+            let ended = landed.drain(..).map(|Landed { number, result }| (self.state.ended(number), result));
+            let ended: Vec<_> = ended.collect();
             // First the device gets new work, then this thread.
-            self.start_reads(queue, &mut waiting)?;
-            for (read, completion) in landed.drain(..) {
-                let operation = completion.whole()?;
+            self.submit_reads(reads)?;
+            for (read, result) in ended {
+                let operation = result?.whole()?;
                 self.bring(&read, operation.offset(), operation.into_buf())?;
             }
             self.advance();
@@ -299,16 +375,12 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     }
 
     /// Submits as many reads as there may be.
-    fn start_reads(&mut self, queue: &mut dyn Queue, waiting: &mut VecDeque<Operation>) -> Result<()> {
-        while let Some((token, segment, aim)) = self.next_read() {
+    pub(crate) fn submit_reads(&mut self, reads: &mut impl Reads) -> Result<()> {
+        while let Some((number, segment, aim)) = self.next_read() {
             let (file, offset, len_bytes) = segment.range_of(aim)?;
-            let read = Operation::read(file, offset, segment.files().buf(len_bytes));
-            waiting.push_back(read.with_token(token as u64));
+            reads.add(Wish { number, file, offset, len_bytes });
         }
-        if !waiting.is_empty() {
-            queue.submit(waiting)?;
-        }
-        Ok(())
+        reads.submit()
     }
 
     fn show(&mut self, at: usize, kind: Kind, value: &[u8]) {
