@@ -207,6 +207,7 @@ pub(crate) struct Ops<'a> {
 
 impl<'a> Ops<'a> {
     /// What is wrong at the very place, if something is.
+    #[inline]
     fn step(&mut self) -> Option<Result<Op<'a>, &'static str>> {
         if self.no_count {
             return Some(Err("payload shorter than its op count"));
@@ -222,6 +223,7 @@ impl<'a> Ops<'a> {
 impl<'a> Iterator for Ops<'a> {
     type Item = Result<Op<'a>, Malformed>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if self.failed {
             return None;
@@ -233,6 +235,7 @@ impl<'a> Iterator for Ops<'a> {
     }
 }
 
+#[inline]
 fn read_op<'a>(reader: &mut Reader<'a>) -> Result<Op<'a>, &'static str> {
     const SHORT: &str = "op longer than its payload";
     let kind = Kind::from_byte(reader.u8().ok_or("fewer ops than counted")?).ok_or("unknown op kind")?;
