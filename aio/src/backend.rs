@@ -1,13 +1,12 @@
-//! The narrow waist between the store and the machine: files, asynchronous operations, time and randomness.
+//! The one interface between the store and the machine: files, asynchronous operations, time and randomness.
 //!
-//! Two implementations stand behind it: `NativeBackend` (Linux) and `SimBackend` (a simulated disk). Nothing above
-//! this trait touches a file, a clock or a random number in any other way, so a run over the simulated disk replays
-//! from its seed.
+//! It has two implementations: `NativeBackend` (Linux) and `SimBackend` (a simulated disk). Code above this trait uses
+//! files, clocks and random numbers only through it, so a run over the simulated disk can be replayed from its seed.
 //!
 //! # What a crash may do
-//! *Process crash*: the process dies, the machine lives. Everything that was completed is kept, in
-//! order; operations in flight may or may not happen. *Power cut*: volatile caches are lost as well. For each method
-//! the documentation says what a power cut may leave of its effect. A sector is 512 bytes and is never torn itself.
+//! *Process crash*: the process dies, the machine continues. Completed operations are kept, in order; operations in
+//! flight may or may not take effect. *Power cut*: volatile caches are lost as well. Each method documents which part
+//! of its effect may remain after a power cut. A sector has 512 bytes and is never torn.
 
 use std::any::Any;
 use std::fmt;
@@ -32,24 +31,24 @@ pub enum OpenMode {
     Create,
 }
 
-/// Memory shared with a file: it survives the death of the process, and what of it survives a power cut is anybody's
-/// guess until the file is synced.
+/// Memory shared with a file. It survives the death of the process. After a power cut any part of it may be lost that
+/// was not synced with the file.
 ///
 /// Words are read and written as relaxed atomics, so overlapping access from several threads is defined (and gives
 /// any mixture of the bytes); ordering comes from the caller's own atomics.
 pub trait SharedMap: Send + Sync + fmt::Debug {
-    /// Its size in bytes: of the part that may be accessed.
+    /// The size of the accessible part, in bytes.
     fn len_bytes(&self) -> usize;
 
-    /// Lets the part be accessed by which the file has grown since it was mapped, up to what was asked for then.
+    /// Makes the part accessible by which the file has grown since it was mapped, up to the length of the mapping.
     ///
     /// # Errors
-    /// The size of the file could not be found out.
+    /// The size of the file cannot be read.
     fn extend(&self) -> Result<()>;
 
     /// Copies `bytes` to `offset`. Both are multiples of 8.
     ///
-    /// *Power cut*: each sector is either as it was last synced, or holds any later state.
+    /// *Power cut*: each sector holds its last synced state or any later one.
     ///
     /// # Panics
     /// If misaligned or out of range.
@@ -61,12 +60,12 @@ pub trait SharedMap: Send + Sync + fmt::Debug {
     /// If misaligned or out of range.
     fn read(&self, offset: usize, into: &mut [u8]);
 
-    /// Whether it is really shared with the file. False where a shared mapping is not safe (copy-on-write, network
-    /// or buffered-only file systems): then it is anonymous and dies with the process.
+    /// Whether the memory is shared with the file. False where a shared mapping is not safe (copy-on-write, network or
+    /// buffered-only file systems): then the memory is anonymous and dies with the process.
     fn is_shared(&self) -> bool;
 }
 
-/// What a directory entry is.
+/// Size and type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
     /// Size in bytes; 0 for a directory.
@@ -75,12 +74,12 @@ pub struct Stat {
     pub is_dir: bool,
 }
 
-/// Held while a store is open; dropping it releases the lock.
+/// The exclusive lock of an open store. Dropping it releases the lock.
 pub trait Lock: Send + Sync + fmt::Debug {}
 
 /// The machine: file system, asynchronous I/O, clock, randomness.
 ///
-/// What only one backend has is found by looking whether it is that one ([`Any`]).
+/// A caller that needs a feature of one backend downcasts to its type ([`Any`]).
 pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// A new context with room for `slots` operations in flight. Contexts are long-lived: making and dropping one
     /// can cost tens of milliseconds.
@@ -92,14 +91,15 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// A new reactor with room for `slots` operations in flight, with a thread where the machine has threads.
     ///
     /// # Errors
-    /// As [`Backend::queue`], and if no thread can be started.
+    /// Those of [`Backend::queue`], or no thread can be started.
     fn reactor(&self, slots: usize) -> Result<Reactor> {
         Ok(Reactor::without_thread(self.queue(slots)?))
     }
 
     /// Opens a file for direct I/O where the file system has it.
     ///
-    /// *Power cut*: a created name is gone, or there, until its directory is synced, whatever is done to the file.
+    /// *Power cut*: a created name may be present or absent until its directory is synced, even if the file itself is
+    /// synced.
     ///
     /// # Errors
     /// [`Errno::NOT_FOUND`](crate::Errno::NOT_FOUND), [`Errno::EXISTS`](crate::Errno::EXISTS), [`Errno::ACCESS`](crate::Errno::ACCESS), [`Errno::TOO_MANY_FILES`](crate::Errno::TOO_MANY_FILES) and others.
@@ -111,8 +111,8 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// The call failed.
     fn size_bytes(&self, file: &File) -> Result<u64>;
 
-    /// Makes every completed write to the file, and its size, durable (`fdatasync`). After an error nothing is known
-    /// about any earlier un-synced write, and a second call that succeeds proves nothing: never retry.
+    /// Makes every completed write to the file, and its size, durable (`fdatasync`). After an error any earlier
+    /// un-synced write may be lost, and a second call that succeeds proves nothing: never retry.
     ///
     /// # Errors
     /// The call failed.
@@ -136,7 +136,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
 
     /// Renames, replacing an existing target atomically.
     ///
-    /// *Power cut*: done or not done until the directory is synced; never neither name nor both.
+    /// *Power cut*: done or not done until the directory is synced; exactly one of the two names exists.
     ///
     /// # Errors
     /// The call failed.
@@ -144,7 +144,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
 
     /// Makes a second name for a file (`link`).
     ///
-    /// *Power cut*: there or not until the directory is synced.
+    /// *Power cut*: the new name may be present or absent until the directory is synced.
     ///
     /// # Errors
     /// The call failed.
@@ -164,15 +164,15 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// The call failed.
     fn list(&self, dir: &Path) -> Result<Vec<String>>;
 
-    /// What stands at a path; `None` if nothing does.
+    /// Size and type of the entry at a path; `None` if there is none.
     ///
     /// # Errors
-    /// The call failed for another reason than absence.
+    /// The call failed for a reason other than an absent entry.
     fn stat(&self, path: &Path) -> Result<Option<Stat>>;
 
     /// Makes a directory; its parent must exist.
     ///
-    /// *Power cut*: gone or there until the parent is synced.
+    /// *Power cut*: the directory may be present or absent until its parent is synced.
     ///
     /// # Errors
     /// The call failed.
@@ -184,22 +184,22 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// The call failed.
     fn sync_dir(&self, path: &Path) -> Result<()>;
 
-    /// Takes the exclusive lock of a store through the file `path` (made if absent), and notes this process's pid in
-    /// it. The lock goes with the process.
+    /// Takes the exclusive lock of a store through the file `path` (made if absent), and writes this process's pid into
+    /// it. The lock ends with the process.
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) with the holder's pid, also when the holder is this process.
+    /// [`Error::Locked`](crate::Error::Locked) with the holder's pid, even if the holder is this process.
     fn lock(&self, path: &Path) -> Result<Box<dyn Lock>>;
 
-    /// Maps the first `len_bytes` of a file, a multiple of 8 and not 0. What is there of them must have been written
-    /// already; what lies behind the end of the file may be accessed when the file has grown and [`SharedMap::extend`]
-    /// has noticed. The file must not become shorter.
+    /// Maps the first `len_bytes` of a file, a multiple of 8 and not 0. The part of this range inside the file must
+    /// have been written before. The part beyond the end of the file becomes accessible by [`SharedMap::extend`] once
+    /// the file has grown. The file must not become shorter.
     ///
     /// # Errors
     /// The mapping failed.
     fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>>;
 
-    /// Time since some fixed moment; never goes back.
+    /// Time since a fixed moment; never goes back.
     fn now(&self) -> Duration;
 
     /// A random number; seeded in the simulation, from the kernel otherwise.
@@ -214,6 +214,6 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// [`Error::Forked`](crate::Error::Forked).
     fn check_fork(&self) -> Result<()>;
 
-    /// What was done so far, through all queues.
+    /// Counts of the operations of all queues so far.
     fn counters(&self) -> Counters;
 }

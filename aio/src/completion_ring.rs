@@ -1,4 +1,4 @@
-//! The completion ring: reads what the kernel has completed without a system call.
+//! The completion ring: reaps completions without a system call.
 //!
 //! The kernel maps a ring of events into the process and uses its address as the number of the context:
 //!
@@ -10,8 +10,8 @@
 //!   OFFSET  SIZE  FIELD
 //!        0     4  number within the process
 //!        4     4  slots in the ring
-//!        8     4  head: the next event to reap, moved by whoever reaps
-//!       12     4  tail: where the next event will stand, moved by the kernel
+//!        8     4  head: the next event to reap, moved by the consumer
+//!       12     4  tail: the index of the next new event, moved by the kernel
 //!       16     4  magic, 0xa10a10a1
 //!       20     4  compatible features
 //!       24     4  incompatible features: must be 0
@@ -23,10 +23,10 @@
 //! - The ring is used only if magic, header length and features are as above; where they are not (a sandbox, a future
 //!   kernel) the system call does the work.
 //! - One consumer: the owner of the context reaps here or by system call, never from two threads. The kernel takes a
-//!   lock that we do not.
+//!   lock when it reaps, this code does not.
 //! - Tail is loaded with acquire, then the events are read, then head is stored with release: the kernel reuses a slot
 //!   only after it has seen the head beyond it.
-//! - A forked child does not inherit the pages: it would reap the parent's events.
+//! - A forked child does not inherit the pages: with them it would reap the parent's events.
 //! - The mapping ends with the context, so the owner of both stops using the ring first.
 #![expect(unsafe_code, reason = "words of the kernel's ring")]
 
@@ -48,10 +48,10 @@ const INCOMPATIBLE: usize = 6;
 const HEADER_LEN: usize = 7;
 const HEADER_WORDS: usize = 8;
 
-/// The user's side of a context's ring.
+/// The consumer's side of a context's ring.
 #[derive(Debug)]
 pub(crate) struct CompletionRing {
-    /// Of the header.
+    /// The address of the header.
     address: usize,
     slots: u32,
 }
@@ -77,7 +77,7 @@ impl CompletionRing {
         Some(ring)
     }
 
-    /// Whether nothing can be reaped. Half a nanosecond.
+    /// Whether the ring has no events. Takes half a nanosecond.
     pub(crate) fn is_empty(&self) -> bool {
         let header = self.header();
         header[HEAD].load(Ordering::Relaxed) == header[TAIL].load(Ordering::Acquire)
@@ -88,7 +88,7 @@ impl CompletionRing {
         let header = self.header();
         let mut head = header[HEAD].load(Ordering::Relaxed);
         let tail = header[TAIL].load(Ordering::Acquire);
-        // Whatever scribbled over the header, an index beyond the ring is not followed: the system call will tell.
+        // If the header was overwritten, an index beyond the ring is not followed; the caller reaps by system call.
         if head >= self.slots || tail >= self.slots {
             return 0;
         }
@@ -126,7 +126,7 @@ impl CompletionRing {
     fn events(&self) -> &[AtomicU64] {
         let first = ptr::with_exposed_provenance::<AtomicU64>(self.address + HEADER_BYTES);
         let words = usize::try_from(self.slots).unwrap_or(0) * EVENT_WORDS;
-        // SAFETY: as for the header, up to the number of slots that was checked in `of`.
+        // SAFETY: the same as for the header, up to the number of slots that was checked in `of`.
         unsafe { slice::from_raw_parts(first, words) }
     }
 }

@@ -1,8 +1,8 @@
-//! The context: everything that Linux native AIO can do, owned and typed.
+//! The context: all operations of Linux native AIO, with owned buffers and typed results.
 //!
-//! Invariants: one thread uses a context at a time (`&mut self`), so there is one consumer of its completion ring. What is in
-//! flight never exceeds its slots, whose default is the length of the device's queue: above that the kernel
-//! would block in the submit.
+//! Invariants: one thread uses a context at a time (`&mut self`), so there is one consumer of its completion ring. The
+//! operations in flight never exceed its slots. The default number of slots is the length of the device's queue: above
+//! that the kernel would block in the submit.
 //!
 //! The queues of [`NativeBackend`](crate::NativeBackend) are contexts behind the narrow trait [`Queue`], for programs that
 //! want to run on a simulated disk, too.
@@ -20,10 +20,10 @@ use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::signal::SignalSet;
 use crate::trace::Counters;
 
-/// Slots of a context that was told neither a number nor a device.
+/// Slots of a context that was given neither a number nor a device.
 const DEFAULT_SLOTS: usize = 128;
 
-/// How a [`Context`] is to be made; see [`Context::builder`].
+/// The settings of a new [`Context`]; see [`Context::builder`].
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct ContextBuilder {
@@ -38,9 +38,9 @@ impl ContextBuilder {
     /// The most operations in flight. The default is the length of the queue of the [device](ContextBuilder::device_of),
     /// or 128.
     ///
-    /// The kernel rounds up: for `n` operations (this crate asks for one more, for its waker) it makes room for
-    /// `max(n, 4 * cpus) * 2` events and what else fits into the last page, and charges `n` to the machine's
-    /// `fs.aio-max-nr`. A context here accepts exactly what it was made for.
+    /// The kernel rounds up: for `n` operations (this crate asks for one more, for its waker) it makes room for `max(n,
+    /// 4 * cpus) * 2` events, fills the last page of the ring with further ones, and charges `n` to the machine's
+    /// `fs.aio-max-nr`. A context of this crate accepts exactly the number of operations that it was made for.
     ///
     /// # Panics
     /// If it is 0.
@@ -50,28 +50,28 @@ impl ContextBuilder {
         self
     }
 
-    /// Keeps what is in flight within the queue of the device that holds this file or directory (`nr_requests`; where that
-    /// is not known, nothing changes). Above it `io_submit` waits for the device.
+    /// Limits the operations in flight to the length of the queue of the device that holds this file or directory
+    /// (`nr_requests`; no limit where that is not known). Above it `io_submit` waits for the device.
     pub fn device_of(mut self, file: &impl AsFd) -> ContextBuilder {
         self.device_slots = device_queue_slots(file.as_fd());
         self
     }
 
-    /// While a thread waits its signal mask is `mask`: a signal that the thread blocks otherwise and that is not in
-    /// `mask` can arrive only there, so it is never lost between a check and the wait. Every wait of such a context
-    /// enters the kernel. Not used where the kernel has no `io_pgetevents` (before Linux 4.18).
+    /// Sets the thread's signal mask to `mask` while it waits. A signal that the thread blocks otherwise and that is
+    /// not in `mask` can arrive only during the wait, so it is never lost between a check and the wait. Every wait of
+    /// such a context enters the kernel. Not used where the kernel has no `io_pgetevents` (before Linux 4.18).
     pub fn mask(mut self, mask: SignalSet) -> ContextBuilder {
         self.mask = Some(mask);
         self
     }
 
-    /// How completions are fetched.
+    /// Selects how completions are fetched.
     pub fn reaping(mut self, reaping: Reaping) -> ContextBuilder {
         self.reaping = reaping;
         self
     }
 
-    /// How other threads end a wait.
+    /// Selects how other threads end a wait.
     pub fn waking(mut self, waking: Waking) -> ContextBuilder {
         self.waking = waking;
         self
@@ -81,8 +81,9 @@ impl ContextBuilder {
     /// of milliseconds.
     ///
     /// # Errors
-    /// [`Error::Slots`](crate::Error::Slots) when the machine's `fs.aio-max-nr` is exhausted; [`Error::Unsupported`](crate::Error::Unsupported) for waking by signal without
-    /// `io_pgetevents`; [`Error::Os`](crate::Error::Os) when that signal is ignored or is none, or memory is short.
+    /// [`Error::Slots`](crate::Error::Slots) when the machine's `fs.aio-max-nr` is exhausted;
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for waking by signal without `io_pgetevents`;
+    /// [`Error::Os`](crate::Error::Os) when that signal is ignored or does not exist, or memory is short.
     pub fn build(self) -> Result<Context> {
         let wanted = self.slots.unwrap_or(DEFAULT_SLOTS.max(self.device_slots.unwrap_or(0)));
         let slots = self.device_slots.map_or(wanted, |device| wanted.min(device));
@@ -93,13 +94,13 @@ impl ContextBuilder {
 
 /// A context of asynchronous I/O.
 ///
-/// It owns what is in flight: an operation moves in at [`submit`](Context::submit) and comes out of
-/// [`wait`](Context::wait) as [`Completion`]. Dropping a context cancels its polls and waits for the rest. Forgetting one leaks
-/// it, and the buffers in flight, and harms nothing.
+/// It owns the operations in flight: an operation moves in at [`submit`](Context::submit) and comes out of
+/// [`wait`](Context::wait) as [`Completion`]. Dropping a context cancels its polls and waits for the rest. Forgetting
+/// one leaks it and the buffers in flight, which is safe.
 ///
 /// # Concurrency
-/// One thread at a time; it can be sent to another between calls, also with operations in flight. After a `fork` the
-/// parent's goes on, and the child's copy answers [`Error::Forked`](crate::Error::Forked).
+/// One thread at a time. A context can be sent to another thread between calls, even with operations in flight. After a
+/// `fork` the parent's context continues to work, and the child's copy answers [`Error::Forked`](crate::Error::Forked).
 ///
 /// # Examples
 /// ```
@@ -127,7 +128,7 @@ impl From<InFlight> for Context {
     }
 }
 
-/// The promises of a [`Queue`]; a deadline is a reading of the clock of the backend that made the context.
+/// The contract of [`Queue`]. A deadline is a reading of the clock of the backend that made the context.
 impl Queue for Context {
     fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize> {
         self.0.submit(operations)
@@ -160,12 +161,12 @@ impl Queue for Context {
 }
 
 impl Context {
-    /// How it is to work.
+    /// Settings for a new context.
     pub fn builder() -> ContextBuilder {
         ContextBuilder::default()
     }
 
-    /// Hands operations from the front of `operations` to the kernel, as many as there is room for; the rest stays.
+    /// Hands operations from the front of `operations` to the kernel, as many as there are free slots; the rest stays.
     ///
     /// Returns how many were taken. 0 means that no slot is free: [wait](Context::wait) first. The operations of one
     /// submit run in any order. A misaligned direct read or write is taken, and completes with
@@ -181,13 +182,13 @@ impl Context {
         self.0.submit(operations)
     }
 
-    /// Reaps completions into `completions`, in the order in which they arrive; whatever has completed is reaped, also above
-    /// `at_least`.
+    /// Reaps completions into `completions`, in the order in which they arrive. Every completed operation is reaped,
+    /// even if there are more than `at_least`.
     ///
-    /// Returns when at least `at_least` were reaped (0: without waiting), on a wake-up, at the `deadline` (`None`: never), or
-    /// after a signal handler ran on this thread, with or without `SA_RESTART`. When signals and completions come
-    /// together the completions win, and the handler runs all the same. Waiting for more than is in flight waits for a
-    /// wake-up.
+    /// Returns when at least `at_least` were reaped (0: without waiting), on a wake-up, at the `deadline` (`None`:
+    /// never), or after a signal handler ran on this thread, with or without `SA_RESTART`. When signals and completions
+    /// come together the wait reports the completions, and the handler still runs. If `at_least` exceeds the operations
+    /// in flight, only a wake-up, the deadline or a signal ends the wait.
     ///
     /// # Errors
     /// [`Error::Forked`](crate::Error::Forked).
@@ -201,7 +202,7 @@ impl Context {
         self.0.wait(at_least, deadline.map(|deadline| clock.reading(deadline)), completions)
     }
 
-    /// As [`Context::wait`], for at most `timeout`.
+    /// Waits like [`Context::wait`], for at most `timeout`.
     ///
     /// # Errors
     /// [`Error::Forked`](crate::Error::Forked).
@@ -220,10 +221,10 @@ impl Context {
     /// The context must be idle. Signals do not end it.
     ///
     /// # Errors
-    /// Of the first operation that was refused, once those before it are done; those behind it were not started.
+    /// That of the first refused operation. By then the operations before it are done; those after it were not started.
     ///
     /// # Panics
-    /// If something is in flight.
+    /// If operations are in flight.
     pub fn run(&mut self, operations: impl IntoIterator<Item = Operation>) -> Result<Vec<Completion>> {
         assert_eq!(self.in_flight(), 0, "an idle context");
         let mut tokens = Vec::new();
@@ -253,8 +254,8 @@ impl Context {
         Ok(completions)
     }
 
-    /// Asks the kernel to cancel the first operation in flight with this token (`io_cancel`). Whatever the answer,
-    /// an operation in flight completes, and must be reaped. Looks through all slots.
+    /// Asks the kernel to cancel the first operation in flight with this token (`io_cancel`). After any answer an
+    /// operation in flight still completes and must be reaped. Searches all slots.
     ///
     /// # Errors
     /// [`Error::Forked`](crate::Error::Forked), or the context is dead.
@@ -267,15 +268,15 @@ impl Context {
         self.0.len()
     }
 
-    /// The most that can be in flight.
+    /// The most operations that can be in flight.
     pub fn capacity(&self) -> usize {
         self.0.capacity()
     }
 
     /// A handle that ends a [`Context::wait`] from another thread. In a forked child it does nothing.
     ///
-    /// The kernel's context, and what it is charged for, lives until the last waker is dropped, and is destroyed by
-    /// whoever drops that.
+    /// The kernel's context and the slots charged for it live until the context and its last waker are dropped. The
+    /// thread that drops the last of them destroys the kernel's context.
     pub fn waker(&self) -> Arc<dyn WakeUp> {
         self.0.waker()
     }
@@ -285,7 +286,7 @@ impl Context {
         self.0.reads_ring()
     }
 
-    /// What was done so far.
+    /// Counts of the operations so far.
     pub fn counters(&self) -> Counters {
         self.0.shared().trace.snapshot()
     }

@@ -1,19 +1,19 @@
 //! A context of native AIO: hands operations to the kernel, owns them while they are in flight, waits for them.
 //!
 //! Invariants
-//! - An operation that the kernel has accepted stands in `slots` until its event was reaped, and the number of
-//!   its slot is the event's `data`: so its buffer and its file live as long as the kernel may use them.
+//! - An operation that the kernel has accepted stays in `slots` until its event is reaped, and the number of its slot
+//!   is the event's `data`: so its buffer and its file live as long as the kernel may use them.
 //! - `free` holds the numbers of the empty slots, so in flight + free = capacity.
 //! - The `iocb` of a slot stays where it is while the slot is taken: its address is the operation's name in `io_cancel`.
 //! - The kernel's context has one slot more than `slots`, for the poll that is a wake-up.
 //! - A wake-up that was reaped is remembered in `woken` until a wait has returned [`Wake::Woken`].
 //! - In a forked child nothing is freed or destroyed: the context is the parent's.
 //!
-//! One call of the kernel reaps everything that has completed, since `events` has room for all that is in flight.
+//! One system call reaps all completed operations, since `events` has room for all operations in flight.
 //!
-//! A wait for several completions sleeps until all are there, but only while nobody else has a waker: the
-//! poll counts as one event like any other, so a sleeper that can be woken is woken by every event. A signal
-//! counts as none and needs no such care.
+//! A wait for several completions sleeps until all have arrived, but only while the context holds the only reference to
+//! its waker. The waker's poll counts as one event, so a thread that can be woken has to wake up for every event. A
+//! signal is not an event and does not have this cost.
 #![expect(unsafe_code, reason = "hands buffers to the kernel")]
 
 use std::collections::VecDeque;
@@ -31,16 +31,16 @@ use crate::sys::{self, IoEvent, Iocb, Process};
 use crate::trace::{Class, Touch, Trace};
 use crate::waker::{PollWaker, SignalWaker, WAKE_UP, Waker};
 
-/// How long a wait sleeps before it looks at the waker, where the kernel has no poll operation.
+/// How long a wait sleeps before it checks the waker, where the kernel has no poll operation.
 const SLICE_WITHOUT_POLL: Duration = Duration::from_millis(1);
 
 /// How completions are fetched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reaping {
-    /// From the completion ring, without a system call, whatever is ready; by system call to sleep. Falls back where
-    /// there is no ring that this crate understands, and for contexts with a signal mask, whose waits must enter
-    /// the kernel to let signals in.
+    /// Completions that are ready are read from the completion ring, without a system call; a system call is made only
+    /// to sleep. Falls back to [`Reaping::SystemCall`] where the ring has no layout that this crate knows, and for
+    /// contexts with a signal mask, whose waits must enter the kernel to let signals in.
     #[default]
     Ring,
     /// Always by `io_pgetevents`, so that tracers, fault injectors and sandboxes see every wait; by `io_getevents`
@@ -54,17 +54,17 @@ pub enum Reaping {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Waking {
-    /// The waker submits a poll operation to the context itself, which is done at once: a wake-up is one more
-    /// completion. The wake may be called from a signal handler.
+    /// The waker submits a poll operation to the context, which completes at once: a wake-up is one more completion. A
+    /// signal handler may call [`WakeUp::wake`].
     #[default]
     Poll,
-    /// This signal, sent to the waiting thread, which blocks it from its first wait on and lets it in only inside
-    /// `io_pgetevents` (Linux 4.18), so that it cannot be lost. The number must be used for nothing else; if it has
-    /// its default action it gets a handler that does nothing. The wake may not be called from a signal handler.
+    /// The waker sends this signal to the waiting thread. The thread blocks it from its first wait on and lets it in
+    /// only inside `io_pgetevents` (Linux 4.18), so it cannot be lost. The signal must have no other use; if it has its
+    /// default action it gets a handler that does nothing. A signal handler must not call [`WakeUp::wake`].
     Signal(i32),
 }
 
-/// How a context works.
+/// The settings of a context.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) slots: usize,
@@ -74,7 +74,7 @@ pub(crate) struct Settings {
     pub(crate) waking: Waking,
 }
 
-/// What contexts share with their maker.
+/// State that a backend shares with its contexts.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
@@ -95,7 +95,7 @@ struct InSlot {
     submitted_at_nanos: u64,
 }
 
-/// A context, and the operations that are in flight in it.
+/// A context and its operations in flight.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     context: Arc<sys::Context>,
@@ -124,7 +124,7 @@ impl InFlight {
     pub(crate) fn new(settings: &Settings, shared: Shared) -> Result<InFlight> {
         let slots = settings.slots;
         assert!(slots > 0, "a queue without slots");
-        // More than 32 bits, like more than fs.aio-max-nr, is more than the machine has.
+        // A number above 32 bits is reported like one above fs.aio-max-nr.
         let kernel_slots = u32::try_from(slots + 1).map_err(|_| Error::Slots { slots })?;
         let context = match sys::setup(kernel_slots) {
             Ok(context) => Arc::new(context),
@@ -141,7 +141,7 @@ impl InFlight {
                 Waker::Signal(Arc::new(waker))
             }
         };
-        // Found in any case, since that hides it from forked children.
+        // Looked up even if it is not used, since the lookup hides the ring from forked children.
         let ring = CompletionRing::of(&context);
         let reads_ring = settings.reaping == Reaping::Ring && settings.mask.is_none();
         let mut in_flight = InFlight {
@@ -163,7 +163,7 @@ impl InFlight {
         Ok(in_flight)
     }
 
-    /// A poll is a wake-up only where the kernel has polls, and a signal only where it has the mask.
+    /// A wake-up by poll needs a kernel with polls, one by signal a kernel with `io_pgetevents`.
     fn check_waker(&mut self) -> Result<()> {
         if let Waker::Poll(waker) = &self.waker {
             self.has_poll = waker.post().is_ok();
@@ -183,7 +183,7 @@ impl InFlight {
         Ok(())
     }
 
-    /// As [`Queue::submit`](crate::Queue::submit).
+    /// See [`Queue::submit`](crate::Queue::submit).
     pub(crate) fn submit(&mut self, waiting: &mut VecDeque<Operation>) -> Result<usize> {
         self.check_fork()?;
         let mut taken = 0;
@@ -192,7 +192,7 @@ impl InFlight {
                 (Ok(0), _) => break,
                 (Ok(count), _) => taken += count,
                 (Err(errno), Some(refused)) if taken == 0 => return Err(refused.refused(errno)),
-                // What was taken must be reported. The next call meets the refused one again.
+                // The operations taken before must be reported. The next call meets the refused one again.
                 (Err(_), _) => break,
             }
         }
@@ -232,7 +232,7 @@ impl InFlight {
         Ok(taken)
     }
 
-    /// As [`Context::cancel`](crate::Context::cancel).
+    /// See [`Context::cancel`](crate::Context::cancel).
     pub(crate) fn cancel(&mut self, token: u64) -> Result<Cancel> {
         self.check_fork()?;
         let slots = self.slots.iter().enumerate();
@@ -252,7 +252,7 @@ impl InFlight {
         }
     }
 
-    /// As [`Queue::wait`](crate::Queue::wait).
+    /// See [`Queue::wait`](crate::Queue::wait).
     pub(crate) fn wait(
         &mut self,
         at_least: usize,
@@ -312,7 +312,8 @@ impl InFlight {
                 self.waker.consume();
                 return Ok(Wake::Woken);
             }
-            // With some events at hand the kernel hides the signal: it returns fewer than asked for, and early.
+            // If some events have arrived the kernel does not report the signal: it returns early, with fewer events
+            // than asked for.
             let is_early = || sleep_until.is_none_or(|end| self.shared.clock.now() < end);
             if !undisturbed || (reaped > 0 && reaped < at_once && is_early()) {
                 return Ok(Wake::Interrupted);
@@ -323,13 +324,13 @@ impl InFlight {
         }
     }
 
-    /// Whether another thread can wake this one, or has. As nobody but this context makes wakers, the answer holds
-    /// until the next call of [`InFlight::waker`].
+    /// Whether another thread can wake this one, or has. Only this context makes wakers, so the answer holds until the
+    /// next call of [`InFlight::waker`].
     fn can_be_woken(&mut self) -> bool {
         self.waker.is_shared() || self.waker.is_raised()
     }
 
-    /// Moves what stands in the ring to `completions`.
+    /// Moves all events of the ring to `completions`.
     fn drain_ring(&mut self, completions: &mut Vec<Completion>) {
         let Some(ring) = &mut self.ring else { return };
         if ring.is_empty() {
@@ -420,7 +421,7 @@ impl InFlight {
         self.slots.len() - self.free.len()
     }
 
-    /// How many can be.
+    /// The most operations that can be in flight.
     pub(crate) fn capacity(&self) -> usize {
         self.slots.len()
     }
@@ -446,7 +447,7 @@ impl Drop for InFlight {
             // Polls may never complete by themselves.
             for slot in 0..self.slots.len() {
                 if self.slots[slot].as_ref().is_some_and(|taken| taken.operation.class() == Class::Poll) {
-                    // Refused if it is done already, and then its event is there.
+                    // Refused if the poll is done already; its event is in the ring then.
                     let _ = sys::cancel(&self.context, &mut self.iocbs[slot]);
                 }
             }
@@ -455,14 +456,14 @@ impl Drop for InFlight {
                 completions.clear();
             }
         }
-        // Whatever is still here may be in use by the kernel for ever: rather lost than freed.
+        // The kernel may still use the operations that are left here. They are leaked, since freeing them is unsound.
         for slot in &mut self.slots {
             std::mem::forget(slot.take());
         }
     }
 }
 
-/// What errors of a context as a whole name as their file.
+/// Stands for the path in errors that concern a whole context.
 const CONTEXT: &str = "(asynchronous I/O context)";
 
 fn context_error(call: &'static str, errno: Errno) -> Error {

@@ -1,10 +1,10 @@
-//! One asynchronous operation: what to do, in which file, with which buffers; and its completion.
+//! One asynchronous operation: its kind, file, offset and buffers; and its completion.
 //!
-//! The same words serve every layer: a [`Context`](crate::Context), the [`Queue`](crate::Queue) of any backend, and the
+//! All layers use these types: [`Context`](crate::Context), the [`Queue`](crate::Queue) of any backend, and
 //! [`Reactor`](crate::Reactor).
 //!
 //! Invariants
-//! - An [`Operation`] owns all that the kernel is told about: buffers, the array of their addresses, the file or
+//! - An [`Operation`] owns everything that its `iocb` refers to: buffers, the array of their addresses, the file or
 //!   descriptor, the eventfd. Its fields are private, so nothing changes between the check of an operation and its use.
 //!   It moves into the context at submit and comes back in its [`Completion`].
 //! - `pieces` describes `bufs`, whose memory does not move when the `Operation` does.
@@ -96,7 +96,7 @@ impl From<&EventFd> for AnyFile {
     }
 }
 
-/// What an operation does.
+/// The kinds of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OperationKind {
@@ -104,22 +104,22 @@ pub enum OperationKind {
     Read,
     /// Writes one buffer (`IOCB_CMD_PWRITE`, Linux 2.6).
     Write,
-    /// Fills several buffers from one place (`IOCB_CMD_PREADV`, Linux 2.6.19).
+    /// Fills several buffers from one offset (`IOCB_CMD_PREADV`, Linux 2.6.19).
     ReadVectored,
-    /// Writes several buffers to one place (`IOCB_CMD_PWRITEV`, Linux 2.6.19).
+    /// Writes several buffers to one offset (`IOCB_CMD_PWRITEV`, Linux 2.6.19).
     WriteVectored,
     /// `fsync` (`IOCB_CMD_FSYNC`, Linux 4.18). Runs in a thread of the kernel.
     Sync,
     /// `fdatasync` (`IOCB_CMD_FDSYNC`, Linux 4.18). Runs in a thread of the kernel.
     DataSync,
-    /// Waits, once, until a descriptor is ready (`IOCB_CMD_POLL`, Linux 4.18, withdrawn until 5.0). The only one that can
-    /// be cancelled.
+    /// Waits, once, until a descriptor is ready (`IOCB_CMD_POLL`, Linux 4.18, withdrawn until 5.0). The only kind that
+    /// can be cancelled.
     Poll,
 }
 
 /// One operation.
 ///
-/// It is built by value and owns its buffers, so there is no way to touch or free them while the kernel uses them:
+/// It is built by value and owns its buffers, so they cannot be accessed or freed while the kernel uses them:
 ///
 /// ```compile_fail,E0382
 /// # fn example(context: &mut aio::Context, file: aio::File) -> aio::Result<()> {
@@ -129,7 +129,7 @@ pub enum OperationKind {
 /// # Ok(()) }
 /// ```
 ///
-/// Nothing borrowed can be read into, whatever outlives what:
+/// A borrowed buffer is not accepted, whatever its lifetime:
 ///
 /// ```compile_fail,E0308
 /// # fn example(file: aio::File) {
@@ -138,7 +138,7 @@ pub enum OperationKind {
 /// # }
 /// ```
 ///
-/// Nothing can be changed behind a check:
+/// No field can be changed after a check:
 ///
 /// ```compile_fail,E0616
 /// # fn example(mut operation: aio::Operation) {
@@ -207,14 +207,14 @@ impl Operation {
 
     /// Writes all of `buf` at `offset`.
     ///
-    /// *Power cut*: until a sync that was issued after the completion was reaped, any subset of its sectors is on
-    /// stable media, in whichever order writes were submitted.
+    /// *Power cut*: until a sync that was issued after the completion was reaped, any subset of its sectors may be on
+    /// stable media. The order of submits says nothing about the order on the media.
     #[must_use]
     pub fn write(file: impl Into<AnyFile>, offset: u64, buf: Buf) -> Operation {
         Operation::new(OperationKind::Write, file.into(), offset, Buffers::One(buf))
     }
 
-    /// As [`Operation::write`] with [`Flags::DATA_SYNC`]: completes only when the bytes are on stable media.
+    /// An [`Operation::write`] with [`Flags::DATA_SYNC`]: completes only when the bytes are on stable media.
     #[must_use]
     pub fn write_durable(file: impl Into<AnyFile>, offset: u64, buf: Buf) -> Operation {
         Operation::write(file, offset, buf).with_flags(Flags::DATA_SYNC)
@@ -232,14 +232,14 @@ impl Operation {
         Operation::new(OperationKind::WriteVectored, file.into(), offset, Buffers::vectored(bufs))
     }
 
-    /// Makes what was written to the file, and all its metadata, durable. It covers the writes whose completions were
-    /// reaped before it was submitted, and no others: operations of one submit run in any order.
+    /// Makes data and metadata of the file durable. It covers the writes whose completions were reaped before it was
+    /// submitted, and no others: operations of one submit run in any order.
     #[must_use]
     pub fn sync(file: impl Into<AnyFile>) -> Operation {
         Operation::new(OperationKind::Sync, file.into(), 0, Buffers::None)
     }
 
-    /// As [`Operation::sync`], with only the metadata that is needed to read the data back.
+    /// An [`Operation::sync`] that covers only the metadata needed to read the data back.
     #[must_use]
     pub fn data_sync(file: impl Into<AnyFile>) -> Operation {
         Operation::new(OperationKind::DataSync, file.into(), 0, Buffers::None)
@@ -274,8 +274,8 @@ impl Operation {
         Operation { priority: Some(priority), ..self }
     }
 
-    /// The completion adds 1 to `event` as well (`IOCB_FLAG_RESFD`, Linux 2.6.22), for event loops that watch
-    /// descriptors; it still has to be reaped.
+    /// Makes the completion also add 1 to `event` (`IOCB_FLAG_RESFD`, Linux 2.6.22), for event loops that watch
+    /// descriptors. The completion still has to be reaped.
     #[must_use]
     pub fn with_notification(self, event: &EventFd) -> Operation {
         Operation { notify: Some(event.clone()), ..self }
@@ -287,7 +287,7 @@ impl Operation {
         self.kind
     }
 
-    /// The number that the caller gave it.
+    /// The token that the caller gave it.
     #[must_use]
     pub fn token(&self) -> u64 {
         self.token
@@ -373,7 +373,7 @@ impl Operation {
         }
     }
 
-    /// What it needs that not every kernel and file has.
+    /// The features it needs that some kernels and files lack.
     fn needs(&self) -> String {
         let mut needs = Vec::new();
         match self.kind {
@@ -419,7 +419,7 @@ impl Operation {
         Error::Os { call, path, offset: self.offset, len_bytes: self.len_bytes(), errno }
     }
 
-    /// The error if the operation was not even started.
+    /// The error of an operation that was refused at submit.
     pub(crate) fn refused(&self, errno: Errno) -> Error {
         self.failed("io_submit", errno)
     }
@@ -483,9 +483,9 @@ fn opcode(kind: OperationKind) -> u16 {
 /// A finished operation, with its buffers.
 #[derive(Debug)]
 pub struct Completion {
-    /// What was submitted.
+    /// The submitted operation.
     pub operation: Operation,
-    /// Bytes moved; for a poll the bits of its readiness; or what the kernel said.
+    /// Bytes moved; for a poll the bits of its readiness; or the error code of the kernel.
     ///
     /// libaio reports `-errno` in a signed number; here it is an `Err` with the positive one.
     pub result: std::result::Result<usize, Errno>,
@@ -514,7 +514,7 @@ impl Completion {
         }
     }
 
-    /// What a poll found; nothing if it was cancelled, and for other operations.
+    /// The readiness that a poll found; empty if it was cancelled, and for other operations.
     pub fn readiness(&self) -> Readiness {
         match self.result {
             Ok(bits) if self.operation.kind == OperationKind::Poll => {

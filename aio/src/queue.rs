@@ -1,4 +1,4 @@
-//! A queue of asynchronous operations, as every backend has it.
+//! The queue of asynchronous operations that every backend provides.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::operation::{Completion, Operation};
 pub enum Wake {
     /// At least as many completions as asked for.
     Completed,
-    /// Somebody called [`WakeUp::wake`].
+    /// [`WakeUp::wake`] was called.
     Woken,
     /// The deadline passed.
     TimedOut,
@@ -21,7 +21,7 @@ pub enum Wake {
     Interrupted,
 }
 
-/// Wakes the thread that waits on a [`Queue`]; a wake that comes before the wait ends the next wait at once.
+/// Wakes the thread that waits on a [`Queue`]. A wake-up before the wait ends the next wait at once.
 pub trait WakeUp: Send + Sync + fmt::Debug {
     /// Wakes the waiter. Cheap, callable from any thread, never blocks.
     fn wake(&self);
@@ -29,7 +29,7 @@ pub trait WakeUp: Send + Sync + fmt::Debug {
 
 /// A context of asynchronous I/O, used by one thread at a time. Dropping it waits for everything in flight.
 pub trait Queue: Send + fmt::Debug {
-    /// Hands operations from the front of `operations` to the kernel, as many as it takes; the rest stays.
+    /// Hands operations from the front of `operations` to the kernel, as many as there are free slots; the rest stays.
     ///
     /// Returns how many were taken. 0 means that no slot is free: reap first. A misaligned operation is taken and
     /// completes with [`Errno::INVALID`](crate::Errno::INVALID). Operations of one call may be executed in any order.
@@ -40,9 +40,10 @@ pub trait Queue: Send + fmt::Debug {
 
     /// Reaps completions into `completions`, in the order in which they arrive.
     ///
-    /// Returns when at least `at_least` were reaped (`0`: without waiting), on a wake-up, at the `deadline` (a
-    /// reading of [`Backend::now`](crate::Backend::now); `None`: never), or after a signal handler ran. Whatever had completed by then was
-    /// reaped, also when it returns for another reason. Waiting for more than is in flight waits for a wake-up.
+    /// Returns when at least `at_least` were reaped (`0`: without waiting), on a wake-up, at the `deadline` (a reading
+    /// of [`Backend::now`](crate::Backend::now); `None`: never), or after a signal handler ran. All operations that had
+    /// completed by then are reaped, whatever the reason for the return. If `at_least` exceeds the operations in
+    /// flight, only a wake-up, the deadline or a signal ends the wait.
     ///
     /// # Errors
     /// The context is dead.
@@ -53,8 +54,8 @@ pub trait Queue: Send + fmt::Debug {
         completions: &mut Vec<Completion>,
     ) -> Result<Wake>;
 
-    /// Asks for the end of the first operation in flight with this token. Whatever the answer, an operation in flight
-    /// completes, and must be reaped.
+    /// Requests the cancellation of the first operation in flight with this token. After any answer an operation in
+    /// flight still completes and must be reaped.
     ///
     /// # Errors
     /// The context is dead.
@@ -63,7 +64,7 @@ pub trait Queue: Send + fmt::Debug {
     /// Operations submitted and not yet reaped.
     fn in_flight(&self) -> usize;
 
-    /// The most that can be in flight.
+    /// The most operations that can be in flight.
     fn capacity(&self) -> usize;
 
     /// A handle that ends a [`Queue::wait`] from another thread.
@@ -74,12 +75,12 @@ pub trait Queue: Send + fmt::Debug {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cancel {
-    /// It is cancelled, and completes with `Ok(0)` like any other. Only polls can be.
+    /// The operation is cancelled and completes with `Ok(0)`. Only polls can be cancelled.
     Cancelled,
-    /// It goes on and completes by itself: the kernel cannot cancel reads, writes and syncs.
+    /// The operation continues and completes by itself: the kernel cannot cancel reads, writes and syncs.
     NotCancelable,
-    /// A poll that is done already; its completion waits to be reaped.
+    /// The poll is done already; its completion waits to be reaped.
     AlreadyDone,
-    /// Nothing with this token is in flight.
+    /// No operation with this token is in flight.
     NotInFlight,
 }

@@ -4,20 +4,20 @@
 //!   task -> list of waiting operations -> driver -> queue -> driver -> reply of the operation -> wakes the task
 //! ```
 //!
-//! The driver is a thread of its own where the machine has threads, so there is one thread for a reactor and none for an
-//! operation. On a machine without threads (the simulated disk) a reactor has no thread, and the tasks that wait for it
-//! take turns as its driver ([`Reactor::turn`]).
+//! The driver is a thread of its own where the machine has threads, so there is one thread for a reactor and none for
+//! an operation. On a machine without threads (the simulated disk) a reactor has no thread: the tasks that wait for it
+//! run the driver themselves, one at a time ([`Reactor::turn`]).
 //!
-//! The list has no bound and needs none: a task that waits for room would keep its operation, with the buffers, all the
-//! same. Rejected: a bounded list whose waiters are woken when there is room. A task that is woken and does not poll keeps
-//! the room from all behind it, for ever if it waits for one of them. Where thousands wait, [`Reactor::read`] makes each
-//! buffer only when its turn has come.
+//! The list has no bound: a task that waits for room in a bounded list would hold its operation, with the buffers,
+//! anyway. Rejected: a bounded list whose waiters are woken when there is room. A task that is woken and does not poll
+//! blocks the tasks behind it, and deadlocks if it waits for one of them. For thousands of waiting reads,
+//! [`Reactor::read`] makes each buffer only when its operation is started.
 //!
 //! Invariants
-//! - The driver owns the queue. An operation belongs to the list, then to the queue, then to its reply, and to the task only
-//!   at the end. A future that is dropped early leaves the operation in place, so cancelling a task at any point frees no
-//!   buffer that the kernel uses. An operation of a dropped future that is still on the list is never started.
-//! - The slots of the queue bound the number in flight; the rest stands on the list, first come, first served.
+//! - The driver owns the queue. An operation belongs first to the list, then to the queue, then to its reply, and last
+//!   to the task. A future that is dropped early leaves the operation in place, so cancelling a task at any point frees
+//!   no buffer that the kernel uses. An operation of a dropped future that is still on the list is never started.
+//! - The slots of the queue bound the operations in flight; the others wait on the list, first come, first served.
 //! - Locks are leaves: no waker of a task is called, and nothing is submitted, while one is held. The exception is the lock
 //!   around the driver of a reactor without a thread: under it operations are submitted and waited for, and no waker is called.
 
@@ -44,8 +44,8 @@ use crate::signal::block_all_signals;
 
 /// Does asynchronous I/O for futures. Clones share it.
 ///
-/// When the last clone is dropped, and the last future, its thread finishes what was handed to it (polls are cancelled) and
-/// ends by itself; [`Reactor::shutdown`] waits for that.
+/// When the last clone and the last future are dropped, its thread finishes the operations handed to it (polls are
+/// cancelled) and ends; [`Reactor::shutdown`] waits for that.
 ///
 /// # Examples
 /// ```
@@ -63,7 +63,7 @@ use crate::signal::block_all_signals;
 #[derive(Clone, Debug)]
 pub struct Reactor(Arc<Owner>);
 
-/// The end of this is the end of the reactor.
+/// The last reference to a reactor. Its drop closes the reactor.
 #[derive(Debug)]
 struct Owner {
     hub: Arc<Hub>,
@@ -72,7 +72,7 @@ struct Owner {
 
 #[derive(Debug)]
 enum DrivenBy {
-    /// `None` once somebody waits for its end.
+    /// `None` once a call of [`Reactor::shutdown`] joins the thread.
     Thread(Mutex<Option<Box<dyn DriverThread>>>),
     Waiters(Box<Mutex<Driver>>),
 }
@@ -88,7 +88,7 @@ pub trait DriverThread: Send + std::fmt::Debug {
     /// Whether it is the calling thread.
     fn is_current(&self) -> bool;
 
-    /// Waits until it has ended.
+    /// Waits until the thread has ended.
     fn join(self: Box<Self>);
 }
 
@@ -98,7 +98,7 @@ impl DriverThread for JoinHandle<()> {
     }
 
     fn join(self: Box<Self>) {
-        // A panic there would be a bug of this crate; its message is out already.
+        // A panic of the thread is a bug of this crate; its message is printed already.
         let _ = JoinHandle::join(*self);
     }
 }
@@ -108,12 +108,12 @@ impl Reactor {
     /// on it.
     ///
     /// # Errors
-    /// As [`ContextBuilder::build`], and if no thread can be started.
+    /// Those of [`ContextBuilder::build`], or no thread can be started.
     pub fn new(builder: ContextBuilder) -> Result<Reactor> {
         Reactor::with_thread(Box::new(builder.build()?))
     }
 
-    /// As [`Reactor::new`], over this queue.
+    /// A reactor over this queue, with a thread like that of [`Reactor::new`].
     ///
     /// # Errors
     /// No thread can be started.
@@ -129,7 +129,7 @@ impl Reactor {
         })
     }
 
-    /// As [`Reactor::with_thread`], with a thread that `spawn` starts to do the given work.
+    /// A reactor over this queue, with a thread that `spawn` starts to run the given closure.
     ///
     /// # Errors
     /// Those of `spawn`.
@@ -153,11 +153,12 @@ impl Reactor {
     /// Does one step of a reactor without a thread: starts operations, waits until one has completed, and wakes its task.
     /// Returns false, and does nothing, if the reactor has a thread.
     ///
-    /// A task that waits for such a reactor calls this before it returns [`Poll::Pending`]. If none of its own operations has
-    /// ended by then ([`Submission::has_ended`]) it wakes itself: nobody else needs to be waiting.
+    /// A task that waits for such a reactor calls this before it returns [`Poll::Pending`]. If none of its own
+    /// operations has ended by then ([`Submission::has_ended`]) it wakes itself, since there may be no other task to
+    /// drive the reactor.
     pub fn turn(&self) -> bool {
         let DrivenBy::Waiters(driver) = &self.0.driver else { return false };
-        // In a forked child the lock may be held by a thread that is not there.
+        // In a forked child the lock may be held by a thread of the parent.
         if self.0.hub.process.is_current() {
             let mut outcomes = Vec::new();
             driver.lock().turn(&mut outcomes);
@@ -166,16 +167,16 @@ impl Reactor {
         true
     }
 
-    /// Hands an operation to the driver, at once. It is started when a slot of the queue is free.
+    /// Hands an operation to the driver at once. The operation is started when a slot of the queue is free.
     ///
-    /// The future may be dropped at any time. What was started is done all the same (a poll is cancelled), and
-    /// its buffers are freed when it is; what was not, never is.
+    /// The future may be dropped at any time. An operation that was started is still done (a poll is cancelled), and
+    /// its buffers are freed at its completion. An operation that was not started never is.
     pub fn submit(&self, operation: Operation) -> Submission {
         self.hand_over(Request::Operation(operation))
     }
 
-    /// As [`submit`](Reactor::submit) of a [read](Operation::read) into a new buffer of `len_bytes`, which is made only when
-    /// it is started: any number of reads can wait for their turn without taking memory.
+    /// [Submits](Reactor::submit) a [read](Operation::read) into a new buffer of `len_bytes`. The buffer is made when
+    /// the read is started, so waiting reads take no memory for buffers.
     pub fn read(&self, file: impl Into<AnyFile>, offset: u64, len_bytes: usize) -> Submission {
         self.hand_over(Request::Read { file: file.into(), offset, len_bytes })
     }
@@ -189,15 +190,15 @@ impl Reactor {
         Submission { reactor: self.clone(), is_poll, state }
     }
 
-    /// Whether the queue has failed as a whole, so that nothing more can be done with it.
+    /// Whether the whole queue has failed. It takes no more operations then.
     pub fn has_failed(&self) -> bool {
         self.0.hub.has_failed()
     }
 
-    /// Refuses new operations, cancels polls, and waits until everything else is done and the thread has ended.
+    /// Refuses new operations, cancels polls, and waits until all other operations are done and the thread has ended.
     ///
-    /// In a forked child it does nothing. On the reactor's own thread (where wakers of tasks are called, and what they own
-    /// may be dropped) it waits for nothing.
+    /// In a forked child it does nothing. On the reactor's own thread, which may drop a reactor when it wakes a task,
+    /// it does not wait.
     pub fn shutdown(&self) {
         self.0.hub.close();
         if !self.0.hub.process.is_current() {
@@ -223,7 +224,7 @@ impl Reactor {
 
 /// The future of one operation; see [`Reactor::submit`].
 ///
-/// Its output is the completion, or the operation with the reason why there is none.
+/// Its output is the completion, or the operation with the reason why it has none.
 #[derive(Debug)]
 #[must_use = "the operation is done, but its result is not seen"]
 pub struct Submission {
@@ -241,7 +242,7 @@ enum SubmissionState {
 }
 
 impl Submission {
-    /// Waits for it on this thread, without an executor.
+    /// Waits for the operation on this thread, without an executor.
     ///
     /// # Errors
     /// There is no completion.

@@ -1,10 +1,10 @@
 //! The kernel's side of native AIO: system calls and their structures, signal masks, and the fork counter.
 //!
-//! There is no C library between: the calls go through `libc::syscall`, and every answer of the kernel becomes a
-//! `Result` here, so that no other file looks at `errno`.
+//! The calls use `libc::syscall`, without libaio. Every answer of the kernel becomes a `Result` here, so no other file
+//! reads `errno`.
 //!
 //! Invariants: the structures have the kernel's layout (asserted at compile time below); only [`submit`] is unsafe,
-//! because it alone makes the kernel remember an address after the call.
+//! because after no other call the kernel keeps an address.
 #![expect(unsafe_code, reason = "system calls")]
 
 use std::mem::{MaybeUninit, offset_of, size_of};
@@ -43,16 +43,17 @@ pub(crate) const COMMAND_WRITE_VECTORED: u16 = 8;
 
 /// `IOCB_FLAG_RESFD`: the completion adds 1 to the eventfd in `event_descriptor`.
 pub(crate) const FLAG_EVENT_DESCRIPTOR: u32 = 1;
-/// `IOCB_FLAG_IOPRIO`: `request_priority` counts.
+/// `IOCB_FLAG_IOPRIO`: `request_priority` is used.
 pub(crate) const FLAG_PRIORITY: u32 = 2;
 
-/// Most operations that one [`submit`] hands over. The kernel holds everything back from the device until the call ends
-/// (its plug), so a long batch only delays its first operation: at depth 32, batches of 16 and more reached 43,000 random reads
-/// a second where those of up to 8 reached 52,000, as `fio` does, which submits one by one at twice the CPU time.
+/// The most operations that one [`submit`] hands over. The kernel holds all of them back from the device until the call
+/// ends (its plug), so a long batch only delays its first operation. At depth 32, batches of 16 and more reached 43,000
+/// random reads a second. Batches of up to 8 reached 52,000, as many as `fio`, which submits one by one at twice the
+/// CPU time.
 pub(crate) const SUBMIT_MAX: usize = 8;
 
-/// What the kernel reads from behind the pointer in `io_pgetevents`' last argument, in bytes: its own `sigset_t`, not
-/// the C library's.
+/// The size of the kernel's `sigset_t` in bytes, which the last argument of `io_pgetevents` points to. The C library's
+/// `sigset_t` is larger.
 const KERNEL_SIGSET_BYTES: usize = 8;
 
 #[cfg(target_arch = "x86_64")]
@@ -64,7 +65,7 @@ const SYS_IO_PGETEVENTS: c_long = 292;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Iocb {
-    /// Comes back in the event.
+    /// Copied into the event.
     pub(crate) data: u64,
     /// Written by the kernel.
     pub(crate) key: u32,
@@ -130,8 +131,8 @@ const _: () = {
     assert!(size_of::<sigset_t>() >= KERNEL_SIGSET_BYTES);
 };
 
-/// A context of the kernel (`aio_context_t`), destroyed on drop in the process that made it: that cancels polls, waits for
-/// everything else, and takes 20 to 50 ms.
+/// A context of the kernel (`aio_context_t`). A drop in the process that made it destroys it: that cancels polls, waits
+/// for all other operations, and takes 20 to 50 ms.
 #[derive(Debug)]
 pub(crate) struct Context {
     id: c_ulong,
@@ -175,7 +176,7 @@ fn destroy(id: c_ulong) -> Result<(), Errno> {
 }
 
 /// Starts the operations in the `slots` of `iocbs`, in order, until one is refused; returns how many were started, or
-/// the first one's error. The kernel copies an `iocb` and what its pieces say before this returns, and remembers the
+/// the first one's error. The kernel copies each `iocb` and its array of pieces before this returns, and keeps the
 /// address of the `iocb` as the operation's name for [`cancel`].
 ///
 /// # Panics
@@ -192,8 +193,8 @@ pub(crate) unsafe fn submit(context: &Context, iocbs: &mut [Iocb], slots: &[usiz
         assert!(slot < count, "a slot is an index");
         *pointer = first.wrapping_add(slot);
     }
-    // SAFETY: the first `slots.len()` pointers are valid for the kernel, which copies what they point to and
-    // writes `key`; the buffers behind are the caller's promise.
+    // SAFETY: the first `slots.len()` pointers point to `iocbs` that are alive; the kernel copies them and writes
+    // `key`. The caller guarantees the buffers that they name.
     let answer = unsafe { libc::syscall(libc::SYS_io_submit, context.id, slots.len(), pointers.as_ptr()) };
     check(answer)
 }
@@ -215,8 +216,8 @@ pub(crate) fn submit_poll(context: &Context, descriptor: BorrowedFd<'_>, data: u
 /// [`Errno::IN_PROGRESS`] if it does: the event comes like any other.
 pub(crate) fn cancel(context: &Context, iocb: &mut Iocb) -> Result<(), Errno> {
     let mut unused = IoEvent::default();
-    // SAFETY: the kernel reads the `key` behind the pointer and takes the pointer itself for a name; old
-    // kernels write one event.
+    // SAFETY: the kernel reads the `key` behind the pointer and takes the pointer itself for a name; old kernels write
+    // one event.
     let answer =
         unsafe { libc::syscall(libc::SYS_io_cancel, context.id, ptr::from_mut(iocb), &raw mut unused) };
     check(answer).map(|_| ())
@@ -286,11 +287,11 @@ fn check(answer: c_long) -> Result<usize, Errno> {
     usize::try_from(answer).map_err(|_| Errno::last())
 }
 
-/// Whether there is a counter behind [`ticks`].
+/// Whether [`ticks`] reads a counter.
 #[cfg(test)]
 pub(crate) const HAS_TICKS: bool = cfg!(target_arch = "x86_64");
 
-/// The processor's time stamp counter; 0 where this crate knows of none.
+/// The processor's time stamp counter; 0 on other architectures than x86-64.
 pub(crate) fn ticks() -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
@@ -303,7 +304,7 @@ pub(crate) fn ticks() -> u64 {
 
 /// Whether all pages of a range are mapped in this process.
 pub(crate) fn is_mapped(address: usize, len_bytes: usize) -> bool {
-    /// More than any ring has; bounds the answer of the kernel.
+    /// More pages than any ring has; bounds the array for the answer.
     const PAGES_MAX: usize = 1 << 16;
     let page = page_bytes();
     if address == 0 || !address.is_multiple_of(page) || len_bytes.div_ceil(page) > PAGES_MAX {
@@ -311,7 +312,7 @@ pub(crate) fn is_mapped(address: usize, len_bytes: usize) -> bool {
     }
     let mut resident = vec![0_u8; len_bytes.div_ceil(page)];
     let first = ptr::with_exposed_provenance_mut(address);
-    // SAFETY: the kernel writes one byte for each page of the range, and only looks the range itself up.
+    // SAFETY: the kernel writes one byte for each page of the range, and does not access the range itself.
     let answer = unsafe { libc::mincore(first, len_bytes, resident.as_mut_ptr()) };
     answer == 0
 }
@@ -329,7 +330,7 @@ fn page_bytes() -> usize {
     rustix::param::page_size()
 }
 
-/// Every signal, without those that the C library keeps for itself.
+/// All signals except those that the C library reserves.
 pub(crate) fn full_sigset() -> sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: `set` is valid for writing a set.
@@ -378,20 +379,20 @@ pub(crate) fn this_thread() -> c_int {
 
 /// Sends a signal to one thread of this process.
 pub(crate) fn signal_thread(thread: c_int, signal: c_int) {
-    // SAFETY: passes numbers. Nothing can fail: the thread is there, and the signal is one.
+    // SAFETY: passes numbers. The call cannot fail: the thread exists, and so does the signal.
     unsafe {
         libc::syscall(libc::SYS_tgkill, rustix::process::getpid().as_raw_nonzero().get(), thread, signal)
     };
 }
 
-/// Takes one pending signal of the set away from the calling thread, if there is one.
+/// Consumes one pending signal of the set of the calling thread, if there is one.
 pub(crate) fn take_pending(set: &sigset_t) {
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: reads the set and the time; wants no information about the signal.
+    // SAFETY: reads the set and the time; the null pointer asks for no information about the signal.
     unsafe { libc::sigtimedwait(set, ptr::null_mut(), &raw const at_once) };
 }
 
-/// Puts `signal` into the set.
+/// Adds `signal` to the set.
 ///
 /// # Panics
 /// If there is no such signal.
@@ -401,7 +402,7 @@ pub(crate) fn add_signal(set: &mut sigset_t, signal: c_int) {
     assert_eq!(answer, 0, "no signal {signal}");
 }
 
-/// Takes `signal` out of the set.
+/// Removes `signal` from the set.
 ///
 /// # Panics
 /// If there is no such signal.
@@ -432,10 +433,10 @@ pub(crate) fn block_signals(block: Option<&sigset_t>) -> sigset_t {
 /// How many forks lie between this process and the first one that asked.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 
-/// The process in which a handle was made: a child of it must not use the handle, since the kernel's contexts, the
-/// mapped ring and the threads stay with the parent.
+/// The process in which a handle was made. A forked child must not use the handle, since the kernel's contexts, the
+/// mapped ring and the threads belong to the parent.
 ///
-/// Only `fork` is noticed, not a raw `clone`. One relaxed load of a counter that nothing writes but a fork.
+/// Only `fork` is noticed, not a raw `clone`. A check costs one relaxed load of a counter that only a fork writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Process(u64);
 
@@ -445,13 +446,13 @@ impl Process {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(|| {
             // SAFETY: the handler lives as long as the program and does one atomic addition, which is allowed in a
-            // forked child. Should registering fail for want of memory, forks go unnoticed.
+            // forked child. If registering fails for lack of memory, forks are not noticed.
             unsafe { libc::pthread_atfork(None, None, Some(count_fork)) };
         });
         Process(FORKS.load(Ordering::Relaxed))
     }
 
-    /// Whether this still is that process.
+    /// Whether the calling process is that process.
     pub(crate) fn is_current(self) -> bool {
         self.0 == FORKS.load(Ordering::Relaxed)
     }
@@ -489,7 +490,7 @@ mod tests {
 
     #[test]
     fn what_is_no_context_is_refused() {
-        // Not one that was destroyed: another test's may stand at the same address by now.
+        // A number that was never valid. That of a destroyed context may belong to another test's context by now.
         let context = Context { id: 4096, process: Process::current() };
         assert_eq!(destroy(context.id).err(), Some(Errno::INVALID));
         let wait = Wait { at_least: 0, timeout: Some(Duration::ZERO), mask: None };

@@ -1,21 +1,22 @@
 //! Wakes a thread that waits for completions, from any thread, without losing a wake-up.
 //!
-//! The waker submits a poll on an eventfd that is always readable to the waiter's own context: it is done at once, so a
-//! wake-up is one more completion and one system call. Rejected: an eventfd that the waker writes and the waiter polls. It
-//! takes as long from wake to wake-up, but the waiter has to drain it and to poll again, two more calls for each.
+//! The waker submits a poll to the waiter's own context, on an eventfd that is always readable. The poll completes at
+//! once, so a wake-up is one more completion and one system call. Rejected: an eventfd that the waker writes and the
+//! waiter polls. Its latency is the same, but the waiter has to drain it and to poll again: two more calls for each
+//! wake-up.
 //!
 //! The other waker sends a signal to the waiting thread. The thread blocks it and lets it in only inside
-//! `io_pgetevents`, which exchanges the mask and goes to sleep in one step: a signal that comes between the last look at
-//! `raised` and the sleep stays pending, and ends the sleep at once. It needs a handler in the process, so it is
-//! not the default.
+//! `io_pgetevents`, which exchanges the mask and goes to sleep in one step: a signal that comes between the last check
+//! of `raised` and the sleep stays pending, and ends the sleep at once. It needs a handler in the process, so it is not
+//! the default.
 //!
 //! Invariants
 //! - `raised` goes from false to true only in `wake`, which then submits the poll; it goes back only in `consume`. So
-//!   while it is true a poll was submitted or is about to be, and a second `wake` needs none: the waiter has
-//!   not returned yet, and will see what that waker published. (A poll that is late, after the waiter noticed
-//!   `raised` by itself, makes one more wake-up, never one less.)
-//! - The kernel's context lives as long as its last waker, and a forked child does not use the number, so one that the
-//!   kernel has given to another context is never submitted to.
+//!   while it is true a poll was submitted or is about to be, and a second `wake` submits none: the waiter has not
+//!   returned yet, and will see the memory that the second waker published. (A poll that comes after the waiter has
+//!   seen `raised` by itself makes one wake-up too many, never one too few.)
+//! - The kernel's context lives as long as its last waker, and a forked child does not use its number. So no poll is
+//!   submitted to a number that the kernel has given to another context.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -32,8 +33,8 @@ use crate::sys;
 /// `data` of a wake-up; no slot has this number.
 pub(crate) const WAKE_UP: u64 = u64::MAX;
 
-/// How often a wake-up tries again when the kernel is short of memory, or of room for events (and then the waiter does not
-/// sleep, since those events are there).
+/// How often a wake-up is tried when the kernel is short of memory or of room for events. (Without room for events the
+/// waiter does not sleep, since it has events to reap.)
 const TRIES: usize = 1000;
 
 /// Wakes the owner of one context.
@@ -42,7 +43,7 @@ pub(crate) struct PollWaker {
     context: Arc<sys::Context>,
     /// Always readable.
     event: OwnedFd,
-    /// Publishes what the waking thread did before to the waiter that consumes it.
+    /// Publishes the writes of the waking thread to the waiter that consumes the wake-up.
     raised: AtomicBool,
 }
 
@@ -52,7 +53,7 @@ impl PollWaker {
         Ok(PollWaker { context, event, raised: AtomicBool::new(false) })
     }
 
-    /// Makes one event that carries [`WAKE_UP`]; an error if the kernel has no poll operation (before Linux 4.18).
+    /// Makes one event that carries [`WAKE_UP`]; an error if the kernel has no poll operation (before Linux 5.0).
     pub(crate) fn post(&self) -> Result<(), Errno> {
         for _ in 0..TRIES {
             match sys::submit_poll(&self.context, self.event.as_fd(), WAKE_UP) {
@@ -76,34 +77,34 @@ impl PollWaker {
 
 impl WakeUp for PollWaker {
     fn wake(&self) {
-        // The waiter is the parent's.
+        // In a forked child there is no waiter: it is the parent's.
         if !self.context.is_of_this_process() || self.raised.swap(true, Ordering::AcqRel) {
             return;
         }
         if self.post() == Err(Errno::AGAIN) {
-            // No memory for so long: the next wake-up tries again.
+            // The kernel stayed short of memory: the next wake-up tries again.
             self.raised.store(false, Ordering::Release);
         }
-        // Where there are no polls the waiter looks at `raised` every now and then.
+        // Where the kernel has no polls the waiter checks `raised` once a millisecond.
     }
 }
 
 /// Wakes the owner of one context by a signal.
 ///
-/// Invariant: a signal is sent only while `waiting` names a thread, and that thread takes its name out before it leaves
-/// the wait; so the signal never hits a thread that has ended, or one that does not expect it.
+/// Invariant: a signal is sent only while `waiting` names a thread, and that thread removes its number before it leaves
+/// the wait. So the signal never reaches a thread that has ended or does not expect it.
 #[derive(Debug)]
 pub(crate) struct SignalWaker {
     signal: i32,
-    /// As in [`PollWaker`].
+    /// See [`PollWaker`].
     raised: AtomicBool,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<WaitingThread>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct WaitingThread {
     thread: Option<i32>,
-    /// A signal was sent to it, which may still be pending.
+    /// A signal was sent to the thread and may still be pending.
     is_sent: bool,
 }
 
@@ -114,7 +115,7 @@ impl SignalWaker {
         Ok(SignalWaker { signal, raised: AtomicBool::new(false), waiting: Mutex::default() })
     }
 
-    /// The calling thread is about to look at `raised` and to sleep.
+    /// The calling thread is about to check `raised` and to sleep.
     pub(crate) fn enter(&self) {
         SignalSet::none().with(self.signal).block();
         self.waiting.lock().thread = Some(sys::this_thread());
@@ -143,7 +144,7 @@ impl WakeUp for SignalWaker {
     }
 }
 
-/// One of the two.
+/// The waker of one context.
 #[derive(Debug)]
 pub(crate) enum Waker {
     Poll(Arc<PollWaker>),
@@ -159,12 +160,12 @@ impl Waker {
         }
     }
 
-    /// Whether a wake-up is an event.
+    /// Whether a wake-up arrives as an event.
     pub(crate) fn is_poll(&self) -> bool {
         matches!(self, Waker::Poll(_))
     }
 
-    /// Whether a sleep that has ended was ended by a wake-up that no event tells of.
+    /// Whether a wake-up that is no event has ended the sleep.
     pub(crate) fn ends_sleep(&self) -> bool {
         !self.is_poll() && self.is_raised()
     }
@@ -179,7 +180,7 @@ impl Waker {
         }
     }
 
-    /// Whether somebody beside the context holds it.
+    /// Whether there are references beside that of the context.
     pub(crate) fn is_shared(&mut self) -> bool {
         match self {
             Waker::Poll(waker) => Arc::get_mut(waker).is_none(),
@@ -187,7 +188,7 @@ impl Waker {
         }
     }
 
-    /// The mask that lets wake-ups in; `base` is the one that was asked for, if any.
+    /// The mask that lets wake-ups in; `base` is the mask of the settings, if any.
     pub(crate) fn mask(&self, base: Option<SignalSet>) -> Option<SignalSet> {
         match self {
             Waker::Poll(_) => base,
@@ -195,7 +196,7 @@ impl Waker {
         }
     }
 
-    /// For another thread.
+    /// A reference for another thread.
     pub(crate) fn handle(&self) -> Arc<dyn WakeUp> {
         match self {
             Waker::Poll(waker) => Arc::clone(waker) as Arc<dyn WakeUp>,
@@ -225,7 +226,7 @@ mod tests {
         assert!(waker.is_raised());
         assert_eq!(reap(), 1);
         waker.wake();
-        assert_eq!(reap(), 0, "nobody has consumed the first");
+        assert_eq!(reap(), 0, "the first was not consumed");
         waker.consume();
         assert!(!waker.is_raised());
         waker.wake();

@@ -1,8 +1,8 @@
-//! Contexts on kernels that lack what younger ones have.
+//! Contexts on kernels without `io_pgetevents` or poll operations.
 
 use super::*;
 
-/// A queue on a kernel that lacks what younger kernels have.
+/// A context that behaves as on a kernel without one or both features.
 fn old_kernel(has_pgetevents: bool, has_poll: bool) -> InFlight {
     let (reaping, waking) = (Reaping::SystemCall, Waking::Poll);
     let mut queue =

@@ -1,7 +1,8 @@
 //! The driver of a reactor: moves operations from the list into the queue, and completions to the tasks.
 //!
-//! Invariant: an entry of `started` belongs to an operation in the batch or in the queue, which carries its number as token
-//! until it completes, also when its future is gone. So a completion is never taken for another one's.
+//! Invariant: an entry of `started` belongs to an operation in the batch or in the queue, which carries its index as
+//! token until it completes, even if its future was dropped. So a completion is never taken for that of another
+//! operation.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::operation::{Completion, Operation, OperationKind};
 use crate::planted::{Bug, planted};
 use crate::queue::Queue;
 
-/// See the [module](self).
+/// The owner of the queue; see the [module](self).
 #[derive(Debug)]
 pub(super) struct Driver {
     queue: Box<dyn Queue>,
@@ -31,7 +32,7 @@ pub(super) struct Driver {
 
 #[derive(Debug)]
 struct Started {
-    /// The token that the user gave it.
+    /// The token that the caller gave it.
     token: u64,
     is_poll: bool,
     reply: Arc<Reply>,
@@ -51,7 +52,7 @@ impl Driver {
         }
     }
 
-    /// Works until the reactor is closed and everything is done.
+    /// Runs until the reactor is closed and all operations are done.
     pub(super) fn run(mut self) {
         let mut outcomes = Vec::new();
         let mut is_over = false;
@@ -61,15 +62,15 @@ impl Driver {
         }
     }
 
-    /// Starts what waits, and waits until something has completed. Adds to `outcomes` the operations that have ended; the
-    /// caller tells them, without a lock. Returns whether the reactor is closed and everything is done.
+    /// Starts waiting operations, and waits until one has completed. Adds the operations that have ended to `outcomes`;
+    /// the caller wakes their tasks without a lock. Returns whether the reactor is closed and all operations are done.
     pub(super) fn turn(&mut self, outcomes: &mut Vec<Outcome>) -> bool {
         if self.has_failed {
             return true;
         }
         let found = self.fetch();
         self.start(outcomes);
-        // After the start, so that none of those fetched is overlooked.
+        // After the start, so that polls fetched in this turn are cancelled too.
         if found.has_dropped_polls || found.is_closed {
             self.cancel_polls(found.is_closed);
         }
@@ -79,7 +80,7 @@ impl Driver {
         }
         if self.batch.is_empty() && self.queue.in_flight() == 0 {
             let is_over = found.is_closed && found.is_empty;
-            // Without a thread nobody can end a wait for nothing.
+            // Without a thread no other thread could end a wait on an empty queue.
             if is_over || !self.hub.has_thread() {
                 return is_over;
             }
@@ -87,7 +88,7 @@ impl Driver {
         self.wait(outcomes)
     }
 
-    /// Takes from the list what the queue has room for, and nothing that is awaited no more.
+    /// Takes operations from the list, as many as the queue has room for. Operations of dropped futures are discarded.
     fn fetch(&mut self) -> Found {
         if planted(Bug::DroppedReadNumberReused) {
             self.forget_dropped();
@@ -105,7 +106,7 @@ impl Driver {
                 }
             }
             self.fetched = fetched;
-            // If some are awaited no more there is room for others.
+            // Discarded operations leave room for others.
             if found.is_empty || self.batch.len() - before == count {
                 return Found { has_dropped_polls, ..found };
             }
@@ -135,7 +136,7 @@ impl Driver {
     fn start(&mut self, outcomes: &mut Vec<Outcome>) {
         while !self.batch.is_empty() {
             match self.queue.submit(&mut self.batch) {
-                // Short of memory: again after the next completion.
+                // The kernel is short of memory: tried again after the next completion.
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) => self.refuse(error, outcomes),
@@ -166,7 +167,7 @@ impl Driver {
         self.has_failed
     }
 
-    /// Ends everything: the queue has failed. Its operations stay in it, and it is not used any more.
+    /// Ends all operations after the queue has failed. Those in flight stay in the queue, which is not used any more.
     fn fail(&mut self, error: &Error, outcomes: &mut Vec<Outcome>) {
         self.has_failed = true;
         self.batch.clear();
@@ -180,12 +181,12 @@ impl Driver {
         outcomes.extend(self.hub.fail(error));
     }
 
-    /// Cancels the polls that are awaited no more, or all.
+    /// Cancels the polls whose futures were dropped, or all polls.
     fn cancel_polls(&mut self, all: bool) {
         for (index, started) in self.started.iter().enumerate() {
             let Some(started) = started else { continue };
             if started.is_poll && (all || started.reply.is_abandoned()) {
-                // Whatever the answer, its completion comes.
+                // Its completion comes after any answer.
                 let _ = self.queue.cancel(index as u64);
             }
         }

@@ -1,4 +1,4 @@
-//! The meeting point of a reactor's tasks and its driver: the list of waiting operations, and the reply to each.
+//! State shared by a reactor's tasks and its driver: the list of waiting operations, and the reply to each.
 //!
 //! Invariant: locks are leaves. No waker of a task is called while one is held.
 
@@ -16,16 +16,16 @@ use crate::planted::{Bug, planted};
 use crate::queue::WakeUp;
 use crate::sys::Process;
 
-/// The end of an operation.
+/// The result of an operation.
 pub(super) type Ended = Result<Completion, Box<Refused>>;
 
-/// An operation that came to no completion.
+/// An operation that ended without a completion.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Refused {
     /// The operation, with its buffers; `None` if the queue failed while it was in flight.
     pub operation: Option<Operation>,
-    /// Why.
+    /// The reason.
     #[source]
     pub error: Error,
 }
@@ -56,15 +56,15 @@ impl Request {
     }
 }
 
-/// The place of the completion of one operation.
+/// Carries the result of one operation from the driver to its future.
 #[derive(Debug)]
 pub(super) struct Reply(Mutex<ReplyState>);
 
 #[derive(Debug)]
 enum ReplyState {
-    /// Not there yet; the task to wake.
+    /// The operation has not ended; the task to wake.
     Awaited(Option<Waker>),
-    /// There, and not fetched.
+    /// The operation has ended; its future has not fetched the result.
     Arrived(Ended),
     /// The future was dropped, or has returned.
     Abandoned,
@@ -79,7 +79,7 @@ impl Reply {
         matches!(*self.0.lock(), ReplyState::Arrived(_))
     }
 
-    /// Fetches it, or leaves the task to be woken when it arrives.
+    /// Fetches the result, or registers the task to be woken when it arrives.
     pub(super) fn take_or_wait(&self, task: &Waker) -> Poll<Ended> {
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, ReplyState::Abandoned) {
@@ -89,12 +89,12 @@ impl Reply {
                 *state = ReplyState::Awaited(Some(same.unwrap_or_else(|| task.clone())));
                 Poll::Pending
             }
-            ReplyState::Abandoned => unreachable!("only the end of its future sets it"),
+            ReplyState::Abandoned => unreachable!("a future that has ended does not poll"),
         }
     }
 }
 
-/// The end of one operation, which its future does not know yet.
+/// The result of one operation, not yet given to its future.
 #[derive(Debug)]
 #[must_use = "a task waits for it"]
 pub(super) struct Outcome {
@@ -103,7 +103,7 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Puts the end where its future finds it, and wakes the task. The caller holds no lock.
+    /// Puts the result into the reply and wakes the task. The caller holds no lock.
     pub(super) fn tell(self) {
         let mut state = self.reply.0.lock();
         let ReplyState::Awaited(task) = &mut *state else { return };
@@ -118,10 +118,10 @@ impl Outcome {
     }
 }
 
-/// What tasks and driver share.
+/// State shared by tasks and driver.
 #[derive(Debug)]
 pub(super) struct Hub {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<WaitingList>,
     /// Wakes the driver's thread, if there is one.
     waker: Option<Arc<dyn WakeUp>>,
     has_failed: AtomicBool,
@@ -129,19 +129,19 @@ pub(super) struct Hub {
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct WaitingList {
     requests: VecDeque<(Request, Arc<Reply>)>,
-    /// The future of a poll was dropped.
+    /// Whether the future of a poll was dropped since the last fetch.
     has_dropped_polls: bool,
-    /// The reason why nothing more is taken.
+    /// The reason why new operations are refused.
     closed: Option<Error>,
 }
 
-/// What the driver found on the list beside operations.
+/// The state of the list at a fetch.
 pub(super) struct Found {
     pub(super) has_dropped_polls: bool,
     pub(super) is_closed: bool,
-    /// Nothing is left on the list.
+    /// No operation is left on the list.
     pub(super) is_empty: bool,
 }
 
@@ -157,7 +157,7 @@ impl Hub {
         }
     }
 
-    /// Whether tasks are the driver.
+    /// Whether a thread drives the reactor; otherwise tasks do.
     pub(super) fn has_thread(&self) -> bool {
         self.waker.is_some()
     }
@@ -185,7 +185,7 @@ impl Hub {
 
     /// The future was dropped, or has returned.
     pub(super) fn abandon(&self, reply: &Reply, is_poll: bool) {
-        // In a forked child the lock may be held by a thread that is not there.
+        // In a forked child the lock may be held by a thread of the parent.
         if !self.process.is_current() {
             return;
         }
@@ -196,7 +196,7 @@ impl Hub {
         }
     }
 
-    /// Takes nothing more; what is on the list is still done.
+    /// Refuses new operations; those on the list are still done.
     pub(super) fn close(&self) {
         if self.process.is_current() {
             let mut waiting = self.waiting.lock();
@@ -212,7 +212,7 @@ impl Hub {
         }
     }
 
-    /// Takes nothing more, and gives back everything on the list.
+    /// Refuses new operations, and ends all operations on the list.
     pub(super) fn fail(&self, error: &Error) -> impl Iterator<Item = Outcome> {
         let mut waiting = self.waiting.lock();
         waiting.closed.get_or_insert(error.clone());
