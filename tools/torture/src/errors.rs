@@ -502,7 +502,13 @@ fn operations(seed: u64) -> Vec<Op> {
         Op::Compact,
         Op::Verify,
         Op::Reopen { config },
+        // No block is in memory now, so these futures wait.
+        Op::StartGets { slot: 0, keys: ["big", "5", "user/0006"].map(Into::into).to_vec() },
+        Op::StartGets { slot: 0, keys: ["big", "user/0001"].map(Into::into).to_vec() },
+        Op::PollGets { held: 1 },
+        Op::DropGets { held: 1 },
         put(0, "5", 500, Level::Power),
+        Op::FinishGets { held: 0 },
         Op::Sync,
         Op::Drop { slot: 1 },
         put(0, "user/0006", 60, Level::Process),

@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use std::ops::RangeBounds as _;
 
 use bytes::Bytes;
-use esker::{Error, Iter, Keys, Keyspace, MultiGet, Snapshot};
+use esker::{Error, Iter, Keys, Keyspace, Snapshot};
 
+use crate::futures::{HeldGets, Values};
 use crate::model::{State, Table};
 use crate::report::{Check, Failure};
 use crate::workload::{Range, Walk};
@@ -33,13 +34,6 @@ pub(crate) struct HeldIter {
     pub(crate) iter: Iter,
     pub(crate) keyspace: u32,
     pub(crate) views: Vec<Expected>,
-}
-
-/// Futures under way, and the values that they may return.
-#[derive(Debug)]
-pub(crate) struct HeldGets {
-    pub(crate) gets: MultiGet,
-    pub(crate) views: Vec<Vec<Option<Bytes>>>,
 }
 
 /// The kind of an iterator's items.
@@ -137,6 +131,10 @@ pub(crate) struct Held {
     pub(crate) snapshots: Vec<HeldSnapshot>,
     pub(crate) iters: Vec<HeldIter>,
     pub(crate) gets: Vec<HeldGets>,
+    /// Groups of gets that were started.
+    pub(crate) futures: u64,
+    /// Polls that found one of them pending.
+    pub(crate) pending: u64,
 }
 
 impl Held {
@@ -155,6 +153,7 @@ impl Held {
     }
 
     pub(crate) fn keep_gets(&mut self, held: HeldGets) {
+        self.futures += 1;
         if self.gets.len() >= MAX_HELD {
             self.gets.remove(0);
         }
@@ -170,13 +169,17 @@ impl Held {
     }
 
     /// The store was closed: every held object must report that.
-    pub(crate) fn store_closed(&mut self, any: Option<&Keyspace>) -> Check {
+    ///
+    /// A future may also report a fault that struck before the close (`is_faulty`).
+    pub(crate) fn store_closed(&mut self, any: Option<&Keyspace>, is_faulty: bool) -> Check {
         for mut held in self.iters.drain(..) {
             must_be_closed(&mut held)?;
         }
         for held in self.gets.drain(..) {
-            match held.gets.wait() {
-                Ok(found) if held.views.contains(&found) => {}
+            let views = held.views.clone();
+            match held.finish()? {
+                Ok(found) if views.contains(&found) => {}
+                Err(_) if is_faulty => {}
                 other => expect_closed("gets", other)?,
             }
         }
@@ -186,6 +189,28 @@ impl Held {
             }
         }
         Ok(())
+    }
+
+    /// The machine has crashed: every future ends, with its values or with an error.
+    pub(crate) fn machine_crashed(&mut self) -> Check {
+        for held in self.gets.drain(..) {
+            let views = held.views.clone();
+            if let Ok(found) = held.finish()?
+                && !views.contains(&found)
+            {
+                return Err(Failure::new(format!("after a crash: found {found:?}, expected {views:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Polls one of the futures; its answer and the allowed ones, if it has ended.
+    pub(crate) fn poll_gets(&mut self, index: usize) -> Check<Option<(esker::Result<Values>, Vec<Values>)>> {
+        let Some(values) = self.gets[index].poll()? else {
+            self.pending += 1;
+            return Ok(None);
+        };
+        Ok(Some((values, self.gets.remove(index).views)))
     }
 
     /// Drops everything.

@@ -8,6 +8,7 @@ mod config;
 mod errand;
 mod errors;
 mod explore;
+mod futures;
 mod held;
 mod kernel;
 mod limits;

@@ -64,7 +64,8 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
         let found = world.open(&bounds).map_err(|failure| failure.at("opening an incarnation"))?;
         explore(&recovery_points(&points, is_cut.then_some(found)), &world)?;
         world.settle(found)?;
-        for op in generator.sequence(rng.usize(3..40)) {
+        let futures = generator.futures();
+        for op in futures.into_iter().chain(generator.sequence(rng.usize(3..40))) {
             run(&mut world, &op, tally)?;
         }
         let mut life = std::mem::take(&mut *points.lock());
@@ -76,6 +77,8 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
         crash(&mut world, &life[chosen], is_cut, &mut rng);
         points.lock().clear();
     }
+    tally.counts.add("futures", world.held.futures);
+    tally.counts.add("futures_pending", world.held.pending);
     Ok(hash)
 }
 

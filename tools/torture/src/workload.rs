@@ -181,6 +181,12 @@ pub(crate) enum Op {
     FinishGets {
         held: usize,
     },
+    PollGets {
+        held: usize,
+    },
+    DropGets {
+        held: usize,
+    },
     SnapshotRange {
         held: usize,
         slot: usize,
@@ -237,7 +243,7 @@ pub(crate) enum Op {
 }
 
 /// Every kind of operation, for the counts.
-pub(crate) const KINDS: [&str; 47] = [
+pub(crate) const KINDS: [&str; 49] = [
     "put",
     "delete",
     "batch",
@@ -272,6 +278,8 @@ pub(crate) const KINDS: [&str; 47] = [
     "start_gets",
     "start_snapshot_gets",
     "finish_gets",
+    "poll_gets",
+    "drop_gets",
     "snapshot_range",
     "snapshot_prefix",
     "snapshot_iter",
@@ -325,6 +333,8 @@ impl Op {
             Op::StartGets { .. } => "start_gets",
             Op::StartSnapshotGets { .. } => "start_snapshot_gets",
             Op::FinishGets { .. } => "finish_gets",
+            Op::PollGets { .. } => "poll_gets",
+            Op::DropGets { .. } => "drop_gets",
             Op::SnapshotRange { .. } => "snapshot_range",
             Op::SnapshotPrefix { .. } => "snapshot_prefix",
             Op::SnapshotIter { .. } => "snapshot_iter",
@@ -383,6 +393,12 @@ impl Generator {
         (0..len).map(|_| self.op()).collect()
     }
 
+    /// Futures for the time after an open, when no block is in memory: two groups are started, and one is polled.
+    pub(crate) fn futures(&mut self) -> [Op; 3] {
+        let mut start = || Op::StartGets { slot: self.slot(), keys: self.keys() };
+        [start(), start(), Op::PollGets { held: 0 }]
+    }
+
     /// The next operation.
     pub(crate) fn op(&mut self) -> Op {
         let percent = self.rng.u64(..100);
@@ -438,7 +454,7 @@ impl Generator {
 
     fn held(&mut self) -> Op {
         let (slot, held) = (self.slot(), self.rng.usize(..4));
-        match self.rng.u8(..20) {
+        match self.rng.u8(..24) {
             0 | 1 => Op::TakeSnapshot,
             2 | 3 => Op::SnapshotGet { held, slot, key: self.key() },
             4 => Op::SnapshotRange { held, slot, range: self.range(), walk: self.walk() },
@@ -453,6 +469,8 @@ impl Generator {
             14 | 15 => Op::StartGets { slot, keys: self.keys() },
             16 => Op::StartSnapshotGets { held, slot, keys: self.keys() },
             17 | 18 => Op::FinishGets { held },
+            19..22 => Op::PollGets { held },
+            22 => Op::DropGets { held },
             _ => Op::DropIter { held },
         }
     }

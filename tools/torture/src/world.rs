@@ -1,5 +1,6 @@
 //! A store on a simulated machine beside its model, with one file for each group of operations on it.
 
+mod cold;
 mod life;
 mod reads;
 mod state;

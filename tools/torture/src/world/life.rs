@@ -44,7 +44,7 @@ impl World {
             self.acknowledge(Durability::Power);
         }
         let any = self.handles.iter().flatten().next();
-        self.held.store_closed(any)?;
+        self.held.store_closed(any, self.sim.faults_struck() > 0)?;
         if let Some(handle) = any {
             expect_closed("put to a closed store", handle.put("k", "v"))?;
             expect_closed("get from a closed store", handle.get("k"))?;

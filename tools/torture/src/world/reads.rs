@@ -7,7 +7,8 @@ use bytes::Bytes;
 use esker::Keyspace;
 
 use super::state::{Outcome, World};
-use crate::held::{Expected, HeldGets, HeldIter, HeldSnapshot, Pair, walk, walk_keys};
+use crate::futures::HeldGets;
+use crate::held::{Expected, HeldIter, HeldSnapshot, Pair, walk, walk_keys};
 use crate::model::Table;
 use crate::report::{Check, Failure};
 use crate::workload::{Op, Range, Walk};
@@ -128,13 +129,32 @@ impl World {
             Op::StartGets { slot, keys } => {
                 let Some((handle, keyspace)) = self.keyspace(*slot) else { return Ok(Outcome::Skipped) };
                 let views = self.tables(keyspace).iter().map(|table| get_all(table, keys)).collect();
-                self.held.keep_gets(HeldGets { gets: handle.multi_get_async(keys), views });
+                let has_threads = self.has_threads();
+                self.held.keep_gets(if keys.len() % 2 == 0 {
+                    HeldGets::together(handle.multi_get_async(keys), views, has_threads)
+                } else {
+                    let gets = keys.iter().map(|key| handle.get_async(key)).collect();
+                    HeldGets::each(gets, views, has_threads)
+                });
+                Ok(Outcome::Done)
+            }
+            Op::PollGets { held } => {
+                let Some(index) = pick(*held, self.held.gets.len()) else { return Ok(Outcome::Skipped) };
+                match self.held.poll_gets(index)? {
+                    Some((values, views)) => judge(values, views.into_iter()),
+                    None => Ok(Outcome::Done),
+                }
+            }
+            Op::DropGets { held } => {
+                let Some(index) = pick(*held, self.held.gets.len()) else { return Ok(Outcome::Skipped) };
+                drop(self.held.gets.remove(index));
                 Ok(Outcome::Done)
             }
             Op::FinishGets { held } => {
                 let Some(index) = pick(*held, self.held.gets.len()) else { return Ok(Outcome::Skipped) };
                 let held = self.held.gets.remove(index);
-                judge(held.gets.wait(), held.views.into_iter())
+                let views = held.views.clone();
+                judge(held.finish()?, views.into_iter())
             }
             Op::StepIter { held, walk } => self.step_iter(*held, *walk),
             Op::SeekIter { held, to } => {
@@ -193,7 +213,8 @@ impl World {
             Op::StartSnapshotGets { keys, .. } => {
                 let views = tables().map(|table| get_all(table, keys)).collect();
                 let gets = snapshot.multi_get_async(&handle, keys);
-                self.held.keep_gets(HeldGets { gets, views });
+                let has_threads = self.has_threads();
+                self.held.keep_gets(HeldGets::together(gets, views, has_threads));
                 Ok(Outcome::Done)
             }
             Op::SnapshotRange { range, walk: how, .. } => judge(

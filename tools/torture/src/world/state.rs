@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use crate::check::compare;
 use crate::config::{CONFIGS, Config};
+use crate::futures::ColdGets;
 use crate::held::Held;
 use crate::model::{Acks, Bounds, Model, Prefix, State, Table};
 use crate::report::{Check, Failure};
@@ -58,6 +59,7 @@ pub(crate) struct World {
     /// Handles to dropped keyspaces.
     pub(super) stale: [Option<Keyspace>; SLOTS.len()],
     pub(crate) held: Held,
+    pub(super) cold: Vec<ColdGets>,
     /// The store halted while it created or dropped (`false`) a keyspace: after the next open that may have happened.
     pub(super) in_doubt: Option<(&'static str, bool)>,
     pub(super) last_seq: Option<Seq>,
@@ -79,6 +81,7 @@ impl World {
             handles: Default::default(),
             stale: Default::default(),
             held: Held::default(),
+            cold: Vec::new(),
             in_doubt: None,
             last_seq: None,
             records: 0,
@@ -134,6 +137,7 @@ impl World {
         if self.real.is_none() {
             check_files(&self.sim, &db)?;
         }
+        self.start_cold(&db)?;
         let found = compare(&db, &self.model, bounds)?;
         self.db = Some(db);
         self.records = 0;
@@ -154,6 +158,7 @@ impl World {
             let exists = self.model.newest_names().contains_key(name);
             self.handles[slot] = if exists { Some(self.db()?.keyspace(name)?) } else { None };
         }
+        self.settle_cold();
         Ok(())
     }
 
@@ -169,6 +174,7 @@ impl World {
     pub(crate) fn crash(&mut self, kind: CrashKind, seed: u64) -> (DiskImage, Bounds) {
         self.sim.crash();
         self.sim.stop_observing();
+        self.held.machine_crashed().expect("every future ends after a crash");
         self.let_go();
         let (disk, acks) = (self.sim.snapshot(), self.acks());
         match kind {
@@ -178,9 +184,15 @@ impl World {
         }
     }
 
+    /// Whether the store has threads of its own.
+    pub(super) fn has_threads(&self) -> bool {
+        matches!(self.real, Some((_, Background::Threads)))
+    }
+
     /// Drops every handle, and with them the store.
     pub(crate) fn let_go(&mut self) {
         self.held.clear();
+        self.cold.clear();
         self.handles = Default::default();
         self.stale = Default::default();
         self.db = None;
