@@ -1,21 +1,22 @@
-//! Reading back what groups a file holds: how far they go, and why they stop there.
+//! Reads the chain of groups in a file: how far it reaches, and why it stops there.
 //!
-//! Pure: bytes in, findings out; it decides nothing. [`Chain::check`] turns the findings into the verdict that holds
-//! for the last file of a log (and for a manifest).
+//! Pure: bytes in, findings out, no decision. [`Chain::check`] turns the findings into the verdict for the last file of a
+//! log (and for a manifest).
 //!
 //! # Why the verdict is right
-//! Groups are written one after the other, each after the one before was synced. So if the group at some offset was
-//! acknowledged, all of its sectors and all before it are on stable media: *current*. Hence:
-//! * the first sector at the stop is *older*: the group there was never acknowledged, nor was any behind it. A damaged
-//!   sector further on holds nothing that counts;
-//! * the first sector is current and some sector of the group is older: the group was torn by a power cut and was
-//!   never acknowledged;
-//! * a sector at the stop is damaged: an acknowledged group may have been here. This is no torn tail: a cut leaves
-//!   each sector old or new. Refuse;
-//! * a medium that *lost* sectors (zeros, or an earlier use) looks like a torn tail. That is what the claims are for:
-//!   each group says what was durable when it was sealed, so a claim above the accepted end proves a loss. Refuse.
+//! Groups are written one after the other, each after the sync of the one before. So if a group was acknowledged, all of
+//! its sectors and all sectors before it are on stable media: they are *current*. Hence, at the stop:
+//! * The first sector is *older*: neither this group nor a later one was ever acknowledged. A damaged sector further on
+//!   belongs to no acknowledged group.
+//! * The first sector is current, and another sector of the group is older: a power cut tore the group. It was never
+//!   acknowledged.
+//! * A sector is damaged: it may belong to an acknowledged group. This is no torn tail, because a cut leaves each sector
+//!   old or new. Refuse.
+//! * A medium that *lost* sectors (zeros, or an earlier use) looks like a torn tail. The claims detect that: the header
+//!   of each group claims how much of the stream was durable when the group was sealed. A claim above the accepted end
+//!   proves a loss. Refuse.
 //!
-//! Invariant: `end` never passes a group of which a sector is not current.
+//! Invariant: `end` never passes a group with a sector that is not current.
 
 use std::path::Path;
 
@@ -26,14 +27,14 @@ use crate::record::Seq;
 use crate::seal::{GROUP_HEADER_BYTES, Group, STEP};
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify};
 
-/// What a chain of groups must look like.
+/// The values that every group of a chain must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainRules {
-    /// The file and the use of it.
+    /// The file, and the use of that file.
     pub place: Place,
     /// The life that writes the file.
     pub life: u32,
-    /// Where the first group starts in the stream.
+    /// Stream position of the first group.
     pub start: Seq,
 }
 
@@ -46,15 +47,15 @@ pub enum Stop {
     Older,
     /// The group began, and some of its sectors were never persisted.
     TornGroup,
-    /// A sector here, or the group as a whole, is not what was written.
+    /// A sector here, or the group as a whole, differs from the written bytes.
     Damaged {
-        /// Where, in bytes.
+        /// Offset in the file in bytes.
         offset: u64,
-        /// What is wrong.
+        /// The damaged item, for example `"group header"`.
         what: &'static str,
-        /// What should stand there.
+        /// The value that should stand there.
         expected: String,
-        /// What stands there.
+        /// The value that stands there.
         found: String,
     },
 }
@@ -62,23 +63,23 @@ pub enum Stop {
 /// The groups of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// The accepted stream bytes, from the start on.
+    /// The accepted stream bytes, from [`ChainRules::start`] on.
     pub stream: Vec<u8>,
-    /// Where the accepted stream ends.
+    /// End of the accepted stream.
     pub end: Seq,
-    /// The groups accepted: where each starts in the stream, and in the file in bytes.
+    /// The accepted groups: start in the stream, and start in the file in bytes.
     pub groups: Vec<(Seq, u64)>,
-    /// Where in the file it stopped, in bytes: the next group would go here.
+    /// Offset of the stop in the file in bytes: the next group would go here.
     pub stop_offset: u64,
-    /// Why it stopped.
+    /// Why the chain stops.
     pub stop: Stop,
-    /// The most that any group header in the file, also behind the stop, claims to be durable.
+    /// The highest claim of any group header in the file, also behind the stop: the stream below was durable.
     pub claim: Seq,
     /// Whether a group header of this use of the file was found at the stop or behind it.
     pub more_behind: bool,
 }
 
-/// What the tail of a log looks like.
+/// The tail of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It ends after a group.
@@ -88,7 +89,7 @@ pub enum Verdict {
 }
 
 impl Chain {
-    /// Where in the file the group stands that holds stream position `seq`, in bytes.
+    /// Offset in the file, in bytes, of the group that holds stream position `seq`.
     #[must_use]
     pub fn offset_of(&self, seq: Seq) -> u64 {
         let behind = self.groups.partition_point(|&(start, _)| start <= seq);
@@ -98,8 +99,8 @@ impl Chain {
     /// The verdict if this is the last file of its log.
     ///
     /// # Errors
-    /// [`Error::Corrupt`], with the place, if a sector is damaged where acknowledged data may lie, or if data that was
-    /// acknowledged is missing.
+    /// [`Error::Corrupt`] with the offset: a sector is damaged where acknowledged data may lie, or acknowledged data is
+    /// missing.
     pub fn check(&self, file: &Path) -> Result<Verdict> {
         if planted(Bug::DamageTakenAsTornTail) {
             return Ok(Verdict::TornTail);
@@ -116,7 +117,7 @@ impl Chain {
     }
 }
 
-/// Reads the chain of groups in the bytes of a whole file. Never panics, whatever the bytes.
+/// Reads the chain of groups in the bytes of a whole file. Never panics, for any bytes.
 #[must_use]
 pub fn read_chain(file: &[u8], rules: &ChainRules) -> Chain {
     let mut chain = Chain {
@@ -140,8 +141,8 @@ pub fn read_chain(file: &[u8], rules: &ChainRules) -> Chain {
     chain
 }
 
-/// Adds the group at `offset` to the chain and returns what it takes in the file; changes nothing if it does not
-/// belong to the chain.
+/// Adds the group at `offset` to the chain and returns its size in the file in bytes. Changes nothing if the group does
+/// not belong to the chain.
 fn read_group(
     file: &[u8],
     offset: usize,
@@ -196,7 +197,7 @@ fn check_header(
     Ok(())
 }
 
-/// Damage anywhere in the group outweighs a missing sector: a torn write does not damage.
+/// Damage anywhere in the group takes precedence over a missing sector: a torn write causes no damage.
 fn check_sectors(sectors: &[u8], offset: usize, rules: &ChainRules) -> std::result::Result<(), Stop> {
     let mut torn = false;
     for (nth, sector) in sectors.as_chunks::<SECTOR_BYTES>().0.iter().enumerate().skip(1) {
@@ -224,7 +225,7 @@ fn take_stream(sectors: &[u8], stream_bytes: u64, stream: &mut Vec<u8>) {
     }
 }
 
-/// Groups behind the stop cannot be reached through the chain, so every step is looked at.
+/// The chain does not lead to groups behind the stop, so this reads the header at every step.
 fn look_for_claims(file: &[u8], stop: usize, chain: &mut Chain, rules: &ChainRules) {
     for offset in (stop..file.len()).step_by(STEP) {
         let Some(sector) = sector_at(file, offset) else { break };

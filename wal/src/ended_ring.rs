@@ -1,9 +1,9 @@
-//! The ring of a life that has ended: read from where somebody looks, as far as somebody looks.
+//! The ring of an earlier life. Only the requested part is read.
 //!
-//! After a clean close nothing in it counts, and the first record that does not validate says so: an open that read all
-//! of it for that would take most of its time for nothing.
+//! After a clean close no record of the ring is needed, and the replay stops at the first record that does not validate.
+//! Reading the whole ring would take most of the time of such an open.
 //!
-//! Invariants: nothing is changed; what is not there of the file is zeros, which are no record.
+//! Invariants: nothing is changed; bytes missing from the file are read as zeros, which are no record.
 
 use std::path::Path;
 
@@ -14,11 +14,11 @@ use crate::error::{Error, Result};
 /// Bytes of the first read, and of each that follows.
 const READS_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// Opens a file of the log: how many of its first `len_bytes` are there, in whole sectors, and the damage if it is
-/// shorter.
+/// Opens a file of the log. Returns how many of its first `len_bytes` exist, rounded down to whole sectors, and the
+/// damage if the file is shorter.
 ///
 /// # Errors
-/// It is missing, which is damage as well, or cannot be opened.
+/// [`Error::Corrupt`] if the file is missing; or the file cannot be opened.
 pub(crate) fn open_existing(
     backend: &dyn Backend,
     path: &Path,
@@ -40,25 +40,25 @@ pub(crate) fn open_existing(
     }
 }
 
-/// See the module.
+/// Reads the ring in parts, in any order. See the module.
 pub(crate) struct EndedRing<'a> {
     queue: &'a mut dyn Queue,
     file: File,
     bytes: usize,
-    /// How many of them are there, in whole sectors.
+    /// Bytes that exist in the file, in whole sectors.
     there_bytes: usize,
-    /// What was read last; lent to the queue while it reads.
+    /// The part read last; lent to the queue during a read.
     part: Option<Buf>,
-    /// Where that stands.
+    /// Ring offset of `part`.
     part_start: usize,
     reads: usize,
 }
 
 impl<'a> EndedRing<'a> {
-    /// With the damage, if the file is shorter than the `file_bytes` that should be there.
+    /// Opens a ring. Returns the damage too if the file is shorter than it should be.
     ///
     /// # Errors
-    /// It is missing, or cannot be opened.
+    /// [`Error::Corrupt`] if the file is missing; or the file cannot be opened.
     pub(crate) fn open(
         backend: &dyn Backend,
         queue: &'a mut dyn Queue,
@@ -70,7 +70,7 @@ impl<'a> EndedRing<'a> {
         Ok((ring, size))
     }
 
-    /// Appends `len_bytes` from a position in the endless sequence of laps to `into`.
+    /// Appends `len_bytes` of the ring to `into`. `position` is a stream position; the ring repeats every lap.
     ///
     /// # Errors
     /// A read failed.
@@ -92,7 +92,7 @@ impl<'a> EndedRing<'a> {
         Ok(())
     }
 
-    /// Some bytes from `at` on, at least one.
+    /// One or more bytes of the ring that begin at offset `at`.
     fn part_at(&mut self, at: usize) -> Result<&[u8]> {
         let has = |part: &Buf| (self.part_start..self.part_start + part.len()).contains(&at);
         if !self.part.as_ref().is_some_and(has) {

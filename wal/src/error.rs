@@ -1,4 +1,4 @@
-//! What can go wrong in the log: one cloneable error, since one failed group fails all who wait for it.
+//! The errors of the log. An error can be cloned, since one failed group fails all its waiters.
 //!
 //! Invariant: damage found on disk is always [`Error::Corrupt`] with file and offset; a torn tail is no error.
 
@@ -16,39 +16,39 @@ pub enum Error {
     /// A call on a file failed.
     #[error(transparent)]
     Io(#[from] aio::Error),
-    /// The bytes on disk are not what was acknowledged. Nothing was changed.
+    /// The bytes on disk differ from the acknowledged ones. Nothing was changed.
     #[error("{} at offset {offset}: {what}: expected {expected}, found {found}", file.display())]
     Corrupt {
         /// The damaged file.
         file: PathBuf,
-        /// Where in the file the damage was noticed, in bytes.
+        /// Offset in the file, in bytes, at which the damage was noticed.
         offset: u64,
-        /// What is wrong.
+        /// The damaged item, for example `"group header"`.
         what: &'static str,
-        /// What should stand there.
+        /// The value that should stand there.
         expected: String,
-        /// What stands there.
+        /// The value that stands there.
         found: String,
     },
-    /// An earlier write or sync failed and the log takes no more writes. For a write in flight it means: outcome
-    /// unknown until the log is replayed.
+    /// An earlier write or sync failed, and the log accepts no more writes. The outcome of a write in flight is unknown
+    /// until the log is replayed.
     #[error("the log stopped after an error: {cause}")]
     Halted {
         /// The first failure.
         cause: Arc<Error>,
     },
-    /// The record is above the limit; nothing was written.
+    /// The record is larger than the limit. Nothing was written.
     #[error("a record of {len_bytes} bytes is above the limit of {max_bytes}")]
     TooLarge {
-        /// Bytes of the record as framed.
+        /// Bytes of the framed record.
         len_bytes: usize,
-        /// The most that one record may take, as framed.
+        /// The limit for a framed record, in bytes.
         max_bytes: usize,
     },
-    /// The [`Host`](crate::Host) failed for a reason of its own.
+    /// The [`Host`](crate::Host) reported an error.
     #[error("{message}")]
     Host {
-        /// What it said.
+        /// The message of the host.
         message: String,
     },
     /// The log was closed.
@@ -74,8 +74,7 @@ impl Error {
         }
     }
 
-    /// Whether something was used up (space, handles) before anything was written: the log goes on, and a later call can
-    /// succeed.
+    /// Whether space or handles ran out before anything was written. The log goes on, and a later call can succeed.
     #[must_use]
     pub fn is_shortage(&self) -> bool {
         matches!(self, Error::Io(error) if error.errno().is_some_and(aio::Errno::is_shortage))

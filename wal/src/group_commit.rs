@@ -1,12 +1,93 @@
-//! Group commit: who runs the flush rounds, and how everybody else waits for them.
+//! Group commit: which thread runs the next flush round, and how the other threads wait for it.
 //!
-//! Invariants:
-//! * lock order: `state`, then a lock of `ordered` or `log_file`; none of them is held across I/O or a call of the host.
-//!   The ring's `growing` is, and is taken while nothing else of the log is held;
-//! * the flush token is the [`Flusher`] itself: whoever took it out of the state runs a round and puts it back, so two
-//!   rounds at a time, or a round whose end nobody is told, cannot be written down;
-//! * the first error is latched in `state` and never cleared; a refusal (a round that found no space for its file) is
-//!   told to everybody who waits, and cleared by the next round that is not refused.
+//! ```text
+//!   THE LOG (under the mutex `state`)             a thread takes `flusher`
+//!        +----------------------------------------------------------------------------+
+//!        |                                                                            v
+//!   +----+------------+                                                    +----------+--------------+
+//!   | FREE            |<-- nothing to write -------------------------------+ PLANNING                |
+//!   |  flusher: Some  |<-- no space: `refused`, refusals + 1, wake all ----+  flusher: None          |
+//!   |                 |                                                    +----------+--------------+
+//!   |                 |                                                     round + 1 | in_flight = end of the group
+//!   |                 |                                                    +----------v--------------+
+//!   |                 |<-- durable = in_flight: set `crowd`, wake the -----+ IN FLIGHT               |
+//!   +----+------------+    sleepers of this round, hand over               |  write, then sync       |
+//!        | `halt`, from any state                                          +----------+--------------+
+//!        v                                                                            v an error or a panic, also while planning
+//!   +----+----------------------------------------------------------------------------+--------------+
+//!   | HALTED  `halted` is the first error, for good. All waiters wake, no further round begins       |
+//!   +------------------------------------------------------------------------------------------------+
+//!
+//!   A WAITER for `end`                            first waits until `end` is published
+//!        +<---------------------- woken ----------------------+<------ the round has ended ------+
+//!        v                                                    |                                  |
+//!   +----+----+  flusher taken, or `crowd` and `has_thread`   |                                  |
+//!   | CHECK   +---- `wanted`, `sleepers`, sleep on a side --->+                                  |
+//!   |         +---- flusher free otherwise: take it, run a round ------------------------------->+
+//!   +----+----+
+//!        +-> durable >= end: Ok     +-> halted: the cause     +-> refusals rose while it waited: `refused`
+//!
+//!   THE COMMIT THREAD (`has_thread`)
+//!        +<-- notified, or the time is over --+<----- notified -----+<--- the round has ended ---+
+//!        v                                    |                     |                            |
+//!   +----+----+  due later, or flusher taken  |                     |                            |
+//!   | CHECK   +--- sleep for at most an interval (`idle`)           |                            |
+//!   |         +--- nothing to write: `parked`, sleep without limit -+                            |
+//!   |         +--- due now, flusher free: take it, run a round --------------------------------->+
+//!   +----+----+
+//!        +-> `stop`: has_thread = false, wake all; from then on the waiters run the rounds
+//!
+//!   CLOSE: `closed` (appends fail), `stop`, join the thread, wait for all records as a waiter, run a last claim round
+//! ```
+//!
+//! # The fields
+//! * FREE or not: `flusher` is the flush token.
+//! * Position of the rounds: `round` counts the groups begun, `in_flight` is the end of the last one.
+//! * Refusal: `refused` is the error of the last round if it found no space for its file, else `None`. `refusals` counts
+//!   such rounds: a waiter compares it with its value at the start of the wait, so one round at least is tried for it.
+//! * Halt: `halted`; the atomic of the same name repeats it for appends, which take no lock.
+//! * Waiters: `wanted` is the highest `end` waited for or requested. `sleepers` counts the sleepers of even and of odd
+//!   rounds. `crowd` says that the last data round with a waiter acknowledged two or more.
+//! * Commit thread: `has_thread` while it runs. `stop` asks it to end. `idle` is the drain interval: it starts when there
+//!   is something to write, and starts again when `durable` rises. Two atomics spare an append the lock: `parked` (the
+//!   thread sleeps until a record is published) and `drain_asked` (the thread knows that `drain_bytes` are waiting).
+//!
+//! # Invariants
+//! * Lock order: `state`, then a lock of `ordered` or `log_file`. None of them is held across I/O or a call of the host.
+//!   The ring's `growing` is, and is taken while no other lock of the log is held.
+//! * The flush token is the [`Flusher`] itself. A thread takes it out of the state, runs one round and puts it back. Two
+//!   rounds at a time cannot be expressed, nor a round that ends without waking its waiters: [`HeldToken`] puts it back
+//!   even if the round panics.
+//! * No wake-up is lost. Everything that decides about sleeping is guarded by `state`. A waiter stores its `end` in
+//!   `wanted` before it sleeps. The thread that puts the token back reads `wanted` under the same lock. If `wanted` is
+//!   above `durable`, that thread notifies the commit thread, or wakes the waiters where there is none.
+//! * A waiter sleeps on the side (even or odd) of the round that covers it: the last one begun if `end` is at or below
+//!   `in_flight`, else the next one. A round that succeeds wakes its own side; where the waiters run the rounds and one
+//!   of them is left over, the other side as well.
+//! * The first error is latched in `halted` and never cleared. A refusal goes to all waiters, and the next round that is
+//!   not refused clears it.
+//!
+//! # Why so
+//! *The naive way* is one sync for each commit: the device then bounds the commits per second. Here one group is in
+//! flight at a time, and all records published meanwhile are the next group. The more threads wait, the more records a
+//! sync carries.
+//!
+//! *Which thread runs a round.* A commit thread alone costs a lone writer two thread switches for each commit. Waiters
+//! alone (leader and followers) cost many writers the batching: the next leader seals its group before the others of the
+//! last group have appended again, and eight writers reach two thirds of the throughput. So both: a writer that finds
+//! the token free runs the round itself, but while there is a `crowd` the rounds belong to the commit thread.
+//!
+//! *Two announcements instead of a condition variable.* An [`Announcement`] wakes all sleepers of a round at once, and a
+//! sleeper whose record is durable returns without the mutex. With a condition variable each sleeper takes the mutex in
+//! turn: one thread switch after the other, sometimes behind threads that return with their next record. With one
+//! announcement for all, each round would wake the sleepers of the next one in vain.
+//!
+//! *A full disk* ends a round before its first write. The records stay in the ring. They go out with the next round that
+//! finds space: that of the next waiter, or of the commit thread, which tries once in each drain interval. A halt was
+//! rejected, because nothing was lost and the space may come back.
+//!
+//! *A claim group* ([`Purpose::Witness`]) is empty. It is written when nothing else is, and its header claims that the
+//! newest group is durable. A replay that does not find that group then reports damage; `chain` has the proof.
 
 use std::time::Duration;
 
@@ -19,29 +100,7 @@ use crate::record::Seq;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Announcement, Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 
-/// What the threads of a log share, and the rounds they run.
-///
-/// Rounds are run under the *flush token*. One group is in flight at a time; what is appended meanwhile is the next
-/// group, so the more threads wait, the more records a sync carries.
-///
-/// *Who runs the round.* A thread of its own costs a lone writer two thread switches for each commit; letting waiters
-/// take turns costs many writers the batching (the next leader seals before the others of the last group have appended
-/// again: two thirds of the throughput at eight writers). So both: a writer that finds the token free runs the round
-/// itself; as soon as a round has acknowledged two or more waiters there is a *crowd*, and rounds belong to the commit
-/// thread until one acknowledges fewer.
-///
-/// *No wake-up is lost* because everything that decides about sleeping stands in one mutex: a waiter notes its target in
-/// `wanted` before it sleeps, and who puts the token back looks at `wanted` under the same lock, and hands over to the
-/// commit thread (or, without one, to the waiters) if it is above `durable`.
-///
-/// *A full disk* ends a round before it wrote anything. Everybody who waits is told; what is published stays in the
-/// ring, and goes out with the next round that finds space: that of the next caller who waits, or the commit thread's,
-/// which tries once in every drain interval.
-///
-/// *No needless wake-up* either: waiters whose records are in the group in flight sleep on one [`Announcement`], all
-/// others on a second one, and the two change places each round. An announcement wakes all its sleepers at once, and who
-/// finds its record durable goes on without the mutex: with a condition variable each would wait for the mutex in turn,
-/// one thread switch after the other, and now and then behind those that come back with the next record.
+/// State shared by the threads of a log, and the rounds they run. The module explains the fields.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) core: Core,
@@ -49,62 +108,57 @@ pub(crate) struct Shared {
     pub(crate) start: Seq,
     drain_bytes: u64,
     drain_interval: Duration,
-    pub(crate) state: Mutex<State>,
-    /// Where waiters of even and odd rounds sleep.
+    pub(crate) state: Mutex<CommitState>,
+    /// The sleeping waiters of even and of odd rounds.
     rounds: [Announcement; 2],
-    /// Where the commit thread sleeps.
+    /// The sleeping commit thread.
     pub(crate) work: Condvar,
-    /// The commit thread sleeps until somebody publishes.
     parked: AtomicBool,
-    /// Somebody told the commit thread that `drain_bytes` are published.
     drain_asked: AtomicBool,
-    /// As `state.halted`, for appends.
     halted: AtomicBool,
     pub(crate) closed: AtomicBool,
 }
 
+/// The states of the protocol. The module draws them and explains the fields.
 #[derive(Debug)]
-pub(crate) struct State {
-    /// The flush token; `None` while somebody runs a round.
+pub(crate) struct CommitState {
     pub(crate) flusher: Option<Box<Flusher>>,
-    /// The first error, and with it the end of all rounds.
-    pub(crate) halted: Option<Error>,
-    /// Why the last round could not begin, if it could not.
-    refused: Option<Error>,
-    /// Rounds refused so far.
-    refusals: u64,
-    /// The most that anybody waits for.
-    pub(crate) wanted: Seq,
-    /// Rounds begun.
+
     round: usize,
-    /// End of the group of the last round begun.
     in_flight: Seq,
-    /// Waiters of even and odd rounds.
+
+    refused: Option<Error>,
+    refusals: u64,
+    pub(crate) halted: Option<Error>,
+
+    pub(crate) wanted: Seq,
     sleepers: [usize; 2],
-    /// The last round acknowledged several waiters.
     crowd: bool,
-    /// There is a commit thread.
+
     pub(crate) has_thread: bool,
-    /// The commit thread shall end.
     pub(crate) stop: bool,
     idle: Idle,
 }
 
-/// What the commit thread remembers to tell how long something has been so.
+/// Start of the current drain interval.
 #[derive(Debug, Default)]
 struct Idle {
+    /// `durable` when the interval began. A new value starts another one.
     durable: Seq,
+    /// By the clock of the backend; `None` while no interval runs.
     since: Option<Duration>,
 }
 
-/// What a waiter waits for.
+/// The progress that a waiter needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Level {
+    /// The write was reaped: the record survives the process.
     Written,
+    /// The sync ended: the record survives a loss of power.
     Durable,
 }
 
-/// When the next round without a waiter is due.
+/// When the commit thread runs its next round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     Now(Purpose),
@@ -127,7 +181,7 @@ impl Shared {
             start,
             drain_bytes,
             drain_interval,
-            state: Mutex::new(State::new(flusher, start)),
+            state: Mutex::new(CommitState::new(flusher, start)),
             rounds: [Announcement::new(), Announcement::new()],
             work: Condvar::new(),
             parked: AtomicBool::new(false),
@@ -150,7 +204,7 @@ impl Shared {
     }
 
     pub(crate) fn check_reserved(&self, end: Seq) {
-        assert!(end <= self.core.ring.reserved(), "nobody will ever publish {end:?}");
+        assert!(end <= self.core.ring.reserved(), "no append has reserved up to {end:?}");
     }
 
     fn reached(&self, level: Level) -> Seq {
@@ -165,7 +219,7 @@ impl Shared {
             return Ok(());
         }
         self.check_reserved(end);
-        // A round covers what is published; without this, one that covers less would be run in vain.
+        // A round covers the published records only. Run before `end` is published, it would be in vain.
         self.core.ring.published().wait_for(end);
         count(&self.core.counters.waits, 1);
         let mut state = self.state.lock();
@@ -177,7 +231,7 @@ impl Shared {
             if let Some(cause) = &state.halted {
                 return Err(cause.halted());
             }
-            // Only what was refused while this caller waited: each caller has at least one round tried for it.
+            // Refusals before this call do not count: each caller has at least one round tried for it.
             if state.refusals != refusals
                 && let Some(refused) = &state.refused
             {
@@ -195,7 +249,7 @@ impl Shared {
             }
             let side = if end > state.in_flight { state.round + 1 } else { state.round } % 2;
             state.sleepers[side] += 1;
-            // Taken under the lock: whatever is announced from here on ends the sleep.
+            // Read under the lock: every later announcement ends the sleep.
             let mut heard = self.rounds[side].heard();
             drop(state);
             if planted(Bug::AnnouncementMissed) {
@@ -220,13 +274,13 @@ impl Shared {
         if core.ring.has_grown_for(len_bytes) {
             return Ok(());
         }
-        // What stopped the log may have been this very write or sync.
+        // The failed write or sync that stopped the log may have been this one.
         self.check_open()?;
         let grown = core.ring.grow(&*core.backend, queue, &*self.host, len_bytes);
         if let Err(cause) = &grown
             && !cause.is_shortage()
         {
-            // Nobody knows how much of the file is there, and it is not tried again.
+            // The size of the file on the device is unknown now. Nothing is retried.
             self.halt(cause);
             return Err(cause.halted());
         }
@@ -236,13 +290,13 @@ impl Shared {
     /// Runs one round and puts the token back. `callers` is 1 if the caller itself waits for the round, else 0.
     pub(crate) fn run<'a>(
         &'a self,
-        state: MutexGuard<'a, State>,
+        state: MutexGuard<'a, CommitState>,
         flusher: Box<Flusher>,
         purpose: Purpose,
         callers: usize,
-    ) -> MutexGuard<'a, State> {
+    ) -> MutexGuard<'a, CommitState> {
         drop(state);
-        let mut token = Token { shared: self, flusher: Some(flusher) };
+        let mut token = HeldToken { shared: self, flusher: Some(flusher) };
         let outcome = token.round(purpose);
         if let Err(cause) = &outcome {
             self.halt(cause);
@@ -261,7 +315,7 @@ impl Shared {
             return self.state.lock();
         }
         let side = state.round % 2;
-        // Who sleeps on this side is covered by the group, and on the way once it is announced.
+        // The group covers all sleepers of this side. They count as awake from here on.
         let sleepers = std::mem::take(&mut state.sleepers[side]);
         let acknowledged = sleepers + callers;
         if outcome.is_ok() && purpose == Purpose::Data && acknowledged > 0 {
@@ -276,7 +330,7 @@ impl Shared {
         if sleepers == 0 && !take_over {
             return state;
         }
-        // Not under the lock, which the woken want next.
+        // Without the lock: a woken waiter may take it next.
         drop(state);
         self.rounds[side].announce();
         if take_over {
@@ -285,10 +339,10 @@ impl Shared {
         self.state.lock()
     }
 
-    /// Called after every publication. Two loads, unless the commit thread has to hear of it.
+    /// Called after every publication. Two atomic loads, unless the commit thread has to be notified.
     pub(crate) fn note_published(&self) {
-        // The commit thread sets `parked` and then looks at `published`; here it is the other way round, so one of the
-        // two sees the other.
+        // The commit thread stores `parked` and then loads `published`. An append publishes and then loads `parked`. So
+        // one of the two sees the store of the other.
         if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
             drop(self.state.lock());
             self.work.notify_one();
@@ -301,14 +355,14 @@ impl Shared {
         }
     }
 
-    /// What to run now, or when to look again. Called by the commit thread, or in its stead.
-    pub(crate) fn due(&self, state: &mut State) -> Due {
+    /// The round to run now, or the time of the next check. For the commit thread, or `Log::run_due` in its place.
+    pub(crate) fn due(&self, state: &mut CommitState) -> Due {
         self.drain_asked.store(false, Ordering::SeqCst);
         let (published, durable) = (self.core.ring.published().get(), self.core.durable());
         if state.halted.is_some() {
             return Due::WhenPublished;
         }
-        // After a refusal everything waits for its interval: whoever is in a hurry has been told, and may try itself.
+        // After a refusal every round waits for its interval. The waiters have the error and may try again themselves.
         let in_a_hurry = state.wanted > durable || published.since(durable) >= self.drain_bytes;
         if in_a_hurry && state.refused.is_none() {
             return Due::Now(Purpose::Data);
@@ -341,7 +395,7 @@ impl Shared {
                         state.idle.since = None;
                         state = self.run(state, flusher, purpose, 0);
                     }
-                    // Who holds the token notifies when it leaves somebody waiting; the rest has time.
+                    // The holder of the token notifies `work` if a waiter is left over. The rest has time.
                     None => drop(self.work.wait_for(&mut state, self.drain_interval)),
                 },
                 Due::In(left) => drop(self.work.wait_for(&mut state, left)),
@@ -357,8 +411,8 @@ impl Shared {
         }
     }
 
-    /// From now on those who wait run the rounds.
-    fn thread_ends(&self, mut state: MutexGuard<'_, State>) {
+    /// Leaves the rounds to the waiters.
+    fn thread_ends(&self, mut state: MutexGuard<'_, CommitState>) {
         state.has_thread = false;
         self.wake_waiters();
     }
@@ -372,7 +426,7 @@ impl Shared {
     pub(crate) fn halt(&self, cause: &Error) {
         let mut state = self.state.lock();
         if planted(Bug::LogErrorNotSticky) {
-            // As if it were a full disk: those who wait are told, and the next round tries again.
+            // Treats the error as a full disk: the waiters get it, and the next round tries again.
             state.refused = Some(cause.clone());
             return;
         }
@@ -388,9 +442,9 @@ impl Shared {
     }
 }
 
-impl State {
-    fn new(flusher: Flusher, start: Seq) -> State {
-        State {
+impl CommitState {
+    fn new(flusher: Flusher, start: Seq) -> CommitState {
+        CommitState {
             flusher: Some(Box::new(flusher)),
             halted: None,
             refused: None,
@@ -407,14 +461,14 @@ impl State {
     }
 }
 
-/// The flush token while it is out of the state. If the round panics it goes back all the same, and the log stops.
-struct Token<'a> {
+/// The flush token while it is out of the state. If the round panics, the drop puts it back and halts the log.
+struct HeldToken<'a> {
     shared: &'a Shared,
     flusher: Option<Box<Flusher>>,
 }
 
-impl Token<'_> {
-    /// Runs a round; gives back why it could not begin, if it could not.
+impl HeldToken<'_> {
+    /// Runs a round. Returns the error of a refused round as `Ok(Some)`.
     fn round(&mut self, purpose: Purpose) -> Result<Option<Error>> {
         let shared = self.shared;
         let flusher = self.flusher.as_mut().expect("the token is held");
@@ -444,7 +498,7 @@ impl Token<'_> {
     }
 }
 
-impl Drop for Token<'_> {
+impl Drop for HeldToken<'_> {
     fn drop(&mut self) {
         if let Some(flusher) = self.flusher.take() {
             self.shared.state.lock().flusher = Some(flusher);
@@ -471,7 +525,7 @@ pub(crate) fn start_thread(shared: &Arc<Shared>) -> Result<JoinHandle<()>> {
     })
 }
 
-/// Tells the waiters when the thread ends, in whichever way.
+/// Leaves the rounds to the waiters when the commit thread returns or panics.
 struct ThreadEnds<'a>(&'a Shared);
 
 impl Drop for ThreadEnds<'_> {

@@ -1,6 +1,6 @@
-//! Progress in order over work that completes out of order.
+//! The publish watermark: in-order progress over ranges that complete out of order.
 //!
-//! Invariants: the position only rises; it passes a range only when that range and all before it are complete.
+//! Invariants: the position only rises; it passes a range only after that range and all before it are complete.
 
 use std::fmt;
 
@@ -10,46 +10,45 @@ use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering};
 /// The top bit of a table entry: the parity of the lap that wrote it.
 const LAP: u32 = 1 << 31;
 
-/// How often a waiter looks before it sleeps. A predecessor is usually in the middle of a copy of some hundred bytes;
-/// where it lost its CPU, more spinning only keeps it from getting one.
+/// Loads of the position before a waiter sleeps. A predecessor is usually in the middle of a copy of some hundred bytes.
+/// If it lost its CPU, more spinning only delays its return to one.
 const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 100 };
 
-/// A watermark over the stream that advances over contiguous complete ranges.
+/// A publish watermark: a position in the stream below which all ranges are complete.
 ///
-/// Writers reserve ranges of the stream in order and fill them at their own pace. What follows (readers, the flusher)
-/// wants one number: everything below it is filled. A lock around a queue of finished ranges would do, and makes every
-/// writer wait for every other at a few hundred thousand a second. A `done` bit per writer slot needs a bound on the
-/// writers. Instead there is a table with one entry per 32-byte granule of the ring:
+/// Writers reserve ranges of the stream in order and fill them at their own pace. Readers and the flusher need one
+/// number: everything below it is filled. Two designs were rejected. A lock around a queue of finished ranges makes every
+/// writer wait for every other one at a few hundred thousand ranges a second. A `done` bit for each writer needs a bound
+/// on the writers. This is a table with one entry for each granule ([`GRANULE`] bytes) of the ring:
 ///
-/// * A finished range `[seq, end)` is noted in the entry of its first granule: its length in granules, and the parity of
-///   the lap (`seq / ring`), so that an entry of the lap before does not count.
-/// * An entry of *two* laps before would have the right parity. So the owner of a range first clears the entries of all
-///   its other granules: after each lap every entry was either written or cleared in that lap, never left alone.
-/// * After noting its range, each writer moves the position as far as it can: while the entry at the position is of
-///   this lap, compare-and-swap the position past it. Whoever wins, everybody sees the same entries.
+/// * A finished range `[seq, end)` is stored in the entry of its first granule: its length in granules, and the parity of
+///   its lap (`seq / ring`). The parity tells it from an entry of the lap before.
+/// * An entry of *two* laps before has the same parity. So the owner of a range first clears the entries of all its other
+///   granules. In each lap every entry is either written or cleared.
+/// * After that, each writer advances the position as far as it can: while the entry at the position is of this lap, it
+///   moves the position past the range by compare-and-swap. All writers see the same entries, so any of them may win.
 ///
-/// No range is left behind: a writer that stops at an entry looked at it before its owner noted it; in the single order
-/// of all these (sequentially consistent) operations the owner's own look at the position comes later still, finds
-/// it there, and goes on. A look at a stale position shows in the failed swap, or in the position having moved when it is
-/// read again.
+/// No range is left behind. A writer that stops at an entry loaded it before the owner of the range stored it. All these
+/// operations are sequentially consistent, so in their single order the owner loads the position later than that, finds
+/// it at its range, and advances it. A stale position shows in the failed swap, or when the position is loaded again.
 ///
-/// The table is reused lap by lap, so a range may be noted only when the position is less than one lap behind its end.
-/// [`Ordered::complete`] waits for that; it waits for earlier ranges only, so no cycle can come of it.
+/// The table is reused in each lap. A range may therefore be stored only while its end is at most one lap above the
+/// position. [`Ordered::complete`] waits for that. It waits for earlier ranges only, so there is no cycle of waits.
 ///
-/// What the position publishes: all that a writer did before `complete` happens before anything that follows a read
-/// of a position at or above its `end`.
+/// Memory order: all that a writer did before `complete` happens before all that follows a load of a position at or
+/// above the `end` of its range.
 pub struct Ordered {
     position: AtomicU64,
     table: Box<[AtomicU32]>,
-    /// How many sleep or are about to.
+    /// Threads that sleep or are about to.
     waiters: AtomicUsize,
-    /// Guards nothing but the decision to sleep.
+    /// Guards the decision to sleep, and no data.
     sleep: Mutex<()>,
     moved: Condvar,
 }
 
 impl Ordered {
-    /// Nothing complete from `start` on; ranges lie within laps of `ring_bytes`.
+    /// A watermark at `start`, with laps of `ring_bytes` bytes.
     ///
     /// # Panics
     /// If `start` or `ring_bytes` is not a multiple of [`GRANULE`], or the ring is empty or of 64 GiB or more.
@@ -68,18 +67,18 @@ impl Ordered {
         }
     }
 
-    /// Everything below is complete.
+    /// The watermark: every range below is complete.
     pub fn get(&self) -> Seq {
         Seq::new(self.position.load(Ordering::SeqCst))
     }
 
-    /// Marks `[seq, end)` as complete, and moves the position over all that is now contiguous.
+    /// Marks `[seq, end)` as complete, and advances the watermark over all ranges that are now contiguous.
     ///
-    /// Each range of the stream is completed once, in any order, from any thread. Waits only while the position is a
-    /// whole lap behind `end`.
+    /// Each range of the stream is completed once, in any order, from any thread. Blocks only while `end` is more than one
+    /// lap above the watermark.
     ///
     /// # Panics
-    /// If the range is empty, longer than a lap, not at granules, or already passed.
+    /// If the range is empty, longer than a lap, not aligned to [`GRANULE`], or already below the watermark.
     pub fn complete(&self, seq: Seq, end: Seq) {
         assert!(seq < end, "a range is not empty");
         assert!(end.since(seq) <= self.lap_bytes(), "a range fits into a lap");
@@ -89,22 +88,22 @@ impl Ordered {
         assert!(self.get() <= seq, "a range is completed once");
         let granules = end.since(seq) / GRANULE as u64;
         for nth in 1..granules {
-            // Ordered before the entry below is seen: that store is sequentially consistent.
+            // Relaxed suffices: the sequentially consistent store of the entry below releases these stores.
             self.entry(seq.get() + nth * GRANULE as u64).store(0, Ordering::Relaxed);
         }
         let length = u32::try_from(granules).expect("a lap fits into an entry");
         self.entry(seq.get()).store(length | self.lap(seq.get()), Ordering::SeqCst);
         if self.advance() && self.waiters.load(Ordering::SeqCst) > 0 {
-            // A waiter that has decided to sleep holds this lock until it does.
+            // A waiter holds this lock from its decision until it sleeps.
             drop(self.sleep.lock());
             self.moved.notify_all();
         }
     }
 
-    /// Waits until everything below `end` is complete.
+    /// Blocks until every range below `end` is complete: spins shortly, then sleeps.
     #[cfg_attr(
         any(loom, shuttle),
-        expect(clippy::reversed_empty_ranges, reason = "models have no use for another look")
+        expect(clippy::reversed_empty_ranges, reason = "a model gains nothing from spinning")
     )]
     pub fn wait_for(&self, end: Seq) {
         for _ in 0..SPINS {
@@ -115,14 +114,14 @@ impl Ordered {
         }
         let mut sleep = self.sleep.lock();
         self.waiters.fetch_add(1, Ordering::SeqCst);
-        // Either this sees the new position, or the one who moved it sees the waiter.
+        // Either this loads the new position, or the thread that moved it loads the new count of waiters.
         while self.get() < end {
             self.moved.wait(&mut sleep);
         }
         self.waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Whether it moved.
+    /// Advances the position over complete ranges. Returns whether it moved.
     fn advance(&self) -> bool {
         let mut moved = false;
         let mut at = self.position.load(Ordering::SeqCst);

@@ -1,12 +1,13 @@
-//! Shuttle's locks, conditions and atomics with the faces of those that they stand for, for log and engine alike: with
-//! `--cfg shuttle`, where threads are tasks of one thread and each of these operations is a place where another may go on.
+//! Shuttle's locks, conditions and atomics behind the interface of the real ones, for log and engine alike. With
+//! `--cfg shuttle`, threads are tasks of one thread, and shuttle may switch tasks at each of these operations.
 //!
 //! Invariants:
-//! * a lock for reading is not given while somebody waits for it alone, as `parking_lot` does it: who takes one twice may
-//!   stand still here, too;
-//! * whether timers ring is decided once for a run ([`set_timers`]). Where they do, each rings at once, so that whatever may
-//!   happen before and after it does; where they do not, who waits is woken by somebody, or shuttle says that all stand still;
-//! * all accesses are sequentially consistent, whatever they ask for: weaker ones are loom's affair.
+//! * No read lock is granted while a writer waits, as in `parking_lot`. So a thread that takes a read lock twice can
+//!   deadlock here too.
+//! * Whether timeouts expire is set once for a run ([`set_timers`]). If they do, each expires at once, so a run can show
+//!   any order of the timeout and other events. If they do not, another task wakes each sleeper, or shuttle reports a
+//!   deadlock.
+//! * All accesses are sequentially consistent, also those that ask for less. The loom models check the weaker orders.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
@@ -18,22 +19,22 @@ pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 pub use shuttle::{thread, thread_local};
 
 std::thread_local! {
-    /// Tasks of one run share their thread.
+    /// Whether timeouts expire. The tasks of a run share one thread, and so this value.
     static TIMERS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a wait with a limit reaches it, in the runs of this thread from now on.
+/// Sets whether waits with a limit time out, for later runs of this thread.
 pub fn set_timers(ring: bool) {
     TIMERS.set(ring);
 }
 
-/// Here another task may go on.
+/// A point at which shuttle may switch to another task.
 pub fn turn() {
-    // Shuttle knows no time: this is a switch and nothing else.
+    // Shuttle has no clock: a sleep only switches tasks.
     thread::sleep(Duration::ZERO);
 }
 
-/// A lock.
+/// Shuttle's mutex with the interface of `parking_lot`.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(shuttle::sync::Mutex<T>);
 
@@ -43,7 +44,7 @@ impl<T> Mutex<T> {
         Mutex(shuttle::sync::Mutex::new(value))
     }
 
-    /// Waits for it. Who panics with it leaves the value to the next, as with `parking_lot`.
+    /// Waits for the lock. A panic of its holder does not poison it, as in `parking_lot`.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard { mutex: self, held: Some(self.hold()) }
     }
@@ -53,7 +54,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A lock that is held. Its second part is there except while its thread waits for a condition.
+/// A held lock. `held` is `None` only while its thread waits for a condition.
 #[derive(Debug)]
 pub struct MutexGuard<'a, T> {
     mutex: &'a Mutex<T>,
@@ -74,34 +75,34 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// A condition to wait for.
+/// Shuttle's condition variable with the interface of `parking_lot`.
 #[derive(Debug, Default)]
 pub struct Condvar(shuttle::sync::Condvar);
 
-/// Whether a wait reached its limit.
+/// Whether a wait timed out.
 #[derive(Clone, Copy, Debug)]
 pub struct TimedOut(bool);
 
 impl TimedOut {
-    /// Whether it did.
+    /// Whether the wait timed out.
     pub fn timed_out(self) -> bool {
         self.0
     }
 }
 
 impl Condvar {
-    /// For which nobody waits.
+    /// A condition variable without waiters.
     pub fn new() -> Condvar {
         Condvar::default()
     }
 
-    /// Lets the lock go until somebody notifies.
+    /// Releases the lock, sleeps until notified, and takes the lock again.
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
         let held = guard.held.take().map(|held| self.0.wait(held).unwrap_or_else(PoisonError::into_inner));
         guard.held = held;
     }
 
-    /// As [`Condvar::wait`], or until a timer rings, see the [module](self).
+    /// Waits, or times out at once: the [module](self) says when.
     pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _limit: Duration) -> TimedOut {
         let ring = TIMERS.get();
         if ring {
@@ -114,51 +115,51 @@ impl Condvar {
         TimedOut(ring)
     }
 
-    /// Wakes one.
+    /// Wakes one waiter.
     pub fn notify_one(&self) {
         self.0.notify_one();
     }
 
-    /// Wakes all.
+    /// Wakes all waiters.
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
 }
 
-/// A lock that several may hold for reading. They come by a door, which is shut as soon as somebody wants it alone.
+/// A reader-writer lock. A waiting writer keeps new readers out.
 #[derive(Debug, Default)]
 pub struct RwLock<T> {
-    /// How many want it alone, or have it so.
-    alone: Mutex<usize>,
-    opened: Condvar,
+    /// Writers that hold the lock or wait for it.
+    writers: Mutex<usize>,
+    no_writer: Condvar,
     value: shuttle::sync::RwLock<T>,
 }
 
 impl<T> RwLock<T> {
     /// A free lock around a value.
     pub fn new(value: T) -> RwLock<T> {
-        RwLock { alone: Mutex::new(0), opened: Condvar::new(), value: shuttle::sync::RwLock::new(value) }
+        RwLock { writers: Mutex::new(0), no_writer: Condvar::new(), value: shuttle::sync::RwLock::new(value) }
     }
 
-    /// Waits until nobody has it alone, or wants it so.
+    /// Waits until no writer holds the lock or waits for it.
     pub fn read(&self) -> shuttle::sync::RwLockReadGuard<'_, T> {
-        let mut alone = self.alone.lock();
-        while *alone > 0 {
-            self.opened.wait(&mut alone);
+        let mut writers = self.writers.lock();
+        while *writers > 0 {
+            self.no_writer.wait(&mut writers);
         }
-        drop(alone);
+        drop(writers);
         self.value.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody else has it.
+    /// Waits until no other thread holds the lock.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
-        *self.alone.lock() += 1;
+        *self.writers.lock() += 1;
         let held = self.value.write().unwrap_or_else(PoisonError::into_inner);
         RwLockWriteGuard { lock: self, held: Some(held) }
     }
 }
 
-/// A lock that is held alone. Its second part is there until it is dropped.
+/// A lock held for writing. `held` is `None` only during the drop.
 #[derive(Debug)]
 pub struct RwLockWriteGuard<'a, T> {
     lock: &'a RwLock<T>,
@@ -182,12 +183,12 @@ impl<T> DerefMut for RwLockWriteGuard<'_, T> {
 impl<T> Drop for RwLockWriteGuard<'_, T> {
     fn drop(&mut self) {
         self.held = None;
-        *self.lock.alone.lock() -= 1;
-        self.lock.opened.notify_all();
+        *self.lock.writers.lock() -= 1;
+        self.lock.no_writer.notify_all();
     }
 }
 
-/// Stands for the one of the machine, whose word and wake-ups are the kernel's affair: here a lock and a condition.
+/// Models the announcement on a futex by a lock and a condition variable.
 #[derive(Debug, Default)]
 pub(crate) struct Announcement {
     word: Mutex<u32>,

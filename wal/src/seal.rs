@@ -1,4 +1,4 @@
-//! A group: what one flush makes durable. Sealing copies a range of the stream into sectors. All integers are
+//! A group: the stream bytes that one flush makes durable. Sealing copies them into sectors. All integers are
 //! little-endian.
 //!
 //! ```text
@@ -19,15 +19,16 @@
 //!       16     8  number: groups before this one in this use of the file
 //!       24     8  start: stream position of the first byte
 //!       32     8  end: stream position after the last byte
-//!       40     8  durable: what was known to be on stable media when the group was sealed
+//!       40     8  durable: claim that the stream below was on stable media when the group was sealed
 //!       48    12  zero
 //!       60     4  crc32 over the 60 bytes before
 //! ```
 //!
-//! Groups cut the stream anywhere: a record may begin in one and end in the next. `start == end` is a witness, a group
-//! written only for its `durable`. Padding sectors are sealed like all others, so every sector of a group is checked.
+//! Groups cut the stream anywhere: a record may begin in one and end in the next. A group with `start == end` is a *claim
+//! group*, written only for its `durable` field. Padding sectors are sealed like all others, so every sector of a group is
+//! checked.
 //!
-//! Invariant: a durable sector is never rewritten, since every group starts at a step of its own.
+//! Invariant: a durable sector is never rewritten, since no two groups share a step.
 //! Written by `flusher` and by the engine's manifest, read by `chain`.
 
 use aio::{Buf, SECTOR_BYTES};
@@ -35,7 +36,7 @@ use aio::{Buf, SECTOR_BYTES};
 use crate::record::Seq;
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SECTOR_PAYLOAD_BYTES, seal_sector};
 
-/// Groups start at multiples of this many bytes, or of the file's alignment where that is larger.
+/// Groups start at multiples of this many bytes, or of the alignment of the file where that is larger.
 pub const STEP: usize = 4096;
 
 /// Bytes of a group header; it lies in the first sector.
@@ -49,22 +50,22 @@ const _: () = assert!(STEP.is_multiple_of(SECTOR_BYTES));
 /// The header of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The life that wrote it.
+    /// The life that wrote the group.
     pub life: u32,
-    /// Groups before it in this use of the file.
+    /// Number of groups before it in this use of the file.
     pub number: u64,
     /// Stream position of its first byte.
     pub start: Seq,
     /// Stream position after its last byte.
     pub end: Seq,
-    /// What was known to be on stable media when it was sealed.
+    /// The claim: all stream bytes below were on stable media when the group was sealed.
     pub durable: Seq,
-    /// What it is aligned and padded to, in bytes: [`STEP`], or the file's alignment where that is larger.
+    /// Alignment and padding in bytes: [`STEP`], or the alignment of the file where that is larger.
     pub step_bytes: u32,
 }
 
 impl Group {
-    /// The header's bytes.
+    /// The bytes of the header.
     #[must_use]
     pub fn encode(&self) -> [u8; GROUP_HEADER_BYTES] {
         let mut bytes = [0; GROUP_HEADER_BYTES];
@@ -80,7 +81,7 @@ impl Group {
         bytes
     }
 
-    /// Reads a header; `None` if it is not one. Never panics.
+    /// Reads a header from the first bytes; `None` if they are no valid header. Never panics.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Group> {
         let bytes: &[u8; GROUP_HEADER_BYTES] = bytes.first_chunk()?;
@@ -94,12 +95,11 @@ impl Group {
             durable: Seq::new(u64_at(40)?),
             step_bytes: u32_at(12)?,
         };
-        // Every byte is determined by the fields, so a header is valid exactly if it encodes back to itself.
+        // The fields determine every byte, so a header is valid exactly if it encodes back to itself.
         (group.encode() == *bytes && group.start <= group.end && group.has_valid_step()).then_some(group)
     }
 
-    /// What the group takes in a file, in bytes: sector headers and padding included; `None` if that is more than
-    /// memory can hold.
+    /// Size of the group in the file in bytes, with sector headers and padding; `None` if that does not fit a `usize`.
     #[must_use]
     pub fn sealed_bytes(&self) -> Option<usize> {
         let stream_bytes = usize::try_from(self.end.since(self.start)).ok()?;
@@ -116,7 +116,7 @@ impl Group {
     }
 }
 
-/// The most stream bytes that a group can carry in `room_bytes` of a file, a multiple of the step; 0 if none.
+/// The maximum of stream bytes for a group in `room_bytes` of a file, which is a multiple of the step. May be 0.
 #[must_use]
 pub fn stream_room_bytes(room_bytes: usize) -> usize {
     (room_bytes / SECTOR_BYTES * SECTOR_PAYLOAD_BYTES).saturating_sub(GROUP_HEADER_BYTES)
@@ -124,11 +124,11 @@ pub fn stream_room_bytes(room_bytes: usize) -> usize {
 
 /// Seals a group for byte `offset` of the file: sets the length of `buf` and fills it.
 ///
-/// `fill(at, bytes)` copies stream bytes from `start + at` on into `bytes`; it is called in rising order, and if the
-/// stream is a multiple of 8 bytes long, so are `at` and the lengths.
+/// `fill(at, bytes)` copies the stream from position `start + at` into `bytes`. The calls come in rising order of `at`. If
+/// the length of the stream is a multiple of 8 bytes, so are `at` and the length of `bytes`.
 ///
 /// # Panics
-/// If the step is not a power of two from [`STEP`] up, the offset not a multiple of it, or the group larger than the
+/// If the step is not a power of two from [`STEP`] up, the offset is no multiple of it, or the group is larger than the
 /// capacity of `buf`.
 pub fn seal(
     place: &Place,

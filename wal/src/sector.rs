@@ -1,5 +1,4 @@
-//! A sector: the 512 bytes that a device writes whole or not at all, with a checksum of their own. All integers are
-//! little-endian.
+//! A sector: 512 bytes with a checksum, the unit that a device writes whole or not at all. All integers are little-endian.
 //!
 //! ```text
 //!   +-------+-------+---------------------------------+
@@ -12,18 +11,18 @@
 //!        8   504  payload
 //! ```
 //!
-//! A checksum per sector is what tells a torn tail from damage. A power cut leaves each sector old or new, so after
-//! one every sector is *current* or *older*; a sector that is neither was damaged. A log that stops at the first bad
-//! checksum of a larger unit cannot make this difference, and silently drops everything behind a flipped bit.
+//! The checksum of each sector tells a torn tail from damage. A power cut leaves each sector old or new, so every sector
+//! is then *current* or *older*; a sector that is neither was damaged. Rejected: one checksum for a larger unit. A log
+//! that stops at the first bad one cannot tell the two apart, and silently drops all records behind a flipped bit.
 //!
-//! Invariant: epochs rise with every use of a file and are never reused, so a valid sector of a larger epoch than
-//! the file's own is damage too (a misdirected write or a wrong manifest).
+//! Invariant: epochs rise with every use of a file and are never reused. A valid sector of a larger epoch than the file's
+//! own is therefore damage too (a misdirected write or a wrong manifest).
 //! Written by `seal`, read by `chain`.
 
 use aio::{Bug, SECTOR_BYTES, planted};
 use crc32fast::Hasher;
 
-/// Bytes of a sector that carry payload.
+/// Payload bytes of a sector.
 pub const SECTOR_PAYLOAD_BYTES: usize = SECTOR_BYTES - SECTOR_HEADER_BYTES;
 
 /// The largest epoch.
@@ -33,32 +32,32 @@ pub(crate) const SECTOR_HEADER_BYTES: usize = 8;
 
 const FIRST: u32 = 1 << 31;
 
-/// The file that a sector belongs to, and the use of it.
+/// The file that a sector belongs to, and the use of that file. Part of every sector checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The store, so that a file of another store never validates.
+    /// The store: a sector of another store never validates.
     pub store_id: u64,
-    /// The file, never reused for another one.
+    /// The file. An id is never given to a second file.
     pub file_id: u64,
-    /// The use of the file, 1..=[`MAX_EPOCH`].
+    /// The use of the file, 1 to [`MAX_EPOCH`].
     pub epoch: u32,
 }
 
-/// What a sector holds.
+/// The outcome of [`classify`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SectorState {
     /// Written in this use of the file.
     Current {
-        /// It is the first sector of a group.
+        /// Whether it is the first sector of a group.
         first: bool,
     },
     /// Never persisted in this use of the file: all zero, or valid with an earlier epoch.
     Older,
-    /// Neither: the device or somebody else changed it.
+    /// Neither: changed by the device or by another program.
     Damaged,
 }
 
-/// Fills in the header of a sector whose payload is in place.
+/// Writes the header of a sector whose payload is in place. `index` counts the sectors of the file from 0.
 ///
 /// # Panics
 /// If the epoch is 0 or above [`MAX_EPOCH`].
@@ -71,7 +70,7 @@ pub fn seal_sector(place: &Place, index: u64, first: bool, sector: &mut [u8; SEC
     sector[..4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Says what the sector with this index in the file holds.
+/// Classifies the sector with this index in the file, counted from 0. Never panics, for any bytes.
 #[must_use]
 pub fn classify(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> SectorState {
     let [c0, c1, c2, c3, e0, e1, e2, e3, ..] = *sector;
@@ -91,7 +90,7 @@ pub fn classify(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> Secto
     }
 }
 
-/// The epoch that a sector says it has, right only if it is valid for it; 0 if it says none.
+/// The epoch field of a sector, unchecked: trust it only after [`classify`] with it. 0 if the field is empty.
 pub(crate) fn epoch_of(sector: &[u8; SECTOR_BYTES]) -> u32 {
     let [_, _, _, _, e0, e1, e2, e3, ..] = *sector;
     u32::from_le_bytes([e0, e1, e2, e3]) & !FIRST

@@ -1,5 +1,5 @@
-//! Locks, condition variables, atomics and threads of this crate, in one place so that a model checker can be put in
-//! their stead: with `--cfg loom` they are loom's (`just loom`), with `--cfg shuttle` shuttle's (`just schedules`).
+//! Locks, condition variables, atomics and threads of this crate. They stand in one place so that a model checker can
+//! replace them: with `--cfg loom` they are loom's (`just loom`), with `--cfg shuttle` shuttle's (`just schedules`).
 //!
 //! Invariant: no other file of this crate names `parking_lot`, `std::sync` or `std::thread`.
 
@@ -8,9 +8,9 @@ mod announcement;
 #[cfg(loom)]
 pub(crate) mod model;
 
-/// Counts owners, which the models leave alone: nothing here depends on when the last one goes.
+/// Not modelled: nothing here depends on when the last owner is dropped.
 pub(crate) use std::sync::Arc;
-/// A number by which nothing is decided, so that the models need not look at it.
+/// A counter for reports. No decision depends on it, so it is not modelled.
 pub(crate) use std::sync::atomic::AtomicU64 as Statistic;
 pub(crate) use std::sync::atomic::Ordering;
 

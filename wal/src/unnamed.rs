@@ -1,12 +1,13 @@
-//! What a log file that no manifest names says of itself.
+//! Reads the newest use of a log file that no manifest names.
 //!
-//! An epoch is durable in the manifest before the first sector of that use of a file is written, and none is handed out
-//! twice. So one valid sector of an epoch that the manifest has not handed out proves that the manifest has lost an edit,
-//! and no crash leaves one: spares that were never used are zeros, and whatever an earlier use or life left behind has an
-//! epoch below. The first sector is enough: the groups of a file stand one after the other from its front, so where
-//! that is not of a use, nothing of the use was acknowledged.
+//! An epoch is durable in the manifest before the first sector of that use of a file is written, and no epoch is handed
+//! out twice. So a valid sector with an epoch that the manifest has not handed out proves that the manifest has lost an
+//! edit. No crash leaves such a sector: an unused spare is all zeros, and every earlier use or life has a lower epoch.
 //!
-//! Invariant: this reads and never changes anything.
+//! The first sector is enough. The groups of a file follow one another from offset 0, so if the first sector does not
+//! belong to a use, no group of that use was acknowledged.
+//!
+//! Invariant: the file is never changed.
 
 use std::path::Path;
 
@@ -20,10 +21,10 @@ use crate::replay::read_whole;
 use crate::seal::Group;
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify, epoch_of};
 
-/// The newest use of log file `id` of this store, as the first group at its front says; `None` if there is none.
+/// The newest use of log file `id` of this store, from the group at offset 0; `None` if no valid group stands there.
 ///
 /// # Errors
-/// The file could not be read.
+/// The file is missing ([`Error::Corrupt`](crate::Error::Corrupt)), or cannot be opened or read.
 pub fn use_of_file(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
@@ -31,7 +32,7 @@ pub fn use_of_file(
     (store_id, id): (u64, u64),
 ) -> Result<Option<ActiveFile>> {
     let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES)?;
-    // An open or a rotation that was interrupted may have left less.
+    // An interrupted open or rotation may have left a shorter file.
     if there_bytes < SECTOR_BYTES {
         return Ok(None);
     }
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_group_of_this_file_tells_of_its_use() {
+    fn only_the_first_group_of_this_file_names_its_use() {
         let whole = front(0, 64);
         let expected = ActiveFile { id: 3, epoch: 5, start: Seq::new(64) };
         assert_eq!(read_front(&whole, (7, 3)), Some(expected));

@@ -1,16 +1,16 @@
-//! Loom's locks and atomics with the faces of those that they stand for.
+//! Loom's locks and atomics behind the interface of the real ones.
 //!
-//! Invariant: a sequentially consistent access is one in the model too. Loom takes such an access for acquire and
-//! release only, and would find executions that no machine has; so a sequentially consistent fence, which loom does model,
-//! follows each store and each read-modify-write, and none a load, as on x86. The bytes of the ring and of the simulated
-//! disk are ordinary memory, of which the models see the values and not the order.
+//! Invariant: a sequentially consistent access is sequentially consistent in the model too. Loom treats it as acquire and
+//! release only, and would find executions that no machine has. So a sequentially consistent fence, which loom does
+//! model, follows each store and each read-modify-write; none follows a load, as on x86. The bytes of the ring and of the
+//! simulated disk are ordinary memory: the models see their values, but not their order.
 //!
-//! Loom tries another order of two accesses if they concern the same atomic and one of them writes. Of an atomic it
-//! remembers the last access only, so where a thread loads and then writes, the load of another thread before that is
-//! forgotten, and whatever would follow from the other order is not tried. So every access is preceded by one to a common
-//! atomic that reads and writes: then the order of any two accesses matters to loom. It is relaxed and orders no memory.
+//! Loom tries both orders of two accesses if they concern the same atomic and one of them writes. It remembers only the
+//! last access of each atomic. Where a thread loads and then writes, an earlier load of another thread is forgotten, and
+//! loom does not try the executions in which the two swap. So a read-modify-write of one common atomic precedes every
+//! access: then loom tries both orders of any two accesses. It is relaxed and orders no memory.
 //!
-//! A timeout never comes: whoever sleeps is woken by somebody, or the model stands still and loom says so.
+//! No timeout expires: another thread wakes each sleeper, or the model deadlocks and loom reports it.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -21,7 +21,7 @@ loom::lazy_static! {
     static ref TURN: loom::sync::atomic::AtomicUsize = loom::sync::atomic::AtomicUsize::new(0);
 }
 
-/// Here any other thread may go on first.
+/// A point at which loom may switch to any other thread.
 fn turn() {
     TURN.fetch_add(1, Ordering::Relaxed);
 }
@@ -70,7 +70,7 @@ macro_rules! atomic {
                 outcome
             }
 
-            /// Never fails without a cause here, so that models end.
+            /// Never fails spuriously, so that models end.
             #[allow(dead_code, reason = "not for every type")]
             pub(crate) fn compare_exchange_weak(
                 &self,
@@ -120,23 +120,23 @@ fn fence_after(order: Ordering) {
     }
 }
 
-/// A lock.
+/// Loom's mutex with the interface of `parking_lot`.
 #[derive(Debug)]
 pub struct Mutex<T>(loom::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
-    /// Around `value`.
+    /// A free lock around `value`.
     pub fn new(value: T) -> Mutex<T> {
         Mutex(loom::sync::Mutex::new(value))
     }
 
-    /// Waits for it.
+    /// Waits for the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard(Some(self.0.lock().expect("a panic ends the model")))
     }
 }
 
-/// Empty only while its thread waits for a condition.
+/// A held lock. `None` only while its thread waits for a condition.
 #[derive(Debug)]
 pub struct MutexGuard<'a, T>(Option<loom::sync::MutexGuard<'a, T>>);
 
@@ -154,44 +154,44 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// A condition variable.
+/// Loom's condition variable with the interface of `parking_lot`.
 #[derive(Debug)]
 pub struct Condvar(loom::sync::Condvar);
 
-/// In place of the answer whether time is up.
+/// The result of a wait with a limit, which never expires here.
 #[derive(Debug)]
 pub struct Woken;
 
 impl Condvar {
-    /// Nobody waits.
+    /// A condition variable without waiters.
     pub fn new() -> Condvar {
         Condvar(loom::sync::Condvar::new())
     }
 
-    /// Lets the lock go, sleeps, and takes it again.
+    /// Releases the lock, sleeps until notified, and takes the lock again.
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
         let held = guard.0.take().expect("its thread does not wait");
         guard.0 = Some(self.0.wait(held).expect("a panic ends the model"));
     }
 
-    /// As [`Condvar::wait`].
+    /// Ignores the limit: same as [`Condvar::wait`].
     pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _timeout: Duration) -> Woken {
         self.wait(guard);
         Woken
     }
 
-    /// Wakes one.
+    /// Wakes one waiter.
     pub fn notify_one(&self) {
         self.0.notify_one();
     }
 
-    /// Wakes all.
+    /// Wakes all waiters.
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
 }
 
-/// Stands for the one of the machine, whose word and wake-ups are the kernel's affair: here a lock and a condition.
+/// Models the announcement on a futex by a lock and a condition variable.
 #[derive(Debug)]
 pub(crate) struct Announcement {
     word: loom::sync::Mutex<u32>,
