@@ -1,7 +1,7 @@
-//! The machine has no slots for asynchronous I/O left: opening says which limit to raise, and loses nothing.
+//! The machine has no slots for asynchronous I/O left. An open names the limit to raise, and no data are lost.
 //!
-//! In a program of its own, since the limit is the whole machine's: nothing else of this crate runs meanwhile. The slots
-//! are held by a child for the moment of one open.
+//! The test has a program of its own: the limit is that of the whole machine, so no other test of this crate may run at the
+//! same time. A child holds the slots during one open.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -28,7 +28,7 @@ fn without_slots_an_open_names_the_limit_and_loses_nothing() {
     assert_eq!(db.keyspace("default").unwrap().get("key").unwrap().as_deref(), Some(&b"value"[..]));
 }
 
-/// Not a test of its own: the child takes all slots and opens the store.
+/// The child's part of the test above: it takes all slots and opens the store. Does nothing when run alone.
 #[test]
 fn child_process() {
     let Ok(store) = std::env::var("ESKER_STORE").map(PathBuf::from) else { return };

@@ -1,4 +1,4 @@
-//! What a get in memory allocates: nothing. In a program of its own, whose allocator counts.
+//! A get of a value in memory allocates nothing. These tests have a program of their own, since its allocator counts.
 #![expect(unsafe_code, reason = "an allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -17,7 +17,7 @@ thread_local! {
 }
 
 fn count() {
-    // A thread that is ending counts no more.
+    // A thread that is ending no longer counts.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
 }
 
@@ -50,7 +50,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How often this thread allocates while `work` runs.
+/// The number of allocations of this thread while `work` runs.
 fn allocations(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();
     work();
@@ -78,7 +78,7 @@ fn a_get_with_of_a_value_in_memory_allocates_nothing() {
     ks.put(key(7), "in the memtable").unwrap();
     ks.delete(key(8)).unwrap();
     let keys: Vec<String> = (0..2100).map(key).collect();
-    // The first round brings every block into the cache, and whatever a thread makes once.
+    // The first round brings every block into the cache and makes the objects that a thread makes once.
     for key in &keys {
         ks.get(key).unwrap();
     }
@@ -91,12 +91,12 @@ fn a_get_with_of_a_value_in_memory_allocates_nothing() {
     });
     assert_eq!((found, made), (1999, 0));
     assert_eq!(bytes, 999 * 100 + 15 + 999 * 50);
-    // That it counts at all: a get makes one copy of the value.
+    // The allocator does count: `get` makes one copy of the value.
     assert!(allocations(|| drop(ks.get(&keys[1]).unwrap())) >= 1);
 }
 
 #[test]
-fn keys_of_what_is_in_memory_copy_no_value_and_allocate_nothing() {
+fn keys_of_entries_in_memory_copy_no_value_and_allocate_nothing() {
     const VALUE_BYTES: usize = 10_000;
     let sim = SimBackend::new(1);
     let builder = Db::builder().backend(Arc::new(sim)).background(Background::Manual);
@@ -114,7 +114,7 @@ fn keys_of_what_is_in_memory_copy_no_value_and_allocate_nothing() {
         });
         assert!(made == 0 || step < 2, "{made} allocations in step {step}");
     }
-    // That a pair from the back does copy the first value.
+    // The counter sees copies: a pair from the back does copy the first value.
     let mut pairs = ks.iter();
     let copies = allocations(|| assert_eq!(pairs.next_back_ref().unwrap().unwrap().1.len(), VALUE_BYTES));
     let mut keys = ks.iter().keys();

@@ -1,14 +1,14 @@
-//! A forked child of a process with an open store: every call is refused, and what it drops does no harm.
+//! A forked child of a process with an open store. Every call in the child is refused, and its drops do no harm.
 #![expect(unsafe_code, reason = "fork")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use esker::{Db, Error};
 
-/// A child that takes longer hangs.
+/// A child that takes longer counts as hanging.
 const CHILD_SECONDS: u32 = 60;
 
-/// Runs `check` in a forked child; whether it came to an end and returned true there.
+/// Runs `check` in a forked child. True if it ended there and returned true.
 fn in_child(check: impl FnOnce() -> bool) -> bool {
     // SAFETY: the child runs `check` on the only thread it has, and leaves without running anything of the parent.
     let pid = unsafe { libc::fork() };
@@ -34,10 +34,10 @@ fn a_forked_child_is_refused_and_does_no_harm() {
     let db = Db::open(&path).unwrap();
     let ks = db.keyspace("default").unwrap();
     ks.put("a", "1").unwrap();
-    // Under way when the process forks.
     db.close().unwrap();
     let db = Db::open(&path).unwrap();
     let ks = db.keyspace("default").unwrap();
+    // A future that waits when the process forks.
     let mut get = Some(ks.get_async("a"));
 
     let mut handles = Some((db.clone(), ks.clone()));

@@ -1,15 +1,15 @@
 //! The whole store under many schedules of its threads, with a crash inside most of them: `just schedules`.
 //!
-//! Threads are tasks of shuttle, which decides at every lock, condition and atomic of log and engine, and at every call of
-//! the simulated machine, who goes on: half of the schedules by priorities that change twice (PCT of depth 3), a quarter at
-//! random, a quarter at random with few switches. In seven of eight the process dies or the power fails at a random event;
-//! then the production recovery opens what is left, and it is compared with what the tasks sent and were told (`history`).
-//! Reads inside the schedules are judged by the same rules.
+//! Threads are tasks of shuttle. It chooses the next task at every lock, condition and atomic of log and engine, and at
+//! every call of the simulated machine. Half of the schedules use priorities that change twice (PCT of depth 3), a quarter
+//! is random, a quarter is random with few switches. In seven of eight the process dies or the power fails at a random
+//! event. Then the production recovery opens the store, and its contents are compared with the operations that the tasks
+//! sent and their results (`history`). Reads inside the schedules are checked by the same rules.
 #![cfg(shuttle)]
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stdout, reason = "what was tried is told")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
+#![expect(clippy::print_stdout, reason = "the counts of each series are printed")]
+#![expect(clippy::print_stderr, reason = "the seed of a failure is printed")]
 
 #[path = "schedules/history.rs"]
 mod history;
@@ -41,7 +41,7 @@ fn join(tasks: impl IntoIterator<Item = thread::JoinHandle<()>>) {
     }
 }
 
-/// Every writer in a task of its own; one write in `powerful` waits for stable media.
+/// Starts every writer in a task of its own. One write in `powerful` waits for stable media.
 fn writing(bed: &Bed, operations: u64, powerful: u64) -> Vec<thread::JoinHandle<()>> {
     let writers = bed.history(|history| history.writers());
     (0..writers).map(|writer| bed.spawn(move |bed| bed.write_all(writer, operations, powerful))).collect()
@@ -66,7 +66,7 @@ fn puts_survive_the_process() {
     }));
 }
 
-/// All of a batch or nothing, in both keyspaces: for readers, and after the crash.
+/// Readers, and the store after the crash, see all of a batch or nothing of it, in both keyspaces.
 #[test]
 fn batches_are_whole() {
     explore(scenario("batches_are_whole", &[Shape::Batches; 2], |bed| {
@@ -86,7 +86,7 @@ fn batches_are_whole() {
     }));
 }
 
-/// The keys of all writers: writer and number of each, and the keys themselves.
+/// The keys of all writers: first writer and number of each, then the keys themselves in the same order.
 fn all_keys(bed: &Bed) -> (Vec<(usize, u64)>, Vec<String>) {
     let places = |writer| (0..KEYS).map(move |number| (writer, number));
     let places: Vec<(usize, u64)> = (0..bed.nothing_seen().len()).flat_map(places).collect();
@@ -94,7 +94,7 @@ fn all_keys(bed: &Bed) -> (Vec<(usize, u64)>, Vec<String>) {
     (places, keys)
 }
 
-/// The keys of all writers, by one call.
+/// Reads the keys of all writers in one call.
 fn look_at_all_by_multi_get(bed: &Bed) {
     let (places, keys) = all_keys(bed);
     bed.look(|| {
@@ -106,8 +106,8 @@ fn look_at_all_by_multi_get(bed: &Bed) {
     });
 }
 
-/// The keys of all writers by one future, or the key of each by a future of its own. One future in three is polled once and
-/// dropped.
+/// Reads the keys of all writers with one future, or with one future for each key. One future in three is polled once.
+/// One time in three all futures are dropped unfinished.
 fn look_by_futures(bed: &Bed) {
     let (places, keys) = all_keys(bed);
     let alone = chance(2);
@@ -124,7 +124,7 @@ fn look_by_futures(bed: &Bed) {
                 if chance(3) {
                     match Pin::new(&mut *get).poll(&mut task) {
                         Poll::Pending => pending += 1,
-                        // Its output is out: the whole is not judged.
+                        // This poll has taken the values out of the future, so the read is not checked.
                         Poll::Ready(_) => return None,
                     }
                 }
@@ -148,7 +148,7 @@ fn look_by_futures(bed: &Bed) {
     );
 }
 
-/// Values that fill a block each, so that no two keys share a read.
+/// Each value fills a block, so that no two keys share a read.
 const BLOCK_VALUE_BYTES: usize = 700;
 
 #[test]
@@ -167,7 +167,7 @@ fn futures_beside_flushes_and_compactions() {
     explore(Scenario { value_bytes: BLOCK_VALUE_BYTES, ..small });
 }
 
-/// The store closes while futures wait: each ends, with its values or as closed.
+/// The store closes while futures wait. Each future ends, with its values or with `Closed`.
 #[test]
 fn futures_while_the_store_closes() {
     let small = scenario("futures_while_the_store_closes", &[Shape::Puts; 3], |bed| {
@@ -209,7 +209,7 @@ fn deletes_beside_compactions() {
     }));
 }
 
-/// Snapshots of one moment that are read later, while the store's own thread flushes what they see.
+/// Snapshots are read later, while the flush thread writes the entries that they see to segments.
 #[test]
 fn snapshots_beside_flushes() {
     explore(scenario("snapshots_beside_flushes", &[Shape::Puts, Shape::Batches], |bed| {
@@ -266,7 +266,7 @@ fn iterators_beside_compactions() {
     }));
 }
 
-/// A block that several miss at once is read once.
+/// Several threads that miss the same block at once cause one read of it.
 #[test]
 fn readers_of_one_cold_block() {
     explore(scenario("readers_of_one_cold_block", &[Shape::Puts], |bed| {
@@ -279,7 +279,7 @@ fn readers_of_one_cold_block() {
     }));
 }
 
-/// Whoever is told that the store is closed has written nothing; all others have, for good.
+/// A write that returns `Closed` has no effect. All other writes stay.
 #[test]
 fn a_close_beside_writers_and_readers() {
     explore(scenario("a_close_beside_writers_and_readers", &[Shape::Puts; 3], |bed| {
@@ -350,7 +350,7 @@ fn a_keyspace_dropped_beside_readers() {
     }));
 }
 
-/// The log or the manifest fails at some call: everybody is told, for ever, and nobody hangs.
+/// The log or the manifest fails at one call. Every later call returns the error, and no task hangs.
 #[test]
 fn a_failing_log_halts_all_writers() {
     explore(scenario("a_failing_log_halts_all_writers", &[Shape::Puts; 3], |bed| {
@@ -377,7 +377,7 @@ fn a_failing_log_halts_all_writers() {
     }));
 }
 
-/// A ring, log files and memtables of one step: writers wait for room everywhere.
+/// Ring, log files and memtables have the smallest size, so writers wait for each of them.
 #[test]
 fn writers_that_wait_for_room() {
     const TINY: Sizes = Sizes {

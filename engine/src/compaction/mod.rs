@@ -1,8 +1,7 @@
 //! Compaction: merging runs so that a read meets few of them and dead entries give their space back.
 //!
-//! `picker` decides what to merge and does no I/O; `output` writes and decides nothing; `warm` brings back into the cache
-//! what was hot. Simple inside for now: whole
-//! runs are merged, one merge at a time. Key-range partitions, parallel merges and pacing come later.
+//! `picker` chooses the runs to merge and does no I/O. `output` writes segments and decides nothing. `warm` reads the hot
+//! blocks of the inputs back into the cache. A merge takes whole runs, and one merge runs at a time.
 
 pub(crate) mod flush;
 pub(crate) mod job;

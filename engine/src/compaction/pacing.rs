@@ -1,36 +1,36 @@
-//! When a write goes on, waits or pays a delay: pure functions over a few numbers.
+//! Decides when a write may proceed, must wait, or is delayed: pure functions over a few numbers.
 //!
-//! Simple for now: a short delay that grows with the number of young runs, and a wait only when the memtables are
-//! full. Pacing by debt comes with its own issue.
+//! A write is delayed briefly by the number of young runs, and waits only when the memtables are full. The compaction debt
+//! is not taken into account.
 
 use std::time::Duration;
 
 use crate::compaction::picker::MAX_YOUNG_RUNS;
 
-/// What a writer must do before it may reserve a place in the log.
+/// The action that a writer must take before it may reserve space in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// Go on.
+    /// Proceed.
     Go,
-    /// Freeze the largest active memtable, then go on.
+    /// Freeze the largest active memtable, then proceed.
     Freeze,
     /// Wait until a flush has freed memory.
     Wait,
 }
 
-/// The memtables' memory right now and its limits, in bytes.
+/// The current memory of the memtables and its limits, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     pub(crate) active: u64,
     pub(crate) frozen: u64,
-    /// Active tables are frozen above this.
+    /// The limit for active tables. Above it the largest one is frozen.
     pub(crate) freeze_at: u64,
-    /// All together.
+    /// The limit for active and frozen tables together.
     pub(crate) limit: u64,
 }
 
-/// Decides by memory. One freeze beyond the limit is never made: active and frozen tables stay below `limit` and one
-/// record for each writer.
+/// Decides by memory. A table is frozen only if `frozen + freeze_at` is within `limit`, so active and frozen tables together
+/// stay below `limit` plus one record for each writer.
 pub(crate) fn admit(memory: Memory) -> Admission {
     if memory.active < memory.freeze_at {
         Admission::Go
@@ -41,8 +41,8 @@ pub(crate) fn admit(memory: Memory) -> Admission {
     }
 }
 
-/// How long a write waits so that compaction keeps up: nothing up to twice the young runs that the picker wants,
-/// then more with every run, at most a millisecond.
+/// The delay of a write, so that compaction keeps up. It is zero up to `2 * MAX_YOUNG_RUNS` runs, and then grows with every
+/// run to at most one millisecond.
 pub(crate) fn delay(most_runs: usize) -> Duration {
     const STEP: Duration = Duration::from_micros(50);
     const MOST: Duration = Duration::from_millis(1);

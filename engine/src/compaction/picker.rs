@@ -1,17 +1,17 @@
-//! Which runs to merge: a pure function over their sizes.
+//! Chooses the runs to merge: a pure function over their sizes.
 //!
 //! Lazy leveling over whole runs: young runs of similar size collect above one bottom run. Four young runs are merged into
-//! one. When the young runs together reach about a third of the bottom run, they are merged into it. So a read meets at
-//! most [`MAX_YOUNG_RUNS`] runs and the bottom, an entry is rewritten a few times, and dead entries add at most about a
-//! third to the space.
+//! one. When the young runs together reach about a third of the bottom run, they are merged into it. So a read visits at
+//! most [`MAX_YOUNG_RUNS`] runs and the bottom run, an entry is rewritten a few times, and dead entries add at most about
+//! a third to the space.
 //!
-//! Filters follow the same shape: a bit costs memory for each key of a run, and saves reads for every key that is looked up
-//! in the run. So runs with few keys get more bits a key and the bottom run fewer, and all together take no more memory than
-//! 14 bits for every key would ([`filter_bits`]). Source: Dayan and others, "Monkey: optimal navigable key-value store", SIGMOD 2017.
+//! Filters follow the same shape. A filter bit costs memory for each key of its run, and saves reads for every lookup in the
+//! run. So runs with few keys get more bits per key and the bottom run gets fewer. All filters together take no more memory
+//! than 14 bits for every key would ([`filter_bits`]). Source: Dayan and others, "Monkey: optimal navigable key-value store", SIGMOD 2017.
 
 use std::ops::Range;
 
-/// Young runs that may stand above the bottom run.
+/// The number of young runs at which a merge is due.
 pub(crate) const MAX_YOUNG_RUNS: usize = 4;
 
 /// The sizes of a run.
@@ -26,7 +26,7 @@ pub(crate) struct RunShape {
 pub(crate) fn pick(runs: &[RunShape]) -> Option<Range<usize>> {
     let (bottom, young) = runs.split_last()?;
     let young_bytes: u64 = young.iter().map(|run| run.bytes).sum();
-    // Deletes that met no older entry leave a bottom run of tombstones.
+    // A bottom run may consist of tombstones only: deletes of keys that had no older entry.
     let mostly_dead = |run: &RunShape| run.tombstones * 2 > run.entries;
     if young.len() < MAX_YOUNG_RUNS {
         return mostly_dead(bottom).then_some(0..runs.len());
@@ -37,8 +37,8 @@ pub(crate) fn pick(runs: &[RunShape]) -> Option<Range<usize>> {
     Some(similar(young))
 }
 
-/// The longest prefix of the young runs in which no run is larger than all newer ones together, and at least two
-/// runs: to merge it costs little and makes room.
+/// The longest prefix of the young runs in which no run is larger than all newer ones together, but at least two runs.
+/// This merge costs little for each run that it removes.
 fn similar(young: &[RunShape]) -> Range<usize> {
     let mut total = 0;
     let mut len = 0;
@@ -56,19 +56,19 @@ fn similar(young: &[RunShape]) -> Range<usize> {
 const BOTTOM_FILTER_BITS: u32 = 13;
 /// Filter bits of a young run, while all young runs have at most a third of the bottom run's entries.
 const YOUNG_FILTER_BITS: u32 = 17;
-/// Filter bits of a young run that comes when they have more: the mean of the two others.
+/// Filter bits of a young run that is made when they have more: the mean of the two others.
 const MEAN_FILTER_BITS: u32 = 14;
 
-/// Entries of a keyspace once a new run stands in it.
+/// The entries of a keyspace after a new run is added.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Layers {
-    /// Of all young runs, the new one included; 0 if the new run is the bottom run.
+    /// Entries of all young runs, the new one included. 0 if the new run is the bottom run.
     pub(crate) young_entries: u64,
     pub(crate) bottom_entries: u64,
 }
 
 impl Layers {
-    /// With a new run in front of runs that have these numbers of entries, newest first.
+    /// Adds a new run in front of runs with these numbers of entries, newest first.
     pub(crate) fn before(new_entries: u64, runs: impl DoubleEndedIterator<Item = u64>) -> Layers {
         let mut oldest_first = runs.rev();
         let Some(bottom_entries) = oldest_first.next() else { return Layers::default() };

@@ -1,11 +1,11 @@
-//! The scheduler: it runs flushes and compactions when they are asked for. The only file of this crate that starts threads.
+//! The scheduler: it runs the requested flushes and compactions. The only file of this crate that starts threads.
 //!
 //! With [`Background::Threads`] two threads wait for work, so that a long merge never delays a flush. With
 //! [`Background::Manual`] the caller that asks for work does it before its call returns.
 //!
-//! A job that fails is tried again: by the next writer that needs the memory, and by the thread itself after a while. Its
-//! error is kept for the writers (`NoSpace`) and told to the listener. A job that panics halts the store: its work is half
-//! done, and no thread would do the rest.
+//! A failed job is retried: by the next writer that needs the memory, and by its thread after [`RETRY_AFTER`]. Its error is
+//! kept for the writers (`NoSpace`) and reported to the listener. A job that panics halts the store: its work is half done,
+//! and no thread would complete it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ use crate::compaction::flush::flush_frozen;
 use crate::compaction::job::{Depth, compact_all};
 use crate::tree::writing::{Requests, Writing};
 
-/// After a failed job its thread waits this long before it tries again by itself.
+/// The pause of a job's thread between a failure and the retry.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// The loop of a thread, which ends when the store closes.
@@ -100,8 +100,8 @@ pub(crate) fn request_flush(store: &Writing) {
     }
 }
 
-/// In manual mode: holds requested work back from now on, or lets it go. A writer that waits for memory does the work all
-/// the same, and so does a call that flushes or compacts.
+/// In manual mode: holds requested work back from now on, or releases it. A writer that waits for memory does the work
+/// anyway, and so does a call that flushes or compacts.
 pub(crate) fn hold(store: &Writing, held: bool) {
     store.jobs.held.store(held, Ordering::Relaxed);
     if store.options.background == Background::Manual {
@@ -109,7 +109,7 @@ pub(crate) fn hold(store: &Writing, held: bool) {
     }
 }
 
-/// Asks for a spare log file; in manual mode nothing happens, and the writer that needs it makes it.
+/// Asks for a spare log file. Does nothing in manual mode, where the writer that needs the file makes it.
 pub(crate) fn request_spare(store: &Writing) {
     let by_thread = store.options.background == Background::Threads;
     if by_thread && !store.jobs.spare_asked.swap(true, Ordering::Relaxed) {
@@ -131,7 +131,7 @@ pub(crate) fn flush_now(store: &Writing) -> Result<()> {
     result
 }
 
-/// Waits until a flush has ended since this call began; in manual mode it flushes itself.
+/// Waits until a flush has ended since this call began. In manual mode this thread flushes.
 ///
 /// # Errors
 /// The error of the flush: the disk is full, or the store has halted. `Closed` while the store closes.
@@ -142,8 +142,8 @@ pub(crate) fn wait_for_flush(store: &Writing) -> Result<()> {
     }
     let mut requests = store.jobs.requests.lock();
     if store.options.background == Background::Threads && store.memtable_bytes().frozen > 0 {
-        // Also while an error stands: this writer is the one that finds out whether there is space again. A failure of
-        // the flush under way says nothing about now, so it takes a second one to be told of it.
+        // Also after a failed flush: this writer's request tests whether there is space again. A flush that already ran
+        // may fail for a cause that is gone, so only the failure of a second one is returned.
         let before = requests.attempts;
         while requests.attempts == before || requests.attempts == before + 1 && requests.flush_error.is_some()
         {
@@ -197,7 +197,8 @@ fn compact_loop(store: &Writing) {
     }
 }
 
-/// If it fails, the writer that needs the space tries again and is told; until a flush succeeds it is not tried here.
+/// Makes a spare log file. After a failure it is not requested again until a flush has succeeded; meanwhile the writer that
+/// needs the file tries to make it and gets the error.
 fn make_spare(store: &Writing) {
     if store.files.with_queue(|queue| Ok(store.log.prepare_spare(queue)?)).is_ok() {
         store.jobs.spare_asked.store(false, Ordering::Relaxed);
@@ -218,7 +219,7 @@ fn wait_for_work(store: &Writing, has_work: impl Fn(&mut Requests) -> bool) -> b
     }
 }
 
-/// Asks again after a while, unless the work is asked for earlier or the store closes.
+/// Requests the work again after [`RETRY_AFTER`], unless it is requested earlier or the store closes.
 fn retry_later(store: &Writing, flag: impl Fn(&mut Requests) -> &mut bool) {
     if store.health().is_err() {
         return;
@@ -231,7 +232,7 @@ fn retry_later(store: &Writing, flag: impl Fn(&mut Requests) -> &mut bool) {
     }
 }
 
-/// Notes how a flush ended; true if it failed.
+/// Stores the result of a flush; true if it failed.
 fn finish_flush(store: &Writing, result: Result<()>) -> bool {
     let failed = result.is_err();
     {
@@ -248,7 +249,7 @@ fn finish_flush(store: &Writing, result: Result<()>) -> bool {
     failed
 }
 
-/// Notes how a compaction ended; true if it may succeed when it is tried again.
+/// Stores the result of a compaction; true if a retry may succeed.
 fn finish_compaction(store: &Writing, result: Result<()>) -> bool {
     let again = matches!(result, Err(Error::NoSpace { .. } | Error::Io { .. }));
     store.jobs.changed.notify_all();
@@ -256,7 +257,7 @@ fn finish_compaction(store: &Writing, result: Result<()>) -> bool {
     again
 }
 
-/// Counts a failed job and tells the listener; of a halt it has been told.
+/// Counts a failed job and tells the listener, except of a halt, which was reported already.
 fn report(store: &Writing, result: Result<()>) {
     if let Err(error) = store.latch(result) {
         store.counters.failed_job();
@@ -282,7 +283,7 @@ mod tests {
         let backend = Arc::new(SimBackend::new(1));
         let opened = open::open(backend, "/store".as_ref(), options).unwrap();
         let (store, _lock) = (opened.store, opened.lock);
-        // As a writer finds it that was admitted just before another thread closed the store.
+        // The situation of a writer that was admitted just before another thread closed the store.
         let active = store.find_tree("default").unwrap().active();
         store.note_inserted(active.insert(b"key", Seq::new(0), Kind::Put, b"value"));
         store.freeze(|_| true);

@@ -36,7 +36,7 @@
 //!    ...   4+n  largest key
 //! ```
 //!
-//! Invariant: no bytes make the decoder panic or take more memory than they have themselves; bad ones give `None`.
+//! Invariant: the decoder never panics and never takes more memory than its input has; it returns `None` for bad bytes.
 //! An unknown tag is refused. Version gate: the `Format` edit, which covers manifest, log and ring; segments carry
 //! their own version.
 //! Written and read by `manifest`.
@@ -60,7 +60,7 @@ pub(crate) fn encode(edits: &[Edit], out: &mut Vec<u8>) {
     }
 }
 
-/// Reads how many edits follow as one list; `None` if the bytes end before.
+/// Reads the number of edits in the next list; `None` if the bytes end before it does.
 ///
 /// The edits are read one by one, so that an unknown `Format` is noticed before an edit that this program cannot read.
 pub(crate) fn decode_count(reader: &mut Reader<'_>) -> Option<u32> {

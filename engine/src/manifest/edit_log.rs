@@ -16,8 +16,8 @@
 //! and epoch 1; the group header's `life` is 0. Each group claims that all before it are durable, so a lost sector
 //! anywhere but in the newest group is noticed; a cut file is noticed by its size.
 //!
-//! The manifest with the highest number whose first group is complete counts. A new one is written at each open and
-//! when the old one is full; the old one is removed after it is durable.
+//! The manifest with the highest number whose first group is complete is in force. A new one is written at each open and
+//! when the old one is full. The old one is removed after the new one is durable.
 //!
 //! Invariant: an edit is durable before anything that depends on it is done. A failed edit halts the manifest: it may or may
 //! not be on disk, so nothing is written or removed after it.
@@ -45,21 +45,22 @@ pub(crate) const FORMAT_VERSION: u32 = 4;
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
 
-/// Steps that ordinary edits leave free. A full disk, on which the manifest cannot be replaced, still takes the edits
-/// of [`Reserve::Use`]; at most a quarter of the file.
+/// Steps that ordinary edits leave free, at most a quarter of the file. On a full disk, where the manifest cannot be
+/// replaced, the edits of [`Reserve::Use`] still fit.
 const RESERVE_STEPS: u64 = 16;
 
-/// How many edits, each in a group of its own, a manifest of this size takes when it is full and cannot be replaced.
+/// The number of edits, each in a group of its own, that fit into a manifest of this size which is full and cannot be
+/// replaced.
 pub(crate) fn reserve_steps(manifest_bytes: u64) -> u64 {
     RESERVE_STEPS.min(manifest_bytes / 4 / STEP as u64)
 }
 
-/// Whether an edit may go where ordinary ones may not.
+/// Whether an edit may use the reserved steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reserve {
     /// No: edits that need space for other files anyway.
     Keep,
-    /// Yes: edits that need no other space, as the activation of a spare log file and the end of a keyspace.
+    /// Yes: edits that need no other space, such as the activation of a spare log file and the drop of a keyspace.
     Use,
 }
 
@@ -71,12 +72,12 @@ const KNOWN_FEATURES: u64 = 0;
 pub(crate) struct Manifest {
     files: Arc<Files>,
     store_id: u64,
-    /// The next file number; those handed out and never named by an edit are not used again either, since an open
-    /// starts above every number that it finds.
+    /// The next file number. A number that was handed out is never reused, even if no edit names it: an open starts above
+    /// every number that it finds.
     next_number: AtomicU64,
     current: Arc<ArcSwap<Version>>,
-    /// The first failure; after it nothing is written any more. Read by every commit, so it stands outside the lock
-    /// that is held across I/O.
+    /// The first failure; nothing is written after it. Every commit reads it, so it is outside the lock that is held across
+    /// I/O.
     halted: OnceLock<Arc<Error>>,
     writer: Mutex<Writer>,
 }
@@ -85,10 +86,10 @@ pub(crate) struct Manifest {
 struct Writer {
     file: File,
     number: u64,
-    /// The last number that was tried for the next manifest. After a full disk its file may still be there, without a first
-    /// group: it does not count, but its name is taken.
+    /// The last number tried for the next manifest. After a full disk its file may still exist, without a first group. Such a
+    /// file is not a manifest, but its name is in use.
     tried: u64,
-    /// Where the next group goes, in bytes.
+    /// Offset of the next group, in bytes.
     offset: u64,
     /// Bytes of edits so far: the position in the manifest's own stream.
     end: Seq,
@@ -96,7 +97,7 @@ struct Writer {
 }
 
 impl Manifest {
-    /// Writes `version` as a new manifest and makes it the one that counts.
+    /// Writes `version` as a new manifest and brings it into force.
     pub(crate) fn create(
         files: &Arc<Files>,
         number: u64,
@@ -118,7 +119,7 @@ impl Manifest {
         self.store_id
     }
 
-    /// The version as it is replaced by edits, for those who only read.
+    /// The current version, which each edit replaces, for threads that only read it.
     pub(crate) fn current(&self) -> Arc<ArcSwap<Version>> {
         Arc::clone(&self.current)
     }
@@ -129,12 +130,12 @@ impl Manifest {
         self.current.load_full()
     }
 
-    /// A file number that nothing else has.
+    /// A new file number.
     pub(crate) fn new_number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The sticky first failure, if there was one.
+    /// The first failure, if there was one. It never changes.
     pub(crate) fn health(&self) -> Result<()> {
         match self.halted.get() {
             Some(cause) => Err(Error::Halted { cause: Arc::clone(cause) }),
@@ -142,14 +143,14 @@ impl Manifest {
         }
     }
 
-    /// Whether the store's files are on direct I/O.
+    /// Whether the store's files use direct I/O.
     pub(crate) fn is_direct(&self) -> bool {
         self.writer.lock().file.is_direct()
     }
 
     /// Makes the edits durable, all or none, and then current; gives back the version that they lead to.
     ///
-    /// `NoSpace` and too few handles leave everything as it was; any other failure poisons.
+    /// `NoSpace` and a lack of handles change nothing. Any other failure halts the manifest.
     pub(crate) fn append(&self, edits: &[Edit]) -> Result<Arc<Version>> {
         self.append_with(Reserve::Keep, |_| edits.to_vec())
     }
@@ -196,8 +197,8 @@ impl Manifest {
         Ok(version)
     }
 
-    /// Reads the file back and compares the version that it builds with the one in use. Nothing is appended meanwhile, since a
-    /// group that is half written looks like damage.
+    /// Reads the file back and compares the version that it builds with the current one. No edit is appended meanwhile, since a
+    /// half-written group looks like damage.
     pub(crate) fn verify(&self) -> Result<()> {
         let writer = self.writer.lock();
         // After a failed append the content of the disk is unknown.
@@ -219,7 +220,7 @@ impl Manifest {
         Error::Halted { cause: Arc::clone(cause) }
     }
 
-    /// Replaces a full manifest by a new one that holds the version, and gives back the version with its size.
+    /// Replaces a full manifest by a new one that holds the version. Returns the version with the size of the new file.
     fn roll(&self, writer: &mut Writer, version: &Version) -> Result<Version> {
         let (old, min_bytes) = (writer.number, version.format.manifest_bytes);
         let mut version = version.clone();
@@ -233,7 +234,7 @@ impl Manifest {
             Err(Error::Halted { cause }) => return Err(self.halt(Error::clone(&cause))),
             Err(error) => return Err(self.halt(error)),
         }
-        // If it stays behind, the next open removes it: a lower number never counts beside a complete higher one.
+        // If the old file stays, the next open removes it: it is never in force beside a complete one with a higher number.
         self.files.removals().remove(&self.files.manifest_path(old));
         Ok(version)
     }
@@ -296,7 +297,7 @@ impl Writer {
     }
 }
 
-/// Reads the manifest that counts. `None`: there is none, and nothing else that only a manifest could have named.
+/// Reads the manifest in force. `None`: there is none, and no file exists that only a manifest can have named.
 ///
 /// # Errors
 /// `Corrupt` if it is damaged or missing, `Format` if a program of another version wrote it.
@@ -320,11 +321,11 @@ pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
     Ok(None)
 }
 
-/// The number of a store's first manifest: only this one may be incomplete without another beside it.
+/// The number of a store's first manifest. Only this one may be incomplete without a complete one beside it.
 pub(crate) const FIRST_NUMBER: u64 = 1;
 
 /// Makes a store's first manifest durable, if it is the only one: the process that wrote it may have died before its
-/// sync, and there is no earlier one to go back to. Called before anything is made that stands on it.
+/// sync, and there is no earlier one to fall back to. Called before any file is made that depends on it.
 ///
 /// # Errors
 /// The sync failed.
@@ -351,7 +352,7 @@ fn missing(files: &Files, number: u64) -> Error {
     )
 }
 
-/// Whether there is a file that exists only after a manifest was complete.
+/// Whether there is a file that can exist only after a manifest was complete.
 fn has_data(files: &Files) -> Result<bool> {
     for kind in FileKind::ALL {
         let numbers = files.numbers(kind)?;
@@ -391,7 +392,7 @@ fn read(files: &Files, number: u64) -> Result<Option<Version>> {
     let bytes = files.read(&file, 0, len)?;
     let rules = ChainRules { place: place(number), life: 0, start: Seq::ZERO };
     let chain = read_chain(&bytes, &rules);
-    // A torn edit at the end was never acknowledged.
+    // A torn edit at the end was not acknowledged.
     chain.check(&path)?;
     if chain.groups.is_empty() {
         return Ok(None);
@@ -444,7 +445,8 @@ fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
 /// Creates manifest `number` with the whole version in its first group.
 ///
 /// # Errors
-/// `Halted` if the group could not be written: whether this manifest counts is unknown. With any other error it does not exist.
+/// `Halted` if the group could not be written: it is then unknown whether this manifest is in force. After any other error the
+/// manifest does not exist.
 fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) -> Result<Writer> {
     version.format.version = FORMAT_VERSION;
     let mut bytes = Vec::new();
@@ -459,7 +461,7 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
         step_bytes: STEP_BYTES,
     };
     let first_bytes = blank.sealed_bytes().expect("a version fits into memory") as u64;
-    // Room for as much again three times over, so that rolling stays rare however large the version is.
+    // Four times the first group, so that a replacement stays rare for a version of any size.
     version.format.manifest_bytes = (first_bytes * 4).max(min_bytes).next_multiple_of(STEP as u64);
     bytes.clear();
     edit::encode(&version.to_edits(), &mut bytes);

@@ -1,4 +1,4 @@
-//! The manifest on the simulated disk: what counts after a crash, what is refused, what halts.
+//! The manifest on the simulated disk: the manifest in force after a crash, refused files, and failures that halt.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ fn loaded(image: &DiskImage) -> Result<Option<Version>> {
     load(&files_on(&SimBackend::from_image(image.clone(), 1)))
 }
 
-/// The number of the life whose manifest counts.
+/// The number of the life in the manifest that is in force.
 fn life(image: &DiskImage) -> u32 {
     loaded(image).unwrap().unwrap().life.number
 }
@@ -61,7 +61,7 @@ fn check_corrupt(image: &DiskImage, path: &str, expected: &str) {
 }
 
 #[test]
-fn what_was_appended_is_loaded() {
+fn appended_edits_are_loaded() {
     let sim = machine();
     assert_eq!(load(&files_on(&sim)).unwrap(), None);
     let manifest = create(&sim, 1);
@@ -80,7 +80,7 @@ fn the_highest_complete_manifest_counts() {
     let image = sim.snapshot().power_cut_none();
     assert_eq!(life(&image), 2);
 
-    // Older sectors in the first group, and nothing behind it: the creation was cut short.
+    // Older sectors in the first group and none behind it: the creation was interrupted.
     let alone = create_alone(&sim);
     for sector in 0..8 {
         let mut torn = alone.clone();
@@ -114,7 +114,7 @@ fn damage_is_refused_and_never_falls_back() {
         flipped.flip_bit(Path::new(SECOND), sector * 4096 + 1000);
         check_corrupt(&flipped, SECOND, "sector");
     }
-    // Sectors that the disk lost: those of the last group look like a torn append, all others are claimed.
+    // Sectors that the disk lost. In the last group they look like a torn append; later groups claim all others.
     for sector in 0..24 {
         let mut lost = image.clone();
         lost.zero_sector(Path::new(SECOND), sector);
@@ -133,12 +133,12 @@ fn damage_is_refused_and_never_falls_back() {
 }
 
 #[test]
-fn a_missing_manifest_is_noticed_by_what_it_named() {
+fn a_missing_manifest_is_noticed_by_the_files_it_named() {
     let sim = machine();
     create(&sim, 1);
     let mut image = sim.snapshot().power_cut_none();
     assert!(image.remove_file(Path::new(FIRST)));
-    assert_eq!(loaded(&image).unwrap(), None, "nothing was ever named");
+    assert_eq!(loaded(&image).unwrap(), None, "no manifest was complete");
     for (orphan, bytes) in [
         ("/store/wal/000004.log", &[0_u8; 4096][..]),
         ("/store/segments/000005.seg", &[0; 4096]),
@@ -199,16 +199,16 @@ fn a_failed_write_or_sync_halts_for_good() {
         assert_eq!(later.to_string(), first.to_string(), "the first cause stays");
         assert_eq!(sim.events(), events, "nothing is written after a failure");
         assert!(manifest.verify().is_err());
-        assert_eq!(manifest.version().keyspaces.len(), 1, "what failed is not current");
+        assert_eq!(manifest.version().keyspaces.len(), 1, "a failed edit is not current");
         for seed in 0..20 {
             let left = loaded(&sim.snapshot().power_cut_random(seed)).unwrap().unwrap();
-            assert!((1..=2).contains(&left.keyspaces.len()), "known only after a reopen");
+            assert!((1..=2).contains(&left.keyspaces.len()), "the failed edit may be on disk or not");
         }
     }
 }
 
 #[test]
-fn a_crash_anywhere_leaves_what_was_acknowledged() {
+fn a_crash_anywhere_leaves_every_acknowledged_edit() {
     let sim = machine();
     let manifest = create(&sim, 1);
     let (images, seen) = std::sync::mpsc::channel();
@@ -253,7 +253,7 @@ fn another_version_or_an_unknown_feature_is_refused_by_name() {
 fn an_edit_that_only_a_later_version_knows_is_no_damage() {
     let mut stream = Vec::new();
     edit::encode(&[Edit::Format(Format { version: FORMAT_VERSION + 1, ..Format::default() })], &mut stream);
-    // Two edits, of which the second has a tag that nobody knows yet.
+    // Two edits. The second has an unknown tag.
     stream[0] = 2;
     stream.push(200);
     assert!(matches!(replay(Path::new(FIRST), &stream), Err(Error::Format { .. })));

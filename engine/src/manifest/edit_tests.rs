@@ -1,4 +1,4 @@
-//! Edits as bytes: round trips, and bytes that are none.
+//! Edits as bytes: round trips, and bytes that are no edits.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -80,7 +80,7 @@ fn any_edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
-/// All lists, as the manifest reads them; `None` at the first thing that is no edit.
+/// All lists, as the manifest reads them; `None` at the first bytes that are no edit.
 fn decode(bytes: &[u8]) -> Option<Vec<Vec<Edit>>> {
     let mut reader = Reader::new(bytes);
     let mut lists = Vec::new();
@@ -92,7 +92,7 @@ fn decode(bytes: &[u8]) -> Option<Vec<Vec<Edit>>> {
 }
 
 #[test]
-fn what_is_encoded_is_decoded() {
+fn encoded_edits_are_decoded_to_the_same() {
     let mut runner = runner(256);
     runner
         .run(&vec(vec(any_edit(), 0..4), 0..4), |lists| {

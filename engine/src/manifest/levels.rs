@@ -1,4 +1,4 @@
-//! The levels of one keyspace as plain data: which segments count inside which keys, and which of them are newer.
+//! The levels of one keyspace as plain data: the segments, the key bounds inside which each counts, and their order by age.
 //!
 //! ```text
 //!   stamp 96   | a ------- f |                 | p -- s |        newest run
@@ -7,8 +7,8 @@
 //!              key order ->     each | - | is a piece: a segment and the bounds inside which it counts
 //! ```
 //!
-//! A merge takes the pieces of neighbouring runs inside one stretch of keys, and leaves of them what lies outside. So one
-//! segment may stand here as several pieces. Its file is needed until the last of them is gone.
+//! A merge takes the parts of neighbouring runs inside one stretch of keys and leaves the parts outside. So one segment may
+//! be here as several pieces. Its file is needed until the last of them is gone.
 //!
 //! Invariant: of two pieces whose bounds hold a key, every entry of the higher stamp at that key is newer. A stamp is the
 //! position in the log up to which a flush took the records; a merge keeps the newest stamp of its inputs, or takes
@@ -28,17 +28,17 @@ pub(crate) const BOTTOM: Seq = Seq::ZERO;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PieceMeta {
     pub(crate) segment: SegmentMeta,
-    /// All keys, or a part of what lies between the segment's first and last key.
+    /// All keys, or a part of the range between the segment's first and last key.
     pub(crate) bounds: KeyBounds,
 }
 
 impl PieceMeta {
-    /// All of a segment, as every new one is.
+    /// A piece with all keys of a segment, as for every new segment.
     pub(crate) fn whole(segment: SegmentMeta) -> PieceMeta {
         PieceMeta { segment, bounds: KeyBounds::all() }
     }
 
-    /// No key below counts.
+    /// The start of the bounds, or else the segment's first key. No smaller key counts.
     pub(crate) fn lower(&self) -> &[u8] {
         if self.bounds.from.is_empty() { &self.segment.smallest } else { &self.bounds.from }
     }
@@ -56,7 +56,7 @@ impl PieceMeta {
         self.lower() >= &stretch.from[..] && stretch.upto.as_ref().is_none_or(|upto| self.ends_by(upto))
     }
 
-    /// What is left of it before and behind `stretch`, in this order.
+    /// The parts of this piece before and behind `stretch`, in this order.
     fn outside(&self, stretch: &KeyBounds) -> impl Iterator<Item = PieceMeta> {
         let before = (self.lower() < &stretch.from[..]).then(|| {
             let mut before = self.clone();
@@ -89,7 +89,7 @@ impl PieceMeta {
     }
 }
 
-/// Pieces of one stamp.
+/// A run: all pieces of one stamp.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RunMeta {
     pub(crate) stamp: Seq,
@@ -116,12 +116,12 @@ impl RunMeta {
     }
 }
 
-/// What one merge does to the levels.
+/// The change of the levels by one merge.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Merged {
-    /// The keys that it is about.
+    /// The merged keys.
     pub(crate) stretch: KeyBounds,
-    /// Every piece with a stamp from `oldest` to `newest` was taken, as far as it lies in the stretch.
+    /// The merge took every piece with a stamp from `oldest` to `newest`, as far as it lies in the stretch.
     pub(crate) newest: Seq,
     pub(crate) oldest: Seq,
     /// The stamp of `out`.
@@ -148,7 +148,7 @@ impl Levels {
         distinct(self.runs.iter().flat_map(|run| &run.pieces))
     }
 
-    /// Adds a run that is newer than all others, if there is anything in it.
+    /// Adds a run that is newer than all others. Does nothing if it has no pieces.
     pub(crate) fn add(&mut self, stamp: Seq, pieces: &[PieceMeta]) -> Result<(), &'static str> {
         if pieces.is_empty() {
             return Ok(());
@@ -160,7 +160,7 @@ impl Levels {
         Ok(())
     }
 
-    /// Replaces what a merge took by what it made.
+    /// Replaces the inputs of a merge by its output.
     pub(crate) fn merge(&mut self, merged: &Merged) -> Result<(), &'static str> {
         if !self.cut_out(merged) {
             return Err("a merge has no input");
@@ -175,7 +175,7 @@ impl Levels {
         Ok(())
     }
 
-    /// Takes the inputs of a merge away; whether there were any.
+    /// Removes the inputs of a merge; true if there were any.
     fn cut_out(&mut self, Merged { stretch, newest, oldest, .. }: &Merged) -> bool {
         let mut found = false;
         for run in self.runs.iter_mut().filter(|run| (*oldest..=*newest).contains(&run.stamp)) {
@@ -211,7 +211,7 @@ impl Levels {
         run.sort_by(|a, b| a.lower().cmp(b.lower()));
     }
 
-    /// What must hold between the pieces of keyspace `id`, of which everything below `flushed` is in segments.
+    /// Checks the rules between the pieces of keyspace `id`, whose entries below `flushed` are all in segments.
     pub(crate) fn check(&self, id: u32, flushed: Seq) -> Result<(), &'static str> {
         if !self.runs.windows(2).all(|pair| pair[0].stamp > pair[1].stamp) {
             return Err("runs are not in the order of their stamps");
@@ -255,7 +255,7 @@ fn are_apart(pieces: &[impl Borrow<PieceMeta>]) -> bool {
     pieces.windows(2).all(|pair| pair[0].borrow().ends_by(pair[1].borrow().lower()))
 }
 
-/// The pieces of one file describe the same file, and no key of it counts twice.
+/// Checks that the pieces of one file describe the same file, and that no key of it counts twice.
 fn check_file(mut pieces: Vec<&PieceMeta>) -> Result<(), &'static str> {
     pieces.sort_by(|a, b| a.lower().cmp(b.lower()));
     let is_one_file = pieces.windows(2).all(|pair| pair[0].segment == pair[1].segment);

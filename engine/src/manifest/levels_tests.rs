@@ -1,4 +1,4 @@
-//! What merges leave of pieces, what is refused, and that no sequence of merges changes which entry of a key is newest.
+//! Merges: the remaining parts of their inputs, and refused merges. No sequence of merges changes the newest entry of a key.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -59,7 +59,7 @@ fn merged(stretch: (&str, &str), stamps: [u64; 3], out: Vec<PieceMeta>) -> Merge
 }
 
 #[test]
-fn a_merge_leaves_of_its_inputs_what_lies_outside_its_stretch() {
+fn a_merge_leaves_the_parts_of_its_inputs_outside_its_stretch() {
     let table = [
         (("", ""), [64, 0, 0], ""),
         (("", ""), [64, 32, 64], "0: 1[,) 2[,)"),
@@ -155,17 +155,17 @@ fn levels_that_are_not_sound_are_refused() {
     }
 }
 
-/// One-letter keys in this many positions.
+/// The number of different keys, each of one letter.
 const KEYS: u8 = 6;
 
 fn key(nth: u8) -> String {
     char::from(b'a' + nth).to_string()
 }
 
-/// A model of one flush: which of the keys it wrote.
+/// A model of one flush: the keys that it wrote.
 type Flush = Vec<u8>;
 
-/// What stands behind a file number: the keys and the flush that each of them came from.
+/// A model of each file by its number: its keys, and the flush that wrote each of them.
 type Contents = BTreeMap<u64, BTreeMap<u8, u64>>;
 
 /// The flush that a read of `nth` finds first, newest run first.
@@ -179,7 +179,7 @@ fn newest(levels: &Levels, contents: &Contents, nth: u8) -> Option<u64> {
     levels.runs().iter().find_map(found)
 }
 
-/// Merges what the pieces of the interval hold inside the stretch, as a job does, newest first.
+/// Merges the entries of the interval's pieces inside the stretch, newest first, as a job does.
 fn merge(levels: &mut Levels, contents: &mut Contents, (from, upto): (u8, u8), runs: (usize, usize)) {
     let Some(inputs) = levels.runs().get(runs.0..=runs.1) else { return };
     let is_bottom = runs.1 + 1 == levels.runs().len();
@@ -204,7 +204,7 @@ fn merge(levels: &mut Levels, contents: &mut Contents, (from, upto): (u8, u8), r
 }
 
 #[test]
-fn no_merge_of_any_stretch_and_interval_changes_what_is_newest() {
+fn no_merge_of_any_stretch_and_interval_changes_the_newest_entry() {
     let flush = vec(0..KEYS, 1..6);
     let job = (0..KEYS, 1..=KEYS, 0..4_usize, 0..4_usize);
     let step = (proptest::option::of(flush), job);

@@ -1,11 +1,11 @@
-//! The log of a version, as a replay needs it described.
+//! The description of a version's log for a replay.
 
 use wal::ReplayInput;
 
 use crate::io::files::Files;
 use crate::manifest::version::Version;
 
-/// Describes log and ring of the version's life, from the position on above which not everything is in segments.
+/// Describes log and ring of the version's life, from the horizon on: all entries below it are in segments.
 pub(crate) fn replay_input(files: &Files, version: &Version) -> ReplayInput {
     let life = &version.life;
     ReplayInput {
@@ -22,7 +22,7 @@ pub(crate) fn replay_input(files: &Files, version: &Version) -> ReplayInput {
     }
 }
 
-/// Sizes of what is mapped or counted in memory: they fit into the address space.
+/// Converts a size of mapped or counted memory, which fits into the address space.
 pub(crate) fn to_usize(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)
 }

@@ -4,7 +4,7 @@
 //! functions over it. The manifest is the log of its edits; a full version is itself written as the list of edits
 //! that builds it from nothing.
 //!
-//! Invariants: file numbers, keyspace ids, epochs and lives are never reused; those of the runs stand in `levels`.
+//! Invariants: file numbers, keyspace ids, epochs and lives are never reused. `levels` has the invariants of runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::io::kinds::MAX_FILE;
 use crate::manifest::levels::{Levels, Merged, PieceMeta};
 use crate::segment::SegmentMeta;
 
-/// What a program must know before it reads anything else of the store.
+/// The facts that a program needs before it reads any other byte of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Format {
     pub(crate) version: u32,
@@ -34,7 +34,7 @@ pub(crate) struct Life {
     pub(crate) store_id: u64,
     /// Counts writable opens, from 1.
     pub(crate) number: u32,
-    /// Where in the stream it begins.
+    /// Its first position in the stream.
     pub(crate) start: Seq,
     /// File number of its ring.
     pub(crate) ring: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Life {
 /// A store from which this one was copied, with the files that it wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// It wrote the files below this number, from the bound of the origin before.
+    /// It wrote the files below this number, down to the bound of the previous origin.
     pub(crate) below: u64,
     pub(crate) store_id: u64,
 }
@@ -66,8 +66,8 @@ pub(crate) struct KeyspaceVersion {
 pub(crate) struct Version {
     pub(crate) format: Format,
     pub(crate) life: Life,
-    /// The stores whose segments a copy has kept, by rising file numbers. All later files are the store's own; a store
-    /// that is no copy has no others.
+    /// The stores that wrote the segments of a copy, by rising file numbers. All later files are the store's own. Empty in a
+    /// store that is no copy.
     pub(crate) origins: Vec<Origin>,
     /// Bytes of the ring's file that have been made so far.
     pub(crate) ring_file_bytes: u64,
@@ -88,7 +88,7 @@ pub(crate) struct Version {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Edit {
     Format(Format),
-    /// A life begins: the log files of the one before are forgotten, and the file of the ring has its full size.
+    /// A new life begins. The log files of the previous one are no longer live, and the ring's file has its full size.
     Life(Life),
     /// Lower bounds for the counters.
     Counters {
@@ -98,7 +98,7 @@ pub(crate) enum Edit {
     },
     /// A log file gets a new epoch; its stream begins at `start`.
     FileActivated(ActiveFile),
-    /// Everything below `at` is in segments, and these log files are not needed any more.
+    /// Every entry below `at` is in segments, and these log files are no longer needed.
     Horizon {
         at: Seq,
         retired: Vec<u64>,
@@ -110,7 +110,7 @@ pub(crate) enum Edit {
     KeyspaceDropped {
         keyspace: u32,
     },
-    /// Everything below `to` is in segments, and these pieces, if there are any, are a run of that stamp.
+    /// Every entry of the keyspace below `to` is in segments. The pieces, if there are any, are a run with that stamp.
     Flushed {
         keyspace: u32,
         to: Seq,
@@ -205,7 +205,7 @@ impl Version {
         edits.extend(self.logs.iter().copied().map(Edit::FileActivated));
         for (&keyspace, state) in &self.keyspaces {
             edits.push(Edit::KeyspaceCreated { keyspace, name: state.name.clone() });
-            // A flushed run is newer than all others, so the oldest goes first.
+            // A flushed run must be newer than all others, so the oldest run is added first.
             edits.extend(state.levels.runs().iter().rev().map(|run| Edit::Flushed {
                 keyspace,
                 to: run.stamp,
@@ -266,7 +266,7 @@ impl Version {
         if bounds().next_back().is_some_and(|below| below > self.next_file) {
             return Err("a file number that is not used yet belongs to another store");
         }
-        // The next number would be in use already, and the code that takes it relies on a free one.
+        // The next number would be in use already. The code that takes it relies on a free one.
         if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {
             return Err("a counter is used up");
         }
@@ -278,7 +278,7 @@ impl Version {
         Ok(())
     }
 
-    /// Checks the rules that a replay relies on, and a log that goes on in the same ring.
+    /// Checks the rules on which a replay relies, and a log that continues in the same ring.
     pub(crate) fn check_log(&self) -> Result<(), &'static str> {
         if self.life.ring_bytes == 0 {
             return Err("a life has a ring of no bytes");

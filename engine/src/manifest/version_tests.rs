@@ -1,5 +1,4 @@
-//! Versions: whatever edits led to one, the list it writes of itself leads to the same; edits that do not fit are
-//! refused.
+//! Versions: the list of edits that a version writes of itself builds the same version. Edits that break a rule are refused.
 
 use std::ops::RangeInclusive;
 
@@ -35,7 +34,7 @@ fn built(edits: &[Edit]) -> Result<Version, &'static str> {
     Ok(version)
 }
 
-/// What a store might do next; the numbers choose among what is there.
+/// One step of a random store. The numbers choose among the existing keyspaces, files and runs.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Create,
@@ -99,7 +98,7 @@ fn merge(version: &Version, keyspace: u32, from: usize, len: usize, stretch: Key
     Some(Edit::Merged { keyspace, merged })
 }
 
-/// Moves what the oldest run has in a stretch to the bottom, so that one file stands under two stamps.
+/// Moves the part of the oldest run inside a stretch to the bottom, so that one file is in two runs.
 fn move_down(version: &Version, keyspace: u32, stretch: KeyBounds) -> Option<Edit> {
     let levels = &version.keyspaces.get(&keyspace)?.levels;
     let oldest = levels.runs().last().filter(|run| run.stamp != Seq::ZERO)?;
@@ -117,7 +116,7 @@ fn move_down(version: &Version, keyspace: u32, stretch: KeyBounds) -> Option<Edi
     Some(Edit::Merged { keyspace, merged })
 }
 
-/// The edit of a step, if it is possible; `position`, where a record may start, rises with every step.
+/// The edit of a step, if it is possible. `position` is a valid start of a record and rises with every step.
 fn edit(version: &Version, step: Step, position: u64) -> Option<Edit> {
     let keyspace = |nth: usize| version.keyspaces.keys().nth(nth).copied();
     Some(match step {
@@ -300,7 +299,7 @@ fn a_merge_takes_the_place_of_its_runs() {
     assert_eq!(ids(&flushes), [6, 5, 4, 3], "newest first");
     let with = |edit| [&flushes[..], &[edit]].concat();
     assert_eq!(ids(&with(merged(64..=96, run(7)))), [6, 7, 3]);
-    assert_eq!(ids(&with(merged(0..=64, vec![]))), [6, 5], "nothing was left");
+    assert_eq!(ids(&with(merged(0..=64, vec![]))), [6, 5], "the merge left no output");
 }
 
 #[test]
@@ -308,7 +307,7 @@ fn a_ring_file_is_never_longer_than_its_ring() {
     let mut version = Version::default();
     let life = Life { number: 1, ring_bytes: 4096, ..Life::default() };
     version.apply(&Edit::Life(life)).unwrap();
-    assert_eq!(version.ring_file_bytes, 4096, "a life begins with all of it");
+    assert_eq!(version.ring_file_bytes, 4096, "a new life has the full ring");
     version.apply(&Edit::RingGrown { file_bytes: 1024 }).unwrap();
     assert_eq!(version.ring_file_bytes, 1024);
     assert!(version.apply(&Edit::RingGrown { file_bytes: 4097 }).is_err());

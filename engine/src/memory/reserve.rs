@@ -1,28 +1,29 @@
 //! The reserved part of the cache's budget: the memory of open segments beside their blocks.
 //!
-//! The cache has the rest of the budget. Reserved memory is never evicted. So it is either asked for, and granted as long as
-//! all of it is at most half of the budget, or taken, where there is no choice. Memory for the output of a compaction, whose
-//! inputs leave soon, is granted as if these had left.
+//! The cache has the rest of the budget. Reserved memory is never evicted. A request is granted only while all reserved bytes
+//! are at most half of the budget. Memory that cannot be refused is taken without this limit. For the output of a compaction
+//! the memory of its inputs, which is free soon, is not counted.
 //!
-//! Invariants: the bytes of the cache and the reserved bytes sum to at most the budget, at every moment, unless more than that
-//! was taken; reserved bytes come back when their owner is dropped.
+//! Invariants: cache and reserved bytes together never exceed the budget, unless more than the budget was taken. Reserved
+//! bytes return to the cache when their owner is dropped.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::memory::cache::{Cache, Counted};
 
-/// At most this part of the budget is granted.
+/// Requests are granted up to the budget divided by this.
 const ASKED_PART: u64 = 2;
 
-/// Bytes of a cache's budget; given back when dropped.
+/// Reserved bytes of a cache's budget. The drop returns them.
 pub(crate) struct Reserved<V: Counted> {
     cache: Arc<Cache<V>>,
     bytes: u64,
 }
 
 impl<V: Counted> Reserved<V> {
-    /// Reserves `bytes`, if all reserved bytes, without `leaving_bytes` that come back soon, are at most half of the budget then.
+    /// Reserves `bytes` if all reserved bytes are then at most half of the budget, not counting `leaving_bytes`, which are free
+    /// soon.
     pub(crate) fn ask(cache: &Arc<Cache<V>>, bytes: u64, leaving_bytes: u64) -> Option<Reserved<V>> {
         let half_bytes = cache.budget_bytes() / ASKED_PART;
         let limit_bytes = half_bytes + leaving_bytes.min(half_bytes);
@@ -31,7 +32,7 @@ impl<V: Counted> Reserved<V> {
         granted.then(|| Reserved { cache: Arc::clone(cache), bytes })
     }
 
-    /// Reserves `bytes` in any case.
+    /// Reserves `bytes` without a limit.
     pub(crate) fn take(cache: &Arc<Cache<V>>, bytes: u64) -> Reserved<V> {
         let mut taken = Reserved { cache: Arc::clone(cache), bytes: 0 };
         taken.resize(bytes);
@@ -82,20 +83,23 @@ mod tests {
         let stats = cache.stats();
         assert!(
             stats.bytes <= BUDGET / 2 && stats.bytes > BUDGET * 4 / 10,
-            "as much went as was needed: {stats:?}"
+            "the cache evicted exactly as much as needed: {stats:?}"
         );
-        assert!(Reserved::ask(&cache, 1, 0).is_none(), "others hold half already");
-        assert!(Reserved::ask(&cache, 101, 100).is_none(), "and so much does not leave");
+        assert!(Reserved::ask(&cache, 1, 0).is_none(), "half of the budget is reserved already");
+        assert!(Reserved::ask(&cache, 101, 100).is_none(), "the leaving bytes are not enough");
         assert!(Reserved::ask(&cache, 100, 100).is_some());
-        assert!(Reserved::ask(&cache, BUDGET / 2 + 1, BUDGET).is_none(), "all of it is all there is");
+        assert!(
+            Reserved::ask(&cache, BUDGET / 2 + 1, BUDGET).is_none(),
+            "more than the budget is not granted"
+        );
         let second = Reserved::take(&cache, BUDGET / 4);
         assert_eq!(cache.stats().reserved_bytes, BUDGET / 4 * 3);
         assert!(fill(10_000).bytes <= BUDGET / 4);
         first.resize(BUDGET / 8);
         assert_eq!(cache.stats().reserved_bytes, BUDGET / 8 * 3);
-        assert!(fill(0).bytes > BUDGET / 2, "what came back is used");
+        assert!(fill(0).bytes > BUDGET / 2, "the cache uses the returned bytes");
         let third = Reserved::take(&cache, 2 * BUDGET);
-        assert_eq!((cache.stats().bytes, cache.stats().values), (0, 0), "more than all of it is taken");
+        assert_eq!((cache.stats().bytes, cache.stats().values), (0, 0), "more than the budget was taken");
         assert_eq!(fill(0).bytes, 0);
         drop((first, second, third));
         assert_eq!(cache.stats().reserved_bytes, 0);

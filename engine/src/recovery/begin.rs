@@ -14,7 +14,7 @@ use crate::manifest::version::{Edit, Life, Version};
 /// The keyspace that every store has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
 
-/// The version of a store that is made now.
+/// The version of a new store.
 pub(crate) fn first_version(files: &Files) -> Version {
     let mut version = Version { next_file: 1, next_epoch: 1, next_keyspace: 1, ..Version::default() };
     version.life.store_id = files.backend().random();
@@ -31,7 +31,7 @@ pub(crate) fn begin_life(
 ) -> Result<()> {
     let old = version.life.clone();
     let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
-    // The damage that a repair is for may be in the ring.
+    // After a repair the ring is not kept: the damage may be in it.
     let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes() && !options.repair;
     let (ring, ring_file_bytes) = if keeps_ring {
         (old.ring, version.ring_file_bytes)
@@ -78,7 +78,7 @@ pub(crate) fn new_manifest_number(files: &Files, is_new: bool) -> Result<u64> {
     Ok(last.map_or(FIRST_NUMBER, |last| last + 1))
 }
 
-/// Applies an edit that recovery itself makes.
+/// Applies an edit that recovery made.
 pub(crate) fn apply(version: &mut Version, edit: &Edit) {
     version.apply(edit).expect("recovery makes edits that fit");
 }

@@ -1,6 +1,6 @@
-//! The directory of a store: is it one, may it become one, and whose is it now.
+//! Enters the directory of a store: checks that it is a store or may become one, and takes its lock.
 //!
-//! Invariant: a directory of something else is left untouched.
+//! Invariant: a directory with other content is not changed.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::base::error::{Error, Result};
 use crate::io::files::Files;
 use crate::io::kinds::{FileKind, Folder};
 
-/// Makes the directory if asked to, and takes its lock; refuses a directory of something else.
+/// Makes the directory if asked to, and takes its lock. Refuses a directory with other content.
 pub(crate) fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
     let (backend, root) = (files.backend(), files.root());
     let is_store = match backend.stat(root)? {
@@ -26,14 +26,13 @@ pub(crate) fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
     };
     let lock = backend.lock(&files.lock_path())?;
     if !is_store {
-        // Before anything else is made: a power cut must not leave a part of a store that has no lock file to say whose
-        // it is.
+        // The lock file is made durable first. After a power cut it shows that the other files belong to a store.
         backend.sync_dir(root)?;
     }
     Ok(lock)
 }
 
-/// Looks into a directory that is there: whether it is a store already. One that is not must be free for one.
+/// Whether an existing directory is a store already. If it is none, it must be empty or left by an interrupted open.
 fn look(files: &Files, create: bool) -> Result<bool> {
     let root = files.root();
     let mut names = files.backend().list(root)?;
@@ -41,16 +40,16 @@ fn look(files: &Files, create: bool) -> Result<bool> {
     if names.iter().any(|name| FileKind::Manifest.number_of(name).is_some()) {
         return Ok(true);
     }
-    // An open that was interrupted before the first manifest leaves some of our own, the lock file first.
+    // An open that was interrupted before the first manifest leaves some of a store's names, the lock file first.
     if !is_begun(files, &names)? {
         return Err(refused(root, "is not an Esker store, and not empty: nothing was written to it"));
     }
     if !create {
         return Err(no_store(root));
     }
-    // The directory may have been made by an open that ended before its name was durable.
+    // An earlier open may have made the directory and ended before its name was durable.
     match sync_parent(files) {
-        // Without access to the parent the directory was not made by us, but given to us.
+        // Without access to its parent, this process cannot have made the directory.
         Err(Error::Io { kind: ErrorKind::PermissionDenied, .. }) => {}
         other => other?,
     }
@@ -66,8 +65,8 @@ fn sync_parent(files: &Files) -> Result<()> {
     }
 }
 
-/// Whether these are the names that an open leaves which was interrupted before the first manifest: the lock file first,
-/// as long as a lock file is, then our directories with nothing in them but our own names.
+/// Whether these names can be left by an open that was interrupted before the first manifest: the lock file with the length
+/// of a lock file, and a store's directories with no other names than a store's in them.
 fn is_begun(files: &Files, names: &[String]) -> Result<bool> {
     if names.is_empty() {
         return Ok(true);

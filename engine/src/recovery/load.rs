@@ -1,4 +1,4 @@
-//! Opens the segments that the manifest names: the keyspaces as they were, before any replayed record.
+//! Opens the segments that the manifest names: the keyspaces without the replayed records.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::segment::{BlockCache, Opening, Segment, SegmentMeta};
 use crate::tree::store::Trees;
 use crate::tree::superversion::Tree;
 
-/// Memory that all keyspaces share.
+/// The memory that all keyspaces share.
 #[derive(Debug)]
 pub(crate) struct SharedMemory {
     pub(crate) cache: Arc<BlockCache>,
@@ -39,7 +39,7 @@ pub(crate) struct Loading<'a> {
 }
 
 impl<'a> Loading<'a> {
-    /// Where new segments of the store are written.
+    /// The destination of new segments of the store.
     pub(crate) fn site(self, store_id: u64) -> Site<'a> {
         Site { files: self.files, cache: &self.memory.cache, options: self.options, store_id }
     }

@@ -1,14 +1,14 @@
 //! Open: a straight line from a directory to a store, before any thread starts.
 //!
 //! 1. `enter`: the directory and its lock; 2. read the manifest; 3. `replay`: read the log and the ring; 4. `load`: open the
-//!    segments (nothing was changed so far but empty directories: a refusal leaves everything as it was); 5. `replay`: write
+//!    segments (so far only empty directories were made, so a refused open changes no data); 5. `replay`: write
 //!    the replayed records to segments, synced; 6. `begin`: write a new manifest that begins a new life and forgets the old
 //!    log; 7. `orphans`: remove the files that no manifest names; 8. `assemble`: put the store together.
 //!
-//! A crash before the end of step 6 leaves the old manifest in force, and files that it does not name; a crash after it
-//! leaves the new one. Doing it all again gives the same store, so a crash during recovery is like one before it.
-//! Replayed records go to segments, not back to a log: after a failed write the old log's blocks may be in the device's
-//! cache only, and a life never goes on in a file of another.
+//! After a crash before the end of step 6 the old manifest is in force, and there may be files that it does not name. After
+//! a later crash the new manifest is in force. A repeated recovery gives the same store, so a crash during recovery has the
+//! same effect as one before it. Replayed records go to segments and not to a log: after a failed write the blocks of the
+//! old log may be in the device's cache only, and a life never continues in a file of another life.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,12 +32,12 @@ use crate::recovery::replay::Replay;
 use crate::tree::store::{Store, Trees};
 use crate::tree::writing::Writing;
 
-/// A store that was opened.
+/// The result of an open.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) store: Arc<Writing>,
     pub(crate) lock: Box<dyn Lock>,
-    /// Where the log was cut, if it was damaged and a repair was asked for.
+    /// The cut in the log, if the log was damaged and a repair was requested.
     pub(crate) damage: Option<LogDamage>,
 }
 
@@ -89,7 +89,7 @@ struct Switch<'a> {
     trees: &'a Trees,
     replay: &'a Replay,
     replayed: Option<&'a Replayed>,
-    /// No manifest was there.
+    /// The directory had no manifest.
     is_new: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Files that no manifest names: which numbers they take, and their removal.
+//! Files that no manifest names: the file numbers that they use, and their removal.
 //!
 //! Invariant: a file is removed as an orphan only after the manifest that does not name it is durable.
 
@@ -18,24 +18,25 @@ pub(crate) fn number_above_all(files: &Files) -> Result<u64> {
     Ok(highest + 1)
 }
 
-/// Removes the files that an open which failed has written, numbered from `first_new` on, so that another try on a full
-/// disk does not fill it further.
+/// Removes the files that a failed open has written, numbered from `first_new` on. Otherwise each retry on a full disk
+/// would fill it further.
 pub(crate) fn discard(files: &Files, first_new: u64, error: &Error) {
-    // Then the new manifest may be on the disk, and the files that it names must stay.
+    // After a halt the new manifest may be on the disk. The files that it names must stay.
     if matches!(error, Error::Halted { .. }) {
         return;
     }
     for kind in counted() {
         for number in files.numbers(kind).unwrap_or_default() {
             if number >= first_new {
-                // A file that cannot be removed now is an orphan for the next open that succeeds.
+                // The next successful open removes a file that cannot be removed now.
                 let _ = files.backend().remove(&files.path(kind, number));
             }
         }
     }
 }
 
-/// Removes files that the manifest with this number does not name. It is durable, so no older one can come back.
+/// Removes files that the manifest with this number does not name. This manifest is durable, so no older one can come into
+/// force again.
 pub(crate) fn remove_orphans(files: &Files, version: &Version, manifest: u64) -> Result<()> {
     for kind in FileKind::ALL {
         let live = live(kind, version, manifest);
@@ -53,7 +54,7 @@ pub(crate) fn remove_orphans(files: &Files, version: &Version, manifest: u64) ->
     Ok(())
 }
 
-/// The files of a kind that stay.
+/// The numbers of the files of one kind that stay.
 fn live(kind: FileKind, version: &Version, manifest: u64) -> Vec<u64> {
     match kind {
         FileKind::Lock => vec![0],

@@ -1,4 +1,4 @@
-//! A copy of a store by hand: the segments as they are, in a store of another id.
+//! Copies of a store made by hand: the same segments in a store with another id.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ fn check(db: &Db, expected: &[(std::ops::Range<u32>, &str)]) {
     db.verify().unwrap();
 }
 
-/// A store with everything in segments: two runs, written in two lives.
+/// Makes a store with all entries in segments: two runs, written in two lives.
 fn source() -> SimBackend {
     let sim = SimBackend::new(1);
     for (numbers, value) in [(0..200, "first"), (100..300, "second")] {

@@ -1,6 +1,6 @@
 //! Gathers [`Metrics`] from the parts of the store that keep the numbers.
 //!
-//! Invariant: it does no I/O and stops nothing; a lock is held for as long as a copy takes.
+//! Invariant: it does no I/O and stops no thread. Each lock is held only for a copy.
 
 use crate::base::metrics::{KeyspaceMetrics, Metrics};
 use crate::manifest::levels::Levels;
@@ -8,7 +8,7 @@ use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::{MemtableBytes, Writing};
 
-/// All metrics. `writing` is missing in a store that is only read.
+/// Gathers all metrics. `writing` is missing in a read-only store.
 pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
     let version = store.version();
     let cache = store.cache.stats();
@@ -41,7 +41,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
 /// Adds the numbers that only a store with a writing part has.
 fn add_writing(metrics: &mut Metrics, store: &Writing) {
     let log = store.log.metrics();
-    // The horizon first: it only rises, and never above what is published.
+    // The horizon is read first. It only rises, and never above the published position.
     let horizon = store.version().horizon;
     metrics.log_bytes = store.log.published().since(horizon);
     metrics.log_groups = log.groups;

@@ -2,8 +2,7 @@
 //!
 //! Order: the manifest, the names it gives, the log, then every segment. Cost: one read of every byte of the store.
 //!
-//! Invariant: it changes nothing, and damage that it finds is damage on the device: each file is read while it is not
-//! written.
+//! Invariant: it changes nothing, and reported damage is damage on the device: no file is written while it is read.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +31,7 @@ pub struct VerifyReport {
 /// Checks manifest, log and segments. Flushes and compactions wait, so that no file is replaced meanwhile; writers wait
 /// while the log is read.
 ///
-/// Without a writing part there is no open log, and the manifest was checked as it was read: segments are checked.
+/// A store without a writing part checks segments only: it has no open log, and its manifest was checked when it was read.
 pub(crate) fn verify(store: &Store, writing: Option<&Writing>) -> Result<VerifyReport> {
     let _no_job = writing.map(|writing| (writing.exclude_flushes(), writing.exclude_compactions()));
     store.check_open()?;
@@ -49,7 +48,7 @@ pub(crate) fn verify(store: &Store, writing: Option<&Writing>) -> Result<VerifyR
     Ok(report)
 }
 
-/// Every byte of every segment.
+/// Checks every byte of every segment.
 fn verify_segments(store: &Store, report: &mut VerifyReport) -> Result<()> {
     for tree in store.all_trees() {
         for segment in tree.load().zones.segments() {
@@ -61,7 +60,7 @@ fn verify_segments(store: &Store, report: &mut VerifyReport) -> Result<()> {
     Ok(())
 }
 
-/// Every live segment has a file. (Files that no manifest names are removed at the next open, and are no damage.)
+/// Checks that every live segment has a file. Files that no manifest names are no damage; the next open removes them.
 fn verify_names(store: &Store) -> Result<()> {
     let found: BTreeSet<u64> = store.files.numbers(FileKind::Segment)?.into_iter().collect();
     for segment in store.version().segments() {
@@ -73,10 +72,10 @@ fn verify_names(store: &Store) -> Result<()> {
     Ok(())
 }
 
-/// The durable part of the log can be replayed.
+/// Checks that the durable part of the log can be replayed.
 fn verify_log(store: &Writing, report: &mut VerifyReport) -> Result<()> {
-    // No group may be written while the files are read: it would be found half. Writers wait that long; the empty
-    // groups that the log writes by itself claim nothing new.
+    // No group may be written while the files are read, since half of it would be found. Writers wait meanwhile. The log
+    // may still write empty groups by itself: they contain no records.
     let _alone = store.hold_gate_alone();
     store.log.sync()?;
     let durable = store.log.durable();

@@ -1,5 +1,5 @@
-//! Wrong directories, missing rights, damaged files, limits of the process: each has an error of one line that says what
-//! and where, and nothing is lost or written by it.
+//! Wrong directories, missing rights, damaged files, limits of the process. Each causes an error of one line that names
+//! the cause and the place. No data are lost, and nothing is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -29,7 +29,7 @@ fn builder() -> Builder {
     Db::builder().memory_budget_bytes(1 << 20).sizes(sizes)
 }
 
-/// Every file below a directory, and every directory.
+/// All files and directories below a directory, with the contents of the files.
 fn contents(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut rest = vec![root.to_owned()];
@@ -100,12 +100,12 @@ fn a_directory_of_something_else_is_never_written_to() {
     }
 }
 
-/// A store whose data are partly in segments and partly in the log and the ring, as a kill leaves it.
+/// Makes a store as a killed process leaves it: its data are in segments, in the log and in the ring.
 fn killed_store(dir: &Path) -> PathBuf {
     killed_store_with_logs(dir).0
 }
 
-/// As [`killed_store`], with the number of log files that were in use and not spare.
+/// Makes the same store. Returns the number of log files in use, without the spare ones.
 fn killed_store_with_logs(dir: &Path) -> (PathBuf, usize) {
     let path = dir.join("store");
     let output = child("make", &path).stdin(Stdio::null()).output().unwrap();
@@ -148,25 +148,25 @@ fn a_damaged_file_of_any_kind_is_named_and_nothing_is_changed() {
             }
             let before = contents(&store);
             let opened = builder().open(&store);
-            // The ring holds nothing that was acknowledged durably, and what it says counts only if it validates.
+            // The ring holds no record that was acknowledged as durable, and a record in it counts only if it validates.
             let harmless = kind == "ring-" && damage == Some(&foreign[..]);
             match opened {
-                // A spare file holds nothing. Which they are is known below, by their number.
+                // A spare file holds no data. The number of spare files is checked below.
                 Ok(_) if kind == ".log" => drop(spare_logs.insert(name.to_owned())),
-                Ok(_) => assert!(harmless, "{name} was damaged and nobody noticed"),
+                Ok(_) => assert!(harmless, "the damage of {name} was not reported"),
                 Err(error) => {
                     assert!(matches!(error, Error::Corrupt { .. } | Error::Format { .. }), "{name}: {error}");
                     assert!(!spare_logs.contains(name), "{name}: {error}");
-                    // Nobody knows the number of the only manifest when it is gone.
+                    // The number of the only manifest is unknown once the file is gone.
                     one_line(&error, if kind == "manifest-" { kind } else { name });
                     let mut after = contents(&store);
                     after.retain(|path, _| !path.ends_with("LOCK"));
                     let mut before = before;
                     before.retain(|path, _| !path.ends_with("LOCK"));
-                    assert!(after == before, "{name}: something was changed");
+                    assert!(after == before, "{name}: the refused open changed a file");
                 }
             }
-            // Put everything back as it was.
+            // Restore the file.
             std::fs::remove_dir_all(&store).unwrap();
             for (path, bytes) in &whole {
                 match bytes {
@@ -181,7 +181,11 @@ fn a_damaged_file_of_any_kind_is_named_and_nothing_is_changed() {
         }
     }
     assert_eq!(seen.keys().collect::<Vec<_>>(), [".log", ".seg", "manifest-", "ring-"]);
-    assert_eq!(seen[".log"] / 4 - spare_logs.len(), live_logs, "damage of {spare_logs:?} was not noticed");
+    assert_eq!(
+        seen[".log"] / 4 - spare_logs.len(),
+        live_logs,
+        "the damage of {spare_logs:?} was not reported"
+    );
     check_data(&store);
 }
 
@@ -220,7 +224,7 @@ fn without_permission_the_error_says_so_and_nothing_is_lost() {
     let dir = dir();
     let store = killed_store(dir.path());
     let plain = child("open", &store);
-    // As root everything is permitted: the child is nobody. The directory of the test is for its owner only.
+    // Root may do everything, so the child runs as the user `nobody`. Only its owner may enter the test's directory.
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(plain.get_program());
     command.args(plain.get_args());
@@ -252,7 +256,7 @@ fn too_few_file_handles_are_an_error_and_nothing_is_lost() {
         }
         let output = command.output().unwrap();
         match result(&output.stdout).as_str() {
-            // The test program itself did not come up.
+            // The test program itself did not start.
             "" => {}
             "opened" => opened += 1,
             said => {
@@ -289,7 +293,7 @@ fn child(role: &str, store: &Path) -> Command {
     command
 }
 
-/// What a child said at its end.
+/// The result that a child printed at its end.
 fn result(stdout: &[u8]) -> String {
     let text = String::from_utf8_lossy(stdout);
     text.lines()
@@ -298,7 +302,7 @@ fn result(stdout: &[u8]) -> String {
         .unwrap_or_default()
 }
 
-/// Not a test of its own: what the children of the other tests do. Alone it does nothing.
+/// The part of the other tests that runs in a child process. Does nothing when run alone.
 #[test]
 fn child_process() {
     let Ok(role) = std::env::var("ESKER_CHILD") else { return };
@@ -313,7 +317,7 @@ fn child_process() {
             assert!(db.metrics().flushes > 0);
             assert!(db.metrics().log_bytes > 0);
             println!("RESULT made {}", db.metrics().log_files);
-            // As a kill would: nothing is closed.
+            // Exits as a killed process would, without closing the store.
             std::process::exit(0);
         }
         "open" => match builder().open(&store).and_then(|db| db.keyspace("default")?.put("x", "y")) {
@@ -350,7 +354,7 @@ fn exhaust_handles(store: &Path) {
     }
     assert_eq!(ks.iter().count(), usize::try_from(ENTRIES).unwrap() + 1);
     let refused = (0..5000u32).find_map(|i| ks.put((ENTRIES + i).to_le_bytes(), [7; 300]).err());
-    one_line(&refused.expect("without handles there is an end"), "ulimit -n");
+    one_line(&refused.expect("the open fails at the limit of handles"), "ulimit -n");
     assert_eq!(db.metrics().halted, None);
     drop(held);
     ks.put("more", "handles").unwrap();
@@ -390,7 +394,7 @@ fn without_direct_io_everything_works_and_the_listener_is_told_once() {
             ks.put(i.to_le_bytes(), [7; 300]).unwrap();
         }
         assert_eq!(told.lock().unwrap().len(), 1);
-        // What was acknowledged survives the process, although the ring does not.
+        // Acknowledged writes survive the process, although the ring does not.
         let killed = SimBackend::from_image(sim.snapshot().process_crash(1), 1);
         killed.set_buffered(true);
         let db = open(&killed);

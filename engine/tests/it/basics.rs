@@ -23,7 +23,7 @@ fn small() -> Sizes {
 }
 
 #[test]
-fn what_was_put_is_there_after_a_reopen() {
+fn puts_are_visible_after_a_reopen() {
     let dir = dir();
     let path = dir.path().join("store");
     let db = Db::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! What gets cost the device when the data are several times the cache: one read each, from whatever interface.
+//! Gets of data several times as large as the cache cost one read of the device each, through every interface.
 
 use std::path::Path;
 
@@ -7,19 +7,19 @@ use esker::{Db, Durability, Keyspace};
 
 const KEYS: usize = 60_000;
 
-/// As many gets as are counted.
+/// The number of gets that are measured.
 const GETS: u64 = 6000;
 
 type Key = [u8; 8];
 
-/// A way to get many keys.
+/// An interface that reads many keys.
 type GetAll<'a> = &'a dyn Fn(&[Key]);
 
 fn key(number: usize) -> Key {
     (number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()
 }
 
-/// 30 MB that do not compress, with a cache of at most two, in several runs.
+/// Makes a store with 30 MB of data that do not compress, in several runs. The cache holds at most 2 MB.
 fn open(dir: &Path) -> (Db, Keyspace) {
     let builder = || Db::builder().memory_budget_bytes(12 << 20).durability(Durability::Process);
     let mut random = Random::new(3);
@@ -30,7 +30,7 @@ fn open(dir: &Path) -> (Db, Keyspace) {
         ks.put(key(number), value).unwrap();
     }
     db.close().unwrap();
-    // Nothing of it is in memory.
+    // The reopened store has no data in memory.
     let db = builder().open(dir.join("store")).unwrap();
     let ks = db.keyspace("default").unwrap();
     let metrics = db.metrics();
@@ -39,7 +39,7 @@ fn open(dir: &Path) -> (Db, Keyspace) {
     (db, ks)
 }
 
-/// Reads of the device for [`GETS`] gets of random keys.
+/// The number of device reads for [`GETS`] gets of random keys.
 fn reads(db: &Db, get_all: GetAll<'_>) -> u64 {
     let mut random = Random::new(17);
     let keys: Vec<Key> = (0..GETS).map(|_| key(random.below(KEYS))).collect();

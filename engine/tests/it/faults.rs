@@ -1,4 +1,4 @@
-//! The store on a machine that fails once, at a place that matters. Each was found by `kvtorture errors`.
+//! The store on a machine that fails once, at a chosen call. Each case was found by `kvtorture errors`.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ fn a_new_manifest_that_failed_half_way_takes_no_acknowledged_edit_along() {
 fn a_full_disk_that_keeps_half_a_manifest_is_forgotten_when_there_is_space() {
     let sim = SimBackend::new(1);
     let db = open(&sim).unwrap();
-    // Not even the removal of what was begun works.
+    // The removal of the unfinished file fails too.
     sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).path("manifest-000002").skip(1).forever());
     let mut number = 0;
     while db.keyspace(&format!("keyspace-{number:02}")).is_ok() {
@@ -70,7 +70,7 @@ fn a_write_that_needs_a_new_log_file_fails_as_long_as_none_can_be_made() {
     let write = |number: u32| default.put(number.to_string(), vec![7; 4000]);
     for number in 0..200 {
         let error = write(number).unwrap_err();
-        assert!(matches!(error, Error::Io { .. }), "no file that holds anything is in doubt: {error}");
+        assert!(matches!(error, Error::Io { .. }), "no file with data is in doubt: {error}");
     }
     assert_eq!(default.get("0").unwrap(), None, "a refused write was not made");
 }
@@ -92,7 +92,7 @@ fn a_manifest_that_found_no_space_in_a_write_halts_the_log_too() {
     sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Write]).path("manifest-"));
     let default = db.keyspace("default").unwrap();
     for _ in 0..2 {
-        // The first write needs a log file, which the manifest has to name before.
+        // The manifest must name a log file before the first write can use it.
         assert!(matches!(default.put("k", "v"), Err(Error::Halted { .. })));
         assert!(matches!(db.sync(), Err(Error::Halted { .. })));
     }

@@ -1,4 +1,4 @@
-//! How often filters let a missing key through, in a store with several runs, and what they take.
+//! The rate of false positives of the filters in a store with several runs, and the memory that they take.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ fn put_all(ks: &Keyspace, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// Spread, so that every run spans all keys.
+/// Spreads the numbers, so that every run spans all keys.
 fn key(number: u32) -> [u8; 4] {
     number.wrapping_mul(0x9E37_79B1).to_le_bytes()
 }
 
-/// Blocks that were looked into.
+/// The number of block lookups in the cache by gets of these keys.
 fn looks(db: &Db, numbers: std::ops::Range<u32>, ks: &Keyspace, is_there: bool) -> u64 {
     let count = || db.metrics().cache_hits + db.metrics().cache_misses;
     let before = count();
@@ -54,7 +54,7 @@ fn young_runs_have_better_filters_within_the_same_memory() {
     assert!(in_vain * 1000 <= u64::from(ASKED) * 7, "{in_vain} blocks");
     assert!(for_hits * 1000 <= u64::from(BOTTOM) * 4, "{for_hits} blocks");
     assert!(in_vain > 0, "no filter is that good");
-    // 14 bits of filter for each key, and what an index and places of blocks take.
+    // 14 bits of filter for each key, and the memory of the index and of the block positions.
     let entries = metrics.keyspaces[0].entries;
     assert!(metrics.pinned_bytes <= entries * 14 / 8 + entries, "{} bytes", metrics.pinned_bytes);
 }

@@ -1,5 +1,5 @@
-//! A full disk: writes are refused with `NoSpace`, nothing acknowledged is lost, and everything goes on by itself when
-//! there is space again. Mostly on the simulated disk, whose capacity is a number; once on a real one.
+//! A full disk: writes are refused with `NoSpace`, no acknowledged write is lost, and the store recovers by itself when
+//! there is space again. Most tests use the simulated disk, whose capacity is a number; one uses a real disk.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,7 +49,7 @@ fn is_no_space(error: &Error) -> bool {
     matches!(error, Error::NoSpace { .. })
 }
 
-/// Puts new keys until the disk is full. What was refused must not be there.
+/// Puts new keys until the disk is full. A refused put must not be visible.
 fn fill(ks: &Keyspace, model: &mut Model, next: &mut u64) {
     for _ in 0..10_000 {
         let (key, value) = (next.to_be_bytes().to_vec(), value(*next));
@@ -63,7 +63,7 @@ fn fill(ks: &Keyspace, model: &mut Model, next: &mut u64) {
         };
         *next += 1;
     }
-    panic!("the disk is never full");
+    panic!("the disk did not become full");
 }
 
 fn check(ks: &Keyspace, model: &Model) {
@@ -185,7 +185,7 @@ fn opening_on_a_full_disk_fails_changes_nothing_and_can_be_repeated() {
         let db = open().unwrap();
         sim.set_capacity_bytes(sim.used_bytes() + 500 * KIB);
         fill(&db.keyspace("default").unwrap(), &mut model, &mut next);
-        // Nothing may be flushed by the close: the next open has to write segments.
+        // The close must not flush: the next open has to write segments.
         sim.set_capacity_bytes(sim.used_bytes());
     }
     for free in [0, 4, 16, 40] {
@@ -206,7 +206,7 @@ fn opening_on_a_full_disk_fails_changes_nothing_and_can_be_repeated() {
     check(&db.keyspace("default").unwrap(), &model);
 }
 
-/// What may be done to a store, with refusals allowed; true if one was seen.
+/// Does all kinds of operations on a store. They may be refused for lack of space; true if one was.
 fn life(db: &Db, model: &mut Model) -> bool {
     let mut refused = false;
     let mut allow = |result: esker::Result<()>| {
@@ -380,7 +380,7 @@ fn a_real_disk_that_is_full_goes_on_when_a_file_is_emptied() {
                 }
             };
         }
-        panic!("24 MiB are never full");
+        panic!("24 MiB did not become full");
     };
     fill_up();
     fill_up();

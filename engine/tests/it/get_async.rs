@@ -1,4 +1,5 @@
-//! Gets as futures: what a get gives, thousands at once from one thread, dropped and closed at any moment.
+//! Gets as futures: they return the result of a plain get, run by the thousands from one thread, and may be dropped, or the
+//! store closed, at any moment.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -50,7 +51,7 @@ fn key(number: usize) -> Vec<u8> {
     format!("key {number:05}").into_bytes()
 }
 
-/// `count` keys with noise, each in a block of its own, in one run; and what they hold.
+/// Makes `count` keys with random values, each in a block of its own, in one run. Returns their values too.
 fn fill(db: &Db, count: usize) -> Vec<Vec<u8>> {
     let mut random = Random::new(5);
     let ks = db.keyspace("default").unwrap();
@@ -62,17 +63,17 @@ fn fill(db: &Db, count: usize) -> Vec<Vec<u8>> {
     values
 }
 
-/// A task that says its number when it is woken.
+/// A waker that sends the number of its task.
 struct Numbered(usize, Mutex<Sender<usize>>);
 
 impl Wake for Numbered {
     fn wake(self: Arc<Self>) {
-        // Nobody listens when the test has ended.
+        // The receiver is gone when the test has ended.
         let _ = self.1.lock().unwrap().send(self.0);
     }
 }
 
-/// Futures on one thread, each polled when it was woken and not otherwise.
+/// Futures on one thread. Each is polled only after it was woken.
 struct Tasks<F: Future> {
     futures: Vec<Option<Pin<Box<F>>>>,
     outputs: BTreeMap<usize, F::Output>,
@@ -81,7 +82,7 @@ struct Tasks<F: Future> {
 }
 
 impl<F: Future> Tasks<F> {
-    /// Polls each once.
+    /// Polls each future once.
     fn start(futures: impl IntoIterator<Item = F>) -> Tasks<F> {
         let (sender, woken) = channel();
         let futures: Vec<_> = futures.into_iter().map(|future| Some(Box::pin(future))).collect();
@@ -115,7 +116,7 @@ impl<F: Future> Tasks<F> {
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Compares gets as futures, at once and through snapshots, with a sorted map, while the store is written to.
+/// Compares gets as futures with a sorted map, while the store is written to: of current values and through snapshots.
 fn compare_with_a_model(db: &Db, random: &mut Random) {
     let ks = db.keyspace("default").unwrap();
     let mut model: Model = ks.iter().map(|pair| pair.unwrap()).map(|(k, v)| (k.into(), v.into())).collect();
@@ -148,7 +149,7 @@ fn compare_with_a_model(db: &Db, random: &mut Random) {
         };
         let gets = Tasks::start(keys.iter().map(|key| ks.get_async(key)));
         let all = ks.multi_get_async(&keys);
-        // What was asked before is as of then.
+        // Futures started before these writes return the values of that time.
         ks.put(&keys[0], "later").unwrap();
         let gets = gets.finish().into_iter().map(Result::unwrap).collect();
         assert_eq!(plain(gets), expect(&model), "round {round}");
@@ -176,7 +177,8 @@ fn futures_give_what_gets_give_now_and_at_snapshots() {
 
 #[test]
 fn thousands_are_in_flight_from_one_thread_over_a_store_larger_than_its_cache() {
-    // With index and filter in memory, and without: then futures that want the same block of them at once each read it.
+    // Once with index and filter in memory and once without. Without, futures that need the same index or filter block at
+    // the same time each read it.
     for (budget_bytes, is_paged, reads_each) in [(6 << 20, false, 1), (1 << 20, true, 3)] {
         thousands_in_flight(budget_bytes, is_paged, reads_each);
     }
@@ -193,7 +195,7 @@ fn thousands_in_flight(budget_bytes: u64, is_paged: bool, reads_each: u64) {
     assert_eq!(db.metrics().paged_segments > 0, is_paged);
     let before = backend.counters();
     let tasks = Tasks::start((0..COUNT).map(|number| ks.get_async(key(number))));
-    assert!(tasks.pending() > COUNT / 2, "{} are under way", tasks.pending());
+    assert!(tasks.pending() > COUNT / 2, "{} futures are pending", tasks.pending());
     for (value, expected) in tasks.finish().into_iter().zip(&values) {
         assert_eq!(value.unwrap().as_deref(), Some(&expected[..]));
     }
@@ -207,7 +209,7 @@ fn thousands_in_flight(budget_bytes: u64, is_paged: bool, reads_each: u64) {
 }
 
 #[test]
-fn what_is_in_memory_is_ready_at_the_first_poll() {
+fn a_value_in_memory_is_ready_at_the_first_poll() {
     let sim = SimBackend::new(1);
     let db = simulated(&sim);
     let ks = db.keyspace("default").unwrap();
@@ -380,7 +382,7 @@ fn reactor_threads() -> usize {
     tasks.filter_map(name).filter(|name| name.trim() == "aio-reactor").count()
 }
 
-/// In a process of its own, where no other test has a reactor.
+/// Runs the test in a process of its own, where no other test has a reactor.
 #[test]
 fn the_first_asynchronous_read_starts_the_only_thread_and_a_close_ends_it() {
     const MARK: &str = "ESKER_TEST_COUNT_THREADS";

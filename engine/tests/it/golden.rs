@@ -2,7 +2,7 @@
 //!
 //! `golden/FILES` names the files of the store with their sizes; each stands beside it under the same path, without the
 //! zeros at its end. One test opens the store and compares everything in it, one flips bits, one changes a version. The
-//! last makes the store again from the same seed and compares the bytes: a change of bytes is noticed here, and is a new
+//! last makes the store again from the same seed and compares the bytes. A change of bytes fails it, and needs a new
 //! format version. `GOLDEN=write` (`just golden`) writes the store anew.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ fn open(machine: &SimBackend) -> Db {
 }
 
 fn try_open(machine: &SimBackend) -> esker::Result<Db> {
-    // Log and manifest have room for everything: when they go on to a next file is no question of format.
+    // Log and manifest fit into one file each. The moment of the change to a next file is not part of the format.
     let sizes = Sizes {
         ring_bytes: Some(32 << 10),
         log_file_bytes: Some(4 << 20),
@@ -41,7 +41,7 @@ fn try_open(machine: &SimBackend) -> esker::Result<Db> {
     Db::builder().backend(Arc::new(machine.clone())).background(Background::Manual).sizes(sizes).open(ROOT)
 }
 
-/// Bytes that no compressor makes shorter.
+/// Bytes that do not compress.
 fn noise(mut seed: u64, len: usize) -> Vec<u8> {
     let mut next = || {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -50,7 +50,7 @@ fn noise(mut seed: u64, len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A keyspace and what should be in it.
+/// A keyspace and its expected content.
 struct Both<'a> {
     keyspace: Keyspace,
     name: &'static str,
@@ -70,7 +70,7 @@ impl Both<'_> {
     }
 }
 
-/// Writes a store that has everything the format knows, and leaves it as a killed process does.
+/// Writes a store that uses every part of the format, and leaves it as a killed process does.
 fn write_store() -> (DiskImage, Content) {
     let machine = SimBackend::new(SEED);
     let mut content = Content::new();
@@ -80,7 +80,7 @@ fn write_store() -> (DiskImage, Content) {
     let db = open(&machine);
     second_life(&db, &mut content);
     let image = machine.snapshot();
-    // What closing does comes after the picture.
+    // The image was taken before the close.
     drop(db);
     (image, content)
 }
@@ -215,7 +215,7 @@ fn the_golden_store_is_read_in_full() {
     let db = open(&machine);
     assert!(content_of(&db) == expected);
     assert!(db.verify().unwrap().segments >= 4);
-    // And written on: the next open sees the same.
+    // After more writes the next open sees the same content.
     db.compact().unwrap();
     db.close().unwrap();
     let db = open(&machine);
@@ -241,7 +241,7 @@ fn a_flipped_bit_in_a_segment_is_reported() {
     }
 }
 
-/// Compares what can be read with what should be there, and gives the first error.
+/// Compares the content of the store with the expected one. Returns the first error of a call.
 fn read_damaged(machine: &SimBackend, expected: &Content) -> esker::Result<()> {
     let db = try_open(machine)?;
     for ((name, key), value) in expected {

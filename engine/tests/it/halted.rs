@@ -1,5 +1,5 @@
 //! The first failed write or sync of log or manifest halts the store: reads go on, every later write gets the first cause,
-//! nobody waits for ever, nothing is tried again, and a reopen has everything that was acknowledged.
+//! no thread waits for ever, nothing is retried, and a reopen has every acknowledged write.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,10 +46,10 @@ impl Listener for Halts {
     }
 }
 
-/// What a key may hold: more than one value only if a write of it failed.
+/// The values that each key may have. There is more than one only if a write of the key failed.
 type Model = BTreeMap<Vec<u8>, Vec<Option<Vec<u8>>>>;
 
-/// A little of everything. Returns the first error of each kind: (halted, other).
+/// Does all kinds of operations. Returns the first error of each kind: (halted, other).
 fn life(db: &Db, model: &mut Model) -> (Option<Error>, Option<Error>) {
     let (mut halted, mut other) = (None, None);
     let mut note = |result: esker::Result<()>| {
@@ -174,7 +174,7 @@ fn fail_each(kinds: &[EventKind], part: &str, fault: Fault) -> usize {
         } else {
             let reported = other.is_some() || db.metrics().failed_jobs > 0;
             let is_harmless = kinds.contains(&EventKind::Remove) || kinds.contains(&EventKind::Stat);
-            assert!(!struck || reported || is_harmless, "{context}: nobody was told");
+            assert!(!struck || reported || is_harmless, "{context}: the fault was not reported");
             check(&db, &model, &context);
             // A failure before anything was written to the log: the same writes succeed now.
             assert_eq!(life(&db, &mut model).0.map(|error| error.to_string()), None, "{context}");
@@ -264,7 +264,7 @@ fn every_thread_that_writes_is_woken_with_the_cause() {
 
 type Chooses = fn(&Event) -> bool;
 
-/// Fails as an assertion in a job would.
+/// Panics inside a job, as a failed assertion does.
 #[derive(Debug)]
 struct Panics(Chooses);
 
@@ -275,7 +275,7 @@ impl Listener for Panics {
 }
 
 #[test]
-fn a_job_that_panics_leaves_nobody_waiting() {
+fn a_job_that_panics_leaves_no_thread_waiting() {
     let jobs: [(Chooses, &str); 2] = [
         (|event| matches!(event, Event::Flushed { .. }), "esker-flush"),
         (|event| matches!(event, Event::Compacted { .. }), "esker-compact"),

@@ -1,11 +1,11 @@
-//! Tests of the store as its users see it, in one program: what builds fast is run often.
+//! Tests of the store through its public interface. They are one program, since that builds fastest.
 //!
 //! Tests that need a process of their own (an allocator that counts, a fork, the machine's AIO slots, a scheduler) stand
 //! beside this folder.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
-#![expect(clippy::print_stderr, reason = "a seed is told")]
-#![expect(clippy::disallowed_methods, reason = "damage is done behind the back of the store")]
+#![expect(clippy::print_stderr, reason = "the seed of a failure is printed")]
+#![expect(clippy::disallowed_methods, reason = "tests damage files without the store")]
 #![expect(clippy::big_endian_bytes, reason = "keys in the order of their numbers")]
 
 mod bad_machine;

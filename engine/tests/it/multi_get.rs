@@ -1,4 +1,4 @@
-//! `multi_get`: what as many gets would have given, with fewer trips to the device.
+//! `multi_get` returns the results of as many gets and waits for the device less often.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn open(sim: &SimBackend) -> Db {
     builder(Arc::new(sim.clone())).open("/store").unwrap()
 }
 
-/// One of 900, and now and then one of which there are many versions.
+/// One of 900 keys, and now and then the hot key, which has many versions.
 fn any_key(random: &mut Random) -> Vec<u8> {
     match random.below(12) {
         0 => b"hot".to_vec(),
@@ -63,7 +63,7 @@ fn found(
     Ok(values.into_iter().map(|value| value.map(Vec::from)).collect())
 }
 
-/// Writes and deletes at random; in between flushes, compactions, and snapshots that are kept with what they see.
+/// Writes and deletes at random, with flushes and compactions in between. Keeps snapshots with the content that they see.
 fn fill(random: &mut Random, db: &Db, ks: &Keyspace, model: &mut Model, kept: &mut Vec<(Snapshot, Model)>) {
     for _ in 0..600 {
         let key = any_key(random);
@@ -85,7 +85,7 @@ fn fill(random: &mut Random, db: &Db, ks: &Keyspace, model: &mut Model, kept: &m
 }
 
 #[test]
-fn it_gives_what_as_many_gets_would_now_and_at_snapshots() {
+fn it_returns_the_results_of_gets_now_and_at_snapshots() {
     let mut random = Random::new(7);
     let sim = SimBackend::new(3);
     let mut model = Model::new();
@@ -94,7 +94,7 @@ fn it_gives_what_as_many_gets_would_now_and_at_snapshots() {
         let ks = db.keyspace("default").unwrap();
         let mut kept = Vec::new();
         for round in 0..6 {
-            // The first round of a life finds the cache empty.
+            // In the first round after an open the cache is empty.
             for _ in 0..6 {
                 let keys = any_keys(&mut random);
                 assert_eq!(
@@ -125,7 +125,7 @@ fn it_gives_what_as_many_gets_would_now_and_at_snapshots() {
     }
 }
 
-/// A store of `count` keys in a block each, with an empty cache.
+/// Makes a store of `count` keys in a block each, with an empty cache.
 fn keys_in_blocks(backend: &Arc<dyn Backend>, path: &std::path::Path, count: usize) -> (Db, Vec<Vec<u8>>) {
     let mut random = Random::new(1);
     let keys: Vec<_> = (0..count).map(|i| format!("key {i:05}").into_bytes()).collect();
@@ -144,12 +144,12 @@ fn keys_in_blocks(backend: &Arc<dyn Backend>, path: &std::path::Path, count: usi
 #[test]
 fn all_cold_blocks_up_to_64_are_in_flight_before_any_is_waited_for() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    // Powers of two, so that the depth that is reached has a class of its own.
+    // Powers of two, so that the depth reached has its own class in the histogram.
     for (count, depth) in [(1, 0), (32, 5), (64, 6), (160, 6)] {
         let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
         let (db, mut keys) = keys_in_blocks(&backend, &dir.path().join(count.to_string()), count);
         let ks = db.keyspace("default").unwrap();
-        // Twice the same key is one read.
+        // The same key twice costs one read.
         keys.extend_from_within(..);
         let before = backend.counters();
         assert!(ks.multi_get(&keys).unwrap().iter().all(Option::is_some));
@@ -197,7 +197,7 @@ fn every_failing_call_is_an_error_and_the_next_multi_get_works() {
             assert!(shown.len() < keys.len());
             let values = ks.multi_get(&keys).unwrap();
             for (at, value) in shown {
-                assert_eq!(value.as_deref(), values[at].as_deref(), "what was shown is right");
+                assert_eq!(value.as_deref(), values[at].as_deref(), "a returned value is right");
             }
             assert!(values.iter().all(Option::is_some));
         }

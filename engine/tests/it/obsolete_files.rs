@@ -1,4 +1,4 @@
-//! Files that a compaction has replaced stay while an iterator reads them, and go with it.
+//! Files that a compaction has replaced stay while an iterator reads them, and are removed when it ends.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Opening: the name of the directory must survive a power cut as well as what is in it, and no option may do harm.
+//! Opening: the name of the directory must survive a power cut as its content does, and no option may do harm.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ fn small() -> Builder {
     Db::builder().background(Background::Manual).sizes(sizes)
 }
 
-/// Writes to a new store on `machine`, cuts the power with nothing un-synced left, and looks for what was written.
+/// Writes to a new store on `machine`, cuts the power so that all unsynced changes are lost, and looks for the writes.
 fn write_and_cut(machine: &SimBackend, path: &Path) {
     let db = small().backend(Arc::new(machine.clone())).open(path).unwrap();
     db.keyspace("default").unwrap().put("key", "value").unwrap();

@@ -1,4 +1,4 @@
-//! A store whose indexes and filters are several times what the memory budget has for them.
+//! A store whose indexes and filters are several times as large as the part of the memory budget for them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use esker::testing::{Background, BuilderExt, Sizes};
 use esker::{Db, Durability, Keyspace};
 
-/// Part of it is for memtables and buffers; the least that the cache and pinned parts have is an eighth.
+/// The memory budget. Part of it is for memtables and buffers; cache and pinned parts have at least an eighth.
 const BUDGET_BYTES: u64 = 1 << 20;
 const SHARED_BYTES: u64 = BUDGET_BYTES / 8;
 const KEYS: usize = 80_000;
@@ -49,7 +49,7 @@ fn must_hold(db: &Db) {
     assert!(held <= SHARED_BYTES, "{} cached and {} pinned", metrics.cache_bytes, metrics.pinned_bytes);
 }
 
-/// Values of which some are overwritten and some deleted, in several runs.
+/// Writes keys in several runs; some are overwritten and some deleted.
 fn fill(db: &Db, ks: &Keyspace, random: &mut Random) -> Content {
     let mut content = Content::new();
     for number in 0..KEYS {
@@ -73,7 +73,7 @@ fn fill(db: &Db, ks: &Keyspace, random: &mut Random) -> Content {
     content
 }
 
-/// A store of which every record is in a segment.
+/// Makes a store with every record in a segment.
 struct Filled {
     machine: SimBackend,
     db: Db,
@@ -157,7 +157,7 @@ fn a_store_with_too_large_indexes_is_right_and_within_its_budget() {
     check_scans(&db, &ks, &content, &mut random);
     let paged = db.metrics();
     db.close().unwrap();
-    // Where there is room, all is pinned; and it is several times what was there before.
+    // With enough memory everything is pinned, and that is several times as much as before.
     let (db, ks) = open(&machine, 256 << 20);
     let pinned = db.metrics();
     assert_eq!(pinned.paged_segments, 0);
@@ -186,9 +186,9 @@ fn a_cold_get_makes_few_reads_in_every_run() {
     }
     let all = reads() - before;
     eprintln!("{runs} runs; at most {most} reads for a get, {all} for 2000");
-    // A filter block in each run; an index and a data block where it says yes, and once in vain perhaps.
+    // A filter block in each run, and an index and a data block where the filter matches, with one false positive perhaps.
     assert!(most <= runs + 4, "{most} reads in {runs} runs");
-    // And mostly only one run's filter does.
+    // Mostly the filter of only one run matches.
     assert!(all <= 2000 * (runs + 2) + 40, "{all} reads for 2000 gets in {runs} runs");
 }
 
@@ -216,7 +216,7 @@ fn a_damaged_index_or_filter_block_is_reported_by_the_reads_that_need_it() {
             (at(from)..at(to)).step_by(512).for_each(|byte| bytes[byte + 9] ^= 4);
         });
         let machine = SimBackend::from_image(image, 1);
-        // Its index and filter were to be pinned, perhaps: then the open says it.
+        // If its index and filter would be pinned, the open reports the damage.
         let (db, ks) = match try_open(&machine, BUDGET_BYTES) {
             Ok(opened) => opened,
             Err(error) => {
@@ -244,9 +244,9 @@ fn a_damaged_index_or_filter_block_is_reported_by_the_reads_that_need_it() {
     assert!(struck > 0, "no paged segment was damaged");
 }
 
-/// Inputs and output of a compaction are in memory at once for a moment; that is no reason to page the output.
+/// During a compaction the pinned parts of inputs and output are in memory together. The output must not be paged for it.
 #[test]
-fn what_fits_stays_pinned_over_a_compaction() {
+fn parts_that_fit_stay_pinned_over_a_compaction() {
     let machine = SimBackend::new(1);
     let mut random = Random::new(5);
     let (db, ks) = open(&machine, BUDGET_BYTES);
@@ -260,7 +260,7 @@ fn what_fits_stays_pinned_over_a_compaction() {
         must_hold(&db);
     }
     assert_eq!(db.metrics().paged_segments, 0);
-    // So that there is something to merge.
+    // A second run, so that there is a merge.
     ks.put(key(0), "again").unwrap();
     db.compact().unwrap();
     let metrics = db.metrics();

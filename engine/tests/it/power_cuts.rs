@@ -1,4 +1,4 @@
-//! Crashes of the simulated machine that once went wrong. Each test is named after what must hold.
+//! Crashes of the simulated machine that once broke a store. Each test is named after the rule that must hold.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn open(sim: &SimBackend) -> esker::Result<Db> {
 }
 
 /// Found by `kvtorture sim --case 0 --seed 1`: the directories of a new store could reach the disk without its lock
-/// file, and the next open took them for something foreign.
+/// file, and the next open refused them as foreign.
 #[test]
 fn a_creation_that_a_power_cut_interrupted_goes_on() {
     for (event, image) in images_of_open(&SimBackend::new(1)).iter().enumerate() {
@@ -34,7 +34,7 @@ fn a_creation_that_a_power_cut_interrupted_goes_on() {
 }
 
 /// Found by `kvtorture sim --case 59 --seed 1`: the first manifest was written but not synced when the process died; the
-/// next open went on from it, and a power cut then took it away from under the second manifest.
+/// next open continued from it, and a power cut then removed it while the second manifest depended on it.
 #[test]
 fn a_creation_that_two_crashes_interrupted_goes_on() {
     for (event, image) in images_of_open(&SimBackend::new(1)).iter().enumerate() {

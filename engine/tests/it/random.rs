@@ -1,4 +1,4 @@
-//! What the tests of reads share.
+//! The random generator that the tests of reads share.
 
 /// A small generator; the seed is printed, and `SEED` in the environment replaces it.
 pub(crate) struct Random(u64);

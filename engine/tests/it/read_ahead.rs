@@ -1,5 +1,5 @@
-//! What scans cost the device: little if they are short, few large reads if they are long, the same in both directions, and
-//! nothing of what others keep in the cache. On the simulated machine, whose counters are exact.
+//! The reads of scans: short scans read little, long scans make few large reads, both directions cost the same, and scans do
+//! not evict the blocks that gets use. The tests run on the simulated machine, whose counters are exact.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use esker::{Builder, Db, Durability, Iter, Keyspace};
 
 const KEYS: usize = 8000;
 const VALUE_BYTES: usize = 1000;
-/// A stored block, with what direct I/O needs around it.
+/// A stored block, rounded up for direct I/O.
 const BLOCK_BYTES: u64 = 9 << 10;
-/// What one read takes at most.
+/// The largest size of one read.
 const READ_BYTES: u64 = 256 << 10;
 const SEGMENT_BYTES: u64 = 1 << 20;
 
@@ -27,7 +27,7 @@ fn key(number: usize) -> String {
     format!("key {number:06}")
 }
 
-/// One run of several segments, 8 MB that do not compress.
+/// One run of several segments with 8 MB of data that do not compress.
 struct Data(SimBackend);
 
 impl Data {
@@ -45,7 +45,7 @@ impl Data {
         Data(sim)
     }
 
-    /// Nothing of it is in memory.
+    /// The reopened store has no data in memory.
     fn cold(&self) -> (Db, Keyspace) {
         let db = builder(&self.0).open("/store").unwrap();
         let ks = db.keyspace("default").unwrap();
@@ -53,7 +53,7 @@ impl Data {
     }
 }
 
-/// Reads and their bytes.
+/// The number of reads during `work`, and their bytes.
 fn cost(db: &Db, work: impl FnOnce()) -> (u64, u64) {
     let before = db.metrics().io.read;
     work();
@@ -71,7 +71,7 @@ fn walk(iter: &mut Iter, steps: usize, is_forward: bool) {
 }
 
 #[test]
-fn a_scan_reads_at_most_twice_what_it_needs_wherever_it_ends() {
+fn a_scan_reads_at_most_twice_the_bytes_it_needs_wherever_it_ends() {
     let data = Data::new();
     for is_forward in [true, false] {
         for steps in [1, 8, 9, 30, 100, 300, 1000, 3000] {
@@ -123,7 +123,7 @@ fn a_seek_and_a_turn_begin_with_one_block_again() {
 }
 
 #[test]
-fn many_iterators_at_once_give_what_one_gives() {
+fn many_iterators_at_once_return_the_same_as_one() {
     let data = Data::new();
     let (db, ks) = data.cold();
     let mut iters: Vec<Iter> = (0..100).map(|_| ks.iter()).collect();
@@ -138,12 +138,12 @@ fn many_iterators_at_once_give_what_one_gives() {
             }
         }
     });
-    // Without read-ahead it is one for each block and direction: they go side by side through the cache.
+    // Without read-ahead each block costs one read per direction: the iterators move in step and share the cached blocks.
     assert!(reads < 1000, "{reads} reads");
 }
 
 #[test]
-fn a_scan_of_more_than_the_cache_leaves_there_what_gets_use() {
+fn a_scan_of_more_than_the_cache_does_not_evict_the_blocks_of_gets() {
     let (db, ks) = Data::new().cold();
     let hot: Vec<String> = (0..KEYS).step_by(100).map(key).collect();
     let gets = || assert!(hot.iter().all(|key| ks.get(key).unwrap().is_some()));
@@ -159,7 +159,7 @@ fn a_scan_of_more_than_the_cache_leaves_there_what_gets_use() {
     }
 }
 
-/// A store of `runs` runs with the same keys among them, each of several blocks; nothing of it is in memory.
+/// Makes a store of `runs` runs over the same range of keys, each of several blocks, with no data in memory.
 fn cold_runs(path: &std::path::Path, runs: usize) -> (Arc<dyn Backend>, Db) {
     let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
     let open =
@@ -181,7 +181,7 @@ fn cold_runs(path: &std::path::Path, runs: usize) -> (Arc<dyn Backend>, Db) {
 #[test]
 fn a_seek_reads_the_blocks_of_all_runs_at_once() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    // Powers of two, so that the depth that is reached has a class of its own.
+    // Powers of two, so that the depth reached has its own class in the histogram.
     for (runs, depth) in [(2, 1), (4, 2)] {
         for is_forward in [true, false] {
             let (backend, db) = cold_runs(&dir.path().join(format!("{runs} {is_forward}")), runs);
@@ -213,7 +213,7 @@ fn a_seek_goes_on_where_reading_ahead_for_all_runs_fails() {
     db.close().unwrap();
     let db = builder(&sim).open("/store").unwrap();
     let ks = db.keyspace("default").unwrap();
-    // The first read fails, which nobody learns: the run reads it again.
+    // The first read fails. The error is not reported, since the run reads the block again.
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Read]));
     assert_eq!(ks.range(key(10)..).next_ref().unwrap().unwrap().0, key(10).as_bytes());
     assert_eq!(sim.faults_struck(), 1);

@@ -1,4 +1,4 @@
-//! A damaged log: refused by every open, cut by an explicit repair, and what that keeps.
+//! A damaged log: every open refuses it, an explicit repair cuts it, and the records before the cut stay.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn key(nth: u32) -> String {
     format!("key {nth:03}")
 }
 
-/// A store with `KEYS` records in the log, each in a group of its own, after a power cut: the ring has nothing.
+/// A store with `KEYS` records in the log, each in a group of its own, after a power cut that has emptied the ring.
 fn cut_off() -> DiskImage {
     let mut image = killed();
     for path in paths(&image, "/ring-") {
@@ -62,7 +62,7 @@ fn logs(image: &DiskImage) -> Vec<PathBuf> {
     logs
 }
 
-/// The keys that are there, which are the first ones.
+/// The number of keys that are visible. They must be the first ones.
 fn kept(db: &Db) -> u32 {
     let ks = db.keyspace("default").unwrap();
     let found: Vec<_> = ks.iter().map(|pair| pair.unwrap()).collect();
@@ -89,7 +89,7 @@ fn a_repair_keeps_everything_before_the_damage_and_says_what_is_lost() {
         assert_eq!(found.kept_records, group);
         // Each record takes a granule or two; all but the newest group have a witness.
         assert!(found.cut_bytes >= (u64::from(KEYS) - 1 - group) * 32, "{found:?}");
-        assert_eq!(sim.snapshot().fingerprint(), before, "looking changes nothing");
+        assert_eq!(sim.snapshot().fingerprint(), before, "the check changes no file");
         builder(&sim).open("/store").unwrap_err();
 
         let cut = builder(&sim).repair("/store").unwrap().unwrap();
@@ -97,14 +97,14 @@ fn a_repair_keeps_everything_before_the_damage_and_says_what_is_lost() {
         let (_, db) = open(&sim.snapshot().power_cut_none());
         assert_eq!(u64::from(kept(&db)), group);
         db.verify().unwrap();
-        assert!(builder(&sim).repair("/store").unwrap().is_none(), "once is enough");
+        assert!(builder(&sim).repair("/store").unwrap().is_none(), "a second repair finds no damage");
     }
 }
 
 #[test]
-fn the_ring_replaces_what_is_damaged_as_far_as_it_reaches() {
+fn the_ring_replaces_damaged_records_as_far_as_it_reaches() {
     let image = killed();
-    // The last one may be a spare.
+    // The last file may be a spare one.
     for (nth, log) in logs(&image)[..3].iter().enumerate() {
         let mut damaged = image.clone();
         damaged.flip_bit(log, 3000);
@@ -159,7 +159,7 @@ fn a_missing_or_shortened_file_of_the_log_is_repaired_too() {
 }
 
 fn flushed_unevenly(sim: &SimBackend) -> Builder {
-    // One log file, so that its start tells nothing of what was acknowledged.
+    // One log file only, so that the start of no later file shows how much was acknowledged.
     let sizes = Sizes {
         memtable_bytes: Some(32 << 10),
         log_file_bytes: Some(1 << 20),
@@ -169,7 +169,7 @@ fn flushed_unevenly(sim: &SimBackend) -> Builder {
     builder(sim).sizes(sizes)
 }
 
-/// A store of which one keyspace was flushed and an older write of another one was not, with nothing of its log left.
+/// A store in which one keyspace was flushed and an older write of another one was not. Nothing of its log is left.
 fn without_its_log() -> DiskImage {
     let sim = SimBackend::new(7);
     let db = flushed_unevenly(&sim).open("/store").unwrap();
@@ -189,7 +189,7 @@ fn without_its_log() -> DiskImage {
     image
 }
 
-/// What was flushed is there, the write before it is not, and new ones are newer than either.
+/// The flushed records are visible, the older write is not, and new writes are newer than both.
 fn check_flushed(sim: &SimBackend) {
     let db = flushed_unevenly(sim).open("/store").unwrap();
     assert_eq!(db.keyspace("early").unwrap().get("key").unwrap(), None);
@@ -206,7 +206,7 @@ fn check_flushed(sim: &SimBackend) {
 }
 
 #[test]
-fn a_repaired_store_keeps_what_was_flushed_and_takes_writes_over_it() {
+fn a_repaired_store_keeps_flushed_records_and_takes_writes_over_them() {
     let sim = SimBackend::from_image(without_its_log(), 7);
     let cut = flushed_unevenly(&sim).repair("/store").unwrap().unwrap();
     assert_eq!(cut.kept_records, 0);
@@ -225,7 +225,7 @@ fn a_repair_that_a_crash_interrupts_is_done_or_can_be_done_again() {
         flushed_unevenly(&sim).repair("/store").unwrap_err();
         for left in [sim.snapshot().power_cut_none(), sim.snapshot().power_cut_all()] {
             let sim = SimBackend::from_image(left, 7);
-            // A repair that was done is not done again here: the store must be right as the crash left it.
+            // The repair was complete before the crash. The store must be right without another one.
             if flushed_unevenly(&sim).find_damage("/store").unwrap().is_some() {
                 flushed_unevenly(&sim).repair("/store").unwrap();
                 again += 1;
@@ -238,8 +238,8 @@ fn a_repair_that_a_crash_interrupts_is_done_or_can_be_done_again() {
     assert!(done > 0 && again > 0, "{done} done, {again} again");
 }
 
-/// The stores after each put, when the power failed, the ring has nothing, and the manifest has lost the edit that named
-/// the log file of that put; with how many puts there were.
+/// The stores after each put, and the number of puts. The power has failed, the ring is empty, and the manifest has lost
+/// the edit that named the log file of that put.
 fn without_an_activation() -> Vec<(u32, DiskImage)> {
     let sim = SimBackend::new(7);
     let db = builder(&sim).open("/store").unwrap();
@@ -294,7 +294,7 @@ fn a_log_file_that_was_used_proves_that_the_manifest_has_lost_its_edit() {
 }
 
 #[test]
-fn where_a_file_without_its_edit_is_damaged_too_a_repair_takes_what_stands_before() {
+fn where_a_file_without_its_edit_is_damaged_too_a_repair_takes_the_records_before() {
     let (puts, image) = without_an_activation().remove(40);
     // Puts 32 to 47 stand in the third file, one in each group.
     let mut damaged = image.clone();

@@ -1,5 +1,5 @@
-//! What a compaction does to what gets find in the cache: nothing, be it hot or not. On the simulated machine, whose counters
-//! are exact.
+//! A compaction keeps hot blocks in the cache and brings no other blocks into it. The tests run on the simulated machine,
+//! whose counters are exact.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use esker::{Db, Keyspace};
 
 const KEYS: usize = 8000;
 const VALUE_BYTES: usize = 1000;
-/// What the hot keys take is a fifth of the cache, and a twelfth of everything.
+/// The hot keys. They take a fifth of the cache, and a twelfth of all data.
 const HOT: Range<usize> = 3000..3700;
-/// Some of them are written again before the compaction.
+/// Every ninth key is written again before the compaction.
 const WRITTEN_AGAIN: usize = 9;
 
 fn key(number: usize) -> String {
@@ -53,14 +53,14 @@ fn two_runs(sim: &SimBackend) -> (Db, Keyspace) {
     (db, ks)
 }
 
-/// Reads of the device for gets of these keys.
+/// The number of device reads for gets of these keys.
 fn reads(db: &Db, ks: &Keyspace, mut keys: impl Iterator<Item = usize>) -> u64 {
     let before = db.metrics().io.read.count;
     assert!(keys.by_ref().map(key).all(|key| ks.get(key).unwrap().is_some()));
     db.metrics().io.read.count - before
 }
 
-/// After which the hot keys are in the cache, and were found there.
+/// Brings the hot keys into the cache and finds them there twice.
 fn heat(db: &Db, ks: &Keyspace) {
     let first = reads(db, ks, HOT);
     assert!(first > 50, "{first} reads: the cache was cold");
@@ -70,11 +70,11 @@ fn heat(db: &Db, ks: &Keyspace) {
 }
 
 #[test]
-fn what_is_hot_before_a_compaction_is_hot_after_it_and_nothing_else() {
+fn a_compaction_keeps_the_hot_blocks_and_no_others_in_the_cache() {
     let sim = SimBackend::new(1);
     let (db, ks) = two_runs(&sim);
     heat(&db, &ks);
-    // Each block is used once: not hot.
+    // Each of these blocks is used once, so it is not hot.
     let once = (5000..6000).step_by(10);
     assert!(reads(&db, &ks, once.clone()) > 50);
     let before = db.metrics();
@@ -87,14 +87,14 @@ fn what_is_hot_before_a_compaction_is_hot_after_it_and_nothing_else() {
         before.cache_bytes, after.cache_bytes
     );
     assert!(after.cache_bytes < hot_bytes * 5 / 4, "{} bytes in the cache", after.cache_bytes);
-    // The two at the edges may have had too few hot entries.
+    // The two blocks at the edges may have too few hot entries.
     let cold = reads(&db, &ks, HOT);
-    assert!(cold <= 2, "{cold} reads for what was hot");
-    assert!(reads(&db, &ks, once) > 50, "what was used once was brought, too");
+    assert!(cold <= 2, "{cold} reads for hot keys");
+    assert!(reads(&db, &ks, once) > 50, "the compaction brought in blocks that were used once");
 }
 
 #[test]
-fn a_compaction_of_what_nobody_reads_brings_nothing() {
+fn a_compaction_of_data_that_are_not_read_fills_no_cache() {
     let sim = SimBackend::new(1);
     let (db, _ks) = two_runs(&sim);
     db.compact().unwrap();

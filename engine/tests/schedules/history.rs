@@ -1,10 +1,11 @@
-//! What writers sent and were told, and what of it a reader or a reopened store may show.
+//! The operations that writers sent and their results, and the contents that a reader or a reopened store may show.
 //!
-//! Every writer has keys of its own and writes them in an order that is known from the number of the operation, so what
-//! is there of it is told by one number: how many of its operations. Each must be in a range, and all together a prefix of
-//! the order of writes: where an operation is there, so is every one that had ended before it began.
+//! Every writer has its own keys. The number of an operation determines which of them it writes, so a count of
+//! operations describes the contents of these keys completely. The check has two parts. The count of each writer must be
+//! in its range. All counts together must be a prefix of the order of writes: if an operation is visible, so is every
+//! operation that had ended before it began.
 //!
-//! Invariant: stamps rise; nothing here is a place where another task goes on.
+//! Invariant: stamps rise. No call in this file lets another task run.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -15,10 +16,10 @@ pub(crate) const KEYS: u64 = 3;
 /// The keyspaces: `default`, and one that was made.
 pub(crate) const KEYSPACES: [&str; 2] = ["default", "other"];
 
-/// What one writer's operations are.
+/// The kind of operations of one writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// A put, of one key after the other.
+    /// Puts, to one key after the other.
     Puts,
     /// A batch over all keys of both keyspaces: puts, and now and then a delete.
     Batches,
@@ -26,15 +27,15 @@ pub(crate) enum Shape {
     Deletes,
 }
 
-/// A place: keyspace and number of the key.
-pub(crate) type Place = (usize, u64);
+/// Names one key: the index of its keyspace and its number.
+pub(crate) type KeyId = (usize, u64);
 
-/// What is seen of a writer's keys: the numbers of the operations that wrote what is there.
-pub(crate) type Seen = BTreeMap<Place, u64>;
+/// The visible values of one writer's keys: for each key the number of the operation that wrote it.
+pub(crate) type Seen = BTreeMap<KeyId, u64>;
 
 impl Shape {
-    /// What the operation does: the places that it puts, and those that it deletes (false).
-    pub(crate) fn effects(self, operation: u64) -> Vec<(Place, bool)> {
+    /// The keys that the operation puts (true) and deletes (false).
+    pub(crate) fn effects(self, operation: u64) -> Vec<(KeyId, bool)> {
         match self {
             Shape::Puts => vec![((0, operation % KEYS), true)],
             Shape::Deletes => vec![((0, operation / 2 % KEYS), operation.is_multiple_of(2))],
@@ -46,7 +47,7 @@ impl Shape {
         }
     }
 
-    /// What is there after so many operations, on top of what [`first`] gives.
+    /// The contents after so many operations, which start from [`first`].
     pub(crate) fn after(self, operations: u64) -> Seen {
         let mut seen = first();
         for operation in 1..=operations {
@@ -62,7 +63,7 @@ impl Shape {
     }
 }
 
-/// What every writer's keys hold before its first operation.
+/// The contents of every writer's keys before its first operation.
 pub(crate) fn first() -> Seen {
     (0..KEYS).map(|key| ((0, key), 0)).collect()
 }
@@ -77,11 +78,11 @@ struct Operation {
 struct Writer {
     shape: Shape,
     operations: Vec<Operation>,
-    /// How many survive a power cut for certain.
+    /// The number of operations that must survive a power cut.
     durable: u64,
 }
 
-/// How many operations of each writer there must be at least.
+/// A number of operations for each writer: the least that must be visible, or the most that may be.
 pub(crate) type Bounds = Vec<u64>;
 
 /// See the [module](self).
@@ -89,12 +90,12 @@ pub(crate) type Bounds = Vec<u64>;
 pub(crate) struct History {
     now: u64,
     writers: Vec<Writer>,
-    /// Somebody was told that the store has halted.
+    /// A call has returned that the store has halted.
     pub(crate) has_halted: bool,
-    /// Futures that were started, and those of them that a poll found pending.
+    /// Futures that were started. `pending` counts those that a poll found pending.
     pub(crate) futures: u64,
     pub(crate) pending: u64,
-    /// Whether the keyspace that comes and goes must be there, if that is known.
+    /// Whether the temporary keyspace must exist. `None` while that is open.
     pub(crate) temporary: Option<bool>,
 }
 
@@ -141,39 +142,39 @@ impl History {
         }
     }
 
-    /// Its last operation was refused before anything came of it.
+    /// Its last operation was refused and has no effect.
     pub(crate) fn refuse(&mut self, writer: usize) {
         self.writers[writer].operations.pop();
     }
 
-    /// How many of each writer have been acknowledged: what any read that begins now sees.
+    /// The number of acknowledged operations of each writer. Every read that begins now sees them.
     pub(crate) fn ended(&self) -> Bounds {
         let count =
             |writer: &Writer| writer.operations.iter().filter(|one| one.ended.is_some()).count() as u64;
         self.writers.iter().map(count).collect()
     }
 
-    /// How many of each writer have begun: no read that has ended sees more.
+    /// The number of operations of each writer that have begun. No read that has ended sees more.
     pub(crate) fn sent(&self) -> Bounds {
         self.writers.iter().map(|writer| writer.operations.len() as u64).collect()
     }
 
-    /// Those that must survive a power cut.
+    /// The number of operations of each writer that must survive a power cut.
     pub(crate) fn durable(&self) -> Bounds {
         self.writers.iter().map(|writer| writer.durable).collect()
     }
 
-    /// What had ended at the begin of something that synced all of it.
+    /// Marks operations as durable: `ended` had ended when a successful sync began.
     pub(crate) fn synced(&mut self, ended: &Bounds) {
         for (writer, ended) in self.writers.iter_mut().zip(ended) {
             writer.durable = writer.durable.max(*ended);
         }
     }
 
-    /// Whether one place of a writer may hold this.
+    /// Checks the value of one key of a writer.
     pub(crate) fn judge_place(
         &self,
-        (writer, place): (usize, Place),
+        (writer, place): (usize, KeyId),
         found: Option<u64>,
         operations: RangeInclusive<u64>,
     ) -> Result<(), String> {
@@ -187,7 +188,7 @@ impl History {
         ))
     }
 
-    /// Whether all keys of all writers, seen as of one moment, may hold this.
+    /// Checks the values of all keys of all writers, read as of one moment.
     pub(crate) fn judge(&self, seen: &[Seen], least: &Bounds, most: &Bounds) -> Result<(), String> {
         let mut counts = Vec::new();
         for (at, writer) in self.writers.iter().enumerate() {
@@ -209,7 +210,8 @@ impl History {
         self.judge_order(&counts)
     }
 
-    /// The least and the most that may be there of each writer: is it a prefix of the order of writes?
+    /// Checks that the visible operations are a prefix of the order of writes. `counts` has the smallest and the largest
+    /// count that fits the values of each writer.
     fn judge_order(&self, counts: &[(u64, u64)]) -> Result<(), String> {
         for (at, &(lowest, _)) in counts.iter().enumerate().filter(|(_, (lowest, _))| *lowest > 0) {
             let newest = usize::try_from(lowest - 1).expect("an index");

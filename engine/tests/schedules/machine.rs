@@ -1,4 +1,4 @@
-//! The simulated machine, with a place at each call where another task may go on, and a clock that each look moves.
+//! The simulated machine. At each call another task may run, and each reading of the clock moves it.
 //!
 //! Invariant: no task is switched while the machine's own lock is held.
 
@@ -14,7 +14,7 @@ use aio::{
 use shuttle::thread;
 use wal::scheduled::{Condvar, Mutex, turn};
 
-/// How far a look moves the clock: a drain interval is over after a few.
+/// How far each reading moves the clock. A drain interval ends after a few readings.
 const TICK: Duration = Duration::from_millis(2);
 
 /// See the [module](self).
@@ -28,7 +28,7 @@ impl Machine {
         Machine { sim }
     }
 
-    /// Here another task may go on.
+    /// Lets another task run.
     fn turn(&self) -> &SimBackend {
         turn();
         &self.sim
@@ -47,7 +47,7 @@ impl BackendLayer for Machine {
         Ok(Box::new(TurningQueue { queue, machine: self.clone(), waker }))
     }
 
-    /// Its driver is a task like the others.
+    /// The driver is a task like the others.
     fn reactor(&self, slots: usize) -> Result<Reactor> {
         let queue = BackendLayer::queue(self, slots)?;
         Reactor::with_thread_by(queue, |work| Ok(Box::new(DriverTask(thread::spawn(work)))))
@@ -55,7 +55,7 @@ impl BackendLayer for Machine {
 
     fn sync(&self, file: &File) -> Result<()> {
         self.turn().sync(file)?;
-        // Between its end and what the caller makes of it.
+        // Another task may run between the end of the call and the caller's use of its result.
         self.turn();
         Ok(())
     }
@@ -88,7 +88,7 @@ impl BackendLayer for Machine {
     }
 }
 
-/// The task of a reactor's driver.
+/// The task that runs a reactor's driver.
 struct DriverTask(thread::JoinHandle<()>);
 
 impl fmt::Debug for DriverTask {
@@ -107,7 +107,7 @@ impl DriverThread for DriverTask {
     }
 }
 
-/// A queue whose waits let other tasks go on, and sleep until they are woken when nothing is in flight.
+/// A queue whose waits let other tasks run. A wait with no operation in flight sleeps until it is woken.
 #[derive(Debug)]
 struct TurningQueue {
     queue: Box<dyn Queue>,
@@ -154,7 +154,7 @@ impl QueueLayer for TurningQueue {
     }
 }
 
-/// Wakes the simulated queue, and the task that sleeps before it.
+/// Wakes the simulated queue, and the task that waits for it.
 ///
 /// Invariant: `raised` is whether the simulated queue has a wake-up that it has not reported.
 #[derive(Debug)]
@@ -189,7 +189,7 @@ impl SharedMap for TurningMap {
         self.map.extend()
     }
 
-    /// In two parts: what is copied is there bit by bit.
+    /// Copies in two parts, so that another task can see a half-copied record.
     fn write(&self, offset: usize, bytes: &[u8]) {
         let (first, second) = bytes.split_at(bytes.len() / 16 * 8);
         for (at, part) in [(offset, first), (offset + first.len(), second)] {

@@ -1,7 +1,7 @@
-//! Each mistake of [`Bug::IN_SCHEDULES`] must be found by some scenario, and those of [`ALSO`] too; `ONLY` is a filter over
-//! all mistakes there are.
+//! Each planted bug of [`Bug::IN_SCHEDULES`] and of [`ALSO`] must be found by a scenario. `ONLY` filters all planted bugs
+//! by name.
 //!
-//! Every scenario runs as a process of its own with the mistake's name in its environment, until one fails.
+//! Every scenario runs as a process of its own with the bug's name in its environment, until one fails.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use aio::{Backend, Bug, NativeBackend};
 
-/// Schedules of each scenario for each mistake: few at first, since most scenarios notice theirs soon or never.
+/// Schedules of each scenario for each bug. The first round is short: most scenarios find a bug soon or never.
 const ROUNDS: [&str; 3] = ["100", "1000", "5000"];
 
-/// Processes at once.
+/// Processes that run at once.
 const CORES: usize = 2;
 
-/// Mistakes that one thread can notice, and schedules notice, too.
+/// Bugs that tests with one thread find, and schedules find too.
 const ALSO: [Bug; 4] =
     [Bug::LogErrorNotSticky, Bug::FlushBeforeDurable, Bug::FlushedTooFar, Bug::FrozenTablesNotRead];
 
@@ -25,7 +25,7 @@ fn child() -> Command {
     command
 }
 
-/// All tests but the one of this file.
+/// All tests except the one in this file.
 fn scenarios() -> Vec<String> {
     let listed = child().args(["--list", "--format", "terse"]).output().expect("it starts");
     let listed = String::from_utf8(listed.stdout).expect("names are text");
@@ -33,7 +33,7 @@ fn scenarios() -> Vec<String> {
     names.filter(|name| !name.contains("planted")).map(str::to_owned).collect()
 }
 
-/// Whether the scenario passes with this mistake awake, or with none.
+/// Whether the scenario passes with this bug enabled, or with none.
 fn passes(scenario: &str, schedules: &str, bug: Option<Bug>) -> bool {
     let mut command = child();
     command.env("SCHEDULES", schedules);

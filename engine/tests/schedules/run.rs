@@ -1,8 +1,8 @@
-//! Runs one scenario under many schedules, crashes the machine inside most of them, and judges what is left.
+//! Runs one scenario under many schedules, crashes the machine inside most of them, and checks the remaining store.
 //!
-//! `SCHEDULES` says how many (2,000 unless told), `SEED` runs that one alone. A failure prints its seed.
+//! `SCHEDULES` sets their number (2,000 by default). `SEED` runs only the schedule of that seed. A failure prints its seed.
 //!
-//! Invariant: whatever is decided by chance is drawn from the schedule's seed.
+//! Invariant: every random choice is drawn from the schedule's seed.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -16,24 +16,24 @@ use esker::{Batch, Builder, Db, Durability, Error, Keyspace, Snapshot};
 use shuttle::rand::{RngCore, thread_rng};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
 
-use crate::history::{self, Bounds, History, KEYSPACES, Place, Seen, Shape};
+use crate::history::{self, Bounds, History, KEYSPACES, KeyId, Seen, Shape};
 use crate::machine::Machine;
 use crate::scheduler::{Case, Random, Seeded};
 
 const DIRECTORY: &str = "/store";
 
-/// A keyspace that comes and goes.
+/// A keyspace that a scenario makes and drops.
 pub(crate) const TEMPORARY: &str = "temporary";
 
-/// Schedules of each scenario, if nobody says how many.
+/// The default number of schedules of each scenario.
 const SCHEDULES: u64 = 2_000;
 
-/// A run that takes more turns than this never ends.
+/// A run of more steps counts as one that never ends.
 const MOST_STEPS: usize = 500_000;
 
 const STACK_BYTES: usize = 256 << 10;
 
-/// A store, who writes to it, and what happens.
+/// A store, its writers, and the tasks that run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
@@ -45,7 +45,7 @@ pub(crate) struct Scenario {
     pub(crate) body: fn(&Bed),
 }
 
-/// Small enough for everything to happen soon.
+/// Small sizes, so that a short run flushes, merges and changes log files.
 pub(crate) const SMALL: Sizes = Sizes {
     ring_bytes: Some(16 << 10),
     log_file_bytes: Some(16 << 10),
@@ -55,17 +55,17 @@ pub(crate) const SMALL: Sizes = Sizes {
     block_bytes: Some(512),
 };
 
-/// A number by the schedule's seed.
+/// True once in `one_in` draws from the schedule's seed.
 pub(crate) fn chance(one_in: u64) -> bool {
     below(one_in) == 0
 }
 
-/// A number below `limit` by the schedule's seed.
+/// A number below `limit`, drawn from the schedule's seed.
 pub(crate) fn below(limit: u64) -> u64 {
     thread_rng().next_u64() % limit
 }
 
-/// An open store inside a schedule, as its tasks share it.
+/// An open store inside a schedule. Its tasks share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Bed {
     pub(crate) db: Db,
@@ -80,7 +80,7 @@ impl Bed {
         look(&mut self.history.lock().unwrap())
     }
 
-    /// The result of a call; `None` after the machine has crashed, when nobody is told anything any more, and after a
+    /// The value that a call returned. `None` after the machine has crashed, when results have no meaning, and after a
     /// fault has halted the store.
     pub(crate) fn alive<T>(&self, result: esker::Result<T>) -> Option<T> {
         let sim = &self.machine.sim;
@@ -90,14 +90,14 @@ impl Bed {
                 self.history(|history| history.has_halted = true);
                 None
             }
-            // A log file that was about to be made: whoever asked is told, and the store goes on.
+            // A log file could not be made. The caller that needed it gets the error, and the store stays usable.
             Err(Error::Io { .. }) if sim.faults_struck() > 0 => None,
             Err(error) => panic!("nothing fails before the crash: {error:?}"),
             Ok(value) => Some(value),
         }
     }
 
-    /// A task of this bed.
+    /// Starts a task that shares this store.
     pub(crate) fn spawn(&self, task: impl FnOnce(Bed) + Send + 'static) -> thread::JoinHandle<()> {
         let bed = self.clone();
         thread::spawn(move || task(bed))
@@ -126,7 +126,7 @@ impl Bed {
             }
             batch.commit().map(|_| ())
         };
-        // No other task goes on between the look at the machine and the note.
+        // No other task runs between the look at the machine and the note in the history.
         if !self.machine.sim.has_crashed() {
             assert!(!had_halted || result.is_err(), "a write after the store said that it has halted");
             match &result {
@@ -138,7 +138,7 @@ impl Bed {
         result
     }
 
-    /// So many operations of a writer, at a level each: for power loss one in `powerful`.
+    /// Does so many operations of a writer. One in `powerful` must survive a power cut, the others the process.
     pub(crate) fn write_all(&self, writer: usize, operations: u64, powerful: u64) {
         for _ in 0..operations {
             let level = if chance(powerful) { Durability::Power } else { Durability::Process };
@@ -149,7 +149,7 @@ impl Bed {
         }
     }
 
-    /// Calls what makes everything before it durable.
+    /// Runs a call that makes every earlier operation durable.
     pub(crate) fn sync_by(&self, call: impl FnOnce(&Db) -> esker::Result<()>) {
         let ended = self.history(|history| history.ended());
         let result = call(&self.db);
@@ -158,7 +158,7 @@ impl Bed {
         }
     }
 
-    /// Judges all keys as `read` sees them, which is to show one moment of the time in which it runs.
+    /// Checks all keys as `read` returns them. They must be the contents at one moment during the call.
     pub(crate) fn look(&self, read: impl FnOnce() -> esker::Result<Vec<Seen>>) {
         let least = self.history(|history| history.ended());
         let seen = read();
@@ -166,7 +166,7 @@ impl Bed {
         self.judge(seen, &least, &most);
     }
 
-    /// Judges the keys that a snapshot of now shows to `read`, whenever that is.
+    /// Takes a snapshot and checks the keys that `read` finds in it later.
     pub(crate) fn look_at(&self, read: impl FnOnce(&Snapshot) -> esker::Result<Vec<Seen>>) {
         let least = self.history(|history| history.ended());
         let snapshot = self.db.snapshot();
@@ -175,8 +175,8 @@ impl Bed {
         self.judge(seen, &least, &most);
     }
 
-    /// Judges what `finish` makes of reads that `begin` starts and that show the moment in which it runs. Nothing is
-    /// judged if they were given up (`None`), or the store was closed.
+    /// Checks reads that `begin` starts and `finish` completes. They must show one moment during `begin`. There is no
+    /// check if `finish` gave the reads up (`None`), or the store was closed.
     pub(crate) fn look_later<T>(
         &self,
         begin: impl FnOnce() -> T,
@@ -199,8 +199,8 @@ impl Bed {
         }
     }
 
-    /// Reads one key and judges it.
-    pub(crate) fn look_up(&self, writer: usize, place: Place) {
+    /// Reads one key and checks it.
+    pub(crate) fn look_up(&self, writer: usize, place: KeyId) {
         let least = self.history(|history| history.ended())[writer];
         let found = self.keyspaces[place.0].get(key(writer, place.1));
         let most = self.history(|history| history.sent())[writer];
@@ -211,7 +211,7 @@ impl Bed {
         }
     }
 
-    /// What the pairs of a keyspace say of each writer.
+    /// Adds the pairs of a keyspace to `seen`, by writer.
     pub(crate) fn gather(
         &self,
         seen: &mut [Seen],
@@ -221,7 +221,7 @@ impl Bed {
         gather(seen, (keyspace, self.value_bytes), pairs)
     }
 
-    /// A place for what is seen of each writer.
+    /// An empty [`Seen`] for each writer.
     pub(crate) fn nothing_seen(&self) -> Vec<Seen> {
         vec![Seen::new(); self.history(|history| history.writers())]
     }
@@ -245,10 +245,10 @@ pub(crate) fn value(operation: u64, bytes: usize) -> Vec<u8> {
     value
 }
 
-/// The operation that wrote it.
+/// The operation that wrote this value.
 pub(crate) fn number(found: &[u8], bytes: usize) -> u64 {
     let operation = u64::from_le_bytes(found[..8].try_into().unwrap());
-    assert_eq!(found, value(operation, bytes), "a value that nobody wrote");
+    assert_eq!(found, value(operation, bytes), "the value was written by no operation");
     operation
 }
 
@@ -259,7 +259,7 @@ fn gather(
 ) -> esker::Result<()> {
     for pair in pairs {
         let (key, value) = pair?;
-        let (writer, key) = place_of(key.as_ref()).expect("a key that somebody wrote");
+        let (writer, key) = place_of(key.as_ref()).expect("the key belongs to a writer");
         let before = seen[writer].insert((keyspace, key), number(value.as_ref(), value_bytes));
         assert_eq!(before, None, "a key is shown once");
     }
@@ -295,7 +295,7 @@ enum End {
     Power,
 }
 
-/// What became of a run, or the sum of some.
+/// Counts of one run, or their sums over several runs.
 #[derive(Debug, Default)]
 struct Tally {
     events: u64,
@@ -317,13 +317,13 @@ impl Tally {
     }
 }
 
-/// One run; crashes it before an event below `crash_below`.
+/// Runs one schedule and crashes the machine before an event below `crash_below`.
 fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tally {
     let sim = SimBackend::from_image(image.clone(), below(u64::MAX));
     sim.stop_tracing();
     wal::scheduled::set_timers(chance(2));
     let end = if chance(2) { End::Process } else { End::Power };
-    // One in eight ends by itself.
+    // One run in eight ends without a crash inside.
     if let Some(events) = crash_below
         && !chance(8)
     {
@@ -373,7 +373,7 @@ fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tall
     Tally { events: sim.events(), crashes, sent, ended, futures, pending }
 }
 
-/// What the production recovery makes of a disk.
+/// Opens the disk with the production recovery and reads all contents.
 fn reopened(scenario: &Scenario, image: DiskImage, temporary: Option<bool>) -> Result<Vec<Seen>, String> {
     let backend = Arc::new(SimBackend::from_image(image, 1));
     backend.stop_tracing();

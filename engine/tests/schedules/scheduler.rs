@@ -1,28 +1,28 @@
-//! Which task goes on: from a seed for each schedule, so that any of them is run again without those before it.
+//! Decides which task runs next. Each schedule has its own seed, so any of them can be run again alone.
 //!
-//! Invariant: a schedule is a function of its seed, the scenario, and how many steps the scenario's first run took.
+//! Invariant: a schedule is a function of its seed, the scenario, and the number of steps in the scenario's first run.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 
-/// Times at which a task loses its turn, in schedules by priority: with depth `d` a mistake that takes `d` ordered steps
-/// is found with a chance that is known, and two changes are depth three.
+/// Priority changes in one schedule by priority (PCT). A bug that takes `d` ordered steps is found with a known
+/// probability by schedules of depth `d`. Two changes are depth three.
 const CHANGES: usize = 2;
 
-/// What a run is for.
+/// The purpose of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Case {
     /// Makes the disk that all others start from.
     Setup,
-    /// Nothing happens to it: counts steps and events.
+    /// Runs without a crash, to count steps and events.
     Probe,
     /// A schedule.
     Seed(u64),
 }
 
-/// What scheduler and runs tell each other.
+/// State shared by the scheduler and the runs.
 #[derive(Debug)]
 pub(crate) struct Board {
     pub(crate) case: Case,
@@ -53,14 +53,14 @@ impl Random {
     }
 }
 
-/// How the next task is found.
+/// The rule that chooses the next task.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// Any, at each step.
+    /// A random task at each step.
     Any,
-    /// The same goes on, seven times of eight.
+    /// The same task as before, seven times of eight.
     Reluctant,
-    /// The one of highest priority. Whoever yields, or goes on at a time of change, becomes the lowest.
+    /// The task of highest priority. A task that yields, or runs at a priority change, gets the lowest priority.
     Priority,
 }
 
@@ -73,16 +73,16 @@ pub(crate) struct Seeded {
     way: Way,
     choices: Random,
     values: Random,
-    /// Of tasks by number; the higher goes first.
+    /// Priorities of the tasks by number. The highest runs first.
     priorities: Vec<u64>,
-    /// Lower than all that were given.
+    /// Lower than all priorities given so far.
     lowest: u64,
     changes: [u64; CHANGES],
     steps: u64,
 }
 
 impl Seeded {
-    /// Setup, probe, then these seeds.
+    /// The seeds of the runs after setup and probe.
     pub(crate) fn new(seeds: Range<u64>) -> (Seeded, Arc<Mutex<Board>>) {
         let board = Arc::new(Mutex::new(Board { case: Case::Setup, steps: 0 }));
         let seeded = Seeded {
@@ -116,7 +116,7 @@ impl Seeded {
             self.priorities[usize::from(current)] = self.lowest;
         }
         let tasks = runnable.iter().map(|task| task.id());
-        tasks.max_by_key(|task| self.priority(*task)).expect("somebody can go on")
+        tasks.max_by_key(|task| self.priority(*task)).expect("a task can run")
     }
 
     fn any(&mut self, runnable: &[&Task]) -> TaskId {
@@ -151,7 +151,7 @@ impl Scheduler for Seeded {
         self.priorities.clear();
         self.lowest = 1 << 32;
         self.steps = 0;
-        // Some runs are longer than the first.
+        // A run may be longer than the first.
         let length = board.steps * 5 / 4;
         self.changes = std::array::from_fn(|_| 1 + self.choices.below(length));
         Some(Schedule::new(seed))

@@ -1,4 +1,4 @@
-//! Slots that own a counted value each, and guards that keep a value without counting: hazard pointers.
+//! Slots that own one counted value each, and guards that protect a value without a count: hazard pointers.
 //!
 //! ```text
 //!   load:   load the slot -> announce the value -> load it again: still there, so it is held; else announce the other
@@ -6,20 +6,20 @@
 //!   free:   take the value out of its slot -> read all hazard slots -> not announced, so drop its count
 //! ```
 //!
-//! Why this is right: the announcement, the second load, the taking out and the reading of hazard slots are sequentially
-//! consistent. In their order either the announcement is before the reading, which finds it; or the second load is after
-//! the taking out, and does not find the value. If a value is freed between the two loads and another one comes to its
-//! address, the holder does not notice, and need not: it holds the value that is in the slot at the second load.
+//! This is correct because the announcement, the second load, the removal from the slot and the reading of the hazard slots
+//! are sequentially consistent. In their order either the announcement precedes the reading, which finds it; or the second
+//! load follows the removal, and does not find the value. A value may be freed between the two loads, and another one may be
+//! allocated at its address. The guard then protects the new value, which is the one in the slot at the second load.
 //!
 //! A guard delays the freeing of its own value only, however long it is kept; an epoch would delay all. It costs one exchange
-//! in a line of memory of its own thread, and a store. Rejected: slots of `arc-swap`, where each swap settles the debts of all
-//! other threads; with 32 threads at misses that was 7 % of their time. Here one reading of the hazard slots serves many
+//! in a cache line of its own thread, and a store. Rejected: slots of `arc-swap`, where each swap settles the debts of all
+//! other threads. With 32 threads at misses that took 7 % of their time. Here one reading of the hazard slots serves many
 //! values.
 //!
 //! Invariants: a slot owns one count of its value; a [`Taken`] value owns that count until [`free_unheld`] finds that it is not
 //! held; a [`Held`] value either is announced in a hazard slot of its own, or owns a count. A value that is never handed to
 //! [`free_unheld`] or [`leave_to_others`] is never freed.
-#![expect(unsafe_code, reason = "values are kept by an announcement instead of a count")]
+#![expect(unsafe_code, reason = "hazard pointers protect values instead of counts")]
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -38,19 +38,19 @@ use crate::base::sync::cached::AtomicPtr;
 /// A counted pointer of one word.
 ///
 /// # Safety
-/// * Two that are equal as raw pointers share value and count, and stay so when they are moved.
-/// * From a raw pointer that [`Counted::into_raw`] gave, and whose count was not dropped, any number of values may be made,
-///   of which all but one are never dropped; each may be used as long as the count is there.
+/// * Two pointers that are equal as raw pointers share value and count, and still do after a move.
+/// * Any number of pointers may be made from a raw pointer that [`Counted::into_raw`] returned and whose count was not
+///   dropped, if all but one of them are never dropped. Each may be used as long as the count exists.
 pub(crate) unsafe trait Counted: Clone + Send + Sync + 'static {
-    /// The pointer, which takes the count with it.
+    /// The raw pointer, which now owns the count.
     fn into_raw(self) -> NonNull<()>;
 
-    /// The address that [`Counted::into_raw`] would give.
+    /// The address that [`Counted::into_raw`] would return.
     fn address(&self) -> usize;
 
     /// # Safety
-    /// The pointer is from [`Counted::into_raw`], the count is still there, and only one of all values that are made from it
-    /// is dropped.
+    /// The pointer is from [`Counted::into_raw`], its count still exists, and only one of all pointers made from it is
+    /// dropped.
     unsafe fn from_raw(raw: NonNull<()>) -> Self;
 }
 
@@ -89,28 +89,28 @@ unsafe impl<T: Send + Sync + 'static> Counted for Arc<T> {
     }
 }
 
-/// Room for a value, which any number of threads may load. Threads that fill and empty it take turns by other means.
+/// A place for one value. Any number of threads may load it. Its users make sure that one thread at a time fills or empties it.
 pub(crate) struct Slot<V: Counted> {
     value: AtomicPtr<()>,
     owns: PhantomData<V>,
 }
 
-/// The value that a load found, for as long as it is held; any thread may let it go.
+/// A protected value that a load found, or null. Any thread may drop it.
 pub(crate) struct Held<V: Counted> {
     /// Dropped only if it is not announced.
     value: ManuallyDrop<Option<V>>,
     announced: Option<&'static HazardSlot>,
 }
 
-/// A value that was taken out of its slot, and that others may still hold.
-#[must_use = "else it is never freed"]
+/// A value that was taken out of its slot and that other threads may still hold.
+#[must_use = "a dropped value is never freed"]
 pub(crate) struct Taken<V: Counted> {
     value: ManuallyDrop<V>,
     charge: u64,
 }
 
 impl<V: Counted> Slot<V> {
-    /// Without a value.
+    /// An empty slot.
     pub(crate) fn empty() -> Slot<V> {
         Slot { value: AtomicPtr::new(ptr::null_mut()), owns: PhantomData }
     }
@@ -120,7 +120,7 @@ impl<V: Counted> Slot<V> {
         !self.value.load(Ordering::Relaxed).is_null()
     }
 
-    /// Its value, held.
+    /// Its value, protected.
     #[inline]
     pub(crate) fn load(&self) -> Held<V> {
         // Relaxed: a value is loaded again below, and null is the answer.
@@ -133,7 +133,7 @@ impl<V: Counted> Slot<V> {
         Held { value: ManuallyDrop::new(Some(value)), announced: Some(slot) }
     }
 
-    /// The value with a count: all hazard slots are in use, or the thread is about to end.
+    /// The value with a count of its own, for a thread whose hazard slots are all in use, or which is about to end.
     #[cold]
     fn load_counted(&self, seen: NonNull<()>) -> Held<V> {
         let counted = hazard_slots::in_passing(|slot| {
@@ -147,7 +147,7 @@ impl<V: Counted> Slot<V> {
         Held { value: ManuallyDrop::new(counted), announced: None }
     }
 
-    /// Announces the value, which was `seen` at the first load; if there is none now, nothing is announced.
+    /// Announces the value, which was `seen` at the first load. If the slot is empty now, nothing is announced.
     #[inline]
     fn announce(&self, slot: &HazardSlot, mut seen: NonNull<()>) -> Option<NonNull<()>> {
         loop {
@@ -170,7 +170,7 @@ impl<V: Counted> Slot<V> {
         assert!(before.is_null(), "only an empty slot is filled");
     }
 
-    /// Takes the value out, if there is one; it was charged `charge` bytes.
+    /// Takes the value out, if there is one. `charge` is its size in the budget, in bytes.
     pub(crate) fn take(&self, charge: u64) -> Option<Taken<V>> {
         let taken = NonNull::new(self.value.swap(ptr::null_mut(), Ordering::SeqCst))?;
         // SAFETY: it came out of `into_raw` in `fill`, and the slot's count goes with it. The values that `load` makes of it
@@ -190,7 +190,7 @@ impl<V: Counted> Drop for Slot<V> {
 impl<V: Counted> Held<V> {
     const NOTHING: Held<V> = Held { value: ManuallyDrop::new(None), announced: None };
 
-    /// The value with a count of its own.
+    /// The same value with a count of its own.
     pub(crate) fn into_inner(mut held: Held<V>) -> Option<V> {
         // It is announced until the count is there.
         if held.announced.is_some() { Option::clone(&held) } else { held.value.take() }
@@ -218,7 +218,7 @@ impl<V: Counted> Drop for Held<V> {
 }
 
 impl<V: Counted> Taken<V> {
-    /// Its bytes in the budget.
+    /// Its size in the budget, in bytes.
     pub(crate) fn charge(&self) -> u64 {
         self.charge
     }
@@ -228,7 +228,7 @@ impl<V: Counted> Taken<V> {
     }
 }
 
-/// Drops the counts of values that are not held, and leaves the others in the list.
+/// Drops the counts of values that are not held. The others stay in the list.
 pub(crate) fn free_unheld<V: Counted>(taken: &mut Vec<Taken<V>>) {
     let held = bring_held_forward(taken, |taken| taken.value.address());
     taken.drain(held..).for_each(Taken::free);
@@ -241,7 +241,7 @@ pub(crate) fn free_unheld<V: Counted>(taken: &mut Vec<Taken<V>>) {
     }
 }
 
-/// Drops the counts of values that are not held; the others become orphans, which a later call for any cache frees.
+/// Drops the counts of values that are not held. The others become orphans, which a later call for any cache frees.
 pub(crate) fn leave_to_others<V: Counted>(mut taken: Vec<Taken<V>>) {
     free_unheld(&mut taken);
     if taken.is_empty() {
@@ -269,14 +269,14 @@ fn bring_held_forward<T>(items: &mut [T], address: impl Fn(&T) -> usize) -> usiz
 /// A value that was held when its cache or its slot was dropped.
 struct Orphan {
     address: usize,
-    /// Dropped, its count is gone.
+    /// Its drop drops the count.
     #[expect(dead_code, reason = "only dropped")]
     value: Box<dyn Send>,
 }
 
-/// All orphans. In this crate there are none: the holder of a block holds its segment, and that the cache.
+/// All orphans. This crate makes none: the holder of a block holds its segment, and the segment holds the cache.
 struct Orphans {
-    /// Spares the lock as long as there are none.
+    /// Avoids the lock while there are no orphans.
     count: AtomicUsize,
     list: Mutex<Vec<Orphan>>,
 }
@@ -285,7 +285,7 @@ static ORPHANS: Orphans = Orphans { count: AtomicUsize::new(0), list: Mutex::new
 
 impl Orphans {
     fn lock(&self) -> MutexGuard<'_, Vec<Orphan>> {
-        // No value is dropped under it.
+        // No value is dropped while the lock is held.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -30,7 +30,7 @@ impl Model {
         Arc::new(Model { cache: Cache::new(budget_bytes), slots, reads, failures })
     }
 
-    /// As a point read does; the read fails as often as was said.
+    /// Gets a block as a point read does. The read fails a given number of times.
     fn load(&self, block: usize) -> Result<Arc<usize>, ()> {
         if let Some(value) = self.cache.get(&self.slots, block).as_ref() {
             assert_eq!(**value, block, "of another block");
@@ -38,7 +38,7 @@ impl Model {
         }
         let value = self.cache.load(&self.slots, block, || {
             self.reads.fetch_add(1, Ordering::Relaxed);
-            // Here others go on.
+            // Other threads may run here.
             thread::yield_now();
             let failures = self.failures.load(Ordering::Relaxed);
             if failures > 0 {
@@ -58,7 +58,7 @@ impl Model {
     fn check(&self) {
         let held = (0..2).filter(|&block| self.slots.peek(block).is_some()).count() as u64;
         let stats = self.cache.stats();
-        assert_eq!(stats.values, held, "what is queued is there, and the other way round");
+        assert_eq!(stats.values, held, "the queued values are those in slots");
         assert_eq!(stats.bytes, held * ONE);
         assert!(stats.bytes + stats.reserved_bytes <= stats.budget_bytes);
     }
@@ -102,7 +102,7 @@ fn a_block_that_several_miss_is_read_once() {
 }
 
 #[test]
-fn who_waits_for_a_read_that_fails_reads_by_itself() {
+fn a_thread_that_waits_for_a_read_that_fails_reads_itself() {
     let fails = |model: &Model| {
         model.failures.store(1, Ordering::Relaxed);
         let _ = model.load(0);
@@ -111,7 +111,7 @@ fn who_waits_for_a_read_that_fails_reads_by_itself() {
         let _ = model.load(0);
     };
     explore("a read fails", 10 * ONE, [fails, miss, idle], |model| {
-        // Nobody is left waiting, and the next one reads it.
+        // No thread is left waiting, and the next get reads the block.
         assert!(model.load(0).is_ok());
     });
 }
@@ -158,20 +158,24 @@ fn a_segment_may_be_dropped_while_its_blocks_are_read() {
     );
 }
 
-/// No room for another value: the cache must evict.
+/// Reserves the whole budget, so that the cache must evict all values.
 fn take_all(model: &Model) {
     assert!(model.cache.reserve(|_| Some(model.cache.budget_bytes())));
 }
 
 #[test]
-fn what_others_take_of_the_budget_leaves_the_cache() {
+fn the_cache_evicts_when_its_budget_is_reserved() {
     explore(
         "reserved",
         10 * ONE,
         [|model| assert!(model.load(0).is_ok()), |model| model.insert(1, Use::Point), take_all],
         |model| {
-            // Whoever came last.
-            assert_eq!(model.cache.stats().values, 0, "held beside what others have");
+            // The insert or the reservation may have come last.
+            assert_eq!(
+                model.cache.stats().values,
+                0,
+                "the cache holds a value beyond its part of the budget"
+            );
             assert!(model.cache.reserve(|reserved| Some(reserved - ONE)));
             model.insert(1, Use::Point);
             assert_eq!(model.cache.stats().values, 1);

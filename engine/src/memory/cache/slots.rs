@@ -11,7 +11,7 @@ use crate::base::prefetch::prefetch;
 /// The purpose for which a value is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// A point read: a value that was evicted a short while ago is wanted again.
+    /// A point read: a value that was evicted a short while ago is requested again.
     Point,
     /// A scan, which uses each block once: its blocks never evict the hot blocks of point reads.
     Scan,
@@ -32,7 +32,7 @@ impl<V: Counted> Slots<V> {
     /// Memory of one slot and its mark.
     pub(crate) const BYTES_EACH: usize = size_of::<Slot<V>>() + size_of::<AtomicU8>();
 
-    /// Empty slots; `salt` tells segments apart.
+    /// Makes empty slots. `salt` differs between segments.
     pub(crate) fn new(blocks: usize, salt: u64) -> Slots<V> {
         Slots {
             salt: usize::try_from(salt).unwrap_or(0),
@@ -46,7 +46,7 @@ impl<V: Counted> Slots<V> {
         self.values.len() * Self::BYTES_EACH
     }
 
-    /// Asks memory for the slot of a block that is looked up soon.
+    /// Prefetches the slot of a block that is looked up soon.
     pub(crate) fn prefetch(&self, block: usize) {
         self.values.get(block).into_iter().for_each(prefetch);
         self.marks.get(block).into_iter().for_each(prefetch);
@@ -62,12 +62,12 @@ impl<V: Counted> Slots<V> {
         }
     }
 
-    /// Whether there is a value. It may be gone in the next moment.
+    /// Whether there is a value. Another thread may evict it at any moment.
     pub(crate) fn is_taken(&self, block: usize) -> bool {
         self.values.get(block).is_some_and(Slot::is_some)
     }
 
-    /// The value, without a mark and without a count of the look-up: for scans, which leave no trace.
+    /// The value, without a mark and without counting the look-up. For scans, which must not change the order of eviction.
     pub(crate) fn peek(&self, block: usize) -> Option<V> {
         Held::into_inner(self.values.get(block)?.load())
     }

@@ -13,7 +13,7 @@ fn has<V: Counted>(cache: &Cache<V>, slots: &Slots<V>, block: usize) -> bool {
 }
 
 #[test]
-fn the_budget_holds_after_every_insert_whatever_the_sizes() {
+fn the_budget_holds_after_every_insert_of_any_size() {
     for budget in [0, 100, 4096, 3 << 20, 40 << 20] {
         let cache: Cache<Arc<u64>> = Cache::new(budget);
         let segments: Vec<_> = (0..7).map(|_| slots(5000)).collect();
@@ -38,7 +38,7 @@ fn the_budget_holds_after_every_insert_whatever_the_sizes() {
         assert!(stats.bytes <= budget, "{stats:?}");
         let held =
             segments.iter().flat_map(|slots| &slots.values).filter(|slot| slot.load().is_some()).count();
-        assert_eq!(stats.values, held as u64, "what is queued is there, and the other way round");
+        assert_eq!(stats.values, held as u64, "the queued values are those in slots");
         if budget >= 3 << 20 {
             assert!(stats.bytes > budget / 2, "mostly full: {stats:?}");
             assert!(stats.evictions > 0);
@@ -75,7 +75,10 @@ fn a_cleared_cache_is_empty_and_goes_on() {
     for _ in 0..2 {
         for block in 0..100 {
             cache.insert(&slots, block, (&Arc::new(block), 1000), Use::Point);
-            assert!(has(&cache, &slots, block) && has(&cache, &slots, block), "so both queues are in use");
+            assert!(
+                has(&cache, &slots, block) && has(&cache, &slots, block),
+                "two uses, so both queues are filled"
+            );
         }
         assert!(cache.stats().values > 10);
         cache.clear();
@@ -84,9 +87,9 @@ fn a_cleared_cache_is_empty_and_goes_on() {
     }
 }
 
-/// A hot set of half the cache, used twice; then values that are used once, five times as many as fit.
+/// Uses a hot set of half the cache twice, and then five times as many values as fit, once each.
 #[test]
-fn a_scan_does_not_push_out_what_is_used() {
+fn a_scan_does_not_evict_used_values() {
     for by in [Use::Scan, Use::Point] {
         let cache: Cache<Arc<usize>> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
         let (hot, scanned) = (slots(50), slots(500));
@@ -106,7 +109,7 @@ fn a_scan_does_not_push_out_what_is_used() {
 }
 
 #[test]
-fn what_a_compaction_brings_stays_where_others_come_once() {
+fn values_brought_by_a_compaction_outlast_values_used_once() {
     for (by, stays) in [(Use::Warm, true), (Use::Point, false)] {
         let cache: Cache<Arc<usize>> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
         let (hot, others) = (slots(50), slots(500));
@@ -121,7 +124,7 @@ fn what_a_compaction_brings_stays_where_others_come_once() {
 }
 
 #[test]
-fn what_comes_back_soon_stays_longer_than_what_a_scan_brings_back() {
+fn values_read_again_soon_stay_longer_than_those_a_scan_reads_again() {
     for (by, stays) in [(Use::Point, true), (Use::Scan, false)] {
         let cache: Cache<Arc<usize>> = Cache::new(100 * (1000 + OVERHEAD_BYTES));
         let (first, others) = (slots(1), slots(1000));
@@ -148,7 +151,7 @@ fn several_threads_that_miss_a_block_read_it_once() {
             scope.spawn(|| {
                 together.wait();
                 let read = || {
-                    // Long enough in the reader's hands that the others come by.
+                    // The read takes long enough for the other threads to miss meanwhile.
                     std::thread::yield_now();
                     reads.fetch_add(1, Ordering::SeqCst);
                     Ok::<_, ()>((Arc::new(7), 100))
@@ -161,7 +164,7 @@ fn several_threads_that_miss_a_block_read_it_once() {
 }
 
 #[test]
-fn who_waits_for_a_read_that_fails_or_panics_reads_itself() {
+fn a_thread_that_waits_for_a_read_that_fails_or_panics_reads_itself() {
     let cache: Cache<Arc<usize>> = Cache::new(1 << 20);
     let slots = slots(1);
     assert_eq!(cache.load(&slots, 0, || Err("unreadable")), Err("unreadable"));
@@ -170,7 +173,7 @@ fn who_waits_for_a_read_that_fails_or_panics_reads_itself() {
     }));
     assert!(panics.is_err());
     assert_eq!(cache.load(&slots, 0, || Ok::<_, ()>((Arc::new(5), 10))).as_deref(), Ok(&5));
-    // Too large to be kept: everybody gets it all the same.
+    // A value too large for the cache is returned to every thread all the same.
     let small: Cache<Arc<usize>> = Cache::new(10);
     assert_eq!(small.load(&slots_of_one(), 0, || Ok::<_, ()>((Arc::new(6), 100))).as_deref(), Ok(&6));
 }
@@ -203,7 +206,7 @@ fn threads_do_not_exceed_the_budget_together() {
     assert!(cache.stats().bytes <= 2 << 20);
 }
 
-/// A value that counts the bytes of all that live.
+/// A value that counts the bytes of all living values.
 struct Live {
     bytes: u64,
     all: Arc<AtomicU64>,
@@ -223,14 +226,14 @@ impl Drop for Live {
 }
 
 #[test]
-fn what_was_thrown_out_and_lives_is_a_small_part_of_the_budget() {
+fn evicted_values_that_are_not_freed_are_a_small_part_of_the_budget() {
     for budget in [5000, 3 << 20, 20 << 20, 100 << 20] {
         let cache: Cache<Arc<Live>> = Cache::new(budget);
         let (slots, all) = (slots(100_000), Arc::default());
         let may_wait = (budget / 64).min(512 << 10);
         let mut most_retired = 0;
         for (block, step) in (0..100_000).zip(0_u64..) {
-            // Now and then one that is larger than all that may wait.
+            // Now and then a value that is larger than the limit of waiting values.
             let bytes = if step.is_multiple_of(1000) {
                 700_000
             } else {
@@ -246,14 +249,17 @@ fn what_was_thrown_out_and_lives_is_a_small_part_of_the_budget() {
             }
         }
         assert!(cache.stats().evictions > 0);
-        assert!(budget < 3 << 20 || most_retired > may_wait / 4, "they wait for each other: {most_retired}");
+        assert!(
+            budget < 3 << 20 || most_retired > may_wait / 4,
+            "retired values are freed together: {most_retired}"
+        );
         drop(cache);
         assert_eq!(all.load(Ordering::Relaxed), 0);
     }
 }
 
 #[test]
-fn only_what_is_held_outlives_its_segment_and_its_cache() {
+fn only_held_values_outlive_their_segment_and_their_cache() {
     let cache: Cache<Arc<Live>> = Cache::new(8 << 20);
     let (segments, all) = ([slots(1000), slots(1000)], Arc::default());
     let fill = || {
@@ -271,7 +277,7 @@ fn only_what_is_held_outlives_its_segment_and_its_cache() {
     assert_eq!(lives(), 1_001_000);
     assert_eq!(held.as_ref().map(|live| live.bytes), Some(1000));
     drop(held);
-    // It is noticed when somebody looks the next time.
+    // The next search of the hazard slots notices that it is free.
     cache.forget(&segments[1]);
     assert_eq!((lives(), cache.stats().retired_bytes), (0, 0));
 
@@ -279,7 +285,7 @@ fn only_what_is_held_outlives_its_segment_and_its_cache() {
     let held = [5, 6, 7].map(|block| cache.get(&segments[1], block));
     cache.clear();
     assert_eq!(lives(), 3000);
-    assert!(cache.stats().retired_bytes <= 3 * (1000 + OVERHEAD_BYTES), "or they have counts");
+    assert!(cache.stats().retired_bytes <= 3 * (1000 + OVERHEAD_BYTES), "all other held values have counts");
     drop(held);
     cache.clear();
     assert_eq!((lives(), cache.stats().retired_bytes), (0, 0));
@@ -292,7 +298,7 @@ fn only_what_is_held_outlives_its_segment_and_its_cache() {
     drop(segments);
     assert_eq!(held.as_ref().map(|live| live.bytes), Some(1000));
     drop(held);
-    // Whoever frees something frees it, too.
+    // The next thread that frees a value frees this orphan, too.
     let other: Cache<Arc<Live>> = Cache::new(1 << 20);
     while lives() > 0 {
         let slots = slots(1);
@@ -302,9 +308,9 @@ fn only_what_is_held_outlives_its_segment_and_its_cache() {
     }
 }
 
-/// Readers hold a few blocks at once, as user code does, while others throw them out.
+/// Readers hold a few blocks at once, as user code does, while other threads evict them.
 #[test]
-fn what_threads_hold_is_not_freed_while_others_throw_it_out() {
+fn held_values_are_not_freed_while_other_threads_evict_them() {
     let cache: Cache<Arc<Live>> = Cache::new(300_000);
     let all = Arc::default();
     std::thread::scope(|scope| {
@@ -320,7 +326,7 @@ fn what_threads_hold_is_not_freed_while_others_throw_it_out() {
                         held.push_back(cache.get(&segment, block));
                         let live: u64 =
                             held.iter().filter_map(|held| held.as_ref()).map(|live| live.bytes).sum();
-                        assert!(live <= 2000 * 13, "or a freed one is seen");
+                        assert!(live <= 2000 * 13, "a held value has its own size, so it was not freed");
                         while held.len() > step % 12 {
                             held.pop_front();
                         }

@@ -1,10 +1,10 @@
 //! Every schedule of small cases, for loom (`just loom`): threads that load, take out, free and end at once.
 //!
-//! A thread has one guard here, so that the second counts. Memory of freed values is used again at once, the last first.
+//! A thread has one guard here, so that a second one needs a count. Memory of freed values is reused at once, the last first.
 //!
 //! Checked invariants: a load finds a value that was in that slot; while it is held it is not freed, and its uses are ordered
 //! before its freeing; at the end every value is freed, once.
-#![expect(unsafe_code, reason = "values whose memory the models give out again")]
+#![expect(unsafe_code, reason = "the models reuse the memory of values")]
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64 as Count;
@@ -16,17 +16,17 @@ use loom::thread;
 
 use super::*;
 
-/// ModelMemory for a value. It stays until the process ends.
+/// The memory of a value. It stays until the process ends.
 struct Body {
     counts: AtomicUsize,
-    /// Which value it is; 0: it is freed. Loom notices if it is read and written without an order.
+    /// The number of the value; 0 after it was freed. Loom notices a read and a write without an order.
     number: UnsafeCell<usize>,
 }
 
-// SAFETY: loom looks after the accesses to `number`, and runs one thread at a time.
+// SAFETY: loom checks the accesses to `number`, and runs one thread at a time.
 unsafe impl Sync for Body {}
 
-/// The freed values of this run, to be used again, and the number of all.
+/// The memory of the freed values of this run, which is reused, and the number of all values.
 struct ModelMemory {
     free: Vec<&'static Body>,
     bodies: usize,
@@ -53,7 +53,7 @@ impl Watched {
     }
 
     fn number(&self) -> usize {
-        // SAFETY: loom fails if anybody writes at the same time, and runs one thread at a time.
+        // SAFETY: loom fails if a thread writes at the same time, and runs one thread at a time.
         let number = self.0.number.with(|number| unsafe { *number });
         assert_ne!(number, 0, "it was freed");
         number
@@ -122,7 +122,7 @@ fn explore(name: &str, preemptions: usize, model: fn()) {
         count.fetch_add(1, Ordering::Relaxed);
         model();
         let memory = MEMORY.lock().unwrap();
-        assert_eq!(memory.free.len(), memory.bodies, "what nobody has is freed");
+        assert_eq!(memory.free.len(), memory.bodies, "a value without a holder is freed");
     });
     println!("{name}: {} schedules", schedules.load(Ordering::Relaxed));
 }
@@ -152,14 +152,14 @@ fn throw_out(slot: &Slot<Watched>) -> Vec<Taken<Watched>> {
     taken
 }
 
-/// Called when nothing is held any more.
+/// Called when no value is held.
 fn free_all(mut taken: Vec<Taken<Watched>>) {
     free_unheld(&mut taken);
     assert_eq!(taken.len(), 0, "nothing is held any more");
 }
 
 #[test]
-fn what_is_held_is_not_freed() {
+fn a_held_value_is_not_freed() {
     explore("one reader", 4, || {
         let slots = slots();
         let reader = spawn(&slots, |slots| assert!([None, Some(1)].contains(&read(&slots[0]))));
@@ -170,7 +170,7 @@ fn what_is_held_is_not_freed() {
 }
 
 #[test]
-fn two_may_hold_what_a_third_throws_out() {
+fn two_threads_may_hold_a_value_that_a_third_takes_out() {
     explore("two readers", 3, || {
         let slots = slots();
         let readers = [(); 2].map(|()| {
@@ -186,9 +186,9 @@ fn two_may_hold_what_a_third_throws_out() {
     });
 }
 
-/// The new value comes to where the old one was, if that is free already.
+/// The new value gets the address of the old one, if that was freed already.
 #[test]
-fn another_value_at_the_same_address_is_what_is_found_there() {
+fn a_load_finds_the_new_value_at_a_reused_address() {
     explore("an address again", 3, || {
         let slots = slots();
         let reader = spawn(&slots, |slots| {
@@ -206,7 +206,7 @@ fn another_value_at_the_same_address_is_what_is_found_there() {
 }
 
 #[test]
-fn who_frees_may_be_another_than_who_took_out() {
+fn a_thread_may_free_a_value_that_another_one_took_out() {
     explore("freed elsewhere", 3, || {
         let slots = slots();
         let reader = spawn(&slots, |slots| {
@@ -244,7 +244,7 @@ fn a_thread_without_a_free_slot_counts() {
 }
 
 #[test]
-fn a_count_may_be_taken_of_what_is_held() {
+fn a_count_may_be_taken_of_a_held_value() {
     explore("counted", 4, || {
         let slots = slots();
         let reader = spawn(&slots, |slots| {
@@ -258,7 +258,7 @@ fn a_count_may_be_taken_of_what_is_held() {
     });
 }
 
-/// The first thread of the two ends; the second takes over its line, or it was too early and has its own.
+/// The first thread ends. The second takes over its line, or has its own line if it started earlier.
 #[test]
 fn a_line_goes_from_a_thread_that_ends_to_another() {
     explore("a thread ends", 3, || {
@@ -278,7 +278,7 @@ fn a_line_goes_from_a_thread_that_ends_to_another() {
     });
 }
 
-/// The guard is let go by a thread that did not make it, while the maker's hazard slot is used again.
+/// A thread drops a guard that another one made, while that thread reuses its hazard slot.
 #[test]
 fn a_guard_may_be_let_go_elsewhere() {
     explore("let go elsewhere", 3, || {

@@ -1,7 +1,7 @@
 //! Tests of slots and guards: a held value is not freed, and every other value is freed once.
 //!
-//! A thread may take over a line in which guards of another one are still announced, and counts then. So the tests know an
-//! upper bound of the waiting values, and the exact number of living ones.
+//! A thread may take over a line in which guards of another thread are still announced. It then has fewer free slots and uses
+//! counts. So the tests check an upper bound of the waiting values, and the exact number of living ones.
 
 use std::cell::RefCell;
 use std::sync::Barrier;
@@ -10,10 +10,10 @@ use std::thread;
 
 use super::*;
 
-/// Tells its holder, and a counter, that it lives.
+/// A value that shows its holder whether it lives, and counts the living values.
 struct Live {
     number: u64,
-    /// The complement, until it is dropped.
+    /// The complement of `number` until the drop.
     seal: AtomicU64,
     count: Arc<AtomicUsize>,
 }
@@ -46,7 +46,7 @@ fn check_all(held: &[Held<Arc<Live>>]) {
     }
 }
 
-/// As many slots, each with its number.
+/// Makes slots with a value each, whose number is that of the slot.
 fn filled(slots: u64, count: &Arc<AtomicUsize>) -> Vec<LiveSlot> {
     let filled = |number| {
         let slot = Slot::empty();
@@ -61,14 +61,14 @@ fn take_all(slots: &[LiveSlot]) -> Vec<Taken<Arc<Live>>> {
 }
 
 #[test]
-fn a_value_is_freed_when_nobody_holds_it_any_more() {
+fn a_value_is_freed_when_it_is_no_longer_held() {
     let count = Arc::default();
     let slots = filled(3, &count);
     let held = slots[1].load();
     assert!(slots.iter().all(LiveSlot::is_some));
     let mut taken = take_all(&slots);
     assert!(slots.iter().all(|slot| !slot.is_some() && slot.load().is_none()));
-    assert_eq!(count.load(Ordering::Relaxed), 3, "nobody looked yet");
+    assert_eq!(count.load(Ordering::Relaxed), 3, "no search has run yet");
     free_unheld(&mut taken);
     assert!(taken.len() <= 1);
     assert_eq!(count.load(Ordering::Relaxed), 1);
@@ -110,7 +110,7 @@ fn a_thread_may_hold_more_values_than_it_has_hazard_slots() {
     let held: Vec<_> = slots.iter().map(LiveSlot::load).collect();
     let mut taken = take_all(&slots);
     free_unheld(&mut taken);
-    assert!(taken.len() <= 7, "what has a place waits, the others have counts");
+    assert!(taken.len() <= 7, "values in hazard slots wait, the others have counts");
     assert_eq!(count.load(Ordering::Relaxed), 50);
     assert!(held.iter().zip(0..).all(|(held, number)| held.as_ref().unwrap().check() == number));
     drop(held);
@@ -129,7 +129,7 @@ fn a_guard_is_let_go_by_any_thread_and_outlives_its_own() {
     let mut taken = take_all(&slots);
     free_unheld(&mut taken);
     assert_eq!(count.load(Ordering::Relaxed), 7, "their thread has ended");
-    // Others get the line of that one, with all of its slots in use.
+    // Other threads take over its line, in which all slots are in use.
     let more = filled(40, &count);
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -161,7 +161,7 @@ fn threads_that_end_leave_their_lines_to_others() {
 
 #[test]
 fn the_end_of_a_thread_may_load_and_let_go() {
-    /// At the end of its thread it loads once more and lets the held values go.
+    /// At the end of its thread it loads once more and drops the held values.
     struct AtTheEnd(RefCell<Vec<Held<Arc<Live>>>>, RefCell<Option<Arc<Vec<LiveSlot>>>>);
 
     impl Drop for AtTheEnd {
@@ -193,12 +193,12 @@ fn the_end_of_a_thread_may_load_and_let_go() {
     let slots = Arc::new(filled(4, &count));
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // Whichever order destructors run in: one of the two comes when the line is given back.
+            // Destructors run in either order, so one of the two runs after the line was given back.
             BEFORE.with(|before| *before.1.borrow_mut() = Some(Arc::clone(&slots)));
             BEFORE.with(|before| before.hold(&slots));
             BEHIND.with(|behind| behind.hold(&slots));
         });
-        // The end of a scope would not wait for the destructors.
+        // The end of a scope does not wait for the destructors of thread-locals.
         thread.join().unwrap();
     });
     let mut taken = take_all(&slots);
@@ -207,7 +207,7 @@ fn the_end_of_a_thread_may_load_and_let_go() {
 }
 
 #[test]
-fn what_is_held_when_its_slot_goes_is_freed_later() {
+fn a_value_held_when_its_slot_is_dropped_is_freed_later() {
     let count = Arc::default();
     let slots = filled(5, &count);
     let held = [slots[1].load(), slots[4].load()];
@@ -215,7 +215,7 @@ fn what_is_held_when_its_slot_goes_is_freed_later() {
     assert_eq!(count.load(Ordering::Relaxed), 2);
     assert_eq!(held.iter().map(|held| held.as_ref().unwrap().check()).sum::<u64>(), 5);
     drop(held);
-    // Whoever frees something, or finds that there is nothing to free; another test may do it just now.
+    // Any later call frees it, even a call without values of its own. Another test may be doing so now.
     while count.load(Ordering::Relaxed) > 0 {
         free_unheld::<Arc<Live>>(&mut Vec::new());
         thread::yield_now();
@@ -239,8 +239,8 @@ impl Random {
     }
 }
 
-/// Slots of which some threads load and others take out and fill. Guards are kept for a while, several at once, handed to
-/// other threads and let go there; readers end and others come. Each value says whether it lives, and at the end none does.
+/// Some threads load from slots, others empty and fill them. Guards are kept for a while, several at once, and are handed to
+/// other threads and dropped there. Readers end and new ones start. Each value shows whether it lives; at the end none does.
 struct Stress {
     slots: Vec<LiveSlot>,
     handed: Mutex<Vec<Held<Arc<Live>>>>,
@@ -274,7 +274,7 @@ impl Stress {
         }
     }
 
-    /// Only one thread takes out of a slot and fills it, as under a lock.
+    /// Only one thread empties and fills a slot, as under a lock.
     fn change(&self, own: std::ops::Range<usize>, mut random: Random) -> Vec<Taken<Arc<Live>>> {
         let mut taken = Vec::new();
         let mut number = 0;
@@ -294,7 +294,7 @@ impl Stress {
 }
 
 #[test]
-fn threads_that_load_and_throw_out_at_once_never_see_what_is_freed() {
+fn threads_that_load_and_evict_at_once_never_see_a_freed_value() {
     let seed = seed();
     let slots = (0..STRESSED).map(|_| Slot::empty()).collect();
     let stress =
