@@ -75,14 +75,6 @@ pub fn write_all_durably(queue: &mut dyn Queue, file: &File, offset: u64, buf: B
     finish(queue, Operation::write_durable(file, offset, buf))
 }
 
-/// Makes everything durable that was written to the file and reaped before, by an operation of the queue.
-///
-/// # Errors
-/// The sync failed; it must not be tried again.
-pub fn sync(queue: &mut dyn Queue, file: &File) -> Result<()> {
-    complete(queue, Operation::data_sync(file))?.whole().map(drop)
-}
-
 /// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
 ///
 /// Space is reserved first, so that a full disk is found out by one call and not by filling the rest of it.

@@ -174,11 +174,7 @@ fn replay_log(criterion: &mut Criterion) {
 }
 
 fn durable_commit(criterion: &mut Criterion) {
-    let ways = [
-        ("fdatasync", SyncMethod::Fdatasync),
-        ("durable_write", SyncMethod::DurableWrite),
-        ("aio_fdatasync", SyncMethod::AioFdatasync),
-    ];
+    let ways = [("fdatasync", SyncMethod::Fdatasync), ("durable_write", SyncMethod::DurableWrite)];
     for (name, way) in ways {
         bench(criterion, &format!("wal/durable_commit/{name}"), &[1, 8, 64], Some(way));
     }

@@ -24,8 +24,11 @@ const MAX_GROUP_BYTES: usize = 1 << 20;
 /// Slots of the log's context: one group is in flight at a time; zero-filling a file uses one as well.
 pub(crate) const QUEUE_SLOTS: usize = 4;
 
-/// How a sealed group gets to stable media. All are equally safe; which is fastest depends on the device (bench
-/// `aio/durable_write`).
+/// How a sealed group gets to stable media. Both are equally safe; which is faster depends on the device (bench
+/// `wal/durable_commit`).
+///
+/// Rejected: an asynchronous write, then `IOCB_CMD_FDSYNC` through the context. A worker thread of the kernel runs it,
+/// and on no device was it faster than the better of these two (bench `aio/durable_write`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncMethod {
@@ -36,9 +39,6 @@ pub enum SyncMethod {
     /// One write with `RWF_DSYNC`. A device that writes through its cache (FUA) has one command to do instead of two;
     /// elsewhere the kernel sends the second one from a worker thread.
     DurableWrite,
-    /// An asynchronous write, then `IOCB_CMD_FDSYNC` through the context, which a worker thread of the kernel runs: the
-    /// thread of the round sleeps in the context only.
-    AioFdatasync,
 }
 
 /// What all threads of the log share without a lock.
@@ -222,7 +222,6 @@ impl Flusher {
                         synced?;
                     }
                 }
-                SyncMethod::AioFdatasync => aio::file::sync(&mut *self.queue, file)?,
                 // The write was the sync.
                 SyncMethod::DurableWrite => {}
             }

@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 use crate::flusher::{Core, Counters, Flusher, Purpose, QUEUE_SLOTS, SyncMethod, count};
 use crate::group_commit::{Due, Level, Shared, start_thread};
 use crate::log_file::{ActiveFile, Host, LogFiles};
-use crate::ordered::Ordered;
 use crate::record::{GRANULE, Origin, RecordBuf, Seq};
 use crate::ring::{Full, Ring};
 use crate::seal::STEP;
@@ -64,9 +63,6 @@ pub struct LogOptions {
     pub sync_method: SyncMethod,
     /// Who runs these rounds.
     pub background: Background,
-    /// Log files of an earlier life that ended without an error, which no manifest names any more. Those of another
-    /// size are removed.
-    pub spares: Vec<u64>,
 }
 
 impl LogOptions {
@@ -88,7 +84,6 @@ impl LogOptions {
             drain_interval: Duration::from_millis(10),
             sync_method: SyncMethod::default(),
             background: Background::Threads,
-            spares: Vec::new(),
         }
     }
 }
@@ -171,8 +166,7 @@ impl Log {
             options.directory,
             options.store_id,
             (options.file_bytes, options.keep_files),
-            &options.spares,
-        )?;
+        );
         let position = || AtomicU64::new(start.get());
         let core = Core {
             backend,
@@ -288,11 +282,6 @@ impl Log {
     /// Everything below is filled in and in order.
     pub fn published(&self) -> Seq {
         self.shared.core.ring.published().get()
-    }
-
-    /// The watermark behind [`Log::published`], to wait for.
-    pub fn published_order(&self) -> &Ordered {
-        self.shared.core.ring.published()
     }
 
     /// Everything below is on stable media.
@@ -420,7 +409,8 @@ impl Log {
         }
     }
 
-    /// Runs what the commit thread would run now; says whether a round was run. For [`Background::Manual`].
+    /// Runs the round that the commit thread would run now, if one is due; says whether it did. With
+    /// [`Background::Manual`] a test steps the thread's timers with it, so that a run replays from its seed.
     ///
     /// # Errors
     /// [`Error::Halted`]. A round that was refused for want of space counts as run.

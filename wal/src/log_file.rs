@@ -105,15 +105,13 @@ pub(crate) struct Opened {
 }
 
 impl LogFiles {
-    /// Takes over the spares of an earlier life; those of another size are removed.
     pub(crate) fn open(
         (backend, host): (Arc<dyn Backend>, Arc<dyn Host>),
         directory: PathBuf,
         store_id: u64,
         (file_bytes, keep_files): (u64, usize),
-        spares: &[u64],
-    ) -> Result<LogFiles> {
-        let files = LogFiles {
+    ) -> LogFiles {
+        LogFiles {
             backend,
             host,
             directory,
@@ -123,15 +121,7 @@ impl LogFiles {
             lists: Mutex::new(Lists::default()),
             preparing: Mutex::new(()),
             room_bytes: AtomicU64::new(0),
-        };
-        for &id in spares {
-            let path = log_file_path(&files.directory, id);
-            let fits = files.backend.stat(&path)?.is_some_and(|stat| stat.size_bytes == file_bytes);
-            if !(fits && files.keep_as_spare(id)) {
-                files.remove(&path)?;
-            }
         }
-        Ok(files)
     }
 
     pub(crate) fn file_bytes(&self) -> u64 {

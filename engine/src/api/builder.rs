@@ -85,7 +85,7 @@ impl Builder {
         self
     }
 
-    /// How a group of durable writes gets to stable media; default [`SyncMethod::Fdatasync`]. All are equally safe, and
+    /// How a group of durable writes gets to stable media; default [`SyncMethod::Fdatasync`]. Both are equally safe, and
     /// differ in speed by device.
     pub fn sync_method(mut self, method: SyncMethod) -> Builder {
         self.options.sync_method = method;

@@ -63,7 +63,6 @@ fn log_options(files: &Files, options: &Options, version: &Version) -> LogOption
             Background::Threads => wal::Background::Threads,
             Background::Manual => wal::Background::Manual,
         },
-        spares: Vec::new(),
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) const CONFIGS: [Config; 16] = [
     config([16, 4, 8, 8, 8], 1024).process().synced_by(SyncMethod::DurableWrite),
     config([8, 16, 4, 4, 12], 512).plain().synced_by(SyncMethod::DurableWrite),
     config([12, 8, 16, 16, 8], 520).plain().process(),
-    config([32, 4, 4, 64, 16], 4096).synced_by(SyncMethod::AioFdatasync),
+    config([32, 4, 4, 64, 16], 4096).synced_by(SyncMethod::DurableWrite),
     config([8, 32, 8, 4, 8], 700).process(),
     config([64, 64, 64, 64, 64], 8192).process(),
     config([16, 12, 6, 32, 8], 2048).plain(),
@@ -47,7 +47,7 @@ pub(crate) const CONFIGS: [Config; 16] = [
     config([8, 4, 5, 12, 8], 512).plain(),
     // The ring wraps several times between two flushes.
     config([4, 8, 64, 16, 8], 512).process(),
-    config([8, 4, 64, 16, 8], 512).process().plain().synced_by(SyncMethod::AioFdatasync),
+    config([8, 4, 64, 16, 8], 512).process().plain().synced_by(SyncMethod::DurableWrite),
     config([12, 8, 64, 4, 8], 512).process(),
     config([16, 4, 32, 4, 12], 600).plain(),
 ];

@@ -54,8 +54,6 @@ fn a_failed_write_or_sync_halts_for_good_and_is_never_retried() {
         (SyncMethod::Fdatasync, EventKind::Write, io),
         (SyncMethod::Fdatasync, EventKind::Write, short),
         (SyncMethod::Fdatasync, EventKind::Sync, io),
-        (SyncMethod::AioFdatasync, EventKind::Write, io),
-        (SyncMethod::AioFdatasync, EventKind::Sync, io),
         (SyncMethod::DurableWrite, EventKind::WriteDurable, io),
         (SyncMethod::DurableWrite, EventKind::WriteDurable, short),
     ] {

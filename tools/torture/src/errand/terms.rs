@@ -12,14 +12,14 @@ pub(crate) const WRITER: usize = 0;
 
 const KIB: u64 = 1 << 10;
 
-/// How the store of an errand works: all three ways of syncing, with or without its own threads.
+/// How the store of an errand works: both ways of syncing, with or without its own threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     /// No threads; `fdatasync` syncs the log.
     Manual,
     /// No threads; durable writes of the log.
     Durable,
-    /// Threads; an asynchronous operation syncs the log.
+    /// Threads; `fdatasync` syncs the log.
     Threads,
 }
 
@@ -39,7 +39,7 @@ impl Mode {
         let (background, sync) = match self {
             Mode::Manual => (Background::Manual, SyncMethod::Fdatasync),
             Mode::Durable => (Background::Manual, SyncMethod::DurableWrite),
-            Mode::Threads => (Background::Threads, SyncMethod::AioFdatasync),
+            Mode::Threads => (Background::Threads, SyncMethod::Fdatasync),
         };
         Db::builder().memory_budget_bytes(1 << 20).background(background).sync_method(sync).sizes(Sizes {
             ring_bytes: Some(64 * KIB),
