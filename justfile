@@ -77,6 +77,7 @@ planted-schedules NAME="":
 # Which planted bugs the tests of the engine find: those that no job of the store can reach yet
 planted-units:
     RUSTFLAGS="--cfg planted" cargo test --release --locked --target-dir target/planted -p esker --lib -- --nocapture --exact tree::scan::tests::every_planted_bug_is_found
+    RUSTFLAGS="--cfg planted" cargo test --release --locked --target-dir target/planted -p esker-wal --test it -- --nocapture --exact voids::every_planted_bug_is_found
 
 # Every schedule of the lock-free parts of log, memtable and cache and of the flush token, within a bound
 loom:

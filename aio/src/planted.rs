@@ -4,8 +4,8 @@
 //! name when the process starts. In every other build [`planted`] is a constant `false` and the compiler removes what
 //! stands behind it.
 //!
-//! The lists are [`Bug::ALL`] and, of mistakes that only other threads can notice, [`Bug::IN_SCHEDULES`]; each is one that
-//! some store has really made, placed where it would be made.
+//! The lists are [`Bug::ALL`]; of mistakes that only other threads can notice, [`Bug::IN_SCHEDULES`]; of mistakes that only
+//! a panic reveals, [`Bug::IN_LOG`]. Each is one that some store has really made, placed where it would be made.
 
 /// A planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Bug {
     RecordChecksumWithoutSeq,
     RecordChecksumIgnored,
     RingReusedTooEarly,
+    ReservationNotVoided,
+    VoidReplayed,
     RingNotReplayed,
     RingUsedBeforeTheManifest,
     LogFileRetiredTooEarly,
@@ -153,6 +155,12 @@ impl Bug {
         (Bug::FileRemovedUnderPiece, "a merge removes a file of which a piece is left"),
     ];
 
+    /// Like [`Bug::IN_UNITS`], those that only a panic of a writer reveals: tests of the log look for them.
+    pub const IN_LOG: &[(Bug, &str)] = &[
+        (Bug::ReservationNotVoided, "a place in the log that its writer gives up stays empty"),
+        (Bug::VoidReplayed, "replay takes a place that was given up for a record"),
+    ];
+
     /// Its name, as `ESKER_PLANTED` takes it.
     #[must_use]
     pub fn name(self) -> String {
@@ -167,8 +175,12 @@ pub fn planted(bug: Bug) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
     let find = || {
         let name = std::env::var("ESKER_PLANTED").ok()?;
-        let found =
-            Bug::ALL.iter().chain(Bug::IN_SCHEDULES).chain(Bug::IN_UNITS).find(|(bug, _)| bug.name() == name);
+        let found = Bug::ALL
+            .iter()
+            .chain(Bug::IN_SCHEDULES)
+            .chain(Bug::IN_UNITS)
+            .chain(Bug::IN_LOG)
+            .find(|(bug, _)| bug.name() == name);
         Some(found.unwrap_or_else(|| panic!("ESKER_PLANTED={name} is not a planted bug")).0)
     };
     *CHOSEN.get_or_init(find) == Some(bug)

@@ -15,8 +15,8 @@
 //! ```
 //!
 //! # The contract
-//! * [`Log::append`] gives a record its place in the order of writes. What a crash leaves is always a prefix of that
-//!   order.
+//! * [`Log::reserve`] gives a record its place in the order of writes. What a crash leaves is always a prefix of that
+//!   order. A [`Reservation`] that is dropped leaves a void, over which replay steps: a panic does not stop the log.
 //! * After [`Log::wait_process`] it survives the death of the process, by whatever signal: it is in a mapped file.
 //! * After [`Log::wait_durable`] it, and everything before it, survives a loss of power: it was written, the write was
 //!   reaped whole, and a sync that began afterwards succeeded.
@@ -74,7 +74,7 @@
 //! ```
 //!
 //! # Reading order
-//! `log` (the handle), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `ordered`,
+//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `ordered`,
 //! `unnamed`, `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
 mod chain;
@@ -87,6 +87,7 @@ mod log_file;
 mod ordered;
 mod record;
 mod replay;
+mod reservation;
 mod ring;
 #[cfg(shuttle)]
 pub mod scheduled;
@@ -104,11 +105,14 @@ pub mod modelled {
 pub use chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 pub use error::{Error, Result};
 pub use flusher::SyncMethod;
-pub use log::{Appended, Background, Log, LogMetrics, LogOptions};
+pub use log::{Background, Log, LogMetrics, LogOptions};
 pub use log_file::{ActiveFile, Host, log_file_path};
 pub use ordered::Ordered;
-pub use record::{Decoded, GRANULE, Origin, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, decode};
+pub use record::{
+    Decoded, GRANULE, Origin, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, decode, void_header,
+};
 pub use replay::{Cut, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
+pub use reservation::{Appended, Reservation};
 pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal, stream_room_bytes};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};
 pub use unnamed::use_of_file;

@@ -1,7 +1,7 @@
 //! The log as its user sees it: append, wait, retire, close.
 //!
-//! Invariants: nothing can fail between the reservation of a record's place and its publication; an error that stopped
-//! the log is reported by every later call that writes or waits.
+//! Invariants: nothing can fail between the reservation of a record's place and its publication, and a panic there leaves
+//! a void; an error that stopped the log is reported by every later call that writes or waits.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use crate::flusher::{Core, Counters, Flusher, Purpose, QUEUE_SLOTS, SyncMethod, 
 use crate::group_commit::{Due, Level, Shared, start_thread};
 use crate::log_file::{ActiveFile, Host, LogFiles};
 use crate::record::{GRANULE, Origin, RecordBuf, Seq};
+use crate::reservation::{Appended, Reservation};
 use crate::ring::{Full, Ring};
 use crate::seal::STEP;
 use crate::sync::thread::JoinHandle;
@@ -88,22 +89,13 @@ impl LogOptions {
     }
 }
 
-/// Where a record went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Appended {
-    /// Of its first byte.
-    pub seq: Seq,
-    /// After its last byte: what to wait for.
-    pub end: Seq,
-}
-
 /// Counts since the log was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogMetrics {
     /// Records appended.
     pub records: u64,
-    /// Bytes of records, as framed.
+    /// Bytes of records and voids, as framed.
     pub record_bytes: u64,
     /// Groups written, witnesses included.
     pub groups: u64,
@@ -188,41 +180,48 @@ impl Log {
         Ok(Log { shared, thread: Mutex::new(thread) })
     }
 
-    /// Appends a record: reserves its place in the order of writes, copies it to the ring and publishes it.
+    /// Reserves the place of a record in the order of writes. Everything that can fail or takes time is done when this
+    /// returns: the record is hashed, and the ring has space.
     ///
-    /// Waits while the ring has no space, that is for a round. Whether it is published when this returns depends on
-    /// slower appends before it; [`Log::wait_process`] and [`Log::wait_durable`] wait for that too.
-    ///
-    /// # Durability
-    /// None yet. It survives what [`Log::wait_process`] and [`Log::wait_durable`] say when they return.
+    /// Waits while the ring has no space, that is for a round.
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Halted`], [`Error::Closed`], a fork, or, when the ring is full, what
-    /// [`Log::wait_durable`] says of a full disk: nothing was appended, the record is unchanged.
-    pub fn append(&self, record: &mut RecordBuf) -> Result<Appended> {
+    /// [`Log::wait_durable`] says of a full disk: nothing was reserved, the record is unchanged.
+    pub fn reserve<'a>(&'a self, record: &'a mut RecordBuf) -> Result<Reservation<'a>> {
         let shared = &*self.shared;
         let (len_bytes, max_bytes) = (record.len_bytes(), self.max_record_bytes());
         if len_bytes > max_bytes {
             return Err(Error::TooLarge { len_bytes, max_bytes });
         }
         shared.core.backend.check_fork()?;
-        // Everything that takes time happens before the reservation: others wait for what is reserved.
+        // Before the reservation, since later writers wait for the place that it takes.
         let prepared = record.prepare();
-        let seq = loop {
+        loop {
             shared.check_open()?;
             match shared.core.ring.reserve(len_bytes, shared.core.durable()) {
-                Ok(seq) => break seq,
+                Ok(seq) => return Ok(Reservation::new(shared, prepared, seq)),
                 Err(Full::Until(needed)) => {
                     count(&shared.core.counters.space_waits, 1);
                     shared.wait(Level::Durable, needed)?;
                 }
                 Err(Full::Small) => shared.grow_ring(len_bytes as u64)?,
             }
-        };
-        let end = shared.core.ring.publish(seq, prepared.frame(shared.core.origin, seq));
-        count(&shared.core.counters.records, 1);
-        shared.note_published();
-        Ok(Appended { seq, end })
+        }
+    }
+
+    /// Reserves the place of a record and publishes it there.
+    ///
+    /// Whether everything before it is published when this returns depends on slower writers;
+    /// [`Log::wait_process`] and [`Log::wait_durable`] wait for them.
+    ///
+    /// # Durability
+    /// None yet. It survives what [`Log::wait_process`] and [`Log::wait_durable`] say when they return.
+    ///
+    /// # Errors
+    /// Those of [`Log::reserve`]: nothing was appended, the record is unchanged.
+    pub fn append(&self, record: &mut RecordBuf) -> Result<Appended> {
+        self.reserve(record).map(Reservation::publish)
     }
 
     /// Waits until everything below `end` is on stable media.

@@ -1,4 +1,4 @@
-//! A record: one payload in the endless stream of the log. All integers are little-endian.
+//! A record: one payload in the endless stream of the log, or a void. All integers are little-endian.
 //!
 //! ```text
 //!   +-------+--------+---------------------+--------------+
@@ -6,18 +6,21 @@
 //!   +-------+--------+---------------------+--------------+
 //!
 //!   OFFSET  SIZE    FIELD
-//!        0     4    crc32 over payload, length (u32), life (u32), seq (u64), store id (u64), in this order
-//!        4     4    length of the payload in bytes
-//!        8  length  payload: opaque to this crate
-//!      ...  0..31   zeros
+//!        0     4    crc32 over payload, length field (u32), life (u32), seq (u64), store id (u64), in this order
+//!        4     4    length of the payload in bytes, below 2^31; the top bit is set in a void
+//!        8  length  payload: opaque to this crate; zeros in a void
+//!      ...  0..31   zeros; none in a void
 //! ```
+//!
+//! A *void* fills the place of a writer that gave up after it had reserved one. The stream has no gaps, so the place
+//! cannot stay empty. A replay steps over it.
 //!
 //! The checksum covers store, life and position although none of them is stored, so nothing from an earlier lap of the
 //! ring, an earlier life, another place or another store can validate. They come last, because a writer learns its position only
 //! when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
 //!
 //! Invariants: a record starts at a multiple of [`GRANULE`]; decoding never panics, whatever the bytes.
-//! Written by `ring`, read by `replay`, and by the engine for its manifest.
+//! Written by `reservation`, read by `replay`.
 
 use std::fmt;
 
@@ -29,6 +32,9 @@ pub const GRANULE: usize = 32;
 
 /// Bytes before the payload.
 pub const RECORD_HEADER_BYTES: usize = 8;
+
+/// The top bit of the length field: this is a void.
+const VOID: u32 = 1 << 31;
 
 /// A position in the endless stream of record bytes: of a record's first byte, or an exclusive end.
 ///
@@ -140,9 +146,10 @@ impl RecordBuf {
     /// Pads and hashes the payload, so that [`Prepared::frame`] has little left to do.
     ///
     /// # Panics
-    /// If the payload is longer than a `u32` can say.
+    /// If the payload has 2 GiB or more.
     pub fn prepare(&mut self) -> Prepared<'_> {
         let length = u32::try_from(self.filled - RECORD_HEADER_BYTES).expect("payload fits into a record");
+        assert!(length & VOID == 0, "payload fits into a record");
         self.bytes.truncate(self.filled);
         self.bytes.resize(self.len_bytes(), 0);
         self.bytes[4..RECORD_HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
@@ -172,14 +179,46 @@ pub struct Prepared<'a> {
     length: u32,
 }
 
-impl<'a> Prepared<'a> {
+impl Prepared<'_> {
     /// The bytes for the log: header, payload, padding.
     #[must_use]
-    pub fn frame(self, origin: Origin, seq: Seq) -> &'a [u8] {
-        let crc = finish(self.hasher, self.length, origin, seq);
+    pub fn frame(&mut self, origin: Origin, seq: Seq) -> &[u8] {
+        let crc = finish(self.hasher.clone(), self.length, origin, seq);
         self.bytes[..4].copy_from_slice(&crc.to_le_bytes());
         self.bytes
     }
+
+    /// What it takes in the log, in bytes.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The header of a void of `len_bytes` at `seq`, a multiple of [`GRANULE`]. Zeros follow it.
+///
+/// # Panics
+/// If there is no void of this length.
+#[must_use]
+pub fn void_header(len_bytes: usize, origin: Origin, seq: Seq) -> [u8; RECORD_HEADER_BYTES] {
+    assert!(len_bytes.is_multiple_of(GRANULE), "a void is whole granules");
+    let payload_bytes = len_bytes.checked_sub(RECORD_HEADER_BYTES).expect("a void has a header");
+    let length = u32::try_from(payload_bytes).expect("a void fits into a record");
+    assert!(length & VOID == 0, "a void fits into a record");
+    let mut hasher = Hasher::new();
+    for zeros in zeros(payload_bytes) {
+        hasher.update(zeros);
+    }
+    let crc = finish(hasher, length | VOID, origin, seq);
+    let mut header = [0; RECORD_HEADER_BYTES];
+    header[..4].copy_from_slice(&crc.to_le_bytes());
+    header[4..].copy_from_slice(&(length | VOID).to_le_bytes());
+    header
+}
+
+/// `len_bytes` zeros in slices, without memory of their own.
+pub(crate) fn zeros(len_bytes: usize) -> impl Iterator<Item = &'static [u8]> {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    (0..len_bytes).step_by(ZEROS.len()).map(move |at| &ZEROS[..ZEROS.len().min(len_bytes - at)])
 }
 
 /// What stands at a position of the stream.
@@ -189,6 +228,11 @@ pub enum Decoded<'a> {
     Record {
         /// What was appended.
         payload: &'a [u8],
+        /// What it takes in the stream, in bytes: the next record starts there.
+        len_bytes: usize,
+    },
+    /// A place that its writer gave up.
+    Void {
         /// What it takes in the stream, in bytes: the next record starts there.
         len_bytes: usize,
     },
@@ -208,7 +252,8 @@ pub fn decode(bytes: &[u8], origin: Origin, seq: Seq) -> Decoded<'_> {
         return Decoded::Incomplete { needed_bytes: GRANULE };
     };
     let [c0, c1, c2, c3, l0, l1, l2, l3] = *header;
-    let (crc, length) = (u32::from_le_bytes([c0, c1, c2, c3]), u32::from_le_bytes([l0, l1, l2, l3]));
+    let (crc, field) = (u32::from_le_bytes([c0, c1, c2, c3]), u32::from_le_bytes([l0, l1, l2, l3]));
+    let (is_void, length) = (field & VOID != 0, field & !VOID);
     let Some(len_bytes) = framed_bytes(length) else { return Decoded::Invalid("record length") };
     let Some(payload_and_padding) = rest.get(..len_bytes - RECORD_HEADER_BYTES) else {
         return Decoded::Incomplete { needed_bytes: len_bytes };
@@ -217,11 +262,15 @@ pub fn decode(bytes: &[u8], origin: Origin, seq: Seq) -> Decoded<'_> {
     let (payload, padding) = payload_and_padding.split_at(payload_bytes);
     let mut hasher = Hasher::new();
     hasher.update(payload);
-    if finish(hasher, length, origin, seq) != crc && !planted(Bug::RecordChecksumIgnored) {
+    if finish(hasher, field, origin, seq) != crc && !planted(Bug::RecordChecksumIgnored) {
         return Decoded::Invalid("record checksum");
     }
     if padding.iter().any(|&byte| byte != 0) {
         return Decoded::Invalid("record padding");
+    }
+    if is_void && !planted(Bug::VoidReplayed) {
+        let is_sound = padding.is_empty() && payload.iter().all(|&byte| byte == 0);
+        return if is_sound { Decoded::Void { len_bytes } } else { Decoded::Invalid("void record") };
     }
     Decoded::Record { payload, len_bytes }
 }
@@ -230,11 +279,11 @@ fn framed_bytes(length: u32) -> Option<usize> {
     usize::try_from(length).ok()?.checked_add(RECORD_HEADER_BYTES)?.checked_next_multiple_of(GRANULE)
 }
 
-fn finish(mut hasher: Hasher, length: u32, origin: Origin, seq: Seq) -> u32 {
+fn finish(mut hasher: Hasher, length_field: u32, origin: Origin, seq: Seq) -> u32 {
     // Not without end: with no position at all a replay would go round the ring for ever.
     let seq = if planted(Bug::RecordChecksumWithoutSeq) { Seq::new(seq.get() >> 14) } else { seq };
     let mut place = [0; 24];
-    place[..4].copy_from_slice(&length.to_le_bytes());
+    place[..4].copy_from_slice(&length_field.to_le_bytes());
     place[4..8].copy_from_slice(&origin.life.to_le_bytes());
     place[8..16].copy_from_slice(&seq.get().to_le_bytes());
     place[16..].copy_from_slice(&origin.store_id.to_le_bytes());

@@ -310,8 +310,11 @@ impl<'a> Records<'a> {
         loop {
             let what = match decode(rest, self.origin(), self.at) {
                 Decoded::Record { payload, len_bytes } => {
-                    (self.visit)(self.at, payload)?;
-                    self.visited += 1;
+                    self.take_record(payload, len_bytes)?;
+                    rest = &rest[len_bytes..];
+                    continue;
+                }
+                Decoded::Void { len_bytes } => {
                     self.at = self.at.plus(len_bytes);
                     rest = &rest[len_bytes..];
                     continue;
@@ -332,8 +335,11 @@ impl<'a> Records<'a> {
         loop {
             let needed_bytes = match decode(&bytes, self.origin(), self.at) {
                 Decoded::Record { payload, len_bytes } => {
-                    (self.visit)(self.at, payload)?;
-                    self.visited += 1;
+                    self.take_record(payload, len_bytes)?;
+                    bytes.clear();
+                    continue;
+                }
+                Decoded::Void { len_bytes } => {
                     self.at = self.at.plus(len_bytes);
                     bytes.clear();
                     continue;
@@ -347,6 +353,13 @@ impl<'a> Records<'a> {
             let from = self.ring_position(self.at.plus(bytes.len()));
             ring.copy(from, needed_bytes - bytes.len(), &mut bytes)?;
         }
+    }
+
+    fn take_record(&mut self, payload: &[u8], len_bytes: usize) -> Result<()> {
+        (self.visit)(self.at, payload)?;
+        self.visited += 1;
+        self.at = self.at.plus(len_bytes);
+        Ok(())
     }
 
     fn origin(&self) -> Origin {

@@ -27,7 +27,7 @@ use aio::{Backend, Bug, Errno, File, OpenMode, Queue, SharedMap, planted};
 use crate::error::{Error, Result};
 use crate::log_file::Host;
 use crate::ordered::Ordered;
-use crate::record::{GRANULE, Seq};
+use crate::record::Seq;
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// The staging ring of one life.
@@ -168,18 +168,19 @@ impl Ring {
         }
     }
 
-    /// Copies a framed record into its reservation and publishes it. Returns its end.
-    pub(crate) fn publish(&self, seq: Seq, framed: &[u8]) -> Seq {
-        assert!(framed.len().is_multiple_of(GRANULE), "a framed record is whole granules");
+    /// Copies bytes to where `seq` stands. The caller has reserved the place and not published it.
+    pub(crate) fn write(&self, seq: Seq, bytes: &[u8]) {
         let at = self.offset(seq);
-        let (head, tail) = framed.split_at(framed.len().min(self.bytes - at));
+        let (head, tail) = bytes.split_at(bytes.len().min(self.bytes - at));
         self.map.write(at, head);
         if !tail.is_empty() {
             self.map.write(0, tail);
         }
-        let end = seq.plus(framed.len());
+    }
+
+    /// Publishes a reservation that is filled.
+    pub(crate) fn publish(&self, seq: Seq, end: Seq) {
         self.published.complete(seq, end);
-        end
     }
 
     /// Copies published bytes out, from `seq` on. Position and length are multiples of 8.

@@ -226,6 +226,27 @@ fn two_writers_and_the_commit_thread_share_the_token() {
     every_writer_is_acknowledged(Background::Threads, 2, &[10, 40]);
 }
 
+/// A writer gives its place up: others are acknowledged, in front of it and behind, and nothing of it comes back.
+#[test]
+fn a_reservation_that_is_dropped_holds_nobody_up() {
+    for background in [Background::Manual, Background::Threads] {
+        explore(2, move || {
+            let bed = bed(background);
+            bed.in_threads(&[10, 40], |log, length| {
+                let mut given_up = record(&vec![1; length]);
+                let reservation = log.reserve(&mut given_up).unwrap();
+                if length == 10 {
+                    drop(reservation)
+                } else {
+                    log.wait_durable(reservation.publish().end).unwrap()
+                }
+            });
+            assert_eq!(bed.log.published(), Seq::new(32 + 64));
+            assert_eq!(bed.after_a_power_cut(), [40]);
+        });
+    }
+}
+
 /// Two records of a quarter of the ring each: nothing else fits until a round has made room.
 #[test]
 fn writers_wait_for_room_in_the_ring() {

@@ -83,7 +83,9 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     )?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
 
-    let waited = if planted(Bug::FlushBeforeDurable) { Ok(()) } else { store.log.wait_durable(cut) };
+    // A log that has halted may hold a record of which the memtables lack a part.
+    let durable = || store.log.wait_durable(cut).and_then(|()| store.log.health());
+    let waited = if planted(Bug::FlushBeforeDurable) { Ok(()) } else { durable() };
     let installed = waited.map_err(Error::from).and_then(|()| {
         let opened = open_segments(&output, &run)?;
         let pieces = run.iter().cloned().map(PieceMeta::whole).collect();

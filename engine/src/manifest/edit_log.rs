@@ -40,7 +40,7 @@ use crate::manifest::edit;
 use crate::manifest::version::{Edit, Version};
 
 /// The one version of manifest, log and ring.
-pub(crate) const FORMAT_VERSION: u32 = 4;
+pub(crate) const FORMAT_VERSION: u32 = 5;
 
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);

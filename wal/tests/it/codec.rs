@@ -4,8 +4,8 @@ use super::support::{Random, record, seed};
 use aio::SECTOR_BYTES;
 use proptest::prelude::*;
 use wal::{
-    Decoded, GRANULE, Group, MAX_EPOCH, Origin, Place, RecordBuf, SectorState, Seq, classify, decode,
-    seal_sector,
+    Decoded, GRANULE, Group, MAX_EPOCH, Origin, Place, RECORD_HEADER_BYTES, RecordBuf, SectorState, Seq,
+    classify, decode, seal_sector, void_header,
 };
 
 const PLACE: Place = Place { store_id: 77, file_id: 5, epoch: 9 };
@@ -43,6 +43,39 @@ fn every_flipped_bit_of_a_record_is_noticed() {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         assert!(!matches!(decode(&damaged, of(3), Seq::new(640)), Decoded::Record { .. }), "bit {bit}");
+    }
+}
+
+/// A void of `len_bytes`.
+fn void(len_bytes: usize, life: u32, seq: Seq) -> Vec<u8> {
+    let mut bytes = vec![0; len_bytes];
+    bytes[..RECORD_HEADER_BYTES].copy_from_slice(&void_header(len_bytes, of(life), seq));
+    bytes
+}
+
+#[test]
+fn a_void_takes_the_length_of_the_record_that_it_stands_for() {
+    for granules in [1, 2, 127, 128, 129, 3000] {
+        let (len_bytes, seq) = (granules * GRANULE, Seq::new(640));
+        let bytes = void(len_bytes, 3, seq);
+        assert_eq!(decode(&bytes, of(3), seq), Decoded::Void { len_bytes });
+        for len in [0, 7, 8, len_bytes - 1] {
+            let decoded = decode(&bytes[..len], of(3), seq);
+            assert!(matches!(decoded, Decoded::Incomplete { .. }), "{len} of {len_bytes} bytes");
+        }
+        assert!(matches!(decode(&bytes, of(4), seq), Decoded::Invalid(_)), "another life");
+        assert!(matches!(decode(&bytes, of(3), Seq::new(672)), Decoded::Invalid(_)), "another place");
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_void_is_noticed() {
+    let bytes = void(3 * GRANULE, 3, Seq::new(640));
+    for bit in 0..bytes.len() * 8 {
+        let mut damaged = bytes.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        let decoded = decode(&damaged, of(3), Seq::new(640));
+        assert!(!matches!(decoded, Decoded::Void { .. } | Decoded::Record { .. }), "bit {bit}");
     }
 }
 

@@ -27,6 +27,8 @@ struct Life {
     recycled: u64,
     /// In order, also those whose append was cut short.
     appended: Vec<(Seq, Vec<u8>)>,
+    /// Ends of records and voids.
+    ends: Vec<Seq>,
     durable: Seq,
     process: Seq,
     closed: bool,
@@ -97,6 +99,13 @@ fn step(
     let most = if nth.is_multiple_of(8) { 3900 } else { 300 };
     let len = usize::try_from(random.below(most)).unwrap();
     let payload = random.bytes(len);
+    if random.below(8) == 0 {
+        // A writer gives up: nothing of it comes back.
+        let mut record = record(&payload);
+        let reservation = log.reserve(&mut record)?;
+        life.ends.push(reservation.place().end);
+        return Ok(());
+    }
     life.appended.push((log.published(), payload.clone()));
     let Appended { seq, end } = log.append(&mut record(&payload))?;
     assert_eq!(seq, life.appended.last().unwrap().0);
@@ -106,6 +115,7 @@ fn step(
         return Err(Error::Closed);
     }
     life.process = end;
+    life.ends.push(end);
     match random.below(10) {
         0..4 => log.wait_durable(end)?,
         4 => {
@@ -123,7 +133,9 @@ fn step(
         }
         _ => {}
     }
-    life.durable = log.durable();
+    // A group that meets the end of its file ends inside a record, which counts when it is whole.
+    let durable = log.durable();
+    life.durable = life.ends.iter().rev().find(|&&end| end <= durable).copied().unwrap_or(life.start);
     Ok(())
 }
 

@@ -11,3 +11,4 @@ mod native;
 mod ordered;
 mod space;
 mod support;
+mod voids;

@@ -2,8 +2,8 @@
 
 use aio::{Buf, SECTOR_BYTES};
 use wal::{
-    ChainRules, Decoded, GROUP_HEADER_BYTES, Group, MAX_EPOCH, Origin, Place, RecordBuf, SectorState, Seq,
-    Stop, classify, decode, read_chain, seal, seal_sector,
+    ChainRules, Decoded, GRANULE, GROUP_HEADER_BYTES, Group, MAX_EPOCH, Origin, Place, RECORD_HEADER_BYTES,
+    RecordBuf, SectorState, Seq, Stop, classify, decode, read_chain, seal, seal_sector, void_header,
 };
 
 use crate::input::{Input, overwrite};
@@ -77,7 +77,7 @@ fn right_header(bytes: &mut [u8]) {
     }
 }
 
-/// Any record, plain or with a corrected checksum.
+/// Any record or void, plain or with a corrected checksum.
 pub(crate) fn record(data: &[u8]) {
     let mut input = Input(data);
     let (way, seq) = (input.u8(), Seq::new(u64::from(input.u16()) * 32));
@@ -87,6 +87,10 @@ pub(crate) fn record(data: &[u8]) {
         return;
     }
     let flip = usize::from(input.u16());
+    if way & 2 != 0 {
+        sealed_void(&mut input, flip, origin, seq);
+        return;
+    }
     let mut record = RecordBuf::new();
     record.push(input.0);
     let mut bytes = record.prepare().frame(origin, seq).to_vec();
@@ -102,12 +106,29 @@ pub(crate) fn record(data: &[u8]) {
     assert!(!matches!(decode(&bytes, origin, seq), Decoded::Record { .. }), "bit {bit}");
 }
 
+/// A void is a void in its place, and with any other bit nothing at all.
+fn sealed_void(input: &mut Input<'_>, flip: usize, origin: Origin, seq: Seq) {
+    let len_bytes = (usize::from(input.u16()) + 1) * GRANULE;
+    let mut bytes = vec![0; len_bytes];
+    bytes[..RECORD_HEADER_BYTES].copy_from_slice(&void_header(len_bytes, origin, seq));
+    assert_eq!(decode(&bytes, origin, seq), Decoded::Void { len_bytes });
+    assert!(matches!(decode(&bytes, origin, seq.plus(GRANULE)), Decoded::Invalid(_)), "another place");
+    let bit = flip % (bytes.len() * 8);
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    assert!(!matches!(decode(&bytes, origin, seq), Decoded::Void { .. } | Decoded::Record { .. }), "bit {bit}");
+}
+
 fn any_record(bytes: &[u8], origin: Origin, seq: Seq) {
     match decode(bytes, origin, seq) {
         Decoded::Record { payload, len_bytes } => {
             let mut again = RecordBuf::new();
             again.push(payload);
             assert_eq!(again.prepare().frame(origin, seq), &bytes[..len_bytes], "a record has one form");
+        }
+        Decoded::Void { len_bytes } => {
+            let mut again = vec![0; len_bytes];
+            again[..RECORD_HEADER_BYTES].copy_from_slice(&void_header(len_bytes, origin, seq));
+            assert_eq!(again, &bytes[..len_bytes], "a void has one form");
         }
         Decoded::Incomplete { needed_bytes } => assert!(needed_bytes > bytes.len()),
         Decoded::Invalid(_) => {}

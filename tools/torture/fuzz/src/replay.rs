@@ -75,6 +75,11 @@ fn sample() -> wal::Result<Sample> {
     for nth in 0..24_u8 {
         let mut record = RecordBuf::new();
         record.push(&vec![nth; 40 + 97 * usize::from(nth)]);
+        if nth % 5 == 4 {
+            // A void, in the log files and in the ring.
+            drop(log.reserve(&mut record)?);
+            continue;
+        }
         let appended = log.append(&mut record)?;
         records.push((appended.seq, record.payload().to_vec()));
         // Some groups hold two records; the last ones stand in the ring only.

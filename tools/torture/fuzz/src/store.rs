@@ -78,9 +78,9 @@ fn add_record(specimen: &Specimen, disk: &mut DiskImage, payload: &[u8]) {
     let mut record = RecordBuf::new();
     record.push(payload);
     let origin = Origin { store_id: specimen.store_id, life: 1 };
-    let bytes = record.prepare().frame(origin, specimen.end);
+    let bytes = record.prepare().frame(origin, specimen.end).to_vec();
     let at = usize::try_from(specimen.end.get()).expect("the ring has not gone round");
-    disk.damage(path, |ring| overwrite(ring, at, bytes));
+    disk.damage(path, |ring| overwrite(ring, at, &bytes));
 }
 
 fn change(specimen: &Specimen, disk: &mut DiskImage, input: &mut Input<'_>, forged: bool) {

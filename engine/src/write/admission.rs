@@ -1,0 +1,161 @@
+//! Admission, the first step of a commit: a write goes on when memory, log files and merges allow it.
+//!
+//! It waits only while the memtables are full. Otherwise it freezes a table, asks for work, or pays a delay of at most a
+//! millisecond. The next log file is made before the current one is full, so a full disk refuses a write here, before it
+//! has a place in the log, and not after.
+//!
+//! [`Room`] is all that admission sees of a store, so that it can be tested without one.
+
+use std::time::Duration;
+
+use crate::base::error::Result;
+use crate::base::events::Event;
+use crate::compaction::pacing::{self, Admission, Memory};
+use crate::compaction::scheduler;
+use crate::tree::writing::{MemtableBytes, Writing};
+
+/// The side of a store that admission works on.
+pub(crate) trait Room {
+    /// The memory of the memtables and its limits.
+    fn memory(&self) -> Memory;
+
+    /// Freezes the largest active memtable and asks for its flush.
+    fn freeze_largest(&self);
+
+    /// Returns when a flush has ended.
+    ///
+    /// # Errors
+    /// The flush failed, or the store is closed or halted.
+    fn wait_for_flush(&self) -> Result<()>;
+
+    /// A write has waited this long for memory.
+    fn stalled(&self, took: Duration);
+
+    /// Time since some moment.
+    fn now(&self) -> Duration;
+
+    /// Whether the log has a place for `len_bytes` more, whatever becomes of the disk.
+    fn has_log_room(&self, len_bytes: usize) -> bool;
+
+    /// Makes log files, or lets the ring grow, until the log has a place for `len_bytes` more.
+    ///
+    /// # Errors
+    /// The disk is full, or the log has halted.
+    fn make_log_room(&self, len_bytes: usize) -> Result<()>;
+
+    /// Asks for a spare log file if one is needed soon.
+    fn prepare_spare(&self);
+
+    /// Flushes the keyspaces that hold the log's files back, if those have grown beyond their limit.
+    fn release_old_log(&self);
+
+    /// Pauses so that merges keep up.
+    fn slow_down(&self);
+}
+
+/// Waits, slows down or makes room, as memtables, log and runs demand, before a write of `len_bytes`.
+///
+/// # Errors
+/// There is no room and none can be made: the disk is full, or the store is closed or halted.
+pub(crate) fn admit(room: &impl Room, len_bytes: usize) -> Result<()> {
+    wait_for_memory(room)?;
+    room.release_old_log();
+    room.slow_down();
+    if !room.has_log_room(len_bytes) {
+        return room.make_log_room(len_bytes);
+    }
+    room.prepare_spare();
+    Ok(())
+}
+
+fn wait_for_memory(room: &impl Room) -> Result<()> {
+    let mut waiting_since = None;
+    loop {
+        match pacing::admit(room.memory()) {
+            Admission::Go => break,
+            Admission::Freeze => room.freeze_largest(),
+            Admission::Wait => {
+                waiting_since.get_or_insert_with(|| room.now());
+                room.wait_for_flush()?;
+            }
+        }
+    }
+    if let Some(since) = waiting_since {
+        room.stalled(room.now().saturating_sub(since));
+    }
+    Ok(())
+}
+
+impl Room for Writing {
+    #[inline]
+    fn memory(&self) -> Memory {
+        let MemtableBytes { active, frozen } = self.memtable_bytes();
+        Memory {
+            active,
+            frozen,
+            freeze_at: self.options.freeze_bytes(),
+            limit: self.options.memtables_bytes(),
+        }
+    }
+
+    fn freeze_largest(&self) {
+        Writing::freeze_largest(self);
+        scheduler::request_flush(self);
+    }
+
+    fn wait_for_flush(&self) -> Result<()> {
+        scheduler::wait_for_flush(self)?;
+        self.check_open()
+    }
+
+    fn stalled(&self, took: Duration) {
+        self.counters.stalled(took);
+        self.tell(&Event::Stalled { took });
+    }
+
+    fn now(&self) -> Duration {
+        self.files.backend().now()
+    }
+
+    fn has_log_room(&self, len_bytes: usize) -> bool {
+        self.log.has_room(len_bytes)
+    }
+
+    fn make_log_room(&self, len_bytes: usize) -> Result<()> {
+        self.files.with_queue(|queue| Ok(self.log.make_room(len_bytes, queue)?))
+    }
+
+    fn prepare_spare(&self) {
+        if self.log.wants_spare() {
+            scheduler::request_spare(self);
+        }
+    }
+
+    /// The limit counts bytes of files, not of records: a small durable write takes a whole step of a file.
+    fn release_old_log(&self) {
+        let limit = self.options.log_limit_bytes();
+        // Frozen tables are on their way already: another freeze helps only after the log has grown by half again.
+        if self.log_bytes_since_cut() <= limit / 2 {
+            return;
+        }
+        // While a flush is under way, or fails, more frozen tables would free nothing and take memory without a bound.
+        if self.memtable_bytes().frozen > 0 {
+            return;
+        }
+        if self.manifest.version().logs.len() as u64 * self.options.log_file_bytes() > limit {
+            self.freeze(|_| true);
+            scheduler::request_flush(self);
+        }
+    }
+
+    fn slow_down(&self) {
+        let delay = pacing::delay(self.most_runs());
+        if !delay.is_zero() {
+            self.files.backend().park(delay);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;
