@@ -1,7 +1,7 @@
 //! Gets as futures: values in memory are there at once, the others are read by the store's reactor, under any executor.
 //!
 //! ```text
-//!   get_async -> Search: memory decides -> ready
+//!   get_async -> SearchState: memory decides -> ready
 //!                   | blocks to read, up to 64 for each future
 //!                   v
 //!                 reactor: as many as it has slots are in flight, the rest waits its turn -> wakes the task
@@ -28,13 +28,13 @@ use crate::api::handle::Handle;
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::sync::shared::block_on;
-use crate::read::multi_get::{Landed, Reads, Search, Searching, Show, Wish};
+use crate::read::multi_get::{EndedRead, ReadRequest, Reads, Search, SearchState, Show};
 use crate::tree::superversion::Superversion;
 
 /// The future of [`Keyspace::get_async`](crate::Keyspace::get_async): the value of a key, or `None`.
 ///
-/// It may be polled by any executor, and dropped at any time: a read under way is then finished by itself. It keeps the
-/// store open, as an iterator does. After [`Db::close`](crate::Db::close) it ends with
+/// Any executor may poll it, and it may be dropped at any time: a read under way then ends by itself. It keeps the store
+/// open, as an iterator does. After [`Db::close`](crate::Db::close) it ends with
 /// [`Error::Closed`](crate::Error::Closed), in a forked child with an error.
 ///
 /// # Panics
@@ -92,19 +92,19 @@ use crate::tree::superversion::Superversion;
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "the value is read, but nobody sees it"]
+#[must_use = "a future that is not awaited returns no value"]
 pub struct Get(MultiGet);
 
 /// The future of [`Keyspace::multi_get_async`](crate::Keyspace::multi_get_async): the values of many keys, in their order.
-/// As [`Get`] in everything else.
+/// In everything else it behaves as [`Get`].
 ///
 /// # Panics
 /// If it is polled again after its end.
-#[must_use = "the values are read, but nobody sees them"]
-pub struct MultiGet(State);
+#[must_use = "a future that is not awaited returns no values"]
+pub struct MultiGet(Progress);
 
-enum State {
-    /// It is known how it ends.
+enum Progress {
+    /// The result is known.
     Ready(Result<Vec<Option<Bytes>>>),
     Reading(Box<Reading>),
     /// The output was returned.
@@ -120,7 +120,7 @@ impl Get {
     /// Waits for it on this thread, without an executor.
     ///
     /// # Errors
-    /// As [`Keyspace::get_async`](crate::Keyspace::get_async).
+    /// Those of [`Keyspace::get_async`](crate::Keyspace::get_async).
     pub fn wait(self) -> Result<Option<Bytes>> {
         block_on(self)
     }
@@ -144,29 +144,29 @@ impl MultiGet {
         snapshot: Seq,
     ) -> MultiGet {
         let mut values = vec![None; keys.len()];
-        let mut search = Search::new(keys.len(), snapshot);
+        let mut search = SearchState::new(keys.len(), snapshot);
         let found = Copies(&mut values);
-        Searching { state: &mut search, superversion: &superversion, keys, found }.begin();
+        Search { state: &mut search, superversion: &superversion, keys, found }.begin();
         if search.is_done() {
-            return MultiGet(State::Ready(Ok(values)));
+            return MultiGet(Progress::Ready(Ok(values)));
         }
         let keys = keys.iter().map(|key| key.as_ref().into()).collect();
         let work = Work { superversion: Guard::into_inner(superversion), keys, values, search };
         match Reading::start(handle, work) {
-            Ok(reading) => MultiGet(State::Reading(Box::new(reading))),
+            Ok(reading) => MultiGet(Progress::Reading(Box::new(reading))),
             Err(error) => MultiGet::failed(error),
         }
     }
 
     /// Ends with this error.
     pub(crate) fn failed(error: Error) -> MultiGet {
-        MultiGet(State::Ready(Err(error)))
+        MultiGet(Progress::Ready(Err(error)))
     }
 
     /// Waits for it on this thread, without an executor.
     ///
     /// # Errors
-    /// As [`Keyspace::multi_get_async`](crate::Keyspace::multi_get_async).
+    /// Those of [`Keyspace::multi_get_async`](crate::Keyspace::multi_get_async).
     pub fn wait(self) -> Result<Vec<Option<Bytes>>> {
         block_on(self)
     }
@@ -176,14 +176,14 @@ impl Future for MultiGet {
     type Output = Result<Vec<Option<Bytes>>>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Reading(reading) = &mut self.0 {
+        if let Progress::Reading(reading) = &mut self.0 {
             let Poll::Ready(result) = reading.poll(task) else { return Poll::Pending };
             let values = std::mem::take(&mut reading.work.values);
-            self.0 = State::Ready(result.map(|()| values));
+            self.0 = Progress::Ready(result.map(|()| values));
         }
-        match std::mem::replace(&mut self.0, State::Over) {
-            State::Ready(result) => Poll::Ready(result),
-            State::Reading(_) | State::Over => unreachable!("polled again after its end"),
+        match std::mem::replace(&mut self.0, Progress::Over) {
+            Progress::Ready(result) => Poll::Ready(result),
+            Progress::Reading(_) | Progress::Over => unreachable!("polled again after its end"),
         }
     }
 }
@@ -191,14 +191,14 @@ impl Future for MultiGet {
 impl fmt::Debug for MultiGet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            State::Ready(_) => write!(f, "MultiGet(ready)"),
-            State::Reading(reading) => write!(f, "MultiGet({} reads under way)", reading.flights.len()),
-            State::Over => write!(f, "MultiGet(over)"),
+            Progress::Ready(_) => write!(f, "MultiGet(ready)"),
+            Progress::Reading(reading) => write!(f, "MultiGet({} reads under way)", reading.flights.len()),
+            Progress::Over => write!(f, "MultiGet(over)"),
         }
     }
 }
 
-/// Where values are copied to.
+/// Copies the values.
 struct Copies<'a>(&'a mut [Option<Bytes>]);
 
 impl Show for Copies<'_> {
@@ -207,22 +207,22 @@ impl Show for Copies<'_> {
     }
 }
 
-/// A search and what it looks at, owned.
+/// A search that owns the data that it reads.
 struct Work {
     superversion: Arc<Superversion>,
     keys: Vec<Box<[u8]>>,
     values: Vec<Option<Bytes>>,
-    search: Search,
+    search: SearchState,
 }
 
 impl Work {
-    fn searching(&mut self) -> Searching<'_, Box<[u8]>, Copies<'_>> {
+    fn searching(&mut self) -> Search<'_, Box<[u8]>, Copies<'_>> {
         let found = Copies(&mut self.values);
-        Searching { state: &mut self.search, superversion: &self.superversion, keys: &self.keys, found }
+        Search { state: &mut self.search, superversion: &self.superversion, keys: &self.keys, found }
     }
 }
 
-/// A future that memory did not decide.
+/// The part of a future that waits for blocks.
 struct Reading {
     handle: Handle,
     work: Work,
@@ -280,20 +280,21 @@ struct TaskReads<'a, 'w> {
 }
 
 impl Reads for TaskReads<'_, '_> {
-    fn add(&mut self, wish: Wish<'_>) {
-        self.flights.push((wish.number, self.reactor.read(wish.file, wish.offset, wish.len_bytes)));
+    fn add(&mut self, request: ReadRequest<'_>) {
+        self.flights
+            .push((request.number, self.reactor.read(request.file, request.offset, request.len_bytes)));
     }
 
     fn submit(&mut self) -> Result<()> {
         Ok(())
     }
 
-    fn completed(&mut self, landed: &mut Vec<Landed>) -> Result<()> {
+    fn completed(&mut self, ended_reads: &mut Vec<EndedRead>) -> Result<()> {
         let Some(task) = &mut self.task else { return Ok(()) };
         self.flights.retain_mut(|(number, flight)| match Pin::new(flight).poll(task) {
             Poll::Ready(result) => {
                 let result = result.map_err(|refused| refused.error.into());
-                landed.push(Landed { number: *number, result });
+                ended_reads.push(EndedRead { number: *number, result });
                 false
             }
             Poll::Pending => true,

@@ -12,7 +12,7 @@
 //! sleeps only for a completion that it needs. Completions come in any order.
 //!
 //! Invariants: a slot is free again only after its operation was reaped; when the last ticket and the last stream are gone,
-//! the lane waits for what is in flight, so that the context is idle when it is lent again.
+//! the lane waits for the operations in flight, so that the context is idle when it is lent again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ struct State {
     reaped: Vec<Completion>,
 }
 
-/// What is known of one operation.
+/// The state of one operation.
 #[derive(Debug)]
 enum Slot {
     Free,
@@ -90,7 +90,7 @@ impl Lane {
         slots.into_iter().map(|slot| Ticket { lane: Arc::clone(self), slot: Some(slot) }).collect()
     }
 
-    /// Reaps what has completed, without waiting.
+    /// Reaps the operations that have completed, without waiting.
     ///
     /// # Errors
     /// The context is dead.
@@ -219,7 +219,7 @@ impl State {
 impl Drop for Lane {
     fn drop(&mut self) {
         let mut state = self.state.lock();
-        // A context that fails is not lent again. Dropping it waits for what is in flight.
+        // A context that fails is not lent again. Dropping it waits for the operations in flight.
         let is_idle = state.settle().is_ok();
         let queue = state.queue.take().filter(|_| is_idle);
         self.files.rest(queue);

@@ -89,7 +89,7 @@ fn class_of(capacity: usize) -> Option<usize> {
 impl Lender for BufPool {
     fn take_back(&self, pages: Pages) {
         let Some(class) = class_of(pages.len_bytes()) else { return };
-        // What is not kept is unmapped after the lock is released.
+        // Pages that are not kept are unmapped after the lock is released.
         let _unmapped = self.idle.lock().keep(class, pages, self.kept_large_bytes);
     }
 }

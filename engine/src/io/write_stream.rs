@@ -85,7 +85,7 @@ impl WriteStream {
         self.lane.files()
     }
 
-    /// Creates a file; what is appended from now on goes there.
+    /// Creates a file, to which the next bytes are appended.
     ///
     /// # Errors
     /// The name is taken, or the disk is full or failing.

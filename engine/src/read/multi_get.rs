@@ -9,8 +9,7 @@
 //!                                       parked -> reading, each block once: checked, decoded, searched
 //! ```
 //!
-//! A [`Search`] is the state between two steps: it does no I/O and waits for nothing. [`Searching::drive`] takes the steps: it
-//! submits the reads that the search needs and searches each block when it is there. Where the reads go is behind
+//! A [`SearchState`] does no I/O and waits for nothing. [`Search::drive`] takes the steps: it submits the reads that the search needs and searches each block when it is there. Where the reads go is behind
 //! [`Reads`]: a context of the calling thread for [`multi_get_with`], the reactor of the store for futures.
 //!
 //! Cost: a key takes what a get takes, and the call a few small allocations. Blocks are read only when memory decides nothing
@@ -33,49 +32,49 @@ use crate::segment::{Aim, Block, Segment, Step};
 use crate::tree::superversion::Superversion;
 use crate::tree::zones::PieceAt;
 
-/// Reads in flight of one call: what a context takes before any is waited for.
+/// Reads in flight of one call: as many as a context takes.
 const MOST_READS: usize = QUEUE_SLOTS;
 
-/// Bytes in flight of one call, unless one block alone is larger: a quarter of what the memory budget has for buffers.
+/// Bytes in flight of one call, unless one block alone is larger: a quarter of the budget's share for I/O buffers.
 const MOST_READ_BYTES: usize = 2 << 20;
 
-/// A wait ends when this part of what is in flight is there: a smaller one costs more sleeps, a larger one lets the device
-/// run empty before its blocks are decoded.
+/// A wait ends when this part of the reads in flight has completed: a smaller part costs more sleeps, a larger one lets the
+/// device run empty before its blocks are decoded.
 const PART_WAITED_FOR: usize = 4;
 
-/// Blocks that are held at once while they are searched: as many guards as are cheap, see `cache`.
+/// Blocks that are held at once while they are searched: as many as hazard slots are cheap for, see `cache`.
 const LOOKED_AT: usize = 6;
 
 /// Shows every key's value as of `snapshot` to `found`, in any order; reads in this thread.
 ///
 /// # Errors
-/// A read failed, or a block is damaged; what was shown is right.
+/// A read failed, or a block is damaged; the values that were shown are right.
 pub(crate) fn multi_get_with<K: AsRef<[u8]>>(
     superversion: &Superversion,
     keys: &[K],
     snapshot: Seq,
     found: impl FnMut(usize, Option<&[u8]>),
 ) -> Result<()> {
-    let mut state = Search::new(keys.len(), snapshot);
-    let mut search = Searching { state: &mut state, superversion, keys, found };
+    let mut state = SearchState::new(keys.len(), snapshot);
+    let mut search = Search { state: &mut state, superversion, keys, found };
     search.begin();
     search.finish()
 }
 
 /// A key that is not decided.
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
-    /// Its place among the keys.
+struct PendingKey {
+    /// Its index among the keys.
     at: usize,
     hash: u64,
-    /// The newest piece that has not said that it has nothing.
+    /// The newest piece that may hold an entry of the key.
     piece: PieceAt,
-    /// The file of its segment, once it is known that its bounds hold the key.
+    /// The file of its segment, once the bounds of the piece are known to hold the key.
     file: u64,
 }
 
-impl Wanted {
-    /// Goes on to a piece whose bounds hold `key`, and gives its segment; `None`: there is none any more.
+impl PendingKey {
+    /// Goes on to a piece whose bounds hold `key`, and returns its segment; `None` if there is no further piece.
     #[inline]
     fn next_segment<'a>(&mut self, superversion: &'a Superversion, key: &[u8]) -> Option<&'a Segment> {
         let (at, piece) = superversion.zones.find(self.piece, key)?;
@@ -85,65 +84,65 @@ impl Wanted {
     }
 }
 
-/// A block, by its place on the device. One segment may stand in several zones.
+/// Names a block on the device. One segment may belong to several zones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct BlockId {
     file: u64,
     number: usize,
 }
 
-/// A key and the block that decides next.
+/// A key, and the block that decides next.
 #[derive(Clone, Copy, Debug)]
-struct Spot {
-    wanted: Wanted,
+struct Visit {
+    pending: PendingKey,
     aim: Aim,
 }
 
-impl Spot {
+impl Visit {
     #[inline]
-    fn place(&self) -> Place {
-        Place { file: self.wanted.file, number: self.aim.number }
+    fn block_id(&self) -> BlockId {
+        BlockId { file: self.pending.file, number: self.aim.number }
     }
 
     fn segment<'a>(&self, superversion: &'a Superversion) -> &'a Arc<Segment> {
-        &superversion.zones.piece(self.wanted.piece).segment
+        &superversion.zones.piece(self.pending.piece).segment
     }
 }
 
 /// A block that was asked for.
 #[derive(Debug)]
 struct Read {
-    place: Place,
+    block: BlockId,
     aim: Aim,
     bytes: usize,
-    /// Who waits for it.
-    spots: Vec<Spot>,
+    /// The keys that wait for it.
+    visits: Vec<Visit>,
 }
 
-/// How far a search is: what can be kept while reads are under way.
+/// The state of a search between two steps: it borrows nothing, so a future can keep it.
 #[derive(Debug)]
-pub(crate) struct Search {
+pub(crate) struct SearchState {
     snapshot: Seq,
-    /// Keys of which the next run is to be asked.
-    asking: Vec<Wanted>,
-    /// Keys of which a block is to be looked for in the cache.
-    looking: Vec<Spot>,
+    /// Keys for which the next piece is asked.
+    asking: Vec<PendingKey>,
+    /// Keys for which a block is looked up in the cache.
+    looking: Vec<Visit>,
     /// Keys whose block is not in the cache and was not asked for.
-    parked: Vec<Spot>,
-    /// Whether `parked` stands in falling order of blocks.
+    parked: Vec<Visit>,
+    /// Whether `parked` is in falling order of blocks.
     is_sorted: bool,
-    /// Blocks that were asked for and are not there yet, by the number of the read.
+    /// Blocks whose reads are under way, by the number of the read.
     reading: Vec<Option<Read>>,
-    /// How many.
+    /// The number of reads under way.
     reads: usize,
-    /// And how many bytes.
+    /// And their bytes.
     read_bytes: usize,
 }
 
-impl Search {
-    /// Of `keys` keys, as of `snapshot`.
-    pub(crate) fn new(keys: usize, snapshot: Seq) -> Search {
-        Search {
+impl SearchState {
+    /// For `keys` keys, as of `snapshot`.
+    pub(crate) fn new(keys: usize, snapshot: Seq) -> SearchState {
+        SearchState {
             snapshot,
             asking: Vec::with_capacity(keys),
             looking: Vec::with_capacity(keys),
@@ -160,7 +159,7 @@ impl Search {
         self.parked.is_empty() && self.reads == 0
     }
 
-    /// The read with this number is there, or has failed: the next one may be asked for.
+    /// The read with this number has completed or failed, so there is room for another one.
     fn ended(&mut self, number: usize) -> Read {
         let read = self.reading[number].take().expect("a read ends once");
         self.reads -= 1;
@@ -168,15 +167,15 @@ impl Search {
         read
     }
 
-    /// Waits for a block: with those who wait for it already, if there are any.
-    fn park(&mut self, spot: Spot) {
-        let same = |read: &&mut Read| read.place == spot.place();
+    /// Waits for a block, together with the keys that wait for it already.
+    fn park(&mut self, visit: Visit) {
+        let same = |read: &&mut Read| read.block == visit.block_id();
         if self.reads > 0
             && let Some(read) = self.reading.iter_mut().flatten().find(same)
         {
-            read.spots.push(spot);
+            read.visits.push(visit);
         } else {
-            self.parked.push(spot);
+            self.parked.push(visit);
             self.is_sorted = false;
         }
     }
@@ -184,25 +183,25 @@ impl Search {
 
 /// Where the reads of a search are submitted, and where their completions come from.
 pub(crate) trait Reads {
-    /// Takes a read, which is submitted by the next [`Reads::submit`] at the latest.
-    fn add(&mut self, wish: Wish<'_>);
+    /// Takes a read, and submits it with the next [`Reads::submit`] at the latest.
+    fn add(&mut self, request: ReadRequest<'_>);
 
-    /// Submits what was added.
+    /// Submits the reads that were added.
     ///
     /// # Errors
     /// The context is dead, or a read was refused.
     fn submit(&mut self) -> Result<()>;
 
-    /// Adds completions to `landed`. No completion: the caller comes again when there is one.
+    /// Adds completions to `ended_reads`. No completion: the caller comes again when there is one.
     ///
     /// # Errors
     /// The context is dead.
-    fn completed(&mut self, landed: &mut Vec<Landed>) -> Result<()>;
+    fn completed(&mut self, ended_reads: &mut Vec<EndedRead>) -> Result<()>;
 }
 
 /// A read that a search needs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wish<'a> {
+pub(crate) struct ReadRequest<'a> {
     /// Names the read.
     pub(crate) number: usize,
     pub(crate) file: &'a File,
@@ -212,7 +211,7 @@ pub(crate) struct Wish<'a> {
 
 /// A read that has ended.
 #[derive(Debug)]
-pub(crate) struct Landed {
+pub(crate) struct EndedRead {
     pub(crate) number: usize,
     pub(crate) result: Result<Completion>,
 }
@@ -227,9 +226,9 @@ struct ThreadReads<'a> {
 }
 
 impl Reads for ThreadReads<'_> {
-    fn add(&mut self, wish: Wish<'_>) {
-        let read = Operation::read(wish.file, wish.offset, self.files.buf(wish.len_bytes));
-        self.waiting.push_back(read.with_token(wish.number as u64));
+    fn add(&mut self, request: ReadRequest<'_>) {
+        let read = Operation::read(request.file, request.offset, self.files.buf(request.len_bytes));
+        self.waiting.push_back(read.with_token(request.number as u64));
     }
 
     fn submit(&mut self) -> Result<()> {
@@ -239,15 +238,15 @@ impl Reads for ThreadReads<'_> {
         Ok(())
     }
 
-    fn completed(&mut self, landed: &mut Vec<Landed>) -> Result<()> {
+    fn completed(&mut self, ended_reads: &mut Vec<EndedRead>) -> Result<()> {
         // A signal ends a wait early.
         while self.done.is_empty() {
             let part = self.queue.in_flight().div_ceil(PART_WAITED_FOR);
             self.queue.wait(part, None, &mut self.done)?;
         }
-        landed.extend(self.done.drain(..).map(|completion| {
+        ended_reads.extend(self.done.drain(..).map(|completion| {
             let number = usize::try_from(completion.operation.token()).expect("a number of a read");
-            Landed { number, result: Ok(completion) }
+            EndedRead { number, result: Ok(completion) }
         }));
         Ok(())
     }
@@ -255,7 +254,7 @@ impl Reads for ThreadReads<'_> {
 
 /// Is shown the values that were found.
 pub(crate) trait Show {
-    /// The value of the key at this place, or that there is none.
+    /// The value of the key with this index; `None` if it has no value.
     fn show(&mut self, at: usize, value: Option<&[u8]>);
 }
 
@@ -265,17 +264,17 @@ impl<F: FnMut(usize, Option<&[u8]>)> Show for F {
     }
 }
 
-/// A search under way, with what it looks at.
+/// A search with the data that it reads.
 #[derive(Debug)]
-pub(crate) struct Searching<'a, K, F> {
-    pub(crate) state: &'a mut Search,
+pub(crate) struct Search<'a, K, F> {
+    pub(crate) state: &'a mut SearchState,
     pub(crate) superversion: &'a Superversion,
     pub(crate) keys: &'a [K],
     /// Sees every key's value.
     pub(crate) found: F,
 }
 
-impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
+impl<'a, K: AsRef<[u8]>, F: Show> Search<'a, K, F> {
     /// The first step: everything that memory decides.
     pub(crate) fn begin(&mut self) {
         self.look_in_tables();
@@ -290,27 +289,27 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
         }
     }
 
-    /// The next block to read, and the number of that read; `None`: there is none, or enough is in flight.
+    /// The next block to read, and the number of that read; `None` if there is none, or if enough reads are in flight.
     fn next_read(&mut self) -> Option<(usize, &'a Arc<Segment>, Aim)> {
         let state = &mut *self.state;
         if !state.is_sorted {
-            state.parked.sort_unstable_by_key(|spot| Reverse(spot.place()));
+            state.parked.sort_unstable_by_key(|visit| Reverse(visit.block_id()));
             state.is_sorted = true;
         }
         let last = state.parked.last()?;
-        let (place, aim) = (last.place(), last.aim);
+        let (block, aim) = (last.block_id(), last.aim);
         let segment = last.segment(self.superversion);
         let bytes = segment.stored_bytes(aim);
         if state.reads == MOST_READS || state.reads > 0 && state.read_bytes + bytes > MOST_READ_BYTES {
             return None;
         }
-        let others = state.parked.iter().rposition(|spot| spot.place() != place);
-        let spots = state.parked.split_off(others.map_or(0, |last| last + 1));
+        let others = state.parked.iter().rposition(|visit| visit.block_id() != block);
+        let visits = state.parked.split_off(others.map_or(0, |last| last + 1));
         let number = state.reading.iter().position(Option::is_none).unwrap_or_else(|| {
             state.reading.push(None);
             state.reading.len() - 1
         });
-        state.reading[number] = Some(Read { place, aim, bytes, spots });
+        state.reading[number] = Some(Read { block, aim, bytes, visits });
         state.reads += 1;
         state.read_bytes += bytes;
         Some((number, segment, aim))
@@ -320,11 +319,11 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     ///
     /// # Errors
     /// It is damaged.
-    fn bring(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
-        let Some(first) = read.spots.first() else { return Ok(()) };
+    fn search_block(&mut self, read: &Read, offset: u64, buf: Buf) -> Result<()> {
+        let Some(first) = read.visits.first() else { return Ok(()) };
         let block = first.segment(self.superversion).take_in(read.aim, offset, buf)?;
-        for spot in &read.spots {
-            self.search(*spot, Block::of(&block));
+        for visit in &read.visits {
+            self.search(*visit, Block::of(&block));
         }
         Ok(())
     }
@@ -352,23 +351,24 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     /// # Errors
     /// A read failed, or a block is damaged.
     pub(crate) fn drive(&mut self, reads: &mut impl Reads) -> Result<()> {
-        let mut landed = Vec::new();
+        let mut ended_reads = Vec::new();
         loop {
             self.submit_reads(reads)?;
             if self.state.is_done() {
                 return Ok(());
             }
-            reads.completed(&mut landed)?;
-            if landed.is_empty() {
+            reads.completed(&mut ended_reads)?;
+            if ended_reads.is_empty() {
                 return Ok(());
             }
-            let ended = landed.drain(..).map(|Landed { number, result }| (self.state.ended(number), result));
+            let ended =
+                ended_reads.drain(..).map(|EndedRead { number, result }| (self.state.ended(number), result));
             let ended: Vec<_> = ended.collect();
             // First the device gets new work, then this thread.
             self.submit_reads(reads)?;
             for (read, result) in ended {
                 let operation = result?.whole()?;
-                self.bring(&read, operation.offset(), operation.into_buf())?;
+                self.search_block(&read, operation.offset(), operation.into_buf())?;
             }
             self.advance();
         }
@@ -378,7 +378,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     pub(crate) fn submit_reads(&mut self, reads: &mut impl Reads) -> Result<()> {
         while let Some((number, segment, aim)) = self.next_read() {
             let (file, offset, len_bytes) = segment.range_of(aim)?;
-            reads.add(Wish { number, file, offset, len_bytes });
+            reads.add(ReadRequest { number, file, offset, len_bytes });
         }
         reads.submit()
     }
@@ -395,34 +395,34 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
                 self.show(at, kind, value);
             } else {
                 let piece = self.superversion.zones.start(key.as_ref());
-                self.state.asking.push(Wanted { at, hash, piece, file: 0 });
+                self.state.asking.push(PendingKey { at, hash, piece, file: 0 });
             }
         }
     }
 
     /// Finds for every key the next run that may hold it, and the block there.
     fn ask_runs(&mut self) {
-        for wanted in &mut self.state.asking {
-            if let Some(segment) = wanted.next_segment(self.superversion, self.keys[wanted.at].as_ref()) {
-                segment.prefetch_filter(wanted.hash);
+        for pending in &mut self.state.asking {
+            if let Some(segment) = pending.next_segment(self.superversion, self.keys[pending.at].as_ref()) {
+                segment.prefetch_filter(pending.hash);
             }
         }
-        while let Some(mut wanted) = self.state.asking.pop() {
-            let key = self.keys[wanted.at].as_ref();
-            let mut next = wanted.next_segment(self.superversion, key);
+        while let Some(mut pending) = self.state.asking.pop() {
+            let key = self.keys[pending.at].as_ref();
+            let mut next = pending.next_segment(self.superversion, key);
             let aim = loop {
                 let Some(segment) = next else { break None };
-                let aim = segment.begin((key, wanted.hash), self.state.snapshot);
+                let aim = segment.begin((key, pending.hash), self.state.snapshot);
                 if let Some(aim) = aim {
                     segment.prefetch_slot(aim.number);
                     break Some(aim);
                 }
-                wanted.piece = wanted.piece.next();
-                next = wanted.next_segment(self.superversion, key);
+                pending.piece = pending.piece.next();
+                next = pending.next_segment(self.superversion, key);
             };
             match aim {
-                Some(aim) => self.state.looking.push(Spot { wanted, aim }),
-                None => self.found.show(wanted.at, None),
+                Some(aim) => self.state.looking.push(Visit { pending, aim }),
+                None => self.found.show(pending.at, None),
             }
         }
     }
@@ -431,35 +431,35 @@ impl<'a, K: AsRef<[u8]>, F: Show> Searching<'a, K, F> {
     fn look_in_cache(&mut self) {
         let looking = std::mem::take(&mut self.state.looking);
         let mut held = Vec::with_capacity(LOOKED_AT.min(looking.len()));
-        for spots in looking.chunks(LOOKED_AT) {
+        for visits in looking.chunks(LOOKED_AT) {
             // First all loads, which do not wait for each other, then the searches: a search behind a miss of the
             // processor's caches would hold the next load back.
-            held.extend(spots.iter().map(|spot| spot.segment(self.superversion).cached(spot.aim.number)));
-            for (spot, held) in spots.iter().zip(&held) {
+            held.extend(visits.iter().map(|visit| visit.segment(self.superversion).cached(visit.aim.number)));
+            for (visit, held) in visits.iter().zip(&held) {
                 if let Some(frame) = held.as_ref() {
-                    Block::of(frame).prefetch_entry(spot.wanted.hash);
+                    Block::of(frame).prefetch_entry(visit.pending.hash);
                 }
             }
-            for (spot, held) in spots.iter().zip(held.drain(..)) {
+            for (visit, held) in visits.iter().zip(held.drain(..)) {
                 match held.as_ref() {
-                    Some(frame) => self.search(*spot, Block::of(frame)),
-                    None => self.state.park(*spot),
+                    Some(frame) => self.search(*visit, Block::of(frame)),
+                    None => self.state.park(*visit),
                 }
             }
         }
     }
 
     /// Searches one block and puts the key where it goes from there.
-    fn search(&mut self, spot: Spot, block: Block<'_>) {
-        let Spot { mut wanted, aim } = spot;
-        let key = self.keys[wanted.at].as_ref();
-        let open = spot.segment(self.superversion);
-        match open.search(aim, block, (key, wanted.hash), self.state.snapshot) {
-            Step::Found(kind, _, value) => self.show(wanted.at, kind, value),
-            Step::Block(aim) => self.state.looking.push(Spot { wanted, aim }),
+    fn search(&mut self, visit: Visit, block: Block<'_>) {
+        let Visit { mut pending, aim } = visit;
+        let key = self.keys[pending.at].as_ref();
+        let open = visit.segment(self.superversion);
+        match open.search(aim, block, (key, pending.hash), self.state.snapshot) {
+            Step::Found(kind, _, value) => self.show(pending.at, kind, value),
+            Step::Block(aim) => self.state.looking.push(Visit { pending, aim }),
             Step::Absent => {
-                wanted.piece = wanted.piece.next();
-                self.state.asking.push(wanted);
+                pending.piece = pending.piece.next();
+                self.state.asking.push(pending);
             }
         }
     }

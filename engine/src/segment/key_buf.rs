@@ -1,6 +1,6 @@
-//! The key on which a cursor stands, put together from the parts in which a block keeps it.
+//! The key of the entry at which a cursor is: the prefix of its block and its own suffix.
 
-/// A suffix up to this long is copied as this many bytes, whatever its length: a few instructions instead of a call.
+/// A shorter suffix is copied as this many bytes: a few instructions instead of a call.
 const SHORT_BYTES: usize = 16;
 
 /// A whole key, put together from the prefix of a block and a suffix.

@@ -20,28 +20,28 @@ use crate::base::error::Result;
 use crate::base::key::{Entry, MAX_KEY_BYTES, Seq, key_hash};
 use crate::io::write_stream::WriteStream;
 
-/// A read of so much takes one page of memory, and the device less for it than for two: of reads of 4.5 or 5 KiB, with 8 or 32
-/// in flight, it did a tenth to a seventh less in a second.
+/// A read of this size takes one page of memory. The device is faster with it than with two pages: it did a tenth to a seventh
+/// fewer reads of 4.5 or 5 KiB in a second, with 8 or 32 in flight.
 const PAGE_BYTES: usize = 4096;
 
-/// The raw size at which the next block is full, after one of `raw` bytes was stored in `stored`: where an eighth or two
-/// less makes it fit into a page, so much less.
-fn aim(block_bytes: usize, (raw, stored): (usize, usize)) -> usize {
-    // Blocks do not all shrink alike.
-    let fits = raw * (PAGE_BYTES - PAGE_BYTES / 32) / stored;
+/// The raw size at which the next block is full, after one of `raw_bytes` was stored in `stored_bytes`. It is less than
+/// `block_bytes`, by up to a quarter, if the stored block then fits into a page.
+fn next_full_bytes(block_bytes: usize, raw_bytes: usize, stored_bytes: usize) -> usize {
+    // Not all blocks shrink alike.
+    let fits = raw_bytes * (PAGE_BYTES - PAGE_BYTES / 32) / stored_bytes;
     if fits >= block_bytes / 8 * 6 { fits.min(block_bytes) } else { block_bytes }
 }
 
-/// What the writer needs to know.
+/// The properties of a new segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WriterOptions {
     /// File number of the new segment.
     pub(crate) id: u64,
-    /// The keyspace whose entries come.
+    /// The keyspace of its entries.
     pub(crate) keyspace: u32,
     /// The store that owns the file.
     pub(crate) store_id: u64,
-    /// Raw size at which a block is full, if nothing speaks for a little less; 512 bytes to 32 KiB.
+    /// Raw size at which a block is full at the latest; 512 bytes to 32 KiB.
     pub(crate) block_bytes: usize,
     /// Whether to compress blocks (those that shrink by an eighth or more).
     pub(crate) compress: bool,
@@ -66,7 +66,7 @@ pub(crate) struct SegmentWriter {
     options: WriterOptions,
     stream: WriteStream,
     builder: BlockBuilder,
-    /// See [`aim`].
+    /// See [`next_full_bytes`].
     full_bytes: usize,
     /// The encoded block whose index entry waits for the next block's first key.
     unindexed: Option<BlockHandle>,
@@ -156,7 +156,7 @@ impl SegmentWriter {
             + FOOTER_BYTES as u64
     }
 
-    /// Hands over what is missing, and returns the stream. The file is durable when the stream is closed.
+    /// Hands over the rest of the file, and returns the stream. The file is durable when the stream is closed.
     ///
     /// # Errors
     /// The disk is full or failing; all files of the stream were removed.
@@ -207,7 +207,7 @@ impl SegmentWriter {
     fn finish_block(&mut self) -> Result<()> {
         let raw_bytes = self.builder.raw_bytes();
         let encoded = self.builder.finish(self.options.compress);
-        self.full_bytes = aim(self.options.block_bytes, (raw_bytes, encoded.len_bytes));
+        self.full_bytes = next_full_bytes(self.options.block_bytes, raw_bytes, encoded.len_bytes);
         if encoded.compressed {
             self.totals.features |= FEATURE_LZ4;
         }
