@@ -275,7 +275,7 @@ fn text(header: &Header, table: &Table, failures: &[String]) -> String {
              microseconds:\n\n";
     text += &table.markdown(|_| true, |cell| short(cell.median.row.cpu_us_per_op));
     text += "\nBytes made dirty / bytes on the device / space, for each user byte. Dirty bytes are `write_bytes` of \
-             `/proc/self/io` over the timed part: direct writes, page cache and mappings; what a store keeps in memory \
+             `/proc/self/io` over the timed part: direct writes, page cache and mappings; data that a store keeps in memory \
              until after the end is not in it. Device bytes are those of the whole machine. Space is the store's files \
              at the end for each byte of live keys and values.\n\n";
     text += &table.markdown(Workload::writes, |cell| {
@@ -293,7 +293,7 @@ fn text(header: &Header, table: &Table, failures: &[String]) -> String {
         line(&mut text, format_args!("* {store}"));
     }
     text + "\nA durable put is acknowledged when it is on stable media, for every store. A wrong value would have ended \
-            the comparison: every read checked what it got. Data sets are loaded without a memory limit and without \
+            the comparison: every read checked its value. Data sets are loaded without a memory limit and without \
             being timed; ycsb and overwrite go on with the data of the round before.\n"
 }
 
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pictures_draw_what_there_is() {
+    fn the_pictures_draw_every_result() {
         let runs = [sample("esker", "overwrite", 10.0), sample("lmdb", "get_hot/1", 3.0)];
         let table = Table::of(&runs);
         for picture in [throughput_picture(&table), latency_picture(&table), pauses_picture(&table)] {

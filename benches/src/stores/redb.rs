@@ -18,7 +18,7 @@ pub(crate) const KIND: Kind = Kind {
     package: "redb",
     setting: "half of the memory for its cache, the rest for the page cache; a transaction for each put and each get; \
               synced: `Durability::Immediate`; unsynced: `Durability::None` and a durable commit each second, as its \
-              documentation says it must be: **what is younger dies with the process**. It does not compress.",
+              documentation says it must be: **younger writes are lost with the process**. It does not compress.",
     open,
 };
 

@@ -1,6 +1,6 @@
 //! Fixed-width little-endian integers and length-prefixed bytes, read without a panic.
 //!
-//! Writers append to a `Vec<u8>`; a [`Reader`] walks a slice and says `None` at the first thing that does not fit.
+//! Writers append to a `Vec<u8>`. A [`Reader`] walks a slice and returns `None` at the first field that does not fit.
 #![deny(clippy::indexing_slicing)]
 
 /// Appends integers and byte strings.
@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
         Reader { rest: bytes }
     }
 
-    /// The bytes that were not read yet.
+    /// The unread bytes.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_and_truncation_is_noticed() {
+    fn written_fields_are_read_and_truncation_is_noticed() {
         let mut bytes = Vec::new();
         bytes.put_u8(1);
         bytes.put_u16(2);

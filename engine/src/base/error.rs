@@ -1,4 +1,4 @@
-//! The public error: few variants, and each says what to do next.
+//! The public error: few variants, and each names the next step of the caller.
 //!
 //! `Clone`, since one failed group commit fails many waiters.
 
@@ -9,12 +9,12 @@ use std::sync::Arc;
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A failed call: the cause, the place, and what to do next.
+/// A failed call: its cause, its place, and the next step of the caller.
 ///
 /// | variant | next |
 /// |---|---|
 /// | [`Busy`](Error::Busy) | try again |
-/// | [`NoSpace`](Error::NoSpace) | free space; the store goes on by itself |
+/// | [`NoSpace`](Error::NoSpace) | free space; the store continues by itself |
 /// | [`InvalidArgument`](Error::InvalidArgument), [`TooLarge`](Error::TooLarge) | fix the call |
 /// | [`ReadOnly`](Error::ReadOnly) | open the store for writing |
 /// | [`Closed`](Error::Closed) | open the store, or create the keyspace |
@@ -26,8 +26,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A call of the operating system failed. If a resource is used up (file handles, memory), nothing was written, and the
-    /// same call can be made again when there is some. A read can be made again.
+    /// A system call failed. If a resource is used up (file handles, memory), nothing was written, and the same call can be
+    /// repeated when the resource is available. A read can be repeated.
     #[error("{message}")]
     #[non_exhaustive]
     Io {
@@ -38,52 +38,53 @@ pub enum Error {
         /// Call, file, offset and cause in one line.
         message: String,
     },
-    /// Bytes on disk are not those that were written. Nothing was changed, and no wrong data was returned. For a file of the
-    /// log, [`Builder::repair`](crate::Builder::repair) cuts it before the damage; for other files, restore a copy.
+    /// Bytes on disk are not those that were written. Nothing was changed, and no wrong data was returned. In a file of the
+    /// log, [`Builder::repair`](crate::Builder::repair) cuts the log before the damage. For other files, restore a copy.
     #[error("{} is damaged at offset {offset}: {what} (expected {expected}, found {found})", file.display())]
     #[non_exhaustive]
     Corrupt {
         /// The damaged file.
         file: PathBuf,
-        /// Where in it, in bytes.
+        /// Offset of the damage in the file, in bytes.
         offset: u64,
-        /// Which check failed.
+        /// The failed check.
         what: &'static str,
-        /// The value that should stand there.
+        /// The expected value.
         expected: String,
-        /// The value that stands there.
+        /// The value on disk.
         found: String,
     },
-    /// The disk is full. Reads go on, and nothing is lost. Free space: writes then succeed without a reopen.
+    /// The disk is full. Reads still work, and no acknowledged write is lost. After space is freed, writes succeed without a
+    /// reopen.
     #[error("no space left on the device for {}: free some, the store goes on by itself", path.display())]
     #[non_exhaustive]
     NoSpace {
         /// The file that could not be written.
         path: PathBuf,
     },
-    /// The call would have to wait, and must not. Nothing was done; try again.
+    /// The call would have to wait but must not. It had no effect; try again.
     #[error("busy: {what}")]
     #[non_exhaustive]
     Busy {
         /// The resource that is full.
         what: &'static str,
     },
-    /// A write or sync of log or manifest failed, now or earlier, and nothing is written any more. Reads go on. Close the
-    /// store and open it again: only that tells which of the unacknowledged writes are there.
+    /// A write or sync of log or manifest failed, now or earlier. The store takes no more writes; reads still work. Close the
+    /// store and open it again: only a reopen shows which of the unacknowledged writes survived.
     #[error("the store has halted, close and reopen it; first cause: {cause}")]
     #[non_exhaustive]
     Halted {
         /// The first failure.
         cause: Arc<Error>,
     },
-    /// The store is open in another process, or a second time in this one. Only one open may hold it.
+    /// The store is already open, in another process or in this one. Only one open may hold it.
     #[error("the store is open in {}", match pid { Some(pid) => format!("process {pid}"), None => "another process".to_owned() })]
     #[non_exhaustive]
     Locked {
-        /// The holder, if known; may be this process.
+        /// The process that holds it, if known; may be this process.
         pid: Option<u32>,
     },
-    /// The call writes, and this store has no part that can write: it was opened for reading only. Nothing was done.
+    /// The call writes, but the store was opened for reading only. It had no effect.
     #[error("the store was opened read-only")]
     ReadOnly,
     /// The store was closed, or the keyspace was dropped.
@@ -100,14 +101,14 @@ pub enum Error {
         /// The largest possible.
         limit_bytes: u64,
     },
-    /// An argument is wrong: an empty key, a bad name, a keyspace of another store. Nothing was done.
+    /// An argument is wrong: an empty key, a bad name, a keyspace of another store. The call had no effect.
     #[error("{message}")]
     #[non_exhaustive]
     InvalidArgument {
-        /// The reason, and what is allowed.
+        /// The reason, and the allowed values.
         message: String,
     },
-    /// The directory is no store, or a store of another version. Nothing was written.
+    /// The directory is no store, or a store of another format version. Nothing was written.
     #[error("{}: {what}", path.display())]
     #[non_exhaustive]
     Format {
@@ -141,7 +142,7 @@ impl Error {
         Error::Io { kind: std::io::ErrorKind::Other, errno: None, message }
     }
 
-    /// Whether something is used up (space, handles, memory) that can come back: then nothing was written.
+    /// Whether a resource is used up (space, handles, memory) that may become available again. Nothing was written then.
     pub(crate) fn is_shortage(&self) -> bool {
         match self {
             Error::NoSpace { .. } => true,
@@ -150,7 +151,7 @@ impl Error {
         }
     }
 
-    /// As the log passes it on, when it is raised inside one of the log's calls.
+    /// Converts an error raised inside a call of the log, so that the log can return it.
     pub(crate) fn into_wal(self) -> wal::Error {
         match self {
             Error::Corrupt { file, offset, what, expected, found } => {
@@ -158,7 +159,7 @@ impl Error {
             }
             Error::NoSpace { path } => aio::Error::call("allocate", &path, aio::Errno::NO_SPACE).into(),
             Error::Closed => wal::Error::Closed,
-            // Not the bare cause: a want of space in it would look like one that passes.
+            // Not the bare cause: a lack of space in it would look like a temporary one.
             Error::Halted { cause } => {
                 wal::Error::Halted { cause: Arc::new(Error::clone(&cause).into_wal()) }
             }
@@ -185,7 +186,7 @@ impl From<aio::Error> for Error {
     fn from(error: aio::Error) -> Error {
         match &error {
             aio::Error::Locked { pid, .. } => Error::Locked { pid: *pid },
-            // Of the reactor, which ends with the store.
+            // An error of the reactor, which ends with the store.
             aio::Error::Closed => Error::Closed,
             aio::Error::Os { path, errno, .. } if errno.is_no_space() => {
                 Error::NoSpace { path: path.clone() }

@@ -19,7 +19,7 @@ pub enum Event {
         /// Whether a write that was never acknowledged was found cut off at the end of the log.
         torn_tail: bool,
     },
-    /// The file system has no direct I/O: everything works, through the page cache, and calls may block. Told once.
+    /// The file system has no direct I/O. The store works through the page cache, and calls may block. Sent once.
     #[non_exhaustive]
     BufferedIo {
         /// The store's directory.
@@ -47,16 +47,16 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
-    /// A write had to wait because flushing is behind.
+    /// A write had to wait for a flush.
     #[non_exhaustive]
     Stalled {
         /// How long it waited.
         took: Duration,
     },
-    /// A flush or a compaction failed; it is tried again.
+    /// A flush or a compaction failed. It will be retried.
     #[non_exhaustive]
     BackgroundError {
-        /// Why.
+        /// Its cause.
         error: Error,
     },
     /// A log or manifest write failed: the store takes no more writes until it is reopened.

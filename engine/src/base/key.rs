@@ -1,4 +1,4 @@
-//! Keys, kinds and entries: the vocabulary of everything ordered.
+//! Keys, kinds and entries.
 //!
 //! The internal order is key ascending (bytewise), then `Seq` **descending**: of one key the newest entry comes first.
 
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// As it stands in blocks and records.
+    /// Its byte in blocks and records.
     pub(crate) fn to_byte(self) -> u8 {
         match self {
             Kind::Put => 0,
@@ -27,7 +27,7 @@ impl Kind {
         }
     }
 
-    /// `None` for a byte that this version does not know.
+    /// The kind of a byte. `None` for a byte that this version does not know.
     pub(crate) fn from_byte(byte: u8) -> Option<Kind> {
         match byte {
             0 => Some(Kind::Put),
@@ -37,7 +37,7 @@ impl Kind {
     }
 }
 
-/// One version of one key, borrowed from wherever it stands.
+/// One version of one key, borrowed from a memtable or block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry<'a> {
     pub(crate) key: &'a [u8],

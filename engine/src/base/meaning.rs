@@ -1,8 +1,8 @@
 //! The meaning of an entry to a reader, and the values that its kind allows. Every decision by kind is made here.
 //!
-//! A reader looks for the newest entry of a key below its position, and then asks [`Kind::value_seen`] once: the answer is
-//! final, and no older entry of the key is looked at. A compaction asks [`Entry::is_tombstone`] for entries that only hide
-//! older ones.
+//! A reader searches the newest entry of a key below its position and then calls [`Kind::value_seen`] once. The result is
+//! final: no older entry of the key is read. A compaction calls [`Entry::is_tombstone`] to find entries that only hide older
+//! ones.
 //!
 //! A new kind of entry is added to [`Kind`] with its byte, and here with its meaning; no other file tests for a kind, except
 //! where bytes are written or read.
@@ -10,7 +10,7 @@
 use crate::base::key::{Entry, Kind};
 
 impl Kind {
-    /// The value that a reader gets whose newest visible entry has this kind and stores `value`. `None`: the key does not
+    /// The value of a key for a reader, if the newest visible entry has this kind and stores `value`. `None`: the key does not
     /// exist for this reader.
     #[inline]
     pub(crate) fn value_seen(self, value: &[u8]) -> Option<&[u8]> {
@@ -20,8 +20,7 @@ impl Kind {
         }
     }
 
-    /// Whether entries and operations of this kind store a value, which may be empty. Without one its length is not stored
-    /// either.
+    /// Whether entries and operations of this kind store a value, which may be empty. Without a value no length is stored.
     #[inline]
     pub(crate) fn stores_value(self) -> bool {
         match self {
@@ -38,13 +37,13 @@ impl Kind {
 }
 
 impl<'a> Entry<'a> {
-    /// The value that a reader gets whose newest visible entry is this one; `None`: the key does not exist for it.
+    /// The value of the key for a reader, if this is the newest visible entry. `None`: the key does not exist for this reader.
     #[inline]
     pub(crate) fn value_seen(&self) -> Option<&'a [u8]> {
         self.kind.value_seen(self.value)
     }
 
-    /// Whether the entry only hides older entries of its key: where none of those is left, it can be dropped.
+    /// Whether the entry only hides older entries of its key. It can be dropped where none of those is left.
     #[inline]
     pub(crate) fn is_tombstone(&self) -> bool {
         match self.kind {

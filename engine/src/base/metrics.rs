@@ -1,21 +1,21 @@
-//! Numbers about a store: counted inside with relaxed atomics, given out as plain data.
+//! Numbers about a store: counted with relaxed atomics, returned as plain data.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Numbers of a store at one moment. They are taken without stopping anything, so parts may differ by an operation.
+/// Numbers of a store at one moment. They are read while operations run, so parts may differ by an operation.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Metrics {
-    /// Whether the files are on direct I/O. False: the file system has none, and calls may block.
+    /// Whether the files use direct I/O. False: the file system has none, and calls may block.
     pub direct_io: bool,
-    /// Which writable open this is, from 1.
+    /// The number of this writable open, counted from 1.
     pub life: u32,
     /// Records written since open.
     pub records: u64,
     /// Their bytes in the log.
     pub record_bytes: u64,
-    /// Log bytes that a crash now would have to replay.
+    /// Log bytes that an open after a crash now would replay.
     pub log_bytes: u64,
     /// Log files in use.
     pub log_files: usize,
@@ -37,13 +37,13 @@ pub struct Metrics {
     pub compacted_bytes_out: u64,
     /// Flushes and merges that failed.
     pub failed_jobs: u64,
-    /// Why the newest flush failed, while it does.
+    /// The error of the newest flush, if it failed.
     pub flush_error: Option<String>,
     /// The first cause, if the store has halted.
     pub halted: Option<String>,
     /// Writes that had to wait for memory.
     pub stalls: u64,
-    /// How long they waited, all together.
+    /// The total time of these waits.
     pub stalled: Duration,
     /// Block cache: lookups that found their block.
     pub cache_hits: u64,
@@ -70,7 +70,7 @@ pub struct Metrics {
 pub struct KeyspaceMetrics {
     /// Its name.
     pub name: String,
-    /// Runs that a read may have to look into.
+    /// Runs that a read may have to search.
     pub runs: usize,
     /// Segment files.
     pub segments: usize,

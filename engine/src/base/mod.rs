@@ -1,4 +1,4 @@
-//! What every other part uses: errors, keys, options, coding, locks.
+//! Types for all other parts: errors, keys, options, coding, locks.
 
 pub(crate) mod coding;
 pub(crate) mod error;

@@ -6,8 +6,8 @@
 //!
 //! The cache shares its part with the indexes and filters of open segments (`reserve.rs`).
 //!
-//! Invariant: the store works with the sizes that follow from any options. They are not remembered, except for the sizes of
-//! ring and log files in the manifest.
+//! Invariant: the store works with the sizes that follow from any options. Only the sizes of ring and log files are stored, in
+//! the manifest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,8 +41,8 @@ pub enum Background {
     Manual,
 }
 
-/// Sizes that otherwise follow from the memory budget; `None` leaves them so. All in bytes; brought into the possible range,
-/// and rounded up as the files need.
+/// Sizes in bytes that replace those derived from the memory budget; `None` keeps the derived one. Each is clamped to the
+/// possible range and rounded up as the files need.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sizes {
     /// The mapped ring of the log.
@@ -62,10 +62,10 @@ pub struct Sizes {
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// The least of ring, log files and memtables: one step of the log, and records of up to 1 KiB.
+/// The least size of ring, log files and memtables: one step of the log, and records of up to 1 KiB.
 const SMALLEST_BYTES: u64 = 4 * KIB;
 
-/// The progress of the ring is kept in tables that are as long.
+/// The largest ring. The tables of its progress grow with it.
 const LARGEST_RING_BYTES: u64 = 1 << 30;
 
 /// References inside a memtable reach 32 GiB, and a replay puts the entries of several tables into one.
@@ -116,7 +116,7 @@ impl Options {
             .next_multiple_of(4 * KIB)
     }
 
-    /// The first size of a new ring: it grows to its full size as the store is written to.
+    /// The first size of a new ring. It grows to its full size with the writes to the store.
     pub(crate) fn ring_first_bytes(&self) -> u64 {
         (self.ring_bytes() / 16).next_multiple_of(4 * KIB)
     }
@@ -138,7 +138,7 @@ impl Options {
             .min(LARGEST_MEMTABLES_BYTES)
     }
 
-    /// A memtable is frozen when all active ones together reach this: half of them, so that writing goes on while
+    /// A memtable is frozen when all active ones together reach this size: half of all memtables, so that writes proceed while
     /// the other half is flushed.
     pub(crate) fn freeze_bytes(&self) -> u64 {
         self.memtables_bytes() / 2
@@ -149,8 +149,8 @@ impl Options {
         (self.memtables_bytes() * 2).max(self.log_file_bytes() * 4)
     }
 
-    /// Log files kept to be used again, those in use included: as many as the log takes when it reaches its limit, and
-    /// what is written while it is cut, so that it takes no more room than it took once.
+    /// Log files kept for reuse, those in use included: as many as a log at its limit has, and those written while it is cut.
+    /// So the log needs no new space once it has reached this size.
     pub(crate) fn log_files_kept(&self) -> u64 {
         self.log_limit_bytes() / self.log_file_bytes() + 2
     }
@@ -163,13 +163,13 @@ impl Options {
         self.memory_budget_bytes.saturating_sub(others).max(self.memory_budget_bytes / 8)
     }
 
-    /// Bytes that all scans together have read ahead: 16 scans at full length with the default budget.
+    /// The most bytes that all scans together read ahead: 16 scans at full length with the default budget.
     pub(crate) fn read_ahead_bytes(&self) -> usize {
         let bytes = (self.memory_budget_bytes / 64).clamp(256 * KIB, 16 * MIB);
         usize::try_from(bytes).expect("clamped")
     }
 
-    /// Where a run is cut into the next segment.
+    /// The size at which a run continues in the next segment.
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.sizes.segment_bytes.unwrap_or((self.memory_budget_bytes / 8).clamp(4 * MIB, 64 * MIB))
     }

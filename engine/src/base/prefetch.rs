@@ -1,16 +1,16 @@
-//! Asks memory for lines that are needed soon, while the thread still has other work. Never more than advice.
-#![expect(unsafe_code, reason = "an instruction that only caches notice")]
+//! Prefetches cache lines that are needed soon, while the thread still has other work. Only advice to the processor.
+#![expect(unsafe_code, reason = "an instruction that affects only caches")]
 
-/// The bytes that memory brings at once.
+/// The size of a cache line.
 const LINE_BYTES: usize = 64;
 
-/// Asks for an object.
+/// Prefetches an object.
 #[inline]
 pub(crate) fn prefetch<T>(object: &T) {
     prefetch_bytes(std::ptr::from_ref(object).cast(), size_of::<T>());
 }
 
-/// Asks for `len_bytes` from an address on, which may be any address.
+/// Prefetches `len_bytes` from an address on, which may be any address.
 #[inline]
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "not known how"))]
 pub(crate) fn prefetch_bytes(address: *const u8, len_bytes: usize) {

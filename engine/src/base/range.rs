@@ -1,7 +1,7 @@
 //! Ranges of keys, as callers write them and as the engine uses them.
 //!
 //! Invariant: [`KeyBounds`] is half open for every form of range. The smallest key above `k` is `k` with a zero byte appended,
-//! so an excluded start and an included end are no special cases anywhere else.
+//! so no other code has a special case for an excluded start or an included end.
 
 use std::ops::{Bound, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 /// A range of keys: `..`, `a..b`, `a..=b`, `a..`, `..b`, `..=b` or `(Bound, Bound)` of anything that is
 /// bytes.
 ///
-/// Order is bytewise. A range whose start lies above its end is empty; that is no error and no panic.
+/// Order is bytewise. A range whose start is above its end is empty; that is no error and no panic.
 /// The trait is sealed.
 pub trait KeyRange: sealed::IntoBounds {}
 
@@ -19,9 +19,9 @@ impl<R: sealed::IntoBounds> KeyRange for R {}
 /// The keys `from <= key < upto`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyBounds {
-    /// Empty: from the first key.
+    /// The first key of the range. Empty: from the first key of all.
     pub(crate) from: Bytes,
-    /// `None`: to the last key.
+    /// The range ends before this key. `None`: it includes the last key.
     pub(crate) upto: Option<Bytes>,
 }
 
@@ -79,7 +79,7 @@ fn successor(key: &[u8]) -> Bytes {
 mod sealed {
     use super::{Bound, KeyBounds, Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
-    /// The method of [`super::KeyRange`]; out of reach for other crates.
+    /// The method of [`super::KeyRange`]. Other crates cannot name this trait.
     pub trait IntoBounds {
         /// The same range, half open.
         fn into_bounds(self) -> KeyBounds;

@@ -6,7 +6,7 @@
 //!
 //! Invariants: `memtable/{latch,node,tree,filter}.rs`, the links of `memtable/arena.rs` and `cache/{hazard,hazard_slots}.rs`
 //! take their atomics from here; only files of the memtable name `parking_lot` beside this one. Counters and the marks of the
-//! cache are plain atomics: no thread relies on a decision that is made by them.
+//! cache are plain atomics: the correctness of no thread depends on them.
 
 #[cfg(loom)]
 mod model;
@@ -18,11 +18,11 @@ pub(crate) use self::model::{AtomicU32, AtomicU64, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-/// Number of tries before a thread lets others run: the thread that it waits for may have lost its core.
+/// Number of tries before a thread yields: the thread that it waits for may have lost its core.
 #[cfg(not(loom))]
 const SPINS: u32 = 64;
 
-/// Waits a moment for another thread, the `spins`-th time in a row.
+/// Waits briefly for another thread. `spins` counts the calls in a row.
 pub(crate) fn pause(spins: &mut u32) {
     *spins += 1;
     #[cfg(loom)]
@@ -35,7 +35,7 @@ pub(crate) fn pause(spins: &mut u32) {
     }
 }
 
-/// Accompanies plain memory. In a model it detects a reader that is not ordered after the writer; otherwise it is empty.
+/// A companion of plain memory. In a model it detects a reader that is not ordered after the writer; otherwise it is empty.
 #[derive(Debug)]
 pub(crate) struct Witness(#[cfg(loom)] AtomicU32);
 
@@ -78,7 +78,7 @@ pub(crate) mod shared {
         static NUMBER: usize = THREADS.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A point at which a schedule may go on with another thread, beside an access that it does not see.
+    /// A point at which a schedule may switch to another thread, next to an access that shuttle does not see.
     #[inline]
     pub(crate) fn turn() {}
 
@@ -102,7 +102,7 @@ pub(crate) mod shared {
     }
 }
 
-/// For the cache: `just loom` orders these accesses, too; for a schedule a look-up is one step.
+/// Types for the cache: loom models these accesses, too; for shuttle a look-up is one step.
 pub(crate) mod cached {
     #[cfg(not(loom))]
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr};

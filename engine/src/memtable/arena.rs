@@ -1,4 +1,4 @@
-//! The memory of one memtable: objects are placed one behind the other, are never moved, and die with the table.
+//! The memory of one memtable: objects are placed one behind the other, never move, and are freed with the table.
 //!
 //! ```text
 //!   reference (32 bits)  | number of the chunk, from 1 | offset in it, in units of 8 bytes |
@@ -13,8 +13,8 @@
 //! Invariants, on which all unsafe code here rests:
 //! - a [`Ref<T>`] is made by [`Arena::place`] or [`Arena::version`] only, after the object is complete, and it reaches
 //!   other threads through a [`Link`], which stores it with release and loads it with acquire;
-//! - it is used with the arena that made it: a memtable has one arena, and its references stay inside `memtable`;
-//! - once it exists, only atomics of the object are written;
+//! - a reference is used only with the arena that made it: a memtable has one arena, and its references stay inside `memtable`;
+//! - once the reference exists, only atomics of the object are written;
 //! - the memory of a chunk is given back only when the arena is dropped, so a reference to an object lives as long as
 //!   the borrow of the arena.
 #![expect(unsafe_code, reason = "objects of several types in memory that many threads fill")]
@@ -43,10 +43,10 @@ const FIRST_CHUNK_BYTES: usize = 1 << 10;
 /// An allocation above this part of a full chunk gets a chunk of its own.
 const LARGEST_PART: usize = 4;
 
-/// Lines of a version that [`Arena::prefetch`] asks for.
+/// Cache lines of a version that [`Arena::prefetch`] fetches.
 const VERSION_LINES: usize = 2;
 
-/// Where an object stands in an arena.
+/// The position of an object in an arena.
 pub(super) struct Ref<T>(NonZeroU32, PhantomData<fn() -> T>);
 
 /// A reference that may change: it publishes the object to the threads that load it.
@@ -173,7 +173,7 @@ impl Arena {
         self.entry(at).key
     }
 
-    /// Asks memory for the version, its key, and the beginning of its value.
+    /// Prefetches the version, its key, and the beginning of its value.
     #[inline]
     pub(super) fn prefetch(&self, at: Ref<KeyVersion>) {
         prefetch_bytes(self.address(at.0), VERSION_LINES * LINE_BYTES);
@@ -205,7 +205,7 @@ impl Arena {
         unsafe { base.add(unit as usize * UNIT_BYTES) }
     }
 
-    /// Memory for one object, this caller's alone.
+    /// Memory for one object. No other caller gets it.
     fn allocate(&self, bytes: usize, align: usize, grown_bytes: &mut usize) -> (NonZeroU32, *mut u8) {
         // The bytes before the aligned address are part of the allocation.
         let units = (bytes + align.saturating_sub(UNIT_BYTES)).div_ceil(UNIT_BYTES);
@@ -220,7 +220,7 @@ impl Arena {
         (at, self.address(at))
     }
 
-    /// Takes units of the current chunk, or of the next: the chunk's number, and the first unit.
+    /// Takes units of the current chunk, or of the next one. Returns the chunk's number and the first unit.
     fn bump(&self, units: usize, grown_bytes: &mut usize) -> (usize, usize) {
         loop {
             let word = self.bump.fetch_add(units as u64, Ordering::Acquire);
@@ -232,7 +232,7 @@ impl Arena {
         }
     }
 
-    /// Replaces the full chunk, unless another thread has done so.
+    /// Replaces the full chunk, unless another thread has already done so.
     fn grow(&self, full: usize, bytes: usize, grown_bytes: &mut usize) {
         let mut chunks = self.chunks.lock();
         if split(self.bump.load(Ordering::Relaxed)).0 != full {
@@ -244,7 +244,7 @@ impl Arena {
         self.bump.store((number as u64) << 32, Ordering::Release);
     }
 
-    /// A chunk of its own for one large object: its number.
+    /// Makes a chunk for one large object. Returns its number.
     fn grow_for(&self, bytes: usize, grown_bytes: &mut usize) -> usize {
         self.add_chunk(&mut self.chunks.lock(), bytes, grown_bytes)
     }

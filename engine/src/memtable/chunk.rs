@@ -1,11 +1,11 @@
 //! One piece of an arena's memory: from the allocator, or a huge page of its own.
 //!
-//! A huge page saves most misses of the address translation, a third of an insert's time. The mapping is twice as large as
-//! the page, for its alignment; the rest of it is never touched and so takes no memory.
+//! A huge page avoids most misses of the address translation, which take a third of an insert's time. The mapping is twice as
+//! large as the page, for its alignment. The rest of it is never touched and so takes no memory.
 
 use memmap2::{Advice, MmapMut};
 
-/// Chunks of this size lie on a huge page each, if the kernel gives one.
+/// A chunk of this size gets a huge page, if the kernel has one.
 pub(super) const HUGE_BYTES: usize = 2 << 20;
 
 /// Alignment of every chunk; its size is a multiple of this.
@@ -24,7 +24,7 @@ pub(super) struct Chunk {
     memory: Backing,
 }
 
-/// Where the memory comes from.
+/// The source of the memory.
 enum Backing {
     Heap(Vec<Line>),
     Huge(MmapMut),
@@ -44,7 +44,7 @@ impl Chunk {
         self.bytes
     }
 
-    /// Where it begins, aligned to [`LINE_BYTES`]: valid for reads and writes of [`Chunk::bytes`] until it is dropped.
+    /// The first byte, aligned to [`LINE_BYTES`]: valid for reads and writes of [`Chunk::bytes`] until the chunk is dropped.
     pub(super) fn base(&mut self) -> *mut u8 {
         match &mut self.memory {
             Backing::Heap(lines) => lines.as_mut_ptr().cast(),
@@ -56,15 +56,15 @@ impl Chunk {
     }
 }
 
-/// `None` when the kernel gives no mapping: then the allocator decides.
+/// `None` if the kernel refuses the mapping. The caller then uses the allocator.
 fn map_huge() -> Option<MmapMut> {
     let map = MmapMut::map_anon(2 * HUGE_BYTES).ok()?;
-    // Only advice: without it these are ordinary pages.
+    // Only advice. If the kernel ignores it, these are ordinary pages.
     let _ = map.advise_range(Advice::HugePage, huge_offset(&map), HUGE_BYTES);
     Some(map)
 }
 
-/// Where the first aligned huge page begins.
+/// The address of the first aligned huge page.
 fn huge_offset(map: &MmapMut) -> usize {
     let address = map.as_ptr().addr();
     address.next_multiple_of(HUGE_BYTES) - address

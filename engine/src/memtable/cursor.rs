@@ -1,10 +1,11 @@
-//! Walks a memtable leaf by leaf, in place: entries are given by reference, without a copy.
+//! Walks a memtable leaf by leaf. Entries are returned by reference, without a copy.
 //!
-//! A leaf's references are copied when the cursor enters it. Forwards the cursor goes on to the right neighbour as of that
-//! moment; backwards it looks for the leaf before the first key. Both ways the keys of the next leaf continue those of this
-//! one, however the tree has changed meanwhile. An entry that is inserted after its leaf was copied may or may not be seen.
+//! The cursor copies a leaf's references when it enters the leaf. Forwards it moves to the right neighbour as of that moment;
+//! backwards it searches for the leaf before the first key. In both directions the keys of the next leaf continue those of
+//! this one, even if the tree has changed meanwhile. An entry inserted after its leaf was copied may or may not be seen.
 //!
-//! Invariant: only the table itself is held between calls, so the owner of an iterator can write to the table.
+//! Invariant: between calls the cursor keeps the table alive and holds no latch, so the owner of an iterator can write to the
+//! table.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::base::error::Result;
 use crate::base::key::Entry;
 use crate::read::cursor::Cursor;
 
-/// Memory is asked for versions so many keys ahead: versions lie in the order in which they were inserted, not by key.
+/// Versions are prefetched this many keys ahead. They are in memory in the order of their inserts, not by key.
 const PREFETCH_KEYS: usize = 8;
 
 /// See [`Memtable::cursor`]. Its calls never fail.
@@ -26,9 +27,9 @@ pub(crate) struct MemtableCursor {
     /// Index of the current key in the leaf.
     at: usize,
     version: Option<Ref<KeyVersion>>,
-    /// Forwards: the next older version of this key, as of the moment at which the cursor came to this one.
+    /// Forwards: the next older version of this key, as of the moment at which the cursor reached the current one.
     older: Option<Ref<KeyVersion>>,
-    /// Backwards: the versions of this key that are still to come, which are newer, the newest first.
+    /// Backwards: the remaining versions of this key. They are newer than the current one; the newest is first.
     newer: Vec<Ref<KeyVersion>>,
 }
 
@@ -48,7 +49,7 @@ impl MemtableCursor {
         self.newer.clear();
     }
 
-    /// Asks memory for the first versions, after the leaf was entered forwards.
+    /// Prefetches the first versions after the leaf was entered forwards.
     fn prefetch_first(&self) {
         let arena = self.table.tree().arena();
         let versions = |leaf: &Leaf| leaf.versions(self.at, PREFETCH_KEYS).for_each(|at| arena.prefetch(at));
@@ -62,7 +63,7 @@ impl MemtableCursor {
         self.older = self.table.tree().arena().older(version).load();
     }
 
-    /// Goes to the newest version of the key at `at`, or of the first key of the next leaf.
+    /// Moves to the newest version of the key at `at`, or of the first key of the next leaf.
     fn enter_forwards(&mut self) {
         self.version = None;
         self.older = None;
@@ -77,7 +78,7 @@ impl MemtableCursor {
         }
     }
 
-    /// Goes to the oldest version of the key before `at`, or of the last key of the leaf before.
+    /// Moves to the oldest version of the key before `at`, or of the last key of the previous leaf.
     fn enter_backwards(&mut self) {
         self.version = None;
         self.older = None;
@@ -138,13 +139,13 @@ impl Cursor for MemtableCursor {
         self.version.map(|version| self.table.tree().arena().entry(version))
     }
 
-    /// The other versions were noted when the cursor came to this one, so an entry inserted meanwhile is not among them.
+    /// The other versions were stored when the cursor reached this key, so an entry inserted since is not among them.
     #[inline]
     fn ends_key(&self) -> bool {
         self.version.is_some() && self.older.is_none() && self.newer.is_empty()
     }
 
-    /// Within the leaf.
+    /// Moves within the leaf.
     #[inline]
     fn quick_next(&mut self) -> bool {
         let Some(leaf) = self.leaf.as_ref().filter(|_| self.ends_key()) else { return false };
@@ -157,7 +158,7 @@ impl Cursor for MemtableCursor {
         true
     }
 
-    /// Within the leaf, to a key of one version.
+    /// Moves within the leaf, to a key with one version.
     #[inline]
     fn quick_prev(&mut self) -> bool {
         let Some(at) = self.at.checked_sub(1).filter(|_| self.ends_key()) else { return false };

@@ -1,4 +1,4 @@
-//! Where an arena's chunks begin, by number. It grows without moving its entries.
+//! The addresses of an arena's chunks, by number. It grows without moving its entries.
 //!
 //! Invariant: an entry is written once, before any reference into its chunk exists, so the holder of such a reference
 //! finds it.
@@ -15,12 +15,12 @@ const PARTS: usize = 25;
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Directory {
-    /// Without an indirection, since every step in a tree looks here.
+    /// Stored in place, without an indirection, since every step in a tree reads it.
     first: [ChunkEntry; FIRST],
     parts: [OnceLock<Box<[ChunkEntry]>>; PARTS],
 }
 
-/// Where a chunk begins, and how long it is.
+/// Address and length of a chunk.
 #[derive(Debug, Default)]
 struct ChunkEntry {
     base: AtomicPtr<u8>,
@@ -34,7 +34,7 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// Called by one thread at a time.
+    /// Sets the entry of a chunk. Called by one thread at a time.
     pub(super) fn set(&self, number: usize, base: *mut u8, bytes: usize) {
         let entry = self.first.get(number).unwrap_or_else(|| {
             let (part, index) = split(number);
@@ -45,13 +45,13 @@ impl Directory {
         entry.base.store(base, Ordering::Release);
     }
 
-    /// Where the chunk begins; null for a number that was not set.
+    /// The address of the chunk; null for a number that was not set.
     #[inline]
     pub(super) fn base(&self, number: usize) -> *mut u8 {
         self.entry(number).map_or(std::ptr::null_mut(), |entry| entry.base.load(Ordering::Acquire))
     }
 
-    /// How long the chunk is; 0 for a number that was not set.
+    /// The length of the chunk in bytes; 0 for a number that was not set.
     pub(super) fn bytes(&self, number: usize) -> usize {
         self.entry(number).map_or(0, |entry| entry.bytes.load(Ordering::Acquire))
     }
@@ -68,7 +68,7 @@ impl Directory {
     }
 }
 
-/// The part, from 0 for the first, and the index in it.
+/// The part that has this number, counted from 0, and the index in it.
 fn split(number: usize) -> (usize, usize) {
     let number = number + FIRST;
     let part = (number / FIRST).ilog2() as usize;

@@ -1,11 +1,11 @@
-//! Says "certainly not here" for the price of one cache line: a Bloom filter whose bits of one key lie in one word.
+//! Proves with one cache line that a key is missing: a Bloom filter in which all bits of a key are in one word.
 //!
-//! At 16 bits a key about one missing key in a hundred passes. Bits of one key in one word let more keys pass than bits
-//! in a whole line, but they are set by one atomic operation.
+//! At 16 bits per key about one missing key in a hundred passes. With the bits of a key spread over a whole line fewer would
+//! pass, but the bits in one word are set by one atomic operation.
 //!
-//! Invariant: a key whose insert has returned is always found. Its bits were set before it was linked into the tree, and a
-//! reader that knows of the return is ordered after that; bits are never cleared. So relaxed order is enough. A reader
-//! that runs beside the insert may miss the bits, as it may miss the entry.
+//! Invariant: a key whose insert has returned is always found. Its bits were set before it was linked into the tree, bits are
+//! never cleared, and a reader that knows of the return is ordered after it. So relaxed order is enough. A reader that runs
+//! during the insert may miss the bits, as it may miss the entry.
 
 use crate::base::prefetch::prefetch;
 use crate::base::sync::{AtomicU64, Ordering};
@@ -23,7 +23,8 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// For this number of keys, in `limit_bytes` at most. With more keys more missing keys pass; it never becomes wrong.
+    /// A filter for this number of keys, of at most `limit_bytes`. With more keys more missing keys pass, but every key is
+    /// found.
     pub(super) fn new(keys: usize, limit_bytes: usize) -> Filter {
         let words = (keys / KEYS_PER_WORD).min(limit_bytes / size_of::<u64>()).max(1);
         Filter { words: (0..words).map(|_| AtomicU64::new(0)).collect() }
@@ -33,16 +34,16 @@ impl Filter {
         size_of_val(&*self.words)
     }
 
-    /// Asks memory for the word of a key that is added soon.
+    /// Prefetches the word of a key that is added soon.
     pub(super) fn prefetch(&self, hash: u64) {
         prefetch(self.word(hash));
     }
 
-    /// Adds a key. Before it is linked into the tree.
+    /// Adds a key. Called before the key is linked into the tree.
     pub(super) fn insert(&self, hash: u64) {
         let bits = bits(hash);
         let word = self.word(hash);
-        // Most keys of a table that is overwritten again and again are there already, and a load is cheap.
+        // In a table of keys that are overwritten often, most bits are set already, and a load is cheap.
         if word.load(Ordering::Relaxed) & bits != bits {
             word.fetch_or(bits, Ordering::Relaxed);
         }

@@ -1,13 +1,13 @@
-//! A version word: readers look at it before and after, writers hold it and move it on.
+//! A version word: readers load it before and after their reads, writers lock it and then increase it.
 //!
-//! Bit 0 says that a writer is at work, the other bits count changes. All values that a reader loads between
-//! [`Latch::begin`] and a [`Latch::check`] that succeeds were there at one moment. Everything guarded is an atomic, so
-//! values loaded before a check that fails are stale or mixed, and nothing worse.
+//! Bit 0 is set while a writer holds the latch; the other bits count changes. All values that a reader loads between
+//! [`Latch::begin`] and a successful [`Latch::check`] existed at one moment. Every guarded field is an atomic, so values
+//! loaded before a failed check may be stale or mixed, but never torn.
 //!
-//! Why this holds: assume that a reader has loaded a value that a writer stored while it held the latch. The writer's
-//! fence stands between the taking of the latch and that store, the reader's fence between that load and the check; so the
-//! check finds the latch taken, or a later count, and fails. Values that were stored before the count at which the reader
-//! began are visible to it, since it loaded that count with acquire and the writer had stored it with release.
+//! Proof: assume that a reader has loaded a value that a writer stored while it held the latch. The writer's fence is between
+//! the taking of the latch and that store, the reader's fence is between that load and the check. So the check finds the
+//! latch taken, or a later count, and fails. Values stored before the count at which the reader began are visible to it: it
+//! loaded that count with acquire, and the writer had stored it with release.
 
 use crate::base::sync::{AtomicU64, Ordering, fence, pause};
 
@@ -19,11 +19,11 @@ pub(super) struct Latch(AtomicU64);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stamp(u64);
 
-/// The values that were read may be stale or mixed: begin again.
+/// A failed check: the loaded values may be stale or mixed, so the reader has to start again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Changed;
 
-/// The latch is held until this is dropped; then the count is the next one.
+/// Holds the latch. The drop releases it with the next count.
 #[derive(Debug)]
 pub(super) struct Latched<'a> {
     latch: &'a Latch,
@@ -38,7 +38,7 @@ impl Latch {
         Latch(AtomicU64::new(0))
     }
 
-    /// Begins to read, when no writer is at work.
+    /// Begins a read. Waits while a writer holds the latch.
     pub(super) fn begin(&self) -> Stamp {
         let mut spins = 0;
         loop {
@@ -49,19 +49,19 @@ impl Latch {
         }
     }
 
-    /// Begins to read, unless a writer is at work.
+    /// Begins a read. Fails if a writer holds the latch.
     pub(super) fn try_begin(&self) -> Result<Stamp, Changed> {
         let word = self.0.load(Ordering::Acquire);
         if word & HELD == 0 { Ok(Stamp(word)) } else { Err(Changed) }
     }
 
-    /// Whether nothing has changed since.
+    /// Succeeds if nothing has changed since `stamp`.
     pub(super) fn check(&self, stamp: Stamp) -> Result<(), Changed> {
         fence(Ordering::Acquire);
         if self.0.load(Ordering::Relaxed) == stamp.0 { Ok(()) } else { Err(Changed) }
     }
 
-    /// Takes the latch, if nothing has changed since: the values that were read stay true while it is held.
+    /// Takes the latch, if nothing has changed since `stamp`. The loaded values stay valid while it is held.
     pub(super) fn hold(&self, stamp: Stamp) -> Result<Latched<'_>, Changed> {
         self.0
             .compare_exchange(stamp.0, stamp.0 | HELD, Ordering::Acquire, Ordering::Relaxed)

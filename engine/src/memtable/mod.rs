@@ -7,7 +7,7 @@
 //! - an entry that was inserted is never changed or removed: a memtable only grows, then is dropped as a
 //!   whole;
 //! - no two entries have the same key and `Seq`;
-//! - a reader decides by `Seq` which entries it sees: the memtable knows nothing of visibility.
+//! - a reader chooses the entries that it sees by their `Seq`: the memtable does not know snapshots.
 
 mod arena;
 mod chunk;

@@ -1,8 +1,8 @@
 //! Models of the memtable, run through every schedule by loom: `just loom`.
 //!
-//! Nodes have at most three keys here, so that the fourth splits one. The models show that no schedule, and no order in
-//! which other threads' stores become visible, loses an entry, shows half of one, or breaks the order of a walk. Every
-//! schedule is tried whose number of forced switches is at most the bound of the model.
+//! Nodes have at most three keys here, so that the fourth key splits a node. The models show that no schedule, and no order
+//! in which stores of other threads become visible, loses an entry, shows half of one, or breaks the order of a walk. Each
+//! model tries every schedule with at most as many forced switches as its bound.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as Count, Ordering};
@@ -72,7 +72,7 @@ fn walk(table: &Arc<Memtable>, forwards: bool) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn a_reader_beside_an_insert_finds_what_was_there_and_all_of_what_is_new() {
+fn a_reader_during_an_insert_finds_all_old_entries_and_the_new_one_whole() {
     explore(2, || {
         let table = table(&["a", "c"]);
         let writer = putting(&table, "b", 10);
@@ -107,7 +107,7 @@ fn a_reader_loses_nothing_while_a_leaf_is_split() {
     });
 }
 
-/// Five leaves' worth: the root is full, and the insert splits a leaf after the root.
+/// The root is full, so the insert splits the root and then a leaf.
 #[test]
 fn a_reader_loses_nothing_while_the_root_is_split() {
     explore(2, || {
@@ -157,7 +157,7 @@ fn two_inserts_into_one_leaf_are_both_found() {
     });
 }
 
-/// Both go to the leaf that is noted as the last.
+/// Both inserts go to the leaf that is noted as the rightmost.
 #[test]
 fn two_keys_behind_the_last_are_both_found() {
     explore(2, || {
@@ -171,7 +171,7 @@ fn two_keys_behind_the_last_are_both_found() {
 }
 
 #[test]
-fn two_versions_of_one_key_stand_in_order_whoever_comes_first() {
+fn two_versions_of_one_key_are_in_order_after_inserts_in_either_order() {
     explore(1, || {
         let table = table(&["a"]);
         let writer = putting(&table, "a", 10);
@@ -184,7 +184,7 @@ fn two_versions_of_one_key_stand_in_order_whoever_comes_first() {
 }
 
 #[test]
-fn a_reader_in_a_chain_sees_what_was_there_while_a_late_version_joins_it() {
+fn a_reader_of_a_chain_sees_the_old_versions_while_a_late_one_is_inserted() {
     explore(2, || {
         let table = table(&["a"]);
         put(&table, "a", 20);
@@ -196,7 +196,7 @@ fn a_reader_in_a_chain_sees_what_was_there_while_a_late_version_joins_it() {
     });
 }
 
-/// The filter has one word for both keys; the reader knows of the first by a flag that is stored after the insert.
+/// The filter has one word for both keys. A flag stored after the first insert tells the reader of it.
 #[test]
 fn the_filter_passes_every_key_whose_insert_has_returned() {
     explore(1, || {

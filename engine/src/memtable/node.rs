@@ -1,14 +1,14 @@
-//! A node of the tree: up to [`FANOUT`] keys in order, each a number that is compared first and a link.
+//! A node of the tree: up to [`FANOUT`] keys in order. Each key is a link, and a number that is compared first.
 //!
-//! Of every key a node holds the *head*: the eight bytes behind the prefix that all its keys share, as a number with the
-//! order of the bytes. A search compares heads, which lie together in memory, and reads a key only where heads are equal.
+//! That number is the *head* of the key: the eight bytes behind the prefix that all keys of the node share, with the order of
+//! the bytes. A search compares heads, which are adjacent in memory, and reads a key only where heads are equal.
 //! In a leaf the link leads to the newest version of the key, in an inner node to the node below whose keys begin there.
 //!
-//! Keys of a node are at or above its `low` and below that of the node at its right, `next`; the bytes that those two share
-//! are the prefix. A node keeps its `low` for ever: splits move the upper part to a new node at the right.
+//! Keys of a node are at or above its `low` and below the `low` of its right neighbour, `next`. The bytes that these two
+//! share are the prefix. The `low` of a node never changes: a split moves the upper part to a new node at the right.
 //!
 //! Invariant: fields are changed only while the node's latch is held. Functions that only read may be called without it;
-//! their answer counts if a [check](super::latch::Latch::check) succeeds afterwards.
+//! their result is valid if a [check](super::latch::Latch::check) succeeds afterwards.
 
 use std::cmp::Ordering::{Equal, Greater, Less};
 
@@ -45,7 +45,7 @@ pub(super) enum Links {
     Kids([Link<Node>; FANOUT]),
 }
 
-/// Where a key stands in a node, or would stand.
+/// The position of a key in a node, present or not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rank {
     /// Number of keys below it.
@@ -115,8 +115,8 @@ impl Node {
         }
     }
 
-    /// Where `key` stands among the keys. In an inner node the first key counts as its `low`, the empty one if there is
-    /// none.
+    /// The position of `key` among the keys. In an inner node `low` replaces the first key, or the empty key if there is no
+    /// `low`.
     pub(super) fn rank(&self, arena: &Arena, key: &[u8]) -> Result<Rank, Changed> {
         let head = head(key, self.prefix.load(Ordering::Relaxed) as usize);
         let (mut low, mut high) = (self.heads_below(head), self.len());
@@ -149,7 +149,7 @@ impl Node {
         }
     }
 
-    /// Number of heads below this one: a search without a branch that could be mispredicted.
+    /// Number of heads below this one. The search has no branch that can be mispredicted.
     fn heads_below(&self, head: u64) -> usize {
         let below = |index: usize| self.heads[index % FANOUT].load(Ordering::Relaxed) < head;
         let (mut base, mut len) = (0, self.len());
@@ -246,7 +246,7 @@ impl Node {
         Ok(right)
     }
 
-    /// Computes the heads anew if all keys from `low` to below `high` share more than is known.
+    /// Computes the heads anew if all keys from `low` to below `high` share more bytes than the current prefix.
     fn set_prefix(&self, arena: &Arena, low: Option<Ref<KeyVersion>>, high: Option<Ref<KeyVersion>>) {
         let (Some(low), Some(high)) = (low, high) else { return };
         let shared = count(shared_bytes(arena.key(low), arena.key(high)));

@@ -1,4 +1,4 @@
-//! Memory for all memtables of a store: chunks of dropped tables are used again, so that their pages stay mapped.
+//! Memory for all memtables of a store: chunks of dropped tables are reused, so that their pages stay mapped.
 //!
 //! Invariants:
 //! - only chunks of the full size are kept, and only as many as fit beside the tables into the budget of the memtables;
@@ -11,7 +11,7 @@ use super::chunk::{Chunk, HUGE_BYTES, LINE_BYTES};
 /// The smallest full chunk: a table of the least size has a few of them.
 const LEAST_CHUNK_BYTES: usize = 4 << 10;
 
-/// A table is made of this many full chunks at least, so that a chunk more or less does not matter.
+/// The least number of full chunks in a table, so that one chunk is a small part of it.
 const CHUNKS_PER_TABLE: u64 = 16;
 
 /// See the [module](self). One for each store.
@@ -26,16 +26,16 @@ pub(crate) struct ArenaPool {
 #[derive(Debug, Default)]
 struct PoolState {
     used_bytes: u64,
-    /// All of `chunk_bytes`.
+    /// Free chunks, all of `chunk_bytes`.
     idle: Vec<Chunk>,
 }
 
 impl ArenaPool {
-    /// For tables that are frozen at `table_bytes`; all tables together are meant to take `limit_bytes` at most.
+    /// A pool for tables that are frozen at `table_bytes`. All tables together should take at most `limit_bytes`.
     pub(crate) fn new(table_bytes: u64, limit_bytes: u64) -> ArenaPool {
         let share = usize::try_from(table_bytes / CHUNKS_PER_TABLE).unwrap_or(HUGE_BYTES).min(HUGE_BYTES);
         let chunk_bytes = share.max(LEAST_CHUNK_BYTES);
-        // A power of two, so that a reference is a number with two parts.
+        // A power of two, so that chunk number and offset are bit fields of a reference.
         let chunk_bytes = 1 << chunk_bytes.ilog2();
         ArenaPool { chunk_bytes, table_bytes, limit_bytes, state: Mutex::default() }
     }
@@ -76,7 +76,7 @@ impl ArenaPool {
         };
     }
 
-    /// The kept chunks for which the budget has no room; the caller drops them without the lock.
+    /// Removes the kept chunks that do not fit into the budget. The caller drops them without the lock.
     fn trim(&self, state: &mut PoolState) -> Vec<Chunk> {
         let room = self.limit_bytes.saturating_sub(state.used_bytes) / self.chunk_bytes as u64;
         let keep = usize::try_from(room).unwrap_or(usize::MAX).min(state.idle.len());

@@ -11,7 +11,7 @@ use super::pool::ArenaPool;
 use super::tree::KeyTree;
 use crate::base::key::{Entry, Kind, Seq, key_hash};
 
-/// A filter is made for at least so many entries. The first table of a keyspace expects none.
+/// A filter is made for at least this many entries. The first table of a keyspace expects none.
 const LEAST_EXPECTED: usize = if cfg!(loom) { 0 } else { 2048 };
 
 /// A filter takes at most this part of a table's size.
@@ -33,7 +33,7 @@ pub(crate) struct Memtable {
 }
 
 impl Memtable {
-    /// A table that takes no memory yet. `expected`: the number of entries for which the filter is made.
+    /// A table that takes no memory yet. `expected` is the number of entries for which its filter is made.
     pub(crate) fn in_pool(pool: &Arc<ArenaPool>, expected: usize) -> Memtable {
         Memtable {
             tree: KeyTree::new(pool),
@@ -49,14 +49,14 @@ impl Memtable {
     pub(crate) fn new() -> Memtable {
         let table = Memtable::in_pool(&Arc::new(ArenaPool::new(32 << 20, 64 << 20)), 0);
         if cfg!(loom) {
-            // The models do not know which accesses a `OnceLock` orders.
+            // Loom does not model the ordering by a `OnceLock`.
             table.filter.get_or_init(|| table.new_filter());
         }
         table
     }
 
-    /// Adds one version; in any order of `seq`. The same key and `seq` twice is a bug. Returns by how much
-    /// [`Memtable::size_bytes`] grew.
+    /// Adds one version, in any order of `seq`. The same key and `seq` twice is a bug. Returns the growth of
+    /// [`Memtable::size_bytes`].
     pub(crate) fn insert(&self, key: &[u8], seq: Seq, kind: Kind, value: &[u8]) -> usize {
         debug_assert!(kind.allows_value_bytes(value.len()), "this kind of entry has no value");
         let mut grown_bytes = 0;
@@ -68,7 +68,7 @@ impl Memtable {
         let hash = key_hash(key);
         filter.prefetch(hash);
         let version = self.tree.place(Entry { key, seq, kind, value }, &mut grown_bytes);
-        // Before it is linked: see the filter's invariant.
+        // The filter's invariant: the bits are set before the entry is linked.
         filter.insert(hash);
         self.tree.link(key, version, &mut grown_bytes);
         self.len.fetch_add(1, Ordering::Relaxed);
@@ -86,7 +86,7 @@ impl Memtable {
         self.tree.find(key, snapshot).map(|entry| (entry.kind, entry.seq, entry.value))
     }
 
-    /// Its memory in bytes: whole chunks, whether or not they are full, and the filter.
+    /// Its memory in bytes: all of its chunks, full or not, and the filter.
     pub(crate) fn size_bytes(&self) -> usize {
         self.size_bytes.load(Ordering::Relaxed)
     }

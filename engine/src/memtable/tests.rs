@@ -74,11 +74,10 @@ fn a_new_table_is_empty() {
     assert!(grown > 0);
 }
 
-/// Writers insert disjoint keys, each its own in ascending order, and publish how far they are. Readers check
-/// that all that was published before they looked is there, by lookup and by a whole scan in both directions,
-/// in strict order.
+/// Writers insert disjoint keys in ascending order and publish their progress. Readers check that every entry published
+/// before they looked is found: by lookup, and by a whole scan in both directions and in strict order.
 #[test]
-fn readers_see_whatever_was_inserted_before_they_looked() {
+fn readers_see_every_entry_inserted_before_they_looked() {
     const WRITERS: u64 = 3;
     const PER_WRITER: u64 = 4000;
     let table = Arc::new(Memtable::new());
@@ -176,7 +175,7 @@ impl Acknowledged {
         }
     }
 
-    /// The value of a write names it; its length depends on it.
+    /// The value of a write contains its number, and its length depends on it.
     fn value(key: &[u8], seq: u64) -> Vec<u8> {
         let random = mix(0, key_hash(key), seq);
         random.to_le_bytes().repeat(usize::try_from(random % 30).unwrap())
@@ -222,7 +221,7 @@ impl Acknowledged {
         }
     }
 
-    /// Walks again and again: in order, every value right, and nothing missing that had returned before.
+    /// Walks repeatedly and checks the order, every value, and that no write is missing which had returned before.
     fn walk(&self, table: &Arc<Memtable>, count: fn(&Arc<Memtable>) -> u64) {
         loop {
             let counts = self.counts();
@@ -235,13 +234,13 @@ impl Acknowledged {
 }
 
 /// Writers share keys and draw their positions from one counter, so that versions of a key arrive out of order too.
-/// Readers and walkers compare what they see with what was acknowledged before they looked.
+/// Readers and walkers compare the entries that they see with the writes acknowledged before.
 #[test]
-fn many_threads_agree_on_what_was_acknowledged() {
+fn many_threads_see_every_acknowledged_write() {
     let drawn = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
     let seed = std::env::var("SEED").map_or(drawn, |seed| seed.parse().expect("SEED is a number"));
     println!("SEED={seed}");
-    // Small chunks: many threads meet at the end of each.
+    // Small chunks, so that many threads need the next one at the same time.
     let table = Arc::new(Memtable::in_pool(&Arc::new(ArenaPool::new(1 << 20, 2 << 20)), 1000));
     let seqs = || (0..STRESS_PER_WRITER).map(|_| AtomicU64::new(0)).collect();
     let acknowledged = Acknowledged {
@@ -281,7 +280,7 @@ fn many_threads_agree_on_what_was_acknowledged() {
     assert_eq!(count_backward(&table), expected.len() as u64);
 }
 
-/// A writer to the table that is being walked must not wait for the walk: one thread does both.
+/// One thread walks a table and writes to it, so a write must not wait for the walk.
 #[test]
 fn the_thread_that_walks_may_insert() {
     let table = Arc::new(Memtable::new());

@@ -1,33 +1,32 @@
-//! A B+tree for many threads at once: writers lock the nodes they change, readers lock nothing.
+//! A concurrent B+tree: writers lock the nodes that they change, readers lock nothing.
 //!
 //! # The protocol
 //! Every node has a [latch](super::latch): a version word. A descent reads a node *between two loads of its word*, and
 //! uses the values only if the word has not changed. The order of a step down is: find the link; load the word of the node
-//! below; load the word of this node again. If that has not changed, the node below was the right one at the moment at
-//! which its word was loaded, and every later change of it shows in that word. If it has changed, the descent begins anew
-//! at the root.
+//! below; load the word of this node again. If this word has not changed, the node below was the right one when its word was
+//! loaded, and every later change of it shows in that word. If this word has changed, the descent starts again at the root.
 //!
-//! A writer descends like a reader and takes the latch of the leaf only, by an exchange that succeeds if the leaf's word
-//! has not changed. Full nodes are split on the way down: node and parent are latched (the parent has room, or it would
-//! have been split itself), the upper part moves to a new node at the right, and the descent begins anew. The pointer to
-//! the root has a latch of its own, as if it were a node with one link, so that a root is split like any other node.
-//! Latches are taken from top to bottom, by an attempt that never waits, so no thread waits for one while it holds one.
+//! A writer descends like a reader and latches the leaf only, by an exchange that succeeds if the leaf's word has not
+//! changed. Full nodes are split on the way down: node and parent are latched (the parent has room, or it would have been
+//! split itself), the upper part moves to a new node at the right, and the descent starts again. The pointer to the root has
+//! a latch of its own, as if it were a node with one link, so that a root is split like any other node. Latches are taken
+//! from top to bottom, by an attempt that never waits, so no thread waits for a latch while it holds one.
 //!
-//! Keys that come in order go straight to the rightmost leaf, which is noted. The note is a hint: the leaf counts as the
-//! rightmost if it has no right neighbour between two loads of its word, the second of which takes its latch.
+//! The tree remembers its rightmost leaf, and keys inserted in order go straight to it. The pointer is a hint: the leaf is
+//! the rightmost one if it has no right neighbour between two loads of its word, the second of which takes its latch.
 //!
-//! Nothing is ever removed and no memory is used again while the tree lives. So a reader that follows a link which has
-//! just become stale finds an old node or entry, never garbage, and its next check tells it to begin anew.
+//! Nothing is removed and no memory is reused while the tree lives. So a reader that follows a link which has just become
+//! stale finds an old node or entry, never garbage, and its next check makes it start again.
 //!
 //! # Entries
-//! A leaf leads to the newest version of each key, and each version to the next older one, in the order of `Seq`. A
-//! version is complete before it is linked, and is linked under the latch of its leaf; it is found from that moment on.
-//! Versions arrive in about the order of `Seq`; a late one is inserted further down the chain. A reader that has found a
-//! version may follow the chain without a check.
+//! A leaf links to the newest version of each key, and each version to the next older one, in the order of `Seq`. A version
+//! is complete before it is linked under the latch of its leaf; from then on it is found. Versions arrive in about the order
+//! of `Seq`; a late one is inserted further down the chain. A reader that has found a version may follow the chain without a
+//! check.
 //!
 //! # Rejected
-//! Keys inside nodes: with references, splits move 12 bytes a key, and a node needs no memory of varying size. A skip list:
-//! it needs no splits, but takes 25 cache misses where this takes 5.
+//! - Keys inside nodes: with references a split moves 12 bytes per key, and nodes have a fixed size.
+//! - A skip list: it needs no splits, but takes 25 cache misses where this tree takes 5.
 
 use std::sync::Arc;
 
@@ -45,16 +44,16 @@ pub(super) struct KeyTree {
     /// Guards `root`.
     latch: Latch,
     root: Link<Node>,
-    /// The rightmost leaf, or one that was it before.
+    /// The rightmost leaf, or an earlier rightmost leaf.
     last: Link<Node>,
 }
 
 /// The leaf that a descent looks for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LeafTarget<'a> {
-    /// The one in which this key is, or would be.
+    /// The leaf in which this key is, or would be.
     At(&'a [u8]),
-    /// The one in which the last key below this one is; the leftmost if there is none.
+    /// The leaf with the last key below this one; the leftmost leaf if there is none.
     Before(&'a [u8]),
     Rightmost,
 }
@@ -77,7 +76,7 @@ struct Visit<'a> {
     stamp: Stamp,
 }
 
-/// The way to a node: the root's pointer, or the node above.
+/// The parent of a node: the root's pointer, or the node above.
 #[derive(Clone, Copy, Debug)]
 struct Above<'a> {
     latch: &'a Latch,
@@ -142,14 +141,14 @@ impl KeyTree {
             let node = self.arena.get(at);
             let spot = Visit { at, node, stamp: node.latch.begin() };
             if let Ok(leaf) = self.copy(spot, LeafTarget::At(b"")) {
-                // A cursor that comes here goes on to the next leaf, too.
+                // The cursor will need the next leaf, too.
                 leaf.next.into_iter().for_each(|next| prefetch(self.arena.get(next)));
                 return Some(leaf);
             }
         }
     }
 
-    /// The content of the leaf at the left, as it is now.
+    /// The current content of the leaf at the left.
     pub(super) fn leaf_before(&self, leaf: &Leaf) -> Option<Leaf> {
         self.leaf(LeafTarget::Before(self.arena.key(leaf.low?)))
     }
@@ -170,7 +169,7 @@ impl KeyTree {
         Ok(version)
     }
 
-    /// Goes down to a leaf; `None` when the tree is empty.
+    /// Descends to a leaf; `None` when the tree is empty.
     fn descend(&self, target: LeafTarget<'_>) -> Result<Option<Visit<'_>>, Changed> {
         let Some((_, mut here)) = self.enter()? else { return Ok(None) };
         while !here.node.is_leaf() {
@@ -179,7 +178,7 @@ impl KeyTree {
         Ok(Some(here))
     }
 
-    /// The root, and the way to it.
+    /// The root, and its parent.
     fn enter(&self) -> Result<Option<(Above<'_>, Visit<'_>)>, Changed> {
         let above = Above { latch: &self.latch, stamp: self.latch.begin(), node: None };
         let Some(at) = self.root.load() else { return Ok(None) };
@@ -193,7 +192,7 @@ impl KeyTree {
     fn below(&self, here: Visit<'_>, index: usize) -> Result<Visit<'_>, Changed> {
         let at = here.node.kid(index)?;
         let node = self.arena.get(at);
-        // All lines at once: a search would wait for one after the other.
+        // Prefetches all lines at once. Otherwise the search would wait for one after the other.
         prefetch(node);
         let below = Visit { at, node, stamp: node.latch.begin() };
         here.node.latch.check(here.stamp)?;
@@ -228,7 +227,7 @@ impl KeyTree {
         Ok(leaf)
     }
 
-    /// Adds a key behind all others, if it belongs there and the noted rightmost leaf has room.
+    /// Adds a key behind all others, if it belongs there and the remembered rightmost leaf has room.
     fn try_append(&self, key: &[u8], version: Ref<KeyVersion>) -> Result<bool, Changed> {
         let Some(at) = self.last.load() else { return Ok(false) };
         let node = self.arena.get(at);
@@ -337,7 +336,8 @@ impl KeyTree {
         Ok(())
     }
 
-    /// The middle; but at the right edge of the tree nearly all keys stay, since keys that come in order never come back.
+    /// The index at which a node is split: the middle. At the right edge of the tree nearly all keys stay, since keys inserted in
+    /// order never go there again.
     fn split_point(&self, node: &Node, key: &[u8]) -> Result<usize, Changed> {
         let len = node.len();
         let is_last = node.next.load().is_none() && node.rank(&self.arena, key)?.index == len;

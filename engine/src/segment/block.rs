@@ -30,9 +30,9 @@
 //!                     ...   ...  heap: suffix and value of each entry
 //! ```
 //!
-//! Invariants: [`Block::decode`] checks everything that an accessor relies on, so no accessor panics, whatever the bytes are.
-//! Entries rise in internal order: key ascending, newest first. Order, heads and fingerprints are not checked when a
-//! block is read (its checksum stands for them) but by [`Block::check`], which a verification calls.
+//! Invariants: [`Block::decode`] checks everything on which an accessor relies, so no accessor panics for any bytes.
+//! Entries rise in internal order: key ascending, newest first. A read does not check order, heads and fingerprints, since
+//! the checksum covers them; [`Block::check`] does, which a verification calls.
 #![deny(clippy::indexing_slicing)]
 
 use std::cell::RefCell;
@@ -45,14 +45,14 @@ use crate::base::coding::Reader;
 use crate::base::key::{Entry, Kind, MAX_KEY_BYTES, Seq, key_hash};
 use crate::base::prefetch::prefetch_bytes;
 
-/// The stored block's own header.
+/// Size of the stored block's header.
 pub(super) const STORED_HEADER_BYTES: usize = 8;
 pub(super) const RAW_HEADER_BYTES: usize = 24;
 /// Memory of a frame beside the raw bytes: two counts, and the columns.
 const FRAME_BYTES: usize = size_of::<Head>() + 2 * size_of::<usize>();
-/// Bytes that [`Block::prefetch`] asks for: all up to the ends of 70 entries.
+/// Bytes that [`Block::prefetch`] fetches: all up to the ends of 70 entries.
 const FRONT_BYTES: usize = 14 * 64;
-/// For entries of this length and more the processor does not ask for the next one by itself.
+/// From this length of an entry on, the processor does not prefetch the next one by itself.
 const LONG_BYTES: usize = 192;
 /// The most memory that a thread keeps for its next decompression.
 const MAX_SCRATCH_BYTES: usize = 64 << 10;
@@ -62,7 +62,7 @@ pub(super) const CODEC_NONE: u8 = 0;
 pub(super) const CODEC_LZ4: u8 = 1;
 
 thread_local! {
-    /// Where a block is decompressed before it becomes a frame, so that a miss allocates nothing but the frame.
+    /// A block is decompressed here before it becomes a frame, so that a miss allocates only the frame.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -76,7 +76,8 @@ pub(super) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// `[0, len)` is split by `is_before` into a front where it holds and a back where it does not; where is the split?
+/// The first index in `[0, len)` at which `is_before` is false; `len` if there is none. It must be true for all indexes before
+/// and false for all from there on.
 pub(super) fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize {
     let (mut start, mut size) = (0, len);
     while size > 0 {
@@ -96,7 +97,7 @@ pub(super) fn fingerprint(hash: u64) -> u8 {
     u8::try_from(hash >> 56).expect("8 bits are left")
 }
 
-/// A column of numbers: where it starts in the raw block, and how wide they are.
+/// A column of numbers: its offset in the raw block, and their width in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Column {
     start: usize,
@@ -143,8 +144,8 @@ struct Columns {
     heap: usize,
 }
 
-/// A decoded block whose structure was checked, as the cache keeps it. The header, which a search reads first, stands right
-/// before the raw bytes, so memory brings both at once, and from one page.
+/// A decoded block whose structure was checked, as the cache keeps it. The header, which a search reads first, is directly
+/// before the raw bytes, so both are fetched together and from one page.
 pub(crate) type Frame = ThinArc<Head, u8>;
 
 /// Facts about a block beside its bytes.
@@ -153,7 +154,7 @@ pub(crate) struct Head {
     columns: Columns,
     /// No two entries have the same key.
     is_distinct: bool,
-    /// Its entries have at least [`LONG_BYTES`] on average.
+    /// Its entries have at least [`LONG_BYTES`] bytes on average.
     is_long: bool,
 }
 
@@ -194,7 +195,7 @@ impl<'a> Block<'a> {
         Block { raw: &frame.slice, head: &frame.header.header }
     }
 
-    /// Takes a stored block (padding included or not) apart. The error names the check that failed.
+    /// Decodes a stored block, with or without its padding. The error names the failed check.
     ///
     /// Reads every column once. Never takes more than 255 times the memory of the stored bytes.
     pub(super) fn decode(stored: &[u8], len_bytes: usize) -> Result<Frame, &'static str> {
@@ -209,7 +210,7 @@ impl<'a> Block<'a> {
             CODEC_NONE if body.len() == raw_len => Block::checked(body),
             CODEC_LZ4 if raw_len <= body.len().saturating_mul(MAX_LZ4_RATIO) => {
                 let mut raw = SCRATCH.try_with(RefCell::take).unwrap_or_default();
-                // All bytes from before are overwritten; anything less is an error.
+                // All earlier bytes are overwritten; a shorter result is an error.
                 raw.resize(raw.len().max(raw_len), 0);
                 let (whole, _) = raw.split_at_mut(raw_len);
                 let frame = match lz4_flex::block::decompress_into(body, whole) {
@@ -218,7 +219,7 @@ impl<'a> Block<'a> {
                     Err(_) => Err("block compression"),
                 };
                 if raw.capacity() <= MAX_SCRATCH_BYTES {
-                    // Fails where the thread is ending.
+                    // Fails while the thread ends.
                     let _ = SCRATCH.try_with(|scratch| scratch.replace(raw));
                 }
                 frame
@@ -243,14 +244,14 @@ impl<'a> Block<'a> {
         (self.raw.len() + FRAME_BYTES) as u64
     }
 
-    /// Asks memory for the bytes that a point read of this frame needs first: columns, fingerprints, and the ends behind them,
+    /// Prefetches the bytes that a point read of this frame needs first: columns, fingerprints, and the ends behind them,
     /// unless the block has many small entries.
     #[inline]
     pub(crate) fn prefetch(frame: &Frame) {
         prefetch_bytes(std::ptr::from_ref(&**frame).cast(), FRONT_BYTES);
     }
 
-    /// Asks memory for the entry that will probably be found for a hash.
+    /// Prefetches the entry that will probably be found for a hash.
     #[inline]
     pub(crate) fn prefetch_entry(self, hash: u64) {
         if let Some(i) = self.candidates(hash).next() {
@@ -309,14 +310,14 @@ impl<'a> Block<'a> {
         EntryAt { seq: self.seq(i), kind: self.kind(i), suffix, value, end }
     }
 
-    /// Whether its entries are so long that memory has to be asked for each. The processor itself asks for short ones, which
-    /// stand one behind the other.
+    /// Whether its entries are so long that each must be prefetched. The processor prefetches short ones, which are adjacent, by
+    /// itself.
     #[inline]
     pub(super) fn is_long(self) -> bool {
         self.head.is_long
     }
 
-    /// Asks memory for the front of entry `i`, where the entry before it ends, too.
+    /// Prefetches the start of entry `i`, which is also the end of the entry before it.
     #[inline]
     pub(super) fn prefetch_front(self, i: usize) {
         if i < self.len() {
@@ -364,7 +365,7 @@ impl<'a> Block<'a> {
                 Some(chunk * LANES + lane)
             })
         });
-        // The padding after the last fingerprint may be equal, too.
+        // The padding after the last fingerprint may match, too.
         hits.take_while(move |&i| i < self.len())
     }
 
@@ -379,7 +380,7 @@ impl<'a> Block<'a> {
                 let tie = self.heads().partition_point(|other| u32::from_le_bytes(*other) < head);
                 let from = self.heads().get(tie..).unwrap_or_default();
                 let is_tie = |other: &[u8; 4]| u32::from_le_bytes(*other) == head;
-                // Mostly the key itself, or no key.
+                // Usually the key itself, or no key.
                 let ties = if from.get(1).is_some_and(is_tie) {
                     from.partition_point(is_tie)
                 } else {
@@ -390,7 +391,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Checks order, heads and fingerprints, which are not checked when a block is read. Calls `each` for every entry, in order.
+    /// Checks order, heads and fingerprints, which a read does not check. Calls `each` for every entry, in order.
     pub(super) fn check(self, mut each: impl FnMut(&Entry<'_>, u64)) -> Result<(), &'static str> {
         let (mut key, mut previous) = (Vec::new(), Vec::new());
         for i in 0..self.len() {
@@ -434,7 +435,7 @@ impl<'a> Block<'a> {
         (part(suffix, value), part(value, end))
     }
 
-    /// Where the suffix of entry `i` begins in the raw block, where its value, and where that ends.
+    /// The offsets of entry `i` in the raw block: start of its suffix, start of its value, end of its value.
     #[inline]
     fn bounds(self, i: usize) -> (usize, usize, usize) {
         let heap = self.head.columns.heap;
@@ -453,7 +454,7 @@ impl<'a> Block<'a> {
         self.head.columns.suffix_fixed + self.head.columns.suffixes.len_at(self.raw, i)
     }
 
-    /// That all entries lie in the heap, and that numbers have a meaning.
+    /// Checks that all entries lie in the heap and that all numbers are valid.
     fn check_structure(self) -> Result<(), &'static str> {
         let columns = &self.head.columns;
         let heap_len = self.raw.len() - columns.heap;
@@ -481,7 +482,7 @@ impl<'a> Block<'a> {
 }
 
 impl Columns {
-    /// Finds the columns; checks that all of them are there.
+    /// Finds the columns and checks that the block holds all of them.
     fn parse(raw: &[u8]) -> Result<Columns, &'static str> {
         Columns::header(raw).ok_or("block header fields")?.check_widths(raw.len())
     }

@@ -9,12 +9,12 @@ use super::lanes::LANES;
 use crate::base::coding::Put;
 use crate::base::key::{Entry, Kind, Seq};
 
-/// An entry whose key and value together are larger stands alone in its block.
+/// An entry whose key and value together are larger is alone in its block.
 pub(super) const ALONE_BYTES: usize = 32 << 10;
 /// A block holds at most this many entries, however small they are.
 const MAX_ENTRIES: usize = 8192;
 
-/// A block as the writer wants it.
+/// An encoded block for the writer.
 #[derive(Debug)]
 pub(super) struct Encoded {
     /// Padded to a multiple of 512.
@@ -42,7 +42,7 @@ impl BlockBuilder {
         self.seqs.is_empty()
     }
 
-    /// Whether the entry should go into this block; an empty one takes any.
+    /// Whether the entry should go into this block. An empty block takes any entry.
     pub(super) fn has_room(&self, entry: &Entry<'_>, block_bytes: usize) -> bool {
         let added = entry.key.len() + entry.value.len();
         self.is_empty()

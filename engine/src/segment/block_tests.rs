@@ -71,7 +71,7 @@ fn compare(block: Block<'_>, entries: &[Owned], probes: &[Vec<u8>]) {
     }
 }
 
-/// Whatever was decoded can be used without a panic.
+/// Uses every accessor of a decoded block, none of which may panic.
 fn use_all(block: Block<'_>) {
     let _ = block.check(|_, _| {});
     for i in 0..block.len() {
@@ -154,7 +154,7 @@ fn several_changed_bytes_never_panic() {
         let encoded = encode(&entries, false);
         let mut bytes = encoded.bytes;
         for (at, byte) in changes {
-            // Mostly the header and the columns, where it hurts.
+            // Mostly in the header and the columns, on which the accessors rely.
             let at = at.index(bytes.len().min(600));
             bytes[at] = byte;
         }

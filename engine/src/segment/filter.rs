@@ -1,31 +1,31 @@
-//! Says "certainly not in this segment" without a read: a Bloom filter whose probes of one key lie in one cache line.
+//! Proves without a read that a key is not in a segment: a Bloom filter whose probes of one key are in one cache line.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD OF A LINE (all integers little-endian)
 //!        0    64  512 bits, as eight 64-bit words
 //! ```
 //!
-//! Kind and number of the lines stand in the top (`top.rs`), the lines in filter blocks (`pages.rs`), 60 in each. In
-//! memory a pinned filter is the lines, one behind the other.
+//! The top (`top.rs`) has the kind and the number of lines; filter blocks (`pages.rs`) have the lines, 60 in each. In memory a
+//! pinned filter is the sequence of its lines.
 //!
 //! A key with hash `h` (`key::key_hash`) belongs to line `(h >> 32) * b >> 32` of `b` lines. Its 7 bits in that line are the first
 //! seven 9-bit fields, from the low end, of `mix(h)`. Both are part of the format.
 //!
-//! Invariant: a key that was put in is always found. Of the others 13, 14 and 17 bits a key find about 0.29, 0.20 and
-//! 0.08 % too.
+//! Invariant: a key that was added is always found. The rate of false positives is about 0.29, 0.20 and 0.08 % with 13, 14 and
+//! 17 bits per key.
 #![deny(clippy::indexing_slicing)]
 
 use aio::{Bug, planted};
 
 use crate::base::prefetch::prefetch;
 
-/// Tells this kind of filter from later ones.
+/// The byte of this kind of filter.
 pub(super) const KIND_BLOCKED_BLOOM: u8 = 1;
 const LINE_WORDS: usize = 8;
 /// Bytes of a line.
 pub(super) const LINE_BYTES: usize = 64;
 const LINE_BITS: u64 = 512;
-/// Probes for one key; the best number for 14 bits a key, and the most that fit into one 64-bit word.
+/// Probes for one key: the best number for 14 bits per key, and the most that fit into one 64-bit word.
 const PROBES: u32 = 7;
 
 /// Spreads a hash once more, so that the bits in a line do not depend on the choice of the line.
@@ -77,7 +77,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// A filter with about `bits_per_key` for the keys with these hashes.
+    /// A filter for keys with these hashes, with about `bits_per_key` bits per key.
     pub(super) fn build(hashes: &[u64], bits_per_key: u32) -> Filter {
         let bits = (hashes.len() as u64).saturating_mul(u64::from(bits_per_key));
         let lines = bits.div_ceil(LINE_BITS).clamp(1, u64::from(u32::MAX));
@@ -93,24 +93,24 @@ impl Filter {
         filter
     }
 
-    /// Asks memory for the line of a hash that is asked about soon.
+    /// Prefetches the line of a hash that is looked up soon.
     pub(super) fn prefetch(&self, hash: u64) {
         if let Some(line) = self.lines.get(self.line(hash)) {
             prefetch(line);
         }
     }
 
-    /// Whether a key with this hash may have been put in.
+    /// Whether a key with this hash may have been added.
     pub(super) fn may_contain(&self, hash: u64) -> bool {
         self.lines.get(self.line(hash)).is_none_or(|line| may_be_in(line, hash))
     }
 
-    /// The lines of which it consists.
+    /// All lines of the filter.
     pub(super) fn lines(&self) -> &[Line] {
         &self.lines
     }
 
-    /// A filter of these lines, of which there is at least one.
+    /// A filter of these lines. There must be at least one.
     pub(super) fn of(lines: Vec<Line>) -> Filter {
         Filter { lines: lines.into() }
     }

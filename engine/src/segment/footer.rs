@@ -45,7 +45,7 @@ use crate::base::key::Seq;
 pub(super) const FOOTER_BYTES: usize = 4096;
 /// The unit of block offsets.
 pub(super) const UNIT_BYTES: usize = 512;
-/// Stands for the block number in the checksum of the top.
+/// Replaces the block number in the checksum of the top.
 pub(super) const TOP_PART: u32 = u32::MAX - 2;
 /// Feature: some blocks are compressed with LZ4.
 pub(super) const FEATURE_LZ4: u32 = 1;
@@ -59,9 +59,9 @@ const CRC_OFFSET: usize = FOOTER_BYTES - 4;
 /// The manifest's description of a segment: enough to plan reads and compactions without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentMeta {
-    /// The file number; used once in a store.
+    /// The file number. It is never reused in a store.
     pub(crate) id: u64,
-    /// The keyspace whose entries these are.
+    /// The keyspace of the entries.
     pub(crate) keyspace: u32,
     /// Size of the file.
     pub(crate) size_bytes: u64,
@@ -73,14 +73,14 @@ pub(crate) struct SegmentMeta {
     pub(crate) smallest: Bytes,
     /// The last key (inclusive).
     pub(crate) largest: Bytes,
-    /// The oldest entry's.
+    /// The `Seq` of the oldest entry.
     pub(crate) min_seq: Seq,
-    /// The newest entry's.
+    /// The `Seq` of the newest entry.
     pub(crate) max_seq: Seq,
     /// Bytes of all keys and values, before prefix sharing and compression.
     pub(crate) raw_bytes: u64,
-    /// Checksum of the footer, which holds that of the top, which holds those of index and filter blocks, and the index
-    /// holds those of the data blocks.
+    /// Checksum of the footer. The footer has the checksum of the top, the top those of index and filter blocks, and the index
+    /// those of the data blocks.
     pub(crate) footer_crc: u32,
 }
 
@@ -101,12 +101,12 @@ pub(super) struct Section {
     pub(super) crc: u32,
 }
 
-/// Where the parts behind the data blocks stand.
+/// The positions of the parts behind the data blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// Where the index blocks begin, and the data blocks end.
+    /// Offset of the index blocks, at which the data blocks end.
     pub(super) index: u64,
-    /// Where the filter blocks begin, and the index blocks end.
+    /// Offset of the filter blocks, at which the index blocks end.
     pub(super) filter: u64,
     pub(super) top: Section,
     /// Length of all separators of data blocks together.
@@ -131,12 +131,12 @@ pub(super) struct Footer {
 }
 
 impl Footer {
-    /// Where the footer itself stands.
+    /// Offset of the footer itself.
     pub(super) fn offset(&self) -> u64 {
         self.size_bytes.saturating_sub(FOOTER_BYTES as u64)
     }
 
-    /// The bytes, and their checksum for the manifest.
+    /// Encodes the footer. Returns its bytes, and their checksum for the manifest.
     pub(super) fn encode(&self) -> (Vec<u8>, u32) {
         let mut out = Vec::with_capacity(FOOTER_BYTES);
         out.extend_from_slice(&MAGIC);
@@ -162,7 +162,7 @@ impl Footer {
         (out, crc)
     }
 
-    /// Checks the bytes and takes them apart; `offset` is where they stand in `file`. Returns the checksum as well.
+    /// Checks and decodes the bytes at `offset` in `file`. Returns their checksum, too.
     ///
     /// # Errors
     /// `Corrupt`: bytes that [`Footer::encode`] did not make. `Format`: another version or an unknown feature.
@@ -227,7 +227,7 @@ impl Footer {
         Some(footer)
     }
 
-    /// That the parts lie in the file, in order, and hold their contents.
+    /// Checks that the parts lie in the file, in order, and can hold their contents.
     fn check_layout(&self) -> std::result::Result<(), &'static str> {
         let footer_offset =
             self.size_bytes.checked_sub(FOOTER_BYTES as u64).ok_or("segment size in the footer")?;
@@ -277,7 +277,7 @@ mod tests {
         Footer::decode(bytes, Path::new("000007.seg"), 12_288)
     }
 
-    /// The bytes of the sample with some of them replaced and the checksum made right again.
+    /// The bytes of the sample with some of them replaced and the checksum adapted.
     fn patched(offset: usize, with: &[u8]) -> Vec<u8> {
         let (mut bytes, _) = sample().encode();
         bytes[offset..offset + with.len()].copy_from_slice(with);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_encoded_is_decoded() {
+    fn an_encoded_footer_is_decoded_to_the_same() {
         let (bytes, crc) = sample().encode();
         assert_eq!(decode(&bytes).unwrap(), (sample(), crc));
     }

@@ -1,10 +1,10 @@
-//! What a fuzzer may reach of this folder: one function for each decoder, which takes any bytes and panics where a
-//! promise is broken. Compiled under `--cfg fuzzing` only.
+//! The entry points of the fuzzers into this folder: one function for each decoder, which takes any bytes and panics if an
+//! invariant is broken. Compiled under `--cfg fuzzing` only.
 //!
-//! The first byte of an input chooses the way in: the bytes as they are, or made to fit what would refuse them at once
-//! (checksums, lengths), or a list that the encoder writes and the decoder must give back.
+//! The first byte of an input selects its use: the bytes as they are, or with valid checksums and lengths so that they are
+//! not refused at once, or as a list that the encoder writes and the decoder must return.
 //!
-//! Invariant: nothing here hands a decoder out; what is compared is compared here.
+//! Invariant: no function returns a decoder; all comparisons are made here.
 
 use std::path::Path;
 
@@ -21,11 +21,11 @@ use crate::base::key::{Entry, Seq, key_hash};
 
 pub use super::fuzzing_file::segment;
 
-/// Keys that are looked up in one input: a small input may unpack to many.
+/// The most keys that are looked up in one input, since a small input may decompress to many.
 const MOST_PROBES: usize = 16;
 
-/// A stored block: structure, both searches, and every entry; what passes the check of a verification is written anew
-/// and read back.
+/// A stored block: structure, both searches, and every entry. A block that passes [`Block::check`] is encoded again and read
+/// back.
 pub fn block(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
     match way % 4 {
@@ -63,7 +63,7 @@ fn any_block(bytes: &[u8]) {
         assert_eq!(hash, key_hash(entry.key));
         entries.push((entry.key.to_vec(), entry.seq, entry.kind, entry.value.to_vec()));
     });
-    // One that was not made by the writer may be out of order, and then only answers anything.
+    // A block that the writer did not make may be out of order. Its searches may then return any entry.
     if checked.is_ok() {
         must_hold(block, &entries);
         must_hold(Block::of(&rebuilt(&entries, false)), &entries);
@@ -93,7 +93,7 @@ fn rebuilt(entries: &[Owned], compress: bool) -> Frame {
     Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded")
 }
 
-/// The block holds these, in internal order, and finds each.
+/// Checks that the block holds these entries in internal order and finds each.
 fn must_hold(block: Block<'_>, entries: &[Owned]) {
     assert_eq!(block.len(), entries.len());
     let step = entries.len().div_ceil(MOST_PROBES);
@@ -117,7 +117,7 @@ fn must_hold(block: Block<'_>, entries: &[Owned]) {
     assert_eq!(block.is_distinct(), !has_twins);
 }
 
-/// Entries from the input, as the writer makes a block of them.
+/// Entries from the input, encoded to a block as the writer does.
 fn built_block(data: &[u8], compress: bool) {
     let mut entries = entries_of(data);
     entries.truncate(200);
@@ -126,7 +126,7 @@ fn built_block(data: &[u8], compress: bool) {
     }
 }
 
-/// The index: its search against a walk, and that what is accepted is what the encoder writes.
+/// The index: compares its search with a walk, and checks that accepted bytes are those that the encoder writes.
 pub fn index(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
     match way % 3 {
@@ -143,7 +143,7 @@ pub fn index(data: &[u8]) {
     }
 }
 
-/// Puts each block behind the one before; says where the last one ends.
+/// Places each block behind the previous one. Returns the end of the last one.
 fn lay_out_blocks(bytes: &mut [u8]) -> u64 {
     let word = |bytes: &[u8], at: usize| Reader::new(bytes.get(at..).unwrap_or_default()).u32();
     let blocks = word(bytes, 0).and_then(|blocks| usize::try_from(blocks).ok()).unwrap_or(0);
@@ -212,7 +212,7 @@ fn built_index(data: &[u8]) {
     }
 }
 
-/// The filter: no key that was put in is denied, by the lines as they are or by those in filter blocks.
+/// The filter: every added key is found, in the lines themselves and in filter blocks.
 pub fn filter(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
     if way % 2 == 0 {
@@ -239,7 +239,7 @@ pub fn filter(data: &[u8]) {
     assert!(hashes.iter().all(|hash| joined.may_contain(*hash)), "a filter forgets a key");
 }
 
-/// The top: what is accepted leads to blocks without a gap; and what the writer makes of keys is found again.
+/// The top: an accepted top describes blocks without a gap, and in one that the writer makes every key is found.
 pub fn top(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
     if way % 2 == 1 {
@@ -330,7 +330,7 @@ fn built_top(data: &[u8]) {
 fn must_lead(top: &Top, frames: &[Frame], keys: &[Vec<u8>], builder: &IndexBuilder) {
     let block_of = |number: usize| Block::of(&frames[number - top.index_block(0)]);
     for number in top.index_block(0)..top.blocks() {
-        let role = top.role(number).expect("it is no data block");
+        let role = top.role(number).expect("the block is no data block");
         top.check(role, block_of(number)).expect("a block as it was written");
         match role {
             Role::Index(_) => assert!(is_searchable(block_of(number))),
@@ -347,7 +347,7 @@ fn must_lead(top: &Top, frames: &[Frame], keys: &[Vec<u8>], builder: &IndexBuild
     }
 }
 
-/// The footer: what passes is in order, and has one form.
+/// The footer: an accepted footer is consistent and has one encoding.
 pub fn footer(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
     let mut bytes = rest.to_vec();
@@ -358,7 +358,7 @@ pub fn footer(data: &[u8]) {
     }
     let Ok((footer, crc)) = Footer::decode(&bytes, Path::new("fuzzed"), 0) else { return };
     let (mut again, _) = footer.encode();
-    // What a reader does not know of it does not read.
+    // The reserved bytes, which the reader ignores.
     again[128..].copy_from_slice(&bytes[128..]);
     assert!(again == bytes, "a footer has one form");
     assert_eq!(crc, crc32fast::hash(&bytes[..FOOTER_BYTES - 4]));
@@ -367,7 +367,7 @@ pub fn footer(data: &[u8]) {
     assert!(top.offset + top.len_bytes <= footer.offset());
 }
 
-/// The parts of a segment file as inputs: the name of the function above, and bytes. Empty if it is none.
+/// The parts of a segment file as inputs: the name of the function above, and the bytes. Empty if the file is no segment.
 #[must_use]
 pub fn parts(file: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     split(file).unwrap_or_default()

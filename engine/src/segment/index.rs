@@ -1,12 +1,12 @@
 //! The index of a segment: for each block its last key (shortened), its offset, length and checksum.
 //!
-//! The separator of a block is the shortest key that is `>=` every key in it and `<` every key of the next block; so
-//! the block where a key may stand is the first whose separator is `>=` the key. When one key's entries span two
-//! blocks the separator is that key, and a reader goes on to the next block. The separator of the last block is the
-//! segment's largest key.
+//! The separator of a block is the shortest key that is `>=` every key in it and `<` every key of the next block. So the only
+//! block that may hold a key is the first one whose separator is `>=` the key. If the entries of one key span two blocks, the
+//! separator is that key, and a reader continues in the next block. The separator of the last block is the segment's largest
+//! key.
 //!
-//! On disk the entries of data blocks stand in index blocks (`pages.rs`), and the form drawn here is that of the index
-//! over those, in the top. In memory a pinned index, and the piece of one with which a cursor works, are in this form, too.
+//! On disk the entries of data blocks are in index blocks (`pages.rs`), and the form drawn here is that of the index over
+//! those, in the top. In memory a pinned index, and the part of an index that a cursor uses, have this form, too.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian; n blocks)
@@ -57,14 +57,14 @@ fn separator<'a>(last: &'a [u8], next: &[u8], shortened: &'a mut Vec<u8>) -> &'a
     last
 }
 
-/// How a block is found and checked: offset, length and checksum.
+/// Offset, length and checksum of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BlockHandle {
     /// First byte in the file.
     pub(super) offset: u64,
     /// Stored bytes without padding.
     pub(super) len_bytes: usize,
-    /// Over the padded bytes.
+    /// Checksum of the padded bytes.
     pub(super) crc: u32,
 }
 
@@ -104,7 +104,7 @@ impl IndexBuilder {
         self.smallest = key.to_vec();
     }
 
-    /// The next block; `next` is the first key after it, `None` at the end of the segment.
+    /// Adds the next block. `next` is the first key after it, `None` at the end of the segment.
     pub(super) fn add(&mut self, handle: BlockHandle, last: &[u8], next: Option<&[u8]>) {
         self.units.push(handle.units());
         self.lengths.push(u32::try_from(handle.len_bytes).expect("a block is smaller than 4 GiB"));
@@ -117,7 +117,7 @@ impl IndexBuilder {
         self.ends.push(u32::try_from(self.separators.len()).expect("separators take less than 4 GiB"));
     }
 
-    /// A block from disk with its separator. `None`: there is no room for it.
+    /// Adds a block from disk with its separator. `None`: the columns cannot hold it.
     pub(super) fn push(&mut self, handle: BlockHandle, separator: &[u8]) -> Option<()> {
         let units = u32::try_from(handle.offset / UNIT_BYTES as u64).ok()?;
         let length = u32::try_from(handle.len_bytes).ok()?;
@@ -195,8 +195,8 @@ impl IndexBuilder {
 #[derive(Debug, Default)]
 pub(super) struct Index {
     heads: Vec<u64>,
-    /// The last head of each [`GROUP`]: these stay in the processor's first caches, so that a search touches one line behind
-    /// them where halving all heads would touch four or five.
+    /// The last head of each [`GROUP`]. These stay in the processor's first caches, so a search touches one more line. A binary
+    /// search of all heads would touch four or five.
     group_ends: Vec<u64>,
     units: Vec<u32>,
     lengths: Vec<u32>,
@@ -208,7 +208,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Takes an index off the reader whose blocks stand at `places` in the file. The error names the check that failed.
+    /// Decodes an index from the reader. Its blocks are at `places` in the file. The error names the failed check.
     pub(super) fn read(reader: &mut Reader<'_>, places: Range<u64>) -> Result<Index, &'static str> {
         let mut index = Index::columns(reader).ok_or("index length")?;
         index.check(places)?;
@@ -216,7 +216,7 @@ impl Index {
         Ok(index)
     }
 
-    /// Decodes bytes that are an index of blocks up to `blocks_end` and nothing else.
+    /// Decodes an index of blocks up to `blocks_end`. The bytes must contain nothing else.
     #[cfg(any(test, fuzzing))]
     pub(super) fn decode(bytes: &[u8], blocks_end: u64) -> Result<Index, &'static str> {
         let mut reader = Reader::new(bytes);
@@ -224,7 +224,7 @@ impl Index {
         if reader.is_empty() { Ok(index) } else { Err("index length") }
     }
 
-    /// Makes the columns that are in memory only.
+    /// Computes the columns that exist in memory only.
     fn find_heads(&mut self) {
         let (first, last) = (self.separator(0), self.separator(self.blocks().saturating_sub(1)));
         self.prefix_len = common_prefix(first, last);
@@ -232,7 +232,7 @@ impl Index {
         self.group_ends = self.heads.chunks(GROUP).filter_map(|group| group.last().copied()).collect();
     }
 
-    /// Number of blocks; 0 only in that of nothing.
+    /// Number of blocks; 0 only in an empty index.
     pub(super) fn blocks(&self) -> usize {
         self.units.len()
     }
@@ -256,7 +256,7 @@ impl Index {
     pub(super) fn find(&self, key: &[u8]) -> Option<usize> {
         let prefix = self.separators.get(..self.prefix_len).unwrap_or_default();
         let Some(rest) = key.strip_prefix(prefix) else {
-            // Before all blocks, or behind them.
+            // The key is before all blocks, or behind them.
             return (key < prefix).then_some(0);
         };
         let head = key_head(rest);
@@ -266,7 +266,7 @@ impl Index {
             let ties = ties.partition_point(|&other| other == head);
             tie + partition(ties, |i| self.rest(tie + i) < rest)
         } else {
-            // Mostly: a head is 8 bytes.
+            // The usual case: the heads differ within their 8 bytes.
             tie
         };
         (block < self.blocks()).then_some(block)
@@ -277,7 +277,7 @@ impl Index {
     fn first_head_from(&self, head: u64) -> usize {
         let group = self.group_ends.partition_point(|&last| last < head);
         let heads = self.heads.get(group * GROUP..).unwrap_or_default();
-        // All of them, without a branch that could be mispredicted.
+        // Compares all of them, without a branch that can be mispredicted.
         group * GROUP + heads.iter().take(GROUP).map(|&other| usize::from(other < head)).sum::<usize>()
     }
 
@@ -286,7 +286,8 @@ impl Index {
         Some(handle_of(*self.units.get(block)?, *self.lengths.get(block)?, *self.crcs.get(block)?))
     }
 
-    /// At least every key of the block, and below every key of the next unless one key spans both. Empty past the end.
+    /// The separator of a block: `>=` every key of the block, and `<` every key of the next one unless one key spans both. Empty
+    /// past the end.
     pub(super) fn separator(&self, block: usize) -> &[u8] {
         let start = if block == 0 { 0 } else { self.end(block - 1) };
         self.separators.get(start..self.end(block)).unwrap_or_default()
@@ -347,7 +348,7 @@ impl Index {
     }
 }
 
-/// Index entries of data blocks that follow each other, with the numbers that the segment gives these.
+/// Index entries of consecutive data blocks, with their numbers in the segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part<'a> {
     index: &'a Index,
@@ -364,12 +365,12 @@ impl<'a> Part<'a> {
         Part { index, first: 0, before: &[] }
     }
 
-    /// Those from block `first` on, which comes after the separator `before`.
+    /// The blocks from `first` on. `before` is the separator of the block before `first`.
     pub(super) fn piece(index: &'a Index, first: usize, before: &'a [u8]) -> Part<'a> {
         Part { index, first, before }
     }
 
-    /// The blocks of which this knows.
+    /// The numbers of these blocks.
     #[inline]
     pub(super) fn blocks(self) -> Range<usize> {
         self.first..self.first + self.index.blocks()
@@ -381,7 +382,7 @@ impl<'a> Part<'a> {
         self.index.find(key).map(|block| self.first + block)
     }
 
-    /// The handle of block `number`; `None` if it is none of these.
+    /// The handle of block `number`; `None` if it is not one of these.
     pub(super) fn handle(self, number: usize) -> Option<BlockHandle> {
         self.index.handle(number.checked_sub(self.first)?)
     }
@@ -466,7 +467,7 @@ mod tests {
             prop_assert_eq!(index.separator(blocks.len() - 1), keys[keys.len() - 1].as_slice());
             for probe in probes.iter().chain(&keys) {
                 let found = index.find(probe);
-                // The first block with a key >= probe must be the found one, or the one after a block that ends below.
+                // The first block with a key >= probe is the found one, or the next one if the found one ends below probe.
                 let exact = blocks.iter().position(|(_, last)| last >= probe);
                 match (found, exact) {
                     (Some(found), Some(exact)) => {

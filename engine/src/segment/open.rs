@@ -1,7 +1,7 @@
 //! Opens a segment: reads footer, top, index and filter, and checks them.
 //!
-//! Invariant: nothing of index, filter and top is used before its checksum passed, and that of the footer is the one that
-//! the manifest holds.
+//! Invariant: no part of index, filter and top is used before its checksum was verified, and the footer's checksum is the one
+//! in the manifest.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ pub(crate) struct Opening<'a> {
     pub(crate) cache: &'a Arc<BlockCache>,
     /// The id of the store that wrote the file.
     pub(crate) origin: u64,
-    /// Memory of the segments that this one replaces, beside their blocks: it is free again soon.
+    /// Memory of the segments that this one replaces, without their blocks. It is free soon.
     pub(crate) leaving_bytes: u64,
 }
 
 impl Segment {
-    /// Opens the file that `meta` describes and loads its index and filter, or, where the budget does not allow that, only
-    /// the top: two reads.
+    /// Opens the file that `meta` describes and loads its index and filter, or only the top if the budget does not allow both.
+    /// Takes two reads.
     ///
     /// # Errors
     /// `Corrupt` if the file is missing or is not the file that `meta` and the origin describe; `Format` if a program of
@@ -78,7 +78,7 @@ impl Segment {
     }
 }
 
-/// Memory of the segment if its index and filter are pinned; rather too much than too little.
+/// An upper estimate of the segment's memory if its index and filter are pinned.
 pub(super) fn pinned_bytes(meta: &SegmentMeta, footer: &Footer) -> u64 {
     let blocks = u64::from(footer.blocks);
     let layout = &footer.layout;
@@ -111,7 +111,7 @@ fn open_file(files: &Files, path: &Path) -> Result<File> {
     })
 }
 
-/// Reads bytes `start..stop`; returns where the buffer begins in the file.
+/// Reads bytes `start..stop`. Also returns the offset of the buffer in the file.
 fn read_range(files: &Files, file: &File, start: u64, stop: u64) -> Result<(u64, Buf)> {
     let (offset, len_bytes) = aligned(file, start, stop)?;
     Ok((offset, files.read(file, offset, len_bytes)?))
@@ -161,11 +161,11 @@ fn check_footer(path: &Path, meta: &SegmentMeta, footer: &Footer, origin: u64) -
     Ok(())
 }
 
-/// The bytes between data blocks and footer, or the end of them.
+/// The bytes between data blocks and footer, or the last part of them.
 struct Region<'a> {
     path: &'a Path,
     segment: u64,
-    /// Where the buffer begins in the file.
+    /// Offset of the buffer in the file.
     offset: u64,
     buf: Buf,
 }
@@ -193,7 +193,7 @@ impl<'a> Region<'a> {
     }
 }
 
-/// Reads index and filter, and joins them to the form that they have when they are pinned.
+/// Reads the blocks of index and filter, and joins them to the pinned form.
 pub(super) fn load(files: &Files, file: &File, footer: &Footer, care: Care) -> Result<(Index, Filter)> {
     let region = Region::read(files, file, footer, footer.layout.index)?;
     let top = top_of(&region, footer)?;
@@ -232,7 +232,7 @@ fn join_index(region: &Region<'_>, top: &Top, footer: &Footer, care: Care) -> Re
         for i in 0..block.len() {
             separator_in(block, i, &mut separator);
             let added = handle_in(block, i).and_then(|handle| joined.push(handle, &separator));
-            // At once, so that the granted memory is not exceeded.
+            // Freed now, so that the granted memory is not exceeded.
             if added.is_none() || joined.separators_bytes() > separators_bytes {
                 return Err(other(joined.separators_bytes()));
             }

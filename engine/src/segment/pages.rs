@@ -1,6 +1,6 @@
 //! Index and filter of a segment as blocks, so that they can come through the cache one at a time.
 //!
-//! Both are stored as any block is (see `block`), never compressed, and numbered on behind the data blocks.
+//! Both are stored like other blocks (see `block`), never compressed. Their numbers continue those of the data blocks.
 //!
 //! ```text
 //!   index block:   one entry for each of the next 128 data blocks, fewer in the last one
@@ -17,7 +17,7 @@
 //!
 //! Data block `i` is in index block `i / 128`; line `i` of the filter is in filter block `i / 60`.
 //!
-//! Invariant: nothing of such a block is used before it was checked against the top (see `top`).
+//! Invariant: no part of such a block is used before it was checked against the top (see `top`).
 #![deny(clippy::indexing_slicing)]
 
 use super::block::{Block, RAW_HEADER_BYTES, STORED_HEADER_BYTES};

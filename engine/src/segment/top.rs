@@ -1,5 +1,5 @@
-//! The top leads to index and filter blocks: their offsets, and which keys and lines each of them has. It is in memory as long
-//! as the segment is open and paged; when index and filter are pinned, it is only read to check and to join them.
+//! The top describes the index and filter blocks: their offsets, and the keys and lines in each. It is in memory while the
+//! segment is open and paged. If index and filter are pinned, it is only read to check and to join them.
 //!
 //! ```text
 //!   OFFSET  SIZE  FIELD (all integers little-endian; p index blocks, q filter blocks)
@@ -14,7 +14,7 @@
 //! Filter blocks begin where the index blocks end, 4096 bytes apart. The smallest key of the segment stands in the index.
 //!
 //! Invariants, checked when decoding: index blocks follow the data blocks, filter blocks the index blocks, and the top
-//! the filter blocks, without a gap. [`Top::check`] says whether a block is the one that the top means.
+//! the filter blocks, without a gap. [`Top::check`] checks that a block is the one that the top describes.
 #![deny(clippy::indexing_slicing)]
 
 use super::block::Block;
@@ -77,17 +77,17 @@ pub(super) enum Role {
 /// The decoded top.
 #[derive(Debug)]
 pub(super) struct Top {
-    /// Of the index blocks.
+    /// The index over the index blocks.
     index: Index,
     /// Offset of the first data block of each, in units.
     starts: Box<[u32]>,
     data_blocks: usize,
-    /// Where the data blocks end.
+    /// End of the data blocks.
     data_end: u64,
-    /// Where the filter blocks begin.
+    /// Offset of the filter blocks.
     filter_offset: u64,
     lines: usize,
-    /// Of the filter blocks.
+    /// Checksums of the filter blocks.
     crcs: Box<[u32]>,
 }
 
@@ -257,7 +257,7 @@ impl Top {
         Ok(())
     }
 
-    /// Offset of the first data block of a piece; the end of the data blocks behind the last piece.
+    /// Offset of the first data block of a piece. For the number after the last piece, the end of the data blocks.
     fn start(&self, piece: usize) -> u64 {
         self.starts.get(piece).map_or(self.data_end, |&units| u64::from(units) * UNIT_BYTES as u64)
     }

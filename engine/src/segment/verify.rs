@@ -1,6 +1,6 @@
-//! Reads a whole segment and checks all that the format promises.
+//! Reads a whole segment and checks every rule of the format.
 //!
-//! The ordinary read path trusts a block whose checksum passes; this is the check that the writer did its work too.
+//! The normal read path trusts a block with a valid checksum. This check also finds errors of the writer.
 
 use super::block::Block;
 use super::filter::Filter;
@@ -17,11 +17,11 @@ impl Segment {
     /// Returns the bytes checked.
     ///
     /// # Errors
-    /// `Corrupt` names the first thing that does not fit.
+    /// `Corrupt` names the first broken rule.
     pub(crate) fn verify(&self) -> Result<u64> {
         let footer =
             read_footer(&self.files, &self.file, self.meta.size_bytes, Some(self.meta.footer_crc))?.0;
-        // Their memory comes off the cache's budget. They are read from the device, in either form of the open segment.
+        // The memory of index and filter is charged to the cache's budget. Both are read from the device, pinned or not.
         let mut reserved = Reserved::take(&self.cache, pinned_bytes(&self.meta, &footer));
         let (index, filter) = load(&self.files, &self.file, &footer, Care::Verify)?;
         reserved.resize(index.memory_bytes() + filter.memory_bytes());
@@ -94,7 +94,7 @@ impl Seen {
         failed.map_or(Ok(()), Err)
     }
 
-    /// How the block continues the one before.
+    /// Checks that the block continues the previous one.
     fn first_of_block(
         &mut self,
         entry: &Entry<'_>,

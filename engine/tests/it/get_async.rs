@@ -165,7 +165,7 @@ fn compare_with_a_model(db: &Db, random: &mut Random) {
 }
 
 #[test]
-fn futures_give_what_gets_give_now_and_at_snapshots() {
+fn futures_return_the_results_of_gets_now_and_at_snapshots() {
     let mut random = Random::new(11);
     let dir = directory();
     let sim = SimBackend::new(3);

@@ -73,7 +73,7 @@ fn kept(db: &Db) -> u32 {
 }
 
 #[test]
-fn a_repair_keeps_everything_before_the_damage_and_says_what_is_lost() {
+fn a_repair_keeps_everything_before_the_damage_and_reports_the_loss() {
     let image = cut_off();
     let log = &logs(&image)[0];
     for group in [0, 1, 7, 14] {

@@ -207,7 +207,7 @@ impl Bed {
         if let Some(found) = self.alive(found) {
             let found = found.map(|value| number(&value, self.value_bytes));
             let judged = self.history(|history| history.judge_place((writer, place), found, least..=most));
-            judged.expect("a get sees what was acknowledged before it, and nothing later");
+            judged.expect("a get sees all writes acknowledged before it, and no later one");
         }
     }
 

@@ -1,10 +1,10 @@
 //! Loom's atomics with the interface of the standard library's.
 //!
-//! Loom tries another order of two accesses if they concern the same atomic and one of them writes. It remembers only the
-//! last access of an atomic. So when a thread loads and then writes, an earlier load of another thread is forgotten, and the
-//! other order is not tried; but that order is the one that matters for an optimistic reader. So here every access is
-//! preceded by one to a common atomic, by an operation that both reads and writes: then the order of any two accesses
-//! matters to loom. It is relaxed, and so orders no memory.
+//! Loom tries both orders of two accesses if they use the same atomic and one of them writes. It remembers only the last
+//! access of an atomic. So when a thread loads and then writes, loom forgets an earlier load of another thread and does not
+//! try the other order, which is the one that matters for an optimistic reader. Here every access is therefore preceded by a
+//! read-modify-write of one common atomic, so that loom tries both orders of any two accesses. It is relaxed and orders no
+//! memory.
 
 use loom::sync::atomic::Ordering;
 pub(crate) use loom::sync::atomic::fence;
@@ -13,7 +13,7 @@ loom::lazy_static! {
     static ref TURN: loom::sync::atomic::AtomicUsize = loom::sync::atomic::AtomicUsize::new(0);
 }
 
-/// A point at which any other thread may go on first.
+/// A point at which any other thread may run first.
 fn turn() {
     TURN.fetch_add(1, Ordering::Relaxed);
 }

@@ -1,16 +1,17 @@
-//! Hazard slots: where threads announce the values that they hold. Each thread has a line of them, which all may read.
+//! Hazard slots: each thread announces there the values that it holds. Each thread owns one line of slots; all threads may
+//! read all lines.
 //!
 //! ```text
 //!   LINES -> | 7 slots for guards | 1 in passing | taken | next | -> | ... | -> ...      128 bytes each
 //! ```
 //!
-//! A thread takes a line when it loads its first value (one that another thread has left, or a new one), and leaves it when
-//! it ends. Other threads seldom touch the line, so to announce costs one exchange in a line of memory that is mostly in the
-//! cache of the thread's core alone.
+//! A thread takes a line when it loads its first value: one that an ended thread has left, or a new one. It leaves the line
+//! when it ends. Other threads seldom touch the line, so an announcement costs one exchange in a cache line that other cores
+//! rarely hold.
 //!
-//! Invariants: lines are never freed, so there are as many as there were threads at once; only the owner of a line fills its
-//! slots; any thread may clear a slot, also after its line was left; a slot is cleared with release, so a thread that finds it
-//! clear is ordered behind all uses of the value.
+//! Invariants: lines are never freed, so their number is the largest number of threads at once. Only the owner of a line fills
+//! its slots. Any thread may clear a slot, also after its line was left. A slot is cleared with release, so a thread that finds
+//! it clear is ordered after all uses of the value.
 #![expect(unsafe_code, reason = "lines are found through an atomic pointer")]
 
 use std::cell::Cell;
@@ -19,7 +20,7 @@ use std::ptr::{self, NonNull};
 use crate::base::sync::Ordering;
 use crate::base::sync::cached::{AtomicBool, AtomicPtr};
 
-/// Guards that a thread may have without counting: together with the slot for use in passing they fill 64 bytes.
+/// The most guards of a thread without counts. With the slot for short use they fill 64 bytes.
 const GUARDS: usize = if cfg!(loom) { 1 } else { 7 };
 
 /// The address of a value that is held, or null.
@@ -30,9 +31,9 @@ pub(super) struct HazardSlot(AtomicPtr<()>);
 #[repr(C, align(128))]
 struct Line {
     guards: [HazardSlot; GUARDS],
-    /// In use while its thread takes a count and never longer, so it is free whenever it is needed.
+    /// In use only while its thread takes a count, so it is always free when it is needed.
     passing: HazardSlot,
-    /// Whether a thread has it.
+    /// Whether a thread owns the line.
     taken: AtomicBool,
     next: Option<&'static Line>,
 }
@@ -56,7 +57,7 @@ loom::thread_local! {
     static OWN: Own = Own(Cell::new(None));
 }
 
-/// The line of a thread that has one, given back when the thread ends.
+/// The line of this thread, if it has one. Given back when the thread ends.
 struct Own(Cell<Option<&'static Line>>);
 
 impl HazardSlot {
@@ -64,14 +65,14 @@ impl HazardSlot {
         HazardSlot(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Announces the value to every reader that comes after this in the order of all sequentially consistent accesses.
-    /// Called by the owner of the line, or of the slot in it.
+    /// Announces the value to every search that is later in the order of all sequentially consistent accesses. Called by the
+    /// owner of the line, or of the slot in it.
     #[inline]
     pub(super) fn announce(&self, value: NonNull<()>) {
         self.0.swap(value.as_ptr(), Ordering::SeqCst);
     }
 
-    /// The value is not held any more.
+    /// Ends the announcement.
     #[inline]
     pub(super) fn clear(&self) {
         self.0.store(ptr::null_mut(), Ordering::Release);
@@ -85,31 +86,31 @@ impl HazardSlot {
     }
 }
 
-/// A slot of this thread in which nothing is announced. `None` if all are in use, or the thread is about to end.
+/// A free slot of this thread. `None` if all are in use, or the thread is about to end.
 #[inline]
 pub(super) fn free_slot() -> Option<&'static HazardSlot> {
     OWN.try_with(|own| own.line().guards.iter().find(|slot| slot.is_free())).ok().flatten()
 }
 
-/// Runs `work` with a slot that is this thread's meanwhile; `work` leaves it cleared and does not call this again.
+/// Runs `work` with a slot that only this thread uses meanwhile. `work` must leave it cleared and must not call this again.
 pub(super) fn in_passing<R>(work: impl FnOnce(&HazardSlot) -> R) -> R {
     if let Ok(line) = OWN.try_with(Own::line) {
         return work(&line.passing);
     }
-    // The destructor of another thread-local runs, and the line is given back already.
+    // The destructor of another thread-local runs after the line was given back.
     let line = Line::take();
     let result = work(&line.passing);
     line.leave();
     result
 }
 
-/// Shows the address of every value that is held. A value that was taken out of its cache slot before this call, and is not
-/// shown, is not held and will not be.
+/// Calls `see` with the address of every held value. A value that was taken out of its cache slot before this call, and is
+/// not reported, is not held and never will be.
 pub(super) fn each_held(mut see: impl FnMut(usize)) {
     for line in lines() {
         for slot in line.guards.iter().chain([&line.passing]) {
-            // Either this comes after the announcement in the order of all sequentially consistent accesses, and finds it;
-            // or the announcer's second load of the cache slot comes after the value was taken out, and finds it gone.
+            // In the order of all sequentially consistent accesses either this load follows the announcement and finds it, or
+            // the announcer's second load of the cache slot follows the removal of the value and does not find it.
             let held = slot.0.load(Ordering::SeqCst);
             if !held.is_null() {
                 see(held.addr());

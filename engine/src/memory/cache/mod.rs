@@ -6,18 +6,19 @@
 //! ```
 //!
 //! The cache knows nothing about blocks: it keeps counted values in slots. Every open segment has slots of its own, so a hit
-//! is one load and no hash table, and writes nothing that another thread reads once a value is known to be hot. A reader
-//! announces the value that it found ([`hazard`]), which delays the freeing of that value only, so it may be held across user
-//! code, a submit or a wait.
+//! is one load without a hash table. A hit on a value that is known to be hot writes nothing that another thread reads. A
+//! reader protects the value that it found by a hazard pointer ([`hazard`]). That delays the freeing of this value only, so
+//! the reader may keep it across user code, a submit or a wait.
 //!
 //! A value that leaves the cache waits in its shard ([`retired`]) until enough wait for one search of the hazard slots. It is
-//! not charged any more; its memory counts beside the budget. That is at most a 64th of the budget and 512 KiB, or one value
-//! that is larger; then the values that some thread is freeing; and the held values, of which there are no more than guards.
+//! no longer charged, so its memory comes on top of the budget. The waiting values take at most a 64th of the budget and
+//! 512 KiB, or are one larger value. To these add the values that a thread is freeing, and the held values, of which there
+//! are at most as many as guards.
 //!
-//! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each: with one lock, threads that
-//! missed queued up behind a thread that had lost its core with it.
+//! Each slot belongs to one of a few shards, which share the budget evenly and have a lock each. With a single lock, threads
+//! that missed queued up behind a lock holder that had lost its core.
 //!
-//! Other parts of the store may hold a part of the budget (`reserve.rs`); the shards share the rest.
+//! Other parts of the store may reserve a part of the budget (`reserve.rs`). The shards share the rest.
 //!
 //! Invariants: the charges of all values that can be found sum to at most the budget, also while an insert is under way; a
 //! value that is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values, at
@@ -47,13 +48,13 @@ pub(crate) use slots::{Slots, Use};
 /// Memory of an entry of a queue and of the value's counts, beside the value itself.
 const OVERHEAD_BYTES: u64 = 64;
 
-/// A shard has at least this, so that large blocks fit and its queues are long enough to choose well.
+/// The least budget of a shard, so that large blocks fit and its queues are long enough to choose well.
 const MIN_SHARD_BYTES: u64 = 4 << 20;
 
-/// The most shards: with more threads at misses at once, the device is the limit.
+/// The most shards. With more threads that miss at once the device is the limit.
 const MAX_SHARDS: u64 = 16;
 
-/// Values that left the cache may wait for the next search until they are this part of the budget, and at most so many bytes.
+/// Values that left the cache may wait for the next search up to this part of the budget, and up to so many bytes.
 const RETIRED_PART: u64 = 64;
 const MOST_RETIRED_BYTES: u64 = 512 << 10;
 
@@ -62,19 +63,19 @@ const MOST_RETIRED_BYTES: u64 = 512 << 10;
 pub(crate) struct CacheStats {
     /// Look-ups that found their value.
     pub(crate) hits: u64,
-    /// Look-ups that did not.
+    /// Look-ups that did not find a value.
     pub(crate) misses: u64,
-    /// Values that had to make room.
+    /// Evicted values.
     pub(crate) evictions: u64,
-    /// Values held now.
+    /// Values in the cache now.
     pub(crate) values: u64,
-    /// Charged now, overhead included.
+    /// Bytes charged now, overhead included.
     pub(crate) bytes: u64,
     /// The part of the budget that is reserved; with `bytes` at most `budget_bytes`.
     pub(crate) reserved_bytes: u64,
-    /// The limit.
+    /// The whole budget in bytes.
     pub(crate) budget_bytes: u64,
-    /// Charges of values that left and are not freed yet: some are held, the others wait for the next search.
+    /// Charges of values that left the cache and are not freed yet: some are held, the others wait for the next search.
     pub(crate) retired_bytes: u64,
 }
 
@@ -86,10 +87,10 @@ pub(crate) fn is_hot<V: Counted>(slots: &Slots<V>, block: usize) -> bool {
 /// Counted values under a byte budget, for any number of threads.
 #[derive(Debug)]
 pub(crate) struct Cache<V: Counted> {
-    /// Each slot belongs to one of them.
+    /// Each slot belongs to one shard.
     shards: Box<[Mutex<Queues<V>>]>,
     budget_bytes: u64,
-    /// The reserved part of it. Taken before the locks of shards.
+    /// The reserved part of the budget. Locked before the shards.
     reserved_bytes: Mutex<u64>,
     looked_up: Stripes,
     /// Blocks that are being read: the address of the slots, and the number.
@@ -133,7 +134,7 @@ impl<V: Counted> Cache<V> {
         free(shard, taken);
     }
 
-    /// The value after a miss: from `read`, or from another thread that reads it already, which is waited for.
+    /// The value after a miss. If another thread reads it already, this call waits for its result; else it calls `read`.
     ///
     /// # Errors
     /// Those of `read`. If the other thread's read fails, this one reads the value itself.
@@ -168,7 +169,7 @@ impl<V: Counted> Cache<V> {
         self.budget_bytes
     }
 
-    /// Changes the reserved part of the budget as `change` says; the cache has the rest. Returns whether anything changed.
+    /// Sets the reserved part of the budget to the result of `change`; the cache has the rest. False if that was `None`.
     pub(crate) fn reserve(&self, change: impl FnOnce(u64) -> Option<u64>) -> bool {
         let mut reserved = self.reserved_bytes.lock();
         let Some(wanted) = change(*reserved) else { return false };
@@ -181,7 +182,7 @@ impl<V: Counted> Cache<V> {
         true
     }
 
-    /// Forgets the values of a segment that is not read any more. O(values).
+    /// Removes the values of a segment that is no longer read. O(values).
     pub(crate) fn forget(&self, slots: &Arc<Slots<V>>) {
         for shard in &self.shards {
             let taken = shard.lock().forget(slots);
@@ -189,8 +190,8 @@ impl<V: Counted> Cache<V> {
         }
     }
 
-    /// Forgets everything at once. A store that closes would otherwise forget one segment after the other, and search all
-    /// values for each.
+    /// Removes all values. A store calls this when it closes: to forget its segments one by one would search all values for
+    /// each.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let taken = shard.lock().clear();
@@ -201,7 +202,7 @@ impl<V: Counted> Cache<V> {
     pub(crate) fn stats(&self) -> CacheStats {
         let (hits, misses) = self.looked_up.sums();
         let mut stats = CacheStats { hits, misses, budget_bytes: self.budget_bytes, ..CacheStats::default() };
-        // Held to the end, so that the sums over the shards, which are locked one after the other, keep to the budget.
+        // Held to the end. Otherwise the sums over the shards, which are locked one after the other, could exceed the budget.
         let reserved_bytes = self.reserved_bytes.lock();
         stats.reserved_bytes = *reserved_bytes;
         for shard in &self.shards {
@@ -219,7 +220,7 @@ impl<V: Counted> Cache<V> {
     }
 }
 
-/// Frees what left a shard, outside of its lock; what somebody holds goes back there.
+/// Frees the values that left a shard, outside of its lock. Values that are still held go back to the shard.
 fn free<V: Counted>(shard: &Mutex<Queues<V>>, mut taken: Vec<Taken<V>>) {
     if taken.is_empty() {
         return;
@@ -239,7 +240,7 @@ impl<V: Counted> Drop for Cache<V> {
     }
 }
 
-/// A block that this thread reads. Its end wakes the waiting threads, also if the read fails or panics.
+/// Marks a block that this thread reads. The drop wakes the waiting threads, also if the read fails or panics.
 struct Loading<'a, V: Counted> {
     cache: &'a Cache<V>,
     key: (usize, usize),
@@ -254,7 +255,7 @@ impl<V: Counted> Drop for Loading<'_, V> {
 
 const STRIPES: usize = 16;
 
-/// Hits and misses, counted by each thread in a line of its own as long as there are few threads: one line for all would cost
+/// Counters of hits and misses. While there are few threads, each counts in its own cache line: one line for all would cost
 /// more than the rest of a hit.
 #[derive(Debug, Default)]
 struct Stripes([Stripe; STRIPES]);

@@ -1,10 +1,10 @@
 //! The order of eviction: S3-FIFO.
 //!
 //! A new value enters the *small* queue, a tenth of the budget. A value that reaches its end unused, as most values of a scan
-//! do, is evicted, but its *ghost* stays for a while. A value that was used more than once goes over to the *main* queue. A
-//! value that comes back while its ghost is there, or that was hot before a compaction, enters the main queue at once. The
-//! main queue goes round: a used value gets another turn and loses a use. Nothing moves on a hit; only a mark in the slot
-//! changes, and not even that once it is full.
+//! do, is evicted, but its *ghost* stays for a while. A value that was used more than once moves to the *main* queue. A value
+//! that is read again while its ghost exists, or that was hot before a compaction, enters the main queue at once. At the end
+//! of the main queue a used value loses one use and goes back to its start. A hit moves no value; it only changes the mark in
+//! the slot, and not even that once the mark is full.
 //!
 //! Source: Yang and others, "FIFO queues are all you need for cache eviction", SOSP 2023.
 //!
@@ -26,13 +26,13 @@ use super::slots::{Slots, Use};
 /// The most uses that a mark counts.
 const MAX_USES: u8 = 3;
 
-/// This value left the small queue unused, not long ago.
+/// The ghost: this value was evicted unused from the small queue a short while ago.
 const GHOST: u8 = 4;
 
 /// The small queue's part of the budget.
 const SMALL_PART: u64 = 10;
 
-/// Notes a use. Two threads at once may count as one: the mark need not be exact.
+/// Counts a use. Two uses at the same time may count as one, since the mark need not be exact.
 pub(super) fn mark_used(mark: &AtomicU8) {
     let before = mark.load(Ordering::Relaxed);
     if before & MAX_USES < MAX_USES {
@@ -81,7 +81,7 @@ pub(super) struct Queues<V: Counted> {
 }
 
 impl<V: Counted> Queues<V> {
-    /// Within `budget`; evicted values may wait until they are more than `waiting` bytes.
+    /// Empty queues for `budget` bytes. Evicted values may wait until they are more than `waiting` bytes.
     pub(super) fn new(budget: u64, waiting: u64) -> Queues<V> {
         Queues {
             small: VecDeque::new(),
@@ -95,7 +95,7 @@ impl<V: Counted> Queues<V> {
         }
     }
 
-    /// Returns the values to free, if it is time for that; the caller frees them outside of the lock.
+    /// Returns values to free, if enough wait. The caller frees them outside of the lock.
     pub(super) fn insert(
         &mut self,
         (slots, block): (&Arc<Slots<V>>, usize),
@@ -123,7 +123,7 @@ impl<V: Counted> Queues<V> {
         self.retired.due()
     }
 
-    /// Sets the budget; returns all values to free, like [`Queues::insert`].
+    /// Sets the budget. Returns values to free, like [`Queues::insert`].
     pub(super) fn resize(&mut self, budget: u64) -> Vec<Taken<V>> {
         self.budget = budget;
         while self.used_bytes() > self.budget {
@@ -163,7 +163,7 @@ impl<V: Counted> Queues<V> {
         self.retired.wait_again(held);
     }
 
-    /// Charges of values that left and are not freed yet.
+    /// Charges of values that left the queues and are not freed yet.
     pub(super) fn retired_bytes(&self) -> u64 {
         self.retired.bytes()
     }
@@ -180,8 +180,8 @@ impl<V: Counted> Queues<V> {
         self.evictions
     }
 
-    /// One step: an entry leaves the small queue for the main one or for good, or has its turn in the main one. Repeated steps
-    /// evict a value, since every turn takes a use away.
+    /// One step of an eviction: the oldest entry of the small queue moves to the main queue or is evicted, or the oldest entry
+    /// of the main queue is evicted or loses a use and stays. Repeated steps always evict a value, since uses run out.
     fn make_room(&mut self) {
         if self.small_used > self.budget / SMALL_PART || self.main.is_empty() {
             self.leave_small();
@@ -201,7 +201,7 @@ impl<V: Counted> Queues<V> {
         }
         entry.mark().store(GHOST, Ordering::Relaxed);
         self.ghosts.push_back((Arc::downgrade(&entry.slots), entry.block));
-        // As many ghosts as there are values: older ones say nothing about recent use.
+        // At most as many ghosts as values: older ones say nothing about recent use.
         while self.ghosts.len() > self.small.len() + self.main.len() + 1 {
             self.lay_ghost();
         }

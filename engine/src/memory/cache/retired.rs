@@ -1,8 +1,7 @@
-//! Values that left the cache and may still be held: they wait until there are enough of them for one search of the hazard
-//! slots.
+//! Values that left the cache and may still be held. They wait until they are enough for one search of the hazard slots.
 //!
-//! Invariant: the waiting values that were not held at the last search are less than the limit, except while they are handed
-//! out.
+//! Invariant: the waiting values that came after the last search are together smaller than the limit, except while they
+//! are handed out.
 
 use super::hazard::{Counted, Taken};
 
@@ -11,7 +10,7 @@ use super::hazard::{Counted, Taken};
 pub(super) struct Retired<V: Counted> {
     waiting: Vec<Taken<V>>,
     bytes: u64,
-    /// Bytes of the values that no search has looked for yet.
+    /// Bytes of the values that came after the last search.
     new_bytes: u64,
     limit_bytes: u64,
 }
@@ -27,8 +26,8 @@ impl<V: Counted> Retired<V> {
         self.waiting.push(taken);
     }
 
-    /// The waiting values, if they are enough for a search. Values that were held at the last search do not count, so a few
-    /// values that are held for long do not make every eviction search.
+    /// The waiting values, if they are enough for a search. Values that were held at the last search do not count. Otherwise a
+    /// few values that are held for long would make every eviction search.
     pub(super) fn due(&mut self) -> Vec<Taken<V>> {
         if self.new_bytes > 0 && self.new_bytes >= self.limit_bytes { self.all() } else { Vec::new() }
     }

@@ -1,10 +1,10 @@
-//! Segments whose index and filter come through the cache: what that costs, what fails, and the borders of index blocks.
+//! Segments whose index and filter come through the cache: their reads, their errors, and the borders of index blocks.
 
 use super::super::pages::PIECE_BLOCKS;
 use super::*;
 use crate::tree::piece::Piece;
 
-/// A block of 512 bytes each, so that there are several index blocks; `hot` has versions across two of them.
+/// Entries in a block of 512 bytes each, so that there are several index blocks. `hot` has versions across two of them.
 fn one_entry_a_block() -> Vec<Owned> {
     let mut random = Random::new(11);
     let value = |random: &mut Random| random.bytes(420);
@@ -68,24 +68,24 @@ fn a_cold_get_reads_a_filter_an_index_and_a_data_block_and_a_warm_one_less() {
     let piece = Piece { segment: Arc::clone(&cold), clip: None, stamp: Seq::ZERO };
     for owned in entries.iter().filter(first) {
         check_get(&warm, &entries, &owned.0, u64::MAX).unwrap();
-        // Below all entries, and out of the bounds: those a run knows.
+        // A snapshot below all entries needs no read. The piece excludes keys out of its bounds.
         check_get(&cold, &entries, &owned.0, 0).unwrap();
         for beyond in [&b"zz"[..], &owned.0[..2]] {
             assert!(!piece.holds(beyond));
         }
     }
     assert_eq!(reads(), before);
-    // Who asks the segment itself is told the same, for a read.
+    // A get in the segment itself returns the same and costs a read.
     check_get(&cold, &entries, b"zz", u64::MAX).unwrap();
     check_get(&cold, &entries, b"a", u64::MAX).unwrap();
     let before = reads();
     let absent = (0..200).map(|i| format!("first/{i:03}x").into_bytes());
     absent.for_each(|key| check_get(&cold, &entries, &key, u64::MAX).unwrap());
-    assert!(reads() - before < 210, "most are denied by a filter block");
+    assert!(reads() - before < 210, "a filter block excludes most keys");
 }
 
 #[test]
-fn what_is_pinned_and_cached_is_within_one_budget() {
+fn pinned_and_cached_parts_are_within_one_budget() {
     let (_, files) = machine();
     let entries = one_entry_a_block();
     let metas: Vec<_> = (0..12)
@@ -98,7 +98,7 @@ fn what_is_pinned_and_cached_is_within_one_budget() {
     let within = |segments: &[Arc<Segment>]| {
         let stats = cache.stats();
         let held = segments.iter().map(|segment| segment.memory_bytes()).sum::<u64>();
-        assert_eq!(stats.reserved_bytes, held, "all that is held is counted");
+        assert_eq!(stats.reserved_bytes, held, "all pinned memory is counted");
         assert!(stats.bytes + stats.reserved_bytes <= stats.budget_bytes, "{stats:?}");
     };
     let mut segments = Vec::new();
@@ -110,7 +110,7 @@ fn what_is_pinned_and_cached_is_within_one_budget() {
     let paged = segments.iter().filter(|segment| segment.is_paged()).count();
     assert!((6..=8).contains(&paged), "{paged} of 12 are paged");
     assert!(!segments[0].is_paged() && segments[11].is_paged(), "first come, first served");
-    // What is dropped makes room for others.
+    // Dropped segments free memory for others.
     segments.drain(..6);
     within(&segments);
     let again = open(&files, &cache, &metas[0]).unwrap();

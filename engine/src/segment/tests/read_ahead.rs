@@ -3,14 +3,14 @@
 use super::super::pages::PIECE_BLOCKS;
 use super::*;
 
-/// Steps through a whole segment, of whose reads the `nth` fails; how many reads there were.
+/// Steps through a whole segment while the `nth` read fails. Returns the number of reads.
 fn walk_with_failure(form: Form, nth: u64, is_forward: bool) -> Result<u64> {
     let (sim, files) = machine();
     let entries = random_entries(&mut Random::new(6), 300, 100);
     let meta = write(&files, options(512, false), &entries).unwrap();
     let segment = form.open(&files, 1 << 20, &meta).unwrap();
     if form == Form::Paged {
-        // The index blocks are no read-ahead: they are in the cache.
+        // The index blocks are in the cache, so they are not read ahead.
         for number in segment.blocks..segment.blocks + segment.blocks.div_ceil(PIECE_BLOCKS) {
             segment.page(number, true).unwrap();
         }
@@ -70,13 +70,13 @@ fn a_read_ahead_that_fails_is_no_failure_of_the_block_that_is_wanted() {
         assert!(reads >= 5, "{reads} reads are too few to tell");
         assert!(
             walk_with_failure(form, 0, is_forward).is_err(),
-            "the first reads one block, which is wanted"
+            "the first read is of the one requested block"
         );
-        // Nor is the last perhaps more than one block.
+        // The last read may be of one block only, too.
         for nth in 1..reads - 1 {
             match walk_with_failure(form, nth, is_forward) {
                 Ok(again) => assert!(again > reads, "read {nth} was made once more"),
-                // What is read ends with the index block, and may be the one block that is wanted.
+                // A read ahead ends with the index block. It may contain only the requested block.
                 Err(error) => assert_eq!(form, Form::Paged, "read {nth}: {error}"),
             }
         }
@@ -84,7 +84,7 @@ fn a_read_ahead_that_fails_is_no_failure_of_the_block_that_is_wanted() {
 }
 
 #[test]
-fn cursors_give_the_same_whatever_they_may_read_ahead() {
+fn cursors_return_the_same_for_every_limit_of_read_ahead() {
     let mut random = Random::new(9);
     for (allowance, form) in
         [0, 20_000, 40_000, 1 << 20].into_iter().flat_map(|bytes| FORMS.map(|form| (bytes, form)))
@@ -94,7 +94,7 @@ fn cursors_give_the_same_whatever_they_may_read_ahead() {
         let entries = random_entries(&mut random, 2000, 200);
         let meta = write(&files, options(4096, false), &entries).unwrap();
         let segment = form.open(&files, 0, &meta).unwrap();
-        // Nothing is left to the cache.
+        // The cache gets no memory.
         std::mem::forget(Reserved::take(&segment.cache, 1 << 30));
         let pieces = if form == Form::Paged { segment.blocks.div_ceil(PIECE_BLOCKS) } else { 0 };
         let blocks = u64::try_from(segment.blocks + pieces).unwrap();
@@ -117,7 +117,7 @@ fn cursors_give_the_same_whatever_they_may_read_ahead() {
         );
         drop(cursors);
         let most = files.read_ahead().widen(usize::MAX);
-        assert_eq!(most, allowance / 2, "all was given back");
+        assert_eq!(most, allowance / 2, "all memory was given back");
         check_scans(&segment, &entries, true).unwrap();
     }
 }

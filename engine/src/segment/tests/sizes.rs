@@ -1,8 +1,8 @@
-//! How large the blocks of a segment become.
+//! The sizes of a segment's blocks.
 
 use super::*;
 
-/// Values of which a part is noise, and the rest zeros.
+/// Values that are partly noise and otherwise zeros.
 #[test]
 fn blocks_that_a_little_less_makes_fit_into_a_page_fit() {
     let mut random = Random::new(11);
@@ -18,7 +18,7 @@ fn blocks_that_a_little_less_makes_fit_into_a_page_fit() {
         let (_sim, files) = machine();
         let meta = write(&files, options(8 << 10, true), &entries).unwrap();
         let segment = open(&files, &cache(1 << 20), &meta).unwrap();
-        // The last one holds what was left, and the first was made before anybody knew.
+        // The last block holds the remaining entries, and the first was cut before the writer knew how well they compress.
         let stored: Vec<u64> = (1..segment.blocks - 1).map(|block| segment.block_bytes(block)).collect();
         let on_a_page = stored.iter().filter(|&&bytes| bytes <= 4096).count();
         assert!(stored.len() > 40 && (on_a_page * 10 >= stored.len() * 9) == fits, "{noise}: {stored:?}");
