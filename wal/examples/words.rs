@@ -1,12 +1,12 @@
-//! Counts words and never loses a line that it has acknowledged: all that a program needs around the log.
+//! Counts words and never loses an acknowledged line: a complete program around the log.
 //!
 //! ```sh
 //! cargo run --release -p esker-wal --example words -- DIR < some.txt     # kill it whenever you like
 //! cargo run --release -p esker-wal --example words -- DIR < /dev/null    # and see the counts
 //! ```
 //!
-//! A log alone does not know where it is: its files, lives and positions stand in a manifest, here a text file that is
-//! replaced as a whole. The counts stand there, too, as of position `from`; a replay adds what the log has from there on.
+//! A log does not record its own files, lives and positions. They stand in a manifest, here a text file that is replaced
+//! as a whole. It also holds the counts as of position `from`. A replay adds the records of the log from there on.
 #![expect(clippy::print_stdout, reason = "a program")]
 #![expect(clippy::disallowed_methods, reason = "its manifest is an ordinary file")]
 
@@ -19,12 +19,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aio::{Backend, NativeBackend};
 use wal::{ActiveFile, Host, Log, LogOptions, RecordBuf, ReplayInput, Seq, log_file_path, replay};
 
-/// Lines between two saves of the counts, which let the log forget its files.
+/// Lines between two saves of the counts. After a save the log can retire its files.
 const LINES: u64 = 100_000;
 
 type AnyError = Box<dyn std::error::Error>;
 
-/// Everything that must be known before the log can be read.
+/// The content of the manifest: needed before the log can be read.
 #[derive(Clone, Debug, Default)]
 struct Saved {
     store_id: u64,
@@ -33,7 +33,7 @@ struct Saved {
     from: u64,
     next_file: u64,
     next_epoch: u32,
-    /// How much of the ring is there.
+    /// Size of the ring file in bytes.
     ring_file_bytes: u64,
     files: Vec<ActiveFile>,
     words: BTreeMap<String, u64>,
@@ -72,7 +72,7 @@ impl Manifest {
         Ok(Some(saved))
     }
 
-    /// Replaces the file as a whole, and makes that durable.
+    /// Changes the content, and replaces the file durably and as a whole.
     fn save(&self, change: impl FnOnce(&mut Saved)) -> Result<(), std::io::Error> {
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut saved);
@@ -131,7 +131,7 @@ fn count(words: &mut BTreeMap<String, u64>, line: &str) {
     }
 }
 
-/// What the last life left, with the counts of everything that it acknowledged; and where the next one may begin.
+/// Replays the last life. Returns the manifest for the next one, with the counts of every acknowledged line.
 fn recover(backend: &NativeBackend, dir: &Path, mut saved: Saved) -> Result<Saved, AnyError> {
     if saved.life > 0 {
         let options = options(dir, &saved);
@@ -175,7 +175,7 @@ fn main() -> Result<(), AnyError> {
     let dir = PathBuf::from(std::env::args().nth(1).ok_or("usage: words DIR < TEXT")?);
     let backend = NativeBackend::new();
     if std::fs::create_dir(&dir).is_ok() {
-        // The name must be durable before anything in the directory is called safe.
+        // The name of the directory must be durable before a line in it is reported as safe.
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
         backend.sync_dir(parent.unwrap_or(Path::new(".")))?;
     }
@@ -183,15 +183,15 @@ fn main() -> Result<(), AnyError> {
     let _lock = backend.lock(&dir.join("LOCK"))?;
     let loaded = Manifest::load(&dir)?;
     if loaded.is_none() && dir.join("ring").exists() {
-        // Of an open that ended before there was a manifest: perhaps only a part of it.
+        // A crash before the first save left this ring. It may be incomplete.
         std::fs::remove_file(dir.join("ring"))?;
     }
     let loaded = loaded.unwrap_or_else(|| Saved { store_id: backend.random(), ..Saved::default() });
     let saved = recover(&backend, &dir, loaded)?;
     let mut words = saved.words.clone();
 
-    // The ring is durable when the open returns, so from then on the manifest may name the life; and when that is
-    // durable nobody needs the old files.
+    // The ring is durable when the open returns, so the manifest may name the life. The old files are obsolete as soon as
+    // that manifest is durable.
     let options = options(&dir, &saved);
     let host = Arc::new(Manifest { dir: dir.clone(), saved: Mutex::new(saved) });
     let log = Log::open(Arc::new(backend), options, Arc::clone(&host) as Arc<dyn Host>)?;
@@ -223,7 +223,7 @@ fn main() -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Makes the counts durable, so that the log may forget what they hold: first in the manifest, then for good.
+/// Makes the counts durable and retires the log files below them: first the manifest, then the files.
 fn save_counts(
     log: &Log,
     host: &Manifest,
@@ -239,7 +239,7 @@ fn save_counts(
         saved.files.retain(|file| !retired.contains(&file.id));
     })?;
     log.retire(&retired)?;
-    // Files that were retired are used again, or are gone.
+    // Retired files were recycled or removed.
     debug_assert!(log.active_files().iter().all(|file| log_file_path(dir, file.id).exists()));
     Ok(())
 }

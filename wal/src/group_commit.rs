@@ -13,7 +13,7 @@
 //!   |                 |<-- durable = in_flight: set `crowd`, wake the -----+ IN FLIGHT               |
 //!   +----+------------+    sleepers of this round, hand over               |  write, then sync       |
 //!        | `halt`, from any state                                          +----------+--------------+
-//!        v                                                                            v an error or a panic, also while planning
+//!        v                                                                            v an error or a panic (PLANNING too)
 //!   +----+----------------------------------------------------------------------------+--------------+
 //!   | HALTED  `halted` is the first error, for good. All waiters wake, no further round begins       |
 //!   +------------------------------------------------------------------------------------------------+

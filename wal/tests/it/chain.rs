@@ -1,4 +1,4 @@
-//! Reading groups back: torn tails open, damage is named, nothing acknowledged is dropped in silence.
+//! Reads groups back: torn tails open, damage is named, no acknowledged group is dropped silently.
 
 use std::path::Path;
 
@@ -9,16 +9,16 @@ use wal::{Chain, ChainRules, Error, Group, Place, STEP, Seq, Stop, Verdict, read
 const PLACE: Place = Place { store_id: 7, file_id: 3, epoch: 5 };
 const RULES: ChainRules = ChainRules { place: PLACE, life: 2, start: Seq::new(320) };
 
-/// A file and where its groups are.
+/// A file and its groups.
 struct Log {
     file: Vec<u8>,
     stream: Vec<u8>,
-    /// Start in the file and end in the stream.
+    /// Offset in the file, and the stream bytes before the group.
     groups: Vec<(usize, usize)>,
 }
 
 impl Log {
-    /// Seals one group per length behind one another, into a file of `old` bytes or zeros.
+    /// Seals one group for each length, one behind the other, over the bytes of `old`.
     fn new(place: &Place, old: Vec<u8>, lens: &[usize]) -> Log {
         let mut log = Log { file: old, stream: Vec::new(), groups: Vec::new() };
         let (mut offset, mut start) = (0, RULES.start);
@@ -46,7 +46,7 @@ impl Log {
 
     fn check(&self, file: &[u8]) -> Result<(Chain, Verdict), Error> {
         let chain = read_chain(file, &RULES);
-        assert!(self.stream.starts_with(&chain.stream), "never wrong bytes");
+        assert!(self.stream.starts_with(&chain.stream), "the accepted stream has wrong bytes");
         assert_eq!(chain.end, RULES.start.plus(chain.stream.len()));
         let verdict = chain.check(Path::new("f"))?;
         Ok((chain, verdict))
@@ -54,7 +54,7 @@ impl Log {
 }
 
 fn sample() -> Log {
-    // A file that was in use before, with other groups; some sectors of the last step were never written.
+    // A recycled file with other groups of its earlier use. Some sectors of the last step were never written.
     let old = Log::new(&Place { epoch: 4, ..PLACE }, vec![0; 8 * STEP], &[100, 9000, 4000, 4000]).file;
     Log::new(&PLACE, old, &[96, 7200, 0, 3000])
 }
@@ -79,12 +79,12 @@ fn offsets_of_positions_are_those_of_their_groups() {
     assert_eq!(chain.offset_of(RULES.start.plus(7296)), log.groups[3].0 as u64);
 }
 
-/// All ways in which a power cut can leave a group of up to 12 sectors, over zeros and over an earlier use.
+/// Every state in which a power cut can leave a group of up to 12 sectors, over zeros and over an earlier use.
 #[test]
 fn every_torn_newest_group_opens_without_it() {
     let before = Log::new(&Place { epoch: 4, ..PLACE }, vec![0; 6 * STEP], &[3900, 3900, 9000, 3000]).file;
     for old in [vec![0; 6 * STEP], before] {
-        // The last group is padded to 16 sectors, of which 12 vary here and 4 stay missing or present together.
+        // The last group is padded to 16 sectors. 12 vary independently; the last 4 are all missing or all present.
         let log = Log::new(&PLACE, old.clone(), &[500, 300, 5500]);
         let (begin, acknowledged) = log.groups[2];
         for mask in 0_u32..1 << 13 {
@@ -115,7 +115,7 @@ fn every_flipped_bit_is_reported_or_harmless() {
         file[bit / 8] ^= 1 << (bit % 8);
         match log.check(&file) {
             Ok((chain, _)) => {
-                assert_eq!(chain.stream, log.stream, "bit {bit} lost data in silence");
+                assert_eq!(chain.stream, log.stream, "bit {bit} lost data silently");
                 assert!(bit / 8 >= used, "bit {bit} of a group was not noticed");
             }
             Err(Error::Corrupt { offset, .. }) => {
@@ -173,7 +173,7 @@ fn groups_that_contradict_the_rules_are_corruption() {
     assert_eq!(with(ChainRules { life: 1, ..RULES }), (0, "life of a group"));
     assert_eq!(with(ChainRules { start: Seq::ZERO, ..RULES }), (0, "start of a group"));
     assert_eq!(with(ChainRules { place: Place { epoch: 4, ..PLACE }, ..RULES }).0, 0, "from the future");
-    // A group copied over another one fails by its place; its number is checked for the writer's mistakes.
+    // A copy of a group over another one fails by its sector index. The group number guards against bugs of the writer.
     let mut file = log.file.clone();
     file.copy_within(0..STEP, STEP);
     assert_eq!(log.check(&file).unwrap_err().to_string().split(':').next(), Some("f at offset 4096"));

@@ -1,7 +1,7 @@
-//! The log against its medium: every bit flipped; every sector zeroed, as it was before, or changed for another one;
-//! every subset of a torn group. What was acknowledged comes back whole, or the replay refuses and names the place.
+//! Damage of the medium: every bit flipped; every sector zeroed, replaced by an older version, or swapped with another
+//! one; every subset of a torn group. The replay returns all acknowledged records, or refuses with file and offset.
 //!
-//! The ring is left empty, as a power cut may leave it: nothing comes back from there.
+//! The ring is zeroed, as a power cut may leave it, so no record comes back from there.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,11 +19,11 @@ const RING_BYTES: usize = 16 << 10;
 const FILE_BYTES: usize = 16 << 10;
 const SECTORS: usize = FILE_BYTES / SECTOR_BYTES;
 
-/// A log on a disk, and what was acknowledged.
+/// A disk image with a log, and the acknowledged records.
 struct Specimen {
     image: DiskImage,
     /// The disk after each round, the newest last.
-    versions: Vec<DiskImage>,
+    after_rounds: Vec<DiskImage>,
     files: Vec<ActiveFile>,
     from: Seq,
     acknowledged: Vec<(Seq, Vec<u8>)>,
@@ -31,7 +31,7 @@ struct Specimen {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// Everything is there.
+    /// All acknowledged records came back.
     Whole,
     /// Refused, with a file and an offset.
     Refused,
@@ -47,19 +47,19 @@ fn options() -> LogOptions {
     }
 }
 
-/// A log that is being written.
+/// A log on a simulated disk, while records are written.
 struct Writer {
     sim: SimBackend,
     manifest: Arc<Manifest>,
     log: Log,
     random: Random,
-    versions: Vec<DiskImage>,
+    after_rounds: Vec<DiskImage>,
     from: Seq,
     acknowledged: Vec<(Seq, Vec<u8>)>,
 }
 
 impl Writer {
-    /// Files that are all in their second use: what a sector held before is a valid sector of the first.
+    /// A log whose files are all in their second use: each older sector is a valid one of the first use.
     fn on_recycled_files() -> Writer {
         let sim = SimBackend::new(1);
         sim.make_dir(Path::new("/wal")).unwrap();
@@ -68,8 +68,8 @@ impl Writer {
         let host: Arc<Manifest> = Arc::clone(&manifest);
         let log = Log::open(Arc::new(sim.clone()), options(), host).unwrap();
         let random = Random::new(1);
-        let (versions, from) = (Vec::new(), Seq::ZERO);
-        let mut writer = Writer { sim, manifest, log, random, versions, from, acknowledged: Vec::new() };
+        let (after_rounds, from) = (Vec::new(), Seq::ZERO);
+        let mut writer = Writer { sim, manifest, log, random, after_rounds, from, acknowledged: Vec::new() };
         for _ in 0..2 {
             for _ in 0..14 {
                 writer.group(&[1000]);
@@ -79,7 +79,7 @@ impl Writer {
         writer
     }
 
-    /// Records of these lengths in one group.
+    /// Writes records of these lengths in bytes in one group.
     fn group(&mut self, lengths: &[usize]) {
         let mut records = Vec::new();
         for &length in lengths {
@@ -91,10 +91,10 @@ impl Writer {
         self.log.sync().unwrap();
         assert_eq!(self.log.metrics().groups, groups + 1);
         self.acknowledged.append(&mut records);
-        self.versions.push(self.disk());
+        self.after_rounds.push(self.disk());
     }
 
-    /// As if everything were in segments.
+    /// Retires all log files, as if all records were in segments.
     fn retire(&mut self) {
         self.from = self.log.durable();
         self.acknowledged.clear();
@@ -103,18 +103,18 @@ impl Writer {
         self.log.retire(&retired).unwrap();
     }
 
-    /// The empty group that says how far the log was durable.
-    fn witness(&mut self) {
-        let witnesses = self.log.metrics().witnesses;
+    /// Writes the claim group: an empty group whose header claims how far the log was durable.
+    fn claim_group(&mut self) {
+        let before = self.log.metrics().witnesses;
         for _ in 0..2 {
             self.log.run_due().unwrap();
             self.sim.advance(Duration::from_millis(20));
         }
-        assert_eq!(self.log.metrics().witnesses, witnesses + 1);
-        self.versions.push(self.disk());
+        assert_eq!(self.log.metrics().witnesses, before + 1);
+        self.after_rounds.push(self.disk());
     }
 
-    /// What a power cut leaves, with an empty ring.
+    /// The disk after a power cut that kept no unsynced write, with a zeroed ring.
     fn disk(&self) -> DiskImage {
         let mut image = self.sim.snapshot().power_cut_none();
         image.damage(&options().ring_path, |ring| ring.fill(0));
@@ -124,7 +124,7 @@ impl Writer {
     fn specimen(self) -> Specimen {
         Specimen {
             image: self.disk(),
-            versions: self.versions,
+            after_rounds: self.after_rounds,
             files: self.manifest.files(),
             from: self.from,
             acknowledged: self.acknowledged,
@@ -153,7 +153,7 @@ impl Specimen {
         }
     }
 
-    /// How many of the acknowledged records come back, all of them in order; or the refusal.
+    /// Replays and checks each record. Returns the number of records, or the refusal.
     fn replay(&self, image: &DiskImage) -> Result<usize, Error> {
         let sim = SimBackend::from_image(image.clone(), 1);
         let mut queue = sim.queue(1).unwrap();
@@ -166,7 +166,8 @@ impl Specimen {
         replayed.map(|_| visited)
     }
 
-    /// As [`Specimen::replay`], for a repair: how many, and up to where the log is known to have been acknowledged.
+    /// Replays up to the damage, as a repair does. Returns the number of records, and the end of the stream known
+    /// to have been acknowledged.
     fn salvage(&self, image: &DiskImage) -> (usize, Seq) {
         let sim = SimBackend::from_image(image.clone(), 1);
         let mut queue = sim.queue(1).unwrap();
@@ -185,11 +186,11 @@ impl Specimen {
         assert_eq!((seq, payload), (*expected_seq, &expected[..]));
     }
 
-    /// What becomes of a damaged disk. Panics if something acknowledged is missing without a word.
+    /// Replays a damaged disk; `what` names the damage. Panics if an acknowledged record is missing silently.
     fn outcome(&self, image: &DiskImage, what: &dyn Fn() -> String) -> Outcome {
         match self.replay(image) {
             Ok(visited) => {
-                assert_eq!(visited, self.acknowledged.len(), "{} lost records in silence", what());
+                assert_eq!(visited, self.acknowledged.len(), "{} lost records silently", what());
                 Outcome::Whole
             }
             Err(Error::Corrupt { file, .. }) => {
@@ -201,22 +202,22 @@ impl Specimen {
     }
 }
 
-/// At least 12 groups in files that were used before, and the witness of the last one.
-fn witnessed() -> Specimen {
+/// At least 12 groups in recycled files, and the claim group behind the last one.
+fn with_claim_group() -> Specimen {
     let mut writer = Writer::on_recycled_files();
     for nth in 0..13 {
         writer.group(if nth % 3 == 2 { &[300, 0, 2000] } else { &[40] });
     }
-    writer.witness();
+    writer.claim_group();
     let specimen = writer.specimen();
-    assert_eq!(specimen.outcome(&specimen.image, &|| "nothing".to_owned()), Outcome::Whole);
+    assert_eq!(specimen.outcome(&specimen.image, &|| "no damage".to_owned()), Outcome::Whole);
     specimen
 }
 
-/// A repair keeps every record that ends before the damaged group, and knows what was acknowledged behind it.
+/// A repair keeps every record that ends before the damaged group, and knows the acknowledged end behind it.
 #[test]
 fn a_repair_keeps_everything_before_the_damage() {
-    let specimen = witnessed();
+    let specimen = with_claim_group();
     let all = specimen.acknowledged.len();
     let end = specimen.salvage(&specimen.image);
     assert_eq!(end.0, all);
@@ -240,7 +241,7 @@ fn a_repair_keeps_everything_before_the_damage() {
                 "{kept} of {before} records before sector {sector} of {}",
                 path.display()
             );
-            // The witness says all of it, as long as it is not the one that is damaged.
+            // The claim group names the whole stream, unless the claim group itself is damaged.
             let is_last = file + 1 == specimen.files.len() && group == chain.groups.last();
             assert!(is_last || acknowledged >= end.1, "{acknowledged} of {}", end.1);
             kept_most = kept_most.max(if kept < all { kept } else { 0 });
@@ -249,7 +250,7 @@ fn a_repair_keeps_everything_before_the_damage() {
     assert!(kept_most > all / 2, "{kept_most} of {all}");
 }
 
-/// Counts outcomes over the damages of all files, by a thread for each half of them.
+/// Counts the outcomes over the damages of all files: `[whole, refused]`. Two threads take half of the files each.
 fn tally(specimen: &Specimen, damage: impl Fn(usize) -> Vec<Outcome> + Sync) -> [usize; 2] {
     let (count, damage) = (specimen.files.len(), &damage);
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
@@ -262,8 +263,8 @@ fn tally(specimen: &Specimen, damage: impl Fn(usize) -> Vec<Outcome> + Sync) -> 
 }
 
 #[test]
-fn no_flipped_bit_loses_anything_in_silence() {
-    let specimen = witnessed();
+fn no_flipped_bit_loses_a_record_silently() {
+    let specimen = with_claim_group();
     let paths = specimen.paths();
     let [whole, refused] = tally(&specimen, |file| {
         let path = &paths[file];
@@ -276,13 +277,13 @@ fn no_flipped_bit_loses_anything_in_silence() {
     });
     println!("{} files, {whole} flips did no harm, {refused} were refused, none was silent", paths.len());
     assert_eq!(whole + refused, paths.len() * FILE_BYTES * 8);
-    // 13 groups of a step or more, before the one that nobody needs.
+    // 13 groups of a step or more each, before the claim group.
     assert!(refused >= 13 * 4096 * 8, "{refused}");
 }
 
 #[test]
-fn no_sector_that_is_not_what_it_was_loses_anything_in_silence() {
-    let specimen = witnessed();
+fn no_replaced_or_swapped_sector_loses_a_record_silently() {
+    let specimen = with_claim_group();
     let paths = specimen.paths();
     let contents: Vec<Vec<u8>> = paths.iter().map(|path| specimen.image.read_file(path).unwrap()).collect();
     let sector = |file: usize, nth: usize| &contents[file][nth * SECTOR_BYTES..(nth + 1) * SECTOR_BYTES];
@@ -303,7 +304,7 @@ fn no_sector_that_is_not_what_it_was_loses_anything_in_silence() {
                 outcomes.push(specimen.outcome(&image, &|| format!("sector {nth} of file {file} {what}")));
             };
             put(&[0; SECTOR_BYTES], "zeroed", None);
-            for (age, version) in specimen.versions.iter().enumerate() {
+            for (age, version) in specimen.after_rounds.iter().enumerate() {
                 if let Some(older) = version.read_file(&paths[file]) {
                     put(&older[nth * SECTOR_BYTES..(nth + 1) * SECTOR_BYTES], &format!("as of {age}"), None);
                 }
@@ -319,11 +320,11 @@ fn no_sector_that_is_not_what_it_was_loses_anything_in_silence() {
         outcomes
     });
     println!("{whole} changed sectors did no harm, {refused} were refused, none was silent");
-    assert!(whole > 0, "there are versions of sectors that are as they were");
+    assert!(whole > 0, "some replacements equal the sector");
     assert!(refused > 13 * SECTORS, "{refused}");
 }
 
-/// A power cut keeps any of the sectors of the newest group, which nobody was told of.
+/// A power cut keeps any subset of the sectors of the newest group, which was not acknowledged.
 #[test]
 fn every_torn_newest_group_opens_without_it() {
     for lengths in [&[100][..], &[2800, 2800][..]] {

@@ -1,4 +1,4 @@
-//! The log on this machine's disk, with real threads.
+//! The log on the disk of this machine, with real threads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,8 +46,8 @@ fn stress(threads: u64, records: u64) {
     let took = backend.now().saturating_sub(begun);
     let metrics = log.metrics();
     println!("{threads} threads: {} commits in {took:?}: {metrics:?}", threads * records);
-    // On a busy machine a writer may stand still for so long that a witness is due.
-    assert!(metrics.syncs - metrics.witnesses <= threads * records, "a sync is shared");
+    // On a busy machine a writer may be delayed for so long that a claim group is due.
+    assert!(metrics.syncs - metrics.witnesses <= threads * records, "more syncs than commits");
     log.close().unwrap();
     let end = log.published();
     drop(log);
@@ -115,14 +115,14 @@ fn unwaited_records_are_drained_in_the_background() {
         log.append(&mut record(&[5; 100])).unwrap();
     }
     let end = log.published();
-    // Nobody waits in the log; the thread gets there by itself.
+    // No thread waits in the log: the commit thread runs the rounds by itself.
     while log.durable() < end {
         std::thread::yield_now();
     }
     log.close().unwrap();
 }
 
-/// With an interval of an hour, only the wake-up itself can make the commit thread run a round.
+/// With an interval of an hour, only a wake-up can make the commit thread run a round.
 #[test]
 fn requests_and_full_drains_wake_the_sleeping_commit_thread() {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -136,7 +136,7 @@ fn requests_and_full_drains_wake_the_sleeping_commit_thread() {
     };
     let log = Log::open(Arc::new(NativeBackend::new()), options, Arc::new(Manifest::default())).unwrap();
     for _ in 0..50 {
-        let end = log.append(&mut record(b"asked for")).unwrap().end;
+        let end = log.append(&mut record(b"requested")).unwrap().end;
         log.request_durable(end);
         while log.durable() < end {
             std::thread::yield_now();

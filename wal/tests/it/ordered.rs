@@ -1,4 +1,4 @@
-//! The watermark over out-of-order completion.
+//! The publish watermark over ranges that complete out of order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use super::support::{Random, seed};
 use wal::{GRANULE, Ordered, Seq};
 
 #[test]
-fn the_position_moves_only_over_contiguous_ranges() {
+fn the_watermark_moves_only_over_contiguous_ranges() {
     let ordered = Ordered::new(Seq::new(96), 256);
     ordered.complete(Seq::new(160), Seq::new(224));
     ordered.complete(Seq::new(224), Seq::new(256));
@@ -18,7 +18,7 @@ fn the_position_moves_only_over_contiguous_ranges() {
 
 #[test]
 fn entries_of_earlier_laps_never_count() {
-    // Every way to cut laps of 8 granules into ranges of random length, in random order within a lap.
+    // Laps of 8 granules, cut into ranges of random length that complete in random order within a lap.
     let mut random = Random::new(seed());
     for _ in 0..2000 {
         let ring = 8 * GRANULE as u64;
@@ -47,7 +47,7 @@ fn entries_of_earlier_laps_never_count() {
 }
 
 #[test]
-fn threads_complete_in_any_order_and_nothing_is_left_behind() {
+fn threads_complete_in_any_order_and_no_range_is_left_behind() {
     const THREADS: u64 = 4;
     const RANGES: u64 = 60_000;
     let ordered = Arc::new(Ordered::new(Seq::ZERO, 64 * GRANULE));

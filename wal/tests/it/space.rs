@@ -1,4 +1,4 @@
-//! A full disk: rounds that find no space for their file are refused, and go on when there is space again.
+//! A full disk: a round without space for its file is refused, and the log goes on when there is space again.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ fn is_no_space(error: &Error) -> bool {
     matches!(error, Error::Io(error) if error.errno() == Some(Errno::NO_SPACE))
 }
 
-/// Appends and waits until the disk is full; gives back the end of what is durable and of what is not.
+/// Appends and waits until the disk is full. Returns the end of the durable records and of the refused one.
 fn fill(log: &Log) -> (Seq, Seq) {
     let mut durable = log.durable();
     for _ in 0..100 {
@@ -41,11 +41,11 @@ fn fill(log: &Log) -> (Seq, Seq) {
             }
         }
     }
-    panic!("the disk is never full");
+    panic!("the disk did not become full");
 }
 
 #[test]
-fn a_full_disk_is_no_halt_and_what_waited_is_written_when_there_is_space() {
+fn a_full_disk_is_no_halt_and_refused_records_are_written_when_there_is_space() {
     for background in [Background::Manual, Background::Threads] {
         let sim = SimBackend::new(1);
         let log = open(&sim, background, Arc::new(Manifest::default()));
@@ -53,9 +53,9 @@ fn a_full_disk_is_no_halt_and_what_waited_is_written_when_there_is_space() {
         let (durable, end) = fill(&log);
         assert_eq!(log.health(), Ok(()));
         assert_eq!(log.durable(), durable);
-        assert_eq!(sim.used_bytes(), RING_BYTES as u64 + 2 * FILE_BYTES, "nothing half made stays behind");
+        assert_eq!(sim.used_bytes(), RING_BYTES as u64 + 2 * FILE_BYTES, "a half-made file stayed behind");
 
-        // The ring takes what it has room for, then appends are refused before they have a place.
+        // The ring accepts records while it has room. Then appends are refused before their reservation.
         let mut refused = None;
         for _ in 0..10 {
             let before = log.published();
@@ -65,7 +65,7 @@ fn a_full_disk_is_no_halt_and_what_waited_is_written_when_there_is_space() {
             }
         }
         assert!(refused.is_some_and(|error| is_no_space(&error)));
-        assert!(is_no_space(&log.sync().unwrap_err()), "asking again tries again");
+        assert!(is_no_space(&log.sync().unwrap_err()), "a new wait tries another round");
 
         sim.set_capacity_bytes(u64::MAX);
         log.wait_durable(end).unwrap();
@@ -77,21 +77,21 @@ fn a_full_disk_is_no_halt_and_what_waited_is_written_when_there_is_space() {
 }
 
 #[test]
-fn the_commit_thread_writes_what_waited_without_being_asked() {
+fn the_commit_thread_writes_refused_records_without_a_waiter() {
     let sim = SimBackend::new(1);
     let log = open(&sim, Background::Threads, Arc::new(Manifest::default()));
     sim.set_capacity_bytes(sim.used_bytes() + FILE_BYTES);
     let (_, end) = fill(&log);
-    let asked = std::time::Duration::from_millis(1);
+    let step = std::time::Duration::from_millis(1);
     let attempts = sim.calls();
-    // Simulated time passes only by calls, and each refused round makes some: so this also shows the retries.
+    // Simulated time passes only by calls. Each refused round makes some, so this also shows the retries.
     while sim.calls() < attempts + 20 {
-        sim.advance(asked);
+        sim.advance(step);
         std::thread::yield_now();
     }
     sim.set_capacity_bytes(u64::MAX);
     while log.durable() < end {
-        sim.advance(asked);
+        sim.advance(step);
         std::thread::yield_now();
     }
 }
@@ -121,7 +121,7 @@ fn a_refused_commit_thread_does_not_spin() {
 }
 
 #[test]
-fn every_waiter_is_told_of_the_full_disk() {
+fn every_waiter_gets_the_error_of_the_full_disk() {
     let sim = SimBackend::new(1);
     let log = Arc::new(open(&sim, Background::Threads, Arc::new(Manifest::default())));
     sim.set_capacity_bytes(sim.used_bytes() + FILE_BYTES);
@@ -150,7 +150,7 @@ fn every_waiter_is_told_of_the_full_disk() {
 }
 
 #[test]
-fn who_makes_room_first_is_never_refused_afterwards() {
+fn an_append_after_make_room_is_never_refused() {
     let sim = SimBackend::new(1);
     let log = open(&sim, Background::Manual, Arc::new(Manifest::default()));
     sim.set_capacity_bytes(sim.used_bytes() + 3 * FILE_BYTES);
@@ -163,7 +163,7 @@ fn who_makes_room_first_is_never_refused_afterwards() {
         assert!(log.has_room(2000));
         let end = log.append(&mut record(&[7; 1900])).unwrap().end;
         log.wait_durable(end).unwrap();
-        // The witness of an idle moment takes room as well.
+        // The claim group of an idle log takes room as well.
         sim.advance(std::time::Duration::from_millis(20));
         log.run_due().unwrap();
         sim.advance(std::time::Duration::from_millis(20));
@@ -171,9 +171,9 @@ fn who_makes_room_first_is_never_refused_afterwards() {
         acknowledged += 1;
     };
     assert!(is_no_space(&refused), "{refused}");
-    assert!(acknowledged >= 8, "most of the space was used, not {acknowledged} records of it");
+    assert!(acknowledged >= 8, "{acknowledged} records use too little of the space");
     assert_eq!(log.durable(), log.published());
-    assert_eq!(log.metrics().recycled, 3, "every file was made ahead");
+    assert_eq!(log.metrics().recycled, 3, "every file was a spare first");
     sim.set_capacity_bytes(u64::MAX);
     log.make_room(2000, &mut *queue).unwrap();
 }
@@ -191,7 +191,7 @@ fn too_few_handles_are_no_halt_either() {
     assert!(log.wait_durable(end).unwrap_err().is_shortage());
     sim.clear_faults();
     log.wait_durable(end).unwrap();
-    // A spare that could not be opened stays one.
+    // A spare that could not be opened stays a spare.
     log.prepare_spare(&mut *sim.queue(1).unwrap()).unwrap();
     sim.fail(FaultPlan::new(Fault::Errno(Errno::TOO_MANY_FILES)).on(&[EventKind::Open]));
     let mut refusals = 0;
@@ -204,7 +204,7 @@ fn too_few_handles_are_no_halt_either() {
     assert!(log.metrics().recycled > 0);
 }
 
-/// A host whose manifest is full, and the disk as well.
+/// A host that can report a full disk when a file is activated.
 #[derive(Debug, Default)]
 struct FullManifest(Manifest, std::sync::atomic::AtomicBool);
 
@@ -242,7 +242,7 @@ fn a_file_that_could_not_be_activated_is_kept_for_the_next_round() {
     log.close().unwrap();
 }
 
-/// A log whose ring begins with a quarter of its size.
+/// Opens a log whose ring starts at a quarter of its size.
 fn growing(sim: &SimBackend, host: Arc<dyn Host>) -> Log {
     sim.make_dir(Path::new("/wal")).unwrap();
     sim.sync_dir(Path::new("/")).unwrap();
@@ -266,7 +266,7 @@ fn a_ring_grows_in_its_first_lap_and_never_again() {
         let end = log.append(&mut record(&[7; 2000])).unwrap().end;
         log.wait_durable(end).unwrap();
         let size = sim.stat(Path::new("/wal/ring-000001")).unwrap().unwrap().size_bytes;
-        assert_eq!(size, host.ring_file_bytes() as u64, "the host knows");
+        assert_eq!(size, host.ring_file_bytes() as u64, "the host was told of the growth");
         sizes.push(size);
     }
     assert!(sizes.is_sorted());
@@ -288,7 +288,7 @@ fn a_ring_that_finds_no_space_to_grow_refuses_the_append_and_grows_later() {
         assert_eq!(
             (log.published(), host.ring_file_bytes()),
             (first, RING_FIRST_BYTES),
-            "nothing was appended"
+            "a refused append changed the log"
         );
         sim.clear_faults();
     }
@@ -305,7 +305,7 @@ fn a_ring_that_could_not_be_synced_while_it_grew_stops_the_log() {
     log.wait_durable(first).unwrap();
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]));
     assert!(matches!(log.append(&mut record(&[8; 3000])).unwrap_err(), Error::Halted { .. }));
-    // Neither way tries it again.
+    // Neither call retries the sync.
     let (events, mut queue) = (sim.events(), sim.queue(1).unwrap());
     assert!(matches!(log.append(&mut record(&[8; 3000])).unwrap_err(), Error::Halted { .. }));
     assert!(matches!(log.make_room(3000, &mut *queue).unwrap_err(), Error::Halted { .. }));

@@ -1,11 +1,11 @@
-//! What the tests of this crate share: a host that stands for the manifest, random records, seeds.
+//! Shared by the tests of this crate: a host in place of the manifest, random records, seeds.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use wal::{ActiveFile, Host, RecordBuf, Result, Seq};
 
-/// A manifest in memory: whatever it is told is durable at once.
+/// A manifest in memory: every edit is durable at once.
 #[derive(Debug, Default)]
 pub(crate) struct Manifest {
     next_file: AtomicU64,
@@ -14,7 +14,7 @@ pub(crate) struct Manifest {
     ring_file: AtomicUsize,
 }
 
-/// What a ring begins with in these tests, where it grows.
+/// First size of a growing ring in these tests, in bytes.
 pub(crate) const RING_FIRST_BYTES: usize = 4096;
 
 impl Manifest {
@@ -26,12 +26,12 @@ impl Manifest {
         self.files.lock().unwrap().retain(|file| !ids.contains(&file.id));
     }
 
-    /// How much of the ring is there.
+    /// Size of the ring file in bytes.
     pub(crate) fn ring_file_bytes(&self) -> usize {
         self.ring_file.load(Ordering::SeqCst).max(RING_FIRST_BYTES)
     }
 
-    /// Ends a life: its files become nameless, and its ring with them.
+    /// Ends a life: forgets its ring and its files. Returns the ids of the files.
     pub(crate) fn forget_all(&self) -> Vec<u64> {
         self.ring_file.store(0, Ordering::SeqCst);
         self.files.lock().unwrap().drain(..).map(|file| file.id).collect()
@@ -55,7 +55,7 @@ impl Host for Manifest {
     }
 }
 
-/// A small generator; the same seed gives the same numbers.
+/// A small generator. The same seed gives the same numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
@@ -81,7 +81,7 @@ impl Random {
     }
 }
 
-/// The seed of a random test: `SEED=` if set. Printed, so that a failure can be run again.
+/// The seed of a random test: `SEED=` if set, else 1. Printed, so that a failure can be repeated.
 pub(crate) fn seed() -> u64 {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     println!("SEED={seed}");
