@@ -1,7 +1,7 @@
 //! Copies a file at the speed of the device: `copy FROM TO`.
 //!
-//! Reads and writes of a megabyte, direct, as many in flight as the device's queue takes, up to a bound on memory. Every
-//! buffer that comes back from a read goes out again as a write of the same place. Nothing is allocated twice.
+//! Reads and writes of a megabyte, direct, as many in flight as the device's queue takes, up to a bound on memory.
+//! Every buffer that a read returns is then written at the same offset. Buffers are reused, none is allocated twice.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a program")]
 #![expect(clippy::disallowed_methods, reason = "times itself")]
@@ -34,7 +34,7 @@ fn copy(from: &Path, to: &Path) -> Result<u64, Box<dyn Error>> {
     let source = backend.open(from, OpenMode::Read)?;
     let target = backend.open(to, OpenMode::Create)?;
     let bytes = backend.size_bytes(&source)?;
-    // Space first: writes that extend a file make the submit wait.
+    // Space is allocated first: writes that extend a file block in the submit.
     backend.allocate(&target, bytes)?;
     let mut context = Context::builder().slots(CHUNKS).build()?;
     let mut offset = 0;
@@ -51,7 +51,7 @@ fn copy(from: &Path, to: &Path) -> Result<u64, Box<dyn Error>> {
             if done.operation.kind() == OperationKind::Read {
                 let found = found.map_err(|errno| format!("read at {at}: {errno}"))?;
                 let mut buf = done.operation.into_buf();
-                // The tail of the last block is cut off at the end; its bytes are those of an earlier chunk.
+                // The rest of the last block holds bytes of an earlier chunk; it is truncated at the end.
                 buf.set_len(found.next_multiple_of(Buf::ALIGN));
                 operations.push_back(Operation::write(&target, at, buf));
             } else {

@@ -1,4 +1,5 @@
-//! An `iostat` of one's own operations: `iostat FILE`. Reads a file for a few seconds, with a row of numbers each half second.
+//! An `iostat` of the program's own operations: `iostat FILE`. Reads a file for a few seconds, with a row of numbers
+//! each half second.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a program")]
 #![expect(clippy::disallowed_methods, reason = "times itself")]

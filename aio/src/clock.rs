@@ -1,8 +1,8 @@
-//! The one clock, and a cheaper one to measure how long operations take.
+//! The clock of the backend, and a cheaper clock for the latency of operations.
 //!
-//! Invariants of [`nanos`]: its value never jumps when the source changes, since the time stamp counter is taken into
-//! use with the value that the kernel's clock shows at that moment; and it is used for statistics only, so that a counter
-//! that is wrong after all (a virtual machine that moved to another processor) makes a strange figure and nothing else.
+//! Invariants of [`nanos`]: its value does not jump when the source changes, since the time stamp counter continues
+//! from the kernel's clock. It is used for statistics only, so a wrong counter (after a virtual machine moved to
+//! another processor) makes a wrong figure and has no other effect.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ impl Clock {
         Clock(Instant::now())
     }
 
-    /// What the clock showed, or will show, at this moment; 0 before its start.
+    /// The reading of the clock at this moment; 0 before its start.
     pub(crate) fn reading(self, moment: Instant) -> Duration {
         moment.saturating_duration_since(self.0)
     }
@@ -35,34 +35,35 @@ impl Clock {
     }
 }
 
-/// In nanoseconds; more than 584 years are 584 years.
+/// In nanoseconds; at most 584 years.
 pub(crate) fn whole_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// How long the counter is compared with the clock before it is used: two readings are each off by at most some tens of
-/// nanoseconds, so the rate is right to a hundred thousandth.
+/// How long the counter is compared with the clock before it is used. Each of the two readings is off by at most some
+/// tens of nanoseconds, so the rate is right to a hundred thousandth.
 const COMPARED_NANOS: u64 = 10_000_000;
 
-/// How often a pair of readings is taken to find one that was not interrupted.
+/// The number of pairs of readings that are taken to find one without an interruption.
 const PAIRS: usize = 8;
 
 /// Nanoseconds since the first call in this process, for measuring only.
 ///
-/// Read from the processor's time stamp counter where the kernel's own clock is made of it (12 ns instead of 31 to 37
-/// for the kernel's, on a virtual machine), once it has run for 10 ms; from the kernel's clock until then, and elsewhere.
+/// Read from the processor's time stamp counter where the kernel's own clock uses it, from 10 ms after the first call
+/// on. Read from the kernel's clock before that, and on other machines. (12 ns instead of 31 to 37 for the kernel's
+/// clock, on a virtual machine.)
 pub(crate) fn nanos() -> u64 {
     static WATCH: OnceLock<Watch> = OnceLock::new();
     WATCH.get_or_init(|| Watch::start(is_counter_trusted())).nanos()
 }
 
-/// Whether the kernel has found the counter to run at one rate, and alike on all processors.
+/// Whether the kernel has found the counter to be constant in rate and synchronous on all processors.
 fn is_counter_trusted() -> bool {
     let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     std::fs::read_to_string(source).is_ok_and(|name| name.trim_end() == "tsc")
 }
 
-/// A clock beside a counter.
+/// A clock, and the counter that replaces it once its rate is known.
 #[derive(Debug)]
 struct Watch {
     clock: Clock,
@@ -72,7 +73,7 @@ struct Watch {
     rate: AtomicU64,
 }
 
-/// The same moment by counter and by clock.
+/// Readings of counter and clock at the same moment.
 #[derive(Clone, Copy, Debug)]
 struct Pair {
     ticks: u64,
@@ -93,7 +94,7 @@ impl Watch {
         self.started.nanos + scaled(sys::ticks().saturating_sub(self.started.ticks), rate)
     }
 
-    /// What the clock shows; takes the counter into use when it has run for long enough.
+    /// Reads the clock; computes the rate of the counter once enough time has passed.
     #[cold]
     fn learn(&self) -> u64 {
         let now = self.clock.nanos();
@@ -102,7 +103,7 @@ impl Watch {
             let ticks = now.ticks.saturating_sub(self.started.ticks);
             let nanos = u128::from(now.nanos - self.started.nanos);
             let rate = (nanos << 32).checked_div(u128::from(ticks)).unwrap_or(0);
-            // Of several threads that do so the first one counts.
+            // If several threads compute a rate, the first one is used.
             let rate = u64::try_from(rate).unwrap_or(0);
             let _ = self.rate.compare_exchange(0, rate, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -111,7 +112,7 @@ impl Watch {
 }
 
 impl Pair {
-    /// The one of several readings that took the shortest time.
+    /// Of several readings the one that took the shortest time.
     fn read(clock: Clock) -> Pair {
         let readings = (0..PAIRS).map(|_| {
             let before = sys::ticks();
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_nobody_trusts_is_not_used() {
+    fn an_untrusted_counter_is_not_used() {
         let watch = Watch::start(false);
         while watch.nanos() < 2 * COMPARED_NANOS {}
         assert_eq!(watch.rate.load(Ordering::Relaxed), 0);

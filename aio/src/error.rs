@@ -1,4 +1,4 @@
-//! What can go wrong below the store: one cloneable error that names the call, the file and the place in it.
+//! The error of the I/O layer: one cloneable type that names the call, the file and the offset.
 //!
 //! A group commit fails many waiters with the same cause, so the error is `Clone`; the operating system's code is
 //! kept as a plain number.
@@ -11,8 +11,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// An `errno` value of the kernel, always positive.
 ///
-/// libaio and the raw system calls report `-errno`; this crate turns that into `Err(Errno)` at the one place where
-/// the kernel's answer is read.
+/// libaio and the raw system calls report `-errno`; this crate turns that into `Err(Errno)` where it reads the kernel's
+/// answer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
@@ -39,7 +39,7 @@ impl Errno {
     pub const NOT_IMPLEMENTED: Errno = Errno(libc::ENOSYS);
     /// The operation is not supported by this file or kernel.
     pub const NOT_SUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
-    /// The operation goes on; the answer of a cancellation that works.
+    /// The operation is in progress; the answer of a successful cancellation.
     pub const IN_PROGRESS: Errno = Errno(libc::EINPROGRESS);
     /// Too many open files in this process.
     pub const TOO_MANY_FILES: Errno = Errno(libc::EMFILE);
@@ -50,19 +50,19 @@ impl Errno {
         Errno::from(&std::io::Error::last_os_error())
     }
 
-    /// Whether the disk, or the share of it that this user may use, is full.
+    /// Whether the disk or the user's quota is full.
     #[must_use]
     pub fn is_no_space(self) -> bool {
         self == Errno::NO_SPACE || self == Errno(libc::EDQUOT)
     }
 
-    /// Whether something was used up (space, handles, memory), so that the same call can succeed later.
+    /// Whether a resource was exhausted (space, handles, memory), so that the same call can succeed later.
     #[must_use]
     pub fn is_shortage(self) -> bool {
         self.is_no_space() || [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN].contains(&self.0)
     }
 
-    /// The kind that `std::io` gives this code.
+    /// The `std::io` kind of this code.
     #[must_use]
     pub fn kind(self) -> std::io::ErrorKind {
         std::io::Error::from_raw_os_error(self.0).kind()
@@ -98,15 +98,15 @@ impl fmt::Display for Errno {
 #[non_exhaustive]
 pub enum Error {
     /// A call or an operation failed.
-    #[error("{call} {}{}: {errno}", path.display(), Place(*offset, *len_bytes))]
+    #[error("{call} {}{}: {errno}", path.display(), Position { offset: *offset, len_bytes: *len_bytes })]
     Os {
         /// The system call or operation.
         call: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// Where in the file, in bytes; 0 where that means nothing.
+        /// The offset in the file, in bytes; 0 for calls without one.
         offset: u64,
-        /// How many bytes were asked for; 0 where that means nothing.
+        /// The length requested, in bytes; 0 for calls without one.
         len_bytes: usize,
         /// What the kernel said.
         errno: Errno,
@@ -118,7 +118,7 @@ pub enum Error {
         call: &'static str,
         /// The file.
         path: PathBuf,
-        /// What it needs, each with the first kernel that has it.
+        /// The features it needs, each with the first kernel that has it.
         needs: String,
         /// What the kernel said.
         errno: Errno,
@@ -130,9 +130,9 @@ pub enum Error {
         call: &'static str,
         /// The file.
         path: PathBuf,
-        /// Where in the file, in bytes.
+        /// The offset in the file, in bytes.
         offset: u64,
-        /// Bytes asked for.
+        /// Bytes requested.
         expected: usize,
         /// Bytes moved.
         found: usize,
@@ -148,7 +148,7 @@ pub enum Error {
     /// The kernel has no asynchronous I/O slots left.
     #[error("no AIO slots left for a context of {slots} operations: raise fs.aio-max-nr (sysctl)")]
     Slots {
-        /// The slots asked for.
+        /// The slots requested.
         slots: usize,
     },
     /// This handle belongs to the parent process.
@@ -157,19 +157,22 @@ pub enum Error {
     /// The reactor was shut down.
     #[error("the reactor is closed")]
     Closed,
-    /// The simulated machine has lost power; nothing works any more. Only the simulated disk returns it.
+    /// The simulated machine has crashed, and every later call fails. Only the simulated disk returns this error.
     #[error("the simulated machine has crashed")]
     Crashed,
 }
 
-/// Offset and length, where they mean something.
-struct Place(u64, usize);
+/// Shows offset and length; empty if both are 0.
+struct Position {
+    offset: u64,
+    len_bytes: usize,
+}
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place(0, 0) => Ok(()),
-            Place(offset, len_bytes) => write!(f, " at offset {offset}, {len_bytes} bytes"),
+            Position { offset: 0, len_bytes: 0 } => Ok(()),
+            Position { offset, len_bytes } => write!(f, " at offset {offset}, {len_bytes} bytes"),
         }
     }
 }
@@ -181,7 +184,7 @@ impl Error {
         Error::Os { call, path: path.to_owned(), offset: 0, len_bytes: 0, errno: errno.into() }
     }
 
-    /// What the kernel said, if it was the kernel.
+    /// The error code of the kernel, if the error has one.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {

@@ -16,7 +16,7 @@ impl EventFd {
     /// A counter of 0. Reading it never blocks.
     ///
     /// # Errors
-    /// Out of descriptors or memory.
+    /// No descriptor or no memory is left.
     pub fn new() -> Result<EventFd> {
         let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         made.map(|event| EventFd(Arc::new(event)))

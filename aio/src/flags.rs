@@ -1,14 +1,14 @@
-//! What can be said about one operation beside what it does: flags, priority, readiness.
+//! Attributes of one operation: flags, priority, readiness.
 //!
-//! Invariant: nothing here trusts a version number. A flag that the kernel or the file does not know is refused
-//! at submit or in the completion; the versions are for the error message.
+//! Invariant: no code trusts a version number. A flag that the kernel or the file does not know is refused at submit or
+//! in the completion; the versions serve only the error message.
 
 use std::fmt;
 
 /// `RWF_*` flags of one read or write; none by default. (`man 2 preadv2`)
 ///
-/// The kernel has taken them with asynchronous operations since Linux 4.13, and refuses what it does not know when the
-/// operation is submitted, which becomes [`Error::Unsupported`](crate::Error::Unsupported).
+/// The kernel accepts them for asynchronous operations since Linux 4.13. It refuses unknown ones at submit, which
+/// becomes [`Error::Unsupported`](crate::Error::Unsupported).
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Flags(i32);
 
@@ -28,19 +28,19 @@ const FLAGS: [(Flags, &str, &str); 9] = [
 impl Flags {
     /// None.
     pub const NONE: Flags = Flags(0);
-    /// `RWF_HIPRI`: polls the device instead of waiting for its interrupt. Native AIO takes and ignores it.
+    /// `RWF_HIPRI`: polls the device instead of waiting for its interrupt. Native AIO accepts and ignores it.
     pub const HIGH_PRIORITY: Flags = Flags(0x1);
     /// `RWF_DSYNC`: a write completes when its bytes, and the metadata needed to read them, are on stable media.
     pub const DATA_SYNC: Flags = Flags(0x2);
-    /// `RWF_SYNC`: as `DATA_SYNC`, and all other metadata.
+    /// `RWF_SYNC`: a write completes when its bytes and all metadata are on stable media.
     pub const SYNC: Flags = Flags(0x4);
-    /// `RWF_NOWAIT`: completes with [`Errno::AGAIN`](crate::Errno::AGAIN) where it would block in the submit.
+    /// `RWF_NOWAIT`: completes with [`Errno::AGAIN`](crate::Errno::AGAIN) if it would block in the submit.
     ///
     /// Not for writes on XFS (most are refused, even overwrites), nor for btrfs and tmpfs.
     pub const NO_WAIT: Flags = Flags(0x8);
-    /// `RWF_APPEND`: a write goes to the end of the file, wherever that is; its offset is ignored.
+    /// `RWF_APPEND`: a write goes to the end of the file; its offset is ignored.
     pub const APPEND: Flags = Flags(0x10);
-    /// `RWF_NOAPPEND`: a write goes to its offset although the file was opened with `O_APPEND`.
+    /// `RWF_NOAPPEND`: a write goes to its offset even if the file was opened with `O_APPEND`.
     pub const NO_APPEND: Flags = Flags(0x20);
     /// `RWF_ATOMIC`: a direct write is never torn; size and alignment limits are in `statx`.
     pub const ATOMIC: Flags = Flags(0x40);
@@ -60,7 +60,7 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
-    /// As the kernel's bits.
+    /// The kernel's bits.
     pub const fn bits(self) -> i32 {
         self.0
     }
@@ -71,12 +71,12 @@ impl Flags {
         Flags(bits)
     }
 
-    /// Every flag that has a name here, with it and the first kernel that has the flag.
+    /// Every flag that this crate names, with its name and the first kernel that has it.
     pub fn known() -> impl Iterator<Item = (Flags, &'static str, &'static str)> {
         FLAGS.into_iter()
     }
 
-    /// Those that have a name here, with it and the first kernel.
+    /// The names of the set flags, each with the first kernel that has it.
     pub(crate) fn named(self) -> impl Iterator<Item = (&'static str, &'static str)> {
         FLAGS.into_iter().filter(move |(flag, ..)| self.contains(*flag)).map(|(_, name, since)| (name, since))
     }
@@ -92,16 +92,16 @@ impl fmt::Debug for Flags {
     }
 }
 
-/// I/O priority of one operation (`IOCB_FLAG_IOPRIO`, Linux 4.18; `man 2 ioprio_set`). It counts where the device's
-/// scheduler looks at it (`mq-deadline`, `bfq`).
+/// I/O priority of one operation (`IOCB_FLAG_IOPRIO`, Linux 4.18; `man 2 ioprio_set`). It takes effect where the
+/// device's scheduler uses it (`mq-deadline`, `bfq`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Priority(i16);
 
 impl Priority {
-    /// Only when nobody else wants the device.
+    /// Served only when the device is otherwise idle.
     pub const IDLE: Priority = Priority(3 << 13);
 
-    /// The normal class; level 0 is served first, 7 last.
+    /// The default class; level 0 is served first, 7 last.
     ///
     /// # Panics
     /// If the level is above 7.
@@ -110,7 +110,7 @@ impl Priority {
         Priority::of(2, level)
     }
 
-    /// Before all others; needs `CAP_SYS_NICE`, without it the submit is refused with `EPERM`.
+    /// Served before the other classes. Needs `CAP_SYS_NICE`; without it the submit is refused with `EPERM`.
     ///
     /// # Panics
     /// If the level is above 7.
@@ -129,20 +129,20 @@ impl Priority {
     }
 }
 
-/// What a poll waits for and reports, as in `man 2 poll`: 16 bits.
+/// The events that a poll waits for and reports, as in `man 2 poll`: 16 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Readiness(u16);
 
 impl Readiness {
-    /// There is something to read (`POLLIN`).
+    /// Data can be read (`POLLIN`).
     pub const READABLE: Readiness = Readiness(0x1);
-    /// Something exceptional (`POLLPRI`).
+    /// An exceptional condition (`POLLPRI`).
     pub const EXCEPTIONAL: Readiness = Readiness(0x2);
-    /// There is room to write (`POLLOUT`).
+    /// Data can be written (`POLLOUT`).
     pub const WRITABLE: Readiness = Readiness(0x4);
-    /// An error, reported also when it was not asked for (`POLLERR`).
+    /// An error; reported even if not requested (`POLLERR`).
     pub const ERROR: Readiness = Readiness(0x8);
-    /// The other side has hung up, reported also when it was not asked for (`POLLHUP`).
+    /// The other side has hung up; reported even if not requested (`POLLHUP`).
     pub const HANG_UP: Readiness = Readiness(0x10);
     /// The other side will not write any more (`POLLRDHUP`).
     pub const READ_HANG_UP: Readiness = Readiness(0x2000);

@@ -1,7 +1,7 @@
-//! Backends and queues over other ones, for tests: they change a few calls and pass on the rest.
+//! Backends and queues that wrap others, for tests: they change a few calls and forward the rest.
 //!
-//! A type that implements [`BackendLayer`] or [`QueueLayer`] is a [`Backend`] or [`Queue`]. It writes only the methods that it
-//! changes; each of the others calls the same method of the one below.
+//! A type that implements [`BackendLayer`] or [`QueueLayer`] is a [`Backend`] or [`Queue`]. It writes only the methods
+//! that it changes; each other method calls the same method of the wrapped one.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -18,24 +18,24 @@ use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::reactor::Reactor;
 use crate::trace::Counters;
 
-/// Declares the trait, whose methods pass their call on, and makes each of its types a backend.
+/// Declares the trait, whose methods forward their call, and makes each type that implements it a backend.
 macro_rules! backend_layer {
     ($($name:ident($($argument:ident: $kind:ty),*) $(-> $output:ty)?;)*) => {
-        /// A [`Backend`] over another one.
+        /// A [`Backend`] that wraps another one.
         pub trait BackendLayer: Any + Send + Sync + fmt::Debug {
-            /// The one below.
+            /// The wrapped backend.
             fn below(&self) -> &dyn Backend;
 
-            /// As [`Backend::reactor`]: by default a reactor over a queue of this layer, with a thread.
+            /// See [`Backend::reactor`]. By default a reactor over a queue of this layer, with a thread.
             ///
             /// # Errors
-            /// As [`Backend::reactor`].
+            /// Those of [`Backend::reactor`].
             fn reactor(&self, slots: usize) -> Result<Reactor> {
                 Reactor::with_thread(BackendLayer::queue(self, slots)?)
             }
 
             $(
-                #[doc = concat!("As [`Backend::", stringify!($name), "`].")]
+                #[doc = concat!("See [`Backend::", stringify!($name), "`].")]
                 ///
                 /// # Errors
                 /// Those of that method.
@@ -82,12 +82,12 @@ backend_layer! {
     counters() -> Counters;
 }
 
-/// A [`Queue`] over another one.
+/// A [`Queue`] that wraps another one.
 pub trait QueueLayer: Send + fmt::Debug {
-    /// The one below.
+    /// The wrapped queue.
     fn below(&self) -> &dyn Queue;
 
-    /// The one below.
+    /// The wrapped queue.
     fn below_mut(&mut self) -> &mut dyn Queue;
 
     /// As [`Queue::submit`].

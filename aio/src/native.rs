@@ -1,10 +1,10 @@
-//! The machine itself as a [`Backend`]: direct files and native AIO.
+//! The real machine as a [`Backend`]: direct files and native AIO.
 //!
 //! File-system calls that change names or sizes are synchronous; only reads, writes and syncs of file contents are
 //! operations of a queue. No call of the `write` family is ever made on a file of a store.
 //!
-//! Invariants: every file that is opened goes through `probe`, so its alignment is known; every method that a
-//! forked child could do harm with refuses there.
+//! Invariants: every file that is opened goes through `probe`, so its alignment is known; every method with which a
+//! forked child could do harm returns an error there.
 
 mod lock;
 mod map;
@@ -39,8 +39,8 @@ use crate::trace::{Class, Counters};
 #[derive(Debug)]
 pub struct NativeBackend {
     shared: Shared,
-    /// For the note in the lock file. Made when first needed and kept, since a context is slow to destroy; held
-    /// across one write, by opens of stores only.
+    /// Writes the note in the lock file. Made at the first use and kept, since a context is slow to destroy. Only opens
+    /// of stores take the lock, each for one write.
     notes: Mutex<Option<Context>>,
 }
 
@@ -57,16 +57,17 @@ impl NativeBackend {
         NativeBackend { shared: Shared::new(), notes: Mutex::new(None) }
     }
 
-    /// A context whose waits always enter the kernel: a trace of system calls then shows every one, and beside an operation
-    /// on a device the call costs nothing.
+    /// A context whose waits always enter the kernel: a trace of system calls then shows every wait, and the call is
+    /// cheap compared with an operation on a device.
     fn context(&self, slots: usize, mask: Option<SignalSet>) -> Result<Context> {
         self.check_fork()?;
         let settings = Settings { slots, mask, reaping: Reaping::SystemCall, waking: Waking::Poll };
         Ok(Context::from(InFlight::new(&settings, self.shared.clone())?))
     }
 
-    /// As [`Backend::queue`], and while a thread waits its signal mask is `mask`: a signal that the thread blocks
-    /// otherwise and that is not in `mask` can arrive only there, and makes the wait return [`Wake::Interrupted`].
+    /// A [`Backend::queue`] that sets the thread's signal mask to `mask` while it waits. A signal that the thread
+    /// blocks otherwise and that is not in `mask` can arrive only during the wait, and makes it return
+    /// [`Wake::Interrupted`].
     ///
     /// Where the kernel has no `io_pgetevents` the mask is not used.
     ///
@@ -112,7 +113,7 @@ impl Backend for NativeBackend {
 
     fn sync(&self, file: &File) -> Result<()> {
         let begin_nanos = clock::nanos();
-        // Not retried, whatever the error.
+        // Not retried after any error.
         let synced = rustix::fs::fdatasync(file.descriptor());
         let nanos = clock::nanos().saturating_sub(begin_nanos);
         self.shared.trace.ended(Class::Sync, synced.ok().map(|()| 0), nanos);
@@ -153,7 +154,7 @@ impl Backend for NativeBackend {
     fn list(&self, dir: &Path) -> Result<Vec<String>> {
         let failed = |error: std::io::Error| Error::call("readdir", dir, Errno::from(&error));
         let mut names = Vec::new();
-        // It opens the directory, which a signal may interrupt on a file system of another machine.
+        // The call opens the directory, which a signal may interrupt on a network file system.
         let entries = loop {
             match std::fs::read_dir(dir) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -161,7 +162,8 @@ impl Backend for NativeBackend {
             }
         };
         for entry in entries {
-            // A name that is not UTF-8 is not ours; it is shown, so that the directory is not taken for empty.
+            // A name that is not UTF-8 was not made by a store. It is listed, so that the directory is not taken for
+            // empty.
             names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
         }
         names.sort_unstable();
@@ -208,7 +210,7 @@ impl Backend for NativeBackend {
     fn random(&self) -> u64 {
         let mut bytes = [0; 8];
         let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-        assert_eq!(filled, Ok(bytes.len()), "every supported kernel gives random numbers");
+        assert_eq!(filled, Ok(bytes.len()), "every supported kernel returns random numbers");
         u64::from_le_bytes(bytes)
     }
 
@@ -230,9 +232,9 @@ fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     named("open", path, retry_on_intr(|| rustix::fs::open(path, flags | OFlags::CLOEXEC, mode)))
 }
 
-/// Asks for direct I/O in the `open` itself, so that a trace of system calls shows it; opens without where that is
-/// refused. A refused `open` may have made the file (a name that was taken fails before the flag is looked at), so the
-/// second one takes it as it is.
+/// Requests direct I/O in the `open` itself, so that a trace of system calls shows it; opens without it where that is
+/// refused. A refused `open` may have made the file, so the second one accepts an existing file. (The name was free: a
+/// taken one fails before the kernel checks the flag.)
 fn open_direct(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     match open(path, flags | OFlags::DIRECT) {
         Err(error) if error.errno() == Some(Errno::INVALID) => open(path, flags.difference(OFlags::EXCL)),
@@ -240,7 +242,7 @@ fn open_direct(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     }
 }
 
-/// Says in an error which call on which path it was.
+/// Adds the call and the path to an error.
 fn named<T>(call: &'static str, path: &Path, result: rustix::io::Result<T>) -> Result<T> {
     result.map_err(|errno| Error::call(call, path, errno))
 }

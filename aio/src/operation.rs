@@ -129,7 +129,7 @@ pub enum OperationKind {
 /// # Ok(()) }
 /// ```
 ///
-/// A borrowed buffer is not accepted, whatever its lifetime:
+/// A borrowed buffer of any lifetime is not accepted:
 ///
 /// ```compile_fail,E0308
 /// # fn example(file: aio::File) {

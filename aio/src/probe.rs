@@ -1,9 +1,9 @@
-//! What a file says about itself: direct I/O, its alignment, shared mappings, its device's queue.
+//! Properties of one file: direct I/O, its alignment, shared mappings, its device's queue.
 //!
-//! No version number is trusted. The kernel says per file what direct I/O needs (`statx`, `STATX_DIOALIGN`, since
-//! Linux 6.1); a file system that says nothing is believed to write directly only if it is one that always does. The
-//! flag `O_DIRECT` alone means nothing: several file systems take it and go through the page cache. The alignment must
-//! not depend on what a file holds, so it is never found by trying.
+//! No version number is trusted. The kernel reports for each file what direct I/O needs (`statx`, `STATX_DIOALIGN`,
+//! since Linux 6.1). A file system that reports nothing is taken as direct only if its type always is. The flag
+//! `O_DIRECT` alone proves nothing: several file systems accept it and use the page cache. The alignment must not
+//! depend on the contents of a file, so it is never found by trying.
 
 use std::os::fd::BorrowedFd;
 
@@ -13,22 +13,22 @@ use crate::buf::Buf;
 use crate::error::Errno;
 use crate::open_file::{Alignment, SECTOR_BYTES};
 
-/// Where nothing is known: every device accepts a page.
+/// Used where the alignment is not known: every device accepts a page.
 pub(crate) const UNKNOWN: Alignment = Alignment { memory_bytes: Buf::ALIGN, offset_bytes: Buf::ALIGN };
 
-/// What a write to the page cache is aligned to all the same, so that a sector belongs to one write.
+/// Used for buffered files too, so that each sector belongs to one write.
 const BUFFERED: Alignment = Alignment { memory_bytes: SECTOR_BYTES, offset_bytes: SECTOR_BYTES };
 
-/// What [`make_direct`] found.
+/// The result of [`make_direct`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Direct {
     pub(crate) is_direct: bool,
     pub(crate) alignment: Alignment,
 }
 
-/// Switches an open file to direct I/O if it can; else it stays as it is.
+/// Switches an open file to direct I/O if the file supports it; else the file is unchanged.
 ///
-/// Also for files whose `open` asked for it already: the flag alone does not say that I/O is direct.
+/// Also called for files that were opened with `O_DIRECT`: the flag alone does not prove that I/O is direct.
 pub(crate) fn make_direct(descriptor: BorrowedFd<'_>) -> Result<Direct, Errno> {
     let buffered = Direct { is_direct: false, alignment: BUFFERED };
     match rustix::fs::fcntl_setfl(descriptor, OFlags::DIRECT) {
@@ -40,7 +40,7 @@ pub(crate) fn make_direct(descriptor: BorrowedFd<'_>) -> Result<Direct, Errno> {
         Some(Alignment { memory_bytes: 0, .. } | Alignment { offset_bytes: 0, .. }) => Ok(buffered),
         Some(alignment) if is_usable(alignment) => Ok(Direct { is_direct: true, alignment }),
         Some(_) => {
-            // Larger sectors than pages, or nonsense: the page cache hides them.
+            // Sectors larger than pages, or an invalid alignment: the page cache hides them.
             rustix::fs::fcntl_setfl(descriptor, OFlags::empty())?;
             Ok(buffered)
         }
@@ -48,7 +48,7 @@ pub(crate) fn make_direct(descriptor: BorrowedFd<'_>) -> Result<Direct, Errno> {
     }
 }
 
-/// What the kernel says about the file; `None` if it does not say. Zeros mean: no direct I/O on this file.
+/// The alignment that the kernel reports; `None` if it reports none. Zeros mean: no direct I/O on this file.
 fn direct_alignment(descriptor: BorrowedFd<'_>) -> Option<Alignment> {
     let answer = rustix::fs::statx(descriptor, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
     if answer.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
@@ -65,13 +65,13 @@ fn is_usable(alignment: Alignment) -> bool {
     fits(alignment.memory_bytes) && fits(alignment.offset_bytes)
 }
 
-/// Whether a shared mapping of the file and direct writes to its file system go together.
+/// Whether a shared mapping of the file is coherent with direct writes to its file system.
 pub(crate) fn is_map_shared(descriptor: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(shares_maps(magic(descriptor)?))
 }
 
 /// How many requests the queue of the device below a file takes before a submit blocks; `None` where there is no such
-/// device (memory, network, several devices) or the kernel does not show it.
+/// device (memory, network, several devices) or the kernel does not report it.
 pub(crate) fn device_queue_slots(descriptor: BorrowedFd<'_>) -> Option<usize> {
     let device = rustix::fs::fstat(descriptor).ok()?.st_dev;
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -87,18 +87,18 @@ const EXT: u64 = 0xEF53;
 const XFS: u64 = 0x5846_5342;
 const TMPFS: u64 = 0x0102_1994;
 
-/// The number of a file's file system.
+/// The magic number of a file's file system.
 pub(crate) fn magic(descriptor: BorrowedFd<'_>) -> Result<u64, Errno> {
     // The kernel's type is signed and some magic numbers have the top bit of 32 set.
     Ok(rustix::fs::fstatfs(descriptor)?.f_type.cast_unsigned() & 0xFFFF_FFFF)
 }
 
-/// Whether a file system that says nothing about direct I/O always has it.
+/// Whether a file system that reports nothing about direct I/O always has it.
 pub(crate) fn always_direct(magic: u64) -> bool {
     matches!(magic, EXT | XFS)
 }
 
-/// Whether shared mappings and direct writes go together.
+/// Whether shared mappings are coherent with direct writes.
 pub(crate) fn shares_maps(magic: u64) -> bool {
     matches!(magic, EXT | XFS | TMPFS)
 }

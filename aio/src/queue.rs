@@ -42,8 +42,8 @@ pub trait Queue: Send + fmt::Debug {
     ///
     /// Returns when at least `at_least` were reaped (`0`: without waiting), on a wake-up, at the `deadline` (a reading
     /// of [`Backend::now`](crate::Backend::now); `None`: never), or after a signal handler ran. All operations that had
-    /// completed by then are reaped, whatever the reason for the return. If `at_least` exceeds the operations in
-    /// flight, only a wake-up, the deadline or a signal ends the wait.
+    /// completed by then are reaped, in each of these cases. If `at_least` exceeds the operations in flight, only a
+    /// wake-up, the deadline or a signal ends the wait.
     ///
     /// # Errors
     /// The context is dead.

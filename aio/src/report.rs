@@ -1,7 +1,7 @@
-//! What a directory's file system can do with asynchronous I/O, found out by doing it.
+//! The features of a directory's file system for asynchronous I/O, found by trying them.
 //!
 //! Nothing is concluded from version numbers. Every operation and flag is tried on a scratch file without a name; a
-//! file system is asynchronous if a write was ever still in flight when its submit returned.
+//! file system is asynchronous if at least one write was still in flight when its submit returned.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,14 +22,14 @@ use crate::probe::{self as facts};
 /// Bytes of the scratch file.
 const SCRATCH_BYTES: usize = 1 << 20;
 
-/// Rounds of writes that are looked at to see whether any is still in flight after its submit. Many, and long writes: where
-/// the machine is busy with everything but this thread, a round may be over before it looks.
+/// Rounds of writes, each of which checks whether a write is still in flight after its submit. There are many rounds of
+/// long writes, because on a busy machine a round may complete before this thread runs again.
 const TRIALS: usize = 16;
 
-/// Writes submitted together for that: the last one is behind the others, however fast the device.
+/// Writes submitted together in a round: the last one waits for the others even on a fast device.
 const AT_ONCE: usize = 4;
 
-/// What the file system of a directory can do.
+/// The features of a directory's file system.
 #[expect(clippy::struct_excessive_bools, reason = "a report of independent answers")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -38,13 +38,13 @@ pub struct Probe {
     pub kernel: String,
     /// The file system's name, as far as it can be told: ext2, ext3 and ext4 cannot be told apart.
     pub file_system: &'static str,
-    /// Whether I/O bypasses the page cache. If not, everything works, but submitting may block.
+    /// Whether I/O bypasses the page cache. If not, all operations work, but submitting may block.
     pub is_direct: bool,
     /// Whether a submit returns before its operation is done. If not, submit from a thread of its own.
     pub is_asynchronous: bool,
-    /// Why it is direct and asynchronous, or why not.
+    /// The reason for `is_direct` and `is_asynchronous`.
     pub reason: &'static str,
-    /// What reads and writes must be aligned to.
+    /// The alignment that direct reads and writes need.
     pub alignment: Alignment,
     /// Whether a mapping may be shared with a file that is also written directly.
     pub maps_are_shared: bool,
@@ -52,14 +52,14 @@ pub struct Probe {
     pub has_ring: bool,
     /// How many requests the device takes before a submit blocks, where that is known.
     pub device_queue_slots: Option<usize>,
-    /// Each operation, and what the kernel said if it refused.
+    /// Each operation, with the error of the kernel if it was refused.
     pub operations: Vec<(OperationKind, std::result::Result<(), Errno>)>,
-    /// Each flag on a write, and what the kernel said if it refused.
+    /// Each flag on a write, with the error of the kernel if it was refused.
     pub flags: Vec<(Flags, std::result::Result<(), Errno>)>,
 }
 
 impl fmt::Display for Probe {
-    /// Several lines for people.
+    /// Several lines of text for a human reader.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "kernel       {}", self.kernel)?;
         writeln!(f, "file system  {}", self.file_system)?;
@@ -86,11 +86,12 @@ impl fmt::Display for Probe {
     }
 }
 
-/// Finds out what the file system of a directory can do, with a scratch file that has no name. Where no such file can be
-/// made the answer is what is known about the file system. Writes a megabyte, or eight where nothing is asynchronous.
+/// Finds the features of a directory's file system by I/O on a scratch file without a name. Where no such file can be
+/// made the report holds what is known about the type of the file system. Writes one megabyte, or eight if no write is
+/// asynchronous.
 ///
 /// # Errors
-/// The directory cannot be opened or asked, or there is no context to be had.
+/// The directory cannot be opened or queried, or no context can be made.
 pub fn probe(dir: &Path) -> Result<Probe> {
     let opened = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| Error::call("open", dir, errno))?;
@@ -134,7 +135,7 @@ pub fn probe(dir: &Path) -> Result<Probe> {
 }
 
 impl Probe {
-    /// Fills in what writes tell.
+    /// Fills in the fields that are found by writing.
     fn look_at_writes(&mut self, context: &mut Context, scratch: &Arc<OwnedFd>) -> Result<()> {
         let misaligned = attempt(context, Operation::write(Arc::clone(scratch), 1, Buf::zeroed(100)))?;
         let was_direct = self.is_direct;
@@ -170,7 +171,7 @@ const OPERATIONS: [OperationKind; 7] = [
     OperationKind::Poll,
 ];
 
-/// A harmless operation of that kind.
+/// An operation of that kind that changes nothing of value.
 fn operation(kind: OperationKind, scratch: &Arc<OwnedFd>) -> Operation {
     let file = Arc::clone(scratch);
     let bufs = || vec![Buf::zeroed(Buf::ALIGN), Buf::zeroed(Buf::ALIGN)];
@@ -185,7 +186,7 @@ fn operation(kind: OperationKind, scratch: &Arc<OwnedFd>) -> Operation {
     }
 }
 
-/// Runs one operation; its outcome, wherever the kernel says it.
+/// Runs one operation. Returns its result, whether the kernel gave it at submit or in the completion.
 fn attempt(context: &mut Context, operation: Operation) -> Result<std::result::Result<usize, Errno>> {
     if let Err(refused) = context.submit(&mut VecDeque::from([operation])) {
         return refused.errno().map_or(Err(refused), |errno| Ok(Err(errno)));

@@ -1,8 +1,8 @@
-//! Signal sets: which signals a thread blocks, always or only outside a wait.
+//! Signal sets: the signals that a thread blocks, always or only outside a wait.
 //!
-//! A thread that Esker starts blocks every signal, so that an application's handlers never run on it. The other use
-//! is a signal as a wake-up: blocked everywhere, and let through only inside the wait ([`SignalSet`] given to
-//! `NativeBackend::queue_with_mask`), it cannot arrive between a check and the wait, so it is never lost.
+//! A thread that Esker starts blocks every signal, so that an application's handlers never run on it. The other use is
+//! a signal that ends a wait. The thread blocks it and lets it in only inside the wait (the [`SignalSet`] given to
+//! `NativeBackend::queue_with_mask`), so it cannot arrive between a check and the wait, and is never lost.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl SignalSet {
         SignalSet(sys::empty_sigset())
     }
 
-    /// All signals but those that a fault of the thread itself raises (`SIGSEGV` and its like).
+    /// All signals except those that a fault of the thread itself raises (such as `SIGSEGV`).
     #[must_use]
     pub fn all() -> SignalSet {
         let mut set = sys::full_sigset();
@@ -33,7 +33,7 @@ impl SignalSet {
         SignalSet(set)
     }
 
-    /// What the calling thread blocks.
+    /// The signals that the calling thread blocks.
     #[must_use]
     pub fn blocked() -> SignalSet {
         SignalSet(sys::block_signals(None))
@@ -65,7 +65,7 @@ impl SignalSet {
         sys::has_signal(&self.0, signal)
     }
 
-    /// Blocks these signals on the calling thread, beside those it blocks already. Threads started from it inherit that.
+    /// Adds these signals to those that the calling thread blocks. Threads started by it inherit its blocked signals.
     pub fn block(&self) {
         sys::block_signals(Some(&self.0));
     }
@@ -81,7 +81,7 @@ impl fmt::Debug for SignalSet {
     }
 }
 
-/// Blocks every signal on the calling thread; the first thing that a thread of Esker does.
+/// Blocks every signal on the calling thread. Every thread of Esker calls it first.
 pub fn block_all_signals() {
     SignalSet::all().block();
 }

@@ -1,20 +1,20 @@
 //! The simulated machine: a disk whose crashes, faults and scheduling come from a seed.
 //!
-//! [`SimBackend`] stands where `NativeBackend` stands in production. Everything happens on the caller's thread and
-//! in memory; two runs with the same seed and the same calls are the same run, which [`SimBackend::trace_hash`] shows.
+//! [`SimBackend`] replaces `NativeBackend` in tests. It works on the caller's thread and in memory. Two runs with the
+//! same seed and the same calls are identical, which [`SimBackend::trace_hash`] shows.
 //!
 //! # Finding every crash point
-//! Each call that can change the disk is an *event* with an index. Either count them in one run and let each further run
-//! [crash at](SimBackend::crash_at) one index, or let one run [show the disk](SimBackend::on_event) before every
-//! event. In both cases a [`DiskImage`] gives all that a [process crash](DiskImage::process_crash) or
-//! [power cut](DiskImage::power_cut) can leave, and [`SimBackend::from_image`] starts the machine again on it.
+//! Each call that can change the disk is an *event* with an index. Either count them in one run and let each further
+//! run [crash at](SimBackend::crash_at) one index, or let one run [show the disk](SimBackend::on_event) before every
+//! event. In both cases a [`DiskImage`] gives all states that a [process crash](DiskImage::process_crash) or [power
+//! cut](DiskImage::power_cut) can leave, and [`SimBackend::from_image`] restarts the machine on one.
 //!
 //! # The disk
-//! Reads see the *volatile* image. Un-synced sectors, sizes and names are *pending*: each may or may not be on the disk,
-//! independently of each other and of their order, with three exceptions that real file systems guarantee too: a
-//! rename is one change; changes to the same name, and of the size of the same file, happen in order; a sector is never
-//! torn. A sync covers what completed before it was submitted, in its own file only; names take a directory sync.
-//! Not simulated: renames across directories or of directories (they fail), sparse space accounting, access rights.
+//! Reads see the *volatile* image. Un-synced sectors, sizes and names are *pending*: each may or may not be on the
+//! disk, independently of each other and of their order. Three exceptions hold on real file systems too: a rename is
+//! one change; changes to the same name, and of the size of the same file, happen in order; a sector is never torn. A
+//! sync covers what completed before it was submitted, in its own file only; names take a directory sync. Not
+//! simulated: renames across directories or of directories (they fail), sparse space accounting, access rights.
 //!
 //! # Concurrency
 //! All state is behind one lock, so handles may be used from several threads, but waiting never blocks: a wait that
@@ -80,7 +80,7 @@ impl SimBackend {
         SimBackend::from_image(DiskImage::new(), seed)
     }
 
-    /// A machine that starts with this disk. Make the image by a crash, so that nothing is in flight.
+    /// A machine that starts with this disk. The image must come from a crash, so that no operation is in flight.
     #[must_use]
     pub fn from_image(image: DiskImage, seed: u64) -> SimBackend {
         SimBackend { machine: Arc::new(Mutex::new(Machine::new(image, seed))) }
@@ -111,7 +111,7 @@ impl SimBackend {
         self.machine().crash_at = Some(index);
     }
 
-    /// Crashes when this many calls were made in all: the end of whoever tries the same thing for ever.
+    /// Crashes after this many calls in total, which ends code that retries for ever.
     pub fn crash_after_calls(&self, calls: u64) {
         self.machine().most_calls = Some(calls);
     }
@@ -127,25 +127,25 @@ impl SimBackend {
         self.machine().crashed
     }
 
-    /// Events so far: calls that can change the disk.
+    /// The number of events so far: calls that can change the disk.
     #[must_use]
     pub fn events(&self) -> u64 {
         self.machine().events()
     }
 
-    /// Calls so far that a fault could have hit, events among them.
+    /// The number of calls so far that a fault could have hit, including events.
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.machine().calls()
     }
 
-    /// Hash over kind, path, offset, length and bytes of every call so far.
+    /// A hash over kind, path, offset, length and bytes of every call so far.
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
         self.machine().trace_hash
     }
 
-    /// Ends the hashing of calls, which is a tenth of the time of a run: for machines whose trace nobody compares.
+    /// Ends the hashing of calls, for machines whose trace is not compared. Hashing takes a tenth of the time of a run.
     pub fn stop_tracing(&self) {
         self.machine().is_traced = false;
     }
@@ -155,7 +155,7 @@ impl SimBackend {
         self.machine().faults.add(plan);
     }
 
-    /// Removes all faults; what they did stays.
+    /// Removes all faults; their effects stay.
     pub fn clear_faults(&self) {
         self.machine().faults.clear();
     }
@@ -166,8 +166,8 @@ impl SimBackend {
         self.machine().faults.hits()
     }
 
-    /// Limits the sum of all file sizes: what would grow beyond it fails with [`Errno::NO_SPACE`]. Removed files count
-    /// until they are closed.
+    /// Limits the sum of all file sizes: a call that would exceed it fails with [`Errno::NO_SPACE`]. Removed files
+    /// count until they are closed.
     pub fn set_capacity_bytes(&self, capacity_bytes: u64) {
         self.machine().capacity_bytes = Some(capacity_bytes);
     }
@@ -178,7 +178,7 @@ impl SimBackend {
         self.machine().used_bytes()
     }
 
-    /// What files opened from now on ask for; 512 bytes at first.
+    /// Sets the alignment that files opened from now on require; initially 512 bytes.
     ///
     /// # Panics
     /// If the offset alignment is not a power of two of at least a sector.
@@ -188,13 +188,13 @@ impl SimBackend {
         self.machine().alignment = alignment;
     }
 
-    /// Whether files opened from now on are on a file system without direct I/O: they work as before, say that they
-    /// are not direct, and their maps are private memory, as on such file systems of a real machine.
+    /// Sets whether files opened from now on are on a file system without direct I/O. Their operations work as before,
+    /// [`File::is_direct`] is false, and their maps are private memory, as on such file systems of a real machine.
     pub fn set_buffered(&self, buffered: bool) {
         self.machine().buffered = buffered;
     }
 
-    /// Lets time pass.
+    /// Advances the clock.
     pub fn advance(&self, duration: Duration) {
         self.machine().now += duration;
     }
@@ -326,7 +326,7 @@ impl Backend for SimBackend {
         let made = match machine.disk.file_at(path) {
             Ok(_) => Ok(()),
             Err(Errno::NOT_FOUND) => machine.enter("open", EventKind::Create, path).and_then(|()| {
-                // The process id is left out: it would make every run's disk another one.
+                // The process id is left out: with it the disk would differ from run to run.
                 machine.disk.create(path).map(|_| ()).map_err(|errno| Error::call("open", path, errno))
             }),
             Err(errno) => Err(Error::call("open", path, errno)),

@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_context_is_refused() {
+    fn an_invalid_context_is_refused() {
         // A number that was never valid. That of a destroyed context may belong to another test's context by now.
         let context = Context { id: 4096, process: Process::current() };
         assert_eq!(destroy(context.id).err(), Some(Errno::INVALID));

@@ -1,7 +1,6 @@
 //! Counts and times every operation, always: five relaxed atomic accesses each, no lock, no allocation.
 //!
-//! A snapshot is plain data. It is not taken at one moment: a count may already include an operation whose latency it
-//! does not.
+//! A snapshot is plain data. It is not atomic: a count may include an operation whose latency is not yet included.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,19 +10,19 @@ use crate::clock;
 /// Buckets of a latency histogram: the last one begins at 2^39 ns, about nine minutes.
 const BUCKETS: usize = 40;
 
-/// Upper bounds, in bytes, of the sizes that are counted apart; what is larger is counted in one more class.
+/// Upper bounds of the size classes in bytes. Larger operations are counted in one more class.
 pub const SIZE_CLASSES_BYTES: [usize; SIZES - 1] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
 
-/// Classes of sizes.
+/// Number of size classes.
 const SIZES: usize = 6;
 
 /// Buckets of the histogram of depths: the last one begins at 2^15.
 const DEPTHS: usize = 16;
 
-/// Recent operations that are remembered, to see whether they are done again.
+/// Number of recent operations that are remembered, to count repeated ones.
 const REMEMBERED: usize = 256;
 
-/// Operations that are counted together.
+/// The kinds that operations are counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     Read,
@@ -47,12 +46,12 @@ impl Class {
     }
 }
 
-/// Everything that a backend has done since it was made.
+/// Counts of all operations of a backend since it was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Reads.
     pub read: OperationCounters,
-    /// Writes without a sync of their own.
+    /// Writes that are durable only after a sync.
     pub write: OperationCounters,
     /// Writes that complete on stable media.
     pub write_durable: OperationCounters,
@@ -60,18 +59,19 @@ pub struct Counters {
     pub sync: OperationCounters,
     /// Polls of descriptors.
     pub poll: OperationCounters,
-    /// Calls that handed operations to the kernel; the operations divided by this is the size of a batch.
+    /// Calls that handed operations to the kernel. The number of operations divided by this is the mean size of a
+    /// batch.
     pub submit_calls: u64,
     /// How many operations were in flight after such a call: element `i` counts depths from 2^i to 2^(i+1) - 1.
     pub depths: [u64; DEPTHS],
-    /// Reads and writes with the same file, place and length as one of the recent ones: work that was perhaps done twice.
+    /// Reads and writes with the same file, offset and length as one of the recent ones: possibly repeated work.
     pub repeated: u64,
 }
 
-/// What was done with one kind of operation.
+/// Counts of one kind of operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperationCounters {
-    /// Operations that ended, well or not.
+    /// Operations that ended, with or without an error.
     pub count: u64,
     /// Bytes moved.
     pub bytes: u64,
@@ -79,9 +79,9 @@ pub struct OperationCounters {
     pub errors: u64,
     /// Time from submit to reaping.
     pub latency: LatencyHistogram,
-    /// The same by bytes moved, see [`SIZE_CLASSES_BYTES`].
+    /// The same latencies by bytes moved, see [`SIZE_CLASSES_BYTES`].
     pub latency_by_size: [LatencyHistogram; SIZES],
-    /// Sum of those times: divided by the time that has passed it is the mean depth of the queue.
+    /// Sum of those times. Divided by the elapsed time it is the mean depth of the queue.
     pub time_in_flight: Duration,
 }
 
@@ -116,7 +116,7 @@ impl LatencyHistogram {
     }
 }
 
-/// Where a backend counts; shared by all its queues.
+/// The counters of a backend, shared by all its queues.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     read: OperationTrace,
@@ -124,13 +124,13 @@ pub(crate) struct Trace {
     write_durable: OperationTrace,
     sync: OperationTrace,
     poll: OperationTrace,
-    /// Each submit is in one of them, so their sum is the number of calls.
+    /// Each submit is counted in one element, so their sum is the number of calls.
     depths: [AtomicU64; DEPTHS],
     repeated: AtomicU64,
     recent: Recent,
 }
 
-/// Hashes of recent operations, by themselves.
+/// Hashes of recent operations. The index of an operation is derived from its hash.
 #[derive(Debug)]
 struct Recent([AtomicU64; REMEMBERED]);
 
@@ -145,7 +145,7 @@ struct OperationTrace {
     bytes: AtomicU64,
     errors: AtomicU64,
     nanos: AtomicU64,
-    /// By size. Every operation is in one of them, so their sum is the count.
+    /// By size class. Every operation is counted in one bucket, so their sum is the count.
     latency: [[AtomicU64; BUCKETS]; SIZES],
 }
 
@@ -161,7 +161,7 @@ impl Default for OperationTrace {
 }
 
 impl Trace {
-    /// Counts one operation that ended: `moved_bytes` if it went well.
+    /// Counts one operation that ended; `moved_bytes` is `None` after an error.
     pub(crate) fn ended(&self, class: Class, moved_bytes: Option<usize>, nanos: u64) {
         let trace = match class {
             Class::Read => &self.read,
@@ -179,18 +179,18 @@ impl Trace {
         };
     }
 
-    /// Counts one call that submitted something, by how many are in flight after it.
+    /// Counts one call that submitted operations, by the number in flight after it.
     pub(crate) fn submitted(&self, depth: usize) {
         let log2 = depth.checked_ilog2().unwrap_or(0);
         let class = usize::try_from(log2).map_or(DEPTHS - 1, |log2| log2.min(DEPTHS - 1));
         self.depths[class].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Remembers a read or write; counts it if it was done lately.
+    /// Remembers a read or write; counts it if a recent one was the same.
     pub(crate) fn touched(&self, what: Touch) {
         let hash = what.hash();
         let index = usize::try_from(hash >> 32).unwrap_or(0) % REMEMBERED;
-        // Two threads at one place may miss a repetition, which is not worth more.
+        // Two threads at one index may miss a repetition. An exact count is not worth a stronger operation.
         if self.recent.0[index].load(Ordering::Relaxed) == hash {
             self.repeated.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -214,13 +214,13 @@ impl Trace {
     }
 }
 
-/// For the benches: what a context does to count operations, and nothing else.
+/// For the benches: only the counting of a context.
 #[doc(hidden)]
 #[derive(Debug, Default)]
 pub struct Counting(Trace);
 
 impl Counting {
-    /// Nothing counted yet.
+    /// Counters of zero.
     #[must_use]
     pub fn new() -> Counting {
         Counting::default()
@@ -250,7 +250,7 @@ pub(crate) struct Touch {
 }
 
 impl Touch {
-    /// Never 0, which stands for nothing.
+    /// Never 0, which marks an empty element.
     fn hash(self) -> u64 {
         // An odd constant with well-spread bits (from the golden ratio); each step mixes one argument in.
         const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -1,8 +1,8 @@
 //! The promises of a backend, and what `probe` finds, on file systems made for it: loop-mounted and in memory.
 //!
-//! Needs root, `unshare`, `mount`, a loop device, and the `mkfs` of each file system; what cannot be had is reported
-//! as ignored, with the reason, never as passed. Everything is mounted in a mount namespace of the test's own, so nothing
-//! is left behind, however it ends.
+//! Needs root, `unshare`, `mount`, a loop device, and the `mkfs` of each file system; a file system that cannot be made
+//! is reported as ignored, with the reason, never as passed. All mounts are in a mount namespace of the test's own, so
+//! none remains after it, even if it is killed.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "test helpers")]
 #![expect(clippy::disallowed_methods, reason = "makes the disks that the backend is then tried on")]
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aio::{Errno, Flags, NativeBackend, OperationKind, Probe};
 use libtest_mimic::{Arguments, Failed, Trial};
-use promises::Place;
+use promises::BackendFixture;
 
 /// Set in the process that has a mount namespace of its own.
 const INSIDE: &str = "AIO_TEST_MOUNTS";
@@ -32,7 +32,7 @@ struct Kind {
     make: &'static [&'static str],
     /// Options of `mount`.
     options: &'static str,
-    /// What must be found there.
+    /// Checks the report of `probe`.
     expects: fn(&Probe),
 }
 
@@ -50,10 +50,10 @@ const KINDS: [Kind; 8] = [
         name: "btrfs_without_checksums",
         make: &["mkfs.btrfs", "-q", "-f"],
         options: "loop,nodatacow,nodatasum",
-        expects: is_whatever,
+        expects: is_any,
     },
     Kind { name: "tmpfs", make: &[], options: "size=256m", expects: is_buffered },
-    Kind { name: "overlay_on_ext4", make: &["mkfs.ext4", "-q", "-F"], options: "loop", expects: is_whatever },
+    Kind { name: "overlay_on_ext4", make: &["mkfs.ext4", "-q", "-F"], options: "loop", expects: is_any },
     Kind { name: "overlay_on_tmpfs", make: &[], options: "size=256m", expects: is_buffered },
 ];
 
@@ -69,9 +69,9 @@ fn is_buffered(probe: &Probe) {
     assert!(probe.reason.contains("page cache"), "{probe}");
 }
 
-fn is_whatever(_: &Probe) {}
+fn is_any(_: &Probe) {}
 
-/// What holds everywhere.
+/// Checks that hold on every file system.
 fn check_probe(probe: &Probe) {
     assert!(probe.kernel.contains('.'), "{probe}");
     for (kind, found) in &probe.operations {
@@ -81,14 +81,14 @@ fn check_probe(probe: &Probe) {
     assert!(probe.operations.iter().any(|(kind, _)| *kind == OperationKind::Poll));
     let flag = |wanted| probe.flags.iter().find(|(flag, _)| *flag == wanted).unwrap().1;
     assert_eq!((flag(Flags::DATA_SYNC), flag(Flags::SYNC)), (Ok(()), Ok(())), "{probe}");
-    // By kernel and file system, but never anything else.
+    // The answer depends on kernel and file system, but is one of these.
     for (flag, found) in &probe.flags {
         let is_known = matches!(found, Ok(()) | Err(Errno::NOT_SUPPORTED | Errno::AGAIN | Errno::INVALID));
         assert!(is_known, "{flag:?} on {probe}");
     }
 }
 
-/// Runs a program; its complaint, if it has one.
+/// Runs a program. The error is the first line of its error output.
 fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     let output =
         Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
@@ -135,7 +135,7 @@ fn trials(kind: &'static Kind, mounted: &Result<PathBuf, String>) -> Vec<Trial> 
         ($($promise:ident)*) => {
             $(trials.push(trial(kind, stringify!($promise), mounted, &next, |dir| {
                 let backend = NativeBackend::new();
-                promises::$promise(&Place { backend: &backend, dir });
+                promises::$promise(&BackendFixture { backend: &backend, dir });
             }));)*
         };
     }
@@ -171,7 +171,7 @@ fn trial(
     }
 }
 
-/// Runs this program again in a mount namespace of its own; `None` if there is none to be had.
+/// Runs this program again in a mount namespace of its own; `None` if none can be made.
 fn again_inside() -> Option<ExitCode> {
     run("unshare", &["--mount", "--propagation", "private", "true"]).ok()?;
     let mut inside = Command::new("unshare");
@@ -202,7 +202,7 @@ fn main() -> ExitCode {
     }
     let conclusion = libtest_mimic::run(&arguments, all);
     for mounted in mounts.iter().rev() {
-        // What stays mounted goes with the namespace.
+        // Remaining mounts end with the namespace.
         let _ = run("umount", &["--lazy", mounted.to_str().unwrap()]);
     }
     conclusion.exit_code()

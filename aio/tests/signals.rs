@@ -1,4 +1,4 @@
-//! Signals and wake-ups: none is lost, whatever arrives when.
+//! Signals and wake-ups: none is lost in any order of arrival.
 //!
 //! Each test uses a signal of its own, since handlers belong to the process and tests run side by side.
 #![expect(unsafe_code, reason = "signal handlers")]
@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use aio::{Cancel, Context, Errno, Error, EventFd, Operation, Readiness, Reaping, SignalSet, Wake, Waking};
-use support::{FOREVER, Place, assert_block, read, start};
+use support::{FOREVER, NativeFixture, assert_block, read, start};
 
 /// How often each handler ran, by signal.
 static HANDLED: [AtomicU32; 65] = [const { AtomicU32::new(0) }; 65];
@@ -66,9 +66,9 @@ fn context(reaping: Reaping, waking: Waking) -> Context {
     Context::builder().slots(8).reaping(reaping).waking(waking).build().unwrap()
 }
 
-/// The application tells its loop something by a signal. The signal comes just after the loop has looked and before it
-/// sleeps; so it does here, every time. `io_getevents` sleeps on and the loop learns of it at its deadline;
-/// `io_pgetevents`, with the signal blocked outside, returns at once.
+/// An application notifies its loop by a signal. The signal arrives after the loop's check and before its sleep, here
+/// in every round. `io_getevents` sleeps to its deadline; `io_pgetevents`, with the signal blocked outside the wait,
+/// returns at once.
 #[test]
 fn io_getevents_loses_a_wake_up_that_io_pgetevents_does_not() {
     const ROUNDS: u32 = 50;
@@ -82,7 +82,7 @@ fn io_getevents_loses_a_wake_up_that_io_pgetevents_does_not() {
         let begin = Instant::now();
         assert_eq!(handled(signal), round, "the loop looks: nothing yet");
         send(this_thread(), signal);
-        assert_eq!(old.wait_for(1, nap, &mut done).unwrap(), Wake::TimedOut, "slept though it was told");
+        assert_eq!(old.wait_for(1, nap, &mut done).unwrap(), Wake::TimedOut, "slept although a signal came");
         assert!(begin.elapsed() >= nap);
         assert_eq!(handled(signal), round + 1);
     }
@@ -99,11 +99,11 @@ fn io_getevents_loses_a_wake_up_that_io_pgetevents_does_not() {
     }
 }
 
-/// Every message is answered before its sender goes on, so the loss of a single wake-up stops the exchange.
+/// Every message is answered before its sender continues, so the loss of a single wake-up stops the exchange.
 fn ping_pong(mut context: Context, messages_each: usize) {
     const SENDERS: usize = 3;
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let (sender, messages) = mpsc::channel::<mpsc::Sender<()>>();
     std::thread::scope(|scope| {
         for _ in 0..SENDERS {
@@ -201,13 +201,13 @@ fn a_handler_of_the_application_stays_in_place() {
     assert_ne!(action_of(other), libc::SIG_DFL, "it would kill the process");
 }
 
-/// Signals of a storm on their way at once.
+/// The most signals of a storm that are pending at once.
 const MOST_PENDING: u32 = 64;
 
-/// Signals rain on the waiting thread while it reads blocks and is woken by another one.
+/// The waiting thread gets many signals while it reads blocks and is woken by another thread.
 fn storm(mut context: Context, signal: i32) {
-    let place = Place::new();
-    let file = place.file("file", 8);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 8);
     let is_over = AtomicBool::new(false);
     let waker = context.waker();
     let (sender, woken) = mpsc::channel::<()>();
@@ -216,7 +216,7 @@ fn storm(mut context: Context, signal: i32) {
         scope.spawn(|| {
             let mut sent = before;
             while !is_over.load(Ordering::Relaxed) {
-                // Signals of real time queue up: with more than the thread can take it would do nothing else.
+                // Real-time signals queue up: with too many of them the thread would run only their handler.
                 if sent - handled(signal) < MOST_PENDING {
                     send(target, signal);
                     sent += 1;
@@ -288,7 +288,8 @@ fn an_interrupt_of_the_application_runs_its_handler_and_ends_the_wait() {
             let (thread, is_over) = (this_thread(), AtomicBool::new(false));
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    // One that comes before the wait is spent there: sent until one has hit the sleep.
+                    // A signal before the wait does not end it, so signals are sent until one has interrupted the
+                    // sleep.
                     while !is_over.load(Ordering::Relaxed) {
                         send(thread, libc::SIGINT);
                         std::thread::yield_now();

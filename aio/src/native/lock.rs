@@ -1,4 +1,4 @@
-//! The lock file of a store: a `flock` on it is the lock, its content only tells who holds it.
+//! The lock file of a store: a `flock` on it is the lock, its content only names the holder.
 //!
 //! ```text
 //!   +-----------------+-----------------------+
@@ -12,9 +12,9 @@
 //!      ...   ...  zeros
 //! ```
 //!
-//! Invariants: the note is written by asynchronous I/O like everything else, and only while the lock is held. It
-//! outlives its holder, so it means something only after the lock was found taken; between taking the lock and
-//! the note there is a moment in which the note of the previous holder is seen.
+//! Invariants: the note is written by asynchronous I/O like all other data, and only while the lock is held. It
+//! outlives its holder, so it is valid only if the lock is taken. Between taking the lock and writing the note, readers
+//! see the note of the previous holder.
 //!
 //! A child that was forked while the lock was held shares it: dropping its copy does not release the parent's, and the
 //! lock is free when the parent has dropped it or both processes have ended.
@@ -45,7 +45,7 @@ pub(crate) struct NativeLock {
 impl Lock for NativeLock {}
 
 impl NativeLock {
-    /// Takes the lock, and writes the note through `queue`.
+    /// Takes the lock and writes the note through `queue`.
     pub(crate) fn take(path: &Path, queue: &mut dyn Queue, process: Process) -> Result<NativeLock> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o644);
@@ -66,7 +66,7 @@ impl NativeLock {
         Ok(lock)
     }
 
-    /// The lock holds without the note, so a full disk is no reason to fail; but then no old note may stay.
+    /// The lock works without the note, so a full disk is not an error. An old note must not stay then.
     fn write_note(&self, queue: &mut dyn Queue) {
         let mut note = Buf::zeroed(NOTE_BYTES);
         let text = format!("{}\n", std::process::id());
@@ -79,8 +79,8 @@ impl NativeLock {
 
 impl Drop for NativeLock {
     fn drop(&mut self) {
-        // A child that unlocked would unlock its parent's lock. Closing the descriptor, which comes next, releases the
-        // lock anyway if no child has inherited it.
+        // An unlock by a child would release its parent's lock. Closing the descriptor, which comes next, also releases
+        // the lock if no child has inherited it.
         if self.process.is_current() {
             let _ = rustix::fs::flock(self.file.descriptor(), FlockOperation::Unlock);
         }

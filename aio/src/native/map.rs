@@ -1,9 +1,9 @@
 //! Memory shared with a file, as words that any thread may read and write at any time.
 //!
-//! Invariants: the mapping is at least `words * 8` bytes long, page-aligned, and lives as long as the struct; the file had
-//! that many bytes when it was last looked at, and does not become shorter; every access goes through relaxed atomics, so
-//! neither other threads nor a second mapping of the file can make one undefined.
-//! The mapping is not inherited by forked children: to touch it there is a segmentation fault.
+//! Invariants: the mapping is at least `words * 8` bytes long, page-aligned, and lives as long as the struct; the file
+//! had that many bytes when its size was last read, and does not become shorter; every access is a relaxed atomic, so
+//! it is defined even if other threads or another mapping of the file access the same words. The mapping is not
+//! inherited by forked children: to touch it there is a segmentation fault.
 #![expect(unsafe_code, reason = "words of a mapping")]
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -19,21 +19,21 @@ use crate::probe;
 
 const WORD_BYTES: usize = 8;
 
-/// Bytes of one read when a file's contents are copied into anonymous memory.
+/// Size of one read in bytes when a file is copied into anonymous memory.
 const COPY_CHUNK_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(crate) struct NativeMap {
     file: File,
     map: MmapRaw,
-    /// How many words may be accessed. Only grows; what stands in them is published by whoever tells of it.
+    /// How many words may be accessed. Only grows. Their contents are published by the caller's own synchronization.
     words: AtomicUsize,
     is_shared: bool,
 }
 
 impl NativeMap {
-    /// Maps the first `len_bytes` of the file, or copies what there is of them where a shared mapping is not safe.
-    /// `len_bytes` must not be 0 and a multiple of 8.
+    /// Maps the first `len_bytes` of the file. Where a shared mapping is not safe, copies the part of them inside the
+    /// file. `len_bytes` must be a multiple of 8 and not 0.
     pub(crate) fn new(file: &File, len_bytes: usize) -> Result<NativeMap> {
         let is_shared = probe::is_map_shared(file.descriptor().as_fd())
             .map_err(|errno| Error::call("fstatfs", file.path(), errno))?;
@@ -58,7 +58,7 @@ impl NativeMap {
         Ok(mapped)
     }
 
-    /// Copies bytes `from..` of the file that may be accessed.
+    /// Copies the bytes `from..` of the file, up to the accessible length.
     fn copy_from(&self, from: usize) -> Result<()> {
         let mut buf = Buf::zeroed(COPY_CHUNK_BYTES);
         let mut offset = from;
@@ -78,8 +78,8 @@ impl NativeMap {
     fn words(&self) -> &[AtomicU64] {
         #[expect(clippy::cast_ptr_alignment, reason = "a mapping is aligned to a page")]
         let first = self.map.as_ptr().cast::<AtomicU64>();
-        // SAFETY: the mapping holds `words` words of initialised memory (`extend` saw the file at least so long), is
-        // aligned to a page, lives as long as `self`, and is only ever accessed through these atomics.
+        // SAFETY: the mapping holds `words` words of initialised memory (`extend` has read a size of the file that
+        // covers them), is aligned to a page, lives as long as `self`, and is only ever accessed through these atomics.
         unsafe { std::slice::from_raw_parts(first, self.words.load(Ordering::Relaxed)) }
     }
 
@@ -99,7 +99,7 @@ impl SharedMap for NativeMap {
     fn extend(&self) -> Result<()> {
         let failed = |errno: rustix::io::Errno| Error::call("fstat", self.file.path(), Errno::from(errno));
         let size = rustix::fs::fstat(self.file.descriptor()).map_err(failed)?.st_size;
-        // Beyond the end of the file every access would be a bus error.
+        // An access beyond the end of the file is a bus error.
         let most = usize::try_from(size).map_or(self.map.len(), |size| size.min(self.map.len()));
         let before = self.words.fetch_max(most / WORD_BYTES, Ordering::Relaxed);
         if !self.is_shared {
@@ -128,7 +128,7 @@ impl SharedMap for NativeMap {
     }
 }
 
-/// Fills the buffer from the file, or up to its end; returns how many bytes there were.
+/// Fills the buffer from the file, at most up to its end; returns the number of bytes read.
 fn read_full(file: &File, offset: usize, buf: &mut Buf) -> Result<usize> {
     let mut found = 0;
     while found < buf.len() {
@@ -140,7 +140,7 @@ fn read_full(file: &File, offset: usize, buf: &mut Buf) -> Result<usize> {
             Error::Os { call: "pread", path, offset: at, len_bytes, errno: errno.into() }
         })?;
         found += count;
-        // A direct read that is not a multiple of the alignment has met the end of the file.
+        // A direct read whose length is not a multiple of the alignment has reached the end of the file.
         if count == 0 || !found.is_multiple_of(file.alignment().offset_bytes) {
             break;
         }
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::open_file::{Alignment, FileBody};
 
-    /// This test's own executable: a file that is there without writing one.
+    /// This test's own executable: an existing file, so the test writes none.
     fn executable() -> (File, Vec<u8>) {
         let path = Path::new("/proc/self/exe");
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;

@@ -1,7 +1,7 @@
-//! One simulated directory: the names that everybody sees, the durable ones, and the changes in between.
+//! One simulated directory: its visible names, its durable names, and the changes in between.
 //!
-//! Invariants: applying all of `pending` to `durable` gives `volatile` (of changes marked `lost` nobody knows); a
-//! rename is one change. Directories themselves are known by their path and are never renamed.
+//! Invariants: applying all of `pending` to `durable` gives `volatile` (unless some are marked `lost`); a rename is one
+//! change. Directories are identified by their path and are never renamed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use super::pending::PendingUnit;
 
-/// What a name stands for.
+/// The file or directory that a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     File(u64),
     Dir,
 }
 
-/// Names in order.
+/// Names in order, with their entries.
 pub(crate) type Names = BTreeMap<Arc<str>, Entry>;
 
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ pub(crate) struct Dir {
 }
 
 impl Dir {
-    /// Whether a power cut would leave it as it is.
+    /// Whether a power cut would not change it.
     pub(crate) fn is_settled(&self) -> bool {
         self.pending.is_empty()
     }
@@ -88,7 +88,7 @@ impl Dir {
         self.pending.push((change, false));
     }
 
-    /// Makes the names durable, but for changes that an earlier failed sync has lost.
+    /// Makes the names durable, except changes that an earlier failed sync has lost.
     pub(crate) fn sync(&mut self) {
         for (change, lost) in std::mem::take(&mut self.pending) {
             if lost {
@@ -100,21 +100,21 @@ impl Dir {
         }
     }
 
-    /// A sync has failed: no later one makes these changes durable.
+    /// Marks all pending changes as lost after a failed sync: no later sync makes them durable.
     pub(crate) fn sync_failed(&mut self) {
         for (_, lost) in &mut self.pending {
             *lost = true;
         }
     }
 
-    /// Every entry that a name may come to stand for, now or after a power cut.
+    /// Every entry that a name may refer to, now or after a power cut.
     pub(crate) fn entries(&self) -> impl Iterator<Item = Entry> {
         let named = self.volatile.values().chain(self.durable.values()).copied();
         named.chain(self.pending.iter().filter_map(|(change, _)| change.entry()))
     }
 
-    /// What a power cut leaves: `keep` is asked once for each change, in order. A change is also dropped when an
-    /// earlier change to one of its names was.
+    /// The directory after a power cut. Calls `keep` once for each change, in order. A change is also dropped if an
+    /// earlier change to one of its names was dropped.
     pub(crate) fn power_cut(&self, path: &Path, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Dir {
         let mut left = self.durable.clone();
         let mut dropped: Vec<&NameChange> = Vec::new();

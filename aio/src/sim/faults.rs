@@ -1,14 +1,14 @@
-//! Faults of the simulated machine: which call, when, how often, and what goes wrong.
+//! Faults of the simulated machine: which call fails, when, how often, and in which way.
 //!
 //! Invariant: a plan counts only the calls that it matches and that its fault can hit, so "the third write" does not
-//! depend on what else happens.
+//! depend on other calls.
 
 use std::path::Path;
 use std::time::Duration;
 
 use crate::error::Errno;
 
-/// What the store asked the machine for.
+/// The kinds of calls and operations of the simulated machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventKind {
     /// A read completes.
@@ -49,14 +49,14 @@ pub enum EventKind {
     Lock,
     /// A queue is made; `EAGAIN` gives `Error::Slots`.
     Queue,
-    /// Operations are submitted: an errno refuses the one at the front.
+    /// Operations are submitted: an errno refuses the operation at the front.
     Submit,
-    /// Completions are waited for: `EINTR` ends the wait, another errno fails it.
+    /// A wait for completions: `EINTR` ends it, another errno fails it.
     Wait,
 }
 
 impl EventKind {
-    /// Whether it can change the disk, so that a crash before and after it differ. These have an index.
+    /// Whether it can change the disk, so that crashes before and after it differ. Only such events have an index.
     #[must_use]
     pub fn changes_disk(self) -> bool {
         use EventKind::{
@@ -81,7 +81,7 @@ impl EventKind {
     }
 }
 
-/// What goes wrong.
+/// The kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The call fails. Of a failed write any subset of sectors is visible, and any subset on the disk. A failed sync
@@ -91,18 +91,18 @@ pub enum Fault {
     Short(usize),
     /// An operation takes this long.
     Delay(Duration),
-    /// An operation completes after everything else in flight on its queue.
+    /// An operation completes after all others in flight on its queue.
     Last,
-    /// A read returns this bit flipped, counted from its first byte, modulo its length.
+    /// A read returns its data with this bit flipped, counted from the first byte, modulo the length.
     FlipBit(u64),
-    /// A write or sync reports success and does nothing: a lying disk.
+    /// A write or sync reports success and has no effect.
     Dropped,
     /// A write goes to this offset of its file instead, and reports success.
     Misdirected(u64),
 }
 
 impl Fault {
-    /// Whether it is decided when an operation is submitted, not when it completes.
+    /// Whether it takes effect when an operation is submitted, not when it completes.
     fn is_scheduling(self) -> bool {
         matches!(self, Fault::Delay(_) | Fault::Last)
     }
@@ -120,7 +120,7 @@ impl Fault {
     }
 }
 
-/// A fault and when it strikes.
+/// A fault and the calls that it strikes.
 #[derive(Clone, Debug)]
 pub struct FaultPlan {
     fault: Fault,
@@ -138,14 +138,15 @@ impl FaultPlan {
         FaultPlan { fault, kinds: Vec::new(), path_part: String::new(), skip: 0, times: 1 }
     }
 
-    /// Only calls of these kinds.
+    /// Limits the plan to calls of these kinds.
     #[must_use]
     pub fn on(mut self, kinds: &[EventKind]) -> FaultPlan {
         self.kinds = kinds.to_vec();
         self
     }
 
-    /// Only calls on paths that contain this. A renamed file goes by the path it was opened with.
+    /// Limits the plan to calls on paths that contain `part`. An open file keeps the path it was opened with after a
+    /// rename.
     #[must_use]
     pub fn path(mut self, part: &str) -> FaultPlan {
         part.clone_into(&mut self.path_part);
@@ -180,7 +181,7 @@ impl FaultPlan {
             && (self.path_part.is_empty() || path.to_string_lossy().contains(&self.path_part))
     }
 
-    /// Counts the call, if it matches, and says whether the fault strikes it.
+    /// Counts the call if it matches. Returns whether the fault strikes it.
     fn strikes(&mut self, kind: EventKind, path: &Path) -> bool {
         if self.times == 0 || !self.matches(kind, path) {
             return false;

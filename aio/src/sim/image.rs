@@ -1,4 +1,4 @@
-//! The whole simulated disk as a value: what a crash can leave of it, and ways to damage it.
+//! The whole simulated disk as a value: the states that a crash can leave, and ways to damage it.
 //!
 //! Invariants: every file entry of a directory names an inode of `inodes`; inode numbers are never reused. A clone
 //! shares everything; changing one of the two copies pages only where they differ.
@@ -19,12 +19,12 @@ use crate::open_file::SECTOR_BYTES;
 
 type Dirs = BTreeMap<Arc<OsStr>, Arc<Dir>>;
 
-/// A simulated disk at one moment: what reads see, what is on stable media, what is in between. Cloning shares all
-/// pages.
+/// A simulated disk at one moment: the visible state, the state on stable media, and the changes in between. Clones
+/// share all pages.
 #[derive(Clone, Debug)]
 pub struct DiskImage {
     inodes: BTreeMap<u64, Arc<Inode>>,
-    /// By normal path; in the order of the bytes, which is cheaper than that of the components, and parents come first too.
+    /// By normal path, in the order of the bytes: cheaper to compare than components, and parents still come first.
     dirs: Dirs,
     next_inode: u64,
     seq: u64,
@@ -44,15 +44,16 @@ impl DiskImage {
         DiskImage { inodes: BTreeMap::new(), dirs: BTreeMap::from(roots), next_inode: 1, seq: 0 }
     }
 
-    /// What a power cut leaves. `keep` is asked once for every un-synced unit, in an order that is the same for every
-    /// call on this image, whatever it answers; the new image holds what it kept, all of it durable.
+    /// The disk after a power cut. Calls `keep` once for every un-synced unit. The order of the units is the same for
+    /// every call on this image and does not depend on the answers. The new image holds the kept units, all durable.
     ///
-    /// Any answers are a legal outcome, so calling it with all of them enumerates the crash states.
+    /// Every sequence of answers gives a legal outcome, so trying all sequences enumerates the crash states.
     #[must_use]
     pub fn power_cut(&self, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> DiskImage {
         let mut dirs = Dirs::new();
         let mut reachable = Vec::new();
-        // What has nothing pending is shared. Parents come before children in path order, and every directory is asked, whether it survives or not.
+        // Directories without pending changes are shared. Parents come before children in path order. `keep` is called
+        // for every directory, even for one that does not survive.
         for (name, dir) in &self.dirs {
             let path = Path::new(name);
             let left = if dir.is_settled() { Arc::clone(dir) } else { Arc::new(dir.power_cut(path, keep)) };
@@ -76,19 +77,19 @@ impl DiskImage {
         DiskImage { inodes, dirs, next_inode: self.next_inode, seq: self.seq }
     }
 
-    /// A power cut that loses everything un-synced.
+    /// A power cut that loses all un-synced units.
     #[must_use]
     pub fn power_cut_none(&self) -> DiskImage {
         self.power_cut(&mut |_| false)
     }
 
-    /// A power cut that loses nothing, not even what was in flight.
+    /// A power cut that loses no unit, not even writes in flight.
     #[must_use]
     pub fn power_cut_all(&self) -> DiskImage {
         self.power_cut(&mut |_| true)
     }
 
-    /// A power cut by seed. Each file and directory by itself keeps all, nothing, or about a tenth, a half or nine
+    /// A power cut by seed. Each file and directory independently keeps all, none, or about a tenth, a half or nine
     /// tenths of its units, so that few and many losses are both likely.
     #[must_use]
     pub fn power_cut_random(&self, seed: u64) -> DiskImage {
@@ -104,8 +105,8 @@ impl DiskImage {
         })
     }
 
-    /// The death of the process: everything completed is kept, stores into maps too, each operation in flight is done
-    /// or not by seed. What was not durable still is not: a power cut may follow.
+    /// The disk after the death of the process. Completed operations and stores into maps are kept. Each operation in
+    /// flight is done or not, by seed. Changes that were not durable still are not: a power cut may follow.
     #[must_use]
     pub fn process_crash(&self, seed: u64) -> DiskImage {
         let mut rng = Rng::new(seed);
@@ -120,7 +121,7 @@ impl DiskImage {
         image
     }
 
-    /// Number of units that a power cut may keep or drop: there are up to 2 to its power crash states.
+    /// The number `n` of units that a power cut may keep or drop: there are up to 2^n crash states.
     #[must_use]
     pub fn pending_units(&self) -> usize {
         let mut units = 0;
@@ -175,7 +176,7 @@ impl DiskImage {
         files
     }
 
-    /// A name of a file, by the number that a [`PendingUnit`] gives.
+    /// A name of the file with this number; a [`PendingUnit`] gives such numbers.
     #[must_use]
     pub fn path_of(&self, inode: u64) -> Option<PathBuf> {
         self.dirs.iter().find_map(|(path, dir)| {
@@ -185,7 +186,7 @@ impl DiskImage {
         })
     }
 
-    /// The bytes of a file; `None` if there is none of this name.
+    /// The bytes of a file; `None` if there is no file of this name.
     #[must_use]
     pub fn read_file(&self, path: &Path) -> Option<Vec<u8>> {
         let inode = self.inode(self.file_at(path).ok()?);
@@ -208,7 +209,7 @@ impl DiskImage {
         self.dir_mut(&dir).expect("the file is in it").sync();
     }
 
-    /// Removes a file behind the store's back, durably. Returns whether it was there.
+    /// Removes a file behind the store's back, durably. Returns whether it existed.
     pub fn remove_file(&mut self, path: &Path) -> bool {
         let Ok((dir, _)) = split(path) else { return false };
         let removed = self.remove(path).is_ok() && self.dir_mut(&dir).map(Dir::sync).is_ok();
@@ -216,7 +217,7 @@ impl DiskImage {
         removed
     }
 
-    /// Changes the bytes of a file in place, durably, as damage does. The length may change too.
+    /// Changes the bytes of a file in place, durably, to simulate damage. The length may change too.
     ///
     /// # Panics
     /// If there is no such file.
@@ -240,7 +241,8 @@ impl DiskImage {
         self.inodes.insert(inode, Arc::new(Inode::durable(contents)));
     }
 
-    /// Overwrites one sector of a file with zeros, durably. `sector` counts from 0; a part beyond the end is left out.
+    /// Overwrites one sector of a file with zeros, durably. `sector` counts from 0; the part beyond the end of the file
+    /// is ignored.
     ///
     /// # Panics
     /// If there is no such file.
@@ -252,7 +254,7 @@ impl DiskImage {
     }
 }
 
-/// What the machine does with its disk. Errors are those of the kernel.
+/// Operations of the machine on its disk. Errors are those of the kernel.
 impl DiskImage {
     /// The next position in the order of all changes.
     pub(crate) fn next_seq(&mut self) -> u64 {
@@ -274,7 +276,7 @@ impl DiskImage {
         Arc::make_mut(inode)
     }
 
-    /// What stands at a path.
+    /// The entry at a path.
     pub(crate) fn entry(&self, path: &Path) -> Result<Entry, Errno> {
         let path = normal(path);
         if self.dirs.contains_key(path.as_os_str()) {
@@ -326,7 +328,7 @@ impl DiskImage {
         }
         match self.entry(to) {
             Ok(Entry::Dir) => Err(Errno(libc::EISDIR)),
-            // Two names of one file: rename(2) does nothing and says so to nobody.
+            // Two names of one file: rename(2) has no effect and reports success.
             Ok(Entry::File(other)) if other == inode => Ok(()),
             _ => {
                 let entry = Entry::File(inode);
@@ -348,7 +350,7 @@ impl DiskImage {
         Ok(Arc::make_mut(dir))
     }
 
-    /// Forgets files that no name and no open handle can reach.
+    /// Removes files that no name and no open handle can reach.
     pub(crate) fn sweep(&mut self, open: &[u64]) {
         let entries = self.dirs.values().flat_map(|dir| dir.entries());
         let mut reachable: Vec<u64> = entries.filter_map(inode_of).chain(open.iter().copied()).collect();

@@ -1,8 +1,8 @@
-//! One simulated file: what reads see, what is on stable media, and every change in between.
+//! One simulated file: its visible contents, its durable contents, and every change in between.
 //!
-//! Invariants: `pending` is in order of completion; applying all of it to `durable` gives `volatile`, except for
-//! changes marked `lost`, of which nobody knows; writes in flight do not overlap each other; a sector that could only
-//! ever hold the same bytes is not pending.
+//! Invariants: `pending` is in order of completion; applying all of it to `durable` gives `volatile`, unless some are
+//! marked `lost`; writes in flight do not overlap each other; a sector that could only hold the same bytes after every
+//! crash is not pending.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use super::pending::PendingUnit;
 use super::rng::mix;
 use crate::open_file::SECTOR_BYTES;
 
-/// Versions of one sector of a mapped file that a power cut can choose from, besides the durable one. A ring writes
-/// its sectors over and over without a sync, and the list must not grow for ever.
+/// The most versions of one sector of a mapped file that a power cut can choose from, besides the durable one. A ring
+/// rewrites its sectors without a sync, so the list needs a bound.
 const MAP_VERSIONS: usize = 3;
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 
-/// A run of whole sectors and their bytes, cheap to copy and to cut.
+/// A run of whole sectors and their bytes, cheap to clone and to slice.
 #[derive(Clone, Debug)]
 pub(crate) struct Extent {
     offset: u64,
@@ -28,7 +28,7 @@ pub(crate) struct Extent {
 
 impl Extent {
     /// # Panics
-    /// If offset or length is not a multiple of the sector: an operation's alignment was not checked.
+    /// If offset or length is not a multiple of the sector, since the caller has not checked the alignment.
     pub(crate) fn new(offset: u64, bytes: &[u8]) -> Extent {
         assert!(offset.is_multiple_of(SECTOR), "extent starts inside a sector");
         assert!(bytes.len().is_multiple_of(SECTOR_BYTES), "extent ends inside a sector");
@@ -55,7 +55,7 @@ impl Extent {
         self.offset < other.end() && other.offset < self.end()
     }
 
-    /// The part of it that lies in `from..to`, file offsets.
+    /// The part of it in `from..to`, as file offsets.
     pub(crate) fn part(&self, from: u64, to: u64) -> Extent {
         let from = from.clamp(self.offset, self.end());
         let to = to.clamp(from, self.end());
@@ -63,7 +63,7 @@ impl Extent {
         Extent { offset: from, bytes: Arc::clone(&self.bytes), from: start, to: start + to_usize(to - from) }
     }
 
-    /// The same bytes somewhere else.
+    /// The same bytes at another offset.
     pub(crate) fn moved_to(&self, offset: u64) -> Extent {
         assert!(offset.is_multiple_of(SECTOR), "extent starts inside a sector");
         Extent { offset, ..self.clone() }
@@ -84,12 +84,12 @@ enum Effect {
 #[derive(Clone, Debug)]
 struct Change {
     seq: u64,
-    /// A sync failed over it: no later sync makes it durable.
+    /// Whether a failed sync covered it: no later sync makes it durable.
     lost: bool,
     effect: Effect,
 }
 
-/// A file, whatever it is called.
+/// A file, independent of its names.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Inode {
     volatile: Contents,
@@ -112,12 +112,12 @@ impl Inode {
         self.volatile.size_bytes()
     }
 
-    /// Whether a power cut would leave it as it is.
+    /// Whether a power cut would not change it.
     pub(crate) fn is_settled(&self) -> bool {
         self.pending.is_empty() && self.in_flight.is_empty()
     }
 
-    /// Notes a submitted write: from now on any of its sectors may reach the disk.
+    /// Adds a submitted write: from now on any of its sectors may reach the disk.
     ///
     /// # Panics
     /// If it overlaps another write in flight: the caller's bug, the outcome is undefined on real hardware.
@@ -127,13 +127,13 @@ impl Inode {
         self.in_flight.push((id, extent));
     }
 
-    /// Takes a write out of flight, to be completed or forgotten.
+    /// Removes a write from those in flight; the caller completes or discards it.
     pub(crate) fn end_flight(&mut self, id: u64) -> Extent {
         let at = self.in_flight.iter().position(|(other, _)| *other == id);
-        self.in_flight.swap_remove(at.expect("only what was started ends")).1
+        self.in_flight.swap_remove(at.expect("a write ends once, after its start")).1
     }
 
-    /// A write has completed: everybody sees it, it is not durable yet.
+    /// A write has completed: it is visible, but not durable yet.
     pub(crate) fn write(&mut self, seq: u64, extent: Extent) {
         self.volatile.write(extent.offset, extent.bytes());
         let end = extent.end();
@@ -143,7 +143,7 @@ impl Inode {
         }
     }
 
-    /// A write has failed: `seen` says of each sector whether it is visible; all of them may be on the disk.
+    /// A write has failed: `seen` returns for each sector whether it is visible; all of them may be on the disk.
     pub(crate) fn write_torn(&mut self, seq: u64, extent: Extent, mut seen: impl FnMut() -> bool) {
         for (offset, bytes) in extent.sectors() {
             if offset < self.size_bytes() && seen() {
@@ -154,7 +154,7 @@ impl Inode {
         self.pending.push(Change { seq, lost: true, effect });
     }
 
-    /// A write that is on stable media when it completes, and with it a size that reaches its end.
+    /// A durable write has completed: its bytes are on stable media, and so is a size that includes them.
     pub(crate) fn write_durable(&mut self, seq: u64, extent: &Extent) {
         let end = extent.end();
         let too_small =
@@ -189,7 +189,7 @@ impl Inode {
         self.pending.push(Change { seq, lost: false, effect: Effect::Size { size_bytes, shrinks } });
     }
 
-    /// Makes every change up to `up_to` durable, but for those that an earlier failed sync has lost.
+    /// Makes every change up to `up_to` durable, except those that an earlier failed sync has lost.
     pub(crate) fn sync(&mut self, up_to: u64) {
         if self.pending.iter().all(|change| change.seq <= up_to && !change.lost) {
             self.durable = self.volatile.clone();
@@ -209,14 +209,14 @@ impl Inode {
         }
     }
 
-    /// A sync has failed: what it covered stays un-synced for ever, although reads still see it.
+    /// A sync has failed: the changes that it covered are never made durable, although reads still see them.
     pub(crate) fn sync_failed(&mut self, up_to: u64) {
         for change in self.pending.iter_mut().filter(|change| change.seq <= up_to) {
             change.lost = true;
         }
     }
 
-    /// What a power cut leaves: `keep` is asked once for each unit, in order.
+    /// The contents after a power cut. Calls `keep` once for each unit, in order.
     pub(crate) fn power_cut(&self, inode: u64, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Contents {
         let mut left = self.durable.clone();
         let mut size_bytes = left.size_bytes();
@@ -242,7 +242,7 @@ impl Inode {
                     sizes_go_on = keep(PendingUnit::Size { inode, size_bytes: *new }) && sizes_go_on;
                     match (sizes_go_on, shrinks) {
                         (true, true) => left.set_size(*new),
-                        // What came after a cut that did not happen cannot be found behind it either.
+                        // After a dropped truncation no later write beyond its size can be kept.
                         (false, true) => blocked_from = blocked_from.min(*new),
                         _ => {}
                     }
@@ -256,7 +256,7 @@ impl Inode {
         left
     }
 
-    /// The process is gone: every write in flight is done or not, as `done` says.
+    /// The process has died: `done` decides for every write in flight whether it happened.
     pub(crate) fn process_crash(&mut self, seq: u64, mut done: impl FnMut() -> bool) {
         for (_, extent) in std::mem::take(&mut self.in_flight) {
             if done() {
@@ -265,7 +265,7 @@ impl Inode {
         }
     }
 
-    /// Hash of everything that a later run or crash could tell apart.
+    /// A hash of all state that a later run or crash can observe.
     pub(crate) fn digest(&self) -> u64 {
         let digest = self.volatile.digest();
         if self.is_settled() { digest } else { mix(digest, self.durable.digest()) }
@@ -306,7 +306,7 @@ impl Inode {
         }
     }
 
-    /// Puts an extent on stable media; older versions of its sectors can no longer turn up.
+    /// Puts an extent on stable media; older versions of its sectors cannot appear after a crash any more.
     fn persist(&mut self, extent: &Extent, seq: u64) {
         self.durable.write(extent.offset, extent.bytes());
         self.drop_older(extent.offset, extent.end(), seq);
@@ -334,7 +334,7 @@ impl Inode {
         }
     }
 
-    /// Cuts `from..to` out of every pending write up to `seq`.
+    /// Removes `from..to` from every pending write up to `seq`.
     fn drop_older(&mut self, from: u64, to: u64, seq: u64) {
         let touched = |change: &Change| match &change.effect {
             Effect::Write { extent, .. } => change.seq <= seq && extent.offset < to && from < extent.end(),

@@ -1,7 +1,7 @@
 //! State of the simulated machine behind its one lock: disk, clock, randomness, the count of events, faults.
 //!
-//! Invariants: after a crash nothing changes any more; the index of an event is the number of disk-changing events
-//! before it; everything is a function of the seed, the first image and the calls.
+//! Invariants: after a crash no state changes; the index of an event is the number of disk-changing events before it;
+//! all state is a function of the seed, the first image and the calls.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,21 +17,21 @@ use crate::error::{Error, Result};
 use crate::open_file::{Alignment, File, FileBody, SECTOR_BYTES, SimHandle};
 use crate::trace::Trace;
 
-/// Something that is about to change the disk.
+/// A call that is about to change the disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {
-    /// How many such events came before; what [`SimBackend::crash_at`](super::SimBackend::crash_at) takes.
+    /// The number of events before it; the argument of [`SimBackend::crash_at`](super::SimBackend::crash_at).
     pub index: u64,
-    /// What is about to happen.
+    /// The kind of the call.
     pub kind: EventKind,
     /// The file or directory.
     pub path: &'a Path,
 }
 
-/// Sees the disk before each event.
+/// Called with the disk before each event.
 pub(crate) type Observer = Box<dyn FnMut(Event<'_>, &DiskImage) + Send>;
 
-/// The machine as its handles share it.
+/// The machine, shared by its handles.
 pub(crate) type Shared = Arc<Mutex<Machine>>;
 
 /// One call, for the trace.
@@ -51,7 +51,7 @@ impl<'a> Call<'a> {
 pub(crate) struct Machine {
     pub(crate) disk: DiskImage,
     pub(crate) rng: Rng,
-    /// A stream of its own for the store, so that what it draws does not depend on how I/O is scheduled.
+    /// A separate stream for the store, so that its numbers do not depend on the scheduling of I/O.
     pub(crate) random: Rng,
     pub(crate) now: Duration,
     pub(crate) faults: Faults,
@@ -63,7 +63,7 @@ pub(crate) struct Machine {
     pub(crate) alignment: Alignment,
     pub(crate) buffered: bool,
     pub(crate) locks: BTreeSet<PathBuf>,
-    /// Of all calls so far, while [`Machine::is_traced`].
+    /// The hash of all calls so far, updated while [`Machine::is_traced`].
     pub(crate) trace_hash: u64,
     pub(crate) is_traced: bool,
     pub(crate) trace: Trace,
@@ -105,12 +105,12 @@ impl Machine {
         self.events
     }
 
-    /// Calls so far that could have failed.
+    /// Calls so far that a fault could have hit.
     pub(crate) fn calls(&self) -> u64 {
         self.calls
     }
 
-    /// Counts, traces and times a call that is about to have its effect; the fault that strikes it, if any.
+    /// Counts, traces and times a call before its effect. Returns the fault that strikes it, if any.
     pub(crate) fn begin(&mut self, call: &Call<'_>) -> Result<Option<Fault>> {
         self.check()?;
         if self.most_calls.is_some_and(|most| most <= self.calls) {
@@ -139,7 +139,7 @@ impl Machine {
         Ok(self.faults.strike(call.kind, call.path))
     }
 
-    /// As `begin`, for a call of which only an errno is a possible fault.
+    /// Begins a call whose only possible fault is an errno.
     pub(crate) fn enter(&mut self, name: &'static str, kind: EventKind, path: &Path) -> Result<()> {
         match self.begin(&Call::new(kind, path))? {
             Some(Fault::Errno(errno)) => Err(Error::call(name, path, errno)),
@@ -164,7 +164,7 @@ impl Machine {
         File::new(path, self.alignment, !self.buffered, FileBody::Sim(handle))
     }
 
-    /// Forgets removed files that nobody has open.
+    /// Removes files without a name and without an open handle.
     pub(crate) fn sweep(&mut self) {
         let open = self.open_inodes();
         self.disk.sweep(&open);
@@ -200,6 +200,6 @@ impl Machine {
 pub(crate) fn sim_handle(file: &File) -> &SimHandle {
     match file.body() {
         FileBody::Sim(handle) => handle,
-        FileBody::Native(_) => panic!("{file:?} is not of the simulated disk"),
+        FileBody::Native(_) => panic!("{file:?} is not a file of the simulated disk"),
     }
 }

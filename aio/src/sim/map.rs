@@ -1,6 +1,6 @@
 //! Handles of the simulated machine that are not files: mapped memory and locks.
 //!
-//! Invariant: a mapped range that is accessed lies within the size that the file had when it was last looked at.
+//! Invariant: an accessed range of a map lies within the size that the file had when it was last read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::backend::{Lock, SharedMap};
 use crate::error::Result;
 use crate::open_file::File;
 
-/// What mapped memory is read and written in.
+/// The unit of access to mapped memory.
 const WORD_BYTES: usize = 8;
 
-/// The first bytes of a file as memory. It holds the file open.
+/// The first bytes of a file as memory. It keeps the file open.
 pub(crate) struct SimMap {
     machine: Shared,
     file: File,
     most_bytes: usize,
     len_bytes: AtomicUsize,
-    /// Where a map is not shared with its file.
+    /// The memory of a map that is not shared with its file.
     private: Option<Arc<Mutex<Vec<u8>>>>,
 }
 
@@ -34,7 +34,7 @@ impl std::fmt::Debug for SimMap {
 }
 
 impl SimMap {
-    /// Of a file that has `len_bytes` of the `most_bytes` so far.
+    /// Maps `most_bytes` of a file, of which `len_bytes` are accessible so far.
     pub(crate) fn new(
         machine: Shared,
         file: File,
@@ -74,7 +74,7 @@ impl SharedMap for SimMap {
         }
         let mut machine = self.machine.lock();
         let call = Call { kind: EventKind::MapWrite, path: self.file.path(), offset: offset as u64, bytes };
-        // A store has no way to say that the machine is gone.
+        // A store into memory cannot report that the machine has crashed.
         if machine.begin(&call).is_ok() {
             let seq = machine.disk.next_seq();
             machine.disk.inode_mut(sim_handle(&self.file).inode).write_mapped(seq, offset, bytes);

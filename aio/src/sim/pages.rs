@@ -1,7 +1,7 @@
-//! Contents of one simulated file: copy-on-write pages, so that a copy of a disk costs next to nothing.
+//! Contents of one simulated file: copy-on-write pages, so that a copy of a disk is cheap.
 //!
 //! Invariants: a missing page reads as zeros; bytes at and beyond `size_bytes` are zeros, except while a crash state is
-//! being put together, which ends with [`Contents::set_size`]; the cached hashes belong to the present bytes.
+//! being built, which ends with [`Contents::set_size`]; cached hashes match the current bytes.
 
 use std::sync::{Arc, OnceLock};
 
@@ -58,7 +58,7 @@ impl Contents {
         self.size_bytes
     }
 
-    /// Copies from `offset` on, zeros where nothing was written. The size is not looked at.
+    /// Copies from `offset` on, zeros where no byte was written. The size is ignored.
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) {
         for (slot, start, range) in spans(offset, into.len()) {
             let part = &mut into[range];
@@ -69,7 +69,7 @@ impl Contents {
         }
     }
 
-    /// Whether `bytes` stand at `offset`.
+    /// Whether the bytes at `offset` are `bytes`.
     pub(crate) fn holds(&self, offset: u64, bytes: &[u8]) -> bool {
         spans(offset, bytes.len()).all(|(slot, start, range)| {
             let part = &bytes[range];
@@ -108,7 +108,7 @@ impl Contents {
         }
     }
 
-    /// Sets the size; everything beyond it becomes zeros.
+    /// Sets the size; all bytes beyond it become zeros.
     pub(crate) fn set_size(&mut self, size_bytes: u64) {
         self.size_bytes = size_bytes;
         let whole = to_usize(size_bytes / PAGE_BYTES as u64);
@@ -161,7 +161,7 @@ fn is_zero(bytes: &[u8]) -> bool {
         && bytes[bytes.len() / 64 * 64..].iter().all(|&byte| byte == 0)
 }
 
-/// Cuts a range of a file at page borders: page number, first byte in the page, range of the caller's slice.
+/// Splits a range of a file at page borders: page number, first byte in the page, range of the caller's slice.
 fn spans(offset: u64, len: usize) -> impl Iterator<Item = (usize, usize, std::ops::Range<usize>)> {
     let first = to_usize(offset);
     let mut done = 0;

@@ -1,16 +1,15 @@
-//! The pieces that a power cut keeps or drops.
+//! The units that a power cut keeps or drops.
 //!
-//! Invariant: a unit says where it belongs, never what it holds, so that whoever decides cannot depend on the bytes.
+//! Invariant: a unit names its location and not its contents, so that the decision cannot depend on the bytes.
 
 use std::path::Path;
 
 use super::rng::hash_bytes;
 
-/// Something un-synced that a power cut may keep or drop. See
-/// [`DiskImage::power_cut`](super::DiskImage::power_cut).
+/// An un-synced change that a power cut may keep or drop. See [`DiskImage::power_cut`](super::DiskImage::power_cut).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PendingUnit<'a> {
-    /// One version of one sector. Versions of the same sector come oldest first, and the last one kept counts.
+    /// One version of one sector. Versions of the same sector come oldest first, and the last kept one is the result.
     Sector {
         /// Number of the file, see
         /// [`DiskImage::path_of`](super::DiskImage::path_of).
@@ -22,7 +21,7 @@ pub enum PendingUnit<'a> {
     Size {
         /// Number of the file.
         inode: u64,
-        /// The size after it.
+        /// The size after the change, in bytes.
         size_bytes: u64,
     },
     /// One change of a directory: a name made, linked or removed, or a rename as a whole. Dropping it drops later
@@ -36,7 +35,7 @@ pub enum PendingUnit<'a> {
 }
 
 impl PendingUnit<'_> {
-    /// The same for all units of one file or directory.
+    /// A number that is the same for all units of one file or directory.
     pub(crate) fn owner(&self) -> u64 {
         match self {
             PendingUnit::Sector { inode, .. } | PendingUnit::Size { inode, .. } => *inode,

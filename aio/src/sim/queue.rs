@@ -1,7 +1,7 @@
 //! The simulated context of asynchronous I/O: operations complete in seeded random order, when they are waited for.
 //!
-//! Invariant: an operation has its effect when its completion is produced; until then a write in flight is on the
-//! disk's list of what a crash may have done in part.
+//! Invariant: an operation has its effect when its completion is produced; until then the disk lists a write in flight
+//! as one that a crash may complete in part.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use crate::open_file::{FileBody, SECTOR_BYTES, SimHandle};
 use crate::operation::{AnyFile, Completion, Operation, OperationKind};
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
 
-/// One submit in this many takes fewer operations than it has room for, as kernels do under pressure.
+/// The percentage of submits that take fewer operations than there are free slots, as kernels do under memory pressure.
 const PARTIAL_SUBMIT_PERCENT: u64 = 12;
 
 #[derive(Debug)]
-struct Flight {
+struct SimOperation {
     id: u64,
     operation: Operation,
     submitted_at: Duration,
@@ -39,11 +39,11 @@ struct Flight {
 pub(crate) struct SimQueue {
     machine: Shared,
     slots: usize,
-    in_flight: Vec<Flight>,
+    in_flight: Vec<SimOperation>,
     waker: Arc<SimWaker>,
 }
 
-/// Remembers that somebody wants the queue's owner to look up.
+/// Remembers a wake-up until a wait of the queue's owner consumes it.
 #[derive(Debug, Default)]
 struct SimWaker(AtomicBool);
 
@@ -65,17 +65,17 @@ impl SimQueue {
         SimQueue { machine, slots, in_flight: Vec::new(), waker: Arc::default() }
     }
 
-    /// Position of an operation that can complete now, by seed. One that is to come last waits for all others.
+    /// The index of an operation that can complete now, chosen by seed. One with [`Fault::Last`] waits for all others.
     fn pick_ready(&self, machine: &mut Machine) -> Option<usize> {
         let others = self.in_flight.iter().any(|flight| !flight.last);
-        let can_complete = |flight: &Flight| flight.ready_at <= machine.now && !(flight.last && others);
+        let can_complete = |flight: &SimOperation| flight.ready_at <= machine.now && !(flight.last && others);
         let flights = self.in_flight.iter().enumerate();
         let ready: Vec<usize> =
             flights.filter(|(_, flight)| can_complete(flight)).map(|(at, _)| at).collect();
         if ready.is_empty() { None } else { Some(ready[machine.rng.index(ready.len())]) }
     }
 
-    /// When the next operation can complete. Only those that are late are looked at, nothing is ready now.
+    /// The time when the next operation can complete. Called when no operation is ready; considers only delayed ones.
     fn next_ready_at(&self) -> Option<Duration> {
         let others = self.in_flight.iter().any(|flight| !flight.last);
         let candidates = self.in_flight.iter().filter(|flight| !(flight.last && others));
@@ -91,7 +91,7 @@ impl SimQueue {
         Ok(Completion { operation: flight.operation, result })
     }
 
-    /// Completes a random number of operations that are ready, as a real device may have done meanwhile.
+    /// Completes a random number of ready operations, as a real device may do between two calls.
     fn complete_some(&mut self, machine: &mut Machine, completions: &mut Vec<Completion>) -> Result<()> {
         while machine.rng.chance(50) {
             let Some(at) = self.pick_ready(machine) else { break };
@@ -130,8 +130,8 @@ impl Queue for SimQueue {
     /// Completes operations in seeded order until `at_least` are done, and sometimes a few more.
     ///
     /// # Panics
-    /// "would hang": nothing in flight can end the wait, nobody has woken the queue, and there is no deadline. The
-    /// simulation runs on one thread, so nobody ever will.
+    /// "would hang": no operation in flight can end the wait, the queue was not woken, and there is no deadline. The
+    /// simulation runs on one thread, so no other thread can wake it.
     fn wait(
         &mut self,
         at_least: usize,
@@ -153,7 +153,7 @@ impl Queue for SimQueue {
         if at_least > 0 && self.waker.0.load(Ordering::SeqCst) {
             self.complete_some(machine, completions)?;
             if completions.len() - before >= at_least {
-                // The wake-up is for the next wait.
+                // A wake-up stays for the next wait.
                 return Ok(Wake::Completed);
             }
             self.waker.0.store(false, Ordering::SeqCst);
@@ -182,7 +182,7 @@ impl Queue for SimQueue {
         Ok(Wake::Completed)
     }
 
-    /// The simulated disk has no polls, which are all that can be cancelled.
+    /// Only polls can be cancelled, and the simulated disk has none.
     fn cancel(&mut self, token: u64) -> Result<Cancel> {
         let is_in_flight = self.in_flight.iter().any(|flight| flight.operation.token() == token);
         Ok(if is_in_flight { Cancel::NotCancelable } else { Cancel::NotInFlight })
@@ -207,7 +207,7 @@ impl Drop for SimQueue {
         let machine = &mut *shared.lock();
         while !self.in_flight.is_empty() {
             let at = machine.rng.index(self.in_flight.len());
-            // After a crash the rest stays on the disk's list of what may have happened.
+            // After a crash the disk still lists the rest as writes that may have happened.
             if self.complete(machine, at).is_err() {
                 break;
             }
@@ -215,7 +215,7 @@ impl Drop for SimQueue {
     }
 }
 
-/// The handle of the operation's file, and the event that it is; an error if this disk does not take it.
+/// The handle of the operation's file and the kind of its event; an error if this disk does not support it.
 ///
 /// Vectored operations, polls, and flags other than [`Flags::DATA_SYNC`] are not simulated.
 fn check(operation: &Operation) -> std::result::Result<(&SimHandle, EventKind), Errno> {
@@ -232,7 +232,7 @@ fn check(operation: &Operation) -> std::result::Result<(&SimHandle, EventKind), 
     if writes && !handle.writable { Err(Errno(libc::EBADF)) } else { Ok((handle, kind)) }
 }
 
-/// The inode of an operation that was taken, and the event that it is.
+/// The inode of an operation that was taken, and the kind of its event.
 fn checked(operation: &Operation) -> (u64, EventKind) {
     let (handle, kind) = check(operation).expect("it was checked before it was taken");
     (handle.inode, kind)
@@ -245,7 +245,7 @@ fn is_misaligned(operation: &Operation) -> bool {
 }
 
 /// Puts an operation in flight.
-fn start(machine: &mut Machine, operation: Operation) -> Flight {
+fn start(machine: &mut Machine, operation: Operation) -> SimOperation {
     let misaligned = is_misaligned(&operation);
     let (inode, kind) = checked(&operation);
     let schedule = machine.faults.schedule(kind, operation.file().path());
@@ -258,7 +258,7 @@ fn start(machine: &mut Machine, operation: Operation) -> Flight {
         machine.disk.inode_mut(inode).start_write(id, Extent::new(operation.offset(), buf));
     }
     let last = schedule == Some(Fault::Last);
-    Flight {
+    SimOperation {
         id,
         operation,
         submitted_at: machine.now,
@@ -269,8 +269,8 @@ fn start(machine: &mut Machine, operation: Operation) -> Flight {
     }
 }
 
-/// Lets an operation have its effect. The outer error is the crash.
-fn execute(machine: &mut Machine, flight: &mut Flight) -> Result<std::result::Result<usize, Errno>> {
+/// Applies the effect of an operation. The outer error is the crash.
+fn execute(machine: &mut Machine, flight: &mut SimOperation) -> Result<std::result::Result<usize, Errno>> {
     machine.check()?;
     if flight.misaligned {
         return Ok(Err(Errno::INVALID));
@@ -321,7 +321,7 @@ fn read(
     Ok(moved)
 }
 
-/// Bytes written, or the error.
+/// Returns the bytes written, or the error.
 fn write(
     machine: &mut Machine,
     inode: u64,

@@ -1,6 +1,6 @@
 //! Randomness and hashing of the simulated machine.
 //!
-//! Invariant: both depend on nothing but their inputs, so that a run replays from its seed on every machine.
+//! Invariant: both depend only on their inputs, so that a run replays from its seed on every machine.
 
 /// Adds this before each output; an odd constant close to 2^64 divided by the golden ratio.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -25,7 +25,7 @@ impl Rng {
         self.next() % bound
     }
 
-    /// An index into something of `len` elements.
+    /// An index into `len` elements.
     pub(crate) fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.below(len as u64)).expect("below a usize")
     }

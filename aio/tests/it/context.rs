@@ -12,9 +12,9 @@ use aio::{
     Readiness, Reaping, Wake, Waking,
 };
 
-use crate::support::{BLOCK, FOREVER, Place, assert_block, at, block, read, start};
+use crate::support::{BLOCK, FOREVER, NativeFixture, assert_block, at, block, read, start};
 
-/// One of each way to fetch completions and to be woken.
+/// One context for each way to fetch completions and to be woken.
 fn contexts(slots: usize) -> Vec<Context> {
     let of = |reaping, waking| {
         Context::builder().slots(slots).reaping(reaping).waking(waking).build().expect("slots are free")
@@ -39,7 +39,7 @@ fn run(context: &mut Context, operation: Operation) -> Completion {
     done.remove(0)
 }
 
-/// Why the kernel will not start an operation.
+/// The error with which the kernel refuses an operation.
 fn refusal(context: &mut Context, operation: Operation) -> Error {
     let mut operations = VecDeque::from([operation]);
     let error = context.submit(&mut operations).expect_err("the operation is refused");
@@ -49,8 +49,8 @@ fn refusal(context: &mut Context, operation: Operation) -> Error {
 
 #[test]
 fn blocks_are_read_back_however_completions_are_fetched() {
-    let place = Place::new();
-    let file = place.file("file", 32);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 32);
     for mut context in contexts(8) {
         for _ in 0..20 {
             let done = context.run((0..32).map(|block| read(&file, block))).unwrap();
@@ -71,8 +71,8 @@ fn the_ring_is_read_unless_it_is_forbidden() {
 
 #[test]
 fn polling_for_completions_needs_no_wait() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     for mut context in contexts(4) {
         for _ in 0..200 {
             start(&mut context, read(&file, 0));
@@ -87,8 +87,8 @@ fn polling_for_completions_needs_no_wait() {
 
 #[test]
 fn several_buffers_are_one_operation() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let mut context = context();
     let bufs = vec![block(7), block(8), Buf::from(&[9; 2 * BLOCK][..])];
     let done = run(&mut context, Operation::write_vectored(&file, at(1), bufs));
@@ -103,8 +103,8 @@ fn several_buffers_are_one_operation() {
 
 #[test]
 fn more_buffers_than_the_kernel_takes_are_refused() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let mut context = context();
     let bufs = |count| (0..count).map(|_| Buf::zeroed(512)).collect();
     assert_eq!(run(&mut context, Operation::read_vectored(&file, 0, bufs(1024))).result, Ok(BLOCK));
@@ -114,8 +114,8 @@ fn more_buffers_than_the_kernel_takes_are_refused() {
 
 #[test]
 fn syncs_complete() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let mut context = context();
     for operation in [Operation::sync(&file), Operation::data_sync(&file)] {
         assert_eq!(run(&mut context, operation).whole().unwrap().len_bytes(), 0);
@@ -167,8 +167,8 @@ fn a_pipe_is_read_when_it_has_something() {
 
 #[test]
 fn polls_can_be_cancelled_and_disk_operations_cannot() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let event = EventFd::new().unwrap();
     for mut context in contexts(8) {
         assert_eq!(context.cancel(1).unwrap(), Cancel::NotInFlight);
@@ -197,8 +197,8 @@ fn polls_can_be_cancelled_and_disk_operations_cannot() {
 
 #[test]
 fn a_refused_operation_stays_at_the_front_and_the_others_go_on() {
-    let place = Place::new();
-    let file = place.file("file", 4);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 4);
     let read_only = Arc::new(std::fs::File::options().read(true).open(file.path()).unwrap());
     for mut context in contexts(8) {
         let bad = Operation::write(Arc::clone(&read_only), at(3), block(9)).with_token(77);
@@ -219,8 +219,8 @@ fn a_refused_operation_stays_at_the_front_and_the_others_go_on() {
 
 #[test]
 fn a_run_ends_at_the_first_refusal() {
-    let place = Place::new();
-    let file = place.file("file", 2);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 2);
     let event = EventFd::new().unwrap();
     let mut context = context();
     let error = context
@@ -231,14 +231,14 @@ fn a_run_ends_at_the_first_refusal() {
     assert_eq!(
         run(&mut context, read(&file, 1)).operation.into_buf()[0],
         1,
-        "what stood behind it was not done"
+        "the operation after it was not done"
     );
 }
 
 #[test]
 fn flags_that_the_kernel_knows_are_obeyed() {
-    let place = Place::new();
-    let file = place.file("file", 2);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 2);
     let mut context = context();
     for flags in [Flags::DATA_SYNC, Flags::SYNC, Flags::HIGH_PRIORITY, Flags::DATA_SYNC.with(Flags::SYNC)] {
         let done = run(&mut context, Operation::write(&file, at(1), block(1)).with_flags(flags));
@@ -255,8 +255,8 @@ fn flags_that_the_kernel_knows_are_obeyed() {
 
 #[test]
 fn unknown_flags_are_refused_by_name() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let mut context = context();
     let flags = Flags::DATA_SYNC.with(Flags::from_bits(0x4000_0000));
     let error = refusal(&mut context, Operation::write(&file, 0, block(1)).with_flags(flags));
@@ -271,8 +271,8 @@ fn unknown_flags_are_refused_by_name() {
 
 #[test]
 fn a_write_that_may_not_wait_says_so() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let mut context = context();
     let mut operations =
         VecDeque::from([Operation::write(&file, at(100), block(1)).with_flags(Flags::NO_WAIT)]);
@@ -287,8 +287,8 @@ fn a_write_that_may_not_wait_says_so() {
 
 #[test]
 fn priorities_are_taken() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     let mut context = context();
     for priority in [Priority::IDLE, Priority::best_effort(0), Priority::best_effort(7)] {
         assert_block(run(&mut context, read(&file, 0).with_priority(priority)));
@@ -301,8 +301,8 @@ fn priorities_are_taken() {
 
 #[test]
 fn completions_are_counted_by_an_eventfd() {
-    let place = Place::new();
-    let file = place.file("file", 3);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 3);
     let event = EventFd::new().unwrap();
     let mut context = context();
     let mut operations: VecDeque<Operation> =
@@ -319,9 +319,9 @@ fn completions_are_counted_by_an_eventfd() {
 
 #[test]
 fn slots_default_to_the_queue_of_the_device() {
-    let place = Place::new();
-    let file = place.file("file", 1);
-    let dir = std::fs::File::options().read(true).open(place.dir.path()).unwrap();
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
+    let dir = std::fs::File::options().read(true).open(fixture.dir.path()).unwrap();
     let context = Context::builder().device_of(&dir).build().unwrap();
     let capped = Context::builder().slots(1 << 14).device_of(&dir).build().unwrap();
     let few = Context::builder().slots(2).device_of(&dir).build().unwrap();
@@ -368,8 +368,8 @@ fn more_slots_than_the_machine_has_are_refused_with_advice() {
 
 #[test]
 fn dropping_a_context_waits_for_writes() {
-    let place = Place::new();
-    let file = place.file("file", 1);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
     for round in 1..6 {
         for mut context in contexts(64) {
             let mut writes: VecDeque<Operation> =
@@ -384,14 +384,14 @@ fn dropping_a_context_waits_for_writes() {
 
 #[test]
 fn forgetting_a_context_leaks_what_is_in_flight_and_harms_nothing() {
-    let place = Place::new();
-    let file = place.file("file", 32);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 32);
     for _ in 0..8 {
         let mut context = Context::builder().slots(32).build().unwrap();
         let mut reads: VecDeque<Operation> = (0..32).map(|number| read(&file, number)).collect();
         assert_eq!(context.submit(&mut reads), Ok(32));
         std::mem::forget(context);
-        // Had the buffers been freed, these would stand where the kernel still writes.
+        // If the buffers had been freed, these would occupy memory that the kernel still writes.
         let others: Vec<Buf> = (0..64).map(|_| block(0xEE)).collect();
         let mut again = Context::builder().slots(32).build().unwrap();
         again.run((0..32).map(|number| read(&file, number))).unwrap().into_iter().for_each(assert_block);
@@ -412,7 +412,7 @@ fn deadlines_in_the_past_are_now() {
     }
 }
 
-/// A descriptor's owner that shows another file when it is asked again.
+/// An owner of a descriptor that returns another file at the second call.
 struct Changing(std::fs::File, std::fs::File, std::sync::atomic::AtomicU32);
 
 impl AsFd for Changing {
@@ -424,11 +424,11 @@ impl AsFd for Changing {
     }
 }
 
-/// What an operation says is read once, when it is submitted: nothing can change between a check and the use.
+/// An operation's fields are read once, at submit: no value can change between its check and its use.
 #[test]
 fn a_descriptor_is_asked_for_once() {
-    let place = Place::new();
-    let (file, other) = (place.file("file", 2), place.file("other", 1));
+    let fixture = NativeFixture::new();
+    let (file, other) = (fixture.file("file", 2), fixture.file("other", 1));
     let open = |file: &aio::File| std::fs::File::options().read(true).open(file.path()).unwrap();
     let owner = Arc::new(Changing(open(&file), open(&other), std::sync::atomic::AtomicU32::new(0)));
     let mut context = context();
@@ -441,12 +441,12 @@ fn a_descriptor_is_asked_for_once() {
 
 #[test]
 fn a_file_removed_after_the_submit_is_still_read() {
-    let place = Place::new();
-    let file = place.file("file", 2);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 2);
     let mut context = context();
     start(&mut context, read(&file, 1));
     drop(file);
-    std::fs::remove_file(place.path("file")).unwrap();
+    std::fs::remove_file(fixture.path("file")).unwrap();
     let mut done = Vec::new();
     context.wait_for(1, FOREVER, &mut done).unwrap();
     assert_block(done.pop().unwrap());

@@ -1,10 +1,10 @@
-//! What every backend promises, over the simulated disk and over the real one.
+//! The promises of every backend, tested on the simulated disk and on the real one.
 
 use std::path::Path;
 
 use aio::{Backend, NativeBackend, SimBackend};
 
-use crate::promises::{self, Place};
+use crate::promises::{self, BackendFixture};
 
 /// One test per promise and backend.
 macro_rules! contract {
@@ -28,14 +28,14 @@ macro_rules! contract {
 
 promises::with_promises!(contract);
 
-fn on_sim(seed: u64, promise: fn(&Place<'_>)) {
+fn on_sim(seed: u64, promise: fn(&BackendFixture<'_>)) {
     let backend = SimBackend::new(seed);
     let dir = Path::new("/store").to_owned();
     backend.make_dir(&dir).unwrap();
-    promise(&Place { backend: &backend, dir });
+    promise(&BackendFixture { backend: &backend, dir });
 }
 
-fn on_native(promise: fn(&Place<'_>)) {
+fn on_native(promise: fn(&BackendFixture<'_>)) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    promise(&Place { backend: &NativeBackend::new(), dir: dir.path().to_owned() });
+    promise(&BackendFixture { backend: &NativeBackend::new(), dir: dir.path().to_owned() });
 }

@@ -1,7 +1,7 @@
-//! The native backend on a real file system: what the kernel does to a queue, a lock and a mapping.
+//! The native backend on a real file system: queues, locks and mappings.
 //!
-//! What both backends promise alike is tested elsewhere; here is what only the machine can do: refuse, interrupt,
-//! fork, run out of slots.
+//! The promises common to both backends are tested elsewhere. These tests cover behaviour of the real machine only:
+//! refusals, interruptions, forks, exhausted slots.
 #![expect(unsafe_code, reason = "signal handlers and fork")]
 
 use std::collections::VecDeque;
@@ -41,7 +41,7 @@ impl Fixture {
         file
     }
 
-    /// A deadline that is never met when all is well.
+    /// A deadline that passes only if the test fails.
     fn far(&self) -> Duration {
         self.after(FOREVER)
     }
@@ -254,7 +254,7 @@ fn a_wake_ends_a_wait_for_many() {
     assert_eq!(done.len(), 400);
 }
 
-/// Every message is answered before its sender goes on, so the loss of a single wake-up stops the exchange and shows
+/// Every message is answered before its sender continues, so the loss of a single wake-up stops the exchange and shows
 /// as a time-out.
 #[test]
 fn wakes_from_many_threads_are_never_lost() {
@@ -365,7 +365,7 @@ fn a_signal_let_through_only_while_waiting_is_not_lost() {
 }
 
 #[test]
-fn dropping_a_queue_waits_for_what_is_in_flight() {
+fn dropping_a_queue_waits_for_operations_in_flight() {
     let fixture = Fixture::new();
     let file = fixture.file(64);
     let mut queue = fixture.backend.queue(64).unwrap();
@@ -432,7 +432,7 @@ fn a_lock_in_an_absent_directory_fails() {
 
 /// Runs `check` in a forked child; whether it returned true there.
 fn in_child(check: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child only runs `check`, which touches no lock of another thread, and leaves without unwinding.
+    // SAFETY: the child only runs `check`, which takes no lock of another thread, and exits without unwinding.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork");
     if pid == 0 {
@@ -480,7 +480,7 @@ fn a_forked_child_is_refused_and_does_no_harm() {
     fixture.backend.lock(&path).unwrap();
 }
 
-/// The child must answer without touching a lock: a thread that is not there may hold it.
+/// The child must answer without taking a lock: a thread of the parent may hold it.
 #[test]
 fn contexts_and_reactors_stay_with_the_parent() {
     let fixture = Fixture::new();

@@ -1,4 +1,4 @@
-//! What every backend promises, as functions over a place: one suite for simulated, real and freshly made disks.
+//! The promises of every backend, as functions over a fixture: one suite for simulated, real and newly made disks.
 
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
@@ -16,12 +16,12 @@ const BLOCK: usize = 4096;
 const NOT_OPEN_FOR_THAT: Errno = Errno(9);
 
 /// A backend, and a directory of its own to work in.
-pub(crate) struct Place<'a> {
+pub(crate) struct BackendFixture<'a> {
     pub(crate) backend: &'a dyn Backend,
     pub(crate) dir: PathBuf,
 }
 
-impl Place<'_> {
+impl BackendFixture<'_> {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -100,28 +100,28 @@ fn errno<T>(result: aio::Result<T>) -> Option<Errno> {
     result.err().and_then(|error| error.errno())
 }
 
-pub(crate) fn opening_needs_the_name_to_be_there_or_not(place: &Place<'_>) {
-    let (backend, path) = (place.backend, place.path("f"));
+pub(crate) fn opening_needs_the_name_to_be_there_or_not(fixture: &BackendFixture<'_>) {
+    let (backend, path) = (fixture.backend, fixture.path("f"));
     for mode in [OpenMode::Read, OpenMode::Write] {
         assert_eq!(errno(backend.open(&path, mode)), Some(Errno::NOT_FOUND));
     }
     let f = backend.open(&path, OpenMode::Create).unwrap();
     assert_eq!(errno(backend.open(&path, OpenMode::Create)), Some(Errno::EXISTS));
-    assert_eq!(errno(backend.open(&place.path("no/f"), OpenMode::Create)), Some(Errno::NOT_FOUND));
+    assert_eq!(errno(backend.open(&fixture.path("no/f"), OpenMode::Create)), Some(Errno::NOT_FOUND));
     assert_eq!((f.path(), backend.size_bytes(&f).unwrap()), (&*path, 0));
     let alignment = f.alignment();
     assert!(alignment.offset_bytes.is_power_of_two() && alignment.memory_bytes.is_power_of_two());
     assert!(alignment.memory_bytes <= Buf::ALIGN && alignment.offset_bytes <= BLOCK);
-    let mut queue = place.queue(1);
+    let mut queue = fixture.queue(1);
     let readable = backend.open(&path, OpenMode::Read).unwrap();
     let mut writer = numbered([Operation::write(&readable, 0, block(1))]);
     assert_eq!(errno(queue.submit(&mut writer)), Some(NOT_OPEN_FOR_THAT));
     assert_eq!((writer.len(), queue.in_flight()), (1, 0), "the refused operation stays");
 }
 
-pub(crate) fn what_was_written_is_read_back(place: &Place<'_>) {
-    let f = place.numbered("f", 4);
-    let mut queue = place.queue(4);
+pub(crate) fn written_bytes_are_read_back(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 4);
+    let mut queue = fixture.queue(4);
     let buf = block(9);
     file::write_all(&mut *queue, &f, at(2), buf).unwrap();
     let durable = Operation::write_durable(&f, at(4), block(8));
@@ -129,32 +129,32 @@ pub(crate) fn what_was_written_is_read_back(place: &Place<'_>) {
     let all = file::read_exact(&mut *queue, &f, 0, 5 * BLOCK).unwrap();
     assert!(all.chunks(BLOCK).zip([1, 2, 9, 4, 8]).all(|(block, byte)| *block == [byte; BLOCK]));
     assert_eq!(run(&mut *queue, Operation::data_sync(&f)).result, Ok(0));
-    place.backend.sync(&f).unwrap();
-    place.backend.sync_dir(&place.dir).unwrap();
-    assert_eq!(place.first_bytes("f"), [1, 2, 9, 4, 8]);
+    fixture.backend.sync(&f).unwrap();
+    fixture.backend.sync_dir(&fixture.dir).unwrap();
+    assert_eq!(fixture.first_bytes("f"), [1, 2, 9, 4, 8]);
 }
 
-pub(crate) fn reads_are_short_at_the_end(place: &Place<'_>) {
-    let f = place.numbered("f", 1);
-    let mut queue = place.queue(1);
+pub(crate) fn reads_are_short_at_the_end(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 1);
+    let mut queue = fixture.queue(1);
     let two = Operation::read(&f, 0, Buf::zeroed(2 * BLOCK));
     let completion = run(&mut *queue, two);
     assert_eq!(completion.result, Ok(BLOCK));
     assert!(matches!(completion.whole(), Err(Error::Short { expected: 8192, found: 4096, .. })));
     assert_eq!(run(&mut *queue, read(&f, 1)).result, Ok(0), "nothing behind the end");
-    place.backend.truncate(&f, 100).unwrap();
+    fixture.backend.truncate(&f, 100).unwrap();
     assert_eq!(run(&mut *queue, read(&f, 0)).result, Ok(100));
-    place.backend.truncate(&f, BLOCK as u64).unwrap();
+    fixture.backend.truncate(&f, BLOCK as u64).unwrap();
     let buf = file::read_exact(&mut *queue, &f, 0, BLOCK).unwrap();
     assert_eq!(buf[..], [[1; 100].as_slice(), &[0; BLOCK - 100]].concat(), "what was cut off reads as zeros");
 }
 
-pub(crate) fn misaligned_operations_complete_as_invalid(place: &Place<'_>) {
-    let f = place.numbered("f", 2);
+pub(crate) fn misaligned_operations_complete_as_invalid(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 2);
     if !f.is_direct() {
         return;
     }
-    let mut queue = place.queue(4);
+    let mut queue = fixture.queue(4);
     let operations = [
         Operation::read(&f, 1, Buf::zeroed(BLOCK)),
         Operation::read(&f, 0, Buf::zeroed(100)),
@@ -164,12 +164,12 @@ pub(crate) fn misaligned_operations_complete_as_invalid(place: &Place<'_>) {
         assert_eq!(completion.result, Err(Errno::INVALID), "{:?}", completion.operation);
         assert!(matches!(completion.whole(), Err(Error::Os { .. })));
     }
-    assert_eq!(place.first_bytes("f"), [1, 2]);
+    assert_eq!(fixture.first_bytes("f"), [1, 2]);
 }
 
-pub(crate) fn batches_larger_than_the_queue_wait_their_turn(place: &Place<'_>) {
-    let f = place.numbered("f", 20);
-    let mut queue = place.queue(3);
+pub(crate) fn batches_larger_than_the_queue_wait_their_turn(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 20);
+    let mut queue = fixture.queue(3);
     assert_eq!((queue.capacity(), queue.in_flight()), (3, 0));
     let mut waiting = numbered((0..20).map(|block| read(&f, block)));
     let mut done = Vec::new();
@@ -192,140 +192,140 @@ pub(crate) fn batches_larger_than_the_queue_wait_their_turn(place: &Place<'_>) {
     }
 }
 
-pub(crate) fn a_wait_for_nothing_returns_at_once(place: &Place<'_>) {
-    let f = place.numbered("f", 1);
-    let mut queue = place.queue(2);
+pub(crate) fn a_wait_for_nothing_returns_at_once(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 1);
+    let mut queue = fixture.queue(2);
     let mut done = Vec::new();
     assert_eq!(queue.wait(0, None, &mut done).unwrap(), Wake::Completed);
     queue.submit(&mut numbered([read(&f, 0)])).unwrap();
-    // Without waiting: it may have completed, and some time it has.
+    // Without waiting: the operation may have completed, and after some calls it has.
     while queue.in_flight() > 0 {
         assert_eq!(queue.wait(0, None, &mut done).unwrap(), Wake::Completed);
     }
     assert_eq!(done.len(), 1);
 }
 
-pub(crate) fn a_wake_that_comes_first_ends_the_next_wait(place: &Place<'_>) {
-    let f = place.numbered("f", 1);
-    let mut queue = place.queue(2);
+pub(crate) fn a_wake_that_comes_first_ends_the_next_wait(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 1);
+    let mut queue = fixture.queue(2);
     let waker = queue.waker();
     let mut done = Vec::new();
     waker.wake();
     waker.wake();
     assert_eq!(queue.wait(1, None, &mut done).unwrap(), Wake::Woken);
-    let soon = place.backend.now() + Duration::from_millis(5);
+    let soon = fixture.backend.now() + Duration::from_millis(5);
     assert_eq!(queue.wait(1, Some(soon), &mut done).unwrap(), Wake::TimedOut, "two wakes are one");
     queue.submit(&mut numbered([read(&f, 0)])).unwrap();
     waker.wake();
     let mut returns = Vec::new();
     while done.is_empty() || returns.len() < 2 && !returns.contains(&Wake::Woken) {
-        let far = place.backend.now() + Duration::from_mins(1);
+        let far = fixture.backend.now() + Duration::from_mins(1);
         returns.push(queue.wait(1, Some(far), &mut done).unwrap());
     }
     assert_eq!(returns.iter().filter(|wake| **wake == Wake::Woken).count(), 1, "neither lost nor doubled");
 }
 
-pub(crate) fn deadlines_pass(place: &Place<'_>) {
-    let mut queue = place.queue(1);
-    let begin = place.backend.now();
+pub(crate) fn deadlines_pass(fixture: &BackendFixture<'_>) {
+    let mut queue = fixture.queue(1);
+    let begin = fixture.backend.now();
     let deadline = begin + Duration::from_millis(10);
     assert_eq!(queue.wait(1, Some(deadline), &mut Vec::new()).unwrap(), Wake::TimedOut);
-    assert!(place.backend.now() >= deadline);
+    assert!(fixture.backend.now() >= deadline);
     assert_eq!(queue.wait(1, Some(begin), &mut Vec::new()).unwrap(), Wake::TimedOut, "long past");
-    let f = place.numbered("f", 1);
+    let f = fixture.numbered("f", 1);
     queue.submit(&mut numbered([read(&f, 0)])).unwrap();
     let mut done = Vec::new();
-    let deadline = place.backend.now() + Duration::from_millis(10);
+    let deadline = fixture.backend.now() + Duration::from_millis(10);
     let wake = queue.wait(2, Some(deadline), &mut done).unwrap();
-    assert_eq!((wake, done.len()), (Wake::TimedOut, 1), "what has completed is reaped all the same");
+    assert_eq!((wake, done.len()), (Wake::TimedOut, 1), "completed operations are reaped in any case");
 }
 
-pub(crate) fn sizes_change_as_asked(place: &Place<'_>) {
-    let f = place.numbered("f", 1);
-    let backend = place.backend;
+pub(crate) fn sizes_change_as_asked(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 1);
+    let backend = fixture.backend;
     backend.allocate(&f, at(3)).unwrap();
     assert_eq!(backend.size_bytes(&f).unwrap(), at(3));
-    assert_eq!(place.first_bytes("f"), [1, 0, 0]);
+    assert_eq!(fixture.first_bytes("f"), [1, 0, 0]);
     backend.allocate(&f, at(2)).unwrap();
     assert_eq!(backend.size_bytes(&f).unwrap(), at(3), "allocating never shrinks");
     backend.truncate(&f, at(1)).unwrap();
-    assert_eq!(place.first_bytes("f"), [1]);
+    assert_eq!(fixture.first_bytes("f"), [1]);
     backend.truncate(&f, 0).unwrap();
     backend.truncate(&f, at(2)).unwrap();
-    assert_eq!(place.first_bytes("f"), [0, 0], "truncating grows too");
-    let zeroed = file::create_zeroed(backend, &mut *place.queue(1), &place.path("z"), at(3)).unwrap();
+    assert_eq!(fixture.first_bytes("f"), [0, 0], "truncating grows too");
+    let zeroed = file::create_zeroed(backend, &mut *fixture.queue(1), &fixture.path("z"), at(3)).unwrap();
     assert_eq!(backend.size_bytes(&zeroed).unwrap(), at(3));
-    assert_eq!(place.first_bytes("z"), [0, 0, 0]);
+    assert_eq!(fixture.first_bytes("z"), [0, 0, 0]);
 }
 
-pub(crate) fn renames_replace(place: &Place<'_>) {
-    let (f, _g) = (place.numbered("f", 1), place.numbered("g", 2));
-    let backend = place.backend;
-    backend.rename(&place.path("f"), &place.path("g")).unwrap();
-    assert_eq!(backend.list(&place.dir).unwrap(), ["g"]);
-    assert_eq!(place.first_bytes("g"), [1]);
-    file::write_all(&mut *place.queue(1), &f, 0, block(7)).unwrap();
-    assert_eq!(place.first_bytes("g"), [7], "the handle follows the file");
-    assert_eq!(errno(backend.rename(&place.path("f"), &place.path("h"))), Some(Errno::NOT_FOUND));
+pub(crate) fn renames_replace(fixture: &BackendFixture<'_>) {
+    let (f, _g) = (fixture.numbered("f", 1), fixture.numbered("g", 2));
+    let backend = fixture.backend;
+    backend.rename(&fixture.path("f"), &fixture.path("g")).unwrap();
+    assert_eq!(backend.list(&fixture.dir).unwrap(), ["g"]);
+    assert_eq!(fixture.first_bytes("g"), [1]);
+    file::write_all(&mut *fixture.queue(1), &f, 0, block(7)).unwrap();
+    assert_eq!(fixture.first_bytes("g"), [7], "the handle follows the file");
+    assert_eq!(errno(backend.rename(&fixture.path("f"), &fixture.path("h"))), Some(Errno::NOT_FOUND));
 }
 
-pub(crate) fn links_share_and_removal_spares_open_files(place: &Place<'_>) {
-    let f = place.numbered("f", 1);
-    let backend = place.backend;
-    backend.link(&place.path("f"), &place.path("g")).unwrap();
-    assert_eq!(errno(backend.link(&place.path("f"), &place.path("g"))), Some(Errno::EXISTS));
-    assert_eq!(errno(backend.link(&place.path("no"), &place.path("h"))), Some(Errno::NOT_FOUND));
-    let mut queue = place.queue(1);
+pub(crate) fn links_share_and_removal_spares_open_files(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 1);
+    let backend = fixture.backend;
+    backend.link(&fixture.path("f"), &fixture.path("g")).unwrap();
+    assert_eq!(errno(backend.link(&fixture.path("f"), &fixture.path("g"))), Some(Errno::EXISTS));
+    assert_eq!(errno(backend.link(&fixture.path("no"), &fixture.path("h"))), Some(Errno::NOT_FOUND));
+    let mut queue = fixture.queue(1);
     file::write_all(&mut *queue, &f, 0, block(5)).unwrap();
-    backend.remove(&place.path("f")).unwrap();
-    assert_eq!(errno(backend.remove(&place.path("f"))), Some(Errno::NOT_FOUND));
-    assert_eq!(place.first_bytes("g"), [5]);
-    backend.remove(&place.path("g")).unwrap();
-    backend.sync_dir(&place.dir).unwrap();
-    assert!(backend.list(&place.dir).unwrap().is_empty());
+    backend.remove(&fixture.path("f")).unwrap();
+    assert_eq!(errno(backend.remove(&fixture.path("f"))), Some(Errno::NOT_FOUND));
+    assert_eq!(fixture.first_bytes("g"), [5]);
+    backend.remove(&fixture.path("g")).unwrap();
+    backend.sync_dir(&fixture.dir).unwrap();
+    assert!(backend.list(&fixture.dir).unwrap().is_empty());
     assert_eq!(file::read_exact(&mut *queue, &f, 0, BLOCK).unwrap()[..], [5; BLOCK]);
 }
 
-pub(crate) fn directories_list_their_names_sorted(place: &Place<'_>) {
-    let backend = place.backend;
+pub(crate) fn directories_list_their_names_sorted(fixture: &BackendFixture<'_>) {
+    let backend = fixture.backend;
     for name in ["b", "a", "10", "9", "B"] {
-        drop(place.create(name));
+        drop(fixture.create(name));
     }
-    backend.make_dir(&place.path("c")).unwrap();
-    assert_eq!(errno(backend.make_dir(&place.path("c"))), Some(Errno::EXISTS));
-    assert_eq!(errno(backend.make_dir(&place.path("no/c"))), Some(Errno::NOT_FOUND));
-    assert_eq!(backend.list(&place.dir).unwrap(), ["10", "9", "B", "a", "b", "c"]);
-    assert_eq!(errno(backend.list(&place.path("no"))), Some(Errno::NOT_FOUND));
-    assert_eq!(errno(backend.sync_dir(&place.path("no"))), Some(Errno::NOT_FOUND));
-    assert!(backend.list(&place.path("c")).unwrap().is_empty());
+    backend.make_dir(&fixture.path("c")).unwrap();
+    assert_eq!(errno(backend.make_dir(&fixture.path("c"))), Some(Errno::EXISTS));
+    assert_eq!(errno(backend.make_dir(&fixture.path("no/c"))), Some(Errno::NOT_FOUND));
+    assert_eq!(backend.list(&fixture.dir).unwrap(), ["10", "9", "B", "a", "b", "c"]);
+    assert_eq!(errno(backend.list(&fixture.path("no"))), Some(Errno::NOT_FOUND));
+    assert_eq!(errno(backend.sync_dir(&fixture.path("no"))), Some(Errno::NOT_FOUND));
+    assert!(backend.list(&fixture.path("c")).unwrap().is_empty());
 }
 
-pub(crate) fn stat_tells_what_stands_at_a_path(place: &Place<'_>) {
-    let _f = place.numbered("f", 2);
-    let backend = place.backend;
+pub(crate) fn stat_tells_what_stands_at_a_path(fixture: &BackendFixture<'_>) {
+    let _f = fixture.numbered("f", 2);
+    let backend = fixture.backend;
     let file = Stat { size_bytes: at(2), is_dir: false };
-    assert_eq!(backend.stat(&place.path("f")).unwrap(), Some(file));
-    assert_eq!(backend.stat(&place.dir).unwrap(), Some(Stat { size_bytes: 0, is_dir: true }));
+    assert_eq!(backend.stat(&fixture.path("f")).unwrap(), Some(file));
+    assert_eq!(backend.stat(&fixture.dir).unwrap(), Some(Stat { size_bytes: 0, is_dir: true }));
     for absent in ["no", "no/no", "f/no"] {
-        assert_eq!(backend.stat(&place.path(absent)).unwrap(), None, "{absent}");
+        assert_eq!(backend.stat(&fixture.path(absent)).unwrap(), None, "{absent}");
     }
 }
 
-pub(crate) fn a_lock_has_one_holder(place: &Place<'_>) {
-    let (backend, path) = (place.backend, place.path("LOCK"));
+pub(crate) fn a_lock_has_one_holder(fixture: &BackendFixture<'_>) {
+    let (backend, path) = (fixture.backend, fixture.path("LOCK"));
     let lock = backend.lock(&path).unwrap();
     let expected = Error::Locked { path: path.clone(), pid: Some(std::process::id()) };
     assert_eq!(backend.lock(&path).unwrap_err(), expected);
-    let other = backend.lock(&place.path("OTHER")).unwrap();
+    let other = backend.lock(&fixture.path("OTHER")).unwrap();
     drop(lock);
     drop(backend.lock(&path).unwrap());
     drop(other);
-    assert_eq!(backend.list(&place.dir).unwrap(), ["LOCK", "OTHER"]);
+    assert_eq!(backend.list(&fixture.dir).unwrap(), ["LOCK", "OTHER"]);
 }
 
-pub(crate) fn a_map_and_its_file_show_the_same_bytes(place: &Place<'_>) {
-    let f = place.numbered("f", 2);
-    let backend = place.backend;
+pub(crate) fn a_map_and_its_file_show_the_same_bytes(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 2);
+    let backend = fixture.backend;
     backend.sync(&f).unwrap();
     let map = backend.map_shared(&f, 2 * BLOCK).unwrap();
     assert_eq!(map.len_bytes(), 2 * BLOCK);
@@ -334,7 +334,7 @@ pub(crate) fn a_map_and_its_file_show_the_same_bytes(place: &Place<'_>) {
     map.read(BLOCK - 16, &mut around);
     if map.is_shared() {
         assert_eq!(around, *[[1; 8], [7; 8], [7; 8], [2; 8]].as_flattened());
-        let mut queue = place.queue(1);
+        let mut queue = fixture.queue(1);
         let buf = file::read_exact(&mut *queue, &f, 0, 2 * BLOCK).unwrap();
         assert_eq!(buf[BLOCK - 16..BLOCK + 16], around);
         file::write_all(&mut *queue, &f, at(1), block(9)).unwrap();
@@ -346,12 +346,12 @@ pub(crate) fn a_map_and_its_file_show_the_same_bytes(place: &Place<'_>) {
     backend.sync(&f).unwrap();
 }
 
-pub(crate) fn a_map_grows_with_its_file(place: &Place<'_>) {
-    let f = place.numbered("f", 2);
-    let backend = place.backend;
+pub(crate) fn a_map_grows_with_its_file(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 2);
+    let backend = fixture.backend;
     let map = backend.map_shared(&f, 4 * BLOCK).unwrap();
     assert_eq!(map.len_bytes(), 2 * BLOCK, "what is there");
-    let mut queue = place.queue(1);
+    let mut queue = fixture.queue(1);
     for (blocks, seen) in [(3, 3), (6, 4)] {
         file::write_all(&mut *queue, &f, at(blocks - 1), block(9)).unwrap();
         map.extend().unwrap();
@@ -369,27 +369,27 @@ pub(crate) fn a_map_grows_with_its_file(place: &Place<'_>) {
     backend.sync(&f).unwrap();
 }
 
-pub(crate) fn dropping_a_queue_waits_for_what_is_in_flight(place: &Place<'_>) {
-    let f = place.numbered("f", 8);
+pub(crate) fn dropping_a_queue_waits_for_operations_in_flight(fixture: &BackendFixture<'_>) {
+    let f = fixture.numbered("f", 8);
     for round in 10..20 {
-        let mut queue = place.queue(8);
+        let mut queue = fixture.queue(8);
         let writes = (0..8).map(|block| Operation::write(&f, at(block), Buf::from(&[round; BLOCK][..])));
         let mut waiting = numbered(writes);
         while !waiting.is_empty() {
             queue.submit(&mut waiting).unwrap();
         }
         drop(queue);
-        assert_eq!(place.first_bytes("f"), [round; 8]);
+        assert_eq!(fixture.first_bytes("f"), [round; 8]);
     }
 }
 
-pub(crate) fn everything_is_counted(place: &Place<'_>) {
-    let before = place.backend.counters();
-    let f = place.numbered("f", 3);
-    let mut queue = place.queue(4);
+pub(crate) fn everything_is_counted(fixture: &BackendFixture<'_>) {
+    let before = fixture.backend.counters();
+    let f = fixture.numbered("f", 3);
+    let mut queue = fixture.queue(4);
     file::run(&mut *queue, numbered([read(&f, 0), read(&f, 2), read(&f, 3)])).unwrap();
-    place.backend.sync(&f).unwrap();
-    let after = place.backend.counters();
+    fixture.backend.sync(&f).unwrap();
+    let after = fixture.backend.counters();
     assert_eq!(after.write.count - before.write.count, 3);
     assert_eq!(after.write.bytes - before.write.bytes, at(3));
     assert_eq!((after.read.count - before.read.count, after.read.bytes - before.read.bytes), (3, at(2)));
@@ -398,8 +398,8 @@ pub(crate) fn everything_is_counted(place: &Place<'_>) {
     assert!((4..=6).contains(&batches), "{batches} submits");
 }
 
-pub(crate) fn time_passes_and_numbers_differ(place: &Place<'_>) {
-    let backend = place.backend;
+pub(crate) fn time_passes_and_numbers_differ(fixture: &BackendFixture<'_>) {
+    let backend = fixture.backend;
     let begin = backend.now();
     backend.park(Duration::from_millis(1));
     assert!(backend.now() >= begin, "parking may end early, time does not go back");
@@ -413,7 +413,7 @@ macro_rules! with_promises {
     ($then:ident) => {
         $then! {
             opening_needs_the_name_to_be_there_or_not
-            what_was_written_is_read_back
+            written_bytes_are_read_back
             reads_are_short_at_the_end
             misaligned_operations_complete_as_invalid
             batches_larger_than_the_queue_wait_their_turn
@@ -428,7 +428,7 @@ macro_rules! with_promises {
             a_lock_has_one_holder
             a_map_and_its_file_show_the_same_bytes
             a_map_grows_with_its_file
-            dropping_a_queue_waits_for_what_is_in_flight
+            dropping_a_queue_waits_for_operations_in_flight
             everything_is_counted
             time_passes_and_numbers_differ
         }

@@ -13,7 +13,7 @@ use aio::{
     SimBackend, Submission, Waking,
 };
 
-use crate::support::{self, BLOCK, Place, assert_block, read};
+use crate::support::{self, BLOCK, NativeFixture, assert_block, read};
 
 fn reactor(slots: usize) -> Reactor {
     Reactor::new(Context::builder().slots(slots)).unwrap()
@@ -29,8 +29,8 @@ async fn read_all(reactor: &Reactor, file: &aio::File, blocks: u64) {
 
 #[test]
 fn blocks_are_read_without_an_executor() {
-    let place = Place::new();
-    let file = place.file("file", 64);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 64);
     let reactor = reactor(4);
     let reads: Vec<_> = (0..64).map(|block| reactor.submit(read(&file, block))).collect();
     for read in reads {
@@ -40,8 +40,8 @@ fn blocks_are_read_without_an_executor() {
 
 #[test]
 fn blocks_are_read_under_tokio() {
-    let place = Place::new();
-    let file = place.file("file", 64);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 64);
     let reactor = reactor(4);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -59,8 +59,8 @@ fn blocks_are_read_under_tokio() {
 
 #[test]
 fn blocks_are_read_under_smol() {
-    let place = Place::new();
-    let file = place.file("file", 64);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 64);
     let reactor = reactor(4);
     smol::block_on(read_all(&reactor, &file, 64));
     let executor = smol::LocalExecutor::new();
@@ -74,8 +74,8 @@ fn blocks_are_read_under_smol() {
 
 #[test]
 fn one_reactor_serves_many_threads() {
-    let place = Place::new();
-    let file = place.file("file", 64);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 64);
     for waking in [Waking::Poll, Waking::Signal(libc::SIGRTMIN() + 1)] {
         let reactor = Reactor::new(Context::builder().slots(8).waking(waking)).unwrap();
         std::thread::scope(|scope| {
@@ -96,7 +96,7 @@ fn reactor_threads() -> usize {
     tasks.filter_map(name).filter(|name| name.trim() == "aio-reactor").count()
 }
 
-/// The only test that counts threads runs the others' reactors in a process of its own.
+/// The only test that counts threads. It runs in a process of its own, without the reactors of the other tests.
 #[test]
 fn there_is_one_thread_for_all_operations() {
     const MARK: &str = "AIO_TEST_COUNT_THREADS";
@@ -138,8 +138,8 @@ impl Wake for Count {
 
 #[test]
 fn futures_can_be_dropped_at_any_stage() {
-    let place = Place::new();
-    let file = place.file("file", 32);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 32);
     let event = EventFd::new().unwrap();
     let reactor = reactor(4);
     let count = Arc::new(Count::default());
@@ -154,7 +154,7 @@ fn futures_can_be_dropped_at_any_stage() {
             assert_block(reactor.submit(read(&file, 30)).wait().unwrap());
         }
         drop(reads);
-        // Never ready: an abandoned one that was not cancelled would keep its slot for ever.
+        // Never ready: an abandoned poll that was not cancelled would keep its slot for ever.
         drop(reactor.submit(Operation::poll(&event, Readiness::READABLE)));
         let others: Vec<Buf> = (0..32).map(|_| support::block(0xEE)).collect();
         assert_block(reactor.submit(read(&file, 31)).wait().unwrap());
@@ -182,8 +182,8 @@ fn a_task_that_finds_no_room_is_woken() {
 
 #[test]
 fn thousands_of_reads_wait_for_a_few_slots() {
-    let place = Place::new();
-    let file = place.file("file", 64);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 64);
     let backend = NativeBackend::new();
     let reactor = backend.reactor(4).unwrap();
     let block = |at: usize| (at % 64 * BLOCK) as u64;
@@ -200,8 +200,8 @@ fn thousands_of_reads_wait_for_a_few_slots() {
 
 #[test]
 fn what_is_dropped_before_its_turn_is_never_started() {
-    let place = Place::new();
-    let file = place.file("file", 64);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 64);
     let event = EventFd::new().unwrap();
     let backend = NativeBackend::new();
     let reactor = backend.reactor(1).unwrap();
@@ -251,8 +251,8 @@ fn a_refused_operation_comes_back() {
 
 #[test]
 fn a_reactor_that_was_shut_down_refuses() {
-    let place = Place::new();
-    let file = place.file("file", 4);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 4);
     let event = EventFd::new().unwrap();
     let reactor = reactor(2);
     let reads: Vec<_> = (0..2).map(|block| reactor.submit(read(&file, block))).collect();
@@ -272,8 +272,8 @@ fn a_reactor_that_was_shut_down_refuses() {
 
 #[test]
 fn what_was_handed_over_is_done_without_the_reactor_handle() {
-    let place = Place::new();
-    let file = place.file("file", 4);
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 4);
     let reads: Vec<_> = {
         let reactor = reactor(4);
         (0..4).map(|block| reactor.submit(read(&file, block))).collect()
@@ -388,7 +388,7 @@ fn a_queue_that_fails_ends_everything_with_its_error() {
     for (at, read) in reads.into_iter().enumerate() {
         let refused = read.wait().unwrap_err();
         assert_eq!(refused.error.errno(), Some(Errno::IO));
-        assert_eq!(refused.operation.is_some(), at >= 4, "the queue keeps what was in flight");
+        assert_eq!(refused.operation.is_some(), at >= 4, "the queue keeps the operations in flight");
     }
     assert!(reactor.has_failed());
     assert_eq!(reactor.submit(read(&file, 0)).wait().unwrap_err().error.errno(), Some(Errno::IO));

@@ -1,4 +1,4 @@
-//! What the simulated disk may lose and must keep at a crash.
+//! The simulated disk: the changes that a crash may lose and those that it must keep.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -123,7 +123,7 @@ fn a_write_in_flight_may_be_on_the_disk() {
     submit(&mut *queue, [write(&f, 0, 2)]);
     assert_eq!(outcomes(&sim), BTreeSet::from([vec![1, 1], vec![2, 1]]));
     let seen = sim.snapshot().read_file(path("/d/f")).unwrap();
-    assert_eq!(seen[0], 1, "nobody sees it before it completes");
+    assert_eq!(seen[0], 1, "it is not visible before it completes");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn an_unsynced_size_is_old_or_new() {
     assert_eq!(
         outcomes(&sim),
         BTreeSet::from(expected),
-        "what follows a cut never mixes with what it cut off"
+        "bytes written after a truncation never mix with the truncated ones"
     );
 }
 
@@ -352,10 +352,10 @@ fn after_a_crash_nothing_works_and_nothing_changes() {
     drop(queue);
     assert_eq!(sim.snapshot().fingerprint(), before);
     let expected = [[1, 1], [1, 3], [2, 1], [2, 3]].map(Vec::from);
-    assert_eq!(outcomes(&sim), BTreeSet::from(expected), "what was in flight may have happened");
+    assert_eq!(outcomes(&sim), BTreeSet::from(expected), "writes in flight may have happened");
 }
 
-/// A run that touches everything; returns the trace hash.
+/// A run that uses every kind of call; returns the trace hash.
 fn busy_run(sim: &SimBackend) -> aio::Result<()> {
     sim.make_dir(path("/d"))?;
     let mut queue = sim.queue(8)?;
@@ -426,7 +426,7 @@ fn random_power_cuts_reach_every_state_and_no_other() {
 }
 
 #[test]
-fn units_come_in_the_same_order_whatever_is_answered() {
+fn the_order_of_units_does_not_depend_on_answers() {
     let (sim, mut queue, f) = machine(19, 1);
     fill(&mut *queue, &f, 0, 3, 2);
     sim.truncate(&f, 0).unwrap();

@@ -1,4 +1,4 @@
-//! How the simulated machine fails: each kind of fault, what it leaves, and how operations are scheduled.
+//! The faults of the simulated machine: each kind, its effect on the disk, and the scheduling of operations.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -90,7 +90,11 @@ fn each_call_fails_with_the_planned_error_once() {
         sim.fail(FaultPlan::new(Fault::Errno(Errno::READ_ONLY)).on(&[kind]));
         let before = sim.snapshot().power_cut_all().fingerprint();
         assert_eq!(call(kind), Some(Errno::READ_ONLY), "{kind:?}");
-        assert_eq!(sim.snapshot().power_cut_all().fingerprint(), before, "{kind:?} failed and did something");
+        assert_eq!(
+            sim.snapshot().power_cut_all().fingerprint(),
+            before,
+            "{kind:?} failed but changed the disk"
+        );
         assert_eq!(call(kind), None, "{kind:?} fails once");
     }
     assert_eq!(sim.faults_struck(), kinds.len() as u64);
@@ -318,7 +322,7 @@ fn overlapping_writes_in_flight_are_a_bug() {
 
 #[test]
 #[should_panic(expected = "would hang")]
-fn waiting_for_what_nobody_will_do_is_a_bug() {
+fn a_wait_that_can_never_end_panics() {
     let (_sim, mut queue, _f) = machine(15, 1);
     let _ = queue.wait(1, None, &mut Vec::new());
 }

@@ -1,4 +1,4 @@
-//! Random runs of one simulated file against a naive model of what a power cut may leave.
+//! Random runs of one simulated file against a naive model of the states that a power cut may leave.
 //!
 //! `SEED=` replays one run.
 
@@ -14,7 +14,7 @@ const SECTORS: usize = 20;
 const RUNS: u64 = 300;
 const STEPS: usize = 60;
 
-/// What the file may be, sector by sector; every sector holds one byte value all over.
+/// The possible states of the file, by sector. All bytes of a sector have one value.
 #[derive(Debug)]
 struct Model {
     seen: Vec<u8>,
@@ -61,7 +61,7 @@ impl Model {
         self.settle(self.seen.clone());
     }
 
-    /// This is what the file is, for certain.
+    /// Makes this the only possible state of the file.
     fn settle(&mut self, seen: Vec<u8>) {
         self.sizes = BTreeSet::from([seen.len()]);
         for (sector, possible) in self.possible.iter_mut().enumerate() {

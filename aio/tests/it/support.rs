@@ -1,4 +1,4 @@
-//! What the tests of contexts share: a directory on a real file system, and files in it.
+//! Helpers shared by the tests of contexts: a directory on a real file system, and files in it.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -12,16 +12,16 @@ pub(crate) const FOREVER: Duration = Duration::from_mins(1);
 /// Bytes of a block.
 pub(crate) const BLOCK: usize = 4096;
 
-/// A directory that goes with its owner.
-pub(crate) struct Place {
+/// A native backend and a directory, which is removed on drop.
+pub(crate) struct NativeFixture {
     pub(crate) backend: NativeBackend,
     pub(crate) dir: tempfile::TempDir,
 }
 
-impl Place {
-    pub(crate) fn new() -> Place {
+impl NativeFixture {
+    pub(crate) fn new() -> NativeFixture {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        Place { backend: NativeBackend::new(), dir }
+        NativeFixture { backend: NativeBackend::new(), dir }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -45,7 +45,7 @@ pub(crate) fn block(byte: u8) -> Buf {
     Buf::from(&[byte; BLOCK][..])
 }
 
-/// Where a block begins.
+/// The offset of a block in bytes.
 pub(crate) fn at(block: u64) -> u64 {
     block * BLOCK as u64
 }
@@ -55,7 +55,7 @@ pub(crate) fn read(file: &File, block: u64) -> Operation {
     Operation::read(file, at(block), Buf::zeroed(BLOCK)).with_token(block)
 }
 
-/// Every block that [`Place::file`] made holds its number.
+/// Every block that [`NativeFixture::file`] made holds its number.
 pub(crate) fn assert_block(done: Completion) {
     let number = u8::try_from(done.operation.token()).unwrap();
     let buf = done.whole().unwrap().into_buf();
