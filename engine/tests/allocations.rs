@@ -102,7 +102,7 @@ fn keys_of_entries_in_memory_copy_no_value_and_allocate_nothing() {
     let builder = Db::builder().backend(Arc::new(sim)).background(Background::Manual);
     let db = builder.memory_budget_bytes(64 << 20).open("/store").unwrap();
     let ks = db.keyspace("default").unwrap();
-    // Two versions of every key, so that the back has to look at both.
+    // Two versions of every key, so that a step from the back reads both.
     for number in 0..200 {
         ks.put(key(number % 100), vec![b'v'; VALUE_BYTES]).unwrap();
     }

@@ -51,7 +51,7 @@ pub struct Metrics {
     pub cache_misses: u64,
     /// Block cache: bytes held.
     pub cache_bytes: u64,
-    /// Memory of open segments beside their blocks, in bytes: indexes and filters, or the tops that lead to them. With
+    /// Memory of open segments without their blocks, in bytes: indexes and filters, or the tops that lead to them. With
     /// [`cache_bytes`](Metrics::cache_bytes) it is within one part of the memory budget.
     pub pinned_bytes: u64,
     /// Segments whose indexes and filters do not fit into memory, and come through the block cache.

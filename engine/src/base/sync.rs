@@ -5,7 +5,7 @@
 //! store and takes each operation of the memtable as one step.
 //!
 //! Invariants: `memtable/{latch,node,tree,filter}.rs`, the links of `memtable/arena.rs` and `cache/{hazard,hazard_slots}.rs`
-//! take their atomics from here; only files of the memtable name `parking_lot` beside this one. Counters and the marks of the
+//! take their atomics from here; besides this file only files of the memtable name `parking_lot`. Counters and the marks of the
 //! cache are plain atomics: the correctness of no thread depends on them.
 
 #[cfg(loom)]

@@ -1,4 +1,4 @@
-//! Compaction: merging runs so that a read meets few of them and dead entries give their space back.
+//! Compaction: merges runs, so that a read searches few of them and dead entries take no space.
 //!
 //! `picker` chooses the runs to merge and does no I/O. `output` writes segments and decides nothing. `warm` reads the hot
 //! blocks of the inputs back into the cache. A merge takes whole runs, and one merge runs at a time.

@@ -1,4 +1,4 @@
-//! The manifest: the log of edits that says which files are live. A file is live only through it.
+//! The manifest: the log of edits that names the live files. A file is live only through it.
 //!
 //! ```text
 //!   manifest-NNNNNN, zero-written once, of fixed size:
@@ -148,7 +148,7 @@ impl Manifest {
         self.writer.lock().file.is_direct()
     }
 
-    /// Makes the edits durable, all or none, and then current; gives back the version that they lead to.
+    /// Makes the edits durable, all or none, and then current. Returns the resulting version.
     ///
     /// `NoSpace` and a lack of handles change nothing. Any other failure halts the manifest.
     pub(crate) fn append(&self, edits: &[Edit]) -> Result<Arc<Version>> {

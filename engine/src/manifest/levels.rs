@@ -189,7 +189,7 @@ impl Levels {
         found
     }
 
-    /// Whether the output would stand below a piece that was older than the inputs.
+    /// Whether the output would be below a piece that was older than the inputs.
     fn lies_above(&self, Merged { oldest, into, out, .. }: &Merged) -> bool {
         let passed = self.runs.iter().filter(|run| *into < run.stamp && run.stamp < *oldest);
         let mut passed = passed.flat_map(|run| &run.pieces);

@@ -1,4 +1,4 @@
-//! The reserved part of the cache's budget: the memory of open segments beside their blocks.
+//! The reserved part of the cache's budget: the memory of open segments without their blocks.
 //!
 //! The cache has the rest of the budget. Reserved memory is never evicted. A request is granted only while all reserved bytes
 //! are at most half of the budget. Memory that cannot be refused is taken without this limit. For the output of a compaction

@@ -52,7 +52,7 @@ pub(super) struct Ref<T>(NonZeroU32, PhantomData<fn() -> T>);
 /// A reference that may change: it publishes the object to the threads that load it.
 pub(super) struct Link<T>(AtomicU32, PhantomData<fn() -> T>);
 
-/// One version of one key. Key and value stand behind it.
+/// One version of one key. Key and value are directly behind it.
 #[derive(Debug)]
 #[repr(C, align(8))]
 pub(super) struct KeyVersion {

@@ -157,7 +157,7 @@ fn two_inserts_into_one_leaf_are_both_found() {
     });
 }
 
-/// Both inserts go to the leaf that is noted as the rightmost.
+/// Both inserts go to the leaf that is remembered as the rightmost one.
 #[test]
 fn two_keys_behind_the_last_are_both_found() {
     explore(2, || {

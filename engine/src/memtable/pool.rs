@@ -1,7 +1,7 @@
 //! Memory for all memtables of a store: chunks of dropped tables are reused, so that their pages stay mapped.
 //!
 //! Invariants:
-//! - only chunks of the full size are kept, and only as many as fit beside the tables into the budget of the memtables;
+//! - only chunks of the full size are kept, and only as many as fit into the budget of the memtables together with the tables;
 //! - `used_bytes` is the memory of all tables together.
 
 use parking_lot::Mutex;

@@ -48,7 +48,7 @@ pub(super) struct KeyTree {
     last: Link<Node>,
 }
 
-/// The leaf that a descent looks for.
+/// The leaf that a descent searches.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LeafTarget<'a> {
     /// The leaf in which this key is, or would be.

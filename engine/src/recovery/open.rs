@@ -1,4 +1,4 @@
-//! Open: a straight line from a directory to a store, before any thread starts.
+//! Open: the steps from a directory to a store, before any thread starts.
 //!
 //! 1. `enter`: the directory and its lock; 2. read the manifest; 3. `replay`: read the log and the ring; 4. `load`: open the
 //!    segments (so far only empty directories were made, so a refused open changes no data); 5. `replay`: write

@@ -2,7 +2,7 @@
 //!
 //! An open refuses a damaged log: behind the damage there were acknowledged writes, and a program cannot decide which of
 //! them may be lost. A repair is that decision, made by a person: the log ends with the last whole record before the damage,
-//! or goes on from there with the records that the ring still has.
+//! or continues with the records that the ring still has.
 //!
 //! Invariant: only [`Builder::repair`](crate::Builder::repair) repairs.
 
@@ -17,7 +17,7 @@ pub struct LogDamage {
     pub error: Error,
     /// Records of log and ring that are kept. Entries of segments are kept in any case.
     pub kept_records: u64,
-    /// Bytes of acknowledged log behind the cut, as far as the readable part of the log tells. 0 if the ring has all of it.
+    /// Bytes of acknowledged log behind the cut, as far as the readable part of the log shows. 0 if the ring has all of them.
     /// Records that keyspaces had flushed already are kept.
     pub cut_bytes: u64,
 }

@@ -1,7 +1,7 @@
 //! The unit of checksum and cache: about 8 KiB of entries, as columns.
 //!
-//! A point read compares one byte per entry (the fingerprints, which stand side by side) and touches the entries
-//! only where that byte fits; a seek is a binary search over 4-byte key heads and compares keys only on ties.
+//! A point read compares one byte per entry (the fingerprints, which are adjacent) and touches the entries
+//! only where that byte is equal; a seek is a binary search over 4-byte key heads and compares keys only on ties.
 //!
 //! ```text
 //!   stored block:  OFFSET  SIZE  FIELD (all integers little-endian)
@@ -48,7 +48,7 @@ use crate::base::prefetch::prefetch_bytes;
 /// Size of the stored block's header.
 pub(super) const STORED_HEADER_BYTES: usize = 8;
 pub(super) const RAW_HEADER_BYTES: usize = 24;
-/// Memory of a frame beside the raw bytes: two counts, and the columns.
+/// Memory of a frame without the raw bytes: two counts, and the columns.
 const FRAME_BYTES: usize = size_of::<Head>() + 2 * size_of::<usize>();
 /// Bytes that [`Block::prefetch`] fetches: all up to the ends of 70 entries.
 const FRONT_BYTES: usize = 14 * 64;
@@ -148,7 +148,7 @@ struct Columns {
 /// before the raw bytes, so both are fetched together and from one page.
 pub(crate) type Frame = ThinArc<Head, u8>;
 
-/// Facts about a block beside its bytes.
+/// Facts about a block that are kept with its bytes.
 #[derive(Debug)]
 pub(crate) struct Head {
     columns: Columns,

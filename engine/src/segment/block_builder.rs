@@ -165,13 +165,13 @@ impl BlockBuilder {
     }
 }
 
-/// The `i`th of strings that stand behind each other.
+/// The `i`th of adjacent strings.
 fn part<'a>(bytes: &'a [u8], ends: &[usize], i: usize) -> &'a [u8] {
     let start = if i == 0 { 0 } else { ends.get(i - 1).copied().unwrap_or(0) };
     bytes.get(start..ends.get(i).copied().unwrap_or(0)).unwrap_or_default()
 }
 
-/// The low `width` bytes of a number; the caller knows that the others are zero.
+/// The low `width` bytes of a number. The others must be zero.
 fn put_uint(out: &mut Vec<u8>, value: u64, width: u8) {
     let bytes = value.to_le_bytes();
     let (low, high) = bytes.split_at(usize::from(width));

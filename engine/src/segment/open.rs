@@ -21,7 +21,7 @@ use crate::io::files::Files;
 use crate::memory::cache::Slots;
 use crate::memory::reserve::Reserved;
 
-/// The input of an open, beside the manifest's description of the segment.
+/// The input of an open, without the manifest's description of the segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening<'a> {
     pub(crate) files: &'a Arc<Files>,

@@ -34,7 +34,7 @@ pub(super) const PAGE_LINES: usize = 60;
 /// Stored size of a full filter block.
 pub(super) const PAGE_BYTES: u64 = 4096;
 
-/// Bytes of a filter block beside its lines: both headers, a fingerprint in its 32 lanes, head, end, key.
+/// Bytes of a filter block without its lines: both headers, a fingerprint in its 32 lanes, head, end, key.
 const PAGE_FRONT_BYTES: usize = STORED_HEADER_BYTES + RAW_HEADER_BYTES + 32 + 4 + 2 + FILTER_KEY.len();
 const FILTER_KEY: &[u8] = &[0];
 
@@ -101,7 +101,7 @@ pub(super) fn lines_in(block: Block<'_>) -> &[[u8; LINE_BYTES]] {
     block.value(0).as_chunks::<LINE_BYTES>().0
 }
 
-/// Whether a search of an index block finds each of its separators. A verification checks this beside the checks of each read.
+/// Whether a search of an index block finds each of its separators. A verification checks this; a read does not.
 pub(super) fn is_searchable(block: Block<'_>) -> bool {
     let (mut key, mut first) = (Vec::new(), 0);
     (0..block.len()).all(|i| {

@@ -11,7 +11,7 @@
 //!      ...    4q  checksums of the filter blocks, padding included; q = b / 60, rounded up
 //! ```
 //!
-//! Filter blocks begin where the index blocks end, 4096 bytes apart. The smallest key of the segment stands in the index.
+//! Filter blocks begin where the index blocks end, 4096 bytes apart. The smallest key of the segment is in the index.
 //!
 //! Invariants, checked when decoding: index blocks follow the data blocks, filter blocks the index blocks, and the top
 //! the filter blocks, without a gap. [`Top::check`] checks that a block is the one that the top describes.

@@ -1,6 +1,6 @@
 //! Reading everything and checking every checksum and every rule between files.
 //!
-//! Order: the manifest, the names it gives, the log, then every segment. Cost: one read of every byte of the store.
+//! Order: the manifest, the files it names, the log, then every segment. Cost: one read of every byte of the store.
 //!
 //! Invariant: it changes nothing, and reported damage is damage on the device: no file is written while it is read.
 

@@ -1,6 +1,6 @@
 //! The golden store: a small store of today's format, as the program that wrote it left it.
 //!
-//! `golden/FILES` names the files of the store with their sizes; each stands beside it under the same path, without the
+//! `golden/FILES` names the files of the store with their sizes; each is beside it under the same path, without the
 //! zeros at its end. One test opens the store and compares everything in it, one flips bits, one changes a version. The
 //! last makes the store again from the same seed and compares the bytes. A change of bytes fails it, and needs a new
 //! format version. `GOLDEN=write` (`just golden`) writes the store anew.
@@ -15,7 +15,7 @@ use aio::{Backend, SimBackend};
 use esker::testing::{Background, BuilderExt, Sizes};
 use esker::{Db, Durability, Error, Keyspace};
 
-/// Where the store stands on the simulated disk.
+/// The directory of the store on the simulated disk.
 const ROOT: &str = "/store";
 
 /// Seed of the machine that wrote the store; the store's id comes from it.

@@ -1,4 +1,4 @@
-//! The first failed write or sync of log or manifest halts the store: reads go on, every later write gets the first cause,
+//! The first failed write or sync of log or manifest halts the store: reads still work, every later write gets the first cause,
 //! no thread waits for ever, nothing is retried, and a reopen has every acknowledged write.
 
 use std::collections::BTreeMap;

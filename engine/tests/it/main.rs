@@ -1,6 +1,6 @@
 //! Tests of the store through its public interface. They are one program, since that builds fastest.
 //!
-//! Tests that need a process of their own (an allocator that counts, a fork, the machine's AIO slots, a scheduler) stand
+//! Tests that need a process of their own (an allocator that counts, a fork, the machine's AIO slots, a scheduler) are
 //! beside this folder.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]

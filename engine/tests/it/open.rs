@@ -18,7 +18,7 @@ fn small() -> Builder {
     Db::builder().background(Background::Manual).sizes(sizes)
 }
 
-/// Writes to a new store on `machine`, cuts the power so that all unsynced changes are lost, and looks for the writes.
+/// Writes to a new store on `machine`, cuts the power so that all unsynced changes are lost, and searches for the writes.
 fn write_and_cut(machine: &SimBackend, path: &Path) {
     let db = small().backend(Arc::new(machine.clone())).open(path).unwrap();
     db.keyspace("default").unwrap().put("key", "value").unwrap();

@@ -109,7 +109,7 @@ fn the_ring_replaces_damaged_records_as_far_as_it_reaches() {
         let mut damaged = image.clone();
         damaged.flip_bit(log, 3000);
         if nth == 1 {
-            // All records stand at its front.
+            // All records are at its front.
             damaged.damage(&paths(&image, "/ring-")[0], |bytes| bytes.truncate(32 << 10));
         }
         let sim = SimBackend::from_image(damaged, 7);
@@ -296,7 +296,7 @@ fn a_log_file_that_was_used_proves_that_the_manifest_has_lost_its_edit() {
 #[test]
 fn where_a_file_without_its_edit_is_damaged_too_a_repair_takes_the_records_before() {
     let (puts, image) = without_an_activation().remove(40);
-    // Puts 32 to 47 stand in the third file, one in each group.
+    // Puts 32 to 47 are in the third file, one in each group.
     let mut damaged = image.clone();
     damaged.flip_bit(&logs(&image)[2], (5 * 4096 + 300) * 8);
     let sim = SimBackend::from_image(damaged, 7);

@@ -18,7 +18,7 @@ use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
 
 use crate::history::{self, Bounds, History, KEYSPACES, KeyId, Seen, Shape};
 use crate::machine::Machine;
-use crate::scheduler::{Case, Random, Seeded};
+use crate::scheduler::{Random, RunKind, Seeded};
 
 const DIRECTORY: &str = "/store";
 
@@ -126,7 +126,7 @@ impl Bed {
             }
             batch.commit().map(|_| ())
         };
-        // No other task runs between the look at the machine and the note in the history.
+        // No other task runs between the check of the machine and the update of the history.
         if !self.machine.sim.has_crashed() {
             assert!(!had_halted || result.is_err(), "a write after the store said that it has halted");
             match &result {
@@ -138,7 +138,7 @@ impl Bed {
         result
     }
 
-    /// Does so many operations of a writer. One in `powerful` must survive a power cut, the others the process.
+    /// Does so many operations of a writer. About one in `powerful` must survive a power cut, the others the process's death.
     pub(crate) fn write_all(&self, writer: usize, operations: u64, powerful: u64) {
         for _ in 0..operations {
             let level = if chance(powerful) { Durability::Power } else { Durability::Process };
@@ -288,9 +288,9 @@ fn setup(scenario: &Scenario) -> DiskImage {
     sim.snapshot().power_cut_all()
 }
 
-/// How a run ends.
+/// The crash at the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum CrashKind {
     Process,
     Power,
 }
@@ -322,7 +322,7 @@ fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tall
     let sim = SimBackend::from_image(image.clone(), below(u64::MAX));
     sim.stop_tracing();
     wal::scheduled::set_timers(chance(2));
-    let end = if chance(2) { End::Process } else { End::Power };
+    let end = if chance(2) { CrashKind::Process } else { CrashKind::Power };
     // One run in eight ends without a crash inside.
     if let Some(events) = crash_below
         && !chance(8)
@@ -349,8 +349,8 @@ fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tall
     }
     sim.clear_faults();
     let image = match end {
-        End::Process => sim.snapshot().process_crash(below(u64::MAX)),
-        End::Power => match below(4) {
+        CrashKind::Process => sim.snapshot().process_crash(below(u64::MAX)),
+        CrashKind::Power => match below(4) {
             0 => sim.snapshot().power_cut_none(),
             1 => sim.snapshot().power_cut_all(),
             _ => sim.snapshot().power_cut_random(below(u64::MAX)),
@@ -358,8 +358,8 @@ fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tall
     };
     let history = history.lock().unwrap();
     let least = match end {
-        End::Process => history.ended(),
-        End::Power => history.durable(),
+        CrashKind::Process => history.ended(),
+        CrashKind::Power => history.durable(),
     };
     if let Err(why) = reopened(scenario, image, history.temporary)
         .and_then(|seen| history.judge(&seen, &least, &history.sent()))
@@ -420,14 +420,14 @@ pub(crate) fn explore(scenario: Scenario) {
     let sum = Arc::clone(&tally);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         Runner::new(scheduler, config).run(move || {
-            let case = told.lock().unwrap().case;
-            if case == Case::Setup {
+            let kind = told.lock().unwrap().kind;
+            if kind == RunKind::Setup {
                 image.set(setup(&scenario)).expect("once");
                 return;
             }
             let image = image.get().expect("the first run made it");
             let run = run(&scenario, image, events.get().copied());
-            if case == Case::Probe {
+            if kind == RunKind::Probe {
                 events.set(run.events).expect("once");
             } else {
                 sum.lock().unwrap().add(&run);
@@ -450,10 +450,10 @@ pub(crate) fn explore(scenario: Scenario) {
             assert!(seed.is_some() || (sum.crashes > all / 4 && sum.ended > all), "{means}");
         }
         Err(panic) => {
-            let case = board.lock().unwrap_or_else(PoisonError::into_inner).case;
-            match case {
-                Case::Seed(seed) => eprintln!("{name} failed; again: SEED={seed} just schedules {name}"),
-                case => eprintln!("{name} failed in its {case:?}; again: SEED=0 just schedules {name}"),
+            let kind = board.lock().unwrap_or_else(PoisonError::into_inner).kind;
+            match kind {
+                RunKind::Seed(seed) => eprintln!("{name} failed; again: SEED={seed} just schedules {name}"),
+                kind => eprintln!("{name} failed in its {kind:?}; again: SEED=0 just schedules {name}"),
             }
             resume_unwind(panic);
         }

@@ -13,7 +13,7 @@ const CHANGES: usize = 2;
 
 /// The purpose of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Case {
+pub(crate) enum RunKind {
     /// Makes the disk that all others start from.
     Setup,
     /// Runs without a crash, to count steps and events.
@@ -25,7 +25,7 @@ pub(crate) enum Case {
 /// State shared by the scheduler and the runs.
 #[derive(Debug)]
 pub(crate) struct Board {
-    pub(crate) case: Case,
+    pub(crate) kind: RunKind,
     /// Choices of the first run.
     steps: u64,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Seeded {
 impl Seeded {
     /// The seeds of the runs after setup and probe.
     pub(crate) fn new(seeds: Range<u64>) -> (Seeded, Arc<Mutex<Board>>) {
-        let board = Arc::new(Mutex::new(Board { case: Case::Setup, steps: 0 }));
+        let board = Arc::new(Mutex::new(Board { kind: RunKind::Setup, steps: 0 }));
         let seeded = Seeded {
             board: Arc::clone(&board),
             seeds,
@@ -128,24 +128,24 @@ impl Seeded {
 impl Scheduler for Seeded {
     fn new_execution(&mut self) -> Option<Schedule> {
         let mut board = self.board.lock().unwrap();
-        if board.case == Case::Probe {
+        if board.kind == RunKind::Probe {
             board.steps = self.steps;
         }
-        let (case, seed) = match self.runs {
-            0 => (Case::Setup, 0),
-            1 => (Case::Probe, 0),
+        let (kind, seed) = match self.runs {
+            0 => (RunKind::Setup, 0),
+            1 => (RunKind::Probe, 0),
             _ => {
                 let seed = self.seeds.next()?;
-                (Case::Seed(seed), seed)
+                (RunKind::Seed(seed), seed)
             }
         };
         self.runs += 1;
-        board.case = case;
+        board.kind = kind;
         self.choices = Random::new(seed);
         self.values = Random::new(self.choices.next());
-        self.way = match (case, seed % 4) {
-            (Case::Seed(_), 0 | 2) => Way::Priority,
-            (Case::Seed(_), 1) => Way::Reluctant,
+        self.way = match (kind, seed % 4) {
+            (RunKind::Seed(_), 0 | 2) => Way::Priority,
+            (RunKind::Seed(_), 1) => Way::Reluctant,
             _ => Way::Any,
         };
         self.priorities.clear();

@@ -1,8 +1,8 @@
 //! Slots that own one counted value each, and guards that protect a value without a count: hazard pointers.
 //!
 //! ```text
-//!   load:   load the slot -> announce the value -> load it again: still there, so it is held; else announce the other
-//!   let go: clear the announcement
+//!   load:   load the slot -> announce the value -> load it again: the same, so it is held; else announce the other one
+//!   drop:   clear the announcement
 //!   free:   take the value out of its slot -> read all hazard slots -> not announced, so drop its count
 //! ```
 //!
@@ -71,7 +71,7 @@ unsafe impl<H: Send + Sync + 'static, T: Send + Sync + 'static> Counted for Thin
     }
 }
 
-// SAFETY: the pointer is that to the value, which stands behind its counts, so values without bytes have different addresses,
+// SAFETY: the pointer is that to the value, which is behind its counts, so values without bytes have different addresses,
 // too; an `Arc` is this pointer and nothing else.
 unsafe impl<T: Send + Sync + 'static> Counted for Arc<T> {
     fn into_raw(self) -> NonNull<()> {
@@ -127,7 +127,7 @@ impl<V: Counted> Slot<V> {
         let Some(seen) = NonNull::new(self.value.load(Ordering::Relaxed)) else { return Held::NOTHING };
         let Some(slot) = hazard_slots::free_slot() else { return self.load_counted(seen) };
         let Some(found) = self.announce(slot, seen) else { return Held::NOTHING };
-        // SAFETY: it came out of `into_raw` in `fill`, and its count is there: the slot had it when it was announced, and
+        // SAFETY: the pointer is from `into_raw` in `fill`, and its count exists: the slot owned it when it was announced, and
         // `free_unheld` drops it only when it is not announced. This value is never dropped.
         let value = unsafe { V::from_raw(found) };
         Held { value: ManuallyDrop::new(Some(value)), announced: Some(slot) }
@@ -138,7 +138,7 @@ impl<V: Counted> Slot<V> {
     fn load_counted(&self, seen: NonNull<()>) -> Held<V> {
         let counted = hazard_slots::in_passing(|slot| {
             let found = self.announce(slot, seen)?;
-            // SAFETY: as in `load`; it is announced until its second count is there, and is never dropped.
+            // SAFETY: as in `load`. It is announced until its second count exists, and is never dropped.
             let value = ManuallyDrop::new(unsafe { V::from_raw(found) });
             let counted = V::clone(&value);
             slot.clear();
@@ -173,8 +173,8 @@ impl<V: Counted> Slot<V> {
     /// Takes the value out, if there is one. `charge` is its size in the budget, in bytes.
     pub(crate) fn take(&self, charge: u64) -> Option<Taken<V>> {
         let taken = NonNull::new(self.value.swap(ptr::null_mut(), Ordering::SeqCst))?;
-        // SAFETY: it came out of `into_raw` in `fill`, and the slot's count goes with it. The values that `load` makes of it
-        // are never dropped.
+        // SAFETY: the pointer is from `into_raw` in `fill`, and this value takes over the slot's count. The values that `load`
+        // makes of it are never dropped.
         Some(Taken { value: ManuallyDrop::new(unsafe { V::from_raw(taken) }), charge })
     }
 }
@@ -192,7 +192,7 @@ impl<V: Counted> Held<V> {
 
     /// The same value with a count of its own.
     pub(crate) fn into_inner(mut held: Held<V>) -> Option<V> {
-        // It is announced until the count is there.
+        // It is announced until the count exists.
         if held.announced.is_some() { Option::clone(&held) } else { held.value.take() }
     }
 }

@@ -169,7 +169,7 @@ impl Line {
         loop {
             line.next = published(first);
             let added = Box::into_raw(line);
-            // Sequentially consistent, like the announcements in it: a thread that looks for those finds the line.
+            // Sequentially consistent, like the announcements in it: a thread that searches for those finds the line.
             match LINES.compare_exchange(first, added, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return published(added).expect("a box is not at null"),
                 Err(other) => {

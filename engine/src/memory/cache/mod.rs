@@ -45,7 +45,7 @@ use crate::base::sync::shared::thread_number;
 pub(crate) use hazard::{Counted, Held};
 pub(crate) use slots::{Slots, Use};
 
-/// Memory of an entry of a queue and of the value's counts, beside the value itself.
+/// Memory of a queue's entry and of the value's counts, without the value itself.
 const OVERHEAD_BYTES: u64 = 64;
 
 /// The least budget of a shard, so that large blocks fit and its queues are long enough to choose well.
@@ -126,7 +126,7 @@ impl<V: Counted> Cache<V> {
         held
     }
 
-    /// Keeps the value if it fits, after evicting others. A value that is there already stays.
+    /// Keeps the value if it fits, and evicts others for it. If the slot has a value already, that one stays.
     pub(crate) fn insert(&self, slots: &Arc<Slots<V>>, block: usize, (value, bytes): (&V, u64), by: Use) {
         let charge = bytes.saturating_add(OVERHEAD_BYTES);
         let shard = self.shard(slots, block);

@@ -52,7 +52,7 @@ impl<V: Counted> Slots<V> {
         self.marks.get(block).into_iter().for_each(prefetch);
     }
 
-    /// Shows the value, if it is there, without a mark.
+    /// The value, if there is one, without a mark.
     #[inline]
     pub(crate) fn look(&self, block: usize, see: impl FnOnce(&V)) {
         if let Some(slot) = self.values.get(block)

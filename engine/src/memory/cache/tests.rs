@@ -173,7 +173,7 @@ fn a_thread_that_waits_for_a_read_that_fails_or_panics_reads_itself() {
     }));
     assert!(panics.is_err());
     assert_eq!(cache.load(&slots, 0, || Ok::<_, ()>((Arc::new(5), 10))).as_deref(), Ok(&5));
-    // A value too large for the cache is returned to every thread all the same.
+    // A value too large for the cache is still returned to every thread.
     let small: Cache<Arc<usize>> = Cache::new(10);
     assert_eq!(small.load(&slots_of_one(), 0, || Ok::<_, ()>((Arc::new(6), 100))).as_deref(), Ok(&6));
 }
