@@ -61,6 +61,9 @@ pub(crate) fn multi_get_with<K: AsRef<[u8]>>(
     search.finish()
 }
 
+/// No file has this number.
+const NO_FILE: u64 = 0;
+
 /// A key that is not decided.
 #[derive(Clone, Copy, Debug)]
 struct PendingKey {
@@ -69,7 +72,7 @@ struct PendingKey {
     hash: u64,
     /// The newest piece that may hold an entry of the key.
     piece: PieceAt,
-    /// The file of its segment, once the bounds of the piece are known to hold the key.
+    /// The file of its segment, once the bounds of the piece are known to hold the key; [`NO_FILE`] if there is no such piece.
     file: u64,
 }
 
@@ -77,10 +80,19 @@ impl PendingKey {
     /// Goes on to a piece whose bounds hold `key`, and returns its segment; `None` if there is no further piece.
     #[inline]
     fn next_segment<'a>(&mut self, superversion: &'a Superversion, key: &[u8]) -> Option<&'a Segment> {
-        let (at, piece) = superversion.zones.find(self.piece, key)?;
+        let Some((at, piece)) = superversion.zones.find(self.piece, key) else {
+            self.file = NO_FILE;
+            return None;
+        };
         self.piece = at;
         self.file = piece.segment.meta().id;
         Some(&piece.segment)
+    }
+
+    /// The segment that was found last.
+    #[inline]
+    fn segment<'a>(&self, superversion: &'a Superversion) -> Option<&'a Segment> {
+        (self.file != NO_FILE).then(|| &*superversion.zones.piece(self.piece).segment)
     }
 }
 
@@ -395,7 +407,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Search<'a, K, F> {
                 self.show(at, kind, value);
             } else {
                 let piece = self.superversion.zones.start(key.as_ref());
-                self.state.asking.push(PendingKey { at, hash, piece, file: 0 });
+                self.state.asking.push(PendingKey { at, hash, piece, file: NO_FILE });
             }
         }
     }
@@ -409,7 +421,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Search<'a, K, F> {
         }
         while let Some(mut pending) = self.state.asking.pop() {
             let key = self.keys[pending.at].as_ref();
-            let mut next = pending.next_segment(self.superversion, key);
+            let mut next = pending.segment(self.superversion);
             let aim = loop {
                 let Some(segment) = next else { break None };
                 let aim = segment.begin((key, pending.hash), self.state.snapshot);

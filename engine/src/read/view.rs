@@ -34,8 +34,8 @@ use crate::write::ops::check_key;
 
 /// How a read gets its position.
 pub(crate) trait ReadAt {
-    /// The layers that one read searches, and the position below which it sees entries; `Closed` if the keyspace was dropped.
-    fn look(&self, store: &Store, tree: &Tree) -> Result<(Guard<Arc<Superversion>>, Seq)>;
+    /// The layers that one read searches, and the position below which it sees entries.
+    fn look(&self, store: &Store, tree: &Tree) -> (Guard<Arc<Superversion>>, Seq);
 
     /// A pin for a read of many steps.
     fn pin(&self, store: &Store) -> PinGuard;
@@ -47,7 +47,7 @@ pub(crate) struct Latest;
 
 impl ReadAt for Latest {
     #[inline]
-    fn look(&self, store: &Store, tree: &Tree) -> Result<(Guard<Arc<Superversion>>, Seq)> {
+    fn look(&self, store: &Store, tree: &Tree) -> (Guard<Arc<Superversion>>, Seq) {
         tree.view(|| store.visible())
     }
 
@@ -59,7 +59,7 @@ impl ReadAt for Latest {
 /// At a pinned position: nothing that it sees is dropped, so any later superversion will do.
 impl ReadAt for &PinGuard {
     #[inline]
-    fn look(&self, store: &Store, tree: &Tree) -> Result<(Guard<Arc<Superversion>>, Seq)> {
+    fn look(&self, store: &Store, tree: &Tree) -> (Guard<Arc<Superversion>>, Seq) {
         let sees_later = planted(Bug::SnapshotSeesLater);
         tree.view(|| if sees_later { store.visible() } else { self.seq() })
     }
@@ -137,7 +137,10 @@ impl<P: ReadAt> View<'_, P> {
 
     #[inline]
     fn look(&self) -> Result<(Guard<Arc<Superversion>>, Seq)> {
-        self.at.look(self.handle.store(), self.tree)
+        let view = self.at.look(self.handle.store(), self.tree);
+        // A keyspace that was dropped since the first check shows nothing.
+        self.tree.check()?;
+        Ok(view)
     }
 
     #[inline]
@@ -176,7 +179,7 @@ mod tests {
             }
             db.handle().store().visible()
         });
-        let (superversion, position) = view.unwrap();
+        let (superversion, position) = view;
         assert!(superversion.number > before);
         assert_eq!((superversion.number, calls.get()), (ks.tree().number(), 2));
         let found = superversion.get_with(b"key", position, <[u8]>::to_vec).unwrap();

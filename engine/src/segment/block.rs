@@ -78,6 +78,7 @@ pub(super) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
 
 /// The first index in `[0, len)` at which `is_before` is false; `len` if there is none. It must be true for all indexes before
 /// and false for all from there on.
+#[inline]
 pub(super) fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize {
     let (mut start, mut size) = (0, len);
     while size > 0 {
@@ -274,6 +275,7 @@ impl<'a> Block<'a> {
     }
 
     /// Key `i` without the prefix.
+    #[inline]
     pub(super) fn suffix(self, i: usize) -> &'a [u8] {
         self.pair(i).0
     }
@@ -339,6 +341,7 @@ impl<'a> Block<'a> {
     }
 
     /// Whether key `i` is `key`.
+    #[inline]
     pub(super) fn is_key(self, i: usize, key: &[u8]) -> bool {
         key.strip_prefix(self.prefix()).is_some_and(|rest| rest == self.suffix(i))
     }
@@ -429,6 +432,7 @@ impl<'a> Block<'a> {
     }
 
     /// Suffix and value of entry `i`.
+    #[inline]
     fn pair(self, i: usize) -> (&'a [u8], &'a [u8]) {
         let (suffix, value, end) = self.bounds(i);
         let part = |from, to| self.raw.get(from..to).unwrap_or_default();

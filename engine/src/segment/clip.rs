@@ -22,8 +22,13 @@ pub(super) fn clipped<'a>(clip: Option<&'a KeyBounds>, target: Target<'a>) -> Ta
 }
 
 /// The entries of a block that count: all, unless a bound lies in it.
+#[inline]
 pub(super) fn counted(clip: Option<&KeyBounds>, block: Block<'_>, way: Way) -> Range<usize> {
-    let Some(clip) = clip else { return 0..block.len() };
+    clip.map_or(0..block.len(), |clip| inside(clip, block, way))
+}
+
+#[cold]
+fn inside(clip: &KeyBounds, block: Block<'_>, way: Way) -> Range<usize> {
     let ignores_start = way == Way::Backward && planted(Bug::ClipIgnoredBackwards);
     let ignores_end = way == Way::Forward && planted(Bug::ClipIgnoredByScan);
     let start = if ignores_start { 0 } else { block.lower_bound(&clip.from) };

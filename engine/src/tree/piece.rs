@@ -74,24 +74,31 @@ pub(crate) fn slices(zone: &[Piece]) -> impl Iterator<Item = Range<usize>> {
 pub(crate) fn next_holding<'a>(zone: &'a [Piece], mut at: usize, key: &[u8]) -> Option<(usize, &'a Piece)> {
     while let Some(piece) = zone.get(at) {
         let is_alone = zone.get(at + 1).is_none_or(|next| next.stamp != piece.stamp);
-        if is_alone {
-            if piece.holds(key) {
-                return Some((at, piece));
-            }
-            at += 1;
-        } else {
+        if !is_alone {
             let slice = slice_from(zone, at);
-            let nth = slice.start + zone[slice.clone()].partition_point(|piece| piece.ends_by(key));
-            if let Some(piece) = zone[..slice.end].get(nth).filter(|piece| piece.holds(key)) {
-                return Some((nth, piece));
+            if let Some(found) = find_in_slice(zone, slice.clone(), key) {
+                return Some(found);
             }
             at = slice.end;
+        } else if piece.holds(key) {
+            return Some((at, piece));
+        } else {
+            at += 1;
         }
     }
     None
 }
 
+/// The piece of a slice whose bounds hold `key`. Mostly a slice is one piece, and this is not asked.
+#[cold]
+fn find_in_slice<'a>(zone: &'a [Piece], slice: Range<usize>, key: &[u8]) -> Option<(usize, &'a Piece)> {
+    let nth = slice.start + zone[slice.clone()].partition_point(|piece| piece.ends_by(key));
+    let piece = zone[..slice.end].get(nth).filter(|piece| piece.holds(key))?;
+    Some((nth, piece))
+}
+
 /// The pieces at `at` and behind that have the same stamp.
+#[cold]
 fn slice_from(zone: &[Piece], at: usize) -> Range<usize> {
     let stamp = zone[at].stamp;
     at..at + zone[at..].partition_point(|piece| piece.stamp == stamp)

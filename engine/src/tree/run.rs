@@ -193,6 +193,8 @@ impl RunCursor {
         let slice = &self.pieces[self.slice.clone()];
         let (start, end) = (self.slice.start, self.slice.end);
         let found = match target {
+            // The only piece finds by itself that it ends before the key, for less than a comparison here.
+            Target::From(_) if slice.len() == 1 && slice[0].clip.is_none() => Some(start),
             Target::From(key) => Some(start + slice.partition_point(|piece| piece.ends_by(key))),
             Target::Before(None) => end.checked_sub(1),
             Target::Before(Some(key)) => {

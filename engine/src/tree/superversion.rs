@@ -68,8 +68,8 @@ impl Superversion {
         }
         let mut found = Some(found);
         let zone = self.zones.zone(self.zones.zone_of(key));
-        let mut next = next_holding(zone, 0, key);
-        while let Some((at, piece)) = next {
+        let mut at = 0;
+        while let Some((found_at, piece)) = next_holding(zone, at, key) {
             let show = |kind: Kind, _, value: &[u8]| {
                 let value = kind.value_seen(value)?;
                 found.take().map(|found| found(value))
@@ -77,7 +77,7 @@ impl Superversion {
             if let Some(decided) = piece.segment.get_with((key, hash), snapshot, show)? {
                 return Ok(decided);
             }
-            next = next_holding(zone, at + 1, key);
+            at = found_at + 1;
         }
         Ok(None)
     }
@@ -162,20 +162,27 @@ impl Tree {
     /// it is taken again when it was replaced meanwhile: a position that is taken later may show a part of what only the
     /// next superversion holds.
     ///
-    /// # Errors
-    /// `Closed` if the keyspace was dropped.
+    /// A keyspace that was dropped gives an empty one: the caller asks [`Tree::check`] after this.
     #[inline]
-    pub(crate) fn view(&self, visible: impl Fn() -> Seq) -> Result<(Guard<Arc<Superversion>>, Seq)> {
+    pub(crate) fn view(&self, visible: impl Fn() -> Seq) -> (Guard<Arc<Superversion>>, Seq) {
+        let superversion = self.look();
+        let position = visible();
+        if self.number() > superversion.number {
+            return self.view_again(&visible);
+        }
+        (superversion, position)
+    }
+
+    /// Takes a view when the superversion was replaced meanwhile, or the keyspace has ended.
+    #[cold]
+    #[inline(never)]
+    fn view_again(&self, visible: &dyn Fn() -> Seq) -> (Guard<Arc<Superversion>>, Seq) {
         loop {
-            let superversion = self.look();
+            let superversion = self.load();
             let position = visible();
             let number = self.number();
-            if number <= superversion.number {
-                return Ok((superversion, position));
-            }
-            if number == RETIRED {
-                self.check()?;
-                return Ok((superversion, position));
+            if number == RETIRED || number <= superversion.number {
+                return (Guard::from_inner(superversion), position);
             }
         }
     }
