@@ -1,7 +1,7 @@
 //! The store's pool of buffers for direct I/O: mapped once, leased, never zeroed again.
 //!
 //! ```text
-//!   lease(len) -> idle pages of the class, or new ones -> Buf -> operation -> reaped -> Buf dropped -> idle, or unmapped
+//!   lease(len) -> idle pages of the capacity, or new ones -> Buf -> operation -> reaped -> Buf dropped -> idle, or unmapped
 //! ```
 //!
 //! A lease ends when its [`Buf`] is dropped. An operation in flight owns its `Buf`, so no path (error, panic, a stream
@@ -10,22 +10,24 @@
 //! Mapped memory was chosen over the allocator's: aligned allocations leave holes between the cached blocks. With 32
 //! threads and a cache of 70 MiB, 137 MiB were resident instead of 111.
 //!
-//! Invariants: a class is a multiple of [`SMALLEST_BYTES`] up to [`LARGEST_BYTES`]; idle pages of the smallest class
-//! sum to at most [`KEPT_SMALL_BYTES`], all others to at most `kept_large_bytes`.
+//! A buffer is leased again only for its own capacity. When idle pages are too many, those that were idle longest are
+//! unmapped: else capacities that are not asked for any more would take the room of those that are.
+//!
+//! Invariants: capacities are multiples of [`SMALLEST_BYTES`]; idle pages of that capacity sum to at most
+//! [`KEPT_SMALL_BYTES`], all others to at most `kept_large_bytes`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use aio::{Buf, Lender, Pages};
 
 use crate::base::sync::shared::Mutex;
 
-/// The class of most reads of one block, with the bytes that direct I/O needs around it.
+/// The capacity for most reads of one block, with the bytes that direct I/O needs around it.
 pub(crate) const SMALLEST_BYTES: usize = 16 << 10;
 
 /// Longer buffers are rare and are not kept.
 pub(crate) const LARGEST_BYTES: usize = 1 << 20;
-
-const CLASSES: usize = LARGEST_BYTES / SMALLEST_BYTES;
 
 /// As much as one call has in flight at most, see [`QUEUE_SLOTS`](crate::io::files::QUEUE_SLOTS).
 const KEPT_SMALL_BYTES: usize = 1 << 20;
@@ -41,26 +43,25 @@ pub(crate) struct BufPool {
 }
 
 /// Pages that are not leased.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Idle {
-    classes: [Vec<Pages>; CLASSES],
-    small_bytes: usize,
+    /// Of [`SMALLEST_BYTES`] each.
+    small: Vec<Pages>,
+    /// All others; the last one became idle last.
+    large: VecDeque<Pages>,
     large_bytes: usize,
 }
 
 impl BufPool {
     /// Keeps at most `large_bytes` of idle buffers beside the small ones.
     pub(crate) fn new(large_bytes: usize) -> Arc<BufPool> {
-        Arc::new(BufPool {
-            kept_large_bytes: large_bytes.min(KEPT_LARGE_BYTES),
-            idle: Mutex::new(Idle::default()),
-        })
+        Arc::new(BufPool { kept_large_bytes: large_bytes.min(KEPT_LARGE_BYTES), idle: Mutex::default() })
     }
 
     /// A buffer of `len_bytes` with any content.
     pub(crate) fn lease(self: &Arc<Self>, len_bytes: usize) -> Buf {
         let capacity = capacity_for(len_bytes);
-        let idle = class_of(capacity).and_then(|class| self.idle.lock().take(class));
+        let idle = self.idle.lock().take(capacity);
         let Some(pages) = idle.or_else(|| Pages::map(capacity)) else { return Buf::zeroed(len_bytes) };
         let mut buf = Buf::leased(pages, Arc::<BufPool>::clone(self));
         buf.set_len(len_bytes);
@@ -80,47 +81,44 @@ pub(crate) fn capacity_for(len_bytes: usize) -> usize {
     len_bytes.max(1).next_multiple_of(SMALLEST_BYTES)
 }
 
-/// The class with this capacity; `None` if it is above the largest.
-fn class_of(capacity: usize) -> Option<usize> {
-    let is_kept = capacity <= LARGEST_BYTES && capacity.is_multiple_of(SMALLEST_BYTES);
-    is_kept.then(|| capacity / SMALLEST_BYTES - 1)
-}
-
 impl Lender for BufPool {
     fn take_back(&self, pages: Pages) {
-        let Some(class) = class_of(pages.len_bytes()) else { return };
-        // Pages that are not kept are unmapped after the lock is released.
-        let _unmapped = self.idle.lock().keep(class, pages, self.kept_large_bytes);
-    }
-}
-
-impl Default for Idle {
-    fn default() -> Idle {
-        Idle { classes: std::array::from_fn(|_| Vec::new()), small_bytes: 0, large_bytes: 0 }
+        if pages.len_bytes() <= LARGEST_BYTES {
+            // Pages that are not kept are unmapped after the lock is released.
+            let _unmapped = self.idle.lock().keep(pages, self.kept_large_bytes);
+        }
     }
 }
 
 impl Idle {
-    fn take(&mut self, class: usize) -> Option<Pages> {
-        let pages = self.classes[class].pop()?;
-        *self.sum(class) -= pages.len_bytes();
-        Some(pages)
-    }
-
-    /// Gives the pages back if there is no room for them.
-    fn keep(&mut self, class: usize, pages: Pages, large_bytes: usize) -> Option<Pages> {
-        let limit = if class == 0 { KEPT_SMALL_BYTES } else { large_bytes };
-        let sum = self.sum(class);
-        if *sum + pages.len_bytes() > limit {
-            return Some(pages);
+    fn take(&mut self, capacity: usize) -> Option<Pages> {
+        if capacity == SMALLEST_BYTES {
+            return self.small.pop();
         }
-        *sum += pages.len_bytes();
-        self.classes[class].push(pages);
-        None
+        let at = self.large.iter().rposition(|pages| pages.len_bytes() == capacity)?;
+        self.large_bytes -= capacity;
+        self.large.remove(at)
     }
 
-    fn sum(&mut self, class: usize) -> &mut usize {
-        if class == 0 { &mut self.small_bytes } else { &mut self.large_bytes }
+    /// Gives back the pages that there is no room for.
+    fn keep(&mut self, pages: Pages, large_bytes: usize) -> Vec<Pages> {
+        let mut unmapped = Vec::new();
+        if pages.len_bytes() == SMALLEST_BYTES {
+            if self.small.len() < KEPT_SMALL_BYTES / SMALLEST_BYTES {
+                self.small.push(pages);
+            } else {
+                unmapped.push(pages);
+            }
+            return unmapped;
+        }
+        self.large_bytes += pages.len_bytes();
+        self.large.push_back(pages);
+        while self.large_bytes > large_bytes {
+            let Some(oldest) = self.large.pop_front() else { break };
+            self.large_bytes -= oldest.len_bytes();
+            unmapped.push(oldest);
+        }
+        unmapped
     }
 }
 
@@ -158,8 +156,16 @@ mod tests {
         let huge = pool.lease(2 << 20);
         drop((small, large, huge));
         let idle = pool.idle.lock();
-        assert_eq!((idle.small_bytes, idle.large_bytes), (KEPT_SMALL_BYTES, 256 << 10));
-        assert_eq!(idle.classes[0].len(), 64);
+        assert_eq!((idle.small.len(), idle.large.len(), idle.large_bytes), (64, 2, 256 << 10));
         assert_eq!(pool.leases(), 0);
+    }
+
+    #[test]
+    fn capacities_that_are_not_asked_for_any_more_make_room() {
+        let pool = BufPool::new(1 << 20);
+        drop((2..12).map(|units| pool.lease(units * SMALLEST_BYTES)).collect::<Vec<Buf>>());
+        pool.lease(640 << 10).fill(7);
+        assert!(pool.lease(640 << 10).iter().all(|&byte| byte == 7), "it was kept");
+        assert!(pool.idle.lock().large_bytes <= 1 << 20);
     }
 }
