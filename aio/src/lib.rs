@@ -3,6 +3,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod file;
+#[doc(hidden)]
+pub mod planted;
 pub mod sim;
 
 mod backend;
@@ -18,7 +20,6 @@ mod layer;
 mod native;
 mod open_file;
 mod operation;
-mod planted;
 mod probe;
 mod queue;
 mod reactor;
@@ -39,7 +40,6 @@ pub use layer::{BackendLayer, QueueLayer};
 pub use native::NativeBackend;
 pub use open_file::{Alignment, File, SECTOR_BYTES};
 pub use operation::{AnyFile, Completion, Operation, OperationKind};
-pub use planted::{Bug, planted};
 pub use queue::{Cancel, Queue, Wake, WakeUp};
 pub use reactor::{DriverThread, Reactor, Refused, Submission, block_on};
 pub use report::{Probe, probe};

@@ -20,9 +20,10 @@
 
 use std::path::Path;
 
-use aio::{Bug, SECTOR_BYTES, planted};
+use aio::SECTOR_BYTES;
 
 use crate::error::{Error, Result};
+use crate::planted::{Bug, planted};
 use crate::record::Seq;
 use crate::seal::{GROUP_HEADER_BYTES, Group, STEP};
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify};

@@ -8,10 +8,11 @@
 //! * after an error no further step is taken: nobody retries a write or a sync. A want of space or handles while the
 //!   next file is opened is no such error: nothing was written yet, and a later round begins again.
 
-use aio::{Backend, Buf, Bug, Queue, planted};
+use aio::{Backend, Buf, Queue};
 
 use crate::error::{Error, Result};
 use crate::log_file::{LogFiles, Opened};
+use crate::planted::{Bug, planted};
 use crate::record::{GRANULE, Origin, Seq};
 use crate::ring::Ring;
 use crate::seal::{Group, STEP, seal, stream_room_bytes};

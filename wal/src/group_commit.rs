@@ -91,11 +91,12 @@
 
 use std::time::Duration;
 
-use aio::{Bug, Queue, planted};
+use aio::Queue;
 
 use crate::error::{Error, Result};
 use crate::flusher::{Core, Flusher, Plan, Purpose, count};
 use crate::log_file::Host;
+use crate::planted::{Bug, planted};
 use crate::record::Seq;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Announcement, Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};

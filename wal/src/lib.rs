@@ -85,6 +85,8 @@ mod group_commit;
 mod log;
 mod log_file;
 mod ordered;
+#[doc(hidden)]
+pub mod planted;
 mod record;
 mod replay;
 mod reservation;

@@ -14,9 +14,10 @@
 
 use std::path::{Path, PathBuf};
 
-use aio::{Backend, Bug, File, OpenMode, Queue, planted};
+use aio::{Backend, File, OpenMode, Queue};
 
 use crate::error::{Error, Result};
+use crate::planted::{Bug, planted};
 use crate::record::Seq;
 use crate::seal::STEP;
 use crate::sector::Place;

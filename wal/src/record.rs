@@ -24,7 +24,8 @@
 
 use std::fmt;
 
-use aio::{Bug, planted};
+use crate::planted::{Bug, planted};
+
 use crc32fast::Hasher;
 
 /// Every record starts at a multiple of this many bytes and is padded to one.

@@ -20,12 +20,13 @@
 
 use std::path::{Path, PathBuf};
 
-use aio::{Backend, Buf, Bug, File, Operation, Queue, planted};
+use aio::{Backend, Buf, File, Operation, Queue};
 
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 use crate::ended_ring::{EndedRing, open_existing};
 use crate::error::{Error, Result};
 use crate::log_file::{ActiveFile, log_file_path};
+use crate::planted::{Bug, planted};
 use crate::record::{Decoded, GRANULE, Origin, Seq, decode};
 use crate::sector::Place;
 

@@ -7,10 +7,9 @@
 //!
 //! Invariant: every reserved range of the ring is published exactly once, by [`Reservation::publish`] or by the drop.
 
-use aio::{Bug, planted};
-
 use crate::flusher::count;
 use crate::group_commit::Shared;
+use crate::planted::{Bug, planted};
 use crate::record::{Prepared, RECORD_HEADER_BYTES, Seq, void_header, zeros};
 
 /// A place in the order of writes, from [`Log::reserve`](crate::Log::reserve).

@@ -22,11 +22,12 @@
 
 use std::path::Path;
 
-use aio::{Backend, Bug, Errno, File, OpenMode, Queue, SharedMap, planted};
+use aio::{Backend, Errno, File, OpenMode, Queue, SharedMap};
 
 use crate::error::{Error, Result};
 use crate::log_file::Host;
 use crate::ordered::Ordered;
+use crate::planted::{Bug, planted};
 use crate::record::Seq;
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
 

@@ -19,8 +19,10 @@
 //! own is therefore damage too (a misdirected write or a wrong manifest).
 //! Written by `seal`, read by `chain`.
 
-use aio::{Bug, SECTOR_BYTES, planted};
+use aio::SECTOR_BYTES;
 use crc32fast::Hasher;
+
+use crate::planted::{Bug, planted};
 
 /// Payload bytes of a sector.
 pub const SECTOR_PAYLOAD_BYTES: usize = SECTOR_BYTES - SECTOR_HEADER_BYTES;

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use aio::{Bug, Lock, planted};
+use aio::Lock;
 
 use crate::base::error::{Error, Result};
+use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::Mutex;
 use crate::compaction::flush::flush_at_close;
 use crate::compaction::scheduler::Threads;

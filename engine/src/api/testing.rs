@@ -13,6 +13,7 @@ use crate::base::error::Result;
 use crate::compaction::scheduler;
 
 pub use crate::base::options::{Background, Sizes};
+pub use crate::base::planted;
 
 /// Settings of a [`Builder`] that only tests need.
 pub trait BuilderExt {

@@ -7,6 +7,7 @@ pub(crate) mod key;
 pub(crate) mod meaning;
 pub(crate) mod metrics;
 pub(crate) mod options;
+pub mod planted;
 pub(crate) mod prefetch;
 pub(crate) mod range;
 pub(crate) mod sync;

@@ -8,11 +8,10 @@
 
 use std::sync::Arc;
 
-use aio::{Bug, planted};
-
 use crate::base::error::{Error, Result};
 use crate::base::events::Event;
 use crate::base::key::Seq;
+use crate::base::planted::{Bug, planted};
 use crate::compaction::output::{open_segments, remove, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};

@@ -13,10 +13,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aio::{Bug, planted};
-
 use crate::base::error::{Error, Result};
 use crate::base::events::Event;
+use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
 use crate::compaction::output::{Output, open_segments, remove, write_run};
 use crate::compaction::picker::{Layers, RunShape, pick};

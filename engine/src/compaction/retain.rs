@@ -12,9 +12,8 @@
 //! Invariant: at each `S` of the list, and at all later ones, a read of the output and a read of the inputs have the same
 //! result.
 
-use aio::{Bug, planted};
-
 use crate::base::key::{Entry, Seq};
+use crate::base::planted::{Bug, planted};
 
 /// Whether a tombstone may be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

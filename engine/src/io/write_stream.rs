@@ -21,9 +21,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aio::{Buf, Bug, File, OpenMode, Operation, planted};
+use aio::{Buf, File, OpenMode, Operation};
 
 use crate::base::error::Result;
+use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::lane::{Lane, Ticket};
 use crate::io::pool::LARGEST_BYTES;

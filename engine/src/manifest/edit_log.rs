@@ -26,13 +26,14 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use aio::{Buf, Bug, File, planted};
+use aio::{Buf, File};
 use arc_swap::ArcSwap;
 use wal::{ChainRules, Group, Place, STEP, read_chain};
 
 use crate::base::coding::Reader;
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
+use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::{AtomicU64, Mutex, turn};
 use crate::io::files::Files;
 use crate::io::kinds::{FileKind, Proof};

@@ -8,10 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aio::{Bug, planted};
 use wal::{ActiveFile, GRANULE, MAX_EPOCH, STEP};
 
 use crate::base::key::Seq;
+use crate::base::planted::{Bug, planted};
 use crate::io::kinds::MAX_FILE;
 use crate::manifest::levels::{Levels, Merged, PieceMeta};
 use crate::segment::SegmentMeta;

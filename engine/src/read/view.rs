@@ -16,7 +16,6 @@
 
 use std::sync::Arc;
 
-use aio::{Bug, planted};
 use arc_swap::Guard;
 use bytes::Bytes;
 
@@ -25,6 +24,7 @@ use crate::api::handle::Handle;
 use crate::api::iter::Iter;
 use crate::base::error::Result;
 use crate::base::key::Seq;
+use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
 use crate::read::multi_get::multi_get_with;
 use crate::tree::pins::PinGuard;

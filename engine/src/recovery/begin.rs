@@ -1,11 +1,11 @@
 //! The version with which a new life begins: the old one with the log of its life ended.
 
-use aio::{Bug, planted};
 use wal::Replayed;
 
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::options::Options;
+use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::kinds::FileKind;
 use crate::manifest::edit_log::{self, FIRST_NUMBER};

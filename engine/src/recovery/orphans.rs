@@ -2,9 +2,8 @@
 //!
 //! Invariant: a file is removed as an orphan only after the manifest that does not name it is durable.
 
-use aio::{Bug, planted};
-
 use crate::base::error::{Error, Result};
+use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::kinds::FileKind;
 use crate::manifest::version::Version;

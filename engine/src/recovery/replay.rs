@@ -7,11 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aio::{Bug, planted};
 use wal::{Cut, Replayed};
 
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
+use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::AtomicU64;
 use crate::compaction::output::{open_segments, write_run};
 use crate::compaction::picker::Layers;

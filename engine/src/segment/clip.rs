@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use aio::{Bug, planted};
-
 use super::block::Block;
 use super::reader::Way;
+use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
 use crate::read::cursor::Target;
 

@@ -19,7 +19,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use aio::{Bug, File, planted};
+use aio::File;
 
 use super::block::{Block, EntryAt, Frame};
 use super::block_source::BlockSource;
@@ -29,6 +29,7 @@ use super::key_buf::KeyBuf;
 use super::reader::{Segment, Way};
 use crate::base::error::Result;
 use crate::base::key::Entry;
+use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
 use crate::io::files::Files;
 use crate::io::lane::{Lane, Ticket};

@@ -15,8 +15,7 @@
 //! 17 bits per key.
 #![deny(clippy::indexing_slicing)]
 
-use aio::{Bug, planted};
-
+use crate::base::planted::{Bug, planted};
 use crate::base::prefetch::prefetch;
 
 /// The byte of this kind of filter.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aio::{Buf, Bug, File, planted};
+use aio::{Buf, File};
 
 use super::block::{Block, Frame};
 use super::filter::Filter;
@@ -28,6 +28,7 @@ use super::pages::{PIECE_BLOCKS, handle_in, is_searchable, separator_in};
 use super::top::{Role, Top};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Kind, Seq};
+use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::read_stream::{Extent, Window};
 use crate::memory::cache::{Cache, Held, Slots, Use};

@@ -6,9 +6,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use aio::{Bug, planted};
-
 use crate::base::key::Seq;
+use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
 use crate::segment::Segment;
 

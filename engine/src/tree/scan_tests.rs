@@ -287,7 +287,7 @@ fn any_sequence_of_flushes_and_merges_leaves_every_read_as_it_was() {
         .unwrap();
 }
 
-/// Each bug of [`aio::Bug::IN_UNITS`] makes one of the tests above fail, in a process of its own.
+/// Each bug of [`Bug::IN_UNITS`](crate::base::planted::Bug::IN_UNITS) makes one of the tests above fail, in a process of its own.
 #[cfg(planted)]
 #[test]
 fn every_planted_bug_is_found() {
@@ -297,7 +297,7 @@ fn every_planted_bug_is_found() {
         let output = child.args([tests, "--quiet"]).env("ESKER_PLANTED", bug).output().unwrap();
         output.status.success()
     };
-    for (bug, what) in aio::Bug::IN_UNITS {
-        assert!(!run(&bug.name()), "{bug:?} was not found: {what}");
+    for (bug, what) in crate::base::planted::Bug::IN_UNITS {
+        assert!(!run(bug), "{bug} was not found: {what}");
     }
 }

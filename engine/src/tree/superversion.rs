@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aio::{Bug, planted};
 use arc_swap::{ArcSwap, Guard};
 
 use crate::base::error::{Error, Result};
 use crate::base::key::{Kind, Seq, key_hash};
+use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::{AtomicBool, AtomicU64, Mutex, MutexGuard, turn};
 use crate::manifest::levels::Levels;
 use crate::memtable::{ArenaPool, Memtable};

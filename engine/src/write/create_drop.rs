@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use aio::{Bug, planted};
-
 use crate::base::error::{Error, Result};
+use crate::base::planted::{Bug, planted};
 use crate::manifest::edit_log::Reserve;
 use crate::manifest::version::Edit;
 use crate::tree::superversion::Tree;

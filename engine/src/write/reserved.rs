@@ -20,10 +20,10 @@
 //! Invariant: every place is completed once in `visible`, after the log has published it, so `visible` never passes the
 //! log.
 
-use aio::{Bug, planted};
 use wal::{Appended, Log, Ordered, RecordBuf, Reservation};
 
 use crate::base::error::Result;
+use crate::base::planted::{Bug, planted};
 
 /// A write that has its place in the order and is in neither log nor memtables.
 #[derive(Debug)]

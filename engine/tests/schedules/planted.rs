@@ -1,4 +1,4 @@
-//! Each planted bug of [`Bug::IN_SCHEDULES`] and of [`ALSO`] must be found by a scenario. `ONLY` filters all planted bugs
+//! Each planted bug of [`IN_SCHEDULES`] and of [`ALSO`] must be found by a scenario. `ONLY` filters all planted bugs
 //! by name.
 //!
 //! Every scenario runs as a process of its own with the bug's name in its environment, until one fails.
@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aio::{Backend, Bug, NativeBackend};
+use aio::{Backend, NativeBackend};
+use esker::testing::planted as engine;
 
 /// Schedules of each scenario for each bug. The first round is short: most scenarios find a bug soon or never.
 const ROUNDS: [&str; 3] = ["100", "1000", "5000"];
@@ -16,8 +17,23 @@ const ROUNDS: [&str; 3] = ["100", "1000", "5000"];
 const CORES: usize = 2;
 
 /// Bugs that tests with one thread find, and schedules find too.
-const ALSO: [Bug; 4] =
-    [Bug::LogErrorNotSticky, Bug::FlushBeforeDurable, Bug::FlushedTooFar, Bug::FrozenTablesNotRead];
+const ALSO: [&str; 4] = [
+    wal::planted::Bug::LogErrorNotSticky.name(),
+    engine::Bug::FlushBeforeDurable.name(),
+    engine::Bug::FlushedTooFar.name(),
+    engine::Bug::FrozenTablesNotRead.name(),
+];
+
+/// One list of each crate.
+type Lists = [&'static [(&'static str, &'static str)]; 3];
+
+const ALL: Lists = [aio::planted::Bug::ALL, wal::planted::Bug::ALL, engine::Bug::ALL];
+const IN_SCHEDULES: Lists =
+    [aio::planted::Bug::IN_SCHEDULES, wal::planted::Bug::IN_SCHEDULES, engine::Bug::IN_SCHEDULES];
+
+fn names(lists: Lists) -> impl Iterator<Item = &'static str> {
+    lists.into_iter().flatten().map(|(name, _)| *name)
+}
 
 fn child() -> Command {
     let mut command = Command::new(std::env::current_exe().expect("it is running"));
@@ -34,12 +50,12 @@ fn scenarios() -> Vec<String> {
 }
 
 /// Whether the scenario passes with this bug enabled, or with none.
-fn passes(scenario: &str, schedules: &str, bug: Option<Bug>) -> bool {
+fn passes(scenario: &str, schedules: &str, bug: Option<&str>) -> bool {
     let mut command = child();
     command.env("SCHEDULES", schedules);
     command.args(["--exact", scenario]).stdout(Stdio::null());
     match bug {
-        Some(bug) => command.env("ESKER_PLANTED", bug.name()),
+        Some(bug) => command.env("ESKER_PLANTED", bug),
         None => command.env_remove("ESKER_PLANTED"),
     };
     command.status().expect("it starts").success()
@@ -64,12 +80,9 @@ fn every_planted_bug_is_found() {
     let scenarios = scenarios();
     assert!(scenarios.len() >= 12, "{scenarios:?}");
     let only = std::env::var("ONLY").ok().filter(|part| !part.is_empty());
-    let bugs: Vec<Bug> = match &only {
-        Some(part) => {
-            let all = Bug::ALL.iter().chain(Bug::IN_SCHEDULES).map(|(bug, _)| *bug);
-            all.filter(|bug| bug.name().contains(part)).collect()
-        }
-        None => Bug::IN_SCHEDULES.iter().map(|(bug, _)| *bug).chain(ALSO).collect(),
+    let bugs: Vec<&str> = match &only {
+        Some(part) => names(ALL).chain(names(IN_SCHEDULES)).filter(|bug| bug.contains(part)).collect(),
+        None => names(IN_SCHEDULES).chain(ALSO).collect(),
     };
     if only.is_none() {
         spread(&scenarios, |scenario| {
@@ -85,7 +98,7 @@ fn every_planted_bug_is_found() {
         let by = found.next();
         let took: Duration = clock.now().saturating_sub(begun);
         let how = by.map_or("NOT FOUND".to_owned(), |(by, of)| format!("found by {by} of {of}"));
-        println!("{}: {how} after {:.1} s", bug.name(), took.as_secs_f64());
+        println!("{bug}: {how} after {:.1} s", took.as_secs_f64());
         missed.fetch_add(usize::from(by.is_none()), Ordering::Relaxed);
     });
     assert_eq!(missed.into_inner(), 0, "bugs that no schedule showed");

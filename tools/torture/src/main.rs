@@ -260,6 +260,9 @@ fn main() -> ExitCode {
         Command::SoakWorker(args) => return verdict(soak::work(args)),
         Command::KernelHand { fs } => return kernel::run_hand(*fs),
     };
+    if let Err(failure) = planted::check_name() {
+        return verdict(Err(failure));
+    }
     let settings = common.settings(has_limit);
     let started = settings.clock.now();
     let result = match &cli.command {

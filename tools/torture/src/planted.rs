@@ -1,4 +1,4 @@
-//! `planted`: each bug of [`aio::Bug`] must be found by layers that do not know which one is enabled.
+//! `planted`: each bug of the lists of `aio`, `wal` and `esker` must be found by layers that do not know which one is enabled.
 //!
 //! Each layer runs as a child of this binary with the name of the bug in its environment. The time slices grow until one
 //! layer fails or the time for the bug is over. A child that panics, dies or hangs has found the bug, too. Before that
@@ -12,7 +12,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aio::{Backend as _, Bug, NativeBackend};
+use aio::{Backend as _, NativeBackend};
+use esker::testing::planted as engine;
 
 use crate::kernel;
 use crate::report::{Check, Failure, Tally, say};
@@ -23,11 +24,11 @@ const LAYERS: [&[&str]; 4] = [&["model"], &["sim"], &["errors", "--step", "23"],
 
 /// Missing syncs, and a file system below which each must be found. On ext4 the sync of any file also writes back
 /// everything that was written to other files before it.
-const UNSYNCED: [(Bug, &str); 4] = [
-    (Bug::LogNotSynced, "ext4"),
-    (Bug::LogSyncedBeforeTheWrite, "ext4"),
-    (Bug::ManifestNotSynced, "ext4"),
-    (Bug::SegmentNotSynced, "btrfs"),
+const UNSYNCED: [(&str, &str); 4] = [
+    (wal::planted::Bug::LogNotSynced.name(), "ext4"),
+    (wal::planted::Bug::LogSyncedBeforeTheWrite.name(), "ext4"),
+    (engine::Bug::ManifestNotSynced.name(), "ext4"),
+    (engine::Bug::SegmentNotSynced.name(), "btrfs"),
 ];
 
 /// The first slice of `kernel`, which has to make file systems first.
@@ -48,9 +49,25 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The interval between two looks at a child.
 const POLL: Duration = Duration::from_millis(10);
 
+/// The names of all bugs that one thread can notice.
+fn all() -> impl Iterator<Item = &'static str> {
+    let lists = [aio::planted::Bug::ALL, wal::planted::Bug::ALL, engine::Bug::ALL];
+    lists.into_iter().flatten().map(|(name, _)| *name)
+}
+
+/// The bug that is enabled in this process must be one of them: a misspelt name would enable none.
+pub(crate) fn check_name() -> Check {
+    match std::env::var("ESKER_PLANTED") {
+        Ok(name) if cfg!(planted) && !all().any(|bug| bug == name) => {
+            Err(Failure::new(format!("ESKER_PLANTED={name} is not a planted bug")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The result for one bug.
 struct Finding {
-    bug: Bug,
+    bug: &'static str,
     /// The layer that found it, and its finding.
     by: Option<(&'static str, &'static str)>,
     took: Duration,
@@ -62,8 +79,7 @@ pub(crate) fn run(settings: &Settings, only: &str) -> Check<Tally> {
     for layer in LAYERS {
         clean(settings, layer, CLEAN_SLICE)?;
     }
-    let bugs: Vec<Bug> =
-        Bug::ALL.iter().map(|(bug, _)| *bug).filter(|bug| bug.name().contains(only)).collect();
+    let bugs: Vec<&str> = all().filter(|bug| bug.contains(only)).collect();
     let (next, findings) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..settings.threads {
@@ -120,7 +136,7 @@ fn clean(settings: &Settings, layer: &[&str], length: Duration) -> Check {
     }
 }
 
-fn hunt(settings: &Settings, bug: Bug, layers: &[&[&'static str]], first: Duration) -> Finding {
+fn hunt(settings: &Settings, bug: &'static str, layers: &[&[&'static str]], first: Duration) -> Finding {
     let started = settings.clock.now();
     let mut part = Slice { length: first, nth: 0 };
     loop {
@@ -146,14 +162,14 @@ struct Slice {
 }
 
 /// Runs one layer for a while. Returns how it ended, unless it ended well.
-fn slice(settings: &Settings, layer: &[&str], bug: Option<Bug>, part: Slice) -> Option<&'static str> {
+fn slice(settings: &Settings, layer: &[&str], bug: Option<&str>, part: Slice) -> Option<&'static str> {
     let clock = NativeBackend::new();
     let mut command = Command::new(std::env::current_exe().expect("a running program has a path"));
     let (seconds, seed) = (part.length.as_secs().to_string(), settings.seed + part.nth);
     command.args(layer).args(["--threads", "1", "--time", &seconds, "--seed", &seed.to_string()]);
     command.env_remove("ESKER_PLANTED").stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
     if let Some(bug) = bug {
-        command.env("ESKER_PLANTED", bug.name());
+        command.env("ESKER_PLANTED", bug);
     }
     let mut child = command.spawn().expect("this program can start itself");
     let status = loop {
@@ -182,14 +198,14 @@ fn how_it_ended(status: Option<ExitStatus>) -> Option<&'static str> {
 fn tell(finding: &Finding) {
     let seconds = finding.took.as_secs_f64();
     match finding.by {
-        Some((layer, how)) => say(format!("{:<32} {seconds:5.1} s  {layer} {how}", finding.bug.name())),
-        None => say(format!("{:<32} {seconds:5.1} s  NOT FOUND", finding.bug.name())),
+        Some((layer, how)) => say(format!("{:<32} {seconds:5.1} s  {layer} {how}", finding.bug)),
+        None => say(format!("{:<32} {seconds:5.1} s  NOT FOUND", finding.bug)),
     }
 }
 
 fn conclude(findings: &[Finding]) -> Check<Tally> {
-    let missed: Vec<String> =
-        findings.iter().filter(|finding| finding.by.is_none()).map(|finding| finding.bug.name()).collect();
+    let missed: Vec<&str> =
+        findings.iter().filter(|finding| finding.by.is_none()).map(|finding| finding.bug).collect();
     if !missed.is_empty() {
         return Err(Failure::new(format!("not found in {TIME_FOR_A_BUG:?}: {}", missed.join(", "))));
     }
@@ -199,4 +215,24 @@ fn conclude(findings: &[Finding]) -> Check<Tally> {
     tally.counts.add("found", findings.len() as u64);
     tally.counts.add("slowest_seconds", slowest);
     Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_planted_bugs_are_unique() {
+        let by_threads =
+            [aio::planted::Bug::IN_SCHEDULES, wal::planted::Bug::IN_SCHEDULES, engine::Bug::IN_SCHEDULES];
+        let others = by_threads
+            .into_iter()
+            .chain([wal::planted::Bug::IN_UNITS, engine::Bug::IN_UNITS])
+            .flatten()
+            .map(|(name, _)| *name);
+        let names: Vec<_> = all().chain(others).collect();
+        let unique: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(unique.len(), names.len(), "{names:?}");
+        assert!(names.len() >= 60, "{} bugs", names.len());
+    }
 }

@@ -97,7 +97,7 @@ fn a_place_behind_one_that_is_given_up_is_published() {
 #[cfg(planted)]
 #[test]
 fn every_planted_bug_is_found() {
-    for (bug, what) in aio::Bug::IN_LOG {
+    for (bug, what) in wal::planted::Bug::IN_UNITS {
         let run = |planted: &str| {
             std::process::Command::new(std::env::current_exe().unwrap())
                 .args(["voids::", "--skip", "every_planted_bug"])
@@ -105,10 +105,10 @@ fn every_planted_bug_is_found() {
                 .output()
                 .unwrap()
         };
-        let output = run(&bug.name());
+        let output = run(bug);
         assert!(!output.status.success(), "not found: {what}");
         let failed =
             String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.ends_with("FAILED")).count();
-        println!("{}: {failed} tests fail", bug.name());
+        println!("{bug}: {failed} tests fail");
     }
 }

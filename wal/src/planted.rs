@@ -1,0 +1,30 @@
+//! The planted bugs of this crate; see `aio::planted`.
+
+aio::planted_bugs! {
+    ALL {
+        LogNotSynced: "a log group is acknowledged without any sync",
+        LogSyncedBeforeTheWrite: "the log is synced before the write has completed",
+        LogAcknowledgedBeforeTheSync: "the durable watermark moves before the sync",
+        LogErrorNotSticky: "the log goes on after a failed write or sync",
+        FailedSyncRetried: "a failed sync is called again and believed",
+        SectorChecksumIgnored: "a sector's checksum is not compared",
+        SectorChecksumWithoutPlace: "a sector's checksum does not cover file and position",
+        DamageTakenAsTornTail: "replay stops at the first damaged sector without a word",
+        ClaimsIgnored: "lost groups are not noticed by what later groups claim",
+        RecordChecksumWithoutSeq: "a record of an earlier lap of the ring validates",
+        RecordChecksumIgnored: "a record's checksum is not compared",
+        RingReusedTooEarly: "ring space is reused before its bytes are durable",
+        RingNotReplayed: "recovery does not look into the ring",
+        RingUsedBeforeTheManifest: "records go where the manifest does not know of the ring",
+        LogFileRetiredTooEarly: "a log file is recycled while a memtable still needs it",
+    }
+    IN_SCHEDULES {
+        AnnouncementMissed: "a waiter decides to sleep, lets the lock go, and then looks what was announced",
+        TokenNotHandedOver: "who ends a round does not look for others that wait for the next one",
+        HaltWakesNobody: "who sleeps while the log halts is not told",
+    }
+    IN_UNITS {
+        ReservationNotVoided: "a place in the log that its writer gives up stays empty",
+        VoidReplayed: "replay takes a place that was given up for a record",
+    }
+}
