@@ -1,5 +1,4 @@
-//! The part of an open store that all reads share. It is complete without the part that only writers have: see
-//! `writing.rs`, which also has the order of all locks.
+//! The part of an open store that all reads share. It is complete without the part that only writers have, `writing.rs`.
 //!
 //! # Invariants
 //! * `visible <= log.published()`, and they are equal while the write gate is held alone. Without a writing part `visible`

@@ -1,16 +1,11 @@
 //! The part of an open store that only writers have: log, manifest, the write gate, the memtables' memory, and the state of
 //! the background jobs. A store that is only read has none.
 //!
-//! # Locks, in the order in which they may be taken
-//! 1. `flushing`, then `compacting`: one flush and one compaction at a time; held across I/O.
-//! 2. `gate`: writers hold it shared from reserving a place in the log until their entries are in the memtables. A freeze
-//!    holds it alone, so that every record below the cut is in the old tables. It is never held across a flush. A writer
-//!    holds it shared while it waits for space in the ring, so a round of the log must never need it. It is held alone
-//!    across I/O only where no writer may pass: while a keyspace is dropped, and while `verify` reads the log.
-//! 3. the map of keyspaces: looked up and released at once, but held across the manifest's write while a keyspace is made.
-//! 4. `Tree::lock`: replacing the superversion of one keyspace, together with the manifest.
-//! 5. the manifest's lock, across its write and sync; the log's own locks.
-//! 6. `JobState::requests`, snapshots, cache, the memory of memtables: nothing else is taken while one of them is held.
+//! # Locks
+//! ARCHITECTURE.md has the order of all locks. Of those here:
+//! * `flushing` and `compacting` let one flush and one compaction run at a time, across their I/O.
+//! * Writers hold the write gate shared from reserving a place in the log until their entries are in the memtables. A freeze
+//!   holds it alone, so every record below the cut is in the old tables. It is never held across a flush.
 //!
 //! # Invariant
 //! `active_bytes` and `frozen_bytes` cover every memtable of a keyspace that is not dropped. A writer adds after its insert,
