@@ -115,7 +115,10 @@ fn sealed_void(input: &mut Input<'_>, flip: usize, origin: Origin, seq: Seq) {
     assert!(matches!(decode(&bytes, origin, seq.plus(GRANULE)), Decoded::Invalid(_)), "another place");
     let bit = flip % (bytes.len() * 8);
     bytes[bit / 8] ^= 1 << (bit % 8);
-    assert!(!matches!(decode(&bytes, origin, seq), Decoded::Void { .. } | Decoded::Record { .. }), "bit {bit}");
+    assert!(
+        !matches!(decode(&bytes, origin, seq), Decoded::Void { .. } | Decoded::Record { .. }),
+        "bit {bit}"
+    );
 }
 
 fn any_record(bytes: &[u8], origin: Origin, seq: Seq) {
