@@ -68,6 +68,7 @@ impl Ordered {
     }
 
     /// The watermark: every range below is complete.
+    #[inline]
     pub fn get(&self) -> Seq {
         Seq::new(self.position.load(Ordering::SeqCst))
     }

@@ -113,6 +113,7 @@ impl Arena {
 
     /// Places a version with its bytes, linked to nothing; adds the growth of the arena to `grown_bytes`.
     #[expect(clippy::cast_ptr_alignment, reason = "`allocate` was asked for the alignment")]
+    #[inline]
     pub(super) fn version(&self, entry: Entry<'_>, grown_bytes: &mut usize) -> Ref<KeyVersion> {
         let Entry { key, seq, kind, value } = entry;
         let version = KeyVersion {
@@ -180,15 +181,18 @@ impl Arena {
     }
 
     /// The position of the version.
+    #[inline]
     pub(super) fn seq(&self, at: Ref<KeyVersion>) -> Seq {
         self.read(at).seq
     }
 
     /// The link to the next older version of the same key.
+    #[inline]
     pub(super) fn older(&self, at: Ref<KeyVersion>) -> &Link<KeyVersion> {
         &self.read(at).older
     }
 
+    #[inline]
     fn read(&self, at: Ref<KeyVersion>) -> &KeyVersion {
         let version = self.get(at);
         version.witness.check();

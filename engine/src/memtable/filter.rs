@@ -49,18 +49,21 @@ impl Filter {
         }
     }
 
+    #[inline]
     pub(super) fn may_contain(&self, hash: u64) -> bool {
         let bits = bits(hash);
         self.word(hash).load(Ordering::Relaxed) & bits == bits
     }
 
     /// The upper half of the hash chooses the word, the lower half the bits.
+    #[inline]
     fn word(&self, hash: u64) -> &AtomicU64 {
         let index = ((hash >> 32) as usize * self.words.len()) >> 32;
         &self.words[index]
     }
 }
 
+#[inline]
 fn bits(hash: u64) -> u64 {
     (0..BITS_PER_KEY).fold(0, |bits, index| bits | 1 << ((hash >> (6 * index)) & 63))
 }

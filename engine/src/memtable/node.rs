@@ -141,6 +141,7 @@ impl Node {
 
     /// Whether `key` is above all its keys, in the rightmost leaf: this one has no prefix, so only the last key has to be
     /// compared.
+    #[inline]
     pub(super) fn ends_before(&self, arena: &Arena, key: &[u8]) -> Result<bool, Changed> {
         let Some(last) = self.len().checked_sub(1) else { return Ok(false) };
         match self.heads[last].load(Ordering::Relaxed).cmp(&head(key, 0)) {

@@ -77,9 +77,9 @@ impl<C: Cursor> Merge<C> {
         self.inputs.push(MergeInput { cursor, head: 0 });
     }
 
-    /// Brings the inputs into order after some were taken out or added, for a walk that goes on in the same direction.
+    /// Brings the inputs into order after some were taken out or added, for a walk that goes on in the same direction. It
+    /// stands past the end when this is called.
     pub(crate) fn settle(&mut self) {
-        self.end();
         for input in 0..self.inputs.len() {
             if self.take_head(input) {
                 self.enqueue(input);

@@ -128,6 +128,18 @@ impl Column {
     fn len_at(&self, raw: &[u8], i: usize) -> usize {
         usize::try_from(self.get(raw, i)).unwrap_or(usize::MAX)
     }
+
+    /// Numbers `i - 1` and `i` of a column whose numbers are at most 4 bytes wide; the one before the first is 0.
+    #[inline]
+    fn len_pair_at(&self, raw: &[u8], i: usize) -> (usize, usize) {
+        let Some(before) = i.checked_sub(1) else { return (0, self.len_at(raw, 0)) };
+        let from = raw.get(self.start + self.width * before..).unwrap_or_default();
+        // One word holds both.
+        let Some(word) = from.first_chunk() else { return (self.len_at(raw, before), self.len_at(raw, i)) };
+        let word = u64::from_le_bytes(*word);
+        let len = |word: u64| usize::try_from(word & self.mask).unwrap_or(usize::MAX);
+        (len(word), len(word >> (8 * self.width)))
+    }
 }
 
 /// Offsets of the columns in the raw block.
@@ -270,6 +282,7 @@ impl<'a> Block<'a> {
     }
 
     /// The prefix that all keys share.
+    #[inline]
     pub(super) fn prefix(self) -> &'a [u8] {
         self.raw.get(self.head.columns.prefix..self.head.columns.heap).unwrap_or_default()
     }
@@ -277,12 +290,14 @@ impl<'a> Block<'a> {
     /// Key `i` without the prefix.
     #[inline]
     pub(super) fn suffix(self, i: usize) -> &'a [u8] {
-        self.pair(i).0
+        let start = self.head.columns.heap + i.checked_sub(1).map_or(0, |before| self.end(before));
+        self.raw.get(start..start + self.suffix_len(i)).unwrap_or_default()
     }
 
     /// The value of entry `i`; empty for a tombstone.
     pub(super) fn value(self, i: usize) -> &'a [u8] {
-        self.pair(i).1
+        let (_, value, end) = self.bounds(i);
+        self.raw.get(value..end).unwrap_or_default()
     }
 
     #[inline]
@@ -350,8 +365,13 @@ impl<'a> Block<'a> {
     #[inline]
     pub(super) fn find(self, key: &[u8], hash: u64, snapshot: Seq) -> Option<EntryAt> {
         let rest = key.strip_prefix(self.prefix())?;
-        let mut found = self.candidates(hash).map(|i| self.entry_at(i));
-        found.find(|at| self.raw.get(at.suffix..at.value) == Some(rest) && at.seq < snapshot)
+        for i in self.candidates(hash) {
+            let at = self.entry_at(i);
+            if self.raw.get(at.suffix..at.value) == Some(rest) && at.seq < snapshot {
+                return Some(at);
+            }
+        }
+        None
     }
 
     /// The entries whose fingerprint is that of a hash.
@@ -431,20 +451,13 @@ impl<'a> Block<'a> {
         self.head.columns.heads.get(self.raw, i)
     }
 
-    /// Suffix and value of entry `i`.
-    #[inline]
-    fn pair(self, i: usize) -> (&'a [u8], &'a [u8]) {
-        let (suffix, value, end) = self.bounds(i);
-        let part = |from, to| self.raw.get(from..to).unwrap_or_default();
-        (part(suffix, value), part(value, end))
-    }
-
     /// The offsets of entry `i` in the raw block: start of its suffix, start of its value, end of its value.
     #[inline]
     fn bounds(self, i: usize) -> (usize, usize, usize) {
         let heap = self.head.columns.heap;
-        let suffix = heap + if i == 0 { 0 } else { self.end(i - 1) };
-        (suffix, suffix + self.suffix_len(i), heap + self.end(i))
+        let (start, end) = self.head.columns.ends.len_pair_at(self.raw, i);
+        let suffix = heap + start;
+        (suffix, suffix + self.suffix_len(i), heap + end)
     }
 
     #[inline]

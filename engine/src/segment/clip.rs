@@ -6,18 +6,18 @@ use super::block::Block;
 use super::reader::Way;
 use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
-use crate::read::cursor::Target;
 
-/// Where a seek goes whose target may lie outside the bounds.
-pub(super) fn clipped<'a>(clip: Option<&'a KeyBounds>, target: Target<'a>) -> Target<'a> {
-    let Some(clip) = clip else { return target };
-    match target {
-        Target::From(key) => Target::From(key.max(&clip.from)),
-        Target::Before(key) => {
-            let upto = clip.upto.as_deref();
-            Target::Before(key.zip(upto).map_or(key.or(upto), |(key, upto)| Some(key.min(upto))))
-        }
-    }
+/// The key from which a seek searches: the bounds may begin behind `key`.
+#[inline]
+pub(super) fn clipped_from<'a>(clip: Option<&'a KeyBounds>, key: &'a [u8]) -> &'a [u8] {
+    clip.map_or(key, |clip| key.max(&clip.from))
+}
+
+/// The key before which a seek searches backwards: the bounds may end before `key`. `None`: no key is too large.
+#[inline]
+pub(super) fn clipped_before<'a>(clip: Option<&'a KeyBounds>, key: Option<&'a [u8]>) -> Option<&'a [u8]> {
+    let upto = clip.and_then(|clip| clip.upto.as_deref());
+    key.zip(upto).map_or(key.or(upto), |(key, upto)| Some(key.min(upto)))
 }
 
 /// The entries of a block that count: all, unless a bound lies in it.

@@ -23,8 +23,7 @@ use aio::File;
 
 use super::block::{Block, EntryAt, Frame};
 use super::block_source::BlockSource;
-use super::clip::{clipped, counted};
-use super::index::Part;
+use super::clip::{clipped_before, clipped_from, counted};
 use super::key_buf::KeyBuf;
 use super::reader::{Segment, Way};
 use crate::base::error::Result;
@@ -65,18 +64,6 @@ impl Segment {
         self.slots.look(next, Block::prefetch);
         self.slots.prefetch(later);
     }
-
-    /// The entries of block `number` that are known to be the only versions of their keys: none if it holds two of one
-    /// key, else all but those at its edges whose key may stand in the neighbouring block as well.
-    fn sole_entries(&self, index: Part<'_>, block: Block<'_>, number: usize) -> Range<usize> {
-        if !block.is_distinct() {
-            return 0..0;
-        }
-        // A key that spans two blocks is the separator between them.
-        let front = block.is_key(0, index.separator_before(number));
-        let back = number + 1 < self.blocks && block.is_key(block.len() - 1, index.separator(number));
-        usize::from(front)..block.len() - usize::from(back)
-    }
 }
 
 /// A position in a segment. Keeps the segment open.
@@ -95,7 +82,8 @@ pub(crate) struct SegmentCursor {
     /// The columns of the entry.
     entry: EntryAt,
     key: KeyBuf,
-    /// Entries of the block that are the only versions of their keys.
+    /// Entries of the block that are the only versions of their keys, as the block alone shows: none if it holds two
+    /// versions of a key, else all but the first and the last. See [`SegmentCursor::is_sole_at_edge`].
     sole: Range<usize>,
 }
 
@@ -148,8 +136,7 @@ impl SegmentCursor {
 
     /// To the first entry at or behind `key` that counts.
     fn move_to(&mut self, key: &[u8]) -> Result<()> {
-        let clip = self.clip.clone();
-        let Target::From(key) = clipped(clip.as_deref(), Target::From(key)) else { unreachable!() };
+        let key = clipped_from(self.clip.as_deref(), key);
         let Some(number) = self.source.find(key)? else { return Ok(()) };
         let block = self.source.block(number)?;
         let at = Block::of(&block).lower_bound(key);
@@ -163,9 +150,7 @@ impl SegmentCursor {
 
     /// To the last entry before `key` that counts.
     fn move_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        let clip = self.clip.clone();
-        let Target::Before(key) = clipped(clip.as_deref(), Target::Before(key)) else { unreachable!() };
-        let found = match key {
+        let found = match clipped_before(self.clip.as_deref(), key) {
             Some(key) => self.source.find(key)?.map(|number| (key, number)),
             None => None,
         };
@@ -209,8 +194,11 @@ impl SegmentCursor {
 
     /// The block with which a seek begins, if memory knows it.
     pub(crate) fn locate(&mut self, target: Target<'_>) -> Option<usize> {
-        let clip = self.clip.clone();
-        self.source.locate(clipped(clip.as_deref(), target))
+        let clip = self.clip.as_deref();
+        self.source.locate(match target {
+            Target::From(key) => Target::From(clipped_from(clip, key)),
+            Target::Before(key) => Target::Before(clipped_before(clip, key)),
+        })
     }
 
     /// The read of this block, if the block is not in memory; else memory is asked for its front.
@@ -250,12 +238,25 @@ impl SegmentCursor {
             segment.prefetch_around(block, (number, at), self.source.way());
         }
         self.key.set_prefix(block.prefix());
-        self.sole = segment.sole_entries(self.source.index(), block, number);
+        self.sole = if block.is_distinct() { 1..block.len() - 1 } else { 0..0 };
         self.number = number;
         self.at = at;
         self.entry = block.entry_at(at);
         self.key.set_suffix(block.bytes_from(&self.entry), self.entry.suffix_len());
         self.block = Some(frame);
+    }
+
+    /// Whether the entry is the only version of its key, if it is the first or the last of its block. The key of such an
+    /// entry may stand in the neighbouring block as well. Then it is the separator between the two.
+    #[cold]
+    fn is_sole_at_edge(&self) -> bool {
+        let Some(block) = self.block.as_ref().map(Block::of) else { return false };
+        let (index, last) = (self.source.index(), block.len() - 1);
+        let is_first = self.at == 0;
+        let is_last = self.at == last && self.number + 1 < self.source.segment().blocks;
+        block.is_distinct()
+            && !(is_first && block.is_key(0, index.separator_before(self.number)))
+            && !(is_last && block.is_key(last, index.separator(self.number)))
     }
 
     /// To the first entry of block `number`, or to none past the end.
@@ -375,7 +376,7 @@ impl Cursor for SegmentCursor {
 
     #[inline]
     fn ends_key(&self) -> bool {
-        self.block.is_some() && self.sole.contains(&self.at)
+        self.block.is_some() && (self.sole.contains(&self.at) || self.is_sole_at_edge())
     }
 
     /// Within the block.

@@ -93,6 +93,7 @@ impl Filter {
     }
 
     /// Prefetches the line of a hash that is looked up soon.
+    #[inline]
     pub(super) fn prefetch(&self, hash: u64) {
         if let Some(line) = self.lines.get(self.line(hash)) {
             prefetch(line);
@@ -100,6 +101,7 @@ impl Filter {
     }
 
     /// Whether a key with this hash may have been added.
+    #[inline]
     pub(super) fn may_contain(&self, hash: u64) -> bool {
         self.lines.get(self.line(hash)).is_none_or(|line| may_be_in(line, hash))
     }

@@ -127,6 +127,7 @@ pub(crate) enum Step<'b> {
 }
 
 impl Segment {
+    #[inline]
     pub(crate) fn meta(&self) -> &SegmentMeta {
         &self.meta
     }
@@ -156,6 +157,7 @@ impl Segment {
     }
 
     /// Whether anything here is below `snapshot`.
+    #[inline]
     fn reaches_below(&self, snapshot: Seq) -> bool {
         snapshot > self.meta.min_seq
     }
@@ -166,6 +168,7 @@ impl Segment {
     ///
     /// # Errors
     /// The read failed, or the block is damaged.
+    #[inline]
     pub(crate) fn get_with<R>(
         &self,
         (key, hash): (&[u8], u64),
@@ -202,6 +205,7 @@ impl Segment {
     }
 
     /// Asks memory for the lines that the first step needs.
+    #[inline]
     pub(crate) fn prefetch_filter(&self, hash: u64) {
         match &self.form {
             Form::Pinned { filter, .. } => filter.prefetch(hash),
@@ -210,6 +214,7 @@ impl Segment {
     }
 
     /// First step of a point read: the block that decides first, if an entry of `key` below `snapshot` may be here. No I/O.
+    #[inline]
     pub(crate) fn begin(&self, (key, hash): (&[u8], u64), snapshot: Seq) -> Option<Aim> {
         if !self.reaches_below(snapshot) {
             return None;
@@ -224,11 +229,13 @@ impl Segment {
     }
 
     /// Asks memory for the lines that the second step needs.
+    #[inline]
     pub(crate) fn prefetch_slot(&self, number: usize) {
         self.slots.prefetch(number);
     }
 
     /// Second step: the block, if it is in the cache, marked as used. Memory is asked for the lines that a search needs first.
+    #[inline]
     pub(crate) fn cached(&self, number: usize) -> Held<Frame> {
         let held = self.cache.get(&self.slots, number);
         if let Some(frame) = held.as_ref() {
@@ -238,6 +245,7 @@ impl Segment {
     }
 
     /// Third step: searches the block.
+    #[inline]
     pub(crate) fn search<'b>(
         &self,
         aim: Aim,
@@ -259,6 +267,7 @@ impl Segment {
     }
 
     /// Whether `key` may be in data block `number` and in the next one, by the index.
+    #[inline]
     fn may_be_shared(&self, number: usize, key: &[u8]) -> bool {
         match &self.form {
             Form::Pinned { index, .. } => index.separator(number) == key,
@@ -357,6 +366,7 @@ impl Segment {
     }
 
     /// The block, from the cache or the device; it is in the cache afterwards.
+    #[inline]
     fn block(&self, aim: Aim) -> Result<BlockRef> {
         let held = self.cached(aim.number);
         if held.is_some() {

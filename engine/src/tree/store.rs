@@ -80,6 +80,7 @@ impl Store {
     /// Before a write to a file the caller asks again under a lock that [`Handle`](crate::api::handle::Handle) takes when it
     /// closes (the write gate, or the lock of flushes or compactions): once the store's lock file is released, another
     /// process may own the files.
+    #[inline]
     pub(crate) fn check_open(&self) -> Result<()> {
         self.files.backend().check_fork()?;
         if self.is_closed() { Err(Error::Closed) } else { Ok(()) }
@@ -108,6 +109,7 @@ impl Store {
     }
 
     /// The position of a read without a snapshot: it sees every write that was acknowledged before.
+    #[inline]
     pub(crate) fn visible(&self) -> Seq {
         self.visible.get()
     }

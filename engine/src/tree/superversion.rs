@@ -56,6 +56,7 @@ pub(crate) struct Superversion {
 
 impl Superversion {
     /// Shows the value of `key` as of `snapshot`, in place: tables first, then the pieces of the key's zone, newest first.
+    #[inline]
     pub(crate) fn get_with<R>(
         &self,
         key: &[u8],
@@ -83,6 +84,7 @@ impl Superversion {
     }
 
     /// What the tables say of `key` as of `snapshot`; `None`: the segments decide. `hash` is `key_hash(key)`.
+    #[inline]
     pub(crate) fn get_in_tables(&self, key: &[u8], hash: u64, snapshot: Seq) -> Option<(Kind, &[u8])> {
         let layers: &[Layer] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.layers };
         let mut tables = std::iter::once(&self.active).chain(layers.iter().map(Layer::table));
@@ -150,7 +152,6 @@ impl Tree {
     }
 
     /// As [`Tree::load`], for a short while: nothing is counted that other threads count as well.
-    #[inline]
     pub(crate) fn look(&self) -> Guard<Arc<Superversion>> {
         turn();
         self.current.load()
@@ -162,27 +163,30 @@ impl Tree {
     /// it is taken again when it was replaced meanwhile: a position that is taken later may show a part of what only the
     /// next superversion holds.
     ///
-    /// A keyspace that was dropped gives an empty one: the caller asks [`Tree::check`] after this.
+    /// # Errors
+    /// [`Error::Closed`] if the keyspace was dropped. A drop raises the number first, so the usual case does not ask for it.
     #[inline]
-    pub(crate) fn view(&self, visible: impl Fn() -> Seq) -> (Guard<Arc<Superversion>>, Seq) {
+    pub(crate) fn view(&self, visible: impl Fn() -> Seq) -> Result<(Guard<Arc<Superversion>>, Seq)> {
         let superversion = self.look();
         let position = visible();
         if self.number() > superversion.number {
             return self.view_again(&visible);
         }
-        (superversion, position)
+        Ok((superversion, position))
     }
 
     /// Takes a view when the superversion was replaced meanwhile, or the keyspace has ended.
     #[cold]
     #[inline(never)]
-    fn view_again(&self, visible: &dyn Fn() -> Seq) -> (Guard<Arc<Superversion>>, Seq) {
+    fn view_again(&self, visible: &dyn Fn() -> Seq) -> Result<(Guard<Arc<Superversion>>, Seq)> {
         loop {
             let superversion = self.load();
             let position = visible();
             let number = self.number();
             if number == RETIRED || number <= superversion.number {
-                return (Guard::from_inner(superversion), position);
+                // A drop empties the superversion; a close leaves it as it is.
+                self.check()?;
+                return Ok((Guard::from_inner(superversion), position));
             }
         }
     }
@@ -250,6 +254,7 @@ impl Tree {
         self.dropped.load(Ordering::Acquire)
     }
 
+    #[inline]
     pub(crate) fn check(&self) -> Result<()> {
         if self.is_dropped() { Err(Error::Closed) } else { Ok(()) }
     }

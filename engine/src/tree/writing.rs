@@ -135,14 +135,20 @@ impl Writing {
     /// Passes a result on. A failure that halted one of log and manifest halts the other, and is told to the listener once.
     ///
     /// No lock may be held but those of flushes, of compactions and of the map of keyspaces.
+    #[inline]
     pub(crate) fn latch<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::Halted { cause }) = &result {
-            self.log.halt(&Error::clone(cause).into_wal());
-            if !self.halt_told.swap(true, Ordering::Relaxed) {
-                self.tell(&Event::Halted { cause: Error::clone(cause) });
-            }
+            self.spread_halt(cause);
         }
         result
+    }
+
+    #[cold]
+    fn spread_halt(&self, cause: &Error) {
+        self.log.halt(&Error::clone(cause).into_wal());
+        if !self.halt_told.swap(true, Ordering::Relaxed) {
+            self.tell(&Event::Halted { cause: Error::clone(cause) });
+        }
     }
 
     /// A writer is under way while this is held: from before its place in the log until its entries are in the memtables.
@@ -200,6 +206,7 @@ impl Writing {
     }
 
     /// Bytes written to log files since a freeze cut the log.
+    #[inline]
     pub(crate) fn log_bytes_since_cut(&self) -> u64 {
         self.log.written_bytes().saturating_sub(self.last_cut.load(Ordering::Relaxed))
     }

@@ -68,6 +68,7 @@ pub(crate) fn admit(room: &impl Room, len_bytes: usize) -> Result<()> {
     Ok(())
 }
 
+#[inline]
 fn wait_for_memory(room: &impl Room) -> Result<()> {
     let mut waiting_since = None;
     loop {
@@ -148,6 +149,7 @@ impl Room for Writing {
         }
     }
 
+    #[inline]
     fn slow_down(&self) {
         let delay = pacing::delay(self.most_runs());
         if !delay.is_zero() {

@@ -45,11 +45,19 @@ pub(crate) fn commit(
 ) -> Result<Seq> {
     store.check_open()?;
     check_size(record.len_bytes() as u64, max_record_bytes(store))?;
+    store.latch(steps(store, record, trees, durability))
+}
+
+fn steps(
+    store: &Writing,
+    record: &mut RecordBuf,
+    trees: &[Arc<Tree>],
+    durability: Durability,
+) -> Result<Seq> {
     // A halted store reports why it halted, not the failure that followed from it.
-    let why = |error| store.health().err().unwrap_or(error);
-    store.latch(admit(store, record.len_bytes()).map_err(why))?;
-    let place = store.latch(write(store, record, trees))?;
-    store.latch(settle(&store.log, &store.visible, place, durability))?;
+    admit(store, record.len_bytes()).map_err(|error| store.health().err().unwrap_or(error))?;
+    let place = write(store, record, trees)?;
+    settle(&store.log, &store.visible, place, durability)?;
     Ok(place.seq)
 }
 

@@ -130,6 +130,7 @@ impl OpsBuilder {
 }
 
 /// Says why a key is none, or gives its length.
+#[inline]
 pub(crate) fn check_key(key: &[u8]) -> Result<u16, Error> {
     if key.is_empty() {
         return Err(Error::invalid("the empty key is not allowed; keys have 1 to 65535 bytes"));

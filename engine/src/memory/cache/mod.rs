@@ -115,6 +115,7 @@ impl<V: Counted> Cache<V> {
     }
 
     /// The value, marked as used.
+    #[inline]
     pub(crate) fn get(&self, slots: &Slots<V>, block: usize) -> Held<V> {
         let held = slots.values[block].load();
         if held.is_some() {

@@ -47,6 +47,7 @@ impl<V: Counted> Slots<V> {
     }
 
     /// Prefetches the slot of a block that is looked up soon.
+    #[inline]
     pub(crate) fn prefetch(&self, block: usize) {
         self.values.get(block).into_iter().for_each(prefetch);
         self.marks.get(block).into_iter().for_each(prefetch);
