@@ -209,6 +209,17 @@ fn deletes_beside_compactions() {
     }));
 }
 
+/// A merge is planned while a flush installs its run: the merge may not replace a run that it did not read.
+#[test]
+fn merges_beside_flushes() {
+    explore(scenario("merges_beside_flushes", &[Shape::Puts; 2], |bed| {
+        let mut tasks = writing(bed, 3, 4);
+        tasks.push(bed.spawn(|bed| (0..3).for_each(|_| bed.sync_by(esker::Db::compact))));
+        (0..3).for_each(|_| bed.sync_by(esker::Db::flush));
+        join(tasks);
+    }));
+}
+
 /// Snapshots are read later, while the flush thread writes the entries that they see to segments.
 #[test]
 fn snapshots_beside_flushes() {

@@ -33,6 +33,7 @@ aio::planted_bugs! {
         CloseForgetsUnflushed: "a close forgets the log without flushing",
     }
     IN_SCHEDULES {
+        MergePlannedDuringInstall: "a merge is planned between the two steps of a flush's install, and drops the new run",
         VisibleBeforeTheMemtable: "a write is announced to readers before it is in the memtable",
     }
     IN_UNITS {

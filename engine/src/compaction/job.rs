@@ -23,12 +23,13 @@ use crate::compaction::retain::{Retain, Tombstones};
 use crate::compaction::warm;
 use crate::io::lane::Lane;
 use crate::manifest::levels::{BOTTOM, Levels, Merged, PieceMeta, RunMeta};
-use crate::manifest::version::Edit;
+use crate::manifest::version::{Edit, Version};
 use crate::read::merge::Merge;
 use crate::segment::Segment;
 use crate::tree::run::Run;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::Writing;
+use crate::tree::zones::Zones;
 
 /// How far a compaction goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +46,9 @@ pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool
     store.health()?;
     for tree in store.all_trees() {
         while !stop() && !store.is_closed() {
-            let Some(range) = choose(store, &tree, depth) else { break };
-            store.latch(compact_runs(store, &tree, range))?;
+            let moment = Moment::of(store, &tree);
+            let Some(range) = choose(store, &moment, depth) else { break };
+            store.latch(compact_runs(store, &tree, &moment, range))?;
             if depth == Depth::Full {
                 break;
             }
@@ -55,9 +57,43 @@ pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool
     Ok(())
 }
 
-fn choose(store: &Writing, tree: &Tree, depth: Depth) -> Option<Range<usize>> {
-    let version = store.manifest.version();
-    let runs = version.levels(tree.id).runs();
+/// The levels of a keyspace, and the same runs open, between two installs.
+struct Moment {
+    version: Arc<Version>,
+    zones: Arc<Zones>,
+    keyspace: u32,
+}
+
+impl Moment {
+    /// Takes both under the lock of installs. Between the manifest's write of a flush and the swap of the superversion, the
+    /// levels have a run that is not open: a merge across it would drop its entries unread.
+    fn of(store: &Writing, tree: &Tree) -> Moment {
+        let _between = (!planted(Bug::MergePlannedDuringInstall)).then(|| tree.lock());
+        let version = store.manifest.version();
+        Moment { version, zones: Arc::clone(&tree.load().zones), keyspace: tree.id }
+    }
+
+    /// The runs, newest first.
+    fn runs(&self) -> &[RunMeta] {
+        self.version.levels(self.keyspace).runs()
+    }
+
+    /// The open runs of a merge.
+    ///
+    /// # Panics
+    /// They are not those of the levels.
+    fn inputs(&self, range: &Range<usize>) -> Vec<Run> {
+        let runs = &self.runs()[range.clone()];
+        let open = self.zones.runs().into_iter();
+        let inputs: Vec<Run> = open.filter(|open| runs.iter().any(|run| run.stamp == open.stamp())).collect();
+        let is_whole = inputs.len() == runs.len() || planted(Bug::MergePlannedDuringInstall);
+        assert!(is_whole, "a merge reads every run that it replaces");
+        inputs
+    }
+}
+
+fn choose(store: &Writing, moment: &Moment, depth: Depth) -> Option<Range<usize>> {
+    let runs = moment.runs();
     // While a snapshot is held tombstones may have to stay, so a merge for their sake could go on for ever.
     let droppable = store.pins.oldest().is_none();
     match depth {
@@ -88,17 +124,13 @@ fn describe(runs: &[RunMeta], range: &Range<usize>) -> Merged {
     Merged { stretch: KeyBounds::all(), newest, oldest, into, out: Vec::new() }
 }
 
-fn compact_runs(store: &Writing, tree: &Arc<Tree>, range: Range<usize>) -> Result<()> {
+fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: &Moment, range: Range<usize>) -> Result<()> {
     let started = store.files.backend().now();
-    let version = store.manifest.version();
-    let runs = version.levels(tree.id).runs();
+    let runs = moment.runs();
     let merged = describe(runs, &range);
     let is_bottom = merged.oldest == BOTTOM;
-    let zones = Arc::clone(&tree.load().zones);
-    let is_input = |run: &Run| (merged.oldest..=merged.newest).contains(&run.stamp());
-    let inputs: Vec<Run> = zones.runs().into_iter().filter(is_input).collect();
-    drop(zones);
-    let bytes_in = runs.get(range).unwrap_or_default().iter().map(RunMeta::size_bytes).sum();
+    let inputs = moment.inputs(&range);
+    let bytes_in = runs[range].iter().map(RunMeta::size_bytes).sum();
     // Otherwise the merged run has as many young entries as its inputs, or fewer.
     let layers =
         if is_bottom { Layers::default() } else { Layers::before(0, runs.iter().map(RunMeta::entries)) };
