@@ -73,7 +73,7 @@ impl Core {
 pub(crate) struct Counters {
     pub(crate) records: Statistic,
     pub(crate) groups: Statistic,
-    pub(crate) witnesses: Statistic,
+    pub(crate) claim_groups: Statistic,
     pub(crate) syncs: Statistic,
     pub(crate) written_bytes: Statistic,
     pub(crate) activations: Statistic,
@@ -103,8 +103,8 @@ pub(crate) enum Plan {
 pub(crate) enum Purpose {
     /// Write what was published; nothing if there is nothing.
     Data,
-    /// Write an empty group that claims what is durable, if none does yet and the file has room.
-    Witness,
+    /// Write a claim group, if no group claims the newest one yet and the file has room.
+    Claim,
 }
 
 /// The state that only the holder of the flush token has.
@@ -114,7 +114,7 @@ pub(crate) struct Flusher {
     buf: Option<Buf>,
     current: Option<Current>,
     /// The largest claim written so far.
-    witnessed: Seq,
+    claimed: Seq,
 }
 
 #[derive(Debug)]
@@ -128,13 +128,13 @@ struct Current {
 
 impl Flusher {
     pub(crate) fn new(queue: Box<dyn Queue>, start: Seq) -> Flusher {
-        Flusher { queue, buf: None, current: None, witnessed: start }
+        Flusher { queue, buf: None, current: None, claimed: start }
     }
 
-    /// Whether the newest group has no witness, and one can be written.
-    pub(crate) fn needs_witness(&self, core: &Core) -> bool {
+    /// Whether no group claims the newest one yet, and the file has room for one that does.
+    pub(crate) fn needs_claim(&self, core: &Core) -> bool {
         let room_bytes = self.current.as_ref().map_or(0, |current| current.room_bytes(core));
-        core.durable() > self.witnessed && room_bytes > 0
+        core.durable() > self.claimed && room_bytes > 0
     }
 
     /// Seals the next group into the buffer, in a new file if this one is full.
@@ -143,11 +143,11 @@ impl Flusher {
         assert!(start == core.written(), "every earlier group is durable");
         let waiting_bytes = match purpose {
             Purpose::Data => core.ring.published().get().since(start),
-            Purpose::Witness => 0,
+            Purpose::Claim => 0,
         };
         let due = match purpose {
             Purpose::Data => waiting_bytes > 0,
-            Purpose::Witness => self.needs_witness(core),
+            Purpose::Claim => self.needs_claim(core),
         };
         if !due {
             return Ok(Plan::Nothing);
@@ -228,7 +228,7 @@ impl Flusher {
             }
         }
         count(&core.counters.syncs, 1);
-        self.witnessed = self.witnessed.max(group.durable);
+        self.claimed = self.claimed.max(group.durable);
         core.durable.store(group.end.get(), Ordering::SeqCst);
         Ok(())
     }

@@ -86,7 +86,7 @@
 //! finds space: that of the next waiter, or of the commit thread, which tries once in each drain interval. A halt was
 //! rejected, because nothing was lost and the space may come back.
 //!
-//! *A claim group* ([`Purpose::Witness`]) is empty. It is written when nothing else is, and its header claims that the
+//! *A claim group* ([`Purpose::Claim`]) is empty. It is written when nothing else is, and its header claims that the
 //! newest group is durable. A replay that does not find that group then reports damage; `chain` has the proof.
 
 use std::time::Duration;
@@ -370,8 +370,8 @@ impl Shared {
         }
         let purpose = if published > durable {
             Purpose::Data
-        } else if state.flusher.as_ref().is_none_or(|flusher| flusher.needs_witness(&self.core)) {
-            Purpose::Witness
+        } else if state.flusher.as_ref().is_none_or(|flusher| flusher.needs_claim(&self.core)) {
+            Purpose::Claim
         } else {
             state.idle.since = None;
             return Due::WhenPublished;
@@ -486,8 +486,8 @@ impl HeldToken<'_> {
             state.round += 1;
             state.in_flight = group.end;
         }
-        if purpose == Purpose::Witness {
-            count(&shared.core.counters.witnesses, 1);
+        if purpose == Purpose::Claim {
+            count(&shared.core.counters.claim_groups, 1);
         }
         flusher.write(&shared.core, &group)?;
         if !shared.core.ring.is_shared() {

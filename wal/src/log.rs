@@ -97,10 +97,10 @@ pub struct LogMetrics {
     pub records: u64,
     /// Bytes of records and voids, as framed.
     pub record_bytes: u64,
-    /// Groups written, witnesses included.
+    /// Groups written, claim groups included.
     pub groups: u64,
-    /// Empty groups, written only to say what is durable.
-    pub witnesses: u64,
+    /// Claim groups: empty ones, written only to claim that the group before is durable.
+    pub claim_groups: u64,
     /// Syncs that succeeded.
     pub syncs: u64,
     /// Bytes written to log files, sector headers and padding included.
@@ -344,7 +344,7 @@ impl Log {
     /// Whether a record of `len_bytes`, and all that is published and not durable, can be written to files that are
     /// there, whatever becomes of the disk. A few loads.
     ///
-    /// An eighth of a file (at least [`STEP`] times four, at most half of it) is kept back for witnesses and for what
+    /// An eighth of a file (at least [`STEP`] times four, at most half of it) is kept back for claim groups and for what
     /// other threads append between this answer and the append, so it holds as long as those append less at once.
     pub fn has_room(&self, len_bytes: usize) -> bool {
         let (core, files) = (&self.shared.core, &self.shared.core.files);
@@ -398,7 +398,7 @@ impl Log {
             records: get(&counters.records),
             record_bytes: self.published().since(self.shared.start),
             groups: get(&counters.groups),
-            witnesses: get(&counters.witnesses),
+            claim_groups: get(&counters.claim_groups),
             syncs: get(&counters.syncs),
             written_bytes: get(&counters.written_bytes),
             activations: get(&counters.activations),
@@ -443,7 +443,7 @@ impl Log {
         self.sync()?;
         let mut state = shared.state.lock();
         if let Some(flusher) = state.flusher.take() {
-            state = shared.run(state, flusher, Purpose::Witness, 0);
+            state = shared.run(state, flusher, Purpose::Claim, 0);
         }
         state.halted.as_ref().map_or(Ok(()), |cause| Err(cause.halted()))
     }

@@ -180,7 +180,7 @@ impl LogFiles {
         self.room_bytes.fetch_add(self.file_bytes, Ordering::Relaxed);
     }
 
-    /// What is kept free for groups that carry little: witnesses, and single records of other writers.
+    /// What is kept free for groups that carry little: claim groups, and single records of other writers.
     pub(crate) fn slack_bytes(&self) -> u64 {
         (self.file_bytes / 8).max(4 * STEP as u64).min(self.file_bytes / 2)
     }

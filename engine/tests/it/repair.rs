@@ -87,7 +87,7 @@ fn a_repair_keeps_everything_before_the_damage_and_reports_the_loss() {
         let found = builder(&sim).find_damage("/store").unwrap().unwrap();
         assert_eq!(found.error.to_string(), refused.to_string());
         assert_eq!(found.kept_records, group);
-        // Each record takes a granule or two; all but the newest group have a witness.
+        // Each record takes a granule or two; a later group claims each one except the newest.
         assert!(found.cut_bytes >= (u64::from(KEYS) - 1 - group) * 32, "{found:?}");
         assert_eq!(sim.snapshot().fingerprint(), before, "the check changes no file");
         builder(&sim).open("/store").unwrap_err();

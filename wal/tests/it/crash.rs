@@ -267,7 +267,7 @@ fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
                     image.zero_sector(&path, sector);
                 }
                 match run_replay(image, &life, (files.clone(), ring)) {
-                    // The ring may make good for a group that was lost; and the witness holds no records.
+                    // The ring may replace a lost group, and the claim group holds no records.
                     Ok(found) => assert_eq!((found.0.end, found.1), (whole.0.end, whole.1)),
                     Err(Error::Corrupt { file, .. }) => {
                         assert_eq!(file, path);
@@ -337,7 +337,7 @@ fn records_come_back_from_the_ring_alone_after_a_kill() {
 }
 
 #[test]
-fn drains_run_after_the_interval_and_leave_a_witness() {
+fn drains_run_after_the_interval_and_leave_a_claim_group() {
     let (sim, manifest) = (SimBackend::from_image(disk(), 3), Arc::new(Manifest::default()));
     let log = Log::open(Arc::new(sim.clone()), options(1, Seq::ZERO), manifest).unwrap();
     let end = log.append(&mut record(b"one")).unwrap().end;
@@ -346,13 +346,13 @@ fn drains_run_after_the_interval_and_leave_a_witness() {
     assert!(!log.run_due().unwrap(), "not due yet");
     sim.advance(Duration::from_millis(1));
     assert!(log.run_due().unwrap());
-    assert_eq!((log.durable(), log.metrics().witnesses), (end, 0));
+    assert_eq!((log.durable(), log.metrics().claim_groups), (end, 0));
     assert!(!log.run_due().unwrap());
     sim.advance(Duration::from_millis(10));
     assert!(log.run_due().unwrap());
-    assert_eq!(log.metrics().witnesses, 1);
+    assert_eq!(log.metrics().claim_groups, 1);
     sim.advance(Duration::from_millis(10));
-    assert!(!log.run_due().unwrap(), "one witness is enough");
+    assert!(!log.run_due().unwrap(), "one claim group is enough");
 }
 
 #[test]

@@ -105,12 +105,12 @@ impl Writer {
 
     /// Writes the claim group: an empty group whose header claims how far the log was durable.
     fn claim_group(&mut self) {
-        let before = self.log.metrics().witnesses;
+        let before = self.log.metrics().claim_groups;
         for _ in 0..2 {
             self.log.run_due().unwrap();
             self.sim.advance(Duration::from_millis(20));
         }
-        assert_eq!(self.log.metrics().witnesses, before + 1);
+        assert_eq!(self.log.metrics().claim_groups, before + 1);
         self.after_rounds.push(self.disk());
     }
 

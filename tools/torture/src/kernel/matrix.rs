@@ -7,8 +7,8 @@
 //!
 //! One lie cannot be found out: that the newest group of log or manifest was never written. The store must then still hold
 //! a prefix. Without the newest group of the log it lacks at most the writes that were acknowledged since the start of the
-//! operation that wrote it. Without the newest edit no commit is lost, because a log file that the edit named bears
-//! witness; only a created or dropped keyspace is. Such cases are counted.
+//! operation that wrote it. Without the newest edit no commit is lost, because a log file that the edit named proves
+//! the loss; only a created or dropped keyspace is lost. Such cases are counted.
 //!
 //! Invariant: a cell is tried until its fault has struck. A fault that never strikes is a failure of the run.
 
