@@ -9,7 +9,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aio::{Backend, Buf, Context, Counters, NativeBackend, OpenMode, Operation};
+use aio::{Backend, Buf, Context, IoCounters, NativeBackend, OpenMode, Operation};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const INTERVALS: u32 = 6;
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// What happened between two readings. Percentiles are those of the whole run.
-fn row(before: &Counters, now: &Counters, elapsed: Duration) {
+fn row(before: &IoCounters, now: &IoCounters, elapsed: Duration) {
     let seconds = elapsed.as_secs_f64();
     let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
     let count = number(now.read.count - before.read.count);

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::open_file::File;
 use crate::queue::Queue;
 use crate::reactor::Reactor;
-use crate::trace::Counters;
+use crate::trace::IoCounters;
 
 /// How [`Backend::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,5 +215,5 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     fn check_fork(&self) -> Result<()>;
 
     /// Counts of the operations of all queues so far.
-    fn counters(&self) -> Counters;
+    fn counters(&self) -> IoCounters;
 }

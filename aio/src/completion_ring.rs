@@ -34,7 +34,7 @@ use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::sys::{self, Context, IoEvent};
+use crate::sys::{self, IoEvent, KernelContext};
 
 const MAGIC: u32 = 0xa10a_10a1;
 const HEADER_BYTES: usize = 32;
@@ -58,7 +58,7 @@ pub(crate) struct CompletionRing {
 
 impl CompletionRing {
     /// The ring of a context, if there is one that can be read. It is hidden from forked children.
-    pub(crate) fn of(context: &Context) -> Option<CompletionRing> {
+    pub(crate) fn of(context: &KernelContext) -> Option<CompletionRing> {
         let address = context.address();
         if !sys::is_mapped(address, HEADER_BYTES) {
             return None;

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::in_flight::{InFlight, Reaping, Settings, Shared, Waking};
+use crate::in_flight::{BackendState, InFlight, Reaping, Settings, Waking};
 use crate::operation::{Completion, Operation};
 use crate::probe::device_queue_slots;
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::signal::SignalSet;
-use crate::trace::Counters;
+use crate::trace::IoCounters;
 
 /// Slots of a context that was given neither a number nor a device.
 const DEFAULT_SLOTS: usize = 128;
@@ -88,7 +88,7 @@ impl ContextBuilder {
         let wanted = self.slots.unwrap_or(DEFAULT_SLOTS.max(self.device_slots.unwrap_or(0)));
         let slots = self.device_slots.map_or(wanted, |device| wanted.min(device));
         let settings = Settings { slots, mask: self.mask, reaping: self.reaping, waking: self.waking };
-        InFlight::new(&settings, Shared::new()).map(Context)
+        InFlight::new(&settings, BackendState::new()).map(Context)
     }
 }
 
@@ -287,7 +287,7 @@ impl Context {
     }
 
     /// Counts of the operations so far.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> IoCounters {
         self.0.shared().trace.snapshot()
     }
 }

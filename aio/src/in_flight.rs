@@ -76,16 +76,16 @@ pub(crate) struct Settings {
 
 /// State that a backend shares with its contexts.
 #[derive(Clone, Debug)]
-pub(crate) struct Shared {
+pub(crate) struct BackendState {
     pub(crate) clock: Clock,
     pub(crate) trace: Arc<Trace>,
     pub(crate) process: Process,
 }
 
-impl Shared {
+impl BackendState {
     /// For this process; the clock starts at 0.
-    pub(crate) fn new() -> Shared {
-        Shared { clock: Clock::start(), trace: Arc::default(), process: Process::current() }
+    pub(crate) fn new() -> BackendState {
+        BackendState { clock: Clock::start(), trace: Arc::default(), process: Process::current() }
     }
 }
 
@@ -98,7 +98,7 @@ struct InSlot {
 /// A context and its operations in flight.
 #[derive(Debug)]
 pub(crate) struct InFlight {
-    context: Arc<sys::Context>,
+    context: Arc<sys::KernelContext>,
     slots: Vec<Option<InSlot>>,
     free: Vec<usize>,
     /// One for each slot.
@@ -115,13 +115,13 @@ pub(crate) struct InFlight {
     mask: Option<SignalSet>,
     /// False once the kernel has refused `io_pgetevents`.
     has_pgetevents: bool,
-    shared: Shared,
+    shared: BackendState,
 }
 
 impl InFlight {
     /// # Panics
     /// If there are no slots.
-    pub(crate) fn new(settings: &Settings, shared: Shared) -> Result<InFlight> {
+    pub(crate) fn new(settings: &Settings, shared: BackendState) -> Result<InFlight> {
         let slots = settings.slots;
         assert!(slots > 0, "a queue without slots");
         // A number above 32 bits is reported like one above fs.aio-max-nr.
@@ -436,7 +436,7 @@ impl InFlight {
         self.ring.is_some()
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &BackendState {
         &self.shared
     }
 }

@@ -16,7 +16,7 @@ use crate::open_file::File;
 use crate::operation::{Completion, Operation};
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::reactor::Reactor;
-use crate::trace::Counters;
+use crate::trace::IoCounters;
 
 /// Declares the trait, whose methods forward their call, and makes each type that implements it a backend.
 macro_rules! backend_layer {
@@ -79,7 +79,7 @@ backend_layer! {
     random() -> u64;
     park(duration: Duration);
     check_fork() -> Result<()>;
-    counters() -> Counters;
+    counters() -> IoCounters;
 }
 
 /// A [`Queue`] that wraps another one.

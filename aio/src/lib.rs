@@ -47,4 +47,4 @@ pub use signal::{SignalSet, block_all_signals};
 pub use sim::SimBackend;
 #[doc(hidden)]
 pub use trace::Counting;
-pub use trace::{Counters, LatencyHistogram, OperationCounters, SIZE_CLASSES_BYTES};
+pub use trace::{IoCounters, LatencyHistogram, OperationCounters, SIZE_CLASSES_BYTES};

@@ -24,13 +24,13 @@ use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
-use crate::in_flight::{InFlight, Reaping, Settings, Shared, Waking};
+use crate::in_flight::{BackendState, InFlight, Reaping, Settings, Waking};
 use crate::open_file::{File, FileBody};
 use crate::probe;
 use crate::queue::Queue;
 use crate::reactor::Reactor;
 use crate::signal::SignalSet;
-use crate::trace::{Class, Counters};
+use crate::trace::{Class, IoCounters};
 
 /// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
 ///
@@ -38,7 +38,7 @@ use crate::trace::{Class, Counters};
 /// All methods may be called from many threads; those on names and sizes block as long as the file system takes.
 #[derive(Debug)]
 pub struct NativeBackend {
-    shared: Shared,
+    shared: BackendState,
     /// Writes the note in the lock file. Made at the first use and kept, since a context is slow to destroy. Only opens
     /// of stores take the lock, each for one write.
     notes: Mutex<Option<Context>>,
@@ -54,7 +54,7 @@ impl NativeBackend {
     /// A backend for this process; its clock starts at 0.
     #[must_use]
     pub fn new() -> NativeBackend {
-        NativeBackend { shared: Shared::new(), notes: Mutex::new(None) }
+        NativeBackend { shared: BackendState::new(), notes: Mutex::new(None) }
     }
 
     /// A context whose waits always enter the kernel: a trace of system calls then shows every wait, and the call is
@@ -222,7 +222,7 @@ impl Backend for NativeBackend {
         if self.shared.process.is_current() { Ok(()) } else { Err(Error::Forked) }
     }
 
-    fn counters(&self) -> Counters {
+    fn counters(&self) -> IoCounters {
         self.shared.trace.snapshot()
     }
 }

@@ -21,7 +21,7 @@ use crate::event_fd::EventFd;
 use crate::flags::{Flags, Priority, Readiness};
 use crate::open_file::File;
 use crate::planted::{Bug, planted};
-use crate::sys::{self, Iocb, Piece};
+use crate::sys::{self, IoVec, Iocb};
 use crate::trace::Class;
 
 /// The file or descriptor of an operation. It stays open until the operation's completion is reaped.
@@ -174,12 +174,12 @@ pub struct Operation {
 enum Buffers {
     None,
     One(Buf),
-    Vectored { bufs: Vec<Buf>, pieces: Box<[Piece]> },
+    Vectored { bufs: Vec<Buf>, pieces: Box<[IoVec]> },
 }
 
 impl Buffers {
     fn vectored(bufs: Vec<Buf>) -> Buffers {
-        let piece = |buf: &Buf| Piece { address: buf.address(), len_bytes: buf.len() as u64 };
+        let piece = |buf: &Buf| IoVec { address: buf.address(), len_bytes: buf.len() as u64 };
         let pieces = bufs.iter().map(piece).collect();
         Buffers::Vectored { bufs, pieces }
     }

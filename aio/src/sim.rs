@@ -39,11 +39,11 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub use faults::{EventKind, Fault, FaultPlan};
 pub use image::DiskImage;
-pub use machine::Event;
+pub use machine::DiskEvent;
 pub use pending::PendingUnit;
 
-use dir::Entry;
-use machine::{Call, Machine, Shared, sim_handle};
+use dir::DirEntry;
+use machine::{Call, Machine, SharedMachine, sim_handle};
 use map::{SimLock, SimMap};
 use queue::SimQueue;
 
@@ -52,12 +52,12 @@ use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::open_file::{Alignment, File, SECTOR_BYTES};
 use crate::queue::Queue;
-use crate::trace::{Class, Counters};
+use crate::trace::{Class, IoCounters};
 
 /// A simulated machine. A clone is another handle of the same machine.
 #[derive(Clone)]
 pub struct SimBackend {
-    machine: Shared,
+    machine: SharedMachine,
 }
 
 impl std::fmt::Debug for SimBackend {
@@ -95,7 +95,7 @@ impl SimBackend {
     /// Calls `observer` before each event with the disk as it is then. Clone the image to keep it.
     ///
     /// The observer runs under the machine's lock: it may run other machines, not call this one.
-    pub fn on_event(&self, observer: impl FnMut(Event<'_>, &DiskImage) + Send + 'static) {
+    pub fn on_event(&self, observer: impl FnMut(DiskEvent<'_>, &DiskImage) + Send + 'static) {
         self.machine().observer = Some(Box::new(observer));
     }
 
@@ -284,8 +284,8 @@ impl Backend for SimBackend {
         let mut machine = self.machine();
         machine.enter("stat", EventKind::Stat, path)?;
         match machine.disk.entry(path) {
-            Ok(Entry::Dir) => Ok(Some(Stat { size_bytes: 0, is_dir: true })),
-            Ok(Entry::File(inode)) => {
+            Ok(DirEntry::Dir) => Ok(Some(Stat { size_bytes: 0, is_dir: true })),
+            Ok(DirEntry::File(inode)) => {
                 Ok(Some(Stat { size_bytes: machine.disk.inode(inode).size_bytes(), is_dir: false }))
             }
             Err(Errno::NOT_FOUND) => Ok(None),
@@ -368,7 +368,7 @@ impl Backend for SimBackend {
         Ok(())
     }
 
-    fn counters(&self) -> Counters {
+    fn counters(&self) -> IoCounters {
         self.machine().trace.snapshot()
     }
 }

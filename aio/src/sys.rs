@@ -36,7 +36,7 @@ pub(crate) const COMMAND_SYNC: u16 = 2;
 pub(crate) const COMMAND_DATA_SYNC: u16 = 3;
 /// `IOCB_CMD_POLL`; `buf` holds the events waited for. One shot.
 pub(crate) const COMMAND_POLL: u16 = 5;
-/// `IOCB_CMD_PREADV`; `buf` is the address of [`Piece`]s, `len_bytes` their count.
+/// `IOCB_CMD_PREADV`; `buf` is the address of [`IoVec`]s, `len_bytes` their count.
 pub(crate) const COMMAND_READ_VECTORED: u16 = 7;
 /// `IOCB_CMD_PWRITEV`.
 pub(crate) const COMMAND_WRITE_VECTORED: u16 = 8;
@@ -88,7 +88,7 @@ pub(crate) struct Iocb {
 /// copies the array at submit.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece {
+pub(crate) struct IoVec {
     pub(crate) address: u64,
     pub(crate) len_bytes: u64,
 }
@@ -122,8 +122,8 @@ const _: () = {
     assert!(offset_of!(Iocb, buf) == 24);
     assert!(offset_of!(Iocb, offset) == 40);
     assert!(offset_of!(Iocb, event_descriptor) == 60);
-    assert!(size_of::<Piece>() == size_of::<libc::iovec>());
-    assert!(offset_of!(Piece, len_bytes) == offset_of!(libc::iovec, iov_len));
+    assert!(size_of::<IoVec>() == size_of::<libc::iovec>());
+    assert!(offset_of!(IoVec, len_bytes) == offset_of!(libc::iovec, iov_len));
     assert!(size_of::<IoEvent>() == 32);
     assert!(offset_of!(IoEvent, result) == 16);
     assert!(size_of::<AioSigset>() == 16);
@@ -134,12 +134,12 @@ const _: () = {
 /// A context of the kernel (`aio_context_t`). A drop in the process that made it destroys it: that cancels polls, waits
 /// for all other operations, and takes 20 to 50 ms.
 #[derive(Debug)]
-pub(crate) struct Context {
+pub(crate) struct KernelContext {
     id: c_ulong,
     process: Process,
 }
 
-impl Context {
+impl KernelContext {
     /// The kernel's number for it, which is the address of its completion ring where there is one.
     pub(crate) fn address(&self) -> usize {
         // Pointers are as wide as the kernel's longs, see the `cfg` above.
@@ -152,7 +152,7 @@ impl Context {
     }
 }
 
-impl Drop for Context {
+impl Drop for KernelContext {
     fn drop(&mut self) {
         if self.process.is_current() {
             // A failure leaves the context to the kernel, which frees it with the process.
@@ -162,11 +162,11 @@ impl Drop for Context {
 }
 
 /// Makes a context with room for at least `slots` operations.
-pub(crate) fn setup(slots: u32) -> Result<Context, Errno> {
+pub(crate) fn setup(slots: u32) -> Result<KernelContext, Errno> {
     let mut id: c_ulong = 0;
     // SAFETY: the kernel writes the new context's number into `id`, which lives across the call.
     let answer = unsafe { libc::syscall(libc::SYS_io_setup, slots, &raw mut id) };
-    check(answer).map(|_| Context { id, process: Process::current() })
+    check(answer).map(|_| KernelContext { id, process: Process::current() })
 }
 
 fn destroy(id: c_ulong) -> Result<(), Errno> {
@@ -185,7 +185,11 @@ fn destroy(id: c_ulong) -> Result<(), Errno> {
 /// # Safety
 /// Every buffer that is named in those `iocbs` must stay allocated, and for reads untouched, until the event with
 /// the operation's `data` was reaped or the context was destroyed.
-pub(crate) unsafe fn submit(context: &Context, iocbs: &mut [Iocb], slots: &[usize]) -> Result<usize, Errno> {
+pub(crate) unsafe fn submit(
+    context: &KernelContext,
+    iocbs: &mut [Iocb],
+    slots: &[usize],
+) -> Result<usize, Errno> {
     assert!(slots.len() <= SUBMIT_MAX, "more operations than one submit takes");
     let mut pointers = [ptr::null_mut::<Iocb>(); SUBMIT_MAX];
     let (first, count) = (iocbs.as_mut_ptr(), iocbs.len());
@@ -200,7 +204,11 @@ pub(crate) unsafe fn submit(context: &Context, iocbs: &mut [Iocb], slots: &[usiz
 }
 
 /// Starts a poll that is done as soon as `descriptor` is readable; its event carries `data`. Safe in signal handlers.
-pub(crate) fn submit_poll(context: &Context, descriptor: BorrowedFd<'_>, data: u64) -> Result<(), Errno> {
+pub(crate) fn submit_poll(
+    context: &KernelContext,
+    descriptor: BorrowedFd<'_>,
+    data: u64,
+) -> Result<(), Errno> {
     let poll = Iocb {
         data,
         opcode: COMMAND_POLL,
@@ -214,7 +222,7 @@ pub(crate) fn submit_poll(context: &Context, descriptor: BorrowedFd<'_>, data: u
 
 /// Asks the kernel to cancel the operation that was submitted from this address. It answers
 /// [`Errno::IN_PROGRESS`] if it does: the event comes like any other.
-pub(crate) fn cancel(context: &Context, iocb: &mut Iocb) -> Result<(), Errno> {
+pub(crate) fn cancel(context: &KernelContext, iocb: &mut Iocb) -> Result<(), Errno> {
     let mut unused = IoEvent::default();
     // SAFETY: the kernel reads the `key` behind the pointer and takes the pointer itself for a name; old kernels write
     // one event.
@@ -235,7 +243,7 @@ pub(crate) struct Wait<'a> {
 }
 
 /// Reaps events with `io_pgetevents`; returns how many. [`Errno::INTERRUPTED`] only if there were none.
-pub(crate) fn reap(context: &Context, events: &mut [IoEvent], wait: Wait<'_>) -> Result<usize, Errno> {
+pub(crate) fn reap(context: &KernelContext, events: &mut [IoEvent], wait: Wait<'_>) -> Result<usize, Errno> {
     let time = wait.timeout.map(timespec);
     let sigset =
         AioSigset { mask: wait.mask.map_or(ptr::null(), ptr::from_ref), size_bytes: KERNEL_SIGSET_BYTES };
@@ -256,7 +264,7 @@ pub(crate) fn reap(context: &Context, events: &mut [IoEvent], wait: Wait<'_>) ->
 
 /// As [`reap`] with `io_getevents`, for kernels and sandboxes without `io_pgetevents`; the mask is not used.
 pub(crate) fn reap_unmasked(
-    context: &Context,
+    context: &KernelContext,
     events: &mut [IoEvent],
     wait: Wait<'_>,
 ) -> Result<usize, Errno> {
@@ -491,7 +499,7 @@ mod tests {
     #[test]
     fn an_invalid_context_is_refused() {
         // A number that was never valid. That of a destroyed context may belong to another test's context by now.
-        let context = Context { id: 4096, process: Process::current() };
+        let context = KernelContext { id: 4096, process: Process::current() };
         assert_eq!(destroy(context.id).err(), Some(Errno::INVALID));
         let wait = Wait { at_least: 0, timeout: Some(Duration::ZERO), mask: None };
         let mut events = [IoEvent::default(); 1];

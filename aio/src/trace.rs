@@ -48,7 +48,7 @@ impl Class {
 
 /// Counts of all operations of a backend since it was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct IoCounters {
     /// Reads.
     pub read: OperationCounters,
     /// Writes that are durable only after a sync.
@@ -199,9 +199,9 @@ impl Trace {
     }
 
     /// The counts so far.
-    pub(crate) fn snapshot(&self) -> Counters {
+    pub(crate) fn snapshot(&self) -> IoCounters {
         let depths = self.depths.each_ref().map(|count| count.load(Ordering::Relaxed));
-        Counters {
+        IoCounters {
             read: self.read.snapshot(),
             write: self.write.snapshot(),
             write_durable: self.write_durable.snapshot(),

@@ -40,7 +40,7 @@ const TRIES: usize = 1000;
 /// Wakes the owner of one context.
 #[derive(Debug)]
 pub(crate) struct PollWaker {
-    context: Arc<sys::Context>,
+    context: Arc<sys::KernelContext>,
     /// Always readable.
     event: OwnedFd,
     /// Publishes the writes of the waking thread to the waiter that consumes the wake-up.
@@ -48,7 +48,7 @@ pub(crate) struct PollWaker {
 }
 
 impl PollWaker {
-    pub(crate) fn new(context: Arc<sys::Context>) -> Result<PollWaker, Errno> {
+    pub(crate) fn new(context: Arc<sys::KernelContext>) -> Result<PollWaker, Errno> {
         let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(PollWaker { context, event, raised: AtomicBool::new(false) })
     }

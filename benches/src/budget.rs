@@ -48,7 +48,7 @@ impl Budget {
     /// The length of each run of the first of `to_come`, in seconds, if that workload begins at this time. The data of the
     /// family `loaded` are there.
     pub fn seconds(&self, at: Instant, options: &Options, to_come: &[Workload], loaded: Family) -> f64 {
-        let cost = Cost::of(options, to_come, loaded);
+        let cost = Estimate::of(options, to_come, loaded);
         let reserve = self.whole.mul_f64(1.0 - SHARED);
         let left = self.left(at).saturating_sub(reserve).as_secs_f64();
         let share = (left - cost.fixed) / cost.lengths.max(1.0);
@@ -58,19 +58,19 @@ impl Budget {
 
 /// The longest expected time of everything, without shortened runs.
 pub fn estimate(options: &Options) -> Duration {
-    let cost = Cost::of(options, &options.workloads, Family::Fresh);
+    let cost = Estimate::of(options, &options.workloads, Family::Fresh);
     Duration::from_secs_f64(cost.fixed + cost.lengths * options.seconds)
 }
 
 /// The cost of workloads in seconds: `fixed + lengths * (length of a run)`.
-struct Cost {
+struct Estimate {
     fixed: f64,
     lengths: f64,
 }
 
-impl Cost {
-    fn of(options: &Options, to_come: &[Workload], loaded: Family) -> Cost {
-        let mut cost = Cost { fixed: 0.0, lengths: 0.0 };
+impl Estimate {
+    fn of(options: &Options, to_come: &[Workload], loaded: Family) -> Estimate {
+        let mut cost = Estimate { fixed: 0.0, lengths: 0.0 };
         let mut family = loaded;
         for workload in to_come {
             let runs = count(options.stores.len()) * f64::from(options.rounds);
@@ -126,7 +126,7 @@ mod tests {
         for (at, workload) in options.workloads.iter().enumerate() {
             let time = begin + Duration::from_secs_f64(took);
             let seconds = budget.seconds(time, options, &options.workloads[at..], family);
-            let cost = Cost::of(options, std::slice::from_ref(workload), family);
+            let cost = Estimate::of(options, std::slice::from_ref(workload), family);
             family = workload.family;
             took += cost.fixed * slowness + cost.lengths * seconds;
             lengths.push(seconds);

@@ -11,9 +11,9 @@
 use aio::{Backend, Buf, Queue};
 
 use crate::error::{Error, Result};
-use crate::log_file::{LogFiles, Opened};
+use crate::log_file::{LogFiles, OpenLogFile};
 use crate::planted::{Bug, planted};
-use crate::record::{GRANULE, Origin, Seq};
+use crate::record::{GRANULE, Seq, StreamOrigin};
 use crate::ring::Ring;
 use crate::seal::{Group, STEP, seal, stream_room_bytes};
 use crate::sync::{Arc, AtomicU64, Ordering, Statistic};
@@ -48,14 +48,14 @@ pub(crate) struct Core {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) ring: Ring,
     pub(crate) files: LogFiles,
-    pub(crate) origin: Origin,
+    pub(crate) origin: StreamOrigin,
     pub(crate) sync_method: SyncMethod,
     /// End of the last group whose write was reaped: it survives the process.
     pub(crate) written: AtomicU64,
     /// End of the last group on stable media. Stored with release after the flusher read the ring, loaded with acquire
     /// by writers before they overwrite it.
     pub(crate) durable: AtomicU64,
-    pub(crate) counters: Counters,
+    pub(crate) counters: LogCounters,
 }
 
 impl Core {
@@ -70,7 +70,7 @@ impl Core {
 
 /// Counts since the log was opened.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct LogCounters {
     pub(crate) records: Statistic,
     pub(crate) groups: Statistic,
     pub(crate) claim_groups: Statistic,
@@ -119,7 +119,7 @@ pub(crate) struct Flusher {
 
 #[derive(Debug)]
 struct Current {
-    opened: Opened,
+    opened: OpenLogFile,
     /// Where the next group goes, in bytes.
     offset: u64,
     step_bytes: u32,

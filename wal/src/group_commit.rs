@@ -53,7 +53,7 @@
 //!   thread sleeps until a record is published) and `drain_asked` (the thread knows that `drain_bytes` are waiting).
 //!
 //! # Invariants
-//! * Lock order: `state`, then a lock of `ordered` or `log_file`. None of them is held across I/O or a call of the host.
+//! * Lock order: `state`, then a lock of `watermark` or `log_file`. None of them is held across I/O or a call of the host.
 //!   The ring's `growing` is, and is taken while no other lock of the log is held.
 //! * The flush token is the [`Flusher`] itself. A thread takes it out of the state, runs one round and puts it back. Two
 //!   rounds at a time cannot be expressed, nor a round that ends without waking its waiters: [`HeldToken`] puts it back
@@ -138,12 +138,12 @@ pub(crate) struct CommitState {
 
     pub(crate) has_thread: bool,
     pub(crate) stop: bool,
-    idle: Idle,
+    idle: DrainInterval,
 }
 
 /// Start of the current drain interval.
 #[derive(Debug, Default)]
-struct Idle {
+struct DrainInterval {
     /// `durable` when the interval began. A new value starts another one.
     durable: Seq,
     /// By the clock of the backend; `None` while no interval runs.
@@ -378,7 +378,7 @@ impl Shared {
         };
         let now = self.core.backend.now();
         if state.idle.durable != durable {
-            state.idle = Idle { durable, since: None };
+            state.idle = DrainInterval { durable, since: None };
         }
         let waited = now.saturating_sub(*state.idle.since.get_or_insert(now));
         match self.drain_interval.checked_sub(waited) {
@@ -457,7 +457,7 @@ impl CommitState {
             crowd: false,
             has_thread: false,
             stop: false,
-            idle: Idle::default(),
+            idle: DrainInterval::default(),
         }
     }
 }

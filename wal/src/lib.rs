@@ -74,7 +74,7 @@
 //! ```
 //!
 //! # Reading order
-//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `ordered`,
+//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `watermark`,
 //! `unnamed`, `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
 mod chain;
@@ -84,7 +84,6 @@ mod flusher;
 mod group_commit;
 mod log;
 mod log_file;
-mod ordered;
 #[doc(hidden)]
 pub mod planted;
 mod record;
@@ -97,6 +96,7 @@ mod seal;
 mod sector;
 mod sync;
 mod unnamed;
+mod watermark;
 
 /// Locks of the models, for those of the engine.
 #[cfg(loom)]
@@ -109,12 +109,12 @@ pub use error::{Error, Result};
 pub use flusher::SyncMethod;
 pub use log::{Background, Log, LogMetrics, LogOptions};
 pub use log_file::{ActiveFile, Host, log_file_path};
-pub use ordered::Ordered;
 pub use record::{
-    Decoded, GRANULE, Origin, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, decode, void_header,
+    Decoded, GRANULE, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, StreamOrigin, decode, void_header,
 };
 pub use replay::{Cut, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
 pub use reservation::{Appended, Reservation};
 pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal, stream_room_bytes};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};
 pub use unnamed::use_of_file;
+pub use watermark::Watermark;

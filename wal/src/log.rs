@@ -11,10 +11,10 @@ use std::time::Duration;
 use aio::Backend;
 
 use crate::error::{Error, Result};
-use crate::flusher::{Core, Counters, Flusher, Purpose, QUEUE_SLOTS, SyncMethod, count};
+use crate::flusher::{Core, Flusher, LogCounters, Purpose, QUEUE_SLOTS, SyncMethod, count};
 use crate::group_commit::{Due, Level, Shared, start_thread};
 use crate::log_file::{ActiveFile, Host, LogFiles};
-use crate::record::{GRANULE, Origin, RecordBuf, Seq};
+use crate::record::{GRANULE, RecordBuf, Seq, StreamOrigin};
 use crate::reservation::{Appended, Reservation};
 use crate::ring::{Full, Ring};
 use crate::seal::STEP;
@@ -164,11 +164,11 @@ impl Log {
             backend,
             ring,
             files,
-            origin: Origin { store_id: options.store_id, life: options.life },
+            origin: StreamOrigin { store_id: options.store_id, life: options.life },
             sync_method: options.sync_method,
             written: position(),
             durable: position(),
-            counters: Counters::default(),
+            counters: LogCounters::default(),
         };
         let flusher = Flusher::new(queue, start);
         let shared = Shared::new(core, host, flusher, options.drain_bytes, options.drain_interval);

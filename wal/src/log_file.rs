@@ -98,7 +98,7 @@ struct Lists {
 
 /// The file that groups are written to.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct OpenLogFile {
     pub(crate) file: File,
     pub(crate) place: Place,
     /// Whether it was a spare.
@@ -147,7 +147,7 @@ impl LogFiles {
     /// Opens a spare or a new file as the one that goes on at `start`.
     ///
     /// A file that could not be activated is a spare afterwards: the next round takes it again.
-    pub(crate) fn next(&self, queue: &mut dyn Queue, start: Seq) -> Result<Opened> {
+    pub(crate) fn next(&self, queue: &mut dyn Queue, start: Seq) -> Result<OpenLogFile> {
         // Only who holds the flush token takes spares, so the one seen here stays until it is taken below.
         let spare = self.lists.lock().spares.last().copied();
         let recycled = spare.is_some();
@@ -163,7 +163,7 @@ impl LogFiles {
         let mut lists = self.lists.lock();
         lists.spares.retain(|&spare| spare != id);
         lists.active.push(ActiveFile { id, epoch, start });
-        Ok(Opened { file, place: Place { store_id: self.store_id, file_id: id, epoch }, recycled })
+        Ok(OpenLogFile { file, place: Place { store_id: self.store_id, file_id: id, epoch }, recycled })
     }
 
     /// Bytes that can be written before a file has to be made.

@@ -86,7 +86,7 @@ impl fmt::Display for Seq {
 
 /// What a record's checksum covers beside its bytes and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct StreamOrigin {
     /// The store.
     pub store_id: u64,
     /// The life.
@@ -183,7 +183,7 @@ pub struct Prepared<'a> {
 impl Prepared<'_> {
     /// The bytes for the log: header, payload, padding.
     #[must_use]
-    pub fn frame(&mut self, origin: Origin, seq: Seq) -> &[u8] {
+    pub fn frame(&mut self, origin: StreamOrigin, seq: Seq) -> &[u8] {
         let crc = finish(self.hasher.clone(), self.length, origin, seq);
         self.bytes[..4].copy_from_slice(&crc.to_le_bytes());
         self.bytes
@@ -200,7 +200,7 @@ impl Prepared<'_> {
 /// # Panics
 /// If there is no void of this length.
 #[must_use]
-pub fn void_header(len_bytes: usize, origin: Origin, seq: Seq) -> [u8; RECORD_HEADER_BYTES] {
+pub fn void_header(len_bytes: usize, origin: StreamOrigin, seq: Seq) -> [u8; RECORD_HEADER_BYTES] {
     assert!(len_bytes.is_multiple_of(GRANULE), "a void is whole granules");
     let payload_bytes = len_bytes.checked_sub(RECORD_HEADER_BYTES).expect("a void has a header");
     let length = u32::try_from(payload_bytes).expect("a void fits into a record");
@@ -248,7 +248,7 @@ pub enum Decoded<'a> {
 
 /// Decodes the record at the front of `bytes`, which stand at `seq` in the stream. Never panics.
 #[must_use]
-pub fn decode(bytes: &[u8], origin: Origin, seq: Seq) -> Decoded<'_> {
+pub fn decode(bytes: &[u8], origin: StreamOrigin, seq: Seq) -> Decoded<'_> {
     let Some((header, rest)) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>() else {
         return Decoded::Incomplete { needed_bytes: GRANULE };
     };
@@ -280,7 +280,7 @@ fn framed_bytes(length: u32) -> Option<usize> {
     usize::try_from(length).ok()?.checked_add(RECORD_HEADER_BYTES)?.checked_next_multiple_of(GRANULE)
 }
 
-fn finish(mut hasher: Hasher, length_field: u32, origin: Origin, seq: Seq) -> u32 {
+fn finish(mut hasher: Hasher, length_field: u32, origin: StreamOrigin, seq: Seq) -> u32 {
     // Not without end: with no position at all a replay would go round the ring for ever.
     let seq = if planted(Bug::RecordChecksumWithoutSeq) { Seq::new(seq.get() >> 14) } else { seq };
     let mut place = [0; 24];

@@ -27,7 +27,7 @@ use crate::ended_ring::{EndedRing, open_existing};
 use crate::error::{Error, Result};
 use crate::log_file::{ActiveFile, log_file_path};
 use crate::planted::{Bug, planted};
-use crate::record::{Decoded, GRANULE, Origin, Seq, decode};
+use crate::record::{Decoded, GRANULE, Seq, StreamOrigin, decode};
 use crate::sector::Place;
 
 /// Bytes of one read.
@@ -363,8 +363,8 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    fn origin(&self) -> Origin {
-        Origin { store_id: self.input.store_id, life: self.input.life }
+    fn origin(&self) -> StreamOrigin {
+        StreamOrigin { store_id: self.input.store_id, life: self.input.life }
     }
 
     /// Where in the endless sequence of laps.

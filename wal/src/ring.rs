@@ -26,10 +26,10 @@ use aio::{Backend, Errno, File, OpenMode, Queue, SharedMap};
 
 use crate::error::{Error, Result};
 use crate::log_file::Host;
-use crate::ordered::Ordered;
 use crate::planted::{Bug, planted};
 use crate::record::Seq;
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
+use crate::watermark::Watermark;
 
 /// The staging ring of one life.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(crate) struct Ring {
     growing: Mutex<()>,
     /// Where the next record goes. Publishes nothing: the compare-and-swap only hands out ranges.
     reserved: AtomicU64,
-    published: Ordered,
+    published: Watermark,
 }
 
 /// Why a reservation is not possible now.
@@ -88,7 +88,7 @@ impl Ring {
             grown: AtomicUsize::new(file_bytes),
             growing: Mutex::new(()),
             reserved: AtomicU64::new(start.get()),
-            published: Ordered::new(start, bytes),
+            published: Watermark::new(start, bytes),
         })
     }
 
@@ -140,7 +140,7 @@ impl Ring {
         Seq::new(self.reserved.load(Ordering::SeqCst))
     }
 
-    pub(crate) fn published(&self) -> &Ordered {
+    pub(crate) fn published(&self) -> &Watermark {
         &self.published
     }
 

@@ -18,7 +18,7 @@ use aio::{Backend, Errno};
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 use support::{Manifest, record};
-use wal::{Background, Error, GRANULE, Log, LogOptions, Ordered, ReplayInput, Seq, replay};
+use wal::{Background, Error, GRANULE, Log, LogOptions, ReplayInput, Seq, Watermark, replay};
 
 /// Runs a model through every schedule with at most so many switches against a thread's will.
 fn explore(switches: usize, model: impl Fn() + Send + Sync + 'static) {
@@ -39,28 +39,28 @@ fn granules(from: u64, to: u64) -> (Seq, Seq) {
 }
 
 /// Completes ranges of the first lap and says what it did before.
-fn complete(ordered: &Ordered, written: &[AtomicU64], ranges: &[(u64, u64)]) {
+fn complete(watermark: &Watermark, written: &[AtomicU64], ranges: &[(u64, u64)]) {
     for &(from, to) in ranges {
         written[usize::try_from(from).unwrap()].store(to, Ordering::Relaxed);
         let (seq, end) = granules(from, to);
-        ordered.complete(seq, end);
+        watermark.complete(seq, end);
     }
 }
 
 #[test]
 fn the_watermark_leaves_nothing_behind_and_publishes_what_was_written() {
     explore(3, || {
-        let ordered = Arc::new(Ordered::new(Seq::ZERO, 4 * GRANULE));
+        let watermark = Arc::new(Watermark::new(Seq::ZERO, 4 * GRANULE));
         let written: Arc<[AtomicU64; 4]> = Arc::new(std::array::from_fn(|_| AtomicU64::new(0)));
         let threads: Vec<_> = [(0, 1), (1, 3)]
             .into_iter()
             .map(|range| {
-                let (ordered, written) = (Arc::clone(&ordered), Arc::clone(&written));
-                thread::spawn(move || complete(&ordered, &*written, &[range]))
+                let (watermark, written) = (Arc::clone(&watermark), Arc::clone(&written));
+                thread::spawn(move || complete(&watermark, &*written, &[range]))
             })
             .collect();
-        complete(&ordered, &*written, &[(3, 4)]);
-        let seen = ordered.get().get() / GRANULE as u64;
+        complete(&watermark, &*written, &[(3, 4)]);
+        let seen = watermark.get().get() / GRANULE as u64;
         for (from, to) in [(0, 1), (1, 3)] {
             if seen >= to {
                 assert_eq!(written[usize::try_from(from).unwrap()].load(Ordering::Relaxed), to);
@@ -69,26 +69,26 @@ fn the_watermark_leaves_nothing_behind_and_publishes_what_was_written() {
         for thread in threads {
             thread.join().unwrap();
         }
-        assert_eq!(ordered.get(), granules(4, 4).0);
+        assert_eq!(watermark.get(), granules(4, 4).0);
     });
 }
 
 #[test]
 fn the_watermark_wakes_who_waits_for_it() {
     explore(3, || {
-        let ordered = Arc::new(Ordered::new(Seq::ZERO, 2 * GRANULE));
+        let watermark = Arc::new(Watermark::new(Seq::ZERO, 2 * GRANULE));
         let threads: Vec<_> = [(0, 1), (1, 2)]
             .into_iter()
             .map(|(from, to)| {
-                let ordered = Arc::clone(&ordered);
+                let watermark = Arc::clone(&watermark);
                 thread::spawn(move || {
                     let (seq, end) = granules(from, to);
-                    ordered.complete(seq, end);
+                    watermark.complete(seq, end);
                 })
             })
             .collect();
-        ordered.wait_for(granules(2, 2).0);
-        assert_eq!(ordered.get(), granules(2, 2).0);
+        watermark.wait_for(granules(2, 2).0);
+        assert_eq!(watermark.get(), granules(2, 2).0);
         for thread in threads {
             thread.join().unwrap();
         }
@@ -99,8 +99,8 @@ fn the_watermark_wakes_who_waits_for_it() {
 #[test]
 fn the_watermark_goes_round() {
     explore(3, || {
-        let ordered = Arc::new(Ordered::new(Seq::ZERO, 2 * GRANULE));
-        let other = Arc::clone(&ordered);
+        let watermark = Arc::new(Watermark::new(Seq::ZERO, 2 * GRANULE));
+        let other = Arc::clone(&watermark);
         let thread = thread::spawn(move || {
             for (from, to) in [(1, 2), (2, 4)] {
                 let (seq, end) = granules(from, to);
@@ -109,10 +109,10 @@ fn the_watermark_goes_round() {
         });
         for (from, to) in [(0, 1), (4, 5), (5, 6)] {
             let (seq, end) = granules(from, to);
-            ordered.complete(seq, end);
+            watermark.complete(seq, end);
         }
         thread.join().unwrap();
-        assert_eq!(ordered.get(), granules(6, 6).0);
+        assert_eq!(watermark.get(), granules(6, 6).0);
     });
 }
 

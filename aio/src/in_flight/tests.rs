@@ -6,7 +6,7 @@ use super::*;
 fn old_kernel(has_pgetevents: bool, has_poll: bool) -> InFlight {
     let (reaping, waking) = (Reaping::SystemCall, Waking::Poll);
     let mut queue =
-        InFlight::new(&Settings { slots: 1, mask: None, reaping, waking }, Shared::new()).unwrap();
+        InFlight::new(&Settings { slots: 1, mask: None, reaping, waking }, BackendState::new()).unwrap();
     queue.has_pgetevents = has_pgetevents;
     queue.has_poll = has_poll;
     queue

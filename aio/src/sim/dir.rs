@@ -11,19 +11,19 @@ use super::pending::PendingUnit;
 
 /// The file or directory that a name refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Entry {
+pub(crate) enum DirEntry {
     File(u64),
     Dir,
 }
 
 /// Names in order, with their entries.
-pub(crate) type Names = BTreeMap<Arc<str>, Entry>;
+pub(crate) type Names = BTreeMap<Arc<str>, DirEntry>;
 
 #[derive(Clone, Debug)]
 pub(crate) enum NameChange {
-    Set { name: Arc<str>, entry: Entry },
+    Set { name: Arc<str>, entry: DirEntry },
     Clear { name: Arc<str> },
-    Rename { from: Arc<str>, to: Arc<str>, entry: Entry },
+    Rename { from: Arc<str>, to: Arc<str>, entry: DirEntry },
 }
 
 impl NameChange {
@@ -49,7 +49,7 @@ impl NameChange {
         }
     }
 
-    fn entry(&self) -> Option<Entry> {
+    fn entry(&self) -> Option<DirEntry> {
         match self {
             NameChange::Set { entry, .. } | NameChange::Rename { entry, .. } => Some(*entry),
             NameChange::Clear { .. } => None,
@@ -108,7 +108,7 @@ impl Dir {
     }
 
     /// Every entry that a name may refer to, now or after a power cut.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = DirEntry> {
         let named = self.volatile.values().chain(self.durable.values()).copied();
         named.chain(self.pending.iter().filter_map(|(change, _)| change.entry()))
     }

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::dir::{Dir, Entry, NameChange, Names};
+use super::dir::{Dir, DirEntry, NameChange, Names};
 use super::inode::Inode;
 use super::pages::{Contents, to_usize};
 use super::pending::PendingUnit;
@@ -153,8 +153,8 @@ impl DiskImage {
             hash = mix(hash, hash_bytes(path.as_encoded_bytes()));
             for (name, entry) in dir.names() {
                 let digest = match entry {
-                    Entry::File(inode) => self.inodes[inode].digest(),
-                    Entry::Dir => 1,
+                    DirEntry::File(inode) => self.inodes[inode].digest(),
+                    DirEntry::Dir => 1,
                 };
                 hash = mix(mix(hash, hash_bytes(name.as_bytes())), digest);
             }
@@ -168,7 +168,7 @@ impl DiskImage {
         let mut files = Vec::new();
         for (path, dir) in &self.dirs {
             for (name, entry) in dir.names() {
-                if let Entry::File(inode) = entry {
+                if let DirEntry::File(inode) = entry {
                     files.push((Path::new(path).join(&**name), self.inodes[inode].size_bytes()));
                 }
             }
@@ -181,7 +181,7 @@ impl DiskImage {
     pub fn path_of(&self, inode: u64) -> Option<PathBuf> {
         self.dirs.iter().find_map(|(path, dir)| {
             let mut names = dir.names().iter().chain(dir.durable_names());
-            let (name, _) = names.find(|(_, entry)| **entry == Entry::File(inode))?;
+            let (name, _) = names.find(|(_, entry)| **entry == DirEntry::File(inode))?;
             Some(Path::new(path).join(&**name))
         })
     }
@@ -277,10 +277,10 @@ impl DiskImage {
     }
 
     /// The entry at a path.
-    pub(crate) fn entry(&self, path: &Path) -> Result<Entry, Errno> {
+    pub(crate) fn entry(&self, path: &Path) -> Result<DirEntry, Errno> {
         let path = normal(path);
         if self.dirs.contains_key(path.as_os_str()) {
-            return Ok(Entry::Dir);
+            return Ok(DirEntry::Dir);
         }
         let (dir, name) = parts(&path)?;
         self.dir(dir)?.names().get(name).copied().ok_or(Errno::NOT_FOUND)
@@ -301,13 +301,13 @@ impl DiskImage {
         let inode = self.next_inode;
         self.next_inode += 1;
         self.inodes.insert(inode, Arc::new(Inode::default()));
-        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: Entry::File(inode) });
+        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: DirEntry::File(inode) });
         Ok(inode)
     }
 
     pub(crate) fn make_dir(&mut self, path: &Path) -> Result<(), Errno> {
         let (dir, name) = self.free_name(path)?;
-        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: Entry::Dir });
+        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: DirEntry::Dir });
         self.dirs.insert(normal(path).as_os_str().into(), Arc::new(Dir::default()));
         Ok(())
     }
@@ -315,7 +315,7 @@ impl DiskImage {
     pub(crate) fn link(&mut self, from: &Path, to: &Path) -> Result<(), Errno> {
         let inode = self.file_at(from)?;
         let (dir, name) = self.free_name(to)?;
-        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: Entry::File(inode) });
+        self.dir_mut(&dir)?.change(NameChange::Set { name, entry: DirEntry::File(inode) });
         Ok(())
     }
 
@@ -327,11 +327,11 @@ impl DiskImage {
             return Err(Errno(libc::EXDEV));
         }
         match self.entry(to) {
-            Ok(Entry::Dir) => Err(Errno(libc::EISDIR)),
+            Ok(DirEntry::Dir) => Err(Errno(libc::EISDIR)),
             // Two names of one file: rename(2) has no effect and reports success.
-            Ok(Entry::File(other)) if other == inode => Ok(()),
+            Ok(DirEntry::File(other)) if other == inode => Ok(()),
             _ => {
-                let entry = Entry::File(inode);
+                let entry = DirEntry::File(inode);
                 self.dir_mut(&dir)?.change(NameChange::Rename { from, to: to_name, entry });
                 Ok(())
             }
@@ -380,10 +380,10 @@ impl DiskImage {
     }
 }
 
-fn inode_of(entry: Entry) -> Option<u64> {
+fn inode_of(entry: DirEntry) -> Option<u64> {
     match entry {
-        Entry::File(inode) => Some(inode),
-        Entry::Dir => None,
+        DirEntry::File(inode) => Some(inode),
+        DirEntry::Dir => None,
     }
 }
 
@@ -394,7 +394,7 @@ fn is_root(path: &Path) -> bool {
 /// Whether the parent survived a power cut with the name of this directory in it.
 fn survives(dirs: &Dirs, path: &Path) -> bool {
     parts(path).is_ok_and(|(parent, name)| {
-        dirs.get(parent.as_os_str()).is_some_and(|dir| dir.names().get(name) == Some(&Entry::Dir))
+        dirs.get(parent.as_os_str()).is_some_and(|dir| dir.names().get(name) == Some(&DirEntry::Dir))
     })
 }
 

@@ -19,20 +19,20 @@ const SECTOR: u64 = SECTOR_BYTES as u64;
 
 /// A run of whole sectors and their bytes, cheap to clone and to slice.
 #[derive(Clone, Debug)]
-pub(crate) struct Extent {
+pub(crate) struct Sectors {
     offset: u64,
     bytes: Arc<[u8]>,
     from: usize,
     to: usize,
 }
 
-impl Extent {
+impl Sectors {
     /// # Panics
     /// If offset or length is not a multiple of the sector, since the caller has not checked the alignment.
-    pub(crate) fn new(offset: u64, bytes: &[u8]) -> Extent {
+    pub(crate) fn new(offset: u64, bytes: &[u8]) -> Sectors {
         assert!(offset.is_multiple_of(SECTOR), "extent starts inside a sector");
         assert!(bytes.len().is_multiple_of(SECTOR_BYTES), "extent ends inside a sector");
-        Extent { offset, bytes: bytes.into(), from: 0, to: bytes.len() }
+        Sectors { offset, bytes: bytes.into(), from: 0, to: bytes.len() }
     }
 
     pub(crate) fn offset(&self) -> u64 {
@@ -51,22 +51,22 @@ impl Extent {
         &self.bytes[self.from..self.to]
     }
 
-    fn overlaps(&self, other: &Extent) -> bool {
+    fn overlaps(&self, other: &Sectors) -> bool {
         self.offset < other.end() && other.offset < self.end()
     }
 
     /// The part of it in `from..to`, as file offsets.
-    pub(crate) fn part(&self, from: u64, to: u64) -> Extent {
+    pub(crate) fn part(&self, from: u64, to: u64) -> Sectors {
         let from = from.clamp(self.offset, self.end());
         let to = to.clamp(from, self.end());
         let start = self.from + to_usize(from - self.offset);
-        Extent { offset: from, bytes: Arc::clone(&self.bytes), from: start, to: start + to_usize(to - from) }
+        Sectors { offset: from, bytes: Arc::clone(&self.bytes), from: start, to: start + to_usize(to - from) }
     }
 
     /// The same bytes at another offset.
-    pub(crate) fn moved_to(&self, offset: u64) -> Extent {
+    pub(crate) fn moved_to(&self, offset: u64) -> Sectors {
         assert!(offset.is_multiple_of(SECTOR), "extent starts inside a sector");
-        Extent { offset, ..self.clone() }
+        Sectors { offset, ..self.clone() }
     }
 
     pub(crate) fn sectors(&self) -> impl Iterator<Item = (u64, &[u8])> {
@@ -77,7 +77,7 @@ impl Extent {
 
 #[derive(Clone, Debug)]
 enum Effect {
-    Write { extent: Extent, mapped: bool },
+    Write { extent: Sectors, mapped: bool },
     Size { size_bytes: u64, shrinks: bool },
 }
 
@@ -95,7 +95,7 @@ pub(crate) struct Inode {
     volatile: Contents,
     durable: Contents,
     pending: Vec<Change>,
-    in_flight: Vec<(u64, Extent)>,
+    in_flight: Vec<(u64, Sectors)>,
 }
 
 impl Inode {
@@ -121,20 +121,20 @@ impl Inode {
     ///
     /// # Panics
     /// If it overlaps another write in flight: the caller's bug, the outcome is undefined on real hardware.
-    pub(crate) fn start_write(&mut self, id: u64, extent: Extent) {
+    pub(crate) fn start_write(&mut self, id: u64, extent: Sectors) {
         let clash = self.in_flight.iter().find(|(_, other)| other.overlaps(&extent));
         assert!(clash.is_none(), "overlapping writes in flight: {}..{}", extent.offset, extent.end());
         self.in_flight.push((id, extent));
     }
 
     /// Removes a write from those in flight; the caller completes or discards it.
-    pub(crate) fn end_flight(&mut self, id: u64) -> Extent {
+    pub(crate) fn end_flight(&mut self, id: u64) -> Sectors {
         let at = self.in_flight.iter().position(|(other, _)| *other == id);
         self.in_flight.swap_remove(at.expect("a write ends once, after its start")).1
     }
 
     /// A write has completed: it is visible, but not durable yet.
-    pub(crate) fn write(&mut self, seq: u64, extent: Extent) {
+    pub(crate) fn write(&mut self, seq: u64, extent: Sectors) {
         self.volatile.write(extent.offset, extent.bytes());
         let end = extent.end();
         self.add_pending(seq, extent, false);
@@ -144,7 +144,7 @@ impl Inode {
     }
 
     /// A write has failed: `seen` returns for each sector whether it is visible; all of them may be on the disk.
-    pub(crate) fn write_torn(&mut self, seq: u64, extent: Extent, mut seen: impl FnMut() -> bool) {
+    pub(crate) fn write_torn(&mut self, seq: u64, extent: Sectors, mut seen: impl FnMut() -> bool) {
         for (offset, bytes) in extent.sectors() {
             if offset < self.size_bytes() && seen() {
                 self.volatile.write(offset, bytes);
@@ -155,7 +155,7 @@ impl Inode {
     }
 
     /// A durable write has completed: its bytes are on stable media, and so is a size that includes them.
-    pub(crate) fn write_durable(&mut self, seq: u64, extent: &Extent) {
+    pub(crate) fn write_durable(&mut self, seq: u64, extent: &Sectors) {
         let end = extent.end();
         let too_small =
             |change: &Change| matches!(change.effect, Effect::Size { size_bytes, .. } if size_bytes < end);
@@ -177,7 +177,7 @@ impl Inode {
             let mut sector = [0; SECTOR_BYTES];
             self.volatile.read(first as u64, &mut sector);
             self.forget_old_versions(first as u64);
-            self.add_pending(seq, Extent::new(first as u64, &sector), true);
+            self.add_pending(seq, Sectors::new(first as u64, &sector), true);
             first += SECTOR_BYTES;
         }
     }
@@ -271,7 +271,7 @@ impl Inode {
         if self.is_settled() { digest } else { mix(digest, self.durable.digest()) }
     }
 
-    fn add_pending(&mut self, seq: u64, extent: Extent, mapped: bool) {
+    fn add_pending(&mut self, seq: u64, extent: Sectors, mapped: bool) {
         let contested = self.pending.iter().any(|change| match &change.effect {
             Effect::Write { extent: other, .. } => other.overlaps(&extent),
             Effect::Size { shrinks, .. } => *shrinks,
@@ -307,7 +307,7 @@ impl Inode {
     }
 
     /// Puts an extent on stable media; older versions of its sectors cannot appear after a crash any more.
-    fn persist(&mut self, extent: &Extent, seq: u64) {
+    fn persist(&mut self, extent: &Sectors, seq: u64) {
         self.durable.write(extent.offset, extent.bytes());
         self.drop_older(extent.offset, extent.end(), seq);
     }

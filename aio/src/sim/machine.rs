@@ -19,7 +19,7 @@ use crate::trace::Trace;
 
 /// A call that is about to change the disk.
 #[derive(Clone, Copy, Debug)]
-pub struct Event<'a> {
+pub struct DiskEvent<'a> {
     /// The number of events before it; the argument of [`SimBackend::crash_at`](super::SimBackend::crash_at).
     pub index: u64,
     /// The kind of the call.
@@ -29,10 +29,10 @@ pub struct Event<'a> {
 }
 
 /// Called with the disk before each event.
-pub(crate) type Observer = Box<dyn FnMut(Event<'_>, &DiskImage) + Send>;
+pub(crate) type Observer = Box<dyn FnMut(DiskEvent<'_>, &DiskImage) + Send>;
 
 /// The machine, shared by its handles.
-pub(crate) type Shared = Arc<Mutex<Machine>>;
+pub(crate) type SharedMachine = Arc<Mutex<Machine>>;
 
 /// One call, for the trace.
 pub(crate) struct Call<'a> {
@@ -123,7 +123,7 @@ impl Machine {
                 return Err(Error::Crashed);
             }
             if let Some(mut observer) = self.observer.take() {
-                observer(Event { index: self.events, kind: call.kind, path: call.path }, &self.disk);
+                observer(DiskEvent { index: self.events, kind: call.kind, path: call.path }, &self.disk);
                 self.observer = Some(observer);
             }
             self.events += 1;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::faults::EventKind;
-use super::machine::{Call, Shared, sim_handle};
+use super::machine::{Call, SharedMachine, sim_handle};
 use crate::backend::{Lock, SharedMap};
 use crate::error::Result;
 use crate::open_file::File;
@@ -19,7 +19,7 @@ const WORD_BYTES: usize = 8;
 
 /// The first bytes of a file as memory. It keeps the file open.
 pub(crate) struct SimMap {
-    machine: Shared,
+    machine: SharedMachine,
     file: File,
     most_bytes: usize,
     len_bytes: AtomicUsize,
@@ -36,7 +36,7 @@ impl std::fmt::Debug for SimMap {
 impl SimMap {
     /// Maps `most_bytes` of a file, of which `len_bytes` are accessible so far.
     pub(crate) fn new(
-        machine: Shared,
+        machine: SharedMachine,
         file: File,
         (len_bytes, most_bytes): (usize, usize),
         private: Option<Vec<u8>>,
@@ -98,12 +98,12 @@ impl SharedMap for SimMap {
 
 /// A lock on a path, until it is dropped.
 pub(crate) struct SimLock {
-    machine: Shared,
+    machine: SharedMachine,
     path: PathBuf,
 }
 
 impl SimLock {
-    pub(crate) fn new(machine: Shared, path: &Path) -> SimLock {
+    pub(crate) fn new(machine: SharedMachine, path: &Path) -> SimLock {
         SimLock { machine, path: path.to_owned() }
     }
 }

@@ -13,12 +13,12 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 /// Bytes of a file with its size. A clone shares every page.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Contents {
-    pages: Arc<Pages>,
+    pages: Arc<SimPages>,
     size_bytes: u64,
 }
 
 #[derive(Debug, Default)]
-struct Pages {
+struct SimPages {
     slots: Vec<Option<Arc<Page>>>,
     digest: OnceLock<u64>,
 }
@@ -28,9 +28,9 @@ struct Page {
     digest: OnceLock<u64>,
 }
 
-impl Clone for Pages {
-    fn clone(&self) -> Pages {
-        Pages { slots: self.slots.clone(), digest: OnceLock::new() }
+impl Clone for SimPages {
+    fn clone(&self) -> SimPages {
+        SimPages { slots: self.slots.clone(), digest: OnceLock::new() }
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::faults::{EventKind, Fault};
-use super::inode::Extent;
-use super::machine::{Call, Machine, Shared};
+use super::inode::Sectors;
+use super::machine::{Call, Machine, SharedMachine};
 use super::pages::to_usize;
 use crate::buf::Buf;
 use crate::clock::whole_nanos;
@@ -37,7 +37,7 @@ struct SimOperation {
 
 /// A queue of the simulated machine.
 pub(crate) struct SimQueue {
-    machine: Shared,
+    machine: SharedMachine,
     slots: usize,
     in_flight: Vec<SimOperation>,
     waker: Arc<SimWaker>,
@@ -60,7 +60,7 @@ impl std::fmt::Debug for SimQueue {
 }
 
 impl SimQueue {
-    pub(crate) fn new(machine: Shared, slots: usize) -> SimQueue {
+    pub(crate) fn new(machine: SharedMachine, slots: usize) -> SimQueue {
         assert!(slots > 0, "a queue needs a slot");
         SimQueue { machine, slots, in_flight: Vec::new(), waker: Arc::default() }
     }
@@ -255,7 +255,7 @@ fn start(machine: &mut Machine, operation: Operation) -> SimOperation {
     };
     let id = machine.next_flight();
     if let (OperationKind::Write, [buf], false) = (operation.kind(), operation.bufs(), misaligned) {
-        machine.disk.inode_mut(inode).start_write(id, Extent::new(operation.offset(), buf));
+        machine.disk.inode_mut(inode).start_write(id, Sectors::new(operation.offset(), buf));
     }
     let last = schedule == Some(Fault::Last);
     SimOperation {
@@ -325,7 +325,7 @@ fn read(
 fn write(
     machine: &mut Machine,
     inode: u64,
-    extent: &Extent,
+    extent: &Sectors,
     durable: bool,
     fault: Option<Fault>,
 ) -> std::result::Result<u64, Errno> {

@@ -101,9 +101,9 @@ pub struct Get(MultiGet);
 /// # Panics
 /// If it is polled again after its end.
 #[must_use = "a future that is not awaited returns no values"]
-pub struct MultiGet(Progress);
+pub struct MultiGet(MultiGetState);
 
-enum Progress {
+enum MultiGetState {
     /// The result is known.
     Ready(Result<Vec<Option<Bytes>>>),
     Reading(Box<Reading>),
@@ -148,19 +148,19 @@ impl MultiGet {
         let found = Copies(&mut values);
         Search { state: &mut search, superversion: &superversion, keys, found }.begin();
         if search.is_done() {
-            return MultiGet(Progress::Ready(Ok(values)));
+            return MultiGet(MultiGetState::Ready(Ok(values)));
         }
         let keys = keys.iter().map(|key| key.as_ref().into()).collect();
         let work = Work { superversion: Guard::into_inner(superversion), keys, values, search };
         match Reading::start(handle, work) {
-            Ok(reading) => MultiGet(Progress::Reading(Box::new(reading))),
+            Ok(reading) => MultiGet(MultiGetState::Reading(Box::new(reading))),
             Err(error) => MultiGet::failed(error),
         }
     }
 
     /// Ends with this error.
     pub(crate) fn failed(error: Error) -> MultiGet {
-        MultiGet(Progress::Ready(Err(error)))
+        MultiGet(MultiGetState::Ready(Err(error)))
     }
 
     /// Waits for it on this thread, without an executor.
@@ -176,14 +176,14 @@ impl Future for MultiGet {
     type Output = Result<Vec<Option<Bytes>>>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Progress::Reading(reading) = &mut self.0 {
+        if let MultiGetState::Reading(reading) = &mut self.0 {
             let Poll::Ready(result) = reading.poll(task) else { return Poll::Pending };
             let values = std::mem::take(&mut reading.work.values);
-            self.0 = Progress::Ready(result.map(|()| values));
+            self.0 = MultiGetState::Ready(result.map(|()| values));
         }
-        match std::mem::replace(&mut self.0, Progress::Over) {
-            Progress::Ready(result) => Poll::Ready(result),
-            Progress::Reading(_) | Progress::Over => unreachable!("polled again after its end"),
+        match std::mem::replace(&mut self.0, MultiGetState::Over) {
+            MultiGetState::Ready(result) => Poll::Ready(result),
+            MultiGetState::Reading(_) | MultiGetState::Over => unreachable!("polled again after its end"),
         }
     }
 }
@@ -191,9 +191,11 @@ impl Future for MultiGet {
 impl fmt::Debug for MultiGet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Progress::Ready(_) => write!(f, "MultiGet(ready)"),
-            Progress::Reading(reading) => write!(f, "MultiGet({} reads under way)", reading.flights.len()),
-            Progress::Over => write!(f, "MultiGet(over)"),
+            MultiGetState::Ready(_) => write!(f, "MultiGet(ready)"),
+            MultiGetState::Reading(reading) => {
+                write!(f, "MultiGet({} reads under way)", reading.flights.len())
+            }
+            MultiGetState::Over => write!(f, "MultiGet(over)"),
         }
     }
 }

@@ -61,7 +61,7 @@ pub struct Metrics {
     /// Each keyspace, by name.
     pub keyspaces: Vec<KeyspaceMetrics>,
     /// Each kind of I/O operation.
-    pub io: aio::Counters,
+    pub io: aio::IoCounters,
 }
 
 /// Numbers of one keyspace.

@@ -108,12 +108,12 @@ pub(crate) fn remove(files: &Files, segments: impl IntoIterator<Item = u64>) {
 /// Segments of one run, written one after the other.
 struct RunWriter<'a> {
     output: &'a Output<'a>,
-    state: State,
+    state: WriterState,
     written: Vec<SegmentMeta>,
 }
 
 /// The stream is in the open segment, or waits for the next one.
-enum State {
+enum WriterState {
     Between(WriteStream),
     Open(Box<SegmentWriter>),
     /// After an error the stream is gone, and with it all files.
@@ -123,31 +123,31 @@ enum State {
 impl<'a> RunWriter<'a> {
     fn new(output: &'a Output<'a>, lane: &Arc<Lane>) -> RunWriter<'a> {
         let stream = WriteStream::new(lane, chunk_bytes(output.segment_bytes));
-        RunWriter { output, state: State::Between(stream), written: Vec::new() }
+        RunWriter { output, state: WriterState::Between(stream), written: Vec::new() }
     }
 
     fn add(&mut self, entry: Entry<'_>, is_new_key: bool, number: &dyn Fn() -> u64) -> Result<()> {
-        if let State::Open(writer) = &mut self.state
+        if let WriterState::Open(writer) = &mut self.state
             && !(is_new_key && writer.size_bytes() >= self.output.segment_bytes)
         {
             return writer.add(entry);
         }
         let mut writer = create(self.finish_segment()?, self.output, number())?;
         writer.add(entry)?;
-        self.state = State::Open(Box::new(writer));
+        self.state = WriterState::Open(Box::new(writer));
         Ok(())
     }
 
     /// Ends the open segment, if there is one.
     fn finish_segment(&mut self) -> Result<WriteStream> {
-        match std::mem::replace(&mut self.state, State::Failed) {
-            State::Between(stream) => Ok(stream),
-            State::Open(writer) => {
+        match std::mem::replace(&mut self.state, WriterState::Failed) {
+            WriterState::Between(stream) => Ok(stream),
+            WriterState::Open(writer) => {
                 let (meta, stream) = writer.finish()?;
                 self.written.push(meta);
                 Ok(stream)
             }
-            State::Failed => unreachable!("a job ends with its first error"),
+            WriterState::Failed => unreachable!("a job ends with its first error"),
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) enum Admission {
 
 /// The current memory of the memtables and its limits, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Memory {
+pub(crate) struct MemtableUsage {
     pub(crate) active: u64,
     pub(crate) frozen: u64,
     /// The limit for active tables. Above it the largest one is frozen.
@@ -31,7 +31,7 @@ pub(crate) struct Memory {
 
 /// Decides by memory. A table is frozen only if `frozen + freeze_at` is within `limit`, so active and frozen tables together
 /// stay below `limit` plus one record for each writer.
-pub(crate) fn admit(memory: Memory) -> Admission {
+pub(crate) fn admit(memory: MemtableUsage) -> Admission {
     if memory.active < memory.freeze_at {
         Admission::Go
     } else if memory.frozen + memory.freeze_at <= memory.limit {
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn writers_freeze_while_there_is_room_and_wait_when_there_is_none() {
-        let memory = |active, frozen| Memory { active, frozen, freeze_at: 50, limit: 100 };
+        let memory = |active, frozen| MemtableUsage { active, frozen, freeze_at: 50, limit: 100 };
         assert_eq!(admit(memory(49, 100)), Admission::Go);
         assert_eq!(admit(memory(50, 0)), Admission::Freeze);
         assert_eq!(admit(memory(50, 50)), Admission::Freeze);

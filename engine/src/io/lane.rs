@@ -27,14 +27,14 @@ use crate::io::files::Files;
 #[derive(Debug)]
 pub(crate) struct Lane {
     files: Arc<Files>,
-    state: Mutex<State>,
+    state: Mutex<LaneState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LaneState {
     /// `None` only while the lane is dropped.
     queue: Option<Box<dyn Queue>>,
-    slots: Vec<Slot>,
+    slots: Vec<OperationState>,
     free: Vec<usize>,
     /// Room for completions.
     reaped: Vec<Completion>,
@@ -42,7 +42,7 @@ struct State {
 
 /// The state of one operation.
 #[derive(Debug)]
-enum Slot {
+enum OperationState {
     Free,
     UnderWay,
     /// Under way, and its ticket was dropped.
@@ -65,7 +65,7 @@ impl Lane {
     /// The machine has no more contexts.
     pub(crate) fn new(files: &Arc<Files>) -> Result<Arc<Lane>> {
         let queue = Some(files.idle_queue()?);
-        let state = State { queue, slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
+        let state = LaneState { queue, slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
         Ok(Arc::new(Lane { files: Arc::clone(files), state: Mutex::new(state) }))
     }
 
@@ -108,7 +108,7 @@ impl Lane {
     }
 }
 
-impl State {
+impl LaneState {
     fn queue(&mut self) -> &mut dyn Queue {
         self.queue.as_deref_mut().expect("it is there until the lane is dropped")
     }
@@ -144,10 +144,10 @@ impl State {
     /// A slot for an operation that is about to be submitted.
     fn take_slot(&mut self) -> usize {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::Free);
+            self.slots.push(OperationState::Free);
             self.slots.len() - 1
         });
-        self.slots[slot] = Slot::UnderWay;
+        self.slots[slot] = OperationState::UnderWay;
         slot
     }
 
@@ -175,23 +175,24 @@ impl State {
     fn file(&mut self, completion: Completion) {
         let slot = usize::try_from(completion.operation.token()).expect("the token is a slot's number");
         match self.slots[slot] {
-            Slot::UnderWay => self.slots[slot] = Slot::Done(completion),
-            Slot::Abandoned => self.release(slot),
-            Slot::Free | Slot::Done(_) => unreachable!("an operation completes once"),
+            OperationState::UnderWay => self.slots[slot] = OperationState::Done(completion),
+            OperationState::Abandoned => self.release(slot),
+            OperationState::Free | OperationState::Done(_) => unreachable!("an operation completes once"),
         }
     }
 
     fn release(&mut self, slot: usize) {
-        self.slots[slot] = Slot::Free;
+        self.slots[slot] = OperationState::Free;
         self.free.push(slot);
     }
 
     /// The completion, if it was reaped.
     fn take(&mut self, slot: usize) -> Option<Completion> {
-        if !matches!(self.slots[slot], Slot::Done(_)) {
+        if !matches!(self.slots[slot], OperationState::Done(_)) {
             return None;
         }
-        let Slot::Done(completion) = std::mem::replace(&mut self.slots[slot], Slot::Free) else {
+        let OperationState::Done(completion) = std::mem::replace(&mut self.slots[slot], OperationState::Free)
+        else {
             return None;
         };
         self.free.push(slot);
@@ -201,9 +202,9 @@ impl State {
     /// The completion will not be asked for.
     fn abandon(&mut self, slot: usize) {
         match self.slots[slot] {
-            Slot::UnderWay => self.slots[slot] = Slot::Abandoned,
-            Slot::Done(_) => self.release(slot),
-            Slot::Free | Slot::Abandoned => unreachable!("a ticket keeps its slot"),
+            OperationState::UnderWay => self.slots[slot] = OperationState::Abandoned,
+            OperationState::Done(_) => self.release(slot),
+            OperationState::Free | OperationState::Abandoned => unreachable!("a ticket keeps its slot"),
         }
     }
 
@@ -244,7 +245,7 @@ impl Ticket {
     pub(crate) fn ready(&mut self) -> Result<()> {
         let slot = self.slot.expect("the completion was not taken");
         let mut state = self.lane.state.lock();
-        while matches!(state.slots[slot], Slot::UnderWay) {
+        while matches!(state.slots[slot], OperationState::UnderWay) {
             state.reap(1)?;
         }
         Ok(())

@@ -22,11 +22,11 @@ use crate::base::sync::shared::Mutex;
 #[derive(Debug)]
 pub(crate) struct Removals {
     backend: Arc<dyn Backend>,
-    state: Mutex<State>,
+    state: Mutex<RemovalState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RemovalState {
     holds: usize,
     /// Due, and kept for the holds.
     waiting: Vec<PathBuf>,
@@ -35,7 +35,7 @@ struct State {
 
 impl Removals {
     pub(crate) fn new(backend: Arc<dyn Backend>) -> Removals {
-        Removals { backend, state: Mutex::new(State::default()) }
+        Removals { backend, state: Mutex::new(RemovalState::default()) }
     }
 
     /// Removes a file that no version names and nothing reads; later, if there is a hold.

@@ -16,25 +16,25 @@ use crate::memory::cache::{Cache, Counted};
 const ASKED_PART: u64 = 2;
 
 /// Reserved bytes of a cache's budget. The drop returns them.
-pub(crate) struct Reserved<V: Counted> {
+pub(crate) struct ReservedBytes<V: Counted> {
     cache: Arc<Cache<V>>,
     bytes: u64,
 }
 
-impl<V: Counted> Reserved<V> {
+impl<V: Counted> ReservedBytes<V> {
     /// Reserves `bytes` if all reserved bytes are then at most half of the budget, not counting `leaving_bytes`, which are free
     /// soon.
-    pub(crate) fn ask(cache: &Arc<Cache<V>>, bytes: u64, leaving_bytes: u64) -> Option<Reserved<V>> {
+    pub(crate) fn ask(cache: &Arc<Cache<V>>, bytes: u64, leaving_bytes: u64) -> Option<ReservedBytes<V>> {
         let half_bytes = cache.budget_bytes() / ASKED_PART;
         let limit_bytes = half_bytes + leaving_bytes.min(half_bytes);
         let granted =
             cache.reserve(|reserved| reserved.checked_add(bytes).filter(|wanted| *wanted <= limit_bytes));
-        granted.then(|| Reserved { cache: Arc::clone(cache), bytes })
+        granted.then(|| ReservedBytes { cache: Arc::clone(cache), bytes })
     }
 
     /// Reserves `bytes` without a limit.
-    pub(crate) fn take(cache: &Arc<Cache<V>>, bytes: u64) -> Reserved<V> {
-        let mut taken = Reserved { cache: Arc::clone(cache), bytes: 0 };
+    pub(crate) fn take(cache: &Arc<Cache<V>>, bytes: u64) -> ReservedBytes<V> {
+        let mut taken = ReservedBytes { cache: Arc::clone(cache), bytes: 0 };
         taken.resize(bytes);
         taken
     }
@@ -48,15 +48,15 @@ impl<V: Counted> Reserved<V> {
     }
 }
 
-impl<V: Counted> Drop for Reserved<V> {
+impl<V: Counted> Drop for ReservedBytes<V> {
     fn drop(&mut self) {
         self.resize(0);
     }
 }
 
-impl<V: Counted> fmt::Debug for Reserved<V> {
+impl<V: Counted> fmt::Debug for ReservedBytes<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reserved({} bytes)", self.bytes)
+        write!(f, "ReservedBytes({} bytes)", self.bytes)
     }
 }
 
@@ -79,26 +79,26 @@ mod tests {
             cache.stats()
         };
         assert!(fill(0).bytes > BUDGET * 9 / 10);
-        let mut first = Reserved::ask(&cache, BUDGET / 2, 0).unwrap();
+        let mut first = ReservedBytes::ask(&cache, BUDGET / 2, 0).unwrap();
         let stats = cache.stats();
         assert!(
             stats.bytes <= BUDGET / 2 && stats.bytes > BUDGET * 4 / 10,
             "the cache evicted exactly as much as needed: {stats:?}"
         );
-        assert!(Reserved::ask(&cache, 1, 0).is_none(), "half of the budget is reserved already");
-        assert!(Reserved::ask(&cache, 101, 100).is_none(), "the leaving bytes are not enough");
-        assert!(Reserved::ask(&cache, 100, 100).is_some());
+        assert!(ReservedBytes::ask(&cache, 1, 0).is_none(), "half of the budget is reserved already");
+        assert!(ReservedBytes::ask(&cache, 101, 100).is_none(), "the leaving bytes are not enough");
+        assert!(ReservedBytes::ask(&cache, 100, 100).is_some());
         assert!(
-            Reserved::ask(&cache, BUDGET / 2 + 1, BUDGET).is_none(),
+            ReservedBytes::ask(&cache, BUDGET / 2 + 1, BUDGET).is_none(),
             "more than the budget is not granted"
         );
-        let second = Reserved::take(&cache, BUDGET / 4);
+        let second = ReservedBytes::take(&cache, BUDGET / 4);
         assert_eq!(cache.stats().reserved_bytes, BUDGET / 4 * 3);
         assert!(fill(10_000).bytes <= BUDGET / 4);
         first.resize(BUDGET / 8);
         assert_eq!(cache.stats().reserved_bytes, BUDGET / 8 * 3);
         assert!(fill(0).bytes > BUDGET / 2, "the cache uses the returned bytes");
-        let third = Reserved::take(&cache, 2 * BUDGET);
+        let third = ReservedBytes::take(&cache, 2 * BUDGET);
         assert_eq!((cache.stats().bytes, cache.stats().values), (0, 0), "more than the budget was taken");
         assert_eq!(fill(0).bytes, 0);
         drop((first, second, third));
@@ -126,8 +126,8 @@ mod tests {
             }
             for round in 0..2000_u64 {
                 let held = [
-                    Reserved::ask(&cache, round * 997 % BUDGET, 0),
-                    Some(Reserved::take(&cache, round * 7919 % (BUDGET / 2))),
+                    ReservedBytes::ask(&cache, round * 997 % BUDGET, 0),
+                    Some(ReservedBytes::take(&cache, round * 7919 % (BUDGET / 2))),
                 ];
                 for _ in 0..2 {
                     let stats = cache.stats();

@@ -12,11 +12,11 @@ pub(super) const HUGE_BYTES: usize = 2 << 20;
 pub(super) const LINE_BYTES: usize = 64;
 
 #[repr(align(64))]
-struct Line {
+struct CacheLine {
     _bytes: [u8; LINE_BYTES],
 }
 
-const _: () = assert!(size_of::<Line>() == LINE_BYTES);
+const _: () = assert!(size_of::<CacheLine>() == LINE_BYTES);
 
 /// Uninitialised memory that does not move.
 pub(super) struct Chunk {
@@ -26,7 +26,7 @@ pub(super) struct Chunk {
 
 /// The source of the memory.
 enum Backing {
-    Heap(Vec<Line>),
+    Heap(Vec<CacheLine>),
     Huge(MmapMut),
 }
 

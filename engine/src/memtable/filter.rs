@@ -18,16 +18,16 @@ const BITS_PER_KEY: u32 = 4;
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(super) struct Filter {
+pub(super) struct MemtableFilter {
     words: Box<[AtomicU64]>,
 }
 
-impl Filter {
+impl MemtableFilter {
     /// A filter for this number of keys, of at most `limit_bytes`. With more keys more missing keys pass, but every key is
     /// found.
-    pub(super) fn new(keys: usize, limit_bytes: usize) -> Filter {
+    pub(super) fn new(keys: usize, limit_bytes: usize) -> MemtableFilter {
         let words = (keys / KEYS_PER_WORD).min(limit_bytes / size_of::<u64>()).max(1);
-        Filter { words: (0..words).map(|_| AtomicU64::new(0)).collect() }
+        MemtableFilter { words: (0..words).map(|_| AtomicU64::new(0)).collect() }
     }
 
     pub(super) fn size_bytes(&self) -> usize {
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn no_key_is_missed_and_few_others_pass() {
         const KEYS: u32 = 100_000;
-        let filter = Filter::new(KEYS as usize, usize::MAX);
+        let filter = MemtableFilter::new(KEYS as usize, usize::MAX);
         assert_eq!(filter.size_bytes(), 2 * KEYS as usize);
         (0..KEYS).for_each(|key| filter.insert(hash(key)));
         assert!((0..KEYS).all(|key| filter.may_contain(hash(key))));
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn the_smallest_filter_works() {
-        let filter = Filter::new(0, 0);
+        let filter = MemtableFilter::new(0, 0);
         assert!(!filter.may_contain(hash(1)));
         filter.insert(hash(1));
         assert!(filter.may_contain(hash(1)));

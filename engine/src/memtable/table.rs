@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::filter::Filter;
+use super::filter::MemtableFilter;
 use super::pool::ArenaPool;
 use super::tree::KeyTree;
 use crate::base::key::{Entry, Kind, Seq, key_hash};
@@ -25,7 +25,7 @@ const FILTER_PART: u64 = 32;
 pub(crate) struct Memtable {
     tree: KeyTree,
     /// Made by the first insert.
-    filter: OnceLock<Filter>,
+    filter: OnceLock<MemtableFilter>,
     expected: usize,
     /// Both counters decide when to freeze and how large the next filter is; they publish nothing, so relaxed is enough.
     len: AtomicUsize,
@@ -104,9 +104,9 @@ impl Memtable {
         &self.tree
     }
 
-    fn new_filter(&self) -> Filter {
+    fn new_filter(&self) -> MemtableFilter {
         let limit = self.tree.arena().pool().table_bytes() / FILTER_PART;
-        Filter::new(self.expected.max(LEAST_EXPECTED), usize::try_from(limit).unwrap_or(usize::MAX))
+        MemtableFilter::new(self.expected.max(LEAST_EXPECTED), usize::try_from(limit).unwrap_or(usize::MAX))
     }
 }
 

@@ -16,6 +16,13 @@ pub(crate) enum Target<'a> {
     Before(Option<&'a [u8]>),
 }
 
+/// The direction in which a cursor moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Forward,
+    Backward,
+}
+
 /// Walks entries in internal order (key ascending, newest first), or exactly backwards.
 pub(crate) trait Cursor: Send {
     /// Moves to the newest version of the first key `>= key`. The empty key is before every key.

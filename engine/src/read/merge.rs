@@ -16,7 +16,7 @@ use std::cmp::Ordering;
 
 use crate::base::error::Result;
 use crate::base::key::{Entry, key_head};
-use crate::read::cursor::{Cursor, Target};
+use crate::read::cursor::{Cursor, Direction, Target};
 
 /// The merge of its inputs; itself a [`Cursor`]. After an error it stands past the end until the next seek.
 #[derive(Debug)]
@@ -41,12 +41,6 @@ impl<C: Cursor> MergeInput<C> {
     fn key(&self) -> Option<&[u8]> {
         self.cursor.entry().map(|entry| entry.key)
     }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Direction {
-    Forward,
-    Backward,
 }
 
 impl<C: Cursor> Merge<C> {

@@ -105,12 +105,12 @@ struct BlockId {
 
 /// A key, and the block that decides next.
 #[derive(Clone, Copy, Debug)]
-struct Visit {
+struct BlockVisit {
     pending: PendingKey,
     aim: Aim,
 }
 
-impl Visit {
+impl BlockVisit {
     #[inline]
     fn block_id(&self) -> BlockId {
         BlockId { file: self.pending.file, number: self.aim.number }
@@ -128,7 +128,7 @@ struct Read {
     aim: Aim,
     bytes: usize,
     /// The keys that wait for it.
-    visits: Vec<Visit>,
+    visits: Vec<BlockVisit>,
 }
 
 /// The state of a search between two steps: it borrows nothing, so a future can keep it.
@@ -138,9 +138,9 @@ pub(crate) struct SearchState {
     /// Keys for which the next piece is asked.
     asking: Vec<PendingKey>,
     /// Keys for which a block is looked up in the cache.
-    looking: Vec<Visit>,
+    looking: Vec<BlockVisit>,
     /// Keys whose block is not in the cache and was not asked for.
-    parked: Vec<Visit>,
+    parked: Vec<BlockVisit>,
     /// Whether `parked` is in falling order of blocks.
     is_sorted: bool,
     /// Blocks whose reads are under way, by the number of the read.
@@ -180,7 +180,7 @@ impl SearchState {
     }
 
     /// Waits for a block, together with the keys that wait for it already.
-    fn park(&mut self, visit: Visit) {
+    fn park(&mut self, visit: BlockVisit) {
         let same = |read: &&mut Read| read.block == visit.block_id();
         if self.reads > 0
             && let Some(read) = self.reading.iter_mut().flatten().find(same)
@@ -433,7 +433,7 @@ impl<'a, K: AsRef<[u8]>, F: Show> Search<'a, K, F> {
                 next = pending.next_segment(self.superversion, key);
             };
             match aim {
-                Some(aim) => self.state.looking.push(Visit { pending, aim }),
+                Some(aim) => self.state.looking.push(BlockVisit { pending, aim }),
                 None => self.found.show(pending.at, None),
             }
         }
@@ -462,13 +462,13 @@ impl<'a, K: AsRef<[u8]>, F: Show> Search<'a, K, F> {
     }
 
     /// Searches one block and puts the key where it goes from there.
-    fn search(&mut self, visit: Visit, block: Block<'_>) {
-        let Visit { mut pending, aim } = visit;
+    fn search(&mut self, visit: BlockVisit, block: Block<'_>) {
+        let BlockVisit { mut pending, aim } = visit;
         let key = self.keys[pending.at].as_ref();
         let open = visit.segment(self.superversion);
         match open.search(aim, block, (key, pending.hash), self.state.snapshot) {
             Step::Found(kind, _, value) => self.show(pending.at, kind, value),
-            Step::Block(aim) => self.state.looking.push(Visit { pending, aim }),
+            Step::Block(aim) => self.state.looking.push(BlockVisit { pending, aim }),
             Step::Absent => {
                 pending.piece = pending.piece.next();
                 self.state.asking.push(pending);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wal::{Host, Log, LogOptions, Ordered};
+use wal::{Host, Log, LogOptions, Watermark};
 
 use crate::base::error::Result;
 use crate::base::options::{Background, Options};
@@ -38,7 +38,7 @@ pub(crate) fn assemble(
         version: manifest.current(),
         is_direct: manifest.is_direct(),
         trees,
-        visible: Ordered::new(life_start, ring_bytes),
+        visible: Watermark::new(life_start, ring_bytes),
     });
     Ok(Arc::new(Writing::new(Arc::new(store), manifest, log, memory.pool)))
 }

@@ -23,15 +23,15 @@ use std::sync::Arc;
 use super::block::{Block, Frame};
 use super::index::{Index, IndexBuilder, Part};
 use super::pages::{PIECE_BLOCKS, handle_in, separator_in};
-use super::reader::{Form, Segment, Way};
+use super::reader::{Form, Segment};
 use super::top::Top;
 use crate::base::error::Result;
 use crate::io::lane::{Lane, Ticket};
 use crate::io::pool::{SMALLEST_BYTES, capacity_for};
 use crate::io::read_ahead::{Grant, MOST_BYTES, Pace};
 use crate::io::read_stream::{Extent, ReadStream};
-use crate::memory::cache::{Held, Use};
-use crate::read::cursor::Target;
+use crate::memory::cache::{Protected, Use};
+use crate::read::cursor::{Direction, Target};
 
 /// Bytes of one window of a job.
 const JOB_WINDOW_BYTES: usize = 128 << 10;
@@ -45,7 +45,7 @@ pub(super) struct BlockSource {
     window_bytes: usize,
     /// The part of a paged index in which the walk is.
     piece: IndexPiece,
-    way: Way,
+    way: Direction,
     pace: Pace,
     stream: ReadStream,
     /// For the buffers of both windows; `None` for a job.
@@ -100,7 +100,7 @@ impl BlockSource {
             fill_cache,
             window_bytes: MOST_BYTES,
             piece: IndexPiece::default(),
-            way: Way::Forward,
+            way: Direction::Forward,
             pace: Pace::new(fill_cache),
             stream,
             grant: None,
@@ -113,7 +113,7 @@ impl BlockSource {
     }
 
     #[inline]
-    pub(super) fn way(&self) -> Way {
+    pub(super) fn way(&self) -> Direction {
         self.way
     }
 
@@ -127,7 +127,7 @@ impl BlockSource {
     }
 
     /// A walk begins.
-    pub(super) fn start(&mut self, way: Way) {
+    pub(super) fn start(&mut self, way: Direction) {
         self.way = way;
         self.pace = Pace::new(self.fill_cache);
     }
@@ -212,7 +212,7 @@ impl BlockSource {
         self.load_index(number)?;
         let segment = &self.segment;
         let cached = if self.fill_cache {
-            Held::into_inner(segment.cache.get(&segment.slots, number))
+            Protected::into_inner(segment.cache.get(&segment.slots, number))
         } else {
             segment.slots.peek(number)
         };
@@ -232,8 +232,8 @@ impl BlockSource {
         let window = self.stream.window().expect("it holds the block");
         let decoded = self.segment.decode(number, &handle, window);
         let unused = match self.way {
-            Way::Forward => window.blocks.end - 1 - number,
-            Way::Backward => number - window.blocks.start,
+            Direction::Forward => window.blocks.end - 1 - number,
+            Direction::Backward => number - window.blocks.start,
         };
         if decoded.is_ok() {
             self.keep_ahead(unused);
@@ -302,8 +302,8 @@ impl BlockSource {
         let blocks = self.index().blocks();
         let is_uncached = |number: &usize| !self.segment.slots.is_taken(*number);
         match self.way {
-            Way::Forward => (window.end..blocks.end).take(window.len()).find(is_uncached),
-            Way::Backward => (blocks.start..window.start).rev().take(window.len()).find(is_uncached),
+            Direction::Forward => (window.end..blocks.end).take(window.len()).find(is_uncached),
+            Direction::Backward => (blocks.start..window.start).rev().take(window.len()).find(is_uncached),
         }
     }
 

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::block::Block;
-use super::reader::Way;
 use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
+use crate::read::cursor::Direction;
 
 /// The key from which a seek searches: the bounds may begin behind `key`.
 #[inline]
@@ -22,14 +22,14 @@ pub(super) fn clipped_before<'a>(clip: Option<&'a KeyBounds>, key: Option<&'a [u
 
 /// The entries of a block that count: all, unless a bound lies in it.
 #[inline]
-pub(super) fn counted(clip: Option<&KeyBounds>, block: Block<'_>, way: Way) -> Range<usize> {
+pub(super) fn counted(clip: Option<&KeyBounds>, block: Block<'_>, way: Direction) -> Range<usize> {
     clip.map_or(0..block.len(), |clip| inside(clip, block, way))
 }
 
 #[cold]
-fn inside(clip: &KeyBounds, block: Block<'_>, way: Way) -> Range<usize> {
-    let ignores_start = way == Way::Backward && planted(Bug::ClipIgnoredBackwards);
-    let ignores_end = way == Way::Forward && planted(Bug::ClipIgnoredByScan);
+fn inside(clip: &KeyBounds, block: Block<'_>, way: Direction) -> Range<usize> {
+    let ignores_start = way == Direction::Backward && planted(Bug::ClipIgnoredBackwards);
+    let ignores_end = way == Direction::Forward && planted(Bug::ClipIgnoredByScan);
     let start = if ignores_start { 0 } else { block.lower_bound(&clip.from) };
     let end = clip.upto.as_ref().filter(|_| !ignores_end).map(|upto| block.lower_bound(upto));
     start..end.unwrap_or(block.len())

@@ -25,7 +25,7 @@ use super::block::{Block, EntryAt, Frame};
 use super::block_source::BlockSource;
 use super::clip::{clipped_before, clipped_from, counted};
 use super::key_buf::KeyBuf;
-use super::reader::{Segment, Way};
+use super::reader::Segment;
 use crate::base::error::Result;
 use crate::base::key::Entry;
 use crate::base::planted::{Bug, planted};
@@ -33,7 +33,7 @@ use crate::base::range::KeyBounds;
 use crate::io::files::Files;
 use crate::io::lane::{Lane, Ticket};
 use crate::io::read_stream::Extent;
-use crate::read::cursor::{Cursor, Target};
+use crate::read::cursor::{Cursor, Direction, Target};
 
 /// Memory is asked for an entry this many steps before it is decoded.
 const PREFETCH_DISTANCE: usize = 4;
@@ -52,10 +52,10 @@ impl Segment {
 
     /// Asks memory for the entries around `at` of a block at which a cursor arrives, for the front of the next block, and
     /// for the cache slot of the one behind that.
-    fn prefetch_around(&self, block: Block<'_>, (number, at): (usize, usize), way: Way) {
+    fn prefetch_around(&self, block: Block<'_>, (number, at): (usize, usize), way: Direction) {
         let (soon, next, later) = match way {
-            Way::Forward => (at + 1..at + PREFETCH_DISTANCE, number + 1, number + 2),
-            Way::Backward => {
+            Direction::Forward => (at + 1..at + PREFETCH_DISTANCE, number + 1, number + 2),
+            Direction::Backward => {
                 let soon = at.saturating_sub(PREFETCH_DISTANCE)..at;
                 (soon, number.wrapping_sub(1), number.wrapping_sub(2))
             }
@@ -220,7 +220,7 @@ impl SegmentCursor {
         &self.source.segment().files
     }
 
-    fn start_walk(&mut self, way: Way) {
+    fn start_walk(&mut self, way: Direction) {
         self.block = None;
         self.source.start(way);
     }
@@ -336,12 +336,12 @@ impl SegmentCursor {
 
 impl Cursor for SegmentCursor {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.start_walk(Way::Forward);
+        self.start_walk(Direction::Forward);
         self.move_to(key)
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
-        self.start_walk(Way::Backward);
+        self.start_walk(Direction::Backward);
         self.move_before(key)
     }
 

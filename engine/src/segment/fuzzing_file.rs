@@ -30,7 +30,7 @@ use crate::io::files::Files;
 use crate::io::lane::Lane;
 use crate::io::write_stream::WriteStream;
 use crate::memory::cache::Cache;
-use crate::memory::reserve::Reserved;
+use crate::memory::reserve::ReservedBytes;
 use crate::read::cursor::Cursor;
 
 const STORE: u64 = 0x5702_e1d5;
@@ -186,7 +186,7 @@ fn read_all(sim: &SimBackend, meta: &SegmentMeta, keys: &[Owned], expected: Opti
     let cache: Arc<BlockCache> = Arc::new(Cache::new(1 << 17));
     let pinned = read_in(&files, &cache, meta, keys, expected);
     // Nobody is granted anything any more: index and filter are paged.
-    let _taken = Reserved::take(&cache, 1 << 16);
+    let _taken = ReservedBytes::take(&cache, 1 << 16);
     let paged = read_in(&files, &cache, meta, keys, expected);
     pinned.and(paged)
 }

@@ -19,7 +19,7 @@ use super::top::Top;
 use crate::base::error::{Error, Result};
 use crate::io::files::Files;
 use crate::memory::cache::Slots;
-use crate::memory::reserve::Reserved;
+use crate::memory::reserve::ReservedBytes;
 
 /// The input of an open, without the manifest's description of the segment.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Segment {
         }
         let footer = read_footer(files, &file, size_bytes, Some(meta.footer_crc))?.0;
         check_footer(&path, meta, &footer, opening.origin)?;
-        let granted = Reserved::ask(cache, pinned_bytes(meta, &footer), opening.leaving_bytes);
+        let granted = ReservedBytes::ask(cache, pinned_bytes(meta, &footer), opening.leaving_bytes);
         let (form, blocks, slots) = if granted.is_none() {
             let top = load_top(files, &file, &footer)?;
             let (blocks, all) = (top.index_block(0), top.blocks());
@@ -69,7 +69,7 @@ impl Segment {
             form,
             blocks,
             slots: Arc::new(Slots::new(slots, meta.id)),
-            reserved: granted.unwrap_or_else(|| Reserved::take(cache, 0)),
+            reserved: granted.unwrap_or_else(|| ReservedBytes::take(cache, 0)),
             is_retired: AtomicBool::new(false),
         };
         let memory_bytes = segment.memory_bytes();

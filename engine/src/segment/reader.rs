@@ -31,8 +31,9 @@ use crate::base::key::{Kind, Seq};
 use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::read_stream::{Extent, Window};
-use crate::memory::cache::{Cache, Held, Slots, Use};
-use crate::memory::reserve::Reserved;
+use crate::memory::cache::{Cache, Protected, Slots, Use};
+use crate::memory::reserve::ReservedBytes;
+use crate::read::cursor::Direction;
 
 /// The cache of decoded blocks.
 pub(crate) type BlockCache = Cache<Frame>;
@@ -51,7 +52,7 @@ pub(crate) struct Segment {
     /// Cache slots of its blocks; of index and filter blocks only if they are paged.
     pub(super) slots: Arc<Slots<Frame>>,
     /// Its part of the cache's budget: given back last.
-    pub(super) reserved: Reserved<Frame>,
+    pub(super) reserved: ReservedBytes<Frame>,
     /// No version names it any more.
     pub(super) is_retired: AtomicBool,
 }
@@ -76,7 +77,7 @@ impl Drop for Segment {
 
 /// A block for as long as it is read.
 enum BlockRef {
-    Cached(Held<Frame>),
+    Cached(Protected<Frame>),
     Read(Frame),
 }
 
@@ -236,7 +237,7 @@ impl Segment {
 
     /// Second step: the block, if it is in the cache, marked as used. Memory is asked for the lines that a search needs first.
     #[inline]
-    pub(crate) fn cached(&self, number: usize) -> Held<Frame> {
+    pub(crate) fn cached(&self, number: usize) -> Protected<Frame> {
         let held = self.cache.get(&self.slots, number);
         if let Some(frame) = held.as_ref() {
             Block::prefetch(frame);
@@ -405,15 +406,15 @@ impl Segment {
     pub(super) fn blocks_ahead(
         &self,
         part: Part<'_>,
-        (number, way): (usize, Way),
+        (number, way): (usize, Direction),
         blocks: usize,
         limit_bytes: usize,
     ) -> Range<usize> {
         let (mut ahead, mut wanted) = (number..number + 1, number..number + 1);
         for _ in 1..blocks {
             let next = match way {
-                Way::Forward => ahead.end,
-                Way::Backward => ahead.start.wrapping_sub(1),
+                Direction::Forward => ahead.end,
+                Direction::Backward => ahead.start.wrapping_sub(1),
             };
             if !part.blocks().contains(&next) {
                 break;
@@ -475,13 +476,6 @@ pub(super) fn first_block(index: &Index, key: &[u8]) -> Option<usize> {
 /// The error for a block whose content is wrong.
 pub(super) fn corrupt(path: &Path, number: usize, handle: &BlockHandle, what: &'static str) -> Error {
     Error::corrupt(path, handle.offset, what, "a valid block", format!("block {number}"))
-}
-
-/// The direction of a scan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    Forward,
-    Backward,
 }
 
 /// How much is checked when a block is read.

@@ -17,7 +17,7 @@ use crate::io::files::Files;
 use crate::io::lane::Lane;
 use crate::io::write_stream::WriteStream;
 use crate::memory::cache::Cache;
-use crate::memory::reserve::Reserved;
+use crate::memory::reserve::ReservedBytes;
 use crate::read::cursor::Cursor;
 use crate::read::cursor_contract::{VecCursor, check_all};
 
@@ -90,7 +90,7 @@ impl Form {
             Form::Paged => {
                 let cache = Arc::new(Cache::new(budget_bytes * 2));
                 // For good: who asks now is refused.
-                std::mem::forget(Reserved::take(&cache, budget_bytes));
+                std::mem::forget(ReservedBytes::take(&cache, budget_bytes));
                 cache
             }
         }

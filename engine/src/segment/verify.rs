@@ -6,11 +6,12 @@ use super::block::Block;
 use super::filter::Filter;
 use super::index::Part;
 use super::open::{load, pinned_bytes, read_footer};
-use super::reader::{Care, Segment, Way, corrupt};
+use super::reader::{Care, Segment, corrupt};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Seq};
 use crate::io::read_ahead::MOST_BYTES;
-use crate::memory::reserve::Reserved;
+use crate::memory::reserve::ReservedBytes;
+use crate::read::cursor::Direction;
 
 impl Segment {
     /// Reads everything and checks it: checksums, order within and across blocks, separators, filter, counts, bounds.
@@ -22,7 +23,7 @@ impl Segment {
         let footer =
             read_footer(&self.files, &self.file, self.meta.size_bytes, Some(self.meta.footer_crc))?.0;
         // The memory of index and filter is charged to the cache's budget. Both are read from the device, pinned or not.
-        let mut reserved = Reserved::take(&self.cache, pinned_bytes(&self.meta, &footer));
+        let mut reserved = ReservedBytes::take(&self.cache, pinned_bytes(&self.meta, &footer));
         let (index, filter) = load(&self.files, &self.file, &footer, Care::Verify)?;
         reserved.resize(index.memory_bytes() + filter.memory_bytes());
         let part = Part::whole(&index);
@@ -30,7 +31,7 @@ impl Segment {
         let mut seen = Seen::default();
         let mut next = 0;
         while next < index.blocks() {
-            let ahead = self.blocks_ahead(part, (next, Way::Forward), usize::MAX, MOST_BYTES);
+            let ahead = self.blocks_ahead(part, (next, Direction::Forward), usize::MAX, MOST_BYTES);
             let window = self.read_window(self.extent(part, ahead)?)?;
             while next < window.blocks.end {
                 let handle = part.handle(next).expect("it is below the number of blocks");

@@ -19,7 +19,7 @@ use crate::base::error::Result;
 use crate::base::key::Entry;
 use crate::manifest::levels::BOTTOM;
 use crate::memtable::MemtableCursor;
-use crate::read::cursor::{Cursor, Target};
+use crate::read::cursor::{Cursor, Direction, Target};
 use crate::read::merge::Merge;
 use crate::read::staged_seek;
 use crate::tree::piece::slices;
@@ -36,19 +36,13 @@ pub(crate) struct Scan {
     is_exact: bool,
     /// How many inputs are tables.
     tables: usize,
-    merge: Merge<Place>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Forward,
-    Backward,
+    merge: Merge<ScanInput>,
 }
 
 impl Scan {
     /// `tables`: newest first.
     pub(crate) fn new(tables: impl Iterator<Item = MemtableCursor>, zones: &Arc<Zones>) -> Scan {
-        let merge = Merge::new(tables.map(Place::Table));
+        let merge = Merge::new(tables.map(ScanInput::Table));
         Scan { zones: Arc::clone(zones), zone: 0, is_exact: false, tables: merge.len(), merge }
     }
 
@@ -70,7 +64,7 @@ impl Scan {
                 }
                 None => RunCursor::new(pieces, slice, true),
             };
-            self.merge.push(Place::Run(run));
+            self.merge.push(ScanInput::Run(run));
         }
     }
 
@@ -78,34 +72,34 @@ impl Scan {
     #[inline]
     fn has_crossed(&self) -> bool {
         match self.merge.last_input() {
-            Some(Place::Run(run)) => run.is_at_end() && run.stamp() == BOTTOM,
+            Some(ScanInput::Run(run)) => run.is_at_end() && run.stamp() == BOTTOM,
             _ => false,
         }
     }
 
     /// Goes on to the next zone, or to several, if the bottom's slice has ended.
     #[inline]
-    fn cross(&mut self, way: Way) -> Result<()> {
-        if self.has_crossed() { self.cross_zones(way) } else { Ok(()) }
+    fn cross(&mut self, direction: Direction) -> Result<()> {
+        if self.has_crossed() { self.cross_zones(direction) } else { Ok(()) }
     }
 
     #[cold]
-    fn cross_zones(&mut self, way: Way) -> Result<()> {
+    fn cross_zones(&mut self, direction: Direction) -> Result<()> {
         while self.has_crossed() {
-            let next = match way {
-                Way::Forward => Some(self.zone + 1).filter(|&next| next < self.zones.len()),
-                Way::Backward => self.zone.checked_sub(1),
+            let next = match direction {
+                Direction::Forward => Some(self.zone + 1).filter(|&next| next < self.zones.len()),
+                Direction::Backward => self.zone.checked_sub(1),
             };
             let Some(next) = next else { return Ok(()) };
             self.zone = next;
             self.is_exact = false;
-            self.join(way)?;
+            self.join(direction)?;
         }
         Ok(())
     }
 
     /// Adds the slices of `zone` to the inputs.
-    fn join(&mut self, way: Way) -> Result<()> {
+    fn join(&mut self, direction: Direction) -> Result<()> {
         let zones = Arc::clone(&self.zones);
         let pieces = zones.zone(self.zone);
         let mut before = runs_of(self.merge.take_from(self.tables)).peekable();
@@ -114,29 +108,29 @@ impl Scan {
             // Runs that have nothing in this zone stay until they have ended.
             while let Some(run) = before.next_if(|run| run.stamp() > stamp) {
                 if !run.is_at_end() {
-                    self.merge.push(Place::Run(run));
+                    self.merge.push(ScanInput::Run(run));
                 }
             }
             let goes_on = before.next_if(|run| run.stamp() == stamp);
             let is_new = goes_on.is_none();
             let mut run = goes_on.unwrap_or_else(|| RunCursor::new(pieces, slice.clone(), true));
-            match (way, is_new) {
-                (Way::Forward, true) => run.seek(zones.begin(self.zone))?,
-                (Way::Backward, true) => run.seek_before(Some(zones.begin(self.zone + 1)))?,
-                (Way::Forward, false) => run.extend(pieces, slice)?,
-                (Way::Backward, false) => run.extend_back(pieces, slice)?,
+            match (direction, is_new) {
+                (Direction::Forward, true) => run.seek(zones.begin(self.zone))?,
+                (Direction::Backward, true) => run.seek_before(Some(zones.begin(self.zone + 1)))?,
+                (Direction::Forward, false) => run.extend(pieces, slice)?,
+                (Direction::Backward, false) => run.extend_back(pieces, slice)?,
             }
-            self.merge.push(Place::Run(run));
+            self.merge.push(ScanInput::Run(run));
         }
         self.merge.settle();
         Ok(())
     }
 }
 
-fn runs_of(inputs: Vec<Place>) -> impl Iterator<Item = RunCursor> {
+fn runs_of(inputs: Vec<ScanInput>) -> impl Iterator<Item = RunCursor> {
     inputs.into_iter().filter_map(|place| match place {
-        Place::Run(run) => Some(run),
-        Place::Table(_) => None,
+        ScanInput::Run(run) => Some(run),
+        ScanInput::Table(_) => None,
     })
 }
 
@@ -144,23 +138,23 @@ impl Cursor for Scan {
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         self.show(self.zones.zone_of(key));
         self.merge.seek(key)?;
-        self.cross(Way::Forward)
+        self.cross(Direction::Forward)
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
         self.show(self.zones.zone_before(key));
         self.merge.seek_before(key)?;
-        self.cross(Way::Backward)
+        self.cross(Direction::Backward)
     }
 
     fn next(&mut self) -> Result<()> {
         self.merge.next()?;
-        self.cross(Way::Forward)
+        self.cross(Direction::Forward)
     }
 
     fn prev(&mut self) -> Result<()> {
         self.merge.prev()?;
-        self.cross(Way::Backward)
+        self.cross(Direction::Backward)
     }
 
     #[inline]
@@ -187,19 +181,19 @@ impl Cursor for Scan {
 
 /// A cursor over one place of a superversion.
 #[derive(Debug)]
-enum Place {
+enum ScanInput {
     Table(MemtableCursor),
     Run(RunCursor),
 }
 
-impl Cursor for Place {
-    fn prepare<'a>(cursors: impl Iterator<Item = &'a mut Place>, target: Target<'_>)
+impl Cursor for ScanInput {
+    fn prepare<'a>(cursors: impl Iterator<Item = &'a mut ScanInput>, target: Target<'_>)
     where
-        Place: 'a,
+        ScanInput: 'a,
     {
         let mut runs = cursors.filter_map(|place| match place {
-            Place::Table(_) => None,
-            Place::Run(run) => Some(run),
+            ScanInput::Table(_) => None,
+            ScanInput::Run(run) => Some(run),
         });
         // One alone, as most keyspaces have, has nobody to wait with.
         if let (Some(first), Some(second)) = (runs.next(), runs.next()) {
@@ -209,61 +203,61 @@ impl Cursor for Place {
 
     fn seek(&mut self, key: &[u8]) -> Result<()> {
         match self {
-            Place::Table(table) => table.seek(key),
-            Place::Run(run) => run.seek(key),
+            ScanInput::Table(table) => table.seek(key),
+            ScanInput::Run(run) => run.seek(key),
         }
     }
 
     fn seek_before(&mut self, key: Option<&[u8]>) -> Result<()> {
         match self {
-            Place::Table(table) => table.seek_before(key),
-            Place::Run(run) => run.seek_before(key),
+            ScanInput::Table(table) => table.seek_before(key),
+            ScanInput::Run(run) => run.seek_before(key),
         }
     }
 
     fn next(&mut self) -> Result<()> {
         match self {
-            Place::Table(table) => table.next(),
-            Place::Run(run) => run.next(),
+            ScanInput::Table(table) => table.next(),
+            ScanInput::Run(run) => run.next(),
         }
     }
 
     fn prev(&mut self) -> Result<()> {
         match self {
-            Place::Table(table) => table.prev(),
-            Place::Run(run) => run.prev(),
+            ScanInput::Table(table) => table.prev(),
+            ScanInput::Run(run) => run.prev(),
         }
     }
 
     #[inline]
     fn entry(&self) -> Option<Entry<'_>> {
         match self {
-            Place::Table(table) => table.entry(),
-            Place::Run(run) => run.entry(),
+            ScanInput::Table(table) => table.entry(),
+            ScanInput::Run(run) => run.entry(),
         }
     }
 
     #[inline]
     fn ends_key(&self) -> bool {
         match self {
-            Place::Table(table) => table.ends_key(),
-            Place::Run(run) => run.ends_key(),
+            ScanInput::Table(table) => table.ends_key(),
+            ScanInput::Run(run) => run.ends_key(),
         }
     }
 
     #[inline]
     fn quick_next(&mut self) -> bool {
         match self {
-            Place::Table(table) => table.quick_next(),
-            Place::Run(run) => run.quick_next(),
+            ScanInput::Table(table) => table.quick_next(),
+            ScanInput::Run(run) => run.quick_next(),
         }
     }
 
     #[inline]
     fn quick_prev(&mut self) -> bool {
         match self {
-            Place::Table(table) => table.quick_prev(),
-            Place::Run(run) => run.quick_prev(),
+            ScanInput::Table(table) => table.quick_prev(),
+            ScanInput::Run(run) => run.quick_prev(),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
-use wal::Ordered;
+use wal::Watermark;
 
 use crate::base::error::{Error, Result};
 use crate::base::events::Event;
@@ -40,7 +40,7 @@ pub(crate) struct StoreParts {
     pub(crate) is_direct: bool,
     pub(crate) trees: Trees,
     /// The publish watermark, at the position up to which the memtables hold the log.
-    pub(crate) visible: Ordered,
+    pub(crate) visible: Watermark,
 }
 
 /// An open store, as readers need it.
@@ -50,7 +50,7 @@ pub(crate) struct Store {
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) options: Options,
     /// The publish watermark: records below are in the ring and in every memtable they belong to, so reads see them.
-    pub(crate) visible: Ordered,
+    pub(crate) visible: Watermark,
     pub(crate) pins: Pins,
     pub(crate) counters: Counters,
     version: Arc<ArcSwap<Version>>,

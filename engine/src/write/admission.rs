@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use crate::base::error::Result;
 use crate::base::events::Event;
-use crate::compaction::pacing::{self, Admission, Memory};
+use crate::compaction::pacing::{self, Admission, MemtableUsage};
 use crate::compaction::scheduler;
 use crate::tree::writing::{MemtableBytes, Writing};
 
 /// The side of a store that admission works on.
 pub(crate) trait Room {
     /// The memory of the memtables and its limits.
-    fn memory(&self) -> Memory;
+    fn memory(&self) -> MemtableUsage;
 
     /// Freezes the largest active memtable and asks for its flush.
     fn freeze_largest(&self);
@@ -89,9 +89,9 @@ fn wait_for_memory(room: &impl Room) -> Result<()> {
 
 impl Room for Writing {
     #[inline]
-    fn memory(&self) -> Memory {
+    fn memory(&self) -> MemtableUsage {
         let MemtableBytes { active, frozen } = self.memtable_bytes();
-        Memory {
+        MemtableUsage {
             active,
             frozen,
             freeze_at: self.options.freeze_bytes(),

@@ -38,10 +38,10 @@ fn result(error: Option<&Error>) -> Result<()> {
 }
 
 impl Room for Script {
-    fn memory(&self) -> Memory {
+    fn memory(&self) -> MemtableUsage {
         let mut memory = self.memory.borrow_mut();
         let (active, frozen) = if memory.len() > 1 { memory.remove(0) } else { memory[0] };
-        Memory { active, frozen, freeze_at: 50, limit: 100 }
+        MemtableUsage { active, frozen, freeze_at: 50, limit: 100 }
     }
 
     fn freeze_largest(&self) {

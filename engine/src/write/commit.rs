@@ -19,7 +19,7 @@
 
 use std::sync::Arc;
 
-use wal::{Appended, Log, Ordered, RecordBuf};
+use wal::{Appended, Log, RecordBuf, Watermark};
 
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
@@ -98,7 +98,7 @@ fn insert(payload: &[u8], seq: Seq, trees: &[Arc<Tree>]) -> usize {
 }
 
 /// Waits until the record is visible and as durable as asked.
-fn settle(log: &Log, visible: &Ordered, place: Appended, durability: Durability) -> Result<()> {
+fn settle(log: &Log, visible: &Watermark, place: Appended, durability: Durability) -> Result<()> {
     visible.wait_for(place.end);
     match durability {
         Durability::Process => log.wait_process(place.end)?,

@@ -20,7 +20,7 @@
 //! Invariant: every place is completed once in `visible`, after the log has published it, so `visible` never passes the
 //! log.
 
-use wal::{Appended, Log, Ordered, RecordBuf, Reservation};
+use wal::{Appended, Log, RecordBuf, Reservation, Watermark};
 
 use crate::base::error::Result;
 use crate::base::planted::{Bug, planted};
@@ -56,7 +56,7 @@ where
     /// Those of [`Log::reserve`]: nothing was reserved.
     pub(crate) fn new(
         log: &'store Log,
-        visible: &'store Ordered,
+        visible: &'store Watermark,
         record: &'record mut RecordBuf,
     ) -> Result<Reserved<'store, 'record>> {
         let reservation = log.reserve(record)?;
@@ -97,7 +97,7 @@ impl Drop for Logged<'_> {
 /// The duty to pass a place in the watermark of visible writes. The drop does it.
 #[derive(Debug)]
 struct Turn<'a> {
-    visible: &'a Ordered,
+    visible: &'a Watermark,
     place: Appended,
 }
 

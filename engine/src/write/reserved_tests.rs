@@ -34,7 +34,7 @@ impl Host for NoManifest {
 struct Bed {
     sim: SimBackend,
     log: Log,
-    visible: Ordered,
+    visible: Watermark,
 }
 
 fn options() -> LogOptions {
@@ -52,7 +52,7 @@ fn bed() -> Bed {
     sim.make_dir(Path::new("/wal")).unwrap();
     sim.sync_dir(Path::new("/")).unwrap();
     let log = Log::open(Arc::new(sim.clone()), options(), Arc::new(NoManifest)).unwrap();
-    Bed { sim, log, visible: Ordered::new(Seq::ZERO, RING_BYTES) }
+    Bed { sim, log, visible: Watermark::new(Seq::ZERO, RING_BYTES) }
 }
 
 fn record(payload: &[u8]) -> RecordBuf {

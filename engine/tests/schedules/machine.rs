@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aio::{
-    Backend, BackendLayer, Completion, Counters, DriverThread, File, Operation, Queue, QueueLayer, Reactor,
+    Backend, BackendLayer, Completion, DriverThread, File, IoCounters, Operation, Queue, QueueLayer, Reactor,
     Result, SharedMap, SimBackend, Wake, WakeUp,
 };
 use shuttle::thread;
@@ -83,7 +83,7 @@ impl BackendLayer for Machine {
         self.sim.check_fork()
     }
 
-    fn counters(&self) -> Counters {
+    fn counters(&self) -> IoCounters {
         self.sim.counters()
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     rows
 }
 
-fn io(counters: &aio::Counters) -> Value {
+fn io(counters: &aio::IoCounters) -> Value {
     let kinds = [
         ("read", &counters.read),
         ("write", &counters.write),

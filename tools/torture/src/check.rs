@@ -15,7 +15,7 @@ use crate::model::{Bounds, Model, Prefix, Table};
 use crate::report::{Check, Failure};
 
 /// A keyspace of the store, and its content.
-struct Found {
+struct FoundKeyspace {
     name: String,
     handle: Keyspace,
     /// The value of each key that was ever used, in the order of the model.
@@ -43,7 +43,7 @@ pub(crate) fn compare(db: &Db, model: &Model, bounds: &Bounds) -> Check<Prefix> 
             .iter()
             .collect::<esker::Result<Vec<_>>>()
             .map_err(|error| Failure::from(error).at(format!("iterating {name}")))?;
-        found.push(Found { name, handle, values, pairs });
+        found.push(FoundKeyspace { name, handle, values, pairs });
     }
     let prefix = explain(&found, model, bounds)?;
     for keyspace in &found {
@@ -62,7 +62,7 @@ fn may_be(name: &str, key: &Bytes, value: Option<&Bytes>, model: &Model, bounds:
     })
 }
 
-fn explain(found: &[Found], model: &Model, bounds: &Bounds) -> Check<Prefix> {
+fn explain(found: &[FoundKeyspace], model: &Model, bounds: &Bounds) -> Check<Prefix> {
     for edits in bounds.edits.clone().rev() {
         for commits in bounds.commits.clone().rev() {
             let prefix = Prefix { commits, edits };
@@ -74,7 +74,7 @@ fn explain(found: &[Found], model: &Model, bounds: &Bounds) -> Check<Prefix> {
     Err(Failure::new(describe(found, model, bounds)))
 }
 
-fn equals(found: &[Found], model: &Model, prefix: Prefix) -> bool {
+fn equals(found: &[FoundKeyspace], model: &Model, prefix: Prefix) -> bool {
     let names = model.names(prefix.edits);
     names.len() == found.len()
         && names.iter().zip(found).all(|((name, keyspace), found)| {
@@ -88,7 +88,7 @@ fn same(pairs: &[(Bytes, Bytes)], table: &Table) -> bool {
 }
 
 /// The other ways to read must agree with the pairs that an iterator gave.
-fn compare_again(found: &Found, model: &Model) -> Check {
+fn compare_again(found: &FoundKeyspace, model: &Model) -> Check {
     let pairs = &found.pairs;
     let mut backwards = found.handle.iter();
     for (key, value) in pairs.iter().rev() {
@@ -110,7 +110,7 @@ fn compare_again(found: &Found, model: &Model) -> Check {
 }
 
 /// Describes the difference for the person who looks for the bug.
-fn describe(found: &[Found], model: &Model, bounds: &Bounds) -> String {
+fn describe(found: &[FoundKeyspace], model: &Model, bounds: &Bounds) -> String {
     let end = model.end();
     for edits in 0..=end.edits {
         for commits in 0..=end.commits {

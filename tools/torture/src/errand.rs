@@ -103,7 +103,7 @@ struct Errand<'a> {
 }
 
 /// An open store.
-struct Life {
+struct OpenStore {
     db: Db,
     keyspaces: [Keyspace; 2],
 }
@@ -169,7 +169,7 @@ impl<'a> Errand<'a> {
         self.board.put(Count::Opened, 1).map_err(|error| on_board(&error))?;
         match self.work(&life).and_then(|()| self.ledger.compare(&life.db)) {
             Ok(()) => {
-                let Life { db, keyspaces } = life;
+                let OpenStore { db, keyspaces } = life;
                 drop(keyspaces);
                 db.close().map_err(|error| Failure::from(error).at("close"))
             }
@@ -182,7 +182,7 @@ impl<'a> Errand<'a> {
         }
     }
 
-    fn open(&mut self) -> Check<Life> {
+    fn open(&mut self) -> Check<OpenStore> {
         let at_open = |error: Error| Failure::from(error).at("open");
         let db = self.args.mode.builder().open(&self.args.dir).map_err(at_open)?;
         let [left, right] = KEYSPACES.map(|name| db.keyspace(name));
@@ -190,14 +190,14 @@ impl<'a> Errand<'a> {
         self.ledger.settle(&db, self.ledger.written() + 1)?;
         self.note()?;
         self.ledger.compare(&db).map_err(|failure| failure.at("after open"))?;
-        Ok(Life { db, keyspaces })
+        Ok(OpenStore { db, keyspaces })
     }
 
     fn note(&self) -> Check {
         self.board.acknowledge(WRITER, self.ledger.written()).map_err(|error| on_board(&error))
     }
 
-    fn work(&mut self, life: &Life) -> Check {
+    fn work(&mut self, life: &OpenStore) -> Check {
         while self.ledger.written() < self.args.commits || self.args.endless {
             let number = self.ledger.written() + 1;
             self.attempt(|_| commit(life, number))?;
@@ -223,7 +223,7 @@ impl<'a> Errand<'a> {
     }
 
     /// The other operations that go with the write of a number.
-    fn beside(&self, life: &Life, number: u64) -> Check {
+    fn beside(&self, life: &OpenStore, number: u64) -> Check {
         let at = |what: &'static str| move |error: Error| Failure::from(error).at(what);
         match number % 20 {
             3 => self.ledger.get(&life.keyspaces[1], number),
@@ -238,7 +238,7 @@ impl<'a> Errand<'a> {
     }
 
     /// A halted store refuses all writes with its cause, and still reads.
-    fn must_stay_halted(&self, life: &Life) -> Check {
+    fn must_stay_halted(&self, life: &OpenStore) -> Check {
         for again in 0..REFUSED {
             // The same number, because it is unknown whether that write happened.
             match commit(life, self.ledger.written() + 1) {
@@ -253,7 +253,7 @@ impl<'a> Errand<'a> {
 }
 
 /// One write to both keyspaces or to none. Every other one waits for stable media.
-fn commit(life: &Life, number: u64) -> Check {
+fn commit(life: &OpenStore, number: u64) -> Check {
     let (slot, deletes) = slot_of(WRITER, number);
     let key = key(WRITER, slot);
     let mut batch = life.db.batch();

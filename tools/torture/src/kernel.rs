@@ -29,7 +29,7 @@ use aio::{Backend as _, NativeBackend};
 use fastrand::Rng;
 use parking_lot::Mutex;
 
-use self::explore::{Explorer, Left};
+use self::explore::{KernelExplorer, Left};
 use self::lane::Lane;
 use self::protocol::{Allow, Play};
 use crate::config::CONFIGS;
@@ -95,7 +95,7 @@ impl Part {
 const PARTS: [Part; 4] = [Part::Cuts, Part::Faults, Part::Cells, Part::Shutdowns];
 
 /// The data that all parts of a run on one file system share.
-struct Run<'a> {
+struct FsRun<'a> {
     settings: &'a Settings,
     plan: &'a Plan<'a>,
     fs: Fs,
@@ -122,7 +122,7 @@ pub(crate) fn run(settings: &Settings, plan: &Plan<'_>) -> Check<Tally> {
                 }
             };
         tried += 1;
-        let run = Run { settings, plan, fs, lanes: Mutex::new(vec![lane]) };
+        let run = FsRun { settings, plan, fs, lanes: Mutex::new(vec![lane]) };
         for part in PARTS {
             if plan.only.is_none_or(|(only, _)| only == part) {
                 run.part(part, &mut tally)?;
@@ -142,7 +142,7 @@ fn skip(tally: &mut Tally, what: &str) {
     tally.counts.add("skipped", 1);
 }
 
-impl Run<'_> {
+impl FsRun<'_> {
     /// Runs a part, and reports its result.
     fn part(&self, part: Part, tally: &mut Tally) -> Check {
         if part == Part::Shutdowns && self.fs != Fs::Btrfs && !is_program("xfs_io") {
@@ -194,13 +194,13 @@ impl Run<'_> {
     }
 }
 
-impl Run<'_> {
+impl FsRun<'_> {
     /// Tests different states that a power cut can leave.
     ///
     /// # Errors
     /// One state is wrong; or there are fewer states than requested, although there was time.
     fn cut_power(&self) -> Check<Tally> {
-        let Run { settings, plan, fs, .. } = *self;
+        let FsRun { settings, plan, fs, .. } = *self;
         let asked = if fs == Fs::Ext4 { plan.states } else { plan.states.div_ceil(SLOWER) };
         let distinct = Distinct::new();
         let cases = self.numbers(Part::Cuts, u64::MAX);
@@ -214,7 +214,8 @@ impl Run<'_> {
                 round: settings.threads as u64,
                 enough: &|_| distinct.len() >= asked,
                 run: &|case| {
-                    let mut explorer = Explorer::new(settings, (&distinct, asked), plan.keep, (fs, case));
+                    let mut explorer =
+                        KernelExplorer::new(settings, (&distinct, asked), plan.keep, (fs, case));
                     let seed = settings.case_seed(case);
                     self.on_lane(seed, |lane| workload(lane, &mut explorer, seed))
                 },
@@ -282,7 +283,7 @@ impl Run<'_> {
 }
 
 /// Some incarnations of one store: each continues on the remains of a power cut in the one before.
-fn workload(lane: &mut Lane, explorer: &mut Explorer<'_>, seed: u64) -> Check<Tally> {
+fn workload(lane: &mut Lane, explorer: &mut KernelExplorer<'_>, seed: u64) -> Check<Tally> {
     let mut rng = Rng::with_seed(seed);
     let mut tally = Tally::default();
     let threads = rng.bool();

@@ -14,7 +14,6 @@
 //! of asynchronous I/O belong to the whole machine, so that trial runs only if its name is given.
 
 mod disk;
-mod lack;
 mod trials;
 mod work;
 
@@ -22,9 +21,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use crate::lack::Lack;
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::{self, Cases, Settings};
-use lack::Lack;
 use trials::{TRIALS, Trial};
 
 /// Trials per core. They mostly wait.

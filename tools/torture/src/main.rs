@@ -11,6 +11,7 @@ mod explore;
 mod futures;
 mod held;
 mod kernel;
+mod lack;
 mod limits;
 mod model;
 mod modelcheck;

@@ -19,10 +19,11 @@ use std::time::Duration;
 
 use clap::Args;
 
-use self::tracer::{Fault, Watched, watch};
+use self::tracer::{CallFault, Watched, watch};
 use self::ways::{Lasts, Notice, WAYS, Way};
 use crate::errand::sent::{End, Sent};
 use crate::errand::terms::Mode;
+use crate::lack::Lack;
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::{self, Cases, Settings};
 
@@ -114,12 +115,6 @@ pub(crate) fn run(settings: &Settings, args: &StraceArgs) -> Check<Tally> {
     Ok(tally)
 }
 
-/// Why there are no counts.
-enum Lack {
-    Machine(String),
-    Store(Failure),
-}
-
 /// Runs one undisturbed errand in each mode.
 fn calibrate(root: &Path) -> Result<[Watched; 3], Lack> {
     if let Some(lack) = registers::lack() {
@@ -198,7 +193,7 @@ fn plan(calm: &[Watched; 3], args: &StraceArgs) -> Vec<Run> {
 }
 
 /// Runs an errand with a fault, on the store that the errand before it left.
-fn disturbed(sent: &Sent, fault: &Fault) -> Check<(Watched, End)> {
+fn disturbed(sent: &Sent, fault: &CallFault) -> Check<(Watched, End)> {
     let mut child = sent.start(&mut sent.command(&[], &sent.store())?)?;
     let watched = watch(&mut child, Some(fault), LIMIT).map_err(|error| {
         // The errand was never released.
@@ -220,13 +215,13 @@ fn one(dir: &Path, run: &Run) -> Check<Tally> {
         Lasts::Times(times) => run.at + times - 1,
         Lasts::Forever => u64::MAX,
     };
-    let fault = Fault { calls: run.way.calls(), deed: run.way.deed, from: run.at, until };
+    let fault = CallFault { calls: run.way.calls(), deed: run.way.deed, from: run.at, until };
     let (watched, end) = disturbed(&sent, &fault)?;
     let mut tally = Tally::default();
     if end == End::Signal(SIGKILL) {
         // The next process dies, too, most often while it opens the store.
         let at = 1 + run.at % IN_OPEN;
-        let (_, end) = disturbed(&sent, &Fault { from: at, until: at, ..fault })?;
+        let (_, end) = disturbed(&sent, &CallFault { from: at, until: at, ..fault })?;
         tally.counts.add("killed_again", u64::from(end == End::Signal(SIGKILL)));
     }
     let noted = sent.judge(&sent.store(), false)?;

@@ -4,15 +4,15 @@ use super::support::{Random, record, seed};
 use aio::SECTOR_BYTES;
 use proptest::prelude::*;
 use wal::{
-    Decoded, GRANULE, Group, MAX_EPOCH, Origin, Place, RECORD_HEADER_BYTES, RecordBuf, SectorState, Seq,
-    classify, decode, seal_sector, void_header,
+    Decoded, GRANULE, Group, MAX_EPOCH, Place, RECORD_HEADER_BYTES, RecordBuf, SectorState, Seq,
+    StreamOrigin, classify, decode, seal_sector, void_header,
 };
 
 const PLACE: Place = Place { store_id: 77, file_id: 5, epoch: 9 };
 
 /// Of a life of the store with number 77.
-fn of(life: u32) -> Origin {
-    Origin { store_id: 77, life }
+fn of(life: u32) -> StreamOrigin {
+    StreamOrigin { store_id: 77, life }
 }
 
 fn framed(payload: &[u8], life: u32, seq: Seq) -> Vec<u8> {
@@ -95,7 +95,7 @@ fn every_truncation_of_a_record_is_incomplete() {
 fn a_record_of_another_store_life_or_place_does_not_validate() {
     let bytes = framed(b"payload", 3, Seq::new(640));
     for store_id in [0, 76] {
-        let origin = Origin { store_id, life: 3 };
+        let origin = StreamOrigin { store_id, life: 3 };
         assert!(matches!(decode(&bytes, origin, Seq::new(640)), Decoded::Invalid(_)));
         let other = record(b"payload").prepare().frame(origin, Seq::new(640)).to_vec();
         assert!(matches!(decode(&other, origin, Seq::new(640)), Decoded::Record { .. }));

@@ -8,7 +8,7 @@ mod crash;
 mod damage;
 mod faults;
 mod native;
-mod ordered;
 mod space;
 mod support;
 mod voids;
+mod watermark;

@@ -17,7 +17,7 @@
 //! values.
 //!
 //! Invariants: a slot owns one count of its value; a [`Taken`] value owns that count until [`free_unheld`] finds that it is not
-//! held; a [`Held`] value either is announced in a hazard slot of its own, or owns a count. A value that is never handed to
+//! held; a [`Protected`] value either is announced in a hazard slot of its own, or owns a count. A value that is never handed to
 //! [`free_unheld`] or [`leave_to_others`] is never freed.
 #![expect(unsafe_code, reason = "hazard pointers protect values instead of counts")]
 
@@ -96,7 +96,7 @@ pub(crate) struct Slot<V: Counted> {
 }
 
 /// A protected value that a load found, or null. Any thread may drop it.
-pub(crate) struct Held<V: Counted> {
+pub(crate) struct Protected<V: Counted> {
     /// Dropped only if it is not announced.
     value: ManuallyDrop<Option<V>>,
     announced: Option<&'static HazardSlot>,
@@ -122,20 +122,20 @@ impl<V: Counted> Slot<V> {
 
     /// Its value, protected.
     #[inline]
-    pub(crate) fn load(&self) -> Held<V> {
+    pub(crate) fn load(&self) -> Protected<V> {
         // Relaxed: a value is loaded again below, and null is the answer.
-        let Some(seen) = NonNull::new(self.value.load(Ordering::Relaxed)) else { return Held::NOTHING };
+        let Some(seen) = NonNull::new(self.value.load(Ordering::Relaxed)) else { return Protected::NOTHING };
         let Some(slot) = hazard_slots::free_slot() else { return self.load_counted(seen) };
-        let Some(found) = self.announce(slot, seen) else { return Held::NOTHING };
+        let Some(found) = self.announce(slot, seen) else { return Protected::NOTHING };
         // SAFETY: the pointer is from `into_raw` in `fill`, and its count exists: the slot owned it when it was announced, and
         // `free_unheld` drops it only when it is not announced. This value is never dropped.
         let value = unsafe { V::from_raw(found) };
-        Held { value: ManuallyDrop::new(Some(value)), announced: Some(slot) }
+        Protected { value: ManuallyDrop::new(Some(value)), announced: Some(slot) }
     }
 
     /// The value with a count of its own, for a thread whose hazard slots are all in use, or which is about to end.
     #[cold]
-    fn load_counted(&self, seen: NonNull<()>) -> Held<V> {
+    fn load_counted(&self, seen: NonNull<()>) -> Protected<V> {
         let counted = hazard_slots::in_passing(|slot| {
             let found = self.announce(slot, seen)?;
             // SAFETY: as in `load`. It is announced until its second count exists, and is never dropped.
@@ -144,7 +144,7 @@ impl<V: Counted> Slot<V> {
             slot.clear();
             Some(counted)
         });
-        Held { value: ManuallyDrop::new(counted), announced: None }
+        Protected { value: ManuallyDrop::new(counted), announced: None }
     }
 
     /// Announces the value, which was `seen` at the first load. If the slot is empty now, nothing is announced.
@@ -187,17 +187,17 @@ impl<V: Counted> Drop for Slot<V> {
     }
 }
 
-impl<V: Counted> Held<V> {
-    const NOTHING: Held<V> = Held { value: ManuallyDrop::new(None), announced: None };
+impl<V: Counted> Protected<V> {
+    const NOTHING: Protected<V> = Protected { value: ManuallyDrop::new(None), announced: None };
 
     /// The same value with a count of its own.
-    pub(crate) fn into_inner(mut held: Held<V>) -> Option<V> {
+    pub(crate) fn into_inner(mut held: Protected<V>) -> Option<V> {
         // It is announced until the count exists.
         if held.announced.is_some() { Option::clone(&held) } else { held.value.take() }
     }
 }
 
-impl<V: Counted> Deref for Held<V> {
+impl<V: Counted> Deref for Protected<V> {
     type Target = Option<V>;
 
     #[inline]
@@ -206,7 +206,7 @@ impl<V: Counted> Deref for Held<V> {
     }
 }
 
-impl<V: Counted> Drop for Held<V> {
+impl<V: Counted> Drop for Protected<V> {
     #[inline]
     fn drop(&mut self) {
         match self.announced {
@@ -296,9 +296,9 @@ impl<V: Counted> fmt::Debug for Slot<V> {
     }
 }
 
-impl<V: Counted + fmt::Debug> fmt::Debug for Held<V> {
+impl<V: Counted + fmt::Debug> fmt::Debug for Protected<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Held").field(&**self).finish()
+        f.debug_tuple("Protected").field(&**self).finish()
     }
 }
 

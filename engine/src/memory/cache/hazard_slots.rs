@@ -29,17 +29,17 @@ pub(super) struct HazardSlot(AtomicPtr<()>);
 
 /// The hazard slots of one thread.
 #[repr(C, align(128))]
-struct Line {
+struct HazardLine {
     guards: [HazardSlot; GUARDS],
     /// In use only while its thread takes a count, so it is always free when it is needed.
     passing: HazardSlot,
     /// Whether a thread owns the line.
     taken: AtomicBool,
-    next: Option<&'static Line>,
+    next: Option<&'static HazardLine>,
 }
 
 #[cfg(not(loom))]
-static LINES: AtomicPtr<Line> = AtomicPtr::new(ptr::null_mut());
+static LINES: AtomicPtr<HazardLine> = AtomicPtr::new(ptr::null_mut());
 
 #[cfg(not(loom))]
 thread_local! {
@@ -49,7 +49,7 @@ thread_local! {
 // The lines of one run of a model, and of its threads.
 #[cfg(loom)]
 loom::lazy_static! {
-    static ref LINES: AtomicPtr<Line> = AtomicPtr::new(ptr::null_mut());
+    static ref LINES: AtomicPtr<HazardLine> = AtomicPtr::new(ptr::null_mut());
 }
 
 #[cfg(loom)]
@@ -58,7 +58,7 @@ loom::thread_local! {
 }
 
 /// The line of this thread, if it has one. Given back when the thread ends.
-struct Own(Cell<Option<&'static Line>>);
+struct Own(Cell<Option<&'static HazardLine>>);
 
 impl HazardSlot {
     fn new() -> HazardSlot {
@@ -98,7 +98,7 @@ pub(super) fn in_passing<R>(work: impl FnOnce(&HazardSlot) -> R) -> R {
         return work(&line.passing);
     }
     // The destructor of another thread-local runs after the line was given back.
-    let line = Line::take();
+    let line = HazardLine::take();
     let result = work(&line.passing);
     line.leave();
     result
@@ -121,13 +121,13 @@ pub(super) fn each_held(mut see: impl FnMut(usize)) {
 
 impl Own {
     #[inline]
-    fn line(&self) -> &'static Line {
+    fn line(&self) -> &'static HazardLine {
         self.0.get().unwrap_or_else(|| self.take())
     }
 
     #[cold]
-    fn take(&self) -> &'static Line {
-        let line = Line::take();
+    fn take(&self) -> &'static HazardLine {
+        let line = HazardLine::take();
         self.0.set(Some(line));
         line
     }
@@ -145,21 +145,22 @@ impl Drop for Own {
     }
 }
 
-impl Line {
+impl HazardLine {
     /// A line for a thread that has none: one that another thread has left, or a new one.
-    fn take() -> &'static Line {
+    fn take() -> &'static HazardLine {
         // Acquire: ordered behind the previous thread's use of its slots.
-        let left =
-            |line: &&Line| !line.taken.load(Ordering::Relaxed) && !line.taken.swap(true, Ordering::Acquire);
-        lines().find(left).unwrap_or_else(Line::add)
+        let left = |line: &&HazardLine| {
+            !line.taken.load(Ordering::Relaxed) && !line.taken.swap(true, Ordering::Acquire)
+        };
+        lines().find(left).unwrap_or_else(HazardLine::add)
     }
 
     fn leave(&self) {
         self.taken.store(false, Ordering::Release);
     }
 
-    fn add() -> &'static Line {
-        let mut line = Box::new(Line {
+    fn add() -> &'static HazardLine {
+        let mut line = Box::new(HazardLine {
             guards: std::array::from_fn(|_| HazardSlot::new()),
             passing: HazardSlot::new(),
             taken: AtomicBool::new(true),
@@ -182,13 +183,13 @@ impl Line {
     }
 }
 
-fn lines() -> impl Iterator<Item = &'static Line> {
+fn lines() -> impl Iterator<Item = &'static HazardLine> {
     std::iter::successors(published(LINES.load(Ordering::SeqCst)), |line| line.next)
 }
 
 /// The line that `LINES` or another line leads to.
-fn published(line: *mut Line) -> Option<&'static Line> {
-    // SAFETY: only `Line::add` stores there, out of a box that is never freed, and from then on writes only the atomics of
+fn published(line: *mut HazardLine) -> Option<&'static HazardLine> {
+    // SAFETY: only `HazardLine::add` stores there, out of a box that is never freed, and from then on writes only the atomics of
     // the line; the exchange that stored it and every load are sequentially consistent, so all of it is seen.
     unsafe { line.as_ref() }
 }

@@ -42,7 +42,7 @@ use policy::Queues;
 use crate::base::sync::cached::{Condvar, Mutex};
 use crate::base::sync::shared::thread_number;
 
-pub(crate) use hazard::{Counted, Held};
+pub(crate) use hazard::{Counted, Protected};
 pub(crate) use slots::{Slots, Use};
 
 /// Memory of a queue's entry and of the value's counts, without the value itself.
@@ -116,7 +116,7 @@ impl<V: Counted> Cache<V> {
 
     /// The value, marked as used.
     #[inline]
-    pub(crate) fn get(&self, slots: &Slots<V>, block: usize) -> Held<V> {
+    pub(crate) fn get(&self, slots: &Slots<V>, block: usize) -> Protected<V> {
         let held = slots.values[block].load();
         if held.is_some() {
             policy::mark_used(&slots.marks[block]);
@@ -158,7 +158,7 @@ impl<V: Counted> Cache<V> {
         }
         loading.push(key);
         drop(loading);
-        let done = Loading { cache: self, key };
+        let done = LoadGuard { cache: self, key };
         let (value, bytes) = read()?;
         self.insert(slots, block, (&value, bytes), Use::Point);
         drop(done);
@@ -242,12 +242,12 @@ impl<V: Counted> Drop for Cache<V> {
 }
 
 /// Marks a block that this thread reads. The drop wakes the waiting threads, also if the read fails or panics.
-struct Loading<'a, V: Counted> {
+struct LoadGuard<'a, V: Counted> {
     cache: &'a Cache<V>,
     key: (usize, usize),
 }
 
-impl<V: Counted> Drop for Loading<'_, V> {
+impl<V: Counted> Drop for LoadGuard<'_, V> {
     fn drop(&mut self) {
         self.cache.loading.lock().retain(|key| *key != self.key);
         self.cache.loaded.notify_all();

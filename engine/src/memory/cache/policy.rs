@@ -46,13 +46,13 @@ pub(super) fn is_used(mark: &AtomicU8) -> bool {
 }
 
 #[derive(Debug)]
-struct Entry<V: Counted> {
+struct QueueEntry<V: Counted> {
     slots: Arc<Slots<V>>,
     block: usize,
     charge: u64,
 }
 
-impl<V: Counted> Entry<V> {
+impl<V: Counted> QueueEntry<V> {
     fn mark(&self) -> &AtomicU8 {
         &self.slots.marks[self.block]
     }
@@ -70,8 +70,8 @@ impl<V: Counted> Entry<V> {
 /// The queues of a cache.
 #[derive(Debug)]
 pub(super) struct Queues<V: Counted> {
-    small: VecDeque<Entry<V>>,
-    main: VecDeque<Entry<V>>,
+    small: VecDeque<QueueEntry<V>>,
+    main: VecDeque<QueueEntry<V>>,
     ghosts: VecDeque<(Weak<Slots<V>>, usize)>,
     small_used: u64,
     main_used: u64,
@@ -111,7 +111,7 @@ impl<V: Counted> Queues<V> {
         }
         let was_ghost = slots.marks[block].swap(0, Ordering::Relaxed) & GHOST != 0;
         slots.values[block].fill(value.clone());
-        let entry = Entry { slots: Arc::clone(slots), block, charge };
+        let entry = QueueEntry { slots: Arc::clone(slots), block, charge };
         if by == Use::Warm || was_ghost && by == Use::Point {
             self.main_used += charge;
             self.main.push_back(entry);
@@ -220,7 +220,7 @@ impl<V: Counted> Queues<V> {
         self.evict(&entry);
     }
 
-    fn evict(&mut self, entry: &Entry<V>) {
+    fn evict(&mut self, entry: &QueueEntry<V>) {
         self.evictions += 1;
         entry.take().into_iter().for_each(|taken| self.retired.add(taken));
     }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::atomic::AtomicU8;
 
-use super::hazard::{Counted, Held, Slot};
+use super::hazard::{Counted, Protected, Slot};
 use crate::base::prefetch::prefetch;
 
 /// The purpose for which a value is kept.
@@ -70,7 +70,7 @@ impl<V: Counted> Slots<V> {
 
     /// The value, without a mark and without counting the look-up. For scans, which must not change the order of eviction.
     pub(crate) fn peek(&self, block: usize) -> Option<V> {
-        Held::into_inner(self.values.get(block)?.load())
+        Protected::into_inner(self.values.get(block)?.load())
     }
 }
 

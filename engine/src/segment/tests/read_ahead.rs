@@ -95,7 +95,7 @@ fn cursors_return_the_same_for_every_limit_of_read_ahead() {
         let meta = write(&files, options(4096, false), &entries).unwrap();
         let segment = form.open(&files, 0, &meta).unwrap();
         // The cache gets no memory.
-        std::mem::forget(Reserved::take(&segment.cache, 1 << 30));
+        std::mem::forget(ReservedBytes::take(&segment.cache, 1 << 30));
         let pieces = if form == Form::Paged { segment.blocks.div_ceil(PIECE_BLOCKS) } else { 0 };
         let blocks = u64::try_from(segment.blocks + pieces).unwrap();
         let mut cursors: Vec<_> = (0..10).map(|_| segment.cursor(true)).collect();

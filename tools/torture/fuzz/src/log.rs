@@ -2,8 +2,9 @@
 
 use aio::{Buf, SECTOR_BYTES};
 use wal::{
-    ChainRules, Decoded, GRANULE, GROUP_HEADER_BYTES, Group, MAX_EPOCH, Origin, Place, RECORD_HEADER_BYTES,
-    RecordBuf, SectorState, Seq, Stop, classify, decode, read_chain, seal, seal_sector, void_header,
+    ChainRules, Decoded, GRANULE, GROUP_HEADER_BYTES, Group, MAX_EPOCH, Place, RECORD_HEADER_BYTES,
+    RecordBuf, SectorState, Seq, Stop, StreamOrigin, classify, decode, read_chain, seal, seal_sector,
+    void_header,
 };
 
 use crate::input::{Input, overwrite};
@@ -81,7 +82,7 @@ fn right_header(bytes: &mut [u8]) {
 pub(crate) fn record(data: &[u8]) {
     let mut input = Input(data);
     let (way, seq) = (input.u8(), Seq::new(u64::from(input.u16()) * 32));
-    let origin = Origin { store_id: 3, life: u32::from(way) };
+    let origin = StreamOrigin { store_id: 3, life: u32::from(way) };
     if way & 1 == 0 {
         any_record(input.0, origin, seq);
         return;
@@ -97,7 +98,7 @@ pub(crate) fn record(data: &[u8]) {
     let expected = Decoded::Record { payload: input.0, len_bytes: bytes.len() };
     assert_eq!(decode(&bytes, origin, seq), expected);
     assert!(!matches!(decode(&bytes, origin, seq.plus(32)), Decoded::Record { .. }), "another place");
-    let other = Origin { life: origin.life + 1, ..origin };
+    let other = StreamOrigin { life: origin.life + 1, ..origin };
     assert!(!matches!(decode(&bytes, other, seq), Decoded::Record { .. }), "another life");
     let short = decode(&bytes[..bytes.len() - 1], origin, seq);
     assert_eq!(short, Decoded::Incomplete { needed_bytes: bytes.len() });
@@ -107,7 +108,7 @@ pub(crate) fn record(data: &[u8]) {
 }
 
 /// A void is a void in its place, and with any other bit nothing at all.
-fn sealed_void(input: &mut Input<'_>, flip: usize, origin: Origin, seq: Seq) {
+fn sealed_void(input: &mut Input<'_>, flip: usize, origin: StreamOrigin, seq: Seq) {
     let len_bytes = (usize::from(input.u16()) + 1) * GRANULE;
     let mut bytes = vec![0; len_bytes];
     bytes[..RECORD_HEADER_BYTES].copy_from_slice(&void_header(len_bytes, origin, seq));
@@ -121,7 +122,7 @@ fn sealed_void(input: &mut Input<'_>, flip: usize, origin: Origin, seq: Seq) {
     );
 }
 
-fn any_record(bytes: &[u8], origin: Origin, seq: Seq) {
+fn any_record(bytes: &[u8], origin: StreamOrigin, seq: Seq) {
     match decode(bytes, origin, seq) {
         Decoded::Record { payload, len_bytes } => {
             let mut again = RecordBuf::new();

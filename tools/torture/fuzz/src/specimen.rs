@@ -11,7 +11,7 @@ use aio::SimBackend;
 use aio::sim::DiskImage;
 use esker::testing::{Background, BuilderExt, Sizes};
 use esker::{Builder, Db, Durability};
-use wal::{ChainRules, Decoded, Origin, Place, Seq, decode, read_chain};
+use wal::{ChainRules, Decoded, Place, Seq, StreamOrigin, decode, read_chain};
 
 pub(crate) const ROOT: &str = "/store";
 pub(crate) const NAMES: [&str; 2] = ["default", "other"];
@@ -103,7 +103,7 @@ impl Specimen {
     /// The records in the ring from the start of the incarnation on, which it has not lapped.
     pub(crate) fn records(&self) -> Vec<(Seq, Vec<u8>)> {
         let ring = self.named("/ring-").and_then(|path| self.disk.read_file(path)).unwrap_or_default();
-        let origin = Origin { store_id: self.store_id, life: 1 };
+        let origin = StreamOrigin { store_id: self.store_id, life: 1 };
         let (mut records, mut at) = (Vec::new(), 0);
         while let Decoded::Record { payload, len_bytes } = decode(&ring[at..], origin, Seq::new(at as u64)) {
             records.push((Seq::new(at as u64), payload.to_vec()));

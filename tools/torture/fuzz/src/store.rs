@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use aio::sim::DiskImage;
 use aio::{SECTOR_BYTES, SimBackend};
 use esker::{Db, Error};
-use wal::{Origin, RecordBuf};
+use wal::{RecordBuf, StreamOrigin};
 
 use crate::input::{Input, overwrite};
 use crate::replay::reseal;
@@ -77,7 +77,7 @@ fn add_record(specimen: &Specimen, disk: &mut DiskImage, payload: &[u8]) {
     let Some(path) = specimen.named("/ring-") else { return };
     let mut record = RecordBuf::new();
     record.push(payload);
-    let origin = Origin { store_id: specimen.store_id, life: 1 };
+    let origin = StreamOrigin { store_id: specimen.store_id, life: 1 };
     let bytes = record.prepare().frame(origin, specimen.end).to_vec();
     let at = usize::try_from(specimen.end.get()).expect("the ring has not gone round");
     disk.damage(path, |ring| overwrite(ring, at, &bytes));

@@ -10,7 +10,7 @@ use crate::report::{Check, Failure};
 
 /// A way to fail.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Way {
+pub(super) struct ErrorWay {
     pub(super) name: &'static str,
     pub(super) fault: Fault,
     /// The affected calls; empty for all that the fault can hit, other than submits and waits.
@@ -32,23 +32,23 @@ pub(super) enum May {
     FindDamage,
 }
 
-const fn errno(name: &'static str, errno: Errno, on: &'static [EventKind]) -> Way {
-    Way { name, fault: Fault::Errno(errno), on, path: "", may: May::Fail }
+const fn errno(name: &'static str, errno: Errno, on: &'static [EventKind]) -> ErrorWay {
+    ErrorWay { name, fault: Fault::Errno(errno), on, path: "", may: May::Fail }
 }
 
-const fn flip(name: &'static str, path: &'static str) -> Way {
-    Way { name, fault: Fault::FlipBit(0), on: &[], path, may: May::FindDamage }
+const fn flip(name: &'static str, path: &'static str) -> ErrorWay {
+    ErrorWay { name, fault: Fault::FlipBit(0), on: &[], path, may: May::FindDamage }
 }
 
-const fn late(name: &'static str, fault: Fault) -> Way {
-    Way { name, fault, on: &[], path: "", may: May::NotFail }
+const fn late(name: &'static str, fault: Fault) -> ErrorWay {
+    ErrorWay { name, fault, on: &[], path: "", may: May::NotFail }
 }
 
 /// The delay of a late call.
 pub(super) const LATE: Duration = Duration::from_secs(10);
 
 /// All of them.
-pub(super) const WAYS: [Way; 17] = [
+pub(super) const WAYS: [ErrorWay; 17] = [
     errno("eio", Errno::IO, &[]),
     errno("enospc", Errno::NO_SPACE, &[]),
     errno("erofs", Errno::READ_ONLY, &[]),
@@ -58,14 +58,14 @@ pub(super) const WAYS: [Way; 17] = [
     errno("submit_eio", Errno::IO, &[EventKind::Submit]),
     errno("wait_eio", Errno::IO, &[EventKind::Wait]),
     errno("sync_eio", Errno::IO, &[EventKind::Sync]),
-    Way {
+    ErrorWay {
         name: "wait_eintr",
         fault: Fault::Errno(Errno::INTERRUPTED),
         on: &[EventKind::Wait],
         path: "",
         may: May::NotFail,
     },
-    Way { name: "short", fault: Fault::Short(0), on: &[], path: "", may: May::Fail },
+    ErrorWay { name: "short", fault: Fault::Short(0), on: &[], path: "", may: May::Fail },
     late("reordered", Fault::Last),
     late("late", Fault::Delay(LATE)),
     flip("flip_manifest", "/manifest-"),
@@ -77,7 +77,7 @@ pub(super) const WAYS: [Way; 17] = [
 /// A fault that strikes once or permanently from the `k`-th call on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strike {
-    pub(super) way: &'static Way,
+    pub(super) way: &'static ErrorWay,
     pub(super) k: u64,
     pub(super) for_ever: bool,
 }

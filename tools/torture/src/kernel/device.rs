@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::fault::{Content, Effect, Fault, Kind, Target, flip};
+use super::fault::{Content, Effect, FaultTarget, Kind, RequestFault, flip};
 use super::fuse::{self, Request};
 use super::image::{Event, Image};
 use crate::report::complain;
@@ -35,18 +35,18 @@ const DELAY: Duration = Duration::from_micros(300);
 
 /// The content of the disk, and its history.
 #[derive(Debug)]
-struct Disk {
+struct DiskState {
     content: Content,
     /// Nothing is logged between incarnations.
     log: Option<Vec<Event>>,
     /// The content after certain numbers of events, at regular intervals.
     copies: Vec<(usize, Image)>,
     copy_every: usize,
-    fault: Option<Fault>,
+    fault: Option<RequestFault>,
     /// Requests that met the fault since it was set.
     struck: u64,
     /// The kind of file that was written since the last flush.
-    written: Option<Target>,
+    written: Option<FaultTarget>,
     /// Requests are held until then.
     silent_until: Duration,
     /// No request is answered.
@@ -58,13 +58,13 @@ struct Disk {
 
 /// How a request ends that does not succeed.
 #[derive(Clone, Copy, Debug)]
-enum End {
+enum RequestError {
     Fail(Errno),
     /// Without an answer.
     Silence,
 }
 
-impl Disk {
+impl DiskState {
     /// The treatment of a request.
     fn meet(&mut self, kind: Kind, (offset, len): (u64, usize), data: Option<&[u8]>) -> Option<Effect> {
         let fault = self.fault.as_mut()?;
@@ -96,7 +96,7 @@ impl Disk {
 #[derive(Clone, Debug)]
 pub(super) struct Device {
     kernel: Arc<OwnedFd>,
-    disk: Arc<Mutex<Disk>>,
+    disk: Arc<Mutex<DiskState>>,
 }
 
 impl Device {
@@ -104,7 +104,7 @@ impl Device {
     pub(super) fn open(bytes: u64, seed: u64) -> rustix::io::Result<Device> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let kernel = Arc::new(rustix::fs::open("/dev/fuse", flags, Mode::empty())?);
-        let disk = Disk {
+        let disk = DiskState {
             content: Content::new(Image::new(bytes)),
             log: None,
             copies: Vec::new(),
@@ -185,7 +185,7 @@ impl Device {
     }
 
     /// Breaks the disk, or repairs it.
-    pub(super) fn set_fault(&self, fault: Option<Fault>) {
+    pub(super) fn set_fault(&self, fault: Option<RequestFault>) {
         let mut disk = self.disk.lock();
         disk.fault = fault;
         disk.struck = 0;
@@ -234,12 +234,12 @@ impl Device {
             Request::Zero { offset, len } => self.write_zeros(offset, len, clock).map(|()| Vec::new()),
             Request::Sync => self.flush(clock).map(|()| Vec::new()),
             Request::Nothing => Ok(Vec::new()),
-            Request::Unknown => Err(End::Fail(Errno::NOSYS)),
+            Request::Unknown => Err(RequestError::Fail(Errno::NOSYS)),
         };
         let (error, body) = match answer {
             Ok(body) => (0, body),
-            Err(End::Fail(errno)) => (errno.raw_os_error(), Vec::new()),
-            Err(End::Silence) => return,
+            Err(RequestError::Fail(errno)) => (errno.raw_os_error(), Vec::new()),
+            Err(RequestError::Silence) => return,
         };
         let head = fuse::head(number, error, body.len());
         // The process that asked may be gone.
@@ -253,12 +253,12 @@ impl Device {
         place: (u64, usize),
         data: Option<&[u8]>,
         clock: &NativeBackend,
-    ) -> Result<Option<Effect>, End> {
+    ) -> Result<Option<Effect>, RequestError> {
         self.wait_while_silent(clock)?;
         let effect = self.disk.lock().meet(kind, place, data);
         match effect {
-            Some(Effect::Fail(errno)) => return Err(End::Fail(errno)),
-            Some(Effect::Full) => return Err(End::Fail(Errno::NOSPC)),
+            Some(Effect::Fail(errno)) => return Err(RequestError::Fail(errno)),
+            Some(Effect::Full) => return Err(RequestError::Fail(Errno::NOSPC)),
             Some(Effect::Late(time)) => clock.park(time),
             Some(Effect::Hang(time)) => {
                 self.disk.lock().silent_until = clock.now() + time;
@@ -268,26 +268,26 @@ impl Device {
                 {
                     let mut disk = self.disk.lock();
                     disk.silent_until = clock.now() + time;
-                    disk.fault = Some(Fault::dead());
+                    disk.fault = Some(RequestFault::dead());
                 }
                 self.wait_while_silent(clock)?;
-                return Err(End::Fail(Errno::IO));
+                return Err(RequestError::Fail(Errno::IO));
             }
             Some(Effect::Die) => {
                 self.die();
-                return Err(End::Silence);
+                return Err(RequestError::Silence);
             }
             _ => return Ok(effect),
         }
         Ok(None)
     }
 
-    fn wait_while_silent(&self, clock: &NativeBackend) -> Result<(), End> {
+    fn wait_while_silent(&self, clock: &NativeBackend) -> Result<(), RequestError> {
         loop {
             let rest = {
                 let disk = self.disk.lock();
                 if disk.is_dead {
-                    return Err(End::Silence);
+                    return Err(RequestError::Silence);
                 }
                 disk.silent_until.saturating_sub(clock.now())
             };
@@ -310,9 +310,9 @@ impl Device {
         }
     }
 
-    fn read(&self, offset: u64, len: usize, clock: &NativeBackend) -> Result<Vec<u8>, End> {
+    fn read(&self, offset: u64, len: usize, clock: &NativeBackend) -> Result<Vec<u8>, RequestError> {
         if len > fuse::MAX_WRITE_BYTES {
-            return Err(End::Fail(Errno::INVAL));
+            return Err(RequestError::Fail(Errno::INVAL));
         }
         let lie = self.meet(Kind::Read, (offset, len), None, clock)?;
         let mut found = vec![0; len];
@@ -324,7 +324,7 @@ impl Device {
         Ok(found)
     }
 
-    fn write(&self, offset: u64, data: &[u8], clock: &NativeBackend) -> Result<(), End> {
+    fn write(&self, offset: u64, data: &[u8], clock: &NativeBackend) -> Result<(), RequestError> {
         let is_late = {
             let mut disk = self.disk.lock();
             disk.log.is_some() && disk.rng.u32(..LATE) == 0
@@ -334,11 +334,11 @@ impl Device {
         }
         let kept: Arc<[u8]> = Arc::from(data);
         if !self.disk.lock().content.image.contains(offset, data.len()) {
-            return Err(End::Fail(Errno::IO));
+            return Err(RequestError::Fail(Errno::IO));
         }
         let lie = self.meet(Kind::Write, (offset, data.len()), Some(data), clock)?;
         let mut disk = self.disk.lock();
-        let Disk { content, rng, .. } = &mut *disk;
+        let DiskState { content, rng, .. } = &mut *disk;
         match lie {
             Some(effect) => content.lie(effect, offset, data, rng),
             None => content.write(offset, data),
@@ -347,9 +347,9 @@ impl Device {
         Ok(())
     }
 
-    fn write_zeros(&self, offset: u64, len: usize, clock: &NativeBackend) -> Result<(), End> {
+    fn write_zeros(&self, offset: u64, len: usize, clock: &NativeBackend) -> Result<(), RequestError> {
         if !self.disk.lock().content.image.contains(offset, len) {
-            return Err(End::Fail(Errno::IO));
+            return Err(RequestError::Fail(Errno::IO));
         }
         let zeros = vec![0; fuse::MAX_WRITE_BYTES.min(len)];
         let mut at = offset;
@@ -363,7 +363,7 @@ impl Device {
         Ok(())
     }
 
-    fn flush(&self, clock: &NativeBackend) -> Result<(), End> {
+    fn flush(&self, clock: &NativeBackend) -> Result<(), RequestError> {
         self.meet(Kind::Flush, (0, 0), None, clock)?;
         self.disk.lock().note(Event::Flush);
         Ok(())

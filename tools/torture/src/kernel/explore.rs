@@ -16,7 +16,7 @@ use std::path::Path;
 use fastrand::Rng;
 
 use super::image::{Event, Image, SECTOR_BYTES};
-use super::lane::{Lane, Life};
+use super::lane::{IncarnationLog, Lane};
 use super::protocol::{Allow, Fs, Look};
 use crate::config::CONFIGS;
 use crate::explore::Distinct;
@@ -61,7 +61,7 @@ enum Keep {
 }
 
 /// Explores the disk of a lane.
-pub(super) struct Explorer<'a> {
+pub(super) struct KernelExplorer<'a> {
     settings: &'a Settings,
     distinct: &'a Distinct,
     /// Stop at this many different states.
@@ -81,14 +81,14 @@ pub(super) struct Left {
     pub(super) bounds: Bounds,
 }
 
-impl<'a> Explorer<'a> {
+impl<'a> KernelExplorer<'a> {
     pub(super) fn new(
         settings: &'a Settings,
         (distinct, asked): (&'a Distinct, u64),
         keep: Option<&'a Path>,
         (fs, case): (Fs, u64),
-    ) -> Explorer<'a> {
-        Explorer {
+    ) -> KernelExplorer<'a> {
+        KernelExplorer {
             settings,
             distinct,
             asked,
@@ -102,7 +102,7 @@ impl<'a> Explorer<'a> {
     }
 
     /// Tries cuts all over an incarnation while there is time. Returns one of the states for the next incarnation.
-    pub(super) fn explore(&mut self, lane: &mut Lane, life: &Life) -> Check<Option<Left>> {
+    pub(super) fn explore(&mut self, lane: &mut Lane, life: &IncarnationLog) -> Check<Option<Left>> {
         self.seen.clear();
         let flushes = life.events.iter().filter(|event| matches!(event, Event::Flush)).count();
         self.counts.add("device_flushes", flushes as u64);
@@ -238,7 +238,7 @@ fn apply(image: &mut Image, tail: &[Event], keep: Keep, whole: &Range<u64>) {
 }
 
 /// The states that may be found after a cut here. Before the store was open it is the finding of its recovery, or nothing.
-pub(super) fn bounds_at(life: &Life, cut: usize) -> Bounds {
+pub(super) fn bounds_at(life: &IncarnationLog, cut: usize) -> Bounds {
     let stamps = &life.stamps;
     let ended = stamps.partition_point(|(position, _)| *position <= cut);
     let begun = stamps.partition_point(|(position, _)| *position < cut);
@@ -335,7 +335,7 @@ mod tests {
             power: Prefix { commits: power, edits: 0 },
             submitted: Prefix { commits: submitted, edits: 0 },
         };
-        let life = Life {
+        let life = IncarnationLog {
             base: Image::new(0),
             events: Vec::new(),
             stamps: vec![(10, acks(0, 0)), (20, acks(1, 1)), (20, acks(1, 2)), (30, acks(3, 3))],

@@ -23,30 +23,30 @@ const FOOTER_BYTES: usize = 4096;
 
 /// A kind of file of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Target {
+pub(super) enum FaultTarget {
     Log,
     Segment,
     Manifest,
 }
 
-impl Target {
-    pub(super) const ALL: [Target; 3] = [Target::Log, Target::Segment, Target::Manifest];
+impl FaultTarget {
+    pub(super) const ALL: [FaultTarget; 3] = [FaultTarget::Log, FaultTarget::Segment, FaultTarget::Manifest];
 
     /// The kind of the written file. The incarnation in a group is 0 in a manifest.
-    fn of(data: &[u8]) -> Option<Target> {
+    fn of(data: &[u8]) -> Option<FaultTarget> {
         if data.get(8..16) == Some(GROUP_MAGIC) {
             let is_manifest = data.get(16..20) == Some(&[0; 4]);
-            return Some(if is_manifest { Target::Manifest } else { Target::Log });
+            return Some(if is_manifest { FaultTarget::Manifest } else { FaultTarget::Log });
         }
         let footer = data.len().checked_sub(FOOTER_BYTES)?;
-        (data.get(footer..)?.starts_with(SEGMENT_MAGIC)).then_some(Target::Segment)
+        (data.get(footer..)?.starts_with(SEGMENT_MAGIC)).then_some(FaultTarget::Segment)
     }
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Target::Log => "log",
-            Target::Segment => "segment",
-            Target::Manifest => "manifest",
+            FaultTarget::Log => "log",
+            FaultTarget::Segment => "segment",
+            FaultTarget::Manifest => "manifest",
         }
     }
 }
@@ -94,10 +94,10 @@ impl Effect {
 
 /// Requests that go wrong.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fault {
+pub(super) struct RequestFault {
     pub(super) kind: Kind,
     /// Only requests to files of this kind. A flush belongs to the file that was written last.
-    pub(super) target: Option<Target>,
+    pub(super) target: Option<FaultTarget>,
     /// This many succeed before it.
     pub(super) skip: u64,
     /// This many go wrong then.
@@ -105,15 +105,15 @@ pub(super) struct Fault {
     pub(super) effect: Effect,
 }
 
-impl Fault {
+impl RequestFault {
     /// Every request fails.
-    pub(super) fn dead() -> Fault {
+    pub(super) fn dead() -> RequestFault {
         let effect = Effect::Fail(Errno::IO);
-        Fault { kind: Kind::Any, target: None, skip: 0, times: u64::MAX, effect }
+        RequestFault { kind: Kind::Any, target: None, skip: 0, times: u64::MAX, effect }
     }
 
     /// The treatment of the next request of this kind.
-    pub(super) fn meet(&mut self, kind: Kind, target: Option<Target>) -> Option<Effect> {
+    pub(super) fn meet(&mut self, kind: Kind, target: Option<FaultTarget>) -> Option<Effect> {
         let is_meant = (self.kind == kind || self.kind == Kind::Any)
             && self.target.is_none_or(|meant| target == Some(meant));
         if !is_meant {
@@ -131,7 +131,7 @@ impl Fault {
 /// Which file wrote a page last, and with which write of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
-    pub(super) target: Target,
+    pub(super) target: FaultTarget,
     pub(super) write: u64,
 }
 
@@ -168,9 +168,9 @@ impl Content {
     }
 
     /// The file that a request for these bytes belongs to; the data of a write show it.
-    pub(super) fn target(&self, offset: u64, len: usize, data: Option<&[u8]>) -> Option<Target> {
+    pub(super) fn target(&self, offset: u64, len: usize, data: Option<&[u8]>) -> Option<FaultTarget> {
         match data {
-            Some(data) => Target::of(data),
+            Some(data) => FaultTarget::of(data),
             None => self.owners.range(pages(offset, len)).next().map(|(_, owner)| owner.target),
         }
     }
@@ -182,7 +182,7 @@ impl Content {
 
     fn own(&mut self, offset: u64, data: &[u8]) {
         self.writes += 1;
-        let target = Target::of(data);
+        let target = FaultTarget::of(data);
         for page in pages(offset, data.len()) {
             match target {
                 Some(target) => self.owners.insert(page, Owner { target, write: self.writes }),
@@ -264,7 +264,7 @@ impl Content {
     }
 
     /// The newest write of such a file.
-    pub(super) fn newest(&self, target: Target) -> Option<u64> {
+    pub(super) fn newest(&self, target: FaultTarget) -> Option<u64> {
         self.owners.values().filter(|owner| owner.target == target).map(|owner| owner.write).max()
     }
 }
@@ -306,25 +306,29 @@ mod tests {
         content.write(16384, &group(0, 1));
         content.write(32768, &segment());
         let at = |content: &Content, offset| content.target(offset, 512, None);
-        assert_eq!(at(&content, 8192), Some(Target::Log));
-        assert_eq!(at(&content, 16384 + 512), Some(Target::Manifest));
-        assert_eq!(at(&content, 32768), Some(Target::Segment));
+        assert_eq!(at(&content, 8192), Some(FaultTarget::Log));
+        assert_eq!(at(&content, 16384 + 512), Some(FaultTarget::Manifest));
+        assert_eq!(at(&content, 32768), Some(FaultTarget::Segment));
         assert_eq!(at(&content, 0), None);
         content.write(32768, &[0; 512]);
         assert_eq!(at(&content, 32768), None, "overwritten by another file");
-        assert_eq!((content.newest(Target::Log), content.newest(Target::Segment)), (Some(1), Some(3)));
+        assert_eq!(
+            (content.newest(FaultTarget::Log), content.newest(FaultTarget::Segment)),
+            (Some(1), Some(3))
+        );
     }
 
     #[test]
     fn a_fault_strikes_what_it_is_meant_for_and_no_more_often_than_it_should() {
         let effect = Effect::Fail(Errno::IO);
-        let mut fault = Fault { kind: Kind::Write, target: Some(Target::Log), skip: 1, times: 2, effect };
-        let log = Some(Target::Log);
+        let mut fault =
+            RequestFault { kind: Kind::Write, target: Some(FaultTarget::Log), skip: 1, times: 2, effect };
+        let log = Some(FaultTarget::Log);
         let requests = [
             (Kind::Write, None),
             (Kind::Read, log),
             (Kind::Write, log),
-            (Kind::Write, Some(Target::Segment)),
+            (Kind::Write, Some(FaultTarget::Segment)),
         ];
         assert!(requests.iter().all(|(kind, target)| fault.meet(*kind, *target).is_none()));
         let met = [(); 3].map(|()| fault.meet(Kind::Write, log));

@@ -23,7 +23,7 @@ const HANGS_AFTER: Duration = Duration::from_mins(1);
 
 /// The log of a disk during one incarnation of a store.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(super) struct IncarnationLog {
     /// The content of the disk before.
     pub(super) base: Image,
     pub(super) events: Vec<Event>,
@@ -102,7 +102,7 @@ impl Lane {
     ///
     /// # Errors
     /// The hand is gone, or cannot unmount.
-    pub(super) fn play(&mut self, play: Play) -> Check<Life> {
+    pub(super) fn play(&mut self, play: Play) -> Check<IncarnationLog> {
         let life = self.live(play, &mut |_, _| ())?;
         self.rest()?;
         Ok(life)
@@ -113,7 +113,11 @@ impl Lane {
     ///
     /// # Errors
     /// The hand is gone.
-    pub(super) fn live(&mut self, play: Play, after: &mut dyn FnMut(usize, &Device)) -> Check<Life> {
+    pub(super) fn live(
+        &mut self,
+        play: Play,
+        after: &mut dyn FnMut(usize, &Device),
+    ) -> Check<IncarnationLog> {
         let base = self.device.image();
         self.device.start_log();
         self.send(&Order::Play(play))?;
@@ -131,7 +135,7 @@ impl Lane {
             }
         };
         let events = self.device.take_log();
-        Ok(Life { base, events, stamps, refused, wrong })
+        Ok(IncarnationLog { base, events, stamps, refused, wrong })
     }
 
     /// Closes the store by a crash, and unmounts.

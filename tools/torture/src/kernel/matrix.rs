@@ -17,8 +17,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use rustix::io::Errno;
 
-use super::fault::{Content, Effect, Fault, Kind, Target};
-use super::lane::{Lane, Life};
+use super::fault::{Content, Effect, FaultTarget, Kind, RequestFault};
+use super::lane::{IncarnationLog, Lane};
 use super::protocol::{Allow, Look, Play};
 use crate::config::CONFIGS;
 use crate::model::{Acks, Bounds, Prefix};
@@ -87,13 +87,13 @@ pub(super) const CELLS: u64 = 14 * 3 + 1;
 /// The name of a cell.
 pub(super) fn name(case: u64) -> String {
     let (illness, target) = cell(case);
-    format!("{} of a {}", illness.name, target.map_or("pool", Target::name))
+    format!("{} of a {}", illness.name, target.map_or("pool", FaultTarget::name))
 }
 
-fn cell(case: u64) -> (Illness, Option<Target>) {
+fn cell(case: u64) -> (Illness, Option<FaultTarget>) {
     let number = usize::try_from(case % CELLS).unwrap_or(0);
-    match ILLNESSES.into_iter().nth(number / Target::ALL.len()) {
-        Some(illness) => (illness, Some(Target::ALL[number % Target::ALL.len()])),
+    match ILLNESSES.into_iter().nth(number / FaultTarget::ALL.len()) {
+        Some(illness) => (illness, Some(FaultTarget::ALL[number % FaultTarget::ALL.len()])),
         None => (illness("pool_full", Kind::Write, Effect::Full, u64::MAX), None),
     }
 }
@@ -106,7 +106,7 @@ pub(super) fn try_cell(lane: &mut Lane, case: u64, seed: u64) -> Check<Tally> {
     let mut struck = 0;
     for nth in 0..TRIES {
         let rng = Rng::with_seed(seed.wrapping_add(nth));
-        let mut trial = Trial { rng, illness: &illness, target, struck: 0 };
+        let mut trial = CellTrial { rng, illness: &illness, target, struck: 0 };
         let found = trial.run(lane).map_err(|failure| failure.at(name(case)))?;
         tally.merge(&found);
         struck += trial.struck;
@@ -127,17 +127,17 @@ pub(super) fn try_cell(lane: &mut Lane, case: u64, seed: u64) -> Check<Tally> {
 }
 
 /// Runs an incarnation with a fault, and checks the result.
-struct Trial<'a> {
+struct CellTrial<'a> {
     rng: Rng,
     illness: &'a Illness,
-    target: Option<Target>,
+    target: Option<FaultTarget>,
     struck: u64,
 }
 
 /// The number of writes that the disk had seen after the open and after each operation.
 type Ends = Vec<u64>;
 
-impl Trial<'_> {
+impl CellTrial<'_> {
     fn run(&mut self, lane: &mut Lane) -> Check<Tally> {
         let mut tally = Tally::default();
         lane.clear();
@@ -180,13 +180,13 @@ impl Trial<'_> {
         Ok(tally)
     }
 
-    fn fault(&mut self) -> Fault {
+    fn fault(&mut self) -> RequestFault {
         let Illness { kind, effect, times, .. } = *self.illness;
         let most = match (kind, self.target) {
-            (Kind::Read | Kind::Flush, _) | (_, Some(Target::Segment | Target::Manifest)) => 4,
+            (Kind::Read | Kind::Flush, _) | (_, Some(FaultTarget::Segment | FaultTarget::Manifest)) => 4,
             _ => 12,
         };
-        Fault { kind, target: self.target, skip: self.rng.u64(..most), times, effect }
+        RequestFault { kind, target: self.target, skip: self.rng.u64(..most), times, effect }
     }
 
     fn allow(&self) -> Allow {
@@ -203,14 +203,14 @@ impl Trial<'_> {
 
     fn detected(&self) -> &'static str {
         match self.target {
-            Some(Target::Log) => "detected_in_log",
-            Some(Target::Segment) => "detected_in_segment",
+            Some(FaultTarget::Log) => "detected_in_log",
+            Some(FaultTarget::Segment) => "detected_in_segment",
             _ => "detected_in_manifest",
         }
     }
 
     /// Opens the content of a disk that lied, and opens it once more with the right bytes restored.
-    fn find_out(&mut self, lane: &mut Lane, life: &Life, ends: &Ends, tally: &mut Tally) -> Check {
+    fn find_out(&mut self, lane: &mut Lane, life: &IncarnationLog, ends: &Ends, tally: &mut Tally) -> Check {
         let content = lane.device.content();
         lane.device.set_fault(None);
         lane.rest()?;
@@ -242,7 +242,7 @@ impl Trial<'_> {
     }
 
     /// Opens the content of a sick disk: with another fault of the same kind, and after the repair of the disk.
-    fn recover(&mut self, lane: &mut Lane, life: &Life, tally: &mut Tally) -> Check {
+    fn recover(&mut self, lane: &mut Lane, life: &IncarnationLog, tally: &mut Tally) -> Check {
         // A store that can still be closed leaves nothing in its log.
         let crashed = (self.illness.kind == Kind::Read || self.rng.bool()).then(|| lane.device.content());
         let is_mended_late = self.rng.bool();
@@ -292,14 +292,14 @@ fn must_be_whole(lane: &mut Lane, look: Look) -> Check {
     found.map(drop).ok_or_else(|| Failure::new("a whole disk was refused"))
 }
 
-fn acks(life: &Life) -> Acks {
+fn acks(life: &IncarnationLog) -> Acks {
     life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default()
 }
 
 /// The least that must be there if the newest group of log or manifest may have been lost unnoticed.
-fn without_unnoticed(content: &Content, life: &Life, ends: &Ends, strict: Bounds) -> Bounds {
+fn without_unnoticed(content: &Content, life: &IncarnationLog, ends: &Ends, strict: Bounds) -> Bounds {
     let mut bounds = strict;
-    for target in [Target::Log, Target::Manifest] {
+    for target in [FaultTarget::Log, FaultTarget::Manifest] {
         let Some(newest) = content.newest(target) else { continue };
         // The operation that wrote it, and the writes that were acknowledged before that operation.
         let operation = ends.partition_point(|end| *end < newest);
@@ -317,7 +317,7 @@ fn without_unnoticed(content: &Content, life: &Life, ends: &Ends, strict: Bounds
             .unwrap_or_default();
         let least = |first: usize, start: &usize| first.min(*start);
         match target {
-            Target::Manifest => {
+            FaultTarget::Manifest => {
                 bounds.edits = least(before.edits, bounds.edits.start())..=*bounds.edits.end();
             }
             _ => bounds.commits = least(before.commits, bounds.commits.start())..=*bounds.commits.end(),

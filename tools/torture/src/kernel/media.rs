@@ -7,7 +7,7 @@
 use fastrand::Rng;
 use rustix::io::Errno;
 
-use super::fault::{Effect, Fault, Kind};
+use super::fault::{Effect, Kind, RequestFault};
 use super::lane::Lane;
 use super::protocol::{Allow, Look, Play};
 use crate::config::CONFIGS;
@@ -96,14 +96,14 @@ fn recover(lane: &mut Lane, rng: &mut Rng, tally: &mut Tally, acks: Acks) -> Che
     whole.map(|_| ()).ok_or_else(|| Failure::new("a whole disk was refused"))
 }
 
-fn draw(rng: &mut Rng) -> Fault {
+fn draw(rng: &mut Rng) -> RequestFault {
     let kind = [Kind::Read, Kind::Write, Kind::Write, Kind::Flush, Kind::Flush, Kind::Any][rng.usize(..6)];
     let errno = if kind == Kind::Write && rng.bool() { Errno::NOSPC } else { Errno::IO };
     let times = if kind == Kind::Any { u64::MAX } else { [1, 1, 5, u64::MAX][rng.usize(..4)] };
-    Fault { kind, target: None, skip: rng.u64(..WITHIN), times, effect: Effect::Fail(errno) }
+    RequestFault { kind, target: None, skip: rng.u64(..WITHIN), times, effect: Effect::Fail(errno) }
 }
 
-fn count(tally: &mut Tally, lane: &Lane, fault: Fault) {
+fn count(tally: &mut Tally, lane: &Lane, fault: RequestFault) {
     let struck = lane.device.struck();
     let kind = match fault.kind {
         Kind::Read => "broken_reads",

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use aio::{Backend as _, NativeBackend};
 
-use super::lack::Lack;
+use crate::lack::Lack;
 use crate::report::Failure;
 
 const MIB: u64 = 1 << 20;

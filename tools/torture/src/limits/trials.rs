@@ -8,10 +8,10 @@ use fastrand::Rng;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::disk::{Disk, tool};
-use super::lack::Lack;
 use super::work::Work;
 use crate::errand::sent::End;
 use crate::errand::terms::Mode;
+use crate::lack::Lack;
 use crate::report::{Counts, Failure};
 
 type Found = Result<Counts, Lack>;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use aio::{Backend as _, NativeBackend};
 use rustix::process::Pid;
 
-use super::lack::Lack;
 use crate::errand::sent::{End, Noted, Sent};
 use crate::errand::terms::Mode;
+use crate::lack::Lack;
 use crate::report::{Check, Counts, Failure};
 
 /// Longer than any event that is waited for.

@@ -70,7 +70,7 @@ impl Deed {
 
 /// The calls that go wrong: number `from` of these calls, and the following ones up to `until`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fault {
+pub(super) struct CallFault {
     /// The system calls, by number.
     pub(super) calls: &'static [i64],
     pub(super) deed: Deed,
@@ -103,7 +103,7 @@ struct Inside {
 
 struct Tracer<'a> {
     main: Pid,
-    fault: Option<&'a Fault>,
+    fault: Option<&'a CallFault>,
     matching: u64,
     inside: BTreeMap<Pid, Option<Inside>>,
     /// Threads that are held back, and until when.
@@ -128,7 +128,7 @@ const SECTOR_BYTES: i64 = 512;
 ///
 /// # Errors
 /// The process cannot be traced.
-pub(super) fn watch(child: &mut Child, fault: Option<&Fault>, limit: Duration) -> io::Result<Watched> {
+pub(super) fn watch(child: &mut Child, fault: Option<&CallFault>, limit: Duration) -> io::Result<Watched> {
     let child_id = child.id();
     let main = Pid::from_raw(i32::try_from(child_id).map_err(io::Error::other)?);
     let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;

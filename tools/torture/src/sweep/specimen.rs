@@ -68,7 +68,7 @@ pub(super) struct Specimen {
 
 impl Specimen {
     pub(super) fn new(seed: u64, size: Size) -> Check<Specimen> {
-        let (mut world, way) = build(seed, size, 0)?;
+        let (mut world, versions) = build(seed, size, 0)?;
         let power = world.acks().power;
         let is_cut = size == Size::Cut;
         let mut image = world.crash(CrashKind::Process, seed).0.power_cut_all();
@@ -78,14 +78,14 @@ impl Specimen {
         let end = if is_cut { power } else { world.model.end() };
         let foreign = files_of(&build(seed ^ FOREIGN, size, 1)?.0.sim.snapshot());
         let files = files_of(&image);
-        let older = older(&way, &files);
+        let older = older(&versions, &files);
         let (mut newest, mut before) = (BTreeMap::new(), [power, end]);
         for (nth, (loss, ending)) in
             [(Loss::LogGroup, is_log as fn(&Path) -> bool), (Loss::ManifestGroup, is_manifest)]
                 .into_iter()
                 .enumerate()
         {
-            if let Some((sectors, prefix)) = newest_change(&way, &files, ending) {
+            if let Some((sectors, prefix)) = newest_change(&versions, &files, ending) {
                 before[nth] = prefix;
                 newest.extend(sectors.into_iter().map(|sector| (sector, loss)));
             }
@@ -172,28 +172,28 @@ impl Specimen {
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Each version of the files, with the content that was durable before it.
-type Way = Vec<(Prefix, Files)>;
+type Versions = Vec<(Prefix, Files)>;
 
 /// Makes the machine of the other store different, and with it the store's id, which every checksum covers.
 const FOREIGN: u64 = 1 << 40;
 
 /// Makes a store. `twist` changes the bytes of all values, and nothing else.
-fn build(seed: u64, size: Size, twist: u8) -> Check<(World, Way)> {
+fn build(seed: u64, size: Size, twist: u8) -> Check<(World, Versions)> {
     let mut world = World::new(seed, 0);
     world.config = &SWEPT[size as usize];
     let found = world.open(&Bounds::exactly(Prefix::default()))?;
     world.settle(found)?;
-    let mut way: Way = Vec::new();
+    let mut versions: Versions = Vec::new();
     for mut op in script(seed % FOREIGN, size) {
         if let Op::Put { value, .. } = &mut op {
             *value = value.iter().map(|byte| byte ^ twist).collect();
         }
         match world.run(&op)? {
             Outcome::Refused(error) => return Err(Failure::from(error).at(format!("{op:?}"))),
-            _ => way.push((world.acks().power, files_of(&world.sim.snapshot()))),
+            _ => versions.push((world.acks().power, files_of(&world.sim.snapshot()))),
         }
     }
-    Ok((world, way))
+    Ok((world, versions))
 }
 
 fn files_of(image: &DiskImage) -> Files {
@@ -225,13 +225,13 @@ pub(super) fn is_manifest(path: &Path) -> bool {
 }
 
 /// Every version of every file, except the last one.
-fn older(way: &[(Prefix, Files)], files: &Files) -> BTreeMap<PathBuf, Vec<Vec<u8>>> {
+fn older(versions: &[(Prefix, Files)], files: &Files) -> BTreeMap<PathBuf, Vec<Vec<u8>>> {
     let mut older: BTreeMap<PathBuf, Vec<Vec<u8>>> = BTreeMap::new();
     for (path, last) in files {
-        let versions = older.entry(path.clone()).or_default();
-        for bytes in way.iter().rev().filter_map(|(_, files)| files.get(path)) {
-            if bytes != last && !versions.contains(bytes) {
-                versions.push(bytes.clone());
+        let found = older.entry(path.clone()).or_default();
+        for bytes in versions.iter().rev().filter_map(|(_, files)| files.get(path)) {
+            if bytes != last && !found.contains(bytes) {
+                found.push(bytes.clone());
             }
         }
     }
@@ -241,11 +241,11 @@ fn older(way: &[(Prefix, Files)], files: &Files) -> BTreeMap<PathBuf, Vec<Vec<u8
 /// The sectors that were changed by the newest operation that changed a file of this kind, and the content that was
 /// durable before it.
 fn newest_change(
-    way: &[(Prefix, Files)],
+    versions: &[(Prefix, Files)],
     last: &Files,
     kind: fn(&Path) -> bool,
 ) -> Option<(BTreeSet<(PathBuf, usize)>, Prefix)> {
-    for (before, files) in way.iter().rev() {
+    for (before, files) in versions.iter().rev() {
         let mut changed = BTreeSet::new();
         for (path, bytes) in last.iter().filter(|(path, _)| kind(path)) {
             let old = files.get(path);

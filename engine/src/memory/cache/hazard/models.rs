@@ -248,7 +248,7 @@ fn a_count_may_be_taken_of_a_held_value() {
     explore("counted", 4, || {
         let slots = slots();
         let reader = spawn(&slots, |slots| {
-            let counted = Held::into_inner(slots[0].load());
+            let counted = Protected::into_inner(slots[0].load());
             thread::yield_now();
             assert!([None, Some(1)].contains(&counted.as_ref().map(Watched::number)));
         });

@@ -40,7 +40,7 @@ impl Drop for Live {
 
 type LiveSlot = Slot<Arc<Live>>;
 
-fn check_all(held: &[Held<Arc<Live>>]) {
+fn check_all(held: &[Protected<Arc<Live>>]) {
     for live in held.iter().filter_map(|held| held.as_ref()) {
         live.check();
     }
@@ -162,14 +162,14 @@ fn threads_that_end_leave_their_lines_to_others() {
 #[test]
 fn the_end_of_a_thread_may_load_and_let_go() {
     /// At the end of its thread it loads once more and drops the held values.
-    struct AtTheEnd(RefCell<Vec<Held<Arc<Live>>>>, RefCell<Option<Arc<Vec<LiveSlot>>>>);
+    struct AtTheEnd(RefCell<Vec<Protected<Arc<Live>>>>, RefCell<Option<Arc<Vec<LiveSlot>>>>);
 
     impl Drop for AtTheEnd {
         fn drop(&mut self) {
             for slot in self.1.take().unwrap().iter() {
                 slot.load().as_ref().unwrap().check();
                 assert_eq!(
-                    Held::into_inner(slot.load()).unwrap().check(),
+                    Protected::into_inner(slot.load()).unwrap().check(),
                     slot.load().as_ref().unwrap().check()
                 );
             }
@@ -243,7 +243,7 @@ impl Random {
 /// other threads and dropped there. Readers end and new ones start. Each value shows whether it lives; at the end none does.
 struct Stress {
     slots: Vec<LiveSlot>,
-    handed: Mutex<Vec<Held<Arc<Live>>>>,
+    handed: Mutex<Vec<Protected<Arc<Live>>>>,
     count: Arc<AtomicUsize>,
     is_over: AtomicBool,
 }
@@ -267,7 +267,7 @@ impl Stress {
                     held.push(handed.swap_remove(at));
                 }
             }
-            if let Some(value) = held.pop().and_then(Held::into_inner) {
+            if let Some(value) = held.pop().and_then(Protected::into_inner) {
                 value.check();
             }
             held.truncate(random.below(12));

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::support::{Random, seed};
-use wal::{GRANULE, Ordered, Seq};
+use wal::{GRANULE, Seq, Watermark};
 
 #[test]
 fn the_watermark_moves_only_over_contiguous_ranges() {
-    let ordered = Ordered::new(Seq::new(96), 256);
-    ordered.complete(Seq::new(160), Seq::new(224));
-    ordered.complete(Seq::new(224), Seq::new(256));
-    assert_eq!(ordered.get(), Seq::new(96));
-    ordered.complete(Seq::new(96), Seq::new(160));
-    assert_eq!(ordered.get(), Seq::new(256));
+    let watermark = Watermark::new(Seq::new(96), 256);
+    watermark.complete(Seq::new(160), Seq::new(224));
+    watermark.complete(Seq::new(224), Seq::new(256));
+    assert_eq!(watermark.get(), Seq::new(96));
+    watermark.complete(Seq::new(96), Seq::new(160));
+    assert_eq!(watermark.get(), Seq::new(256));
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn entries_of_earlier_laps_never_count() {
     let mut random = Random::new(seed());
     for _ in 0..2000 {
         let ring = 8 * GRANULE as u64;
-        let ordered = Ordered::new(Seq::ZERO, 8 * GRANULE);
+        let watermark = Watermark::new(Seq::ZERO, 8 * GRANULE);
         let mut at = 0;
         for _ in 0..6 {
             let (mut ranges, limit) = (Vec::new(), at + ring);
@@ -37,10 +37,10 @@ fn entries_of_earlier_laps_never_count() {
                 let left: Vec<usize> = (0..ranges.len()).filter(|&nth| !done[nth]).collect();
                 let nth = left[usize::try_from(random.below(left.len() as u64)).unwrap()];
                 done[nth] = true;
-                ordered.complete(Seq::new(ranges[nth].0), Seq::new(ranges[nth].1));
+                watermark.complete(Seq::new(ranges[nth].0), Seq::new(ranges[nth].1));
                 let whole = done.iter().take_while(|&&done| done).count();
                 let expected = whole.checked_sub(1).map_or(begin, |last| ranges[last].1);
-                assert_eq!(ordered.get(), Seq::new(expected));
+                assert_eq!(watermark.get(), Seq::new(expected));
             }
         }
     }
@@ -50,21 +50,21 @@ fn entries_of_earlier_laps_never_count() {
 fn threads_complete_in_any_order_and_no_range_is_left_behind() {
     const THREADS: u64 = 4;
     const RANGES: u64 = 60_000;
-    let ordered = Arc::new(Ordered::new(Seq::ZERO, 64 * GRANULE));
+    let watermark = Arc::new(Watermark::new(Seq::ZERO, 64 * GRANULE));
     let reserved = Arc::new(AtomicU64::new(0));
     let threads: Vec<_> = (0..THREADS)
         .map(|thread| {
-            let (ordered, reserved) = (Arc::clone(&ordered), Arc::clone(&reserved));
+            let (watermark, reserved) = (Arc::clone(&watermark), Arc::clone(&reserved));
             std::thread::Builder::new()
                 .spawn(move || {
                     let mut random = Random::new(thread);
                     for nth in 0..RANGES {
                         let len = (1 + random.below(9)) * GRANULE as u64;
                         let seq = reserved.fetch_add(len, Ordering::SeqCst);
-                        ordered.complete(Seq::new(seq), Seq::new(seq + len));
+                        watermark.complete(Seq::new(seq), Seq::new(seq + len));
                         if nth % 5 == thread {
-                            ordered.wait_for(Seq::new(seq + len));
-                            assert!(ordered.get() >= Seq::new(seq + len));
+                            watermark.wait_for(Seq::new(seq + len));
+                            assert!(watermark.get() >= Seq::new(seq + len));
                         }
                     }
                 })
@@ -74,5 +74,5 @@ fn threads_complete_in_any_order_and_no_range_is_left_behind() {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert_eq!(ordered.get(), Seq::new(reserved.load(Ordering::SeqCst)));
+    assert_eq!(watermark.get(), Seq::new(reserved.load(Ordering::SeqCst)));
 }

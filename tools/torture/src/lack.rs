@@ -4,7 +4,7 @@ use crate::report::Failure;
 
 /// Why a trial has no result.
 #[derive(Debug)]
-pub(super) enum Lack {
+pub(crate) enum Lack {
     /// This machine cannot run it.
     Machine(String),
     Store(Failure),

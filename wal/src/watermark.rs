@@ -33,11 +33,11 @@ const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 100 };
 /// it at its range, and advances it. A stale position shows in the failed swap, or when the position is loaded again.
 ///
 /// The table is reused in each lap. A range may therefore be stored only while its end is at most one lap above the
-/// position. [`Ordered::complete`] waits for that. It waits for earlier ranges only, so there is no cycle of waits.
+/// position. [`Watermark::complete`] waits for that. It waits for earlier ranges only, so there is no cycle of waits.
 ///
 /// Memory order: all that a writer did before `complete` happens before all that follows a load of a position at or
 /// above the `end` of its range.
-pub struct Ordered {
+pub struct Watermark {
     position: AtomicU64,
     table: Box<[AtomicU32]>,
     /// Threads that sleep or are about to.
@@ -47,18 +47,18 @@ pub struct Ordered {
     moved: Condvar,
 }
 
-impl Ordered {
+impl Watermark {
     /// A watermark at `start`, with laps of `ring_bytes` bytes.
     ///
     /// # Panics
     /// If `start` or `ring_bytes` is not a multiple of [`GRANULE`], or the ring is empty or of 64 GiB or more.
     #[must_use]
-    pub fn new(start: Seq, ring_bytes: usize) -> Ordered {
+    pub fn new(start: Seq, ring_bytes: usize) -> Watermark {
         assert!(ring_bytes > 0, "a ring is not empty");
         assert!(ring_bytes.is_multiple_of(GRANULE), "a ring is whole granules");
         assert!((ring_bytes / GRANULE) as u64 <= u64::from(LAP - 1), "an entry can hold any length");
         assert!(start.get().is_multiple_of(GRANULE as u64), "positions are at granules");
-        Ordered {
+        Watermark {
             position: AtomicU64::new(start.get()),
             table: (0..ring_bytes / GRANULE).map(|_| AtomicU32::new(0)).collect(),
             waiters: AtomicUsize::new(0),
@@ -158,8 +158,8 @@ impl Ordered {
     }
 }
 
-impl fmt::Debug for Ordered {
+impl fmt::Debug for Watermark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ordered({})", self.get())
+        write!(f, "Watermark({})", self.get())
     }
 }
