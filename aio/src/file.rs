@@ -2,6 +2,7 @@
 //! meanwhile wants.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::backend::{Backend, OpenMode};
@@ -93,7 +94,7 @@ pub fn create_zeroed(
     let file = backend.open(path, OpenMode::Create)?;
     let filled = backend
         .allocate(&file, len_bytes)
-        .and_then(|()| zero_fill(queue, &file, (0, len_bytes)))
+        .and_then(|()| zero_fill(queue, &file, 0..len_bytes))
         .and_then(|()| if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(&file) })
         .and_then(|()| {
             let unsynced = planted(Bug::NewFileNameNotSynced);
@@ -109,10 +110,9 @@ pub fn create_zeroed(
     }
 }
 
-/// Writes zeros behind the end of a file of `from` bytes, so that it has `upto`, and makes them durable. Both are whole
-/// pages.
+/// Writes zeros to `range`, which begins at the end of the file, and makes them durable. The range is whole pages.
 ///
-/// After an error the file may have any size in between, or even `upto`: only success says that the bytes are there.
+/// After an error the file may have any size up to the end of the range: only success says that the bytes are there.
 ///
 /// # Errors
 /// There is no space, or a call failed.
@@ -120,19 +120,19 @@ pub fn extend_zeroed(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
     file: &File,
-    (from, upto): (u64, u64),
+    range: Range<u64>,
 ) -> Result<()> {
-    backend.allocate(file, upto)?;
-    zero_fill(queue, file, (from, upto))?;
+    backend.allocate(file, range.end)?;
+    zero_fill(queue, file, range)?;
     if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(file) }
 }
 
-fn zero_fill(queue: &mut dyn Queue, file: &File, (from, upto): (u64, u64)) -> Result<()> {
-    let mut offset = from;
-    let chunk_bytes = usize::try_from(upto - from).map_or(ZERO_CHUNK_BYTES, |len| len.min(ZERO_CHUNK_BYTES));
+fn zero_fill(queue: &mut dyn Queue, file: &File, range: Range<u64>) -> Result<()> {
+    let Range { start: mut offset, end } = range;
+    let chunk_bytes = usize::try_from(end - offset).map_or(ZERO_CHUNK_BYTES, |len| len.min(ZERO_CHUNK_BYTES));
     let mut buf = Buf::zeroed(chunk_bytes);
-    while offset < upto {
-        let left = usize::try_from(upto - offset).unwrap_or(usize::MAX);
+    while offset < end {
+        let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
         buf.set_len(left.min(chunk_bytes));
         let completion = complete(queue, Operation::write(file, offset, buf))?;
         // A disk that is nearly full takes a part. Going on from there gets the real error: the kernel's, not ours.

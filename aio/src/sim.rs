@@ -44,7 +44,7 @@ pub use pending::PendingUnit;
 
 use dir::DirEntry;
 use machine::{Call, Machine, SharedMachine, sim_handle};
-use map::{SimLock, SimMap};
+use map::{MapSizes, SimLock, SimMap};
 use queue::SimQueue;
 
 use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
@@ -349,7 +349,8 @@ impl Backend for SimBackend {
             machine.disk.inode(sim_handle(file).inode).volatile().read(0, &mut bytes[..there]);
             private = Some(bytes);
         }
-        Ok(Arc::new(SimMap::new(Arc::clone(&self.machine), file.clone(), (there, len_bytes), private)))
+        let sizes = MapSizes { len_bytes: there, most_bytes: len_bytes };
+        Ok(Arc::new(SimMap::new(Arc::clone(&self.machine), file.clone(), sizes, private)))
     }
 
     fn now(&self) -> Duration {

@@ -40,6 +40,15 @@ pub(crate) fn open_existing(
     }
 }
 
+/// The sizes of a ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingSizes {
+    /// Of the ring: the length of a lap.
+    pub(crate) bytes: usize,
+    /// Of its file, which may be smaller.
+    pub(crate) file_bytes: usize,
+}
+
 /// Reads the ring in parts, in any order. See the module.
 pub(crate) struct EndedRing<'a> {
     queue: &'a mut dyn Queue,
@@ -63,10 +72,11 @@ impl<'a> EndedRing<'a> {
         backend: &dyn Backend,
         queue: &'a mut dyn Queue,
         path: &Path,
-        (bytes, file_bytes): (usize, usize),
+        sizes: RingSizes,
     ) -> Result<(EndedRing<'a>, Result<()>)> {
-        let (file, there_bytes, size) = open_existing(backend, path, file_bytes)?;
-        let ring = EndedRing { queue, file, bytes, there_bytes, part: None, part_start: 0, reads: 0 };
+        let (file, there_bytes, size) = open_existing(backend, path, sizes.file_bytes)?;
+        let ring =
+            EndedRing { queue, file, bytes: sizes.bytes, there_bytes, part: None, part_start: 0, reads: 0 };
         Ok((ring, size))
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use aio::Backend;
 
+use crate::ended_ring::RingSizes;
 use crate::error::{Error, Result};
 use crate::flusher::{Core, Flusher, LogCounters, Purpose, QUEUE_SLOTS, SyncMethod, count};
 use crate::group_commit::{Due, Level, Shared, start_thread};
@@ -151,7 +152,7 @@ impl Log {
         assert!(options.file_bytes.is_multiple_of(STEP as u64), "a log file is whole steps");
         let start = options.start;
         let mut queue = backend.queue(QUEUE_SLOTS)?;
-        let sizes = (options.ring_bytes, options.ring_file_bytes);
+        let sizes = RingSizes { bytes: options.ring_bytes, file_bytes: options.ring_file_bytes };
         let ring = Ring::open(&*backend, &mut *queue, &options.ring_path, sizes, start)?;
         let files = LogFiles::open(
             (Arc::clone(&backend), Arc::clone(&host)),

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use aio::{Backend, Buf, File, Operation, Queue};
 
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
-use crate::ended_ring::{EndedRing, open_existing};
+use crate::ended_ring::{EndedRing, RingSizes, open_existing};
 use crate::error::{Error, Result};
 use crate::log_file::{ActiveFile, log_file_path};
 use crate::planted::{Bug, planted};
@@ -237,7 +237,8 @@ fn open_ring<'a>(
     queue: &'a mut dyn Queue,
     input: &ReplayInput,
 ) -> Result<(EndedRing<'a>, Result<()>)> {
-    EndedRing::open(backend, queue, &input.ring_path, (input.ring_bytes, input.ring_file_bytes))
+    let sizes = RingSizes { bytes: input.ring_bytes, file_bytes: input.ring_file_bytes };
+    EndedRing::open(backend, queue, &input.ring_path, sizes)
 }
 
 /// Cuts the stream into records.

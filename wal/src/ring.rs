@@ -24,6 +24,7 @@ use std::path::Path;
 
 use aio::{Backend, Errno, File, OpenMode, Queue, SharedMap};
 
+use crate::ended_ring::RingSizes;
 use crate::error::{Error, Result};
 use crate::log_file::Host;
 use crate::planted::{Bug, planted};
@@ -64,7 +65,7 @@ impl Ring {
         backend: &dyn Backend,
         queue: &mut dyn Queue,
         path: &Path,
-        (bytes, file_bytes): (usize, usize),
+        RingSizes { bytes, file_bytes }: RingSizes,
         start: Seq,
     ) -> Result<Ring> {
         let file_bytes = file_bytes.min(bytes);
@@ -117,7 +118,7 @@ impl Ring {
         if grown == before {
             return Ok(());
         }
-        aio::file::extend_zeroed(backend, queue, &self.file, (before as u64, grown as u64))?;
+        aio::file::extend_zeroed(backend, queue, &self.file, before as u64..grown as u64)?;
         if !planted(Bug::RingUsedBeforeTheManifest) {
             host.ring_grown(grown as u64)?;
         }

@@ -21,7 +21,16 @@ use crate::replay::read_whole;
 use crate::seal::Group;
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify, epoch_of};
 
-/// The newest use of log file `id` of this store, from the group at offset 0; `None` if no valid group stands there.
+/// A log file of a store.
+#[derive(Clone, Copy, Debug)]
+pub struct LogFileId {
+    /// The store.
+    pub store_id: u64,
+    /// The number in the file's name.
+    pub file_id: u64,
+}
+
+/// The newest use of a log file, from the group at offset 0; `None` if no valid group stands there.
 ///
 /// # Errors
 /// The file is missing ([`Error::Corrupt`](crate::Error::Corrupt)), or cannot be opened or read.
@@ -29,7 +38,7 @@ pub fn use_of_file(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
     path: &Path,
-    (store_id, id): (u64, u64),
+    id: LogFileId,
 ) -> Result<Option<ActiveFile>> {
     let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES)?;
     // An interrupted open or rotation may have left a shorter file.
@@ -37,18 +46,18 @@ pub fn use_of_file(
         return Ok(None);
     }
     let bytes = read_whole(queue, &file, SECTOR_BYTES)?;
-    Ok(bytes.first_chunk().and_then(|sector| read_front(sector, (store_id, id))))
+    Ok(bytes.first_chunk().and_then(|sector| read_front(sector, id)))
 }
 
-fn read_front(sector: &[u8; SECTOR_BYTES], (store_id, id): (u64, u64)) -> Option<ActiveFile> {
+fn read_front(sector: &[u8; SECTOR_BYTES], LogFileId { store_id, file_id }: LogFileId) -> Option<ActiveFile> {
     let epoch = epoch_of(sector);
-    let place = Place { store_id, file_id: id, epoch };
+    let place = Place { store_id, file_id, epoch };
     if classify(&place, 0, sector) != (SectorState::Current { first: true }) {
         return None;
     }
     let group = Group::decode(&sector[SECTOR_HEADER_BYTES..])?;
     let begins = group.number == 0 && group.start.get().is_multiple_of(GRANULE as u64);
-    begins.then_some(ActiveFile { id, epoch, start: group.start })
+    begins.then_some(ActiveFile { id: file_id, epoch, start: group.start })
 }
 
 #[cfg(test)]
@@ -71,18 +80,19 @@ mod tests {
 
     #[test]
     fn only_the_first_group_of_this_file_names_its_use() {
+        const ID: LogFileId = LogFileId { store_id: 7, file_id: 3 };
         let whole = front(0, 64);
         let expected = ActiveFile { id: 3, epoch: 5, start: Seq::new(64) };
-        assert_eq!(read_front(&whole, (7, 3)), Some(expected));
-        assert_eq!(read_front(&whole, (8, 3)), None, "another store");
-        assert_eq!(read_front(&whole, (7, 4)), None, "another file");
-        assert_eq!(read_front(&front(1, 64), (7, 3)), None, "a later group");
-        assert_eq!(read_front(&front(0, 65), (7, 3)), None, "no position");
-        assert_eq!(read_front(&[0; SECTOR_BYTES], (7, 3)), None, "never used");
+        assert_eq!(read_front(&whole, ID), Some(expected));
+        assert_eq!(read_front(&whole, LogFileId { store_id: 8, ..ID }), None, "another store");
+        assert_eq!(read_front(&whole, LogFileId { file_id: 4, ..ID }), None, "another file");
+        assert_eq!(read_front(&front(1, 64), ID), None, "a later group");
+        assert_eq!(read_front(&front(0, 65), ID), None, "no position");
+        assert_eq!(read_front(&[0; SECTOR_BYTES], ID), None, "never used");
         for bit in 0..SECTOR_BYTES * 8 {
             let mut flipped = whole;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(read_front(&flipped, (7, 3)), None, "bit {bit}");
+            assert_eq!(read_front(&flipped, ID), None, "bit {bit}");
         }
     }
 }

@@ -33,14 +33,23 @@ impl std::fmt::Debug for SimMap {
     }
 }
 
+/// How much of a file is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MapSizes {
+    /// Accessible so far.
+    pub(crate) len_bytes: usize,
+    /// The length of the mapping.
+    pub(crate) most_bytes: usize,
+}
+
 impl SimMap {
-    /// Maps `most_bytes` of a file, of which `len_bytes` are accessible so far.
     pub(crate) fn new(
         machine: SharedMachine,
         file: File,
-        (len_bytes, most_bytes): (usize, usize),
+        sizes: MapSizes,
         private: Option<Vec<u8>>,
     ) -> SimMap {
+        let MapSizes { len_bytes, most_bytes } = sizes;
         let private = private.map(|bytes| Arc::new(Mutex::new(bytes)));
         SimMap { machine, file, most_bytes, len_bytes: AtomicUsize::new(len_bytes), private }
     }

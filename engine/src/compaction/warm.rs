@@ -11,7 +11,7 @@
 //! Only speed depends on it, so it reports no error: a read that needs a block which could not be brought here reports its
 //! own.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use crate::io::read_ahead::MOST_BYTES;
@@ -26,7 +26,7 @@ pub(crate) fn plan(inputs: &[Run], segments: &[Arc<Segment>]) -> Vec<Span> {
     // Bytes that hot blocks gave, by segment and block.
     let mut heat: Vec<Vec<u64>> = segments.iter().map(|segment| vec![0; segment.loadable_blocks()]).collect();
     for input in inputs.iter().flat_map(Run::segments) {
-        input.each_hot_block(|from, upto, bytes| spread(segments, &mut heat, (from, upto), bytes));
+        input.each_hot_block(|from, upto, bytes| spread(segments, &mut heat, from..=upto, bytes));
     }
     let pieces = segments.iter().zip(&heat).flat_map(|(segment, heat)| {
         let is_hot = |&block: &usize| heat[block] * 2 >= segment.block_bytes(block);
@@ -36,10 +36,10 @@ pub(crate) fn plan(inputs: &[Run], segments: &[Arc<Segment>]) -> Vec<Span> {
     pieces.collect()
 }
 
-/// Divides the bytes of a block with keys `from..=upto` among the output blocks in which such keys may stand.
-fn spread(segments: &[Arc<Segment>], heat: &mut [Vec<u64>], (from, upto): (&[u8], &[u8]), bytes: u64) {
-    let first = place_of(segments, from);
-    let last = place_of(segments, upto);
+/// Divides the bytes of a block with such keys among the output blocks in which they may stand.
+fn spread(segments: &[Arc<Segment>], heat: &mut [Vec<u64>], keys: RangeInclusive<&[u8]>, bytes: u64) {
+    let first = place_of(segments, keys.start());
+    let last = place_of(segments, keys.end());
     let blocks_of = |segment: usize| {
         let start = if segment == first.0 { first.1 } else { 0 };
         let end = if segment == last.0 { last.1 + 1 } else { segments[segment].loadable_blocks() };

@@ -15,7 +15,7 @@
 //!
 //! Invariant: no file is changed, and at most one sector of each file is read.
 
-use wal::{ActiveFile, MAX_EPOCH};
+use wal::{ActiveFile, LogFileId, MAX_EPOCH};
 
 use crate::base::error::{Error, Result};
 use crate::io::files::Files;
@@ -33,8 +33,8 @@ pub(crate) fn find(files: &Files, version: &Version) -> Result<Vec<ActiveFile>> 
             continue;
         }
         let (backend, path) = (files.backend().as_ref(), files.path(FileKind::Log, id));
-        let place = (version.life.store_id, id);
-        let found = files.with_queue(|queue| Ok(wal::use_of_file(backend, queue, &path, place)?))?;
+        let id = LogFileId { store_id: version.life.store_id, file_id: id };
+        let found = files.with_queue(|queue| Ok(wal::use_of_file(backend, queue, &path, id)?))?;
         lost.extend(found.filter(|file| unknown.contains(&file.epoch)));
     }
     lost.sort_unstable_by_key(|file| file.epoch);

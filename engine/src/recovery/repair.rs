@@ -7,7 +7,6 @@
 //! Invariant: only [`Builder::repair`](crate::Builder::repair) repairs.
 
 use crate::base::error::Error;
-use crate::base::key::Seq;
 
 /// Damage in the log, and the records that a cut there keeps and loses.
 #[derive(Clone, Debug)]
@@ -20,11 +19,4 @@ pub struct LogDamage {
     /// Bytes of acknowledged log behind the cut, as far as the readable part of the log shows. 0 if the ring has all of them.
     /// Records that keyspaces had flushed already are kept.
     pub cut_bytes: u64,
-}
-
-impl LogDamage {
-    /// The kept part ends at `kept`, and the log was acknowledged up to `acknowledged` at least.
-    pub(crate) fn new(error: Error, kept_records: u64, (kept, acknowledged): (Seq, Seq)) -> LogDamage {
-        LogDamage { error, kept_records, cut_bytes: acknowledged.since(kept) }
-    }
 }

@@ -93,7 +93,8 @@ impl Replay {
         let kept = replayed.end;
         let acknowledged = cut.as_ref().map_or(kept, |cut| cut.acknowledged);
         let Some(error) = missing.or_else(|| cut.map(|cut| cut.damage.into())) else { return };
-        self.damage = Some(LogDamage::new(error, replayed.records, (kept, acknowledged)));
+        let cut_bytes = acknowledged.since(kept);
+        self.damage = Some(LogDamage { error, kept_records: replayed.records, cut_bytes });
         // Positions never repeat: entries of segments from behind the cut must stay older than the entries that come.
         let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed);
         replayed.end = flushed.fold(acknowledged, Seq::max);

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use super::block::{Block, Frame};
 use super::index::{Index, IndexBuilder, Part};
 use super::pages::{PIECE_BLOCKS, handle_in, separator_in};
-use super::reader::{Form, Segment};
+use super::reader::{Form, ReadLimit, Segment};
 use super::top::Top;
 use crate::base::error::Result;
 use crate::io::lane::{Lane, Ticket};
@@ -310,8 +310,8 @@ impl BlockSource {
     /// The window to read now that block `number` is needed.
     fn plan(&mut self, number: usize) -> Result<Extent> {
         // While a window further on is in flight, only the block between is missing.
-        let allowed = if self.stream.ahead().is_some() { 1 } else { self.pace.blocks(0) };
-        let most = self.blocks_from(number, allowed, self.window_bytes);
+        let blocks = if self.stream.ahead().is_some() { 1 } else { self.pace.blocks(0) };
+        let most = self.blocks_from(number, ReadLimit { blocks, bytes: self.window_bytes });
         let extent = self.segment.extent(self.index(), most)?;
         let Some(grant) = self.grant.as_mut().filter(|_| extent.blocks.len() > 1) else { return Ok(extent) };
         let wanted = capacity_for(extent.len_bytes);
@@ -322,14 +322,15 @@ impl BlockSource {
         // The largest buffer that there is memory for. One block is read in any case.
         let fits = granted / SMALLEST_BYTES * SMALLEST_BYTES;
         grant.narrow(fits);
-        let fewer = self.blocks_from(number, allowed, fits);
+        let fewer = self.blocks_from(number, ReadLimit { blocks, bytes: fits });
         self.segment.extent(self.index(), fewer)
     }
 
     /// The window to put in flight beside the one in use; `None` if there is no memory for a whole one.
     fn plan_ahead(&mut self, first: usize, unused: usize) -> Option<Extent> {
         let held = self.stream.window().map_or(0, |window| window.buf.capacity());
-        let blocks = self.blocks_from(first, self.pace.blocks(unused), self.window_bytes);
+        let limit = ReadLimit { blocks: self.pace.blocks(unused), bytes: self.window_bytes };
+        let blocks = self.blocks_from(first, limit);
         let extent = self.segment.extent(self.index(), blocks).ok()?;
         let wanted = held + capacity_for(extent.len_bytes);
         if wanted > 2 * self.window_bytes {
@@ -343,9 +344,9 @@ impl BlockSource {
         Some(extent)
     }
 
-    /// The blocks of one read: up to `allowed` from `first` on, in at most `limit_bytes` unless one alone is longer.
-    fn blocks_from(&self, first: usize, allowed: usize, limit_bytes: usize) -> Range<usize> {
-        self.segment.blocks_ahead(self.index(), (first, self.way), allowed, limit_bytes)
+    /// The blocks of one read, from `first` on.
+    fn blocks_from(&self, first: usize, limit: ReadLimit) -> Range<usize> {
+        self.segment.blocks_ahead(self.index(), first, self.way, limit)
     }
 
     /// Gives back all memory for reading ahead.

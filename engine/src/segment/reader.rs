@@ -401,18 +401,18 @@ impl Segment {
         })
     }
 
-    /// The blocks to read when block `number` is wanted: it, and up to `blocks` in all in this direction, as long as no more
-    /// than `limit_bytes` are read. The last of them is not in the cache.
+    /// The blocks to read when block `number` is wanted: it, and the following ones in this direction, within the limit. The
+    /// last of them is not in the cache.
     pub(super) fn blocks_ahead(
         &self,
         part: Part<'_>,
-        (number, way): (usize, Direction),
-        blocks: usize,
-        limit_bytes: usize,
+        number: usize,
+        direction: Direction,
+        limit: ReadLimit,
     ) -> Range<usize> {
         let (mut ahead, mut wanted) = (number..number + 1, number..number + 1);
-        for _ in 1..blocks {
-            let next = match way {
+        for _ in 1..limit.blocks {
+            let next = match direction {
                 Direction::Forward => ahead.end,
                 Direction::Backward => ahead.start.wrapping_sub(1),
             };
@@ -420,7 +420,7 @@ impl Segment {
                 break;
             }
             ahead = ahead.start.min(next)..ahead.end.max(next + 1);
-            if !self.extent(part, ahead.clone()).is_ok_and(|extent| extent.len_bytes <= limit_bytes) {
+            if !self.extent(part, ahead.clone()).is_ok_and(|extent| extent.len_bytes <= limit.bytes) {
                 break;
             }
             if !self.slots.is_taken(next) {
@@ -476,6 +476,13 @@ pub(super) fn first_block(index: &Index, key: &[u8]) -> Option<usize> {
 /// The error for a block whose content is wrong.
 pub(super) fn corrupt(path: &Path, number: usize, handle: &BlockHandle, what: &'static str) -> Error {
     Error::corrupt(path, handle.offset, what, "a valid block", format!("block {number}"))
+}
+
+/// The most that one read covers, unless its first block alone is longer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadLimit {
+    pub(super) blocks: usize,
+    pub(super) bytes: usize,
 }
 
 /// How much is checked when a block is read.

@@ -6,7 +6,7 @@ use super::block::Block;
 use super::filter::Filter;
 use super::index::Part;
 use super::open::{load, pinned_bytes, read_footer};
-use super::reader::{Care, Segment, corrupt};
+use super::reader::{Care, ReadLimit, Segment, corrupt};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Seq};
 use crate::io::read_ahead::MOST_BYTES;
@@ -29,9 +29,10 @@ impl Segment {
         let part = Part::whole(&index);
         let against = Against { part, filter: &filter };
         let mut seen = Seen::default();
+        let limit = ReadLimit { blocks: usize::MAX, bytes: MOST_BYTES };
         let mut next = 0;
         while next < index.blocks() {
-            let ahead = self.blocks_ahead(part, (next, Direction::Forward), usize::MAX, MOST_BYTES);
+            let ahead = self.blocks_ahead(part, next, Direction::Forward, limit);
             let window = self.read_window(self.extent(part, ahead)?)?;
             while next < window.blocks.end {
                 let handle = part.handle(next).expect("it is below the number of blocks");

@@ -1,7 +1,6 @@
 //! The log on the disk of this machine, with real threads.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -51,32 +50,25 @@ fn stress(threads: u64, records: u64) {
     log.close().unwrap();
     let end = log.published();
     drop(log);
-    let files = manifest.files();
-    let ring = (files, ring_path, manifest.ring_file_bytes());
-    assert_replays(&*backend, scratch.path(), ring, (end, &expected.lock().unwrap()));
-}
-
-fn assert_replays(
-    backend: &dyn Backend,
-    directory: &Path,
-    (files, ring_path, ring_file_bytes): (Vec<wal::ActiveFile>, std::path::PathBuf, usize),
-    (end, expected): (Seq, &BTreeMap<Seq, String>),
-) {
-    let mut queue = backend.queue(4).unwrap();
     let input = ReplayInput {
-        directory: directory.to_owned(),
+        directory: scratch.path().to_owned(),
         store_id: 11,
         life: 1,
         life_start: Seq::ZERO,
         from: Seq::ZERO,
-        files,
+        files: manifest.files(),
         file_bytes: 256 << 10,
         ring_path,
         ring_bytes: 256 << 10,
-        ring_file_bytes,
+        ring_file_bytes: manifest.ring_file_bytes(),
     };
+    assert_replays(&*backend, &input, end, &expected.lock().unwrap());
+}
+
+fn assert_replays(backend: &dyn Backend, input: &ReplayInput, end: Seq, expected: &BTreeMap<Seq, String>) {
+    let mut queue = backend.queue(4).unwrap();
     let mut found = BTreeMap::new();
-    let replayed = replay(backend, &mut *queue, &input, &mut |seq, payload| {
+    let replayed = replay(backend, &mut *queue, input, &mut |seq, payload| {
         found.insert(seq, String::from_utf8(payload.to_vec()).unwrap());
         Ok(())
     })
