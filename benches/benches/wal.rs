@@ -143,8 +143,8 @@ fn replay_log(criterion: &mut Criterion) {
     let input = ReplayInput {
         directory: options.directory,
         store_id: options.store_id,
-        life: options.life,
-        life_start: options.start,
+        incarnation: options.incarnation,
+        incarnation_start: options.start,
         from: options.start,
         files: log.active_files(),
         file_bytes: options.file_bytes,

@@ -127,8 +127,8 @@ fn a_package_below_another_is_a_tree_of_its_own() {
         ("tools/src/main.rs", "//! a\nmod model;"),
         ("tools/src/model.rs", "//! a\n"),
         ("tools/torture/src/main.rs", "//! a\nmod model; mod world; use crate::world::World;"),
-        ("tools/torture/src/world.rs", "//! a\nmod life; use crate::model::Model;"),
-        ("tools/torture/src/world/life.rs", "//! a\nuse crate::model::Model;"),
+        ("tools/torture/src/world.rs", "//! a\nmod incarnation; use crate::model::Model;"),
+        ("tools/torture/src/world/incarnation.rs", "//! a\nuse crate::model::Model;"),
         ("tools/torture/src/model.rs", "//! a\n"),
     ];
     let order: Vec<&str> = files.iter().map(|(path, _)| *path).collect();

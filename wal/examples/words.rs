@@ -5,8 +5,9 @@
 //! cargo run --release -p esker-wal --example words -- DIR < /dev/null    # and see the counts
 //! ```
 //!
-//! A log does not record its own files, lives and positions. They stand in a manifest, here a text file that is replaced
-//! as a whole. It also holds the counts as of position `from`. A replay adds the records of the log from there on.
+//! A log does not record its own files, incarnations and positions. They stand in a manifest, here a text file that is
+//! replaced as a whole. It also holds the counts as of position `from`. A replay adds the records of the log from there
+//! on.
 #![expect(clippy::print_stdout, reason = "a program")]
 #![expect(clippy::disallowed_methods, reason = "its manifest is an ordinary file")]
 
@@ -28,7 +29,7 @@ type AnyError = Box<dyn std::error::Error>;
 #[derive(Clone, Debug, Default)]
 struct Saved {
     store_id: u64,
-    life: u32,
+    incarnation: u32,
     start: u64,
     from: u64,
     next_file: u64,
@@ -55,8 +56,8 @@ impl Manifest {
         for line in text.lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             match fields[..] {
-                ["log", store_id, life, start, from, next_file, next_epoch, ring_file_bytes] => {
-                    (saved.store_id, saved.life) = (store_id.parse()?, life.parse()?);
+                ["log", store_id, incarnation, start, from, next_file, next_epoch, ring_file_bytes] => {
+                    (saved.store_id, saved.incarnation) = (store_id.parse()?, incarnation.parse()?);
                     (saved.start, saved.from) = (start.parse()?, from.parse()?);
                     (saved.next_file, saved.next_epoch) = (next_file.parse()?, next_epoch.parse()?);
                     saved.ring_file_bytes = ring_file_bytes.parse()?;
@@ -76,9 +77,11 @@ impl Manifest {
     fn save(&self, change: impl FnOnce(&mut Saved)) -> Result<(), std::io::Error> {
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut saved);
-        let Saved { store_id, life, start, from, next_file, next_epoch, ring_file_bytes, .. } = &*saved;
-        let mut text =
-            format!("log {store_id} {life} {start} {from} {next_file} {next_epoch} {ring_file_bytes}\n");
+        let Saved { store_id, incarnation, start, from, next_file, next_epoch, ring_file_bytes, .. } =
+            &*saved;
+        let mut text = format!(
+            "log {store_id} {incarnation} {start} {from} {next_file} {next_epoch} {ring_file_bytes}\n"
+        );
         for ActiveFile { id, epoch, start } in &saved.files {
             let _ = writeln!(text, "file {id} {epoch} {start}");
         }
@@ -121,7 +124,7 @@ fn options(dir: &Path, saved: &Saved) -> LogOptions {
     LogOptions {
         ring_path: dir.join("ring"),
         ring_file_bytes: usize::try_from(saved.ring_file_bytes).unwrap_or(usize::MAX),
-        ..LogOptions::new(dir, saved.store_id, saved.life, Seq::new(saved.start))
+        ..LogOptions::new(dir, saved.store_id, saved.incarnation, Seq::new(saved.start))
     }
 }
 
@@ -131,15 +134,15 @@ fn count(words: &mut BTreeMap<String, u64>, line: &str) {
     }
 }
 
-/// Replays the last life. Returns the manifest for the next one, with the counts of every acknowledged line.
+/// Replays the last incarnation. Returns the manifest for the next one, with the counts of every acknowledged line.
 fn recover(backend: &NativeBackend, dir: &Path, mut saved: Saved) -> Result<Saved, AnyError> {
-    if saved.life > 0 {
+    if saved.incarnation > 0 {
         let options = options(dir, &saved);
         let input = ReplayInput {
             directory: options.directory,
             store_id: saved.store_id,
-            life: saved.life,
-            life_start: options.start,
+            incarnation: saved.incarnation,
+            incarnation_start: options.start,
             from: Seq::new(saved.from),
             files: saved.files.clone(),
             file_bytes: options.file_bytes,
@@ -156,7 +159,7 @@ fn recover(backend: &NativeBackend, dir: &Path, mut saved: Saved) -> Result<Save
         println!("replayed {} lines, {:?}", replayed.records, replayed.verdict);
         (saved.start, saved.from) = (replayed.end.get(), replayed.end.get());
     }
-    saved.life += 1;
+    saved.incarnation += 1;
     saved.files.clear();
     Ok(saved)
 }
@@ -190,8 +193,8 @@ fn main() -> Result<(), AnyError> {
     let saved = recover(&backend, &dir, loaded)?;
     let mut words = saved.words.clone();
 
-    // The ring is durable when the open returns, so the manifest may name the life. The old files are obsolete as soon as
-    // that manifest is durable.
+    // The ring is durable when the open returns, so the manifest may name the incarnation. The old files are obsolete as
+    // soon as that manifest is durable.
     let options = options(&dir, &saved);
     let host = Arc::new(Manifest { dir: dir.clone(), saved: Mutex::new(saved) });
     let log = Log::open(Arc::new(backend), options, Arc::clone(&host) as Arc<dyn Host>)?;

@@ -33,8 +33,8 @@ use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify};
 pub struct ChainRules {
     /// The file, and the use of that file.
     pub place: Place,
-    /// The life that writes the file.
-    pub life: u32,
+    /// The incarnation that writes the file.
+    pub incarnation: u32,
     /// Stream position of the first group.
     pub start: Seq,
 }
@@ -182,8 +182,8 @@ fn check_header(
     chain: &Chain,
     rules: &ChainRules,
 ) -> std::result::Result<(), Stop> {
-    if group.life != rules.life {
-        return Err(damaged(offset, "life of a group", &rules.life, &group.life));
+    if group.incarnation != rules.incarnation {
+        return Err(damaged(offset, "incarnation of a group", &rules.incarnation, &group.incarnation));
     }
     let number = chain.groups.len() as u64;
     if group.number != number {
@@ -235,7 +235,7 @@ fn look_for_claims(file: &[u8], stop: usize, chain: &mut Chain, rules: &ChainRul
             continue;
         }
         let Some(group) = Group::decode(&sector[SECTOR_HEADER_BYTES..]) else { continue };
-        if group.life == rules.life {
+        if group.incarnation == rules.incarnation {
             chain.claim = chain.claim.max(group.durable);
             chain.more_behind = true;
         }

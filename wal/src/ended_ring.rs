@@ -1,4 +1,4 @@
-//! The ring of an earlier life. Only the requested part is read.
+//! The ring of an earlier incarnation. Only the requested part is read.
 //!
 //! After a clean close no record of the ring is needed, and the replay stops at the first record that does not validate.
 //! Reading the whole ring would take most of the time of such an open.

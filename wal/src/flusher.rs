@@ -164,7 +164,7 @@ impl Flusher {
         let most = room_bytes.min(MAX_GROUP_BYTES);
         let stream_bytes = usize::try_from(waiting_bytes).map_or(most, |waiting| waiting.min(most));
         let group = Group {
-            life: core.origin.life,
+            incarnation: core.origin.incarnation,
             number: current.groups,
             start,
             end: start.plus(stream_bytes),

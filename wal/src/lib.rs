@@ -5,7 +5,7 @@
 //! bytes, each with its table:
 //!
 //! ```text
-//!   stream      | record | record | record     | record | ...        crc over store, life, position, payload
+//!   stream      | record | record | record     | record | ...        crc over store, incarnation, position, payload
 //!               |        |        |            |        |
 //!   ring file   [ the newest records, lap after lap, mapped         ]   survives kill -9
 //!               |                      |
@@ -27,7 +27,7 @@
 //!   the kernel has dropped.
 //!
 //! The log needs a manifest beside it (the [`Host`]): a few numbers, made durable before a file is used, that tell a
-//! replay where to look. A life, one writable open, never writes to a file of another life in use.
+//! replay where to look. An incarnation, one writable open, never writes to a file of another incarnation in use.
 //!
 //! # Example
 //! ```

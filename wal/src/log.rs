@@ -40,10 +40,11 @@ pub struct LogOptions {
     /// Seeds every sector's checksum.
     pub store_id: u64,
     /// This writable open, never used before; not 0.
-    pub life: u32,
-    /// Where the stream of this life begins, a multiple of [`GRANULE`]: at or after the end of all lives before.
+    pub incarnation: u32,
+    /// Where the stream of this incarnation begins, a multiple of [`GRANULE`]: at or after the end of all incarnations
+    /// before.
     pub start: Seq,
-    /// The ring's file; created if it does not exist. One of an earlier life may be used again.
+    /// The ring's file; created if it does not exist. One of an earlier incarnation may be used again.
     pub ring_path: PathBuf,
     /// Size of the ring in bytes, a multiple of [`STEP`].
     pub ring_bytes: usize,
@@ -70,13 +71,13 @@ pub struct LogOptions {
 impl LogOptions {
     /// Options with the defaults: files and ring of 16 MiB, drained after 1 MiB or 10 ms, by a thread.
     #[must_use]
-    pub fn new(directory: impl Into<PathBuf>, store_id: u64, life: u32, start: Seq) -> LogOptions {
+    pub fn new(directory: impl Into<PathBuf>, store_id: u64, incarnation: u32, start: Seq) -> LogOptions {
         let directory = directory.into();
         LogOptions {
-            ring_path: directory.join(format!("ring-{life:06}")),
+            ring_path: directory.join(format!("ring-{incarnation:06}")),
             directory,
             store_id,
-            life,
+            incarnation,
             start,
             ring_bytes: 16 << 20,
             ring_file_bytes: 16 << 20,
@@ -116,7 +117,7 @@ pub struct LogMetrics {
     pub waits: u64,
 }
 
-/// The write-ahead log of one life of a store.
+/// The write-ahead log of one incarnation of a store.
 ///
 /// # Concurrency
 /// All methods may be called from any thread. An append is one compare-and-swap, a copy and a publication, with no lock
@@ -132,7 +133,7 @@ impl Log {
     /// Opens ring and queue and starts the commit thread. Log files are taken into use by the first round.
     ///
     /// # Durability
-    /// When this returns, the ring's file and its name are on stable media: only now may a manifest name the life,
+    /// When this returns, the ring's file and its name are on stable media: only now may a manifest name the incarnation,
     /// since a replay calls a missing ring damage. The host is not called.
     ///
     /// # Errors
@@ -140,9 +141,9 @@ impl Log {
     /// started.
     ///
     /// # Panics
-    /// If a size is 0 or not a multiple of [`STEP`], the life is 0, or the start is not a multiple of [`GRANULE`].
+    /// If a size is 0 or not a multiple of [`STEP`], the incarnation is 0, or the start is not a multiple of [`GRANULE`].
     pub fn open(backend: Arc<dyn Backend>, options: LogOptions, host: Arc<dyn Host>) -> Result<Log> {
-        assert!(options.life != 0, "lives start at 1");
+        assert!(options.incarnation != 0, "incarnations start at 1");
         assert!(options.start.get().is_multiple_of(GRANULE as u64), "positions are at granules");
         assert!(options.ring_bytes > 0, "a ring is not empty");
         assert!(options.ring_bytes.is_multiple_of(STEP), "a ring is whole steps");
@@ -165,7 +166,7 @@ impl Log {
             backend,
             ring,
             files,
-            origin: StreamOrigin { store_id: options.store_id, life: options.life },
+            origin: StreamOrigin { store_id: options.store_id, incarnation: options.incarnation },
             sync_method: options.sync_method,
             written: position(),
             durable: position(),
@@ -294,7 +295,7 @@ impl Log {
         self.shared.core.counters.written_bytes.load(Ordering::Relaxed)
     }
 
-    /// Where this life begins.
+    /// Where this incarnation begins.
     pub fn start(&self) -> Seq {
         self.shared.start
     }
@@ -460,7 +461,7 @@ impl Drop for Log {
 impl fmt::Debug for Log {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Log")
-            .field("life", &self.shared.core.origin.life)
+            .field("incarnation", &self.shared.core.origin.incarnation)
             .field("published", &self.published())
             .field("durable", &self.durable())
             .finish_non_exhaustive()

@@ -71,7 +71,7 @@ pub fn log_file_path(directory: &Path, id: u64) -> PathBuf {
     directory.join(format!("{id:06}.log"))
 }
 
-/// The log files of one life.
+/// The log files of one incarnation.
 #[derive(Debug)]
 pub(crate) struct LogFiles {
     backend: Arc<dyn Backend>,

@@ -6,7 +6,7 @@
 //!   +-------+--------+---------------------+--------------+
 //!
 //!   OFFSET  SIZE    FIELD
-//!        0     4    crc32 over payload, length field (u32), life (u32), seq (u64), store id (u64), in this order
+//!        0     4    crc32 over payload, length field (u32), incarnation (u32), seq (u64), store id (u64), in this order
 //!        4     4    length of the payload in bytes, below 2^31; the top bit is set in a void
 //!        8  length  payload: opaque to this crate; zeros in a void
 //!      ...  0..31   zeros; none in a void
@@ -15,9 +15,9 @@
 //! A *void* fills the place of a writer that gave up after it had reserved one. The stream has no gaps, so the place
 //! cannot stay empty. A replay steps over it.
 //!
-//! The checksum covers store, life and position although none of them is stored, so nothing from an earlier lap of the
-//! ring, an earlier life, another place or another store can validate. They come last, because a writer learns its position only
-//! when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
+//! The checksum covers store, incarnation and position although none of them is stored, so nothing from an earlier lap of the
+//! ring, an earlier incarnation, another place or another store can validate. They come last, because a writer learns its
+//! position only when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
 //!
 //! Invariants: a record starts at a multiple of [`GRANULE`]; decoding never panics, whatever the bytes.
 //! Written by `reservation`, read by `replay`.
@@ -39,7 +39,7 @@ const VOID: u32 = 1 << 31;
 
 /// A position in the endless stream of record bytes: of a record's first byte, or an exclusive end.
 ///
-/// It is also the order of writes. It never repeats in the life of a store.
+/// It is also the order of writes. It never repeats in the history of a store.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(u64);
 
@@ -89,8 +89,8 @@ impl fmt::Display for Seq {
 pub struct StreamOrigin {
     /// The store.
     pub store_id: u64,
-    /// The life.
-    pub life: u32,
+    /// The incarnation.
+    pub incarnation: u32,
 }
 
 /// A record under construction: keeps its memory from one record to the next.
@@ -285,7 +285,7 @@ fn finish(mut hasher: Hasher, length_field: u32, origin: StreamOrigin, seq: Seq)
     let seq = if planted(Bug::RecordChecksumWithoutSeq) { Seq::new(seq.get() >> 14) } else { seq };
     let mut place = [0; 24];
     place[..4].copy_from_slice(&length_field.to_le_bytes());
-    place[4..8].copy_from_slice(&origin.life.to_le_bytes());
+    place[4..8].copy_from_slice(&origin.incarnation.to_le_bytes());
     place[8..16].copy_from_slice(&seq.get().to_le_bytes());
     place[16..].copy_from_slice(&origin.store_id.to_le_bytes());
     hasher.update(&place);

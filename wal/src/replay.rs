@@ -1,4 +1,4 @@
-//! Replaying the log of a life that has ended: log files, verdict, ring.
+//! Replaying the log of an incarnation that has ended: log files, verdict, ring.
 //!
 //! ```text
 //!   log files   [ file 7 ][ file 8 ][ file 9 |          accepted: contiguous groups, in file order
@@ -13,8 +13,8 @@
 //! * in the last file the findings of [`read_chain`] give the verdict, as `chain` explains;
 //! * bytes of the accepted log passed the checksums of their sectors, so a record in them that does not validate is
 //!   damage as well, unless it merely goes on behind the accepted end;
-//! * from there on, the ring has what was published. Its records carry checksums over life and position. What comes
-//!   after the first one that does not validate does not count, whatever it looks like: order is a promise.
+//! * from there on, the ring has what was published. Its records carry checksums over incarnation and position. What
+//!   comes after the first one that does not validate does not count, whatever it looks like: order is a promise.
 //!
 //! Invariant: replaying reads and never changes anything.
 
@@ -33,24 +33,24 @@ use crate::sector::Place;
 /// Bytes of one read.
 const READ_BYTES: usize = 1 << 20;
 
-/// What the manifest knows of the life to replay.
+/// What the manifest knows of the incarnation to replay.
 #[derive(Clone, Debug)]
 pub struct ReplayInput {
     /// Where the log files are.
     pub directory: PathBuf,
     /// Seeds every sector's checksum.
     pub store_id: u64,
-    /// The life to replay.
-    pub life: u32,
+    /// The incarnation to replay.
+    pub incarnation: u32,
     /// Where its stream began.
-    pub life_start: Seq,
-    /// The start of a record, or the end of the log: everything before is in segments. At or after `life_start`.
+    pub incarnation_start: Seq,
+    /// The start of a record, or the end of the log: everything before is in segments. At or after `incarnation_start`.
     pub from: Seq,
     /// The log files in use, in stream order, as [`Host::activate`](crate::Host::activate) was told of them.
     pub files: Vec<ActiveFile>,
     /// Size of each, in bytes.
     pub file_bytes: u64,
-    /// The ring of that life.
+    /// The ring of that incarnation.
     pub ring_path: PathBuf,
     /// Its size in bytes, a multiple of [`GRANULE`].
     pub ring_bytes: usize,
@@ -61,7 +61,7 @@ pub struct ReplayInput {
 /// What a replay found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replayed {
-    /// End of the last record: the next life begins here or later.
+    /// End of the last record: the next incarnation begins here or later.
     pub end: Seq,
     /// Where the accepted log files end; a record that goes on behind it is completed from the ring, or dropped.
     pub log_end: Seq,
@@ -94,7 +94,7 @@ pub struct Cut {
 /// failed, and whatever `visit` returns.
 ///
 /// # Panics
-/// If the input contradicts itself: `from` before `life_start` or not at a granule, or a ring of size 0.
+/// If the input contradicts itself: `from` before `incarnation_start` or not at a granule, or a ring of size 0.
 pub fn replay(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
@@ -109,7 +109,7 @@ pub fn replay(
 /// As [`replay`], but where that finds damage in the log files this goes on with the ring, as far as its records continue
 /// what stands before the damage, and says so: for an explicit repair, which gives up what was acknowledged behind that.
 ///
-/// A life that goes on after it has to begin at [`Cut::acknowledged`] or later, since positions never repeat.
+/// An incarnation that goes on after it has to begin at [`Cut::acknowledged`] or later, since positions never repeat.
 ///
 /// # Errors
 /// [`Error::Io`] if a read failed, and whatever `visit` returns, except [`Error::Corrupt`], which is damage.
@@ -227,7 +227,7 @@ fn read_log_file(
     let (opened, there_bytes, size) = open_existing(backend, path, len_bytes)?;
     let bytes = read_whole(queue, &opened, there_bytes)?;
     let place = Place { store_id: input.store_id, file_id: file.id, epoch: file.epoch };
-    let chain = read_chain(&bytes, &ChainRules { place, life: input.life, start: file.start });
+    let chain = read_chain(&bytes, &ChainRules { place, incarnation: input.incarnation, start: file.start });
     Ok((chain, size))
 }
 
@@ -256,7 +256,10 @@ struct Records<'a> {
 
 impl<'a> Records<'a> {
     fn new(input: &'a ReplayInput, visit: &'a mut dyn FnMut(Seq, &[u8]) -> Result<()>) -> Records<'a> {
-        assert!(input.from >= input.life_start, "a life is replayed from its start at the earliest");
+        assert!(
+            input.from >= input.incarnation_start,
+            "an incarnation is replayed from its start at the earliest"
+        );
         assert!(input.from.get().is_multiple_of(GRANULE as u64), "records start at granules");
         assert!(input.ring_bytes > 0, "a ring is not empty");
         assert!(input.ring_file_bytes <= input.ring_bytes, "no more of a ring is there than there is");
@@ -365,12 +368,12 @@ impl<'a> Records<'a> {
     }
 
     fn origin(&self) -> StreamOrigin {
-        StreamOrigin { store_id: self.input.store_id, life: self.input.life }
+        StreamOrigin { store_id: self.input.store_id, incarnation: self.input.incarnation }
     }
 
     /// Where in the endless sequence of laps.
     fn ring_position(&self, seq: Seq) -> u64 {
-        seq.since(self.input.life_start)
+        seq.since(self.input.incarnation_start)
     }
 
     /// What one record may take, in bytes: the writer takes nothing larger than a quarter of its ring.

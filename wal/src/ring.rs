@@ -8,13 +8,13 @@
 //!            +----------------------------------+
 //!
 //!   OFFSET                SIZE  FIELD
-//!   (seq - start) % size  ...   the record of that seq, as `record` lays it out, in the life that began at `start`; it
-//!                               goes on at 0 where it meets the end
+//!   (seq - start) % size  ...   the record of that seq, as `record` lays it out, in the incarnation that began at
+//!                               `start`; it goes on at 0 where it meets the end
 //! ```
 //!
-//! No header: what is valid follows from store, life and position, which every record's checksum covers. The file is
-//! written with zeros and synced before it is used, so that a store into the mapping never waits for the file system to
-//! allocate. It begins small and grows to its size in the first lap, so that a store with little in it takes little
+//! No header: what is valid follows from store, incarnation and position, which every record's checksum covers. The file
+//! is written with zeros and synced before it is used, so that a store into the mapping never waits for the file system
+//! to allocate. It begins small and grows to its size in the first lap, so that a store with little in it takes little
 //! room; the host makes each new size durable before the first record is put there.
 //!
 //! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable media;
@@ -32,13 +32,13 @@ use crate::record::Seq;
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::watermark::Watermark;
 
-/// The staging ring of one life.
+/// The staging ring of one incarnation.
 #[derive(Debug)]
 pub(crate) struct Ring {
     file: File,
     map: Arc<dyn SharedMap>,
     bytes: usize,
-    /// Where the life begins, which stands at the front of the file.
+    /// Where the incarnation begins, which stands at the front of the file.
     start: Seq,
     /// How many bytes of the file are there. Published with release after they are.
     grown: AtomicUsize,
@@ -60,7 +60,7 @@ pub(crate) enum Full {
 
 impl Ring {
     /// Maps the file, of which `file_bytes` are there; creates it so, durable and zeroed, if there is none. An earlier
-    /// life may have left its records in it: they do not validate in this one.
+    /// incarnation may have left its records in it: they do not validate in this one.
     pub(crate) fn open(
         backend: &dyn Backend,
         queue: &mut dyn Queue,

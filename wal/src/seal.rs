@@ -14,7 +14,7 @@
 //!
 //!   OFFSET  SIZE  FIELD OF THE GROUP HEADER
 //!        0     8  magic "ESKERGRP"
-//!        8     4  life
+//!        8     4  incarnation
 //!       12     4  step: the group starts at a multiple of it and is padded to one, a power of two from 4096 up
 //!       16     8  number: groups before this one in this use of the file
 //!       24     8  start: stream position of the first byte
@@ -50,8 +50,8 @@ const _: () = assert!(STEP.is_multiple_of(SECTOR_BYTES));
 /// The header of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The life that wrote the group.
-    pub life: u32,
+    /// The incarnation that wrote the group.
+    pub incarnation: u32,
     /// Number of groups before it in this use of the file.
     pub number: u64,
     /// Stream position of its first byte.
@@ -70,7 +70,7 @@ impl Group {
     pub fn encode(&self) -> [u8; GROUP_HEADER_BYTES] {
         let mut bytes = [0; GROUP_HEADER_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&self.life.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.incarnation.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.step_bytes.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.number.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.start.get().to_le_bytes());
@@ -88,7 +88,7 @@ impl Group {
         let u32_at = |at: usize| bytes[at..].first_chunk().map(|chunk| u32::from_le_bytes(*chunk));
         let u64_at = |at: usize| bytes[at..].first_chunk().map(|chunk| u64::from_le_bytes(*chunk));
         let group = Group {
-            life: u32_at(8)?,
+            incarnation: u32_at(8)?,
             number: u64_at(16)?,
             start: Seq::new(u64_at(24)?),
             end: Seq::new(u64_at(32)?),

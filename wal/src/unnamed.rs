@@ -2,7 +2,8 @@
 //!
 //! An epoch is durable in the manifest before the first sector of that use of a file is written, and no epoch is handed
 //! out twice. So a valid sector with an epoch that the manifest has not handed out proves that the manifest has lost an
-//! edit. No crash leaves such a sector: an unused spare is all zeros, and every earlier use or life has a lower epoch.
+//! edit. No crash leaves such a sector: an unused spare is all zeros, and every earlier use or incarnation has a lower
+//! epoch.
 //!
 //! The first sector is enough. The groups of a file follow one another from offset 0, so if the first sector does not
 //! belong to a use, no group of that use was acknowledged.
@@ -72,7 +73,7 @@ mod tests {
 
     fn front(number: u64, start: u64) -> [u8; SECTOR_BYTES] {
         let start = Seq::new(start);
-        let group = Group { life: 1, number, start, end: start, durable: start, step_bytes: 4096 };
+        let group = Group { incarnation: 1, number, start, end: start, durable: start, step_bytes: 4096 };
         let mut buf = Buf::zeroed(STEP);
         seal(&PLACE, 0, &group, &mut buf, &mut |_, _| {});
         *buf.first_chunk().unwrap()

@@ -169,8 +169,8 @@ impl Bed {
         let input = ReplayInput {
             directory: options.directory,
             store_id: options.store_id,
-            life: options.life,
-            life_start: options.start,
+            incarnation: options.incarnation,
+            incarnation_start: options.start,
             from: options.start,
             files: self.manifest.files(),
             file_bytes: options.file_bytes,

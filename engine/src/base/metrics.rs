@@ -10,7 +10,7 @@ pub struct Metrics {
     /// Whether the files use direct I/O. False: the file system has none, and calls may block.
     pub direct_io: bool,
     /// The number of this writable open, counted from 1.
-    pub life: u32,
+    pub incarnation: u32,
     /// Records written since open.
     pub records: u64,
     /// Their bytes in the log.

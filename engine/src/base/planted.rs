@@ -26,7 +26,7 @@ aio::planted_bugs! {
         ReadErrorTakenAsMissing: "a failed read of a block says that the key does not exist",
         FilterForgetsKeys: "a filter denies some keys that are there",
         IndexOffByOne: "a key at the edge of a block is looked for in the wrong block",
-        LifeReused: "a reopen continues under the old life",
+        IncarnationReused: "a reopen continues under the old incarnation",
         KeyspaceIdReused: "a new keyspace gets the id of a dropped one",
         DroppedKeyspaceStays: "dropping a keyspace does not reach the manifest",
         OrphansAreKept: "files that no manifest names are never removed",

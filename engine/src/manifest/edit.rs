@@ -9,7 +9,7 @@
 //! ```text
 //! TAG  FIELDS (SIZE)
 //!   0  Format:          version (4) features (8) size of the manifest file in bytes (8); first of every manifest
-//!   1  Life:            store id (8) life (4) start (8) ring (8) ring bytes (8) log file bytes (8)
+//!   1  Incarnation:     store id (8) incarnation (4) start (8) ring (8) ring bytes (8) log file bytes (8)
 //!   2  Counters:        next file (8) next epoch (4) next keyspace (4)
 //!   3  FileActivated:   file (8) epoch (4) start (8)
 //!   4  Horizon:         at (8) count (4) retired files (8 each)
@@ -17,7 +17,7 @@
 //!   6  KeyspaceDropped: keyspace (4)
 //!   7  Flushed:         keyspace (4) to (8) pieces; `to` is also their stamp
 //!   8  Merged:          keyspace (4) stretch newest (8) oldest (8) into (8) pieces
-//!   9  RingGrown:       bytes of the ring's file (8); `Life` sets it to the full size
+//!   9  RingGrown:       bytes of the ring's file (8); `Incarnation` sets it to the full size
 //!  10  Origins:         count (4), then for each: below this file number (8) the files are of this store id (8)
 //! pieces:   count (4), then a segment and its bounds each
 //! stretch, bounds:  from (4 + n), no byte: from the first key | bounded above (1): 1, then upto (4 + n), or 0
@@ -49,7 +49,7 @@ use crate::base::coding::{Put, Reader};
 use crate::base::key::Seq;
 use crate::base::range::KeyBounds;
 use crate::manifest::levels::{Merged, PieceMeta};
-use crate::manifest::version::{Edit, Format, Life, Origin};
+use crate::manifest::version::{Edit, Format, Incarnation, Origin};
 use crate::segment::SegmentMeta;
 
 /// Appends a list of edits.
@@ -75,14 +75,14 @@ fn encode_edit(edit: &Edit, out: &mut Vec<u8>) {
             out.put_u64(format.features);
             out.put_u64(format.manifest_bytes);
         }
-        Edit::Life(life) => {
+        Edit::Incarnation(incarnation) => {
             out.put_u8(1);
-            out.put_u64(life.store_id);
-            out.put_u32(life.number);
-            out.put_u64(life.start.get());
-            out.put_u64(life.ring);
-            out.put_u64(life.ring_bytes);
-            out.put_u64(life.log_file_bytes);
+            out.put_u64(incarnation.store_id);
+            out.put_u32(incarnation.number);
+            out.put_u64(incarnation.start.get());
+            out.put_u64(incarnation.ring);
+            out.put_u64(incarnation.ring_bytes);
+            out.put_u64(incarnation.log_file_bytes);
         }
         Edit::Counters { next_file, next_epoch, next_keyspace } => {
             out.put_u8(2);
@@ -144,7 +144,7 @@ pub(crate) fn decode_edit(reader: &mut Reader<'_>) -> Option<Edit> {
             features: reader.u64()?,
             manifest_bytes: reader.u64()?,
         }),
-        1 => Edit::Life(Life {
+        1 => Edit::Incarnation(Incarnation {
             store_id: reader.u64()?,
             number: reader.u32()?,
             start: Seq::new(reader.u64()?),

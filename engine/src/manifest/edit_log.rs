@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Sectors are sealed with store id 0 (the store's id is known only from the manifest), the manifest's number as file id
-//! and epoch 1; the group header's `life` is 0. Each group claims that all before it are durable, so a lost sector
+//! and epoch 1; the group header's `incarnation` is 0. Each group claims that all before it are durable, so a lost sector
 //! anywhere but in the newest group is noticed; a cut file is noticed by its size.
 //!
 //! The manifest with the highest number whose first group is complete is in force. A new one is written at each open and
@@ -108,7 +108,7 @@ impl Manifest {
         let writer = write_new(files, number, &mut version, min_bytes)?;
         Ok(Manifest {
             files: Arc::clone(files),
-            store_id: version.life.store_id,
+            store_id: version.incarnation.store_id,
             next_number: AtomicU64::new(version.next_file),
             current: Arc::new(ArcSwap::from_pointee(version)),
             halted: OnceLock::new(),
@@ -268,7 +268,7 @@ impl Writer {
     /// The next group, and its size in the file.
     fn group(&self, len_bytes: usize) -> (Group, u64) {
         let group = Group {
-            life: 0,
+            incarnation: 0,
             number: self.groups,
             start: self.end,
             end: self.end.plus(len_bytes),
@@ -391,7 +391,7 @@ fn read(files: &Files, number: u64) -> Result<Option<Version>> {
     let len = usize::try_from(whole_steps)
         .map_err(|_| Error::corrupt(&path, 0, "size of the manifest", "less than memory", size_bytes))?;
     let bytes = files.read(&file, 0, len)?;
-    let rules = ChainRules { place: place(number), life: 0, start: Seq::ZERO };
+    let rules = ChainRules { place: place(number), incarnation: 0, start: Seq::ZERO };
     let chain = read_chain(&bytes, &rules);
     // A torn edit at the end was not acknowledged.
     chain.check(&path)?;
@@ -454,7 +454,7 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
     // The size that is written into the first group does not change that group's length.
     edit::encode(&version.to_edits(), &mut bytes);
     let blank = Group {
-        life: 0,
+        incarnation: 0,
         number: 0,
         start: Seq::ZERO,
         end: Seq::ZERO.plus(bytes.len()),

@@ -29,7 +29,7 @@ fn files_on(sim: &SimBackend) -> Arc<Files> {
 
 fn create(sim: &SimBackend, number: u64) -> Manifest {
     let mut version = Version { next_file: 1, next_epoch: 1, next_keyspace: 1, ..Version::default() };
-    version.life.number = u32::try_from(number).unwrap();
+    version.incarnation.number = u32::try_from(number).unwrap();
     Manifest::create(&files_on(sim), number, version, MIN_BYTES).unwrap()
 }
 
@@ -46,9 +46,9 @@ fn loaded(image: &DiskImage) -> Result<Option<Version>> {
     load(&files_on(&SimBackend::from_image(image.clone(), 1)))
 }
 
-/// The number of the life in the manifest that is in force.
-fn life(image: &DiskImage) -> u32 {
-    loaded(image).unwrap().unwrap().life.number
+/// The number of the incarnation in the manifest that is in force.
+fn incarnation(image: &DiskImage) -> u32 {
+    loaded(image).unwrap().unwrap().incarnation.number
 }
 
 fn check_corrupt(image: &DiskImage, path: &str, expected: &str) {
@@ -78,18 +78,18 @@ fn the_highest_complete_manifest_counts() {
     let (_first, second) = (create(&sim, 1), create(&sim, 2));
     add_keyspace(&second).unwrap();
     let image = sim.snapshot().power_cut_none();
-    assert_eq!(life(&image), 2);
+    assert_eq!(incarnation(&image), 2);
 
     // Older sectors in the first group and none behind it: the creation was interrupted.
     let alone = create_alone(&sim);
     for sector in 0..8 {
         let mut torn = alone.clone();
         torn.zero_sector(Path::new(SECOND), sector);
-        assert_eq!(life(&torn), 1, "sector {sector}");
+        assert_eq!(incarnation(&torn), 1, "sector {sector}");
     }
     let mut empty = alone.clone();
     empty.write_file(Path::new(SECOND), b"");
-    assert_eq!(life(&empty), 1);
+    assert_eq!(incarnation(&empty), 1);
 }
 
 /// Manifests 1 and 2, with one group each.

@@ -43,10 +43,17 @@ fn any_merged() -> impl Strategy<Value = Merged> {
     })
 }
 
-fn any_life() -> impl Strategy<Value = Edit> {
+fn any_incarnation() -> impl Strategy<Value = Edit> {
     (any::<[u64; 5]>(), any::<u32>()).prop_map(
         |([store_id, start, ring, ring_bytes, log_file_bytes], number)| {
-            Edit::Life(Life { store_id, number, start: Seq::new(start), ring, ring_bytes, log_file_bytes })
+            Edit::Incarnation(Incarnation {
+                store_id,
+                number,
+                start: Seq::new(start),
+                ring,
+                ring_bytes,
+                log_file_bytes,
+            })
         },
     )
 }
@@ -56,7 +63,7 @@ fn any_edit() -> impl Strategy<Value = Edit> {
         (any::<u32>(), any::<u64>(), any::<u64>()).prop_map(|(version, features, manifest_bytes)| {
             Edit::Format(Format { version, features, manifest_bytes })
         }),
-        any_life(),
+        any_incarnation(),
         (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(next_file, next_epoch, next_keyspace)| {
             Edit::Counters { next_file, next_epoch, next_keyspace }
         }),

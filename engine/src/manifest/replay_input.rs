@@ -5,19 +5,19 @@ use wal::ReplayInput;
 use crate::io::files::Files;
 use crate::manifest::version::Version;
 
-/// Describes log and ring of the version's life, from the horizon on: all entries below it are in segments.
+/// Describes log and ring of the version's incarnation, from the horizon on: all entries below it are in segments.
 pub(crate) fn replay_input(files: &Files, version: &Version) -> ReplayInput {
-    let life = &version.life;
+    let incarnation = &version.incarnation;
     ReplayInput {
         directory: files.wal_dir(),
-        store_id: life.store_id,
-        life: life.number,
+        store_id: incarnation.store_id,
+        incarnation: incarnation.number,
         files: version.logs.clone(),
-        file_bytes: life.log_file_bytes,
-        from: version.horizon.max(life.start),
-        life_start: life.start,
-        ring_path: files.ring_path(life.ring),
-        ring_bytes: to_usize(life.ring_bytes),
+        file_bytes: incarnation.log_file_bytes,
+        from: version.horizon.max(incarnation.start),
+        incarnation_start: incarnation.start,
+        ring_path: files.ring_path(incarnation.ring),
+        ring_bytes: to_usize(incarnation.ring_bytes),
         ring_file_bytes: to_usize(version.ring_file_bytes),
     }
 }

@@ -4,7 +4,7 @@
 //! functions over it. The manifest is the log of its edits; a full version is itself written as the list of edits
 //! that builds it from nothing.
 //!
-//! Invariants: file numbers, keyspace ids, epochs and lives are never reused. `levels` has the invariants of runs.
+//! Invariants: file numbers, keyspace ids, epochs and incarnations are never reused. `levels` has the invariants of runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ pub(crate) struct Format {
 
 /// The facts that hold for one writable open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Life {
+pub(crate) struct Incarnation {
     /// Drawn at random when the store is made, or copied; seeds the checksums of log and ring, so that no other store's
     /// bytes validate.
     pub(crate) store_id: u64,
@@ -65,7 +65,7 @@ pub(crate) struct KeyspaceVersion {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Version {
     pub(crate) format: Format,
-    pub(crate) life: Life,
+    pub(crate) incarnation: Incarnation,
     /// The stores that wrote the segments of a copy, by rising file numbers. All later files are the store's own. Empty in a
     /// store that is no copy.
     pub(crate) origins: Vec<Origin>,
@@ -88,8 +88,9 @@ pub(crate) struct Version {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Edit {
     Format(Format),
-    /// A new life begins. The log files of the previous one are no longer live, and the ring's file has its full size.
-    Life(Life),
+    /// A new incarnation begins. The log files of the previous one are no longer live, and the ring's file has its full
+    /// size.
+    Incarnation(Incarnation),
     /// Lower bounds for the counters.
     Counters {
         next_file: u64,
@@ -134,9 +135,9 @@ impl Version {
     pub(crate) fn apply(&mut self, edit: &Edit) -> Result<(), &'static str> {
         match edit {
             Edit::Format(format) => self.format = *format,
-            Edit::Life(life) => {
-                self.life = life.clone();
-                self.ring_file_bytes = life.ring_bytes;
+            Edit::Incarnation(incarnation) => {
+                self.incarnation = incarnation.clone();
+                self.ring_file_bytes = incarnation.ring_bytes;
                 self.logs.clear();
             }
             Edit::Counters { next_file, next_epoch, next_keyspace } => {
@@ -178,7 +179,7 @@ impl Version {
                 keyspace.levels.merge(merged)?;
             }
             Edit::RingGrown { file_bytes } => {
-                if *file_bytes > self.life.ring_bytes {
+                if *file_bytes > self.incarnation.ring_bytes {
                     return Err("a ring has more bytes than its size");
                 }
                 self.ring_file_bytes = *file_bytes;
@@ -192,7 +193,7 @@ impl Version {
     pub(crate) fn to_edits(&self) -> Vec<Edit> {
         let mut edits = vec![
             Edit::Format(self.format),
-            Edit::Life(self.life.clone()),
+            Edit::Incarnation(self.incarnation.clone()),
             Edit::Origins(self.origins.clone()),
             Edit::RingGrown { file_bytes: self.ring_file_bytes },
             Edit::Counters {
@@ -236,7 +237,7 @@ impl Version {
     /// The id of the store that wrote the segment with this file number.
     pub(crate) fn origin_of(&self, file: u64) -> u64 {
         let before = self.origins.partition_point(|origin| origin.below <= file);
-        self.origins.get(before).map_or(self.life.store_id, |origin| origin.store_id)
+        self.origins.get(before).map_or(self.incarnation.store_id, |origin| origin.store_id)
     }
 
     /// Checks the rules between the parts of a version.
@@ -270,9 +271,12 @@ impl Version {
         if self.next_file > MAX_FILE || self.next_keyspace == u32::MAX || self.next_epoch > MAX_EPOCH {
             return Err("a counter is used up");
         }
-        // A replay begins at the horizon or at the start of the life, and a flushed position may become the horizon.
+        // A replay begins at the horizon or at the start of the incarnation, and a flushed position may become the horizon.
         let flushed = self.keyspaces.values().map(|keyspace| keyspace.flushed);
-        if flushed.chain([self.horizon, self.life.start]).any(|at| !at.get().is_multiple_of(GRANULE as u64)) {
+        if flushed
+            .chain([self.horizon, self.incarnation.start])
+            .any(|at| !at.get().is_multiple_of(GRANULE as u64))
+        {
             return Err("a position is not where a record can start");
         }
         Ok(())
@@ -280,8 +284,8 @@ impl Version {
 
     /// Checks the rules on which a replay relies, and a log that continues in the same ring.
     pub(crate) fn check_log(&self) -> Result<(), &'static str> {
-        if self.life.ring_bytes == 0 {
-            return Err("a life has a ring of no bytes");
+        if self.incarnation.ring_bytes == 0 {
+            return Err("an incarnation has a ring of no bytes");
         }
         let there = self.ring_file_bytes;
         if there == 0 || !there.is_multiple_of(STEP as u64) {

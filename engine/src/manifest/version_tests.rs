@@ -44,7 +44,7 @@ enum Step {
     Move(usize, usize),
     Activate,
     Horizon(usize),
-    Life,
+    Incarnation,
     Copied(u64),
 }
 
@@ -59,7 +59,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => (any(), 0..40_usize).prop_map(|(keyspace, edges)| Step::Move(keyspace, edges)),
         2 => Just(Step::Activate),
         1 => any().prop_map(Step::Horizon),
-        1 => Just(Step::Life),
+        1 => Just(Step::Incarnation),
         1 => (0..8_u64).prop_map(Step::Copied),
     ]
 }
@@ -139,9 +139,11 @@ fn edit(version: &Version, step: Step, position: u64) -> Option<Edit> {
             at: Seq::new(position),
             retired: version.logs.iter().take(count).map(|file| file.id).collect(),
         },
-        Step::Life => {
-            Edit::Life(Life { number: version.life.number + 1, start: Seq::new(position), ..Life::default() })
-        }
+        Step::Incarnation => Edit::Incarnation(Incarnation {
+            number: version.incarnation.number + 1,
+            start: Seq::new(position),
+            ..Incarnation::default()
+        }),
         Step::Copied(store_id) => {
             let mut origins = version.origins.clone();
             let last = origins.last().map_or(0, |origin| origin.below);
@@ -260,23 +262,27 @@ fn a_counter_at_its_end_is_refused() {
 #[test]
 fn a_position_where_no_record_can_start_is_refused() {
     let horizon = |at| vec![Edit::Horizon { at: Seq::new(at), retired: Vec::new() }];
-    let life = |start| vec![Edit::Life(Life { number: 1, start: Seq::new(start), ..Life::default() })];
-    assert!(built(&horizon(64)).is_ok() && built(&life(64)).is_ok());
+    let incarnation = |start| {
+        vec![Edit::Incarnation(Incarnation { number: 1, start: Seq::new(start), ..Incarnation::default() })]
+    };
+    assert!(built(&horizon(64)).is_ok() && built(&incarnation(64)).is_ok());
     // The horizon becomes the least that keyspaces are flushed to.
     let flushed =
         |to| vec![created(1, "one"), Edit::Flushed { keyspace: 1, to: Seq::new(to), pieces: Vec::new() }];
     assert!(built(&flushed(64)).is_ok());
-    for edits in [horizon(33), life(33), flushed(33)] {
+    for edits in [horizon(33), incarnation(33), flushed(33)] {
         assert_eq!(built(&edits), Err("a position is not where a record can start"), "{edits:?}");
     }
 }
 
 #[test]
-fn a_life_whose_ring_has_no_bytes_is_refused_before_its_log_is_replayed() {
-    let life = |ring_bytes| vec![Edit::Life(Life { number: 1, ring_bytes, ..Life::default() })];
-    assert_eq!(built(&life(4096)).unwrap().check_log(), Ok(()));
-    assert_eq!(built(&life(0)).unwrap().check_log(), Err("a life has a ring of no bytes"));
-    let there = |file_bytes| built(&[life(8192), vec![Edit::RingGrown { file_bytes }]].concat()).unwrap();
+fn an_incarnation_without_ring_bytes_is_refused_before_its_log_is_replayed() {
+    let incarnation =
+        |ring_bytes| vec![Edit::Incarnation(Incarnation { number: 1, ring_bytes, ..Incarnation::default() })];
+    assert_eq!(built(&incarnation(4096)).unwrap().check_log(), Ok(()));
+    assert_eq!(built(&incarnation(0)).unwrap().check_log(), Err("an incarnation has a ring of no bytes"));
+    let there =
+        |file_bytes| built(&[incarnation(8192), vec![Edit::RingGrown { file_bytes }]].concat()).unwrap();
     assert_eq!(there(4096).check_log(), Ok(()));
     for file_bytes in [0, 1, 4095, 4097] {
         let refused = there(file_bytes).check_log();
@@ -305,9 +311,9 @@ fn a_merge_takes_the_place_of_its_runs() {
 #[test]
 fn a_ring_file_is_never_longer_than_its_ring() {
     let mut version = Version::default();
-    let life = Life { number: 1, ring_bytes: 4096, ..Life::default() };
-    version.apply(&Edit::Life(life)).unwrap();
-    assert_eq!(version.ring_file_bytes, 4096, "a new life has the full ring");
+    let incarnation = Incarnation { number: 1, ring_bytes: 4096, ..Incarnation::default() };
+    version.apply(&Edit::Incarnation(incarnation)).unwrap();
+    assert_eq!(version.ring_file_bytes, 4096, "a new incarnation has the full ring");
     version.apply(&Edit::RingGrown { file_bytes: 1024 }).unwrap();
     assert_eq!(version.ring_file_bytes, 1024);
     assert!(version.apply(&Edit::RingGrown { file_bytes: 4097 }).is_err());
@@ -315,8 +321,8 @@ fn a_ring_file_is_never_longer_than_its_ring() {
 
 #[test]
 fn a_file_belongs_to_the_store_that_wrote_it() {
-    let own = Life { store_id: 9, ..Life::default() };
-    let mut version = Version { next_file: 20, life: own, ..Version::default() };
+    let own = Incarnation { store_id: 9, ..Incarnation::default() };
+    let mut version = Version { next_file: 20, incarnation: own, ..Version::default() };
     assert_eq!(version.origin_of(1), 9, "a store that is no copy wrote all of its files");
     let origins = [(5, 7), (12, 8)].map(|(below, store_id)| Origin { below, store_id });
     version.apply(&Edit::Origins(origins.to_vec())).unwrap();

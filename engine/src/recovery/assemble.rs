@@ -27,8 +27,8 @@ pub(crate) fn assemble(
 ) -> Result<Arc<Writing>> {
     let manifest = Arc::new(manifest);
     let version = manifest.version();
-    let life_start = version.life.start;
-    let ring_bytes = to_usize(version.life.ring_bytes);
+    let incarnation_start = version.incarnation.start;
+    let ring_bytes = to_usize(version.incarnation.ring_bytes);
     let host = Arc::clone(&manifest) as Arc<dyn Host>;
     let log = Log::open(Arc::clone(files.backend()), log_options(&files, &options, &version), host)?;
     let store = Store::new(StoreParts {
@@ -38,25 +38,25 @@ pub(crate) fn assemble(
         version: manifest.current(),
         is_direct: manifest.is_direct(),
         trees,
-        visible: Watermark::new(life_start, ring_bytes),
+        visible: Watermark::new(incarnation_start, ring_bytes),
     });
     Ok(Arc::new(Writing::new(Arc::new(store), manifest, log, memory.pool)))
 }
 
-/// The log of the life that begins.
+/// The log of the incarnation that begins.
 fn log_options(files: &Files, options: &Options, version: &Version) -> LogOptions {
-    let life = &version.life;
+    let incarnation = &version.incarnation;
     LogOptions {
         directory: files.wal_dir(),
-        store_id: life.store_id,
-        life: life.number,
-        start: life.start,
-        ring_path: files.ring_path(life.ring),
-        ring_bytes: to_usize(life.ring_bytes),
+        store_id: incarnation.store_id,
+        incarnation: incarnation.number,
+        start: incarnation.start,
+        ring_path: files.ring_path(incarnation.ring),
+        ring_bytes: to_usize(incarnation.ring_bytes),
         ring_file_bytes: to_usize(version.ring_file_bytes),
-        file_bytes: life.log_file_bytes,
+        file_bytes: incarnation.log_file_bytes,
         keep_files: log_files_kept(options),
-        drain_bytes: DRAIN_BYTES.min(life.ring_bytes / 2),
+        drain_bytes: DRAIN_BYTES.min(incarnation.ring_bytes / 2),
         drain_interval: options.drain_interval,
         sync_method: options.sync_method,
         background: match options.background {

@@ -1,4 +1,4 @@
-//! The version with which a new life begins: the old one with the log of its life ended.
+//! The version with which a new incarnation begins: the old one with the log of its incarnation ended.
 
 use wal::Replayed;
 
@@ -9,7 +9,7 @@ use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::kinds::FileKind;
 use crate::manifest::edit_log::{self, FIRST_NUMBER};
-use crate::manifest::version::{Edit, Life, Version};
+use crate::manifest::version::{Edit, Incarnation, Version};
 
 /// The keyspace that every store has.
 pub(crate) const DEFAULT_KEYSPACE: &str = "default";
@@ -17,19 +17,19 @@ pub(crate) const DEFAULT_KEYSPACE: &str = "default";
 /// The version of a new store.
 pub(crate) fn first_version(files: &Files) -> Version {
     let mut version = Version { next_file: 1, next_epoch: 1, next_keyspace: 1, ..Version::default() };
-    version.life.store_id = files.backend().random();
+    version.incarnation.store_id = files.backend().random();
     apply(&mut version, &Edit::KeyspaceCreated { keyspace: 1, name: DEFAULT_KEYSPACE.to_owned() });
     version
 }
 
-/// Ends the old life where its log ended and begins a new one; makes the new ring if the old one cannot be kept.
-pub(crate) fn begin_life(
+/// Ends the old incarnation where its log ended and begins a new one; makes the new ring if the old one cannot be kept.
+pub(crate) fn begin_incarnation(
     files: &Files,
     options: &Options,
     version: &mut Version,
     replayed: Option<&Replayed>,
 ) -> Result<()> {
-    let old = version.life.clone();
+    let old = version.incarnation.clone();
     let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
     // After a repair the ring is not kept: the damage may be in it.
     let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes() && !options.repair;
@@ -38,10 +38,10 @@ pub(crate) fn begin_life(
     } else {
         (make_ring(files, options, version)?, options.ring_first_bytes())
     };
-    let step = u32::from(!planted(Bug::LifeReused) || old.number == 0);
+    let step = u32::from(!planted(Bug::IncarnationReused) || old.number == 0);
     let number =
         old.number.checked_add(step).ok_or_else(|| Error::invalid("this store was opened too often"))?;
-    let life = Life {
+    let incarnation = Incarnation {
         store_id: old.store_id,
         number,
         start: end,
@@ -49,7 +49,7 @@ pub(crate) fn begin_life(
         ring_bytes: options.ring_bytes(),
         log_file_bytes: options.log_file_bytes(),
     };
-    apply(version, &Edit::Life(life));
+    apply(version, &Edit::Incarnation(incarnation));
     apply(version, &Edit::RingGrown { file_bytes: ring_file_bytes });
     apply(version, &Edit::Horizon { at: end, retired: Vec::new() });
     version.dropped.clear();

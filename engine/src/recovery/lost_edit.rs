@@ -8,7 +8,8 @@
 //! is synced, the log writes no sector of that epoch earlier, and every later manifest begins with the counter. A failed
 //! activation stops the log, or has no effect and is repeated with the same epoch. In both cases no sector was written. So
 //! if a power cut keeps any part of the file, the manifest keeps the edit. A crash can leave two other kinds of orphans:
-//! spares that were never used (zeros, or shorter), and files of earlier uses and lives, with epochs below the counter.
+//! spares that were never used (zeros, or shorter), and files of earlier uses and incarnations, with epochs below the
+//! counter.
 //!
 //! Only files that the manifest does not name are examined. If a file is named with an earlier use, its chain meets a
 //! sector of a later epoch, and that is damage (see `wal::sector`).
@@ -33,7 +34,7 @@ pub(crate) fn find(files: &Files, version: &Version) -> Result<Vec<ActiveFile>> 
             continue;
         }
         let (backend, path) = (files.backend().as_ref(), files.path(FileKind::Log, id));
-        let id = LogFileId { store_id: version.life.store_id, file_id: id };
+        let id = LogFileId { store_id: version.incarnation.store_id, file_id: id };
         let found = files.with_queue(|queue| Ok(wal::use_of_file(backend, queue, &path, id)?))?;
         lost.extend(found.filter(|file| unknown.contains(&file.epoch)));
     }

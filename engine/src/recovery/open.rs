@@ -2,13 +2,13 @@
 //!
 //! 1. `enter`: the directory and its lock; 2. read the manifest; 3. `replay`: read the log and the ring; 4. `load`: open the
 //!    segments (so far only empty directories were made, so a refused open changes no data); 5. `replay`: write
-//!    the replayed records to segments, synced; 6. `begin`: write a new manifest that begins a new life and forgets the old
-//!    log; 7. `orphans`: remove the files that no manifest names; 8. `assemble`: put the store together.
+//!    the replayed records to segments, synced; 6. `begin`: write a new manifest that begins a new incarnation and forgets
+//!    the old log; 7. `orphans`: remove the files that no manifest names; 8. `assemble`: put the store together.
 //!
 //! After a crash before the end of step 6 the old manifest is in force, and there may be files that it does not name. After
 //! a later crash the new manifest is in force. A repeated recovery gives the same store, so a crash during recovery has the
 //! same effect as one before it. Replayed records go to segments and not to a log: after a failed write the blocks of the
-//! old log may be in the device's cache only, and a life never continues in a file of another life.
+//! old log may be in the device's cache only, and an incarnation never continues in a file of another incarnation.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::io::files::Files;
 use crate::manifest::edit_log::{self, Manifest};
 use crate::manifest::version::Version;
 use crate::recovery::assemble::assemble;
-use crate::recovery::begin::{begin_life, first_version, new_manifest_number};
+use crate::recovery::begin::{begin_incarnation, first_version, new_manifest_number};
 use crate::recovery::enter::{enter, make_folders, no_store};
 use crate::recovery::load::{Loading, SharedMemory, open_trees};
 use crate::recovery::orphans::{discard, number_above_all, remove_orphans};
@@ -108,7 +108,7 @@ impl Switch<'_> {
     fn write(&self, mut version: Version) -> Result<(u64, Manifest)> {
         let (files, options) = (self.loading.files, self.loading.options);
         self.replay.write(&self.loading, &mut version, self.trees)?;
-        begin_life(files, options, &mut version, self.replayed)?;
+        begin_incarnation(files, options, &mut version, self.replayed)?;
         let number = new_manifest_number(files, self.is_new)?;
         Ok((number, Manifest::create(files, number, version, options.manifest_bytes())?))
     }

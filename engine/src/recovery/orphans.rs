@@ -58,7 +58,7 @@ fn live(kind: FileKind, version: &Version, manifest: u64) -> Vec<u64> {
     match kind {
         FileKind::Lock => vec![0],
         FileKind::Manifest => vec![manifest],
-        FileKind::Ring => vec![version.life.ring],
+        FileKind::Ring => vec![version.incarnation.ring],
         FileKind::Log => version.logs.iter().map(|file| file.id).collect(),
         FileKind::Segment => version.segments().map(|segment| segment.id).collect(),
     }

@@ -1,4 +1,4 @@
-//! The log of the life that has ended: read without a change, then written to segments.
+//! The log of the incarnation that has ended: read without a change, then written to segments.
 //!
 //! Invariants: a record is applied whole or not at all; an entry that a segment holds already is not applied again.
 
@@ -50,8 +50,14 @@ impl Replay {
     /// Reads log and ring, or, for a repair, the part before the first damage; changes nothing on disk.
     pub(crate) fn read(&mut self, files: &Files, version: &Version, repair: bool) -> Result<Replayed> {
         if let Err(what) = version.check_log() {
-            let life = &version.life;
-            return Err(Error::corrupt(&files.ring_path(life.ring), 0, what, "a ring", life.ring_bytes));
+            let incarnation = &version.incarnation;
+            return Err(Error::corrupt(
+                &files.ring_path(incarnation.ring),
+                0,
+                what,
+                "a ring",
+                incarnation.ring_bytes,
+            ));
         }
         let lost = lost_edit::find(files, version)?;
         let missing = lost.first().map(|file| lost_edit::error(files, file)).transpose()?;
@@ -130,7 +136,7 @@ impl Replay {
     /// Writes the records that were read to segments and adds these to the version and to the keyspaces.
     pub(crate) fn write(&self, loading: &Loading<'_>, version: &mut Version, trees: &Trees) -> Result<()> {
         let next = AtomicU64::new(version.next_file);
-        let site = loading.site(version.life.store_id);
+        let site = loading.site(version.incarnation.store_id);
         for (&keyspace, tree) in trees {
             let (mut run, mut opened) = (Vec::new(), Vec::new());
             if let Some(table) = self.tables.get(&keyspace) {

@@ -9,7 +9,7 @@ use aio::{Backend, SimBackend};
 use crate::base::error::{Error, Result};
 use crate::io::files::Files;
 use crate::manifest::edit_log::{self, FIRST_NUMBER, Manifest};
-use crate::manifest::version::{Life, Origin, Version};
+use crate::manifest::version::{Incarnation, Origin, Version};
 use crate::testing::{Background, BuilderExt};
 use crate::{Db, Keyspace};
 
@@ -48,7 +48,7 @@ fn check(db: &Db, expected: &[(std::ops::Range<u32>, &str)]) {
     db.verify().unwrap();
 }
 
-/// Makes a store with all entries in segments: two runs, written in two lives.
+/// Makes a store with all entries in segments: two runs, written in two incarnations.
 fn source() -> SimBackend {
     let sim = SimBackend::new(1);
     for (numbers, value) in [(0..200, "first"), (100..300, "second")] {
@@ -67,15 +67,15 @@ fn loaded(sim: &SimBackend, root: &str) -> Version {
 /// Makes `COPY` with the segments of `root`, and a manifest with this id and these origins.
 fn copy(sim: &SimBackend, root: &str, store_id: u64, origins: Vec<Origin>) -> SimBackend {
     let from = loaded(sim, root);
-    let (ring_bytes, end) = (from.life.ring_bytes, from.horizon);
+    let (ring_bytes, end) = (from.incarnation.ring_bytes, from.horizon);
     for dir in ["", "wal", "segments"] {
         sim.make_dir(&Path::new(COPY).join(dir)).unwrap();
     }
     let files = files_in(sim, COPY);
     let segments: Vec<_> = from.segments().map(|segment| segment.id).collect();
-    let ring = from.life.ring;
-    let life = Life { store_id, number: 1, start: end, ..from.life.clone() };
-    let version = Version { life, origins, ring_file_bytes: ring_bytes, logs: Vec::new(), ..from };
+    let ring = from.incarnation.ring;
+    let incarnation = Incarnation { store_id, number: 1, start: end, ..from.incarnation.clone() };
+    let version = Version { incarnation, origins, ring_file_bytes: ring_bytes, logs: Vec::new(), ..from };
     Manifest::create(&files, FIRST_NUMBER, version, 1 << 20).unwrap();
     let mut image = sim.snapshot().power_cut_all();
     for id in segments {
@@ -92,7 +92,7 @@ fn read(image: &DiskImage, path: &Path) -> Vec<u8> {
 
 /// The origins of a copy: those of the source, and the source for the rest of its files.
 fn origins_for_copy(version: &Version) -> Vec<Origin> {
-    let own = Origin { below: version.next_file, store_id: version.life.store_id };
+    let own = Origin { below: version.next_file, store_id: version.incarnation.store_id };
     version.origins.iter().copied().chain([own]).collect()
 }
 
@@ -111,9 +111,9 @@ fn a_copy_keeps_the_segments_of_its_origin_and_writes_its_own() {
     db.close().unwrap();
     // Each open writes a new manifest, which keeps the origins.
     let version = loaded(&sim, COPY);
-    assert_eq!((version.life.store_id, version.origins.len()), (77, 1));
+    assert_eq!((version.incarnation.store_id, version.origins.len()), (77, 1));
     let stores: Vec<u64> = version.segments().map(|segment| version.origin_of(segment.id)).collect();
-    assert_eq!(stores, [77, from.life.store_id, from.life.store_id]);
+    assert_eq!(stores, [77, from.incarnation.store_id, from.incarnation.store_id]);
     let all = [(0..50, "first"), (50..60, "copied"), (60..100, "first"), (100..300, "second")];
     let db = open(&sim, COPY).unwrap();
     check(&db, &all);
@@ -126,8 +126,8 @@ fn a_copy_keeps_the_segments_of_its_origin_and_writes_its_own() {
 fn segments_of_a_store_that_is_no_origin_are_refused() {
     let sim = source();
     let from = loaded(&sim, SOURCE);
-    let too_low = Origin { below: 1, store_id: from.life.store_id };
-    let another = Origin { below: from.next_file, store_id: from.life.store_id + 1 };
+    let too_low = Origin { below: 1, store_id: from.incarnation.store_id };
+    let another = Origin { below: from.next_file, store_id: from.incarnation.store_id + 1 };
     for origins in [vec![], vec![too_low], vec![another]] {
         let sim =
             copy(&SimBackend::from_image(sim.snapshot().power_cut_all(), 1), SOURCE, 77, origins.clone());

@@ -80,8 +80,8 @@ fn left(image: DiskImage, files: Vec<ActiveFile>) -> Vec<Vec<u8>> {
     let input = ReplayInput {
         directory: options.directory,
         store_id: options.store_id,
-        life: options.life,
-        life_start: options.start,
+        incarnation: options.incarnation,
+        incarnation_start: options.start,
         from: options.start,
         files,
         file_bytes: options.file_bytes,

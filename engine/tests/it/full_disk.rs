@@ -207,7 +207,7 @@ fn opening_on_a_full_disk_fails_changes_nothing_and_can_be_repeated() {
 }
 
 /// Does all kinds of operations on a store. They may be refused for lack of space; true if one was.
-fn life(db: &Db, model: &mut Model) -> bool {
+fn incarnation(db: &Db, model: &mut Model) -> bool {
     let mut refused = false;
     let mut allow = |result: esker::Result<()>| {
         if let Err(error) = &result {
@@ -247,11 +247,11 @@ fn space_that_is_missing_at_any_one_call_is_no_halt() {
             let db = builder(&sim, Background::Manual).open("/store").unwrap();
             let plan = FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&kinds).skip(skip);
             sim.fail(if forever { plan.forever() } else { plan });
-            refusals += usize::from(life(&db, &mut model));
+            refusals += usize::from(incarnation(&db, &mut model));
             let struck = sim.faults_struck() > 0;
             assert_eq!(db.metrics().halted, None);
             sim.clear_faults();
-            life(&db, &mut model);
+            incarnation(&db, &mut model);
             check(&db.keyspace("default").unwrap(), &model);
             db.verify().unwrap();
             db.close().unwrap();
@@ -273,7 +273,7 @@ fn segments_whose_blocks_do_not_fit_are_removed_and_written_again() {
             let mut model = Model::new();
             let db = builder(&sim, Background::Manual).open("/store").unwrap();
             sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[kind]).path("segments").skip(skip));
-            life(&db, &mut model);
+            incarnation(&db, &mut model);
             if sim.faults_struck() == 0 {
                 assert!(skip > 3);
                 break;

@@ -169,7 +169,7 @@ fn futures_return_the_results_of_gets_now_and_at_snapshots() {
     let mut random = Random::new(11);
     let dir = directory();
     let sim = SimBackend::new(3);
-    for _life in 0..3 {
+    for _incarnation in 0..3 {
         compare_with_a_model(&native(dir.path()).1, &mut random);
         compare_with_a_model(&simulated(&sim), &mut random);
     }

@@ -75,10 +75,10 @@ fn write_store() -> (DiskImage, Content) {
     let machine = SimBackend::new(SEED);
     let mut content = Content::new();
     let db = open(&machine);
-    first_life(&db, &mut content);
+    first_incarnation(&db, &mut content);
     db.close().unwrap();
     let db = open(&machine);
-    second_life(&db, &mut content);
+    second_incarnation(&db, &mut content);
     let image = machine.snapshot();
     // The image was taken before the close.
     drop(db);
@@ -87,7 +87,7 @@ fn write_store() -> (DiskImage, Content) {
 
 /// Several runs of several segments; compressed and raw blocks; old versions for a snapshot; tombstones; a dropped
 /// keyspace; a compaction.
-fn first_life(db: &Db, content: &mut Content) {
+fn first_incarnation(db: &Db, content: &mut Content) {
     let mut places = Both { keyspace: db.keyspace("default").unwrap(), name: "default", content };
     for i in 0..300_u64 {
         places.put(format!("place/{i:04}"), format!("{{\"name\":\"place {i}\",\"people\":{}}}", i * 1000));
@@ -112,7 +112,7 @@ fn first_life(db: &Db, content: &mut Content) {
 }
 
 /// A batch across keyspaces, keys of all shapes; the newest records in the log, and the last ones in the ring only.
-fn second_life(db: &Db, content: &mut Content) {
+fn second_incarnation(db: &Db, content: &mut Content) {
     let (default, second) = (db.keyspace("default").unwrap(), db.keyspace("second").unwrap());
     let mut other = Both { keyspace: second.clone(), name: "second", content };
     for key in [vec![0], vec![255; 300], "ключ".into(), b"k\0".to_vec(), b"k\0\0".to_vec()] {

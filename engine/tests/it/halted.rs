@@ -50,7 +50,7 @@ impl Listener for Halts {
 type Model = BTreeMap<Vec<u8>, Vec<Option<Vec<u8>>>>;
 
 /// Does all kinds of operations. Returns the first error of each kind: (halted, other).
-fn life(db: &Db, model: &mut Model) -> (Option<Error>, Option<Error>) {
+fn incarnation(db: &Db, model: &mut Model) -> (Option<Error>, Option<Error>) {
     let (mut halted, mut other) = (None, None);
     let mut note = |result: esker::Result<()>| {
         if let Err(error) = &result {
@@ -163,7 +163,7 @@ fn fail_each(kinds: &[EventKind], part: &str, fault: Fault) -> usize {
         let db = builder(&sim, Background::Manual).listener(Halts(Arc::clone(&told))).open("/store").unwrap();
         let mut model = Model::new();
         sim.fail(FaultPlan::new(fault).on(kinds).path(part).skip(skip));
-        let (halted, other) = life(&db, &mut model);
+        let (halted, other) = incarnation(&db, &mut model);
         let struck = sim.faults_struck() > 0;
         sim.clear_faults();
         let context = format!("{fault:?} of {kinds:?} {skip} on {part:?}");
@@ -177,7 +177,7 @@ fn fail_each(kinds: &[EventKind], part: &str, fault: Fault) -> usize {
             assert!(!struck || reported || is_harmless, "{context}: the fault was not reported");
             check(&db, &model, &context);
             // A failure before anything was written to the log: the same writes succeed now.
-            assert_eq!(life(&db, &mut model).0.map(|error| error.to_string()), None, "{context}");
+            assert_eq!(incarnation(&db, &mut model).0.map(|error| error.to_string()), None, "{context}");
             db.close().unwrap();
         }
         let db = builder(&sim, Background::Manual).open("/store").unwrap();

@@ -89,7 +89,7 @@ fn it_returns_the_results_of_gets_now_and_at_snapshots() {
     let mut random = Random::new(7);
     let sim = SimBackend::new(3);
     let mut model = Model::new();
-    for life in 0..4 {
+    for incarnation in 0..4 {
         let db = open(&sim);
         let ks = db.keyspace("default").unwrap();
         let mut kept = Vec::new();
@@ -100,7 +100,7 @@ fn it_returns_the_results_of_gets_now_and_at_snapshots() {
                 assert_eq!(
                     found(&ks, None, &keys).unwrap(),
                     expect(&model, &keys),
-                    "life {life}, round {round}"
+                    "incarnation {incarnation}, round {round}"
                 );
                 let single: Vec<_> = keys.iter().map(|key| ks.get(key).unwrap().map(Vec::from)).collect();
                 assert_eq!(single, expect(&model, &keys));

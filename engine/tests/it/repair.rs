@@ -154,7 +154,7 @@ fn a_missing_or_shortened_file_of_the_log_is_repaired_too() {
         assert_eq!(kept(&db), expected);
         drop(db);
         let (_, db) = open(&sim.snapshot().power_cut_none());
-        assert_eq!(kept(&db), expected, "also after another life");
+        assert_eq!(kept(&db), expected, "also after another incarnation");
     }
 }
 
@@ -289,7 +289,7 @@ fn a_log_file_that_was_used_proves_that_the_manifest_has_lost_its_edit() {
         assert_eq!(kept(&db), puts);
         drop(db);
         let (_, db) = open(&sim.snapshot().power_cut_none());
-        assert_eq!(kept(&db), puts, "also after another life");
+        assert_eq!(kept(&db), puts, "also after another incarnation");
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     let mut rows = Map::new();
     let mut row = |name: &str, value: Value| rows.insert(name.to_owned(), value);
     row("direct_io", Value::from(metrics.direct_io));
-    row("life", Value::from(metrics.life));
+    row("incarnation", Value::from(metrics.incarnation));
     row("log_files", Value::from(metrics.log_files));
     row("log_bytes", Value::from(metrics.log_bytes));
     row("memtable_bytes", Value::from(metrics.memtable_bytes));

@@ -123,7 +123,7 @@ impl<'a> Errand<'a> {
         wait_for_go()?;
         let mut whole_lives = 0;
         while whole_lives < 2 {
-            match self.life() {
+            match self.incarnation() {
                 Ok(()) => whole_lives += 1,
                 Err(failure) => self.met(failure)?,
             }
@@ -164,18 +164,18 @@ impl<'a> Errand<'a> {
     }
 
     /// Opens, compares, makes the remaining writes, compares, closes.
-    fn life(&mut self) -> Check {
-        let life = self.open()?;
+    fn incarnation(&mut self) -> Check {
+        let store = self.open()?;
         self.board.put(Count::Opened, 1).map_err(|error| on_board(&error))?;
-        match self.work(&life).and_then(|()| self.ledger.compare(&life.db)) {
+        match self.work(&store).and_then(|()| self.ledger.compare(&store.db)) {
             Ok(()) => {
-                let OpenStore { db, keyspaces } = life;
+                let OpenStore { db, keyspaces } = store;
                 drop(keyspaces);
                 db.close().map_err(|error| Failure::from(error).at("close"))
             }
             Err(failure) => {
                 if let Some(Error::Halted { .. }) = failure.refused() {
-                    self.must_stay_halted(&life)?;
+                    self.must_stay_halted(&store)?;
                 }
                 Err(failure)
             }
@@ -197,13 +197,13 @@ impl<'a> Errand<'a> {
         self.board.acknowledge(WRITER, self.ledger.written()).map_err(|error| on_board(&error))
     }
 
-    fn work(&mut self, life: &OpenStore) -> Check {
+    fn work(&mut self, store: &OpenStore) -> Check {
         while self.ledger.written() < self.args.commits || self.args.endless {
             let number = self.ledger.written() + 1;
-            self.attempt(|_| commit(life, number))?;
+            self.attempt(|_| commit(store, number))?;
             self.ledger.apply(number);
             self.note()?;
-            self.attempt(|errand| errand.beside(life, number))?;
+            self.attempt(|errand| errand.beside(store, number))?;
         }
         Ok(())
     }
@@ -223,42 +223,42 @@ impl<'a> Errand<'a> {
     }
 
     /// The other operations that go with the write of a number.
-    fn beside(&self, life: &OpenStore, number: u64) -> Check {
+    fn beside(&self, store: &OpenStore, number: u64) -> Check {
         let at = |what: &'static str| move |error: Error| Failure::from(error).at(what);
         match number % 20 {
-            3 => self.ledger.get(&life.keyspaces[1], number),
-            6 => self.ledger.multi_get(number, |keys| life.keyspaces[0].multi_get(keys)),
-            9 => self.ledger.multi_get(number, |keys| block_on(life.keyspaces[1].multi_get_async(keys))),
-            12 => self.ledger.scan(&life.keyspaces[0]),
-            15 => life.db.flush().map_err(at("flush")),
-            18 if number % 60 == 58 => life.db.compact().map_err(at("compact")),
-            18 if number % 60 == 18 => life.db.verify().map(drop).map_err(at("verify")),
+            3 => self.ledger.get(&store.keyspaces[1], number),
+            6 => self.ledger.multi_get(number, |keys| store.keyspaces[0].multi_get(keys)),
+            9 => self.ledger.multi_get(number, |keys| block_on(store.keyspaces[1].multi_get_async(keys))),
+            12 => self.ledger.scan(&store.keyspaces[0]),
+            15 => store.db.flush().map_err(at("flush")),
+            18 if number % 60 == 58 => store.db.compact().map_err(at("compact")),
+            18 if number % 60 == 18 => store.db.verify().map(drop).map_err(at("verify")),
             _ => Ok(()),
         }
     }
 
     /// A halted store refuses all writes with its cause, and still reads.
-    fn must_stay_halted(&self, life: &OpenStore) -> Check {
+    fn must_stay_halted(&self, store: &OpenStore) -> Check {
         for again in 0..REFUSED {
             // The same number, because it is unknown whether that write happened.
-            match commit(life, self.ledger.written() + 1) {
+            match commit(store, self.ledger.written() + 1) {
                 Err(failure) if matches!(failure.refused(), Some(Error::Halted { .. })) => {}
                 other => {
                     return Err(Failure::new(format!("halted, and then {other:?} at attempt {again}")));
                 }
             }
         }
-        self.ledger.get_all(&life.keyspaces[0])
+        self.ledger.get_all(&store.keyspaces[0])
     }
 }
 
 /// One write to both keyspaces or to none. Every other one waits for stable media.
-fn commit(life: &OpenStore, number: u64) -> Check {
+fn commit(store: &OpenStore, number: u64) -> Check {
     let (slot, deletes) = slot_of(WRITER, number);
     let key = key(WRITER, slot);
-    let mut batch = life.db.batch();
+    let mut batch = store.db.batch();
     batch.durability(if number.is_multiple_of(2) { Durability::Power } else { Durability::Process });
-    for keyspace in &life.keyspaces {
+    for keyspace in &store.keyspaces {
         if deletes {
             batch.delete(keyspace, &key);
         } else {

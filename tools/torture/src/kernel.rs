@@ -50,7 +50,7 @@ const LANES_PER_THREAD: usize = 4;
 const NOTHING_TRIED: &str = "kernel: nothing could be tried on this machine";
 
 /// Incarnations of one workload.
-const LIVES: usize = 2;
+const INCARNATIONS: usize = 2;
 
 /// The extent of a run.
 #[derive(Debug)]
@@ -289,7 +289,7 @@ fn workload(lane: &mut Lane, explorer: &mut KernelExplorer<'_>, seed: u64) -> Ch
     let threads = rng.bool();
     let mut left: Option<Left> = None;
     lane.clear();
-    for _ in 0..LIVES {
+    for _ in 0..INCARNATIONS {
         let play = Play {
             seed: rng.u64(..),
             ops: rng.usize(5..45),
@@ -303,13 +303,13 @@ fn workload(lane: &mut Lane, explorer: &mut KernelExplorer<'_>, seed: u64) -> Ch
         if let Some(left) = left {
             lane.device.set_image(left.image);
         }
-        let life = lane.play(play)?;
-        if let Some(wrong) = life.wrong {
+        let incarnation = lane.play(play)?;
+        if let Some(wrong) = incarnation.wrong {
             return Err(Failure::new(wrong).at("while the store lived"));
         }
-        tally.counts.add("lives", 1);
-        tally.counts.add("operations_run", life.stamps.len() as u64);
-        left = explorer.explore(lane, &life)?;
+        tally.counts.add("incarnations", 1);
+        tally.counts.add("operations_run", incarnation.stamps.len() as u64);
+        left = explorer.explore(lane, &incarnation)?;
         if left.is_none() {
             break;
         }

@@ -59,7 +59,7 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
     let mut is_cut = false;
     let mut hash = 0;
     for _ in 0..rng.usize(1..5) {
-        tally.counts.add("lives", 1);
+        tally.counts.add("incarnations", 1);
         let bounds = world.acks().after_process_crash();
         let found = world.open(&bounds).map_err(|failure| failure.at("opening an incarnation"))?;
         explore(&recovery_points(&points, is_cut.then_some(found)), &world)?;
@@ -68,13 +68,13 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
         for op in futures.into_iter().chain(generator.sequence(rng.usize(3..40))) {
             run(&mut world, &op, tally)?;
         }
-        let mut life = std::mem::take(&mut *points.lock());
-        life.push(end_of(&world));
-        explore(&life, &world)?;
+        let mut incarnation = std::mem::take(&mut *points.lock());
+        incarnation.push(end_of(&world));
+        explore(&incarnation, &world)?;
         hash = u64::rotate_left(hash, 7) ^ world.sim.trace_hash();
-        let chosen = if rng.u8(..4) == 0 { life.len() - 1 } else { rng.usize(..life.len()) };
+        let chosen = if rng.u8(..4) == 0 { incarnation.len() - 1 } else { rng.usize(..incarnation.len()) };
         is_cut = rng.bool();
-        crash(&mut world, &life[chosen], is_cut, &mut rng);
+        crash(&mut world, &incarnation[chosen], is_cut, &mut rng);
         points.lock().clear();
     }
     tally.counts.add("futures", world.held.futures);
@@ -156,9 +156,9 @@ pub(crate) fn short_sequence(case: u64, settings: &Settings, distinct: &Distinct
     if let Some(last) = ops.last() {
         run(&mut world, last, &mut tally)?;
     }
-    let mut life = std::mem::take(&mut *points.lock());
-    life.push(end_of(&world));
-    explorer.explore(&life, &world.model).map_err(|failure| failure.at(format!("{ops:?}")))?;
+    let mut incarnation = std::mem::take(&mut *points.lock());
+    incarnation.push(end_of(&world));
+    explorer.explore(&incarnation, &world.model).map_err(|failure| failure.at(format!("{ops:?}")))?;
     tally.counts.merge(&explorer.counts);
     if !settings.is_over() {
         tally.counts.add("short_sequences", 1);

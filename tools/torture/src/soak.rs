@@ -167,11 +167,12 @@ impl Soak<'_> {
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} s  {msg}") {
             bar.set_style(style);
         }
-        let mut life = 0;
+        let mut incarnation = 0;
         while self.elapsed() < self.length {
-            let faulty = life % FAULTY_EVERY == FAULTY_EVERY - 1;
-            self.life(life, faulty).map_err(|failure| failure.at(format!("incarnation {life}")))?;
-            life += 1;
+            let faulty = incarnation % FAULTY_EVERY == FAULTY_EVERY - 1;
+            self.incarnation(incarnation, faulty)
+                .map_err(|failure| failure.at(format!("incarnation {incarnation}")))?;
+            incarnation += 1;
             bar.set_position(self.elapsed().min(self.length).as_secs());
             let total = |name: &str| self.totals.get(name).copied().unwrap_or(0);
             bar.set_message(format!(
@@ -182,16 +183,16 @@ impl Soak<'_> {
             ));
         }
         bar.finish_and_clear();
-        self.totals.insert("lives", life);
+        self.totals.insert("incarnations", incarnation);
         self.compare(true).map_err(|failure| failure.at("the end"))?;
         Ok(self.figures())
     }
 
     /// Runs one worker to its end, and checks its store.
-    fn life(&mut self, life: u64, faulty: bool) -> Check {
+    fn incarnation(&mut self, incarnation: u64, faulty: bool) -> Check {
         let path = self.args.dir.join("board");
         let board = Board::create(&path, &self.settled).map_err(io("the board"))?;
-        let mut child = self.start(life, &path, faulty)?;
+        let mut child = self.start(incarnation, &path, faulty)?;
         let ended = self.end(&mut child, &board);
         // On every path no worker stays behind.
         let _ = child.kill();
@@ -202,14 +203,14 @@ impl Soak<'_> {
         // The check counts the handles of this process.
         drop(board);
         self.settle(&acknowledged)?;
-        self.compare(life % 4 == 3)
+        self.compare(incarnation % 4 == 3)
     }
 
-    fn start(&mut self, life: u64, board: &Path, faulty: bool) -> Check<Child> {
+    fn start(&mut self, incarnation: u64, board: &Path, faulty: bool) -> Check<Child> {
         let log = OpenOptions::new().create(true).append(true).open(self.args.dir.join("worker.log"));
         let mut command = Command::new(std::env::current_exe().map_err(io("find this program"))?);
         command.arg("soak-worker").arg(self.store()).arg(board);
-        command.arg((self.args.seed ^ life << 32).to_string());
+        command.arg((self.args.seed ^ incarnation << 32).to_string());
         if faulty {
             command.arg("--faults").arg(FAULT_ONE_IN.to_string());
         }
@@ -381,7 +382,7 @@ impl Soak<'_> {
             "command": "soak",
             "seed": self.args.seed,
             "seconds": self.elapsed().as_secs(),
-            "lives": total("lives"),
+            "incarnations": total("incarnations"),
             "kills": total("kills"),
             "faults": total("faults"),
             "halted": total("halted"),

@@ -1,7 +1,7 @@
 //! A store on a simulated machine beside its model, with one file for each group of operations on it.
 
 mod cold;
-mod life;
+mod incarnation;
 mod reads;
 mod state;
 mod writes;

@@ -7,7 +7,7 @@ use aio::{Buf, SECTOR_BYTES};
 use wal::{Chain, ChainRules, Error, Group, Place, STEP, Seq, Stop, Verdict, read_chain, seal};
 
 const PLACE: Place = Place { store_id: 7, file_id: 3, epoch: 5 };
-const RULES: ChainRules = ChainRules { place: PLACE, life: 2, start: Seq::new(320) };
+const RULES: ChainRules = ChainRules { place: PLACE, incarnation: 2, start: Seq::new(320) };
 
 /// A file and its groups.
 struct Log {
@@ -25,7 +25,7 @@ impl Log {
         for (number, &len) in lens.iter().enumerate() {
             let bytes = Random::new(number as u64 + u64::from(place.epoch)).bytes(len);
             let group = Group {
-                life: RULES.life,
+                incarnation: RULES.incarnation,
                 number: number as u64,
                 start,
                 end: start.plus(len),
@@ -170,7 +170,7 @@ fn groups_that_contradict_the_rules_are_corruption() {
         Stop::Damaged { offset, what, .. } => (offset, what),
         stop => panic!("{stop:?}"),
     };
-    assert_eq!(with(ChainRules { life: 1, ..RULES }), (0, "life of a group"));
+    assert_eq!(with(ChainRules { incarnation: 1, ..RULES }), (0, "incarnation of a group"));
     assert_eq!(with(ChainRules { start: Seq::ZERO, ..RULES }), (0, "start of a group"));
     assert_eq!(with(ChainRules { place: Place { epoch: 4, ..PLACE }, ..RULES }).0, 0, "from the future");
     // A copy of a group over another one fails by its sector index. The group number guards against bugs of the writer.

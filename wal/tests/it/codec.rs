@@ -10,13 +10,13 @@ use wal::{
 
 const PLACE: Place = Place { store_id: 77, file_id: 5, epoch: 9 };
 
-/// Of a life of the store with number 77.
-fn of(life: u32) -> StreamOrigin {
-    StreamOrigin { store_id: 77, life }
+/// Of an incarnation of the store with number 77.
+fn of(incarnation: u32) -> StreamOrigin {
+    StreamOrigin { store_id: 77, incarnation }
 }
 
-fn framed(payload: &[u8], life: u32, seq: Seq) -> Vec<u8> {
-    record(payload).prepare().frame(of(life), seq).to_vec()
+fn framed(payload: &[u8], incarnation: u32, seq: Seq) -> Vec<u8> {
+    record(payload).prepare().frame(of(incarnation), seq).to_vec()
 }
 
 #[test]
@@ -24,12 +24,12 @@ fn records_come_back_at_every_length() {
     let mut random = Random::new(seed());
     for len in (0..200).chain([1000, 4095, 70_000]) {
         let payload = random.bytes(len);
-        let (life, seq) = (random.next().to_le_bytes()[0].into(), Seq::new(random.below(1 << 40)));
-        let bytes = framed(&payload, life, seq);
+        let (incarnation, seq) = (random.next().to_le_bytes()[0].into(), Seq::new(random.below(1 << 40)));
+        let bytes = framed(&payload, incarnation, seq);
         assert!(bytes.len().is_multiple_of(GRANULE));
         assert_eq!(bytes.len(), record(&payload).len_bytes());
         assert_eq!(
-            decode(&bytes, of(life), seq),
+            decode(&bytes, of(incarnation), seq),
             Decoded::Record { payload: &payload, len_bytes: bytes.len() }
         );
     }
@@ -47,9 +47,9 @@ fn every_flipped_bit_of_a_record_is_noticed() {
 }
 
 /// A void of `len_bytes`.
-fn void(len_bytes: usize, life: u32, seq: Seq) -> Vec<u8> {
+fn void(len_bytes: usize, incarnation: u32, seq: Seq) -> Vec<u8> {
     let mut bytes = vec![0; len_bytes];
-    bytes[..RECORD_HEADER_BYTES].copy_from_slice(&void_header(len_bytes, of(life), seq));
+    bytes[..RECORD_HEADER_BYTES].copy_from_slice(&void_header(len_bytes, of(incarnation), seq));
     bytes
 }
 
@@ -63,7 +63,7 @@ fn a_void_takes_the_length_of_the_record_that_it_stands_for() {
             let decoded = decode(&bytes[..len], of(3), seq);
             assert!(matches!(decoded, Decoded::Incomplete { .. }), "{len} of {len_bytes} bytes");
         }
-        assert!(matches!(decode(&bytes, of(4), seq), Decoded::Invalid(_)), "another life");
+        assert!(matches!(decode(&bytes, of(4), seq), Decoded::Invalid(_)), "another incarnation");
         assert!(matches!(decode(&bytes, of(3), Seq::new(672)), Decoded::Invalid(_)), "another place");
     }
 }
@@ -92,10 +92,10 @@ fn every_truncation_of_a_record_is_incomplete() {
 }
 
 #[test]
-fn a_record_of_another_store_life_or_place_does_not_validate() {
+fn a_record_of_another_store_incarnation_or_place_does_not_validate() {
     let bytes = framed(b"payload", 3, Seq::new(640));
     for store_id in [0, 76] {
-        let origin = StreamOrigin { store_id, life: 3 };
+        let origin = StreamOrigin { store_id, incarnation: 3 };
         assert!(matches!(decode(&bytes, origin, Seq::new(640)), Decoded::Invalid(_)));
         let other = record(b"payload").prepare().frame(origin, Seq::new(640)).to_vec();
         assert!(matches!(decode(&other, origin, Seq::new(640)), Decoded::Record { .. }));
@@ -154,7 +154,7 @@ fn every_flipped_bit_of_a_sector_is_damage() {
 #[test]
 fn group_headers_come_back_and_every_flipped_bit_is_noticed() {
     let group = Group {
-        life: 3,
+        incarnation: 3,
         number: 17,
         start: Seq::new(64),
         end: Seq::new(640),
@@ -175,8 +175,8 @@ fn group_headers_come_back_and_every_flipped_bit_is_noticed() {
 
 proptest! {
     #[test]
-    fn decoders_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), life: u32, seq: u64) {
-        let _ = decode(&bytes, of(life), Seq::new(seq));
+    fn decoders_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), incarnation: u32, seq: u64) {
+        let _ = decode(&bytes, of(incarnation), Seq::new(seq));
         let _ = Group::decode(&bytes);
         if let Some(sector) = bytes.first_chunk() {
             let _ = classify(&PLACE, seq, sector);

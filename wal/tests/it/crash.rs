@@ -1,5 +1,5 @@
-//! The log on the simulated disk: crashes at every event, several lives, recycled files; what comes back is a prefix
-//! that holds everything acknowledged.
+//! The log on the simulated disk: crashes at every event, several incarnations, recycled files; what comes back is a
+//! prefix that holds everything acknowledged.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,9 +17,9 @@ const STORE: u64 = 99;
 const RING_BYTES: usize = 16 << 10;
 const FILE_BYTES: u64 = 16 << 10;
 
-/// What the test knows of one life.
+/// What the test knows of one incarnation.
 #[derive(Default)]
-struct Life {
+struct Incarnation {
     number: u32,
     start: Seq,
     /// Everything below is in segments, so to say.
@@ -34,34 +34,34 @@ struct Life {
     closed: bool,
 }
 
-fn options(life: u32, start: Seq) -> LogOptions {
+fn options(incarnation: u32, start: Seq) -> LogOptions {
     LogOptions {
         ring_bytes: RING_BYTES,
         ring_file_bytes: RING_FIRST_BYTES,
         file_bytes: FILE_BYTES,
         background: Background::Manual,
-        ..LogOptions::new("/wal", STORE, life, start)
+        ..LogOptions::new("/wal", STORE, incarnation, start)
     }
 }
 
 /// With a ring of which `ring_file_bytes` are there.
-fn input(life: &Life, (files, ring_file_bytes): (Vec<ActiveFile>, usize)) -> ReplayInput {
+fn input(incarnation: &Incarnation, (files, ring_file_bytes): (Vec<ActiveFile>, usize)) -> ReplayInput {
     ReplayInput {
         directory: "/wal".into(),
         store_id: STORE,
-        life: life.number,
-        life_start: life.start,
-        from: life.from,
+        incarnation: incarnation.number,
+        incarnation_start: incarnation.start,
+        from: incarnation.from,
         files,
         file_bytes: FILE_BYTES,
-        ring_path: ring_path(life),
+        ring_path: ring_path(incarnation),
         ring_bytes: RING_BYTES,
         ring_file_bytes,
     }
 }
 
-fn ring_path(life: &Life) -> PathBuf {
-    options(life.number, life.start).ring_path
+fn ring_path(incarnation: &Incarnation) -> PathBuf {
+    options(incarnation.number, incarnation.start).ring_path
 }
 
 /// A disk with a directory for the log.
@@ -73,19 +73,20 @@ fn disk() -> DiskImage {
 }
 
 /// Appends random records, waits for some, drains, retires, and at last closes; stops at the first error.
-fn live(sim: &SimBackend, manifest: &Arc<Manifest>, life: &mut Life, records: u64) {
-    let mut random = Random::new(u64::from(life.number));
+fn live(sim: &SimBackend, manifest: &Arc<Manifest>, incarnation: &mut Incarnation, records: u64) {
+    let mut random = Random::new(u64::from(incarnation.number));
     let host: Arc<Manifest> = Arc::clone(manifest);
-    let Ok(log) = Log::open(Arc::new(sim.clone()), options(life.number, life.start), host) else {
+    let Ok(log) = Log::open(Arc::new(sim.clone()), options(incarnation.number, incarnation.start), host)
+    else {
         assert!(sim.has_crashed());
         return;
     };
-    let outcome = (0..records).try_for_each(|nth| step(sim, manifest, life, (&log, nth, &mut random)));
-    life.recycled = log.metrics().recycled;
-    life.closed = outcome.and_then(|()| log.close()).is_ok();
-    assert!(life.closed || sim.has_crashed());
-    if life.closed {
-        life.durable = log.durable();
+    let outcome = (0..records).try_for_each(|nth| step(sim, manifest, incarnation, (&log, nth, &mut random)));
+    incarnation.recycled = log.metrics().recycled;
+    incarnation.closed = outcome.and_then(|()| log.close()).is_ok();
+    assert!(incarnation.closed || sim.has_crashed());
+    if incarnation.closed {
+        incarnation.durable = log.durable();
         assert_eq!(log.durable(), log.published());
     }
 }
@@ -93,7 +94,7 @@ fn live(sim: &SimBackend, manifest: &Arc<Manifest>, life: &mut Life, records: u6
 fn step(
     sim: &SimBackend,
     manifest: &Manifest,
-    life: &mut Life,
+    incarnation: &mut Incarnation,
     (log, nth, random): (&Log, u64, &mut Random),
 ) -> Result<(), Error> {
     let most = if nth.is_multiple_of(8) { 3900 } else { 300 };
@@ -103,19 +104,19 @@ fn step(
         // A writer gives up: nothing of it comes back.
         let mut record = record(&payload);
         let reservation = log.reserve(&mut record)?;
-        life.ends.push(reservation.place().end);
+        incarnation.ends.push(reservation.place().end);
         return Ok(());
     }
-    life.appended.push((log.published(), payload.clone()));
+    incarnation.appended.push((log.published(), payload.clone()));
     let Appended { seq, end } = log.append(&mut record(&payload))?;
-    assert_eq!(seq, life.appended.last().unwrap().0);
+    assert_eq!(seq, incarnation.appended.last().unwrap().0);
     log.wait_process(end)?;
     if sim.has_crashed() {
         // Stores into a map do not fail, so nobody was told yet.
         return Err(Error::Closed);
     }
-    life.process = end;
-    life.ends.push(end);
+    incarnation.process = end;
+    incarnation.ends.push(end);
     match random.below(10) {
         0..4 => log.wait_durable(end)?,
         4 => {
@@ -126,7 +127,7 @@ fn step(
         }
         5 => {
             log.sync()?;
-            life.from = end;
+            incarnation.from = end;
             let retired = log.retirable(end);
             manifest.forget(&retired);
             log.retire(&retired)?;
@@ -135,21 +136,23 @@ fn step(
     }
     // A group that meets the end of its file ends inside a record, which counts when it is whole.
     let durable = log.durable();
-    life.durable = life.ends.iter().rev().find(|&&end| end <= durable).copied().unwrap_or(life.start);
+    incarnation.durable =
+        incarnation.ends.iter().rev().find(|&&end| end <= durable).copied().unwrap_or(incarnation.start);
     Ok(())
 }
 
 /// With the log files, and how much of the ring is there.
 fn run_replay(
     image: DiskImage,
-    life: &Life,
+    incarnation: &Incarnation,
     files: (Vec<ActiveFile>, usize),
 ) -> Result<(Replayed, usize), Error> {
     let sim = SimBackend::from_image(image, 5);
     let mut queue = sim.queue(4).unwrap();
-    let expected = &life.appended[life.appended.partition_point(|(seq, _)| *seq < life.from)..];
+    let expected =
+        &incarnation.appended[incarnation.appended.partition_point(|(seq, _)| *seq < incarnation.from)..];
     let mut visited = 0;
-    let replayed = replay(&sim, &mut *queue, &input(life, files), &mut |seq, payload| {
+    let replayed = replay(&sim, &mut *queue, &input(incarnation, files), &mut |seq, payload| {
         assert!(visited < expected.len(), "a record that nobody appended at {seq}");
         assert_eq!((seq, payload), (expected[visited].0, &expected[visited].1[..]));
         visited += 1;
@@ -159,24 +162,26 @@ fn run_replay(
 }
 
 /// Replays what a crash has left and checks the promise.
-fn check(image: &DiskImage, life: &Life, manifest: &Manifest, acknowledged: Seq) -> Replayed {
+fn check(image: &DiskImage, incarnation: &Incarnation, manifest: &Manifest, acknowledged: Seq) -> Replayed {
     let files = (manifest.files(), manifest.ring_file_bytes());
-    let (replayed, _) = run_replay(image.clone(), life, files).unwrap_or_else(|error| panic!("{error}"));
+    let (replayed, _) =
+        run_replay(image.clone(), incarnation, files).unwrap_or_else(|error| panic!("{error}"));
     assert!(replayed.end >= acknowledged, "{replayed:?} lost what was acknowledged up to {acknowledged}");
     replayed
 }
 
-/// Crashes at every event of a second life, which recycles its files; then at a random one of a third life.
+/// Crashes at every event of a second incarnation, which recycles its files; then at a random one of a third
+/// incarnation.
 #[test]
 fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
     let seed = seed();
-    // The first life is the same each time, and closes.
+    // The first incarnation is the same each time, and closes.
     let first_manifest = || {
         let (sim, manifest) = (SimBackend::from_image(disk(), seed), Arc::new(Manifest::default()));
-        let mut life = Life { number: 1, ..Life::default() };
-        live(&sim, &manifest, &mut life, 40);
-        assert!(life.closed);
-        (sim, manifest, life)
+        let mut incarnation = Incarnation { number: 1, ..Incarnation::default() };
+        live(&sim, &manifest, &mut incarnation, 40);
+        assert!(incarnation.closed);
+        (sim, manifest, incarnation)
     };
     let (sim, _, _) = first_manifest();
     let before = sim.events();
@@ -184,35 +189,37 @@ fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
     let (mut k, mut crashed, mut torn, mut from_ring, mut recycled) = (before, true, 0, 0, 0);
     while crashed {
         let (sim, manifest, first) = first_manifest();
-        // A store removes the files of the life before when the new one is in its manifest.
+        // A store removes the files of the incarnation before when the new one is in its manifest.
         for id in manifest.forget_all() {
             sim.remove(&log_file_path(Path::new("/wal"), id)).unwrap();
         }
         sim.crash_at(k);
-        let mut life = Life { number: 2, start: first.durable, from: first.durable, ..Life::default() };
-        (life.durable, life.process) = (life.start, life.start);
-        live(&sim, &manifest, &mut life, 150);
+        let mut incarnation =
+            Incarnation { number: 2, start: first.durable, from: first.durable, ..Incarnation::default() };
+        (incarnation.durable, incarnation.process) = (incarnation.start, incarnation.start);
+        live(&sim, &manifest, &mut incarnation, 150);
         crashed = sim.has_crashed();
-        recycled = life.recycled;
+        recycled = incarnation.recycled;
         k += 1;
         let image = sim.snapshot();
-        if image.read_file(&ring_path(&life)).is_none_or(|ring| ring.len() < RING_FIRST_BYTES)
-            || life.appended.is_empty()
+        if image.read_file(&ring_path(&incarnation)).is_none_or(|ring| ring.len() < RING_FIRST_BYTES)
+            || incarnation.appended.is_empty()
         {
-            // Before `open` returned, no manifest names the life.
+            // Before `open` returned, no manifest names the incarnation.
             continue;
         }
-        let process = check(&image.process_crash(random.next()), &life, &manifest, life.process);
+        let process =
+            check(&image.process_crash(random.next()), &incarnation, &manifest, incarnation.process);
         from_ring += process.ring_bytes;
-        check(&image.power_cut_all(), &life, &manifest, life.durable);
-        check(&image.power_cut_none(), &life, &manifest, life.durable);
+        check(&image.power_cut_all(), &incarnation, &manifest, incarnation.durable);
+        check(&image.power_cut_none(), &incarnation, &manifest, incarnation.durable);
         let mut left = image.power_cut_none();
         for _ in 0..4 {
             left = image.power_cut_random(random.next());
-            let replayed = check(&left, &life, &manifest, life.durable);
+            let replayed = check(&left, &incarnation, &manifest, incarnation.durable);
             torn += u32::from(replayed.verdict == Verdict::TornTail);
         }
-        next_life(left, (&life, &manifest), &mut random);
+        next_incarnation(left, (&incarnation, &manifest), &mut random);
     }
     println!("{} crash points, {torn} torn tails, {from_ring} bytes from the ring", k - before);
     assert!(recycled > 4, "retired files are used again: {recycled}");
@@ -220,16 +227,27 @@ fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
     assert!(from_ring > 0, "some process crash leaves records that only the ring has");
 }
 
-/// The life after a crash never goes on in old files; it begins behind everything replayed.
-fn next_life(image: DiskImage, (life, manifest): (&Life, &Arc<Manifest>), random: &mut Random) {
+/// The incarnation after a crash never goes on in old files; it begins behind everything replayed.
+fn next_incarnation(
+    image: DiskImage,
+    (incarnation, manifest): (&Incarnation, &Arc<Manifest>),
+    random: &mut Random,
+) {
     let (replayed, _) =
-        run_replay(image.clone(), life, (manifest.files(), manifest.ring_file_bytes())).unwrap();
+        run_replay(image.clone(), incarnation, (manifest.files(), manifest.ring_file_bytes())).unwrap();
     let sim = SimBackend::from_image(image, random.next());
     for id in manifest.forget_all() {
         sim.remove(&log_file_path(Path::new("/wal"), id)).unwrap();
     }
     let start = replayed.end;
-    let mut next = Life { number: 3, start, from: start, durable: start, process: start, ..Life::default() };
+    let mut next = Incarnation {
+        number: 3,
+        start,
+        from: start,
+        durable: start,
+        process: start,
+        ..Incarnation::default()
+    };
     sim.crash_at(sim.events() + 15 + random.below(60));
     live(&sim, manifest, &mut next, 20);
     if next.appended.is_empty() {
@@ -240,21 +258,21 @@ fn next_life(image: DiskImage, (life, manifest): (&Life, &Arc<Manifest>), random
     check(&image.power_cut_random(random.next()), &next, manifest, next.durable);
 }
 
-/// One life with several files, closed.
-fn closed_life(records: u64) -> (SimBackend, Arc<Manifest>, Life) {
+/// One incarnation with several files, closed.
+fn closed_incarnation(records: u64) -> (SimBackend, Arc<Manifest>, Incarnation) {
     let (sim, manifest) = (SimBackend::from_image(disk(), 3), Arc::new(Manifest::default()));
-    let mut life = Life { number: 6, ..Life::default() };
-    live(&sim, &manifest, &mut life, records);
-    assert!(life.closed);
-    (sim, manifest, life)
+    let mut incarnation = Incarnation { number: 6, ..Incarnation::default() };
+    live(&sim, &manifest, &mut incarnation, records);
+    assert!(incarnation.closed);
+    (sim, manifest, incarnation)
 }
 
 #[test]
 fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
-    let (sim, manifest, life) = closed_life(24);
+    let (sim, manifest, incarnation) = closed_incarnation(24);
     let (files, ring) = (manifest.files(), manifest.ring_file_bytes());
     assert!(files.len() >= 2, "several files are in use");
-    let whole = run_replay(sim.snapshot(), &life, (files.clone(), ring)).unwrap();
+    let whole = run_replay(sim.snapshot(), &incarnation, (files.clone(), ring)).unwrap();
     let (mut reported, mut random) = (0, Random::new(seed()));
     for file in &files {
         let path = log_file_path(Path::new("/wal"), file.id);
@@ -266,7 +284,7 @@ fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
                 } else {
                     image.zero_sector(&path, sector);
                 }
-                match run_replay(image, &life, (files.clone(), ring)) {
+                match run_replay(image, &incarnation, (files.clone(), ring)) {
                     // The ring may replace a lost group, and the claim group holds no records.
                     Ok(found) => assert_eq!((found.0.end, found.1), (whole.0.end, whole.1)),
                     Err(Error::Corrupt { file, .. }) => {
@@ -283,33 +301,33 @@ fn damage_of_any_sector_in_use_is_reported_and_never_loses_a_record() {
 
 #[test]
 fn missing_and_short_files_are_corruption() {
-    let (sim, manifest, life) = closed_life(24);
+    let (sim, manifest, incarnation) = closed_incarnation(24);
     let (files, ring) = (manifest.files(), manifest.ring_file_bytes());
     let mut paths: Vec<_> = files.iter().map(|file| log_file_path(Path::new("/wal"), file.id)).collect();
-    paths.push(ring_path(&life));
+    paths.push(ring_path(&incarnation));
     for path in &paths {
         let mut missing = sim.snapshot();
         assert!(missing.remove_file(path));
         let mut short = sim.snapshot();
         short.damage(path, |bytes| bytes.truncate(bytes.len() - 4096));
         for image in [missing, short] {
-            let error = run_replay(image, &life, (files.clone(), ring)).unwrap_err();
+            let error = run_replay(image, &incarnation, (files.clone(), ring)).unwrap_err();
             assert!(matches!(&error, Error::Corrupt { file, .. } if file == path), "{error}");
         }
     }
-    let error = run_replay(sim.snapshot(), &life, (files[1..].to_vec(), ring));
-    assert!(life.from >= files[1].start || error.is_err(), "a file in front is missing");
+    let error = run_replay(sim.snapshot(), &incarnation, (files[1..].to_vec(), ring));
+    assert!(incarnation.from >= files[1].start || error.is_err(), "a file in front is missing");
     let mut exchanged = files.clone();
     exchanged.swap(0, 1);
-    assert!(run_replay(sim.snapshot(), &life, (exchanged, ring)).is_err());
+    assert!(run_replay(sim.snapshot(), &incarnation, (exchanged, ring)).is_err());
 }
 
 #[test]
 fn a_log_that_ends_before_the_segments_is_corruption() {
-    let (sim, manifest, mut life) = closed_life(10);
-    life.from = life.durable.plus(32);
+    let (sim, manifest, mut incarnation) = closed_incarnation(10);
+    incarnation.from = incarnation.durable.plus(32);
     assert!(matches!(
-        run_replay(sim.snapshot(), &life, (manifest.files(), manifest.ring_file_bytes())),
+        run_replay(sim.snapshot(), &incarnation, (manifest.files(), manifest.ring_file_bytes())),
         Err(Error::Corrupt { .. })
     ));
 }
@@ -317,22 +335,28 @@ fn a_log_that_ends_before_the_segments_is_corruption() {
 #[test]
 fn records_come_back_from_the_ring_alone_after_a_kill() {
     let (sim, manifest) = (SimBackend::from_image(disk(), 3), Arc::new(Manifest::default()));
-    let mut life = Life { number: 1, ..Life::default() };
+    let mut incarnation = Incarnation { number: 1, ..Incarnation::default() };
     let host: Arc<Manifest> = Arc::clone(&manifest);
     let log = Log::open(Arc::new(sim.clone()), options(1, Seq::ZERO), host).unwrap();
     for nth in 0..20_u8 {
-        life.appended.push((log.published(), vec![nth; 100]));
+        incarnation.appended.push((log.published(), vec![nth; 100]));
         let appended = log.append(&mut record(&[nth; 100])).unwrap();
         log.wait_process(appended.end).unwrap();
     }
     assert_eq!(log.metrics().groups, 0, "nothing was written");
-    let (replayed, visited) =
-        run_replay(sim.snapshot().process_crash(1), &life, (manifest.files(), manifest.ring_file_bytes()))
-            .unwrap();
+    let (replayed, visited) = run_replay(
+        sim.snapshot().process_crash(1),
+        &incarnation,
+        (manifest.files(), manifest.ring_file_bytes()),
+    )
+    .unwrap();
     assert_eq!((visited, replayed.log_bytes, replayed.end), (20, 0, log.published()));
-    let (replayed, visited) =
-        run_replay(sim.snapshot().power_cut_none(), &life, (manifest.files(), manifest.ring_file_bytes()))
-            .unwrap();
+    let (replayed, visited) = run_replay(
+        sim.snapshot().power_cut_none(),
+        &incarnation,
+        (manifest.files(), manifest.ring_file_bytes()),
+    )
+    .unwrap();
     assert_eq!((visited, replayed.end), (0, Seq::ZERO));
 }
 
@@ -357,6 +381,6 @@ fn drains_run_after_the_interval_and_leave_a_claim_group() {
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let hash = || closed_life(30).0.trace_hash();
+    let hash = || closed_incarnation(30).0.trace_hash();
     assert_eq!(hash(), hash());
 }

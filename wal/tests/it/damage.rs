@@ -142,8 +142,8 @@ impl Specimen {
         ReplayInput {
             directory: options.directory,
             store_id: options.store_id,
-            life: options.life,
-            life_start: options.start,
+            incarnation: options.incarnation,
+            incarnation_start: options.start,
             from: self.from,
             files: self.files.clone(),
             file_bytes: options.file_bytes,
@@ -224,8 +224,11 @@ fn a_repair_keeps_everything_before_the_damage() {
     let mut kept_most = 0;
     for (file, path) in specimen.paths().iter().enumerate() {
         let ActiveFile { id, epoch, start } = specimen.files[file];
-        let rules =
-            ChainRules { place: Place { store_id: options().store_id, file_id: id, epoch }, life: 1, start };
+        let rules = ChainRules {
+            place: Place { store_id: options().store_id, file_id: id, epoch },
+            incarnation: 1,
+            start,
+        };
         let chain = read_chain(&specimen.image.read_file(path).unwrap(), &rules);
         for sector in 0..SECTORS {
             let offset = (sector * SECTOR_BYTES) as u64;

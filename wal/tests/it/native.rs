@@ -53,8 +53,8 @@ fn stress(threads: u64, records: u64) {
     let input = ReplayInput {
         directory: scratch.path().to_owned(),
         store_id: 11,
-        life: 1,
-        life_start: Seq::ZERO,
+        incarnation: 1,
+        incarnation_start: Seq::ZERO,
         from: Seq::ZERO,
         files: manifest.files(),
         file_bytes: 256 << 10,

@@ -31,7 +31,7 @@ impl Manifest {
         self.ring_file.load(Ordering::SeqCst).max(RING_FIRST_BYTES)
     }
 
-    /// Ends a life: forgets its ring and its files. Returns the ids of the files.
+    /// Ends an incarnation: forgets its ring and its files. Returns the ids of the files.
     pub(crate) fn forget_all(&self) -> Vec<u64> {
         self.ring_file.store(0, Ordering::SeqCst);
         self.files.lock().unwrap().drain(..).map(|file| file.id).collect()

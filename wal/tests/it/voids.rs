@@ -40,8 +40,8 @@ fn left(image: DiskImage, manifest: &Manifest) -> Vec<usize> {
     let input = ReplayInput {
         directory: options.directory,
         store_id: options.store_id,
-        life: options.life,
-        life_start: options.start,
+        incarnation: options.incarnation,
+        incarnation_start: options.start,
         from: options.start,
         files: manifest.files(),
         file_bytes: options.file_bytes,

@@ -82,7 +82,7 @@ fn right_header(bytes: &mut [u8]) {
 pub(crate) fn record(data: &[u8]) {
     let mut input = Input(data);
     let (way, seq) = (input.u8(), Seq::new(u64::from(input.u16()) * 32));
-    let origin = StreamOrigin { store_id: 3, life: u32::from(way) };
+    let origin = StreamOrigin { store_id: 3, incarnation: u32::from(way) };
     if way & 1 == 0 {
         any_record(input.0, origin, seq);
         return;
@@ -98,8 +98,8 @@ pub(crate) fn record(data: &[u8]) {
     let expected = Decoded::Record { payload: input.0, len_bytes: bytes.len() };
     assert_eq!(decode(&bytes, origin, seq), expected);
     assert!(!matches!(decode(&bytes, origin, seq.plus(32)), Decoded::Record { .. }), "another place");
-    let other = StreamOrigin { life: origin.life + 1, ..origin };
-    assert!(!matches!(decode(&bytes, other, seq), Decoded::Record { .. }), "another life");
+    let other = StreamOrigin { incarnation: origin.incarnation + 1, ..origin };
+    assert!(!matches!(decode(&bytes, other, seq), Decoded::Record { .. }), "another incarnation");
     let short = decode(&bytes[..bytes.len() - 1], origin, seq);
     assert_eq!(short, Decoded::Incomplete { needed_bytes: bytes.len() });
     let bit = flip % (bytes.len() * 8);
@@ -144,7 +144,7 @@ pub(crate) fn chain(data: &[u8]) {
     let mut input = Input(data);
     let way = input.u8();
     let start = Seq::new(u64::from(input.u8()) * 32);
-    let rules = ChainRules { place: PLACE, life: 4, start };
+    let rules = ChainRules { place: PLACE, incarnation: 4, start };
     if way & 1 == 1 {
         built_chain(&mut input, &rules);
         return;
@@ -196,7 +196,7 @@ fn built_chain(input: &mut Input<'_>, rules: &ChainRules) {
         let part: Vec<u8> = input.bytes(len.min(64)).iter().copied().cycle().take(len).collect();
         let start = rules.start.plus(stream.len());
         let group = Group {
-            life: rules.life,
+            incarnation: rules.incarnation,
             number,
             start,
             end: start.plus(part.len()),

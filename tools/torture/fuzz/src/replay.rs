@@ -92,8 +92,8 @@ fn sample() -> wal::Result<Sample> {
     let input = ReplayInput {
         directory: PathBuf::from("/wal"),
         store_id: STORE,
-        life: 1,
-        life_start: Seq::ZERO,
+        incarnation: 1,
+        incarnation_start: Seq::ZERO,
         from: Seq::ZERO,
         files,
         file_bytes: FILE_BYTES,

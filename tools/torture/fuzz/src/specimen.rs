@@ -103,7 +103,7 @@ impl Specimen {
     /// The records in the ring from the start of the incarnation on, which it has not lapped.
     pub(crate) fn records(&self) -> Vec<(Seq, Vec<u8>)> {
         let ring = self.named("/ring-").and_then(|path| self.disk.read_file(path)).unwrap_or_default();
-        let origin = StreamOrigin { store_id: self.store_id, life: 1 };
+        let origin = StreamOrigin { store_id: self.store_id, incarnation: 1 };
         let (mut records, mut at) = (Vec::new(), 0);
         while let Decoded::Record { payload, len_bytes } = decode(&ring[at..], origin, Seq::new(at as u64)) {
             records.push((Seq::new(at as u64), payload.to_vec()));
@@ -210,7 +210,7 @@ fn from_log(specimen: &Specimen, inputs: &mut Vec<(&'static str, String, Vec<u8>
         inputs.push(("group", name.clone(), [&[1], &bytes[8..72]].concat()));
         inputs.push(("chain", name.clone(), [&[6, 0], &bytes[..4096]].concat()));
         if place.store_id == 0 {
-            let chain = read_chain(&bytes, &ChainRules { place, life: 0, start: Seq::ZERO });
+            let chain = read_chain(&bytes, &ChainRules { place, incarnation: 0, start: Seq::ZERO });
             inputs.push(("manifest", name.clone(), chain.stream.clone()));
             inputs.push(("edits", name, chain.stream));
         }

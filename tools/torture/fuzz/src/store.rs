@@ -77,7 +77,7 @@ fn add_record(specimen: &Specimen, disk: &mut DiskImage, payload: &[u8]) {
     let Some(path) = specimen.named("/ring-") else { return };
     let mut record = RecordBuf::new();
     record.push(payload);
-    let origin = StreamOrigin { store_id: specimen.store_id, life: 1 };
+    let origin = StreamOrigin { store_id: specimen.store_id, incarnation: 1 };
     let bytes = record.prepare().frame(origin, specimen.end).to_vec();
     let at = usize::try_from(specimen.end.get()).expect("the ring has not gone round");
     disk.damage(path, |ring| overwrite(ring, at, &bytes));

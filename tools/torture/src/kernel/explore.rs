@@ -102,15 +102,15 @@ impl<'a> KernelExplorer<'a> {
     }
 
     /// Tries cuts all over an incarnation while there is time. Returns one of the states for the next incarnation.
-    pub(super) fn explore(&mut self, lane: &mut Lane, life: &IncarnationLog) -> Check<Option<Left>> {
+    pub(super) fn explore(&mut self, lane: &mut Lane, incarnation: &IncarnationLog) -> Check<Option<Left>> {
         self.seen.clear();
-        let flushes = life.events.iter().filter(|event| matches!(event, Event::Flush)).count();
+        let flushes = incarnation.events.iter().filter(|event| matches!(event, Event::Flush)).count();
         self.counts.add("device_flushes", flushes as u64);
-        self.counts.add("device_writes", (life.events.len() - flushes) as u64);
-        let mut cuts: Vec<usize> = (0..CUTS).map(|_| self.rng.usize(..=life.events.len())).collect();
+        self.counts.add("device_writes", (incarnation.events.len() - flushes) as u64);
+        let mut cuts: Vec<usize> = (0..CUTS).map(|_| self.rng.usize(..=incarnation.events.len())).collect();
         cuts.sort_unstable();
         let mut chosen = None;
-        let mut durable = (life.base.clone(), 0);
+        let mut durable = (incarnation.base.clone(), 0);
         for (nth, cut) in cuts.into_iter().enumerate() {
             if self.settings.is_over() {
                 self.counts.add("unfinished", 1);
@@ -119,14 +119,15 @@ impl<'a> KernelExplorer<'a> {
             if self.distinct.len() >= self.asked {
                 break;
             }
-            advance(&mut durable, &life.events, cut);
+            advance(&mut durable, &incarnation.events, cut);
             let (base, settled) = &durable;
-            let bounds = bounds_at(life, cut);
-            for keep in self.ways(&life.events[*settled..cut]) {
+            let bounds = bounds_at(incarnation, cut);
+            for keep in self.ways(&incarnation.events[*settled..cut]) {
                 let mut image = base.clone();
-                apply(&mut image, &life.events[*settled..cut], keep, &self.fs.superblock());
+                apply(&mut image, &incarnation.events[*settled..cut], keep, &self.fs.superblock());
                 self.examine(lane, &image, &bounds, keep).map_err(|what| {
-                    let place = format!("power cut before event {cut} of {}, {keep}", life.events.len());
+                    let place =
+                        format!("power cut before event {cut} of {}, {keep}", incarnation.events.len());
                     self.fail(&place, &what, &image, &bounds)
                 })?;
                 if self.rng.usize(..=nth) == 0 {
@@ -238,8 +239,8 @@ fn apply(image: &mut Image, tail: &[Event], keep: Keep, whole: &Range<u64>) {
 }
 
 /// The states that may be found after a cut here. Before the store was open it is the finding of its recovery, or nothing.
-pub(super) fn bounds_at(life: &IncarnationLog, cut: usize) -> Bounds {
-    let stamps = &life.stamps;
+pub(super) fn bounds_at(incarnation: &IncarnationLog, cut: usize) -> Bounds {
+    let stamps = &incarnation.stamps;
     let ended = stamps.partition_point(|(position, _)| *position <= cut);
     let begun = stamps.partition_point(|(position, _)| *position < cut);
     let first = stamps.first().map(|(_, acks)| acks.power).unwrap_or_default();
@@ -335,7 +336,7 @@ mod tests {
             power: Prefix { commits: power, edits: 0 },
             submitted: Prefix { commits: submitted, edits: 0 },
         };
-        let life = IncarnationLog {
+        let incarnation = IncarnationLog {
             base: Image::new(0),
             events: Vec::new(),
             stamps: vec![(10, acks(0, 0)), (20, acks(1, 1)), (20, acks(1, 2)), (30, acks(3, 3))],
@@ -343,7 +344,7 @@ mod tests {
             wrong: None,
         };
         for (cut, expected) in [(0, 0..=0), (10, 0..=0), (11, 0..=1), (20, 1..=1), (21, 1..=3), (40, 3..=3)] {
-            let bounds = bounds_at(&life, cut);
+            let bounds = bounds_at(&incarnation, cut);
             assert_eq!(bounds.commits, expected, "{cut}");
         }
     }

@@ -286,10 +286,10 @@ fn pages(offset: u64, len: usize) -> std::ops::Range<u64> {
 mod tests {
     use super::*;
 
-    fn group(life: u8, fill: u8) -> Vec<u8> {
+    fn group(incarnation: u8, fill: u8) -> Vec<u8> {
         let mut data = vec![fill; PAGE_BYTES];
         data[8..16].copy_from_slice(GROUP_MAGIC);
-        data[16..20].copy_from_slice(&[life, 0, 0, 0]);
+        data[16..20].copy_from_slice(&[incarnation, 0, 0, 0]);
         data
     }
 

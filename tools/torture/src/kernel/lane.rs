@@ -103,9 +103,9 @@ impl Lane {
     /// # Errors
     /// The hand is gone, or cannot unmount.
     pub(super) fn play(&mut self, play: Play) -> Check<IncarnationLog> {
-        let life = self.live(play, &mut |_, _| ())?;
+        let incarnation = self.live(play, &mut |_, _| ())?;
         self.rest()?;
-        Ok(life)
+        Ok(incarnation)
     }
 
     /// Runs one incarnation. `after` gets the number of each operation (0 for the open) before the next one. The store is

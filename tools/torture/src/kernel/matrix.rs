@@ -153,18 +153,18 @@ impl CellTrial<'_> {
             shutdown: None,
         };
         let mut ends = Ends::new();
-        let life = lane.live(play, &mut |nth, device| {
+        let incarnation = lane.live(play, &mut |nth, device| {
             ends.push(device.writes());
             if nth == at {
                 device.set_fault(Some(fault));
             }
         })?;
         let place = format!("{fault:?} from operation {at} on");
-        if let Some(wrong) = life.wrong {
+        if let Some(wrong) = incarnation.wrong {
             return Err(Failure::new(wrong).at(place));
         }
         self.struck += lane.device.struck();
-        let is_noticed = life.refused > 0 || lane.device.content().wrong().next().is_some();
+        let is_noticed = incarnation.refused > 0 || lane.device.content().wrong().next().is_some();
         if self.is_lasting_lie() && !is_noticed {
             // The lie was never read, or was overwritten before it was read.
             self.struck = 0;
@@ -172,9 +172,9 @@ impl CellTrial<'_> {
             return lane.rest().map(|()| tally);
         }
         let after = if self.is_lasting_lie() {
-            self.find_out(lane, &life, &ends, &mut tally)
+            self.find_out(lane, &incarnation, &ends, &mut tally)
         } else {
-            self.recover(lane, &life, &mut tally)
+            self.recover(lane, &incarnation, &mut tally)
         };
         after.map_err(|failure| failure.at(place))?;
         Ok(tally)
@@ -210,17 +210,23 @@ impl CellTrial<'_> {
     }
 
     /// Opens the content of a disk that lied, and opens it once more with the right bytes restored.
-    fn find_out(&mut self, lane: &mut Lane, life: &IncarnationLog, ends: &Ends, tally: &mut Tally) -> Check {
+    fn find_out(
+        &mut self,
+        lane: &mut Lane,
+        incarnation: &IncarnationLog,
+        ends: &Ends,
+        tally: &mut Tally,
+    ) -> Check {
         let content = lane.device.content();
         lane.device.set_fault(None);
         lane.rest()?;
         lane.device.set_content(content.clone());
-        let strict = acks(life).after_power_cut();
-        let bounds = without_unnoticed(&content, life, ends, strict.clone());
+        let strict = acks(incarnation).after_power_cut();
+        let bounds = without_unnoticed(&content, incarnation, ends, strict.clone());
         let mut look = self.look(bounds.clone());
         let found = lane.look(look.clone()).map_err(|failure| failure.at("on the disk that has lied"))?;
         let is_missed = found.is_some_and(|found| !strict.contain(found));
-        let is_detected = life.refused > 0 || found.is_none();
+        let is_detected = incarnation.refused > 0 || found.is_none();
         let outcome = match (is_missed, is_detected) {
             (true, _) => "undetectable_by_design",
             (false, true) => "detected",
@@ -242,7 +248,7 @@ impl CellTrial<'_> {
     }
 
     /// Opens the content of a sick disk: with another fault of the same kind, and after the repair of the disk.
-    fn recover(&mut self, lane: &mut Lane, life: &IncarnationLog, tally: &mut Tally) -> Check {
+    fn recover(&mut self, lane: &mut Lane, incarnation: &IncarnationLog, tally: &mut Tally) -> Check {
         // A store that can still be closed leaves nothing in its log.
         let crashed = (self.illness.kind == Kind::Read || self.rng.bool()).then(|| lane.device.content());
         let is_mended_late = self.rng.bool();
@@ -255,7 +261,7 @@ impl CellTrial<'_> {
         if let Some(crashed) = crashed {
             lane.device.set_content(crashed);
         }
-        let mut look = self.look(acks(life).after_power_cut());
+        let mut look = self.look(acks(incarnation).after_power_cut());
         let fault = self.fault();
         lane.device.set_fault(Some(fault));
         let found =
@@ -292,12 +298,12 @@ fn must_be_whole(lane: &mut Lane, look: Look) -> Check {
     found.map(drop).ok_or_else(|| Failure::new("a whole disk was refused"))
 }
 
-fn acks(life: &IncarnationLog) -> Acks {
-    life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default()
+fn acks(incarnation: &IncarnationLog) -> Acks {
+    incarnation.stamps.last().map(|(_, acks)| *acks).unwrap_or_default()
 }
 
 /// The least that must be there if the newest group of log or manifest may have been lost unnoticed.
-fn without_unnoticed(content: &Content, life: &IncarnationLog, ends: &Ends, strict: Bounds) -> Bounds {
+fn without_unnoticed(content: &Content, incarnation: &IncarnationLog, ends: &Ends, strict: Bounds) -> Bounds {
     let mut bounds = strict;
     for target in [FaultTarget::Log, FaultTarget::Manifest] {
         let Some(newest) = content.newest(target) else { continue };
@@ -312,7 +318,7 @@ fn without_unnoticed(content: &Content, life: &IncarnationLog, ends: &Ends, stri
         }
         let before: Prefix = operation
             .checked_sub(1)
-            .and_then(|before| life.stamps.get(before))
+            .and_then(|before| incarnation.stamps.get(before))
             .map(|(_, acks)| acks.power)
             .unwrap_or_default();
         let least = |first: usize, start: &usize| first.min(*start);

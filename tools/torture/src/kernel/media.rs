@@ -48,13 +48,13 @@ pub(super) fn break_disk(lane: &mut Lane, seed: u64) -> Check<Tally> {
         allow: Allow::Refusals,
         shutdown: None,
     };
-    let life = lane.live(play, &mut |nth, device| {
+    let incarnation = lane.live(play, &mut |nth, device| {
         if nth == at {
             device.set_fault(Some(fault));
         }
     })?;
     let place = || format!("{fault:?} from operation {at} on");
-    if let Some(wrong) = life.wrong {
+    if let Some(wrong) = incarnation.wrong {
         return Err(Failure::new(wrong).at(place()));
     }
     count(&mut tally, lane, fault);
@@ -66,7 +66,7 @@ pub(super) fn break_disk(lane: &mut Lane, seed: u64) -> Check<Tally> {
     if !is_mended_late {
         lane.rest().map_err(|failure| failure.at(place()))?;
     }
-    let acks = life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default();
+    let acks = incarnation.stamps.last().map(|(_, acks)| *acks).unwrap_or_default();
     recover(lane, &mut rng, &mut tally, acks).map_err(|failure| failure.at(place()))?;
     Ok(tally)
 }

@@ -52,13 +52,13 @@ fn look(rng: &mut Rng, bounds: Bounds) -> Look {
 fn shut_down(lane: &mut Lane, rng: &mut Rng) -> Check<Tally> {
     let at = rng.usize(..OPS);
     let play = play(rng, Allow::Refusals, Some(at));
-    let life = lane.live(play, &mut |_, _| ())?;
+    let incarnation = lane.live(play, &mut |_, _| ())?;
     let place = format!("shut down after operation {at}");
-    if let Some(wrong) = life.wrong {
+    if let Some(wrong) = incarnation.wrong {
         return Err(Failure::new(wrong).at(place));
     }
     lane.rest().map_err(|failure| failure.at(&place))?;
-    let acks = life.stamps.last().map(|(_, acks)| *acks).unwrap_or_default();
+    let acks = incarnation.stamps.last().map(|(_, acks)| *acks).unwrap_or_default();
     lane.look(look(rng, acks.after_power_cut())).map_err(|failure| failure.at(place))?;
     let mut tally = Tally::default();
     tally.counts.add("shutdowns", 1);
@@ -68,18 +68,19 @@ fn shut_down(lane: &mut Lane, rng: &mut Rng) -> Check<Tally> {
 fn copy(lane: &mut Lane, rng: &mut Rng) -> Check<Tally> {
     let play = play(rng, Allow::None, None);
     lane.device.copy_every(rng.usize(5..60));
-    let life = lane.play(play);
+    let incarnation = lane.play(play);
     lane.device.copy_every(0);
-    let (life, mut copies) = (life?, lane.device.take_copies());
-    if let Some(wrong) = life.wrong {
+    let (incarnation, mut copies) = (incarnation?, lane.device.take_copies());
+    if let Some(wrong) = incarnation.wrong {
         return Err(Failure::new(wrong).at("while the disk was copied"));
     }
     rng.shuffle(&mut copies);
     let mut tally = Tally::default();
-    for (position, image) in copies.into_iter().filter(|copy| copy.0 <= life.events.len()).take(COPIES) {
+    for (position, image) in copies.into_iter().filter(|copy| copy.0 <= incarnation.events.len()).take(COPIES)
+    {
         lane.device.set_image(image);
-        let place = || format!("a copy after {position} events of {}", life.events.len());
-        lane.look(look(rng, bounds_at(&life, position))).map_err(|failure| failure.at(place()))?;
+        let place = || format!("a copy after {position} events of {}", incarnation.events.len());
+        lane.look(look(rng, bounds_at(&incarnation, position))).map_err(|failure| failure.at(place()))?;
         tally.counts.add("copies_opened", 1);
     }
     Ok(tally)

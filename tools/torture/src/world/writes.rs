@@ -180,7 +180,7 @@ impl World {
         let names = metrics.keyspaces.iter().map(|keyspace| keyspace.name.as_str());
         // On a real machine the file system decides this: btrfs with data checksums does not do it.
         let is_direct = metrics.direct_io || self.real.is_some();
-        if metrics.life == 0 || !is_direct || !names.eq(self.model.newest_names().keys().copied()) {
+        if metrics.incarnation == 0 || !is_direct || !names.eq(self.model.newest_names().keys().copied()) {
             return Err(Failure::new(format!("{metrics:?}")));
         }
         if metrics.snapshots < usize::from(!self.held.snapshots.is_empty()) {

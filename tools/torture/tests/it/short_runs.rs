@@ -115,7 +115,9 @@ fn a_store_on_the_real_disk_survives_kills_and_faults() {
 #[test]
 fn a_store_survives_power_cuts_below_a_real_file_system() {
     match try_torture(&["kernel", "--fs", "ext4", "--time", "4"]) {
-        Ok(counts) => must_be_positive(&counts, &["distinct_ext4", "kept_nothing", "kept_all", "lives"]),
+        Ok(counts) => {
+            must_be_positive(&counts, &["distinct_ext4", "kept_nothing", "kept_all", "incarnations"]);
+        }
         // Not root, or no FUSE, or no loop devices.
         Err(why) if why.contains("nothing could be tried") => loud(&format!("SKIPPED: {why}")),
         Err(why) => panic!("{why}"),

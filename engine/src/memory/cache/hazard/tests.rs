@@ -314,8 +314,8 @@ fn threads_that_load_and_evict_at_once_never_see_a_freed_value() {
                 let (stress, together) = (&stress, &together);
                 scope.spawn(move || {
                     together.wait();
-                    for life in 1..30_u64 {
-                        let random = Random(seed.wrapping_mul(reader * 100 + life) | 1);
+                    for generation in 1..30_u64 {
+                        let random = Random(seed.wrapping_mul(reader * 100 + generation) | 1);
                         thread::scope(|scope| scope.spawn(|| stress.read(random)).join().unwrap());
                     }
                 })
