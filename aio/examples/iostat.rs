@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What happened between two readings. Percentiles are those of the whole run.
+/// One row: the operations between two readings. Percentiles are those of the whole run.
 fn row(before: &IoCounters, now: &IoCounters, elapsed: Duration) {
     let seconds = elapsed.as_secs_f64();
     let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));

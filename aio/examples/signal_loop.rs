@@ -45,13 +45,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    // Dropping the context waits for what is in flight.
+    // Dropping the context waits for the operations in flight.
     drop(context);
     println!("told to end after {reads} reads");
     Ok(())
 }
 
-/// What the handler adds to.
+/// The counter that the handler adds to.
 static STOP: OnceLock<EventFd> = OnceLock::new();
 
 extern "C" fn stop(_signal: libc::c_int) {

@@ -3,7 +3,7 @@
 //! It has two implementations: `NativeBackend` (Linux) and `SimBackend` (a simulated disk). Code above this trait uses
 //! files, clocks and random numbers only through it, so a run over the simulated disk can be replayed from its seed.
 //!
-//! # What a crash may do
+//! # The effects of a crash
 //! *Process crash*: the process dies, the machine continues. Completed operations are kept, in order; operations in
 //! flight may or may not take effect. *Power cut*: volatile caches are lost as well. Each method documents which part
 //! of its effect may remain after a power cut. A sector has 512 bytes and is never torn.

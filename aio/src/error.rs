@@ -108,10 +108,10 @@ pub enum Error {
         offset: u64,
         /// The length requested, in bytes; 0 for calls without one.
         len_bytes: usize,
-        /// What the kernel said.
+        /// The error code of the kernel.
         errno: Errno,
     },
-    /// The kernel, or the file, lacks what an operation needs.
+    /// The kernel, or the file, lacks a feature that an operation needs.
     #[error("{call} {}: {errno}; it needs {needs}", path.display())]
     Unsupported {
         /// The operation.
@@ -120,7 +120,7 @@ pub enum Error {
         path: PathBuf,
         /// The features it needs, each with the first kernel that has it.
         needs: String,
-        /// What the kernel said.
+        /// The error code of the kernel.
         errno: Errno,
     },
     /// A read or write moved fewer bytes than asked for.

@@ -1,5 +1,5 @@
-//! Whole reads, whole writes and zero-filled files on top of a [`Queue`]: what a caller without anything better to do
-//! meanwhile wants.
+//! Whole reads, whole writes and zero-filled files on top of a [`Queue`], for callers that wait until each
+//! of them is done.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -18,7 +18,7 @@ const ZERO_CHUNK_BYTES: usize = 1 << 20;
 
 /// Runs operations to their end and returns their completions in the order of their tokens.
 ///
-/// The queue must be idle. After an error nothing is in flight any more, and what was done of the rest is unknown.
+/// The queue must be idle. After an error nothing is in flight any more, and the outcome of the rest is unknown.
 ///
 /// # Errors
 /// A submit was refused or the context is dead; the outcome of each operation itself is in its completion.
@@ -55,7 +55,7 @@ pub fn read_exact(queue: &mut dyn Queue, file: &File, offset: u64, len_bytes: us
 /// Fills a buffer from `offset` on, and gives it back.
 ///
 /// # Errors
-/// As [`read_exact`].
+/// Those of [`read_exact`].
 pub fn read_into(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
     finish(queue, Operation::read(file, offset, buf))
 }
@@ -68,10 +68,10 @@ pub fn write_all(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> R
     finish(queue, Operation::write(file, offset, buf))
 }
 
-/// As [`write_all`], and the bytes are on stable media when this returns.
+/// Writes the whole buffer at `offset` and gives it back; the bytes are on stable media when this returns.
 ///
 /// # Errors
-/// As [`write_all`].
+/// Those of [`write_all`].
 pub fn write_all_durably(queue: &mut dyn Queue, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
     finish(queue, Operation::write_durable(file, offset, buf))
 }

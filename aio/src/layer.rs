@@ -90,18 +90,18 @@ pub trait QueueLayer: Send + fmt::Debug {
     /// The wrapped queue.
     fn below_mut(&mut self) -> &mut dyn Queue;
 
-    /// As [`Queue::submit`].
+    /// Forwards [`Queue::submit`].
     ///
     /// # Errors
-    /// As [`Queue::submit`].
+    /// Those of the wrapped queue.
     fn submit(&mut self, operations: &mut VecDeque<Operation>) -> Result<usize> {
         self.below_mut().submit(operations)
     }
 
-    /// As [`Queue::wait`].
+    /// Forwards [`Queue::wait`].
     ///
     /// # Errors
-    /// As [`Queue::wait`].
+    /// Those of the wrapped queue.
     fn wait(
         &mut self,
         at_least: usize,
@@ -111,7 +111,7 @@ pub trait QueueLayer: Send + fmt::Debug {
         self.below_mut().wait(at_least, deadline, completions)
     }
 
-    /// As [`Queue::waker`].
+    /// Forwards [`Queue::waker`].
     fn waker(&self) -> Arc<dyn WakeUp> {
         self.below().waker()
     }

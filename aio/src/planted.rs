@@ -5,7 +5,7 @@
 //! behind it.
 //!
 //! Each crate has a list of its own, made by [`planted_bugs`](crate::planted_bugs). Names are unique over all lists. Each bug
-//! is one that some store has really had, placed where it would be made.
+//! has happened in a real store. It is planted at the place where it would be made.
 
 /// Declares the planted bugs of a crate: the enum `Bug`, and `planted`, which says whether one of them is enabled.
 ///

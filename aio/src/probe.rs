@@ -1,9 +1,9 @@
 //! Properties of one file: direct I/O, its alignment, shared mappings, its device's queue.
 //!
-//! No version number is trusted. The kernel reports for each file what direct I/O needs (`statx`, `STATX_DIOALIGN`,
-//! since Linux 6.1). A file system that reports nothing is taken as direct only if its type always is. The flag
-//! `O_DIRECT` alone proves nothing: several file systems accept it and use the page cache. The alignment must not
-//! depend on the contents of a file, so it is never found by trying.
+//! No version number is trusted. The kernel reports for each file the alignment that direct I/O needs (`statx`,
+//! `STATX_DIOALIGN`, since Linux 6.1). A file system that reports nothing is taken as direct only if its type always
+//! is. The flag `O_DIRECT` alone proves nothing: several file systems accept it and use the page cache. The alignment
+//! must not depend on the contents of a file, so it is never found by trying.
 
 use std::os::fd::BorrowedFd;
 

@@ -87,7 +87,7 @@ impl fmt::Display for Probe {
 }
 
 /// Finds the features of a directory's file system by I/O on a scratch file without a name. Where no such file can be
-/// made the report holds what is known about the type of the file system. Writes one megabyte, or eight if no write is
+/// made the report has the known properties of this type of file system. Writes one megabyte, or eight if no write is
 /// asynchronous.
 ///
 /// # Errors
@@ -102,7 +102,7 @@ pub fn probe(dir: &Path) -> Result<Probe> {
         file_system: facts::file_system_name(magic),
         is_direct: facts::always_direct(magic),
         is_asynchronous: facts::always_direct(magic),
-        reason: "no scratch file can be made there, so this is what is known of the file system",
+        reason: "no scratch file can be made there, so this is known from the type of the file system",
         alignment: facts::UNKNOWN,
         maps_are_shared: facts::shares_maps(magic),
         has_ring: context.reads_ring(),
@@ -118,7 +118,7 @@ pub fn probe(dir: &Path) -> Result<Probe> {
     let filled =
         attempt(&mut context, Operation::write(Arc::clone(&scratch), 0, Buf::zeroed(SCRATCH_BYTES)))?;
     if filled != Ok(SCRATCH_BYTES) {
-        found.reason = "the scratch file cannot be filled, so this is what is known of the file system";
+        found.reason = "the scratch file cannot be filled, so this is known from the type of the file system";
         return Ok(found);
     }
     found.look_at_writes(&mut context, &scratch)?;

@@ -13,8 +13,8 @@
 //! Reads see the *volatile* image. Un-synced sectors, sizes and names are *pending*: each may or may not be on the
 //! disk, independently of each other and of their order. Three exceptions hold on real file systems too: a rename is
 //! one change; changes to the same name, and of the size of the same file, happen in order; a sector is never torn. A
-//! sync covers what completed before it was submitted, in its own file only; names take a directory sync. Not
-//! simulated: renames across directories or of directories (they fail), sparse space accounting, access rights.
+//! sync covers the writes that completed before it was submitted, in its own file only; names take a directory sync.
+//! Not simulated: renames across directories or of directories (they fail), sparse space accounting, access rights.
 //!
 //! # Concurrency
 //! All state is behind one lock, so handles may be used from several threads, but waiting never blocks: a wait that

@@ -262,7 +262,7 @@ pub(crate) fn reap(context: &KernelContext, events: &mut [IoEvent], wait: Wait<'
     check(answer)
 }
 
-/// As [`reap`] with `io_getevents`, for kernels and sandboxes without `io_pgetevents`; the mask is not used.
+/// [`reap`] with `io_getevents`, for kernels and sandboxes without `io_pgetevents`; the mask is not used.
 pub(crate) fn reap_unmasked(
     context: &KernelContext,
     events: &mut [IoEvent],
@@ -328,7 +328,7 @@ pub(crate) fn is_mapped(address: usize, len_bytes: usize) -> bool {
 /// Keeps pages out of forked children; false if the kernel refuses.
 pub(crate) fn hide_from_children(address: usize, len_bytes: usize) -> bool {
     let first = ptr::with_exposed_provenance_mut(address);
-    // SAFETY: changes what a fork does with the pages, not what is in them.
+    // SAFETY: changes the effect of a fork on the pages, not their content.
     let answer =
         unsafe { libc::madvise(first, len_bytes.next_multiple_of(page_bytes()), libc::MADV_DONTFORK) };
     answer == 0
@@ -427,7 +427,7 @@ pub(crate) fn has_signal(set: &sigset_t, signal: c_int) -> bool {
     answer == 1
 }
 
-/// Adds `block` to the signals that this thread blocks (`None`: nothing); returns what it blocked before.
+/// Adds `block` to the signals that this thread blocks (`None`: none). Returns the signals that it blocked before.
 pub(crate) fn block_signals(block: Option<&sigset_t>) -> sigset_t {
     let mut before = MaybeUninit::uninit();
     let block = block.map_or(ptr::null(), ptr::from_ref);

@@ -1,4 +1,4 @@
-//! The promises of a backend, and what `probe` finds, on file systems made for it: loop-mounted and in memory.
+//! The promises of a backend, and the report of `probe`, on file systems made for it: loop-mounted and in memory.
 //!
 //! Needs root, `unshare`, `mount`, a loop device, and the `mkfs` of each file system; a file system that cannot be made
 //! is reported as ignored, with the reason, never as passed. All mounts are in a mount namespace of the test's own, so

@@ -3,7 +3,7 @@
 //! Each test uses a signal of its own, since handlers belong to the process and tests run side by side.
 #![expect(unsafe_code, reason = "signal handlers")]
 #![expect(clippy::unwrap_used, reason = "test helpers")]
-#![expect(clippy::disallowed_methods, reason = "the machine's own clock is what is tested")]
+#![expect(clippy::disallowed_methods, reason = "the test is about the machine's own clock")]
 
 #[path = "it/support.rs"]
 mod support;

@@ -6,12 +6,12 @@
 //!   media. Many writers share one sync.
 //! * With [`Durability::Process`] it returns when it is in the mapped ring: no signal can take it back, and a power cut
 //!   can only within the next 10 ms ([`Builder::drain_interval`]) or 1 MiB of log.
-//! * A [`Batch`] is atomic across keyspaces, whatever happens.
+//! * A [`Batch`] is always atomic across keyspaces.
 //! * After a crash the store opens with a prefix of its history that holds at least everything acknowledged, or it
 //!   refuses with file and offset ([`Error::Corrupt`]). It never returns wrong data, never drops acknowledged data
 //!   silently.
-//! * A write that has returned is seen by every read that starts later. An [`Iter`] or a [`Snapshot`] shows one moment,
-//!   whatever is written meanwhile.
+//! * A write that has returned is seen by every read that starts later. An [`Iter`] or a [`Snapshot`] shows one moment.
+//!   Later writes do not change it.
 //! * The first failed write or sync of log or manifest stops all writing ([`Error::Halted`]); reads go on. A full disk
 //!   ([`Error::NoSpace`]) is no such failure.
 //!
@@ -22,8 +22,8 @@
 //!   [`Db::max_record_bytes`], 4 MiB at the default memory budget.
 //! * One process has a store open, once. Handles may be used by any number of threads, and may outlive each other.
 //! * Memory is planned from one number, [`Builder::memory_budget_bytes`]. Indexes and filters of all segments (about
-//!   2 bytes a key) are part of it: they may take half of what they share with the block cache; what does not fit comes
-//!   through the cache, and a get of what is not in memory may then cost three reads instead of one
+//!   2 bytes a key) are part of it: they may take half of the memory that they share with the block cache. The rest comes
+//!   through the cache, and a get of a key that is not in memory may then cost three reads instead of one
 //!   ([`Metrics::paged_segments`]).
 //! * The file formats may change before the first release. Every file says its version.
 //!

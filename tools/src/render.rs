@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_one_line_whatever_is_in_it() {
+    fn a_record_of_any_content_is_one_line() {
         assert_eq!(
             json_line(b"k", Some(b"{\n\"a\":\r\n1}"), Notation::Plain),
             r#"{"key":"k","value":{ "a":  1}}"#

@@ -5,7 +5,7 @@
 //!   media, and a file is left only when all in it is durable;
 //! * `durable` passes a group only by a sync that began after the group's write was reaped whole, or by a durable write
 //!   that was reaped whole. Neither another write's completion nor a successful sync alone proves anything about a write;
-//! * after an error no further step is taken: nobody retries a write or a sync. A want of space or handles while the
+//! * after an error no further step is taken: no write and no sync is retried. A want of space or handles while the
 //!   next file is opened is no such error: nothing was written yet, and a later round begins again.
 
 use aio::{Backend, Buf, Queue};
@@ -18,8 +18,8 @@ use crate::ring::Ring;
 use crate::seal::{Group, STEP, seal, stream_room_bytes};
 use crate::sync::{Arc, AtomicU64, Ordering, Statistic};
 
-/// The most stream bytes in one group: large enough that a device streams at full speed, small enough that those who
-/// wait for the next group wait about a millisecond.
+/// The most stream bytes in one group: large enough that a device streams at full speed, small enough that the
+/// writers of the next group wait about a millisecond.
 const MAX_GROUP_BYTES: usize = 1 << 20;
 
 /// Slots of the log's context: one group is in flight at a time; zero-filling a file uses one as well.
@@ -42,7 +42,7 @@ pub enum SyncMethod {
     DurableWrite,
 }
 
-/// What all threads of the log share without a lock.
+/// The state that all threads of the log share without a lock.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) backend: Arc<dyn Backend>,
@@ -87,7 +87,7 @@ pub(crate) fn count(counter: &Statistic, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
-/// What [`Flusher::plan`] found.
+/// The result of [`Flusher::plan`].
 #[derive(Debug)]
 pub(crate) enum Plan {
     /// There is nothing to write.
@@ -98,10 +98,10 @@ pub(crate) enum Plan {
     Refused(Error),
 }
 
-/// What a round is for.
+/// The purpose of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Write what was published; nothing if there is nothing.
+    /// Write the published records, if there are any.
     Data,
     /// Write a claim group, if no group claims the newest one yet and the file has room.
     Claim,

@@ -435,7 +435,7 @@ impl Shared {
             state.halted = Some(cause.halted());
         }
         self.halted.store(true, Ordering::SeqCst);
-        if !planted(Bug::HaltWakesNobody) {
+        if !planted(Bug::HaltWakesNoWaiter) {
             self.wake_waiters();
         }
         drop(state);

@@ -9,22 +9,22 @@
 //!               |        |        |            |        |
 //!   ring file   [ the newest records, lap after lap, mapped         ]   survives kill -9
 //!               |                      |
-//!   group       | header | stream bytes .. padding |                    what one sync makes durable
+//!   group       | header | stream bytes .. padding |                    made durable by one sync
 //!               |        |        |    /
 //!   log file    [ sector | sector | sector | ... ]                      512 bytes: crc, epoch, 504 payload
 //! ```
 //!
 //! # The contract
-//! * [`Log::reserve`] gives a record its place in the order of writes. What a crash leaves is always a prefix of that
+//! * [`Log::reserve`] gives a record its place in the order of writes. A crash always leaves a prefix of that
 //!   order. A [`Reservation`] that is dropped leaves a void, over which replay steps: a panic does not stop the log.
-//! * After [`Log::wait_process`] it survives the death of the process, by whatever signal: it is in a mapped file.
+//! * After [`Log::wait_process`] it survives the death of the process by any signal: it is in a mapped file.
 //! * After [`Log::wait_durable`] it, and everything before it, survives a loss of power: it was written, the write was
 //!   reaped whole, and a sync that began afterwards succeeded.
 //! * [`replay`] gives back a prefix that holds at least all of that, or refuses with file and offset. A torn tail, which
 //!   any power cut may leave, is told from damage, which none can: every sector has a checksum, and is current, older, or
 //!   damaged.
-//! * The first failed write or sync stops the log for good. Nothing is tried again: after a failed sync nobody knows what
-//!   the kernel has dropped.
+//! * The first failed write or sync stops the log for good. Nothing is retried: after a failed sync the kernel may
+//!   have dropped any of the written pages.
 //!
 //! The log needs a manifest beside it (the [`Host`]): a few numbers, made durable before a file is used, that tell a
 //! replay where to look. An incarnation, one writable open, never writes to a file of another incarnation in use.
@@ -65,7 +65,7 @@
 //! let second = log.append(&mut record)?;
 //! assert_eq!(second.seq, first.end);
 //!
-//! // One sync for both: what is acknowledged is everything up to a position.
+//! // One sync for both: an acknowledgement covers everything up to a position.
 //! log.wait_durable(second.end)?;
 //! assert_eq!(log.metrics().syncs, 1);
 //! log.close()?;
@@ -74,8 +74,8 @@
 //! ```
 //!
 //! # Reading order
-//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (who runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `watermark`,
-//! `unnamed`, `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
+//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (which thread runs a round), `flusher` (the steps
+//! of a round), `log_file`, `ring`, `watermark`, `unnamed`, `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
 mod chain;
 mod ended_ring;

@@ -22,12 +22,12 @@ use crate::seal::STEP;
 use crate::sync::thread::JoinHandle;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Statistic};
 
-/// Who runs the rounds that nobody waits for.
+/// Which thread runs the rounds that no caller waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Background {
     /// A thread of the log's own.
     Threads,
-    /// Nobody: a caller that would block runs the round itself, and [`Log::run_due`] does what the thread would do.
+    /// None: a caller that would block runs the round itself, and [`Log::run_due`] does the work of the thread.
     /// With one calling thread a run over a simulated disk replays from its seed.
     Manual,
 }
@@ -48,9 +48,9 @@ pub struct LogOptions {
     pub ring_path: PathBuf,
     /// Size of the ring in bytes, a multiple of [`STEP`].
     pub ring_bytes: usize,
-    /// How many of them are there: what the host was told last of this ring, or, where there is no file yet, how large it
-    /// is made; a multiple of [`STEP`]. It grows to its size as it is used. Not less than was told: a replay calls a ring
-    /// that is shorter damage, and takes nothing from behind it.
+    /// Size of its file, a multiple of [`STEP`]: the size that the host was told last, or, where there is no file yet, the
+    /// size to make. The file grows to `ring_bytes` as it is used. Never less than the host was told: to a replay a shorter
+    /// ring is damaged, and it takes nothing from behind the end.
     pub ring_file_bytes: usize,
     /// Size of a log file in bytes, a multiple of [`STEP`].
     pub file_bytes: u64,
@@ -64,7 +64,7 @@ pub struct LogOptions {
     pub drain_interval: Duration,
     /// How a group gets to stable media.
     pub sync_method: SyncMethod,
-    /// Who runs these rounds.
+    /// Which thread runs these rounds.
     pub background: Background,
 }
 
@@ -123,7 +123,7 @@ pub struct LogMetrics {
 /// All methods may be called from any thread. An append is one compare-and-swap, a copy and a publication, with no lock
 /// and no system call while the ring has space.
 ///
-/// Dropping the log does what [`Log::close`] does, without the report.
+/// Dropping the log closes it as [`Log::close`] does, without the report.
 pub struct Log {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -188,8 +188,8 @@ impl Log {
     /// Waits while the ring has no space, that is for a round.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Halted`], [`Error::Closed`], a fork, or, when the ring is full, what
-    /// [`Log::wait_durable`] says of a full disk: nothing was reserved, the record is unchanged.
+    /// [`Error::TooLarge`], [`Error::Halted`], [`Error::Closed`], a fork, or, when the ring is full, the
+    /// [shortage](Error::is_shortage) of [`Log::wait_durable`]: nothing was reserved, the record is unchanged.
     pub fn reserve<'a>(&'a self, record: &'a mut RecordBuf) -> Result<Reservation<'a>> {
         let shared = &*self.shared;
         let (len_bytes, max_bytes) = (record.len_bytes(), self.max_record_bytes());
@@ -218,7 +218,7 @@ impl Log {
     /// [`Log::wait_process`] and [`Log::wait_durable`] wait for them.
     ///
     /// # Durability
-    /// None yet. It survives what [`Log::wait_process`] and [`Log::wait_durable`] say when they return.
+    /// None yet. [`Log::wait_process`] and [`Log::wait_durable`] wait for it.
     ///
     /// # Errors
     /// Those of [`Log::reserve`]: nothing was appended, the record is unchanged.
@@ -233,11 +233,11 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Halted`]: the outcome is unknown until the log is replayed. [`Error::Io`] of a
-    /// [shortage](Error::is_shortage): there is no space (or no handle) for the next log file. The log goes on: what
-    /// was appended stays in the ring, and becomes durable with the first round that finds space again.
+    /// [shortage](Error::is_shortage): there is no space (or no handle) for the next log file. The log goes on: the
+    /// appended records stay in the ring, and become durable with the first round that finds space again.
     ///
     /// # Panics
-    /// If nobody appended up to `end`.
+    /// If nothing was appended up to `end`.
     pub fn wait_durable(&self, end: Seq) -> Result<()> {
         self.shared.wait(Level::Durable, end)
     }
@@ -249,7 +249,7 @@ impl Log {
     /// [`Error::Halted`] where a write was needed and failed.
     ///
     /// # Panics
-    /// If nobody appended up to `end`.
+    /// If nothing was appended up to `end`.
     pub fn wait_process(&self, end: Seq) -> Result<()> {
         if !self.shared.core.ring.is_shared() {
             return self.shared.wait(Level::Written, end);
@@ -260,7 +260,7 @@ impl Log {
     }
 
     /// Asks for a round that covers `end`, without waiting for it: the host hears of it through [`Host::progressed`].
-    /// With [`Background::Manual`] nothing happens until somebody waits.
+    /// With [`Background::Manual`] nothing happens until a caller waits.
     pub fn request_durable(&self, end: Seq) {
         self.shared.check_reserved(end);
         self.shared.core.ring.published().wait_for(end);
@@ -344,10 +344,10 @@ impl Log {
     }
 
     /// Whether a record of `len_bytes`, and all that is published and not durable, can be written to files that are
-    /// there, whatever becomes of the disk. A few loads.
+    /// there, even if the disk is full by then. A few loads.
     ///
-    /// An eighth of a file (at least [`STEP`] times four, at most half of it) is kept back for claim groups and for what
-    /// other threads append between this answer and the append, so it holds as long as those append less at once.
+    /// An eighth of a file (at least [`STEP`] times four, at most half of it) is kept back for claim groups and for the
+    /// records that other threads append between this answer and the append. It holds as long as those are fewer bytes.
     pub fn has_room(&self, len_bytes: usize) -> bool {
         let (core, files) = (&self.shared.core, &self.shared.core.files);
         let stream_bytes = core.ring.published().get().since(core.durable()).saturating_add(len_bytes as u64);
@@ -427,8 +427,8 @@ impl Log {
     /// Takes no more records, makes everything durable, and ends the commit thread. Later calls do nothing.
     ///
     /// # Errors
-    /// [`Error::Halted`], or a [shortage](Error::is_shortage): not everything could be made durable. What is in a
-    /// shared ring survives the process all the same.
+    /// [`Error::Halted`], or a [shortage](Error::is_shortage): not everything could be made durable. The
+    /// records in a shared ring survive the process all the same.
     pub fn close(&self) -> Result<()> {
         let shared = &*self.shared;
         shared.core.backend.check_fork()?;
@@ -453,7 +453,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        // In a fork this does nothing; otherwise an error has been latched, and nobody is left to be told.
+        // In a fork this does nothing; otherwise an error has been latched, and no caller is left to get it.
         let _ = self.close();
     }
 }

@@ -7,10 +7,10 @@
 //!
 //! A file that was written once takes later writes without a change of the file system's metadata, so a sync costs one
 //! flush of the device and nothing else. Each use has an epoch of its own, which the host makes durable before the
-//! first write: from then on whatever an earlier use left in the file is *older*.
+//! first write: from then on all sectors of earlier uses are *older*.
 //!
 //! Invariants: `active` is in stream order and its last entry is the file written now; a spare is durable, of full size,
-//! and no manifest names it; `room_bytes` never says more than what the current file and the spares can take.
+//! and no manifest names it; `room_bytes` is at most the room of the current file and the spares.
 
 use std::path::{Path, PathBuf};
 
@@ -23,10 +23,10 @@ use crate::seal::STEP;
 use crate::sector::Place;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
-/// Spares made ahead at most: one for the next rotation, and one for what other threads append meanwhile.
+/// Spares made ahead at most: one for the next rotation, and one for the records that other threads append meanwhile.
 const MAX_SPARES_AHEAD: usize = 2;
 
-/// What the log needs from the store around it.
+/// The services that the log needs from the store around it.
 pub trait Host: Send + Sync + std::fmt::Debug {
     /// A number for a new file, never handed out before in this store.
     fn new_file_id(&self) -> u64;
@@ -44,7 +44,7 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// needs them, or by [`Log::make_room`](crate::Log::make_room), without any lock that appends or rounds take.
     ///
     /// # Errors
-    /// As [`Host::activate`].
+    /// Those of [`Host::activate`].
     fn ring_grown(&self, file_bytes: u64) -> Result<()>;
 
     /// `durable` moved, or the log stopped: a chance to wake futures. Called without any lock, from the thread that
@@ -148,7 +148,7 @@ impl LogFiles {
     ///
     /// A file that could not be activated is a spare afterwards: the next round takes it again.
     pub(crate) fn next(&self, queue: &mut dyn Queue, start: Seq) -> Result<OpenLogFile> {
-        // Only who holds the flush token takes spares, so the one seen here stays until it is taken below.
+        // Only the holder of the flush token takes spares, so the one seen here stays until it is taken below.
         let spare = self.lists.lock().spares.last().copied();
         let recycled = spare.is_some();
         let (id, file) = if let Some(id) = spare {
@@ -180,7 +180,7 @@ impl LogFiles {
         self.room_bytes.fetch_add(self.file_bytes, Ordering::Relaxed);
     }
 
-    /// What is kept free for groups that carry little: claim groups, and single records of other writers.
+    /// The room kept free for small groups: claim groups, and single records of other writers.
     pub(crate) fn slack_bytes(&self) -> u64 {
         (self.file_bytes / 8).max(4 * STEP as u64).min(self.file_bytes / 2)
     }
@@ -201,7 +201,7 @@ impl LogFiles {
     ///
     /// A crash in between leaves files that no manifest names, for the next open to remove.
     pub(crate) fn retire(&self, ids: &[u64]) -> Result<()> {
-        // All of them, whatever happens to one: the manifest knows none of them any more.
+        // All of them, even if one fails: the manifest knows none of them any more.
         let mut outcome = Ok(());
         for &id in ids {
             {

@@ -10,7 +10,7 @@ aio::planted_bugs! {
         SectorChecksumIgnored: "a sector's checksum is not compared",
         SectorChecksumWithoutPlace: "a sector's checksum does not cover file and position",
         DamageTakenAsTornTail: "replay stops at the first damaged sector without a word",
-        ClaimsIgnored: "lost groups are not noticed by what later groups claim",
+        ClaimsIgnored: "the claims of later groups do not reveal lost groups",
         RecordChecksumWithoutSeq: "a record of an earlier lap of the ring validates",
         RecordChecksumIgnored: "a record's checksum is not compared",
         RingReusedTooEarly: "ring space is reused before its bytes are durable",
@@ -19,9 +19,9 @@ aio::planted_bugs! {
         LogFileRetiredTooEarly: "a log file is recycled while a memtable still needs it",
     }
     IN_SCHEDULES {
-        AnnouncementMissed: "a waiter decides to sleep, lets the lock go, and then looks what was announced",
-        TokenNotHandedOver: "who ends a round does not look for others that wait for the next one",
-        HaltWakesNobody: "who sleeps while the log halts is not told",
+        AnnouncementMissed: "a waiter decides to sleep, releases the lock, and reads the announcement only then",
+        TokenNotHandedOver: "a thread that ends a round does not look for waiters of the next one",
+        HaltWakesNoWaiter: "a waiter that sleeps while the log halts is not woken",
     }
     IN_UNITS {
         ReservationNotVoided: "a place in the log that its writer gives up stays empty",

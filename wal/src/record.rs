@@ -19,7 +19,7 @@
 //! ring, an earlier incarnation, another place or another store can validate. They come last, because a writer learns its
 //! position only when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
 //!
-//! Invariants: a record starts at a multiple of [`GRANULE`]; decoding never panics, whatever the bytes.
+//! Invariants: a record starts at a multiple of [`GRANULE`]; decoding never panics on any bytes.
 //! Written by `reservation`, read by `replay`.
 
 use std::fmt;
@@ -84,7 +84,7 @@ impl fmt::Display for Seq {
     }
 }
 
-/// What a record's checksum covers beside its bytes and its position.
+/// The store and the incarnation of a stream. A record's checksum covers them beside its bytes and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOrigin {
     /// The store.
@@ -133,7 +133,7 @@ impl RecordBuf {
         self.bytes.truncate(self.filled);
     }
 
-    /// What it takes in the log: header, payload and padding, in bytes.
+    /// Its size in the log in bytes: header, payload and padding.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.filled.next_multiple_of(GRANULE)
@@ -189,7 +189,7 @@ impl Prepared<'_> {
         self.bytes
     }
 
-    /// What it takes in the log, in bytes.
+    /// Its size in the log in bytes.
     pub(crate) fn len_bytes(&self) -> usize {
         self.bytes.len()
     }
@@ -222,19 +222,19 @@ pub(crate) fn zeros(len_bytes: usize) -> impl Iterator<Item = &'static [u8]> {
     (0..len_bytes).step_by(ZEROS.len()).map(move |at| &ZEROS[..ZEROS.len().min(len_bytes - at)])
 }
 
-/// What stands at a position of the stream.
+/// The content of a position of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoded<'a> {
     /// A valid record.
     Record {
-        /// What was appended.
+        /// The payload that was appended.
         payload: &'a [u8],
-        /// What it takes in the stream, in bytes: the next record starts there.
+        /// Its size in the stream in bytes: the next record starts there.
         len_bytes: usize,
     },
     /// A place that its writer gave up.
     Void {
-        /// What it takes in the stream, in bytes: the next record starts there.
+        /// Its size in the stream in bytes: the next record starts there.
         len_bytes: usize,
     },
     /// The bytes end before the record does, if it is one.

@@ -13,8 +13,8 @@
 //! * in the last file the findings of [`read_chain`] give the verdict, as `chain` explains;
 //! * bytes of the accepted log passed the checksums of their sectors, so a record in them that does not validate is
 //!   damage as well, unless it merely goes on behind the accepted end;
-//! * from there on, the ring has what was published. Its records carry checksums over incarnation and position. What
-//!   comes after the first one that does not validate does not count, whatever it looks like: order is a promise.
+//! * from there on, the ring has the published records. Their checksums cover incarnation and position. Nothing after
+//!   the first one that does not validate counts, even if it validates: the promise is a prefix.
 //!
 //! Invariant: replaying reads and never changes anything.
 
@@ -33,7 +33,7 @@ use crate::sector::Place;
 /// Bytes of one read.
 const READ_BYTES: usize = 1 << 20;
 
-/// What the manifest knows of the incarnation to replay.
+/// The incarnation to replay, as the manifest has it.
 #[derive(Clone, Debug)]
 pub struct ReplayInput {
     /// Where the log files are.
@@ -54,18 +54,18 @@ pub struct ReplayInput {
     pub ring_path: PathBuf,
     /// Its size in bytes, a multiple of [`GRANULE`].
     pub ring_bytes: usize,
-    /// How much of it is there, as [`Host::ring_grown`](crate::Host::ring_grown) was told last; at most `ring_bytes`.
+    /// Size of its file, as [`Host::ring_grown`](crate::Host::ring_grown) was told last; at most `ring_bytes`.
     pub ring_file_bytes: usize,
 }
 
-/// What a replay found.
+/// The result of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replayed {
     /// End of the last record: the next incarnation begins here or later.
     pub end: Seq,
     /// Where the accepted log files end; a record that goes on behind it is completed from the ring, or dropped.
     pub log_end: Seq,
-    /// What the tail of the log files looked like.
+    /// The state of the tail of the log files.
     pub verdict: Verdict,
     /// Records visited.
     pub records: u64,
@@ -78,20 +78,20 @@ pub struct Replayed {
 /// Where a damaged log was cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// What [`replay`] refuses.
+    /// The error that [`replay`] returns.
     pub damage: Error,
-    /// Up to here at least the log had been acknowledged, as far as what can still be read of it tells.
+    /// The log had been acknowledged up to here at least, by its readable part.
     pub acknowledged: Seq,
 }
 
 /// Visits every record from `input.from` on, in order, with its position and payload.
 ///
-/// Records may have been visited when an error is found, so the caller keeps what it builds to itself until this
+/// Records may have been visited when an error is found, so the caller publishes nothing that it builds before this
 /// returns.
 ///
 /// # Errors
 /// [`Error::Corrupt`] with file and offset if something acknowledged is damaged or missing, [`Error::Io`] if a read
-/// failed, and whatever `visit` returns.
+/// failed, or any error of `visit`.
 ///
 /// # Panics
 /// If the input contradicts itself: `from` before `incarnation_start` or not at a granule, or a ring of size 0.
@@ -106,16 +106,16 @@ pub fn replay(
     Ok(records.replayed(verdict))
 }
 
-/// As [`replay`], but where that finds damage in the log files this goes on with the ring, as far as its records continue
-/// what stands before the damage, and says so: for an explicit repair, which gives up what was acknowledged behind that.
+/// Replays up to damage in the log files, and returns the cut. It goes on with the ring as far as its records continue
+/// the stream before the damage. For an explicit repair, which gives up the acknowledged records behind the cut.
 ///
 /// An incarnation that goes on after it has to begin at [`Cut::acknowledged`] or later, since positions never repeat.
 ///
 /// # Errors
-/// [`Error::Io`] if a read failed, and whatever `visit` returns, except [`Error::Corrupt`], which is damage.
+/// [`Error::Io`] if a read failed, or any error of `visit` except [`Error::Corrupt`], which is damage.
 ///
 /// # Panics
-/// As [`replay`].
+/// Those of [`replay`].
 pub fn replay_to_damage(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
@@ -126,7 +126,7 @@ pub fn replay_to_damage(
     match records.take_all(backend, queue) {
         Ok(verdict) => Ok((records.replayed(verdict), None)),
         Err(damage @ Error::Corrupt { .. }) => {
-            // What is missing of the ring is no record; one that is missing has none.
+            // The missing part of a ring has no records, and a missing ring has none.
             let ring = open_ring(backend, queue, input).map(|(ring, _)| ring);
             ignore_damage(ring.and_then(|mut ring| records.take_ring(&mut ring)))?;
             let replayed = records.replayed(Verdict::TornTail);
@@ -144,7 +144,7 @@ fn ignore_damage(result: Result<()>) -> Result<()> {
     }
 }
 
-/// The most that the log files tell of what was acknowledged. A file is begun only when all before it is durable.
+/// The highest acknowledged position that the log files prove. A file is begun only when all before it is durable.
 fn acknowledged(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Seq> {
     let mut most = input.from;
     for file in &input.files {
@@ -185,23 +185,23 @@ pub fn read_whole(queue: &mut dyn Queue, file: &File, len_bytes: usize) -> Resul
     Ok(bytes)
 }
 
-/// What was not flushed to segments must be in the files.
+/// All records that were not flushed to segments must be in the files.
 fn check_begin(input: &ReplayInput, begin: Seq) -> Result<()> {
     if begin > input.from {
-        let what = "log files begin after what is in segments";
+        let what = "log files begin after the flushed position";
         return Err(Error::corrupt(&input.directory, 0, what, &input.from, &begin));
     }
     Ok(())
 }
 
-/// What is in segments was durable in the log first.
+/// Everything in segments was durable in the log first.
 fn check_end(input: &ReplayInput, end: Seq) -> Result<()> {
     if end >= input.from {
         return Ok(());
     }
     let last = input.files.last();
     let file = last.map_or(input.directory.clone(), |file| log_file_path(&input.directory, file.id));
-    Err(Error::corrupt(&file, 0, "the log ends before what is in segments", &input.from, &end))
+    Err(Error::corrupt(&file, 0, "the log ends before the flushed position", &input.from, &end))
 }
 
 /// A file that was left holds everything up to the next one.
@@ -216,7 +216,7 @@ fn check_left(chain: &Chain, path: &Path, next_start: Seq) -> Result<()> {
     Err(Error::corrupt(path, chain.stop_offset, what, &next_start, &chain.end))
 }
 
-/// The chain of what is there, and the damage if the file is shorter than it should be.
+/// The chain in the existing part of the file, and the damage if the file is shorter than it should be.
 fn read_log_file(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
@@ -279,7 +279,7 @@ impl<'a> Records<'a> {
                 Some(next) => check_left(&chain, &path, next.start).map(|()| Verdict::Clean),
                 None => chain.check(&path),
             };
-            // What was accepted stands before whatever is wrong.
+            // The accepted part stands before any damage.
             self.take_chain(&chain, file.start, &path)?;
             self.log_end = chain.end;
             size?;
@@ -376,7 +376,7 @@ impl<'a> Records<'a> {
         seq.since(self.input.incarnation_start)
     }
 
-    /// What one record may take, in bytes: the writer takes nothing larger than a quarter of its ring.
+    /// The most bytes of one record: the writer takes nothing larger than a quarter of its ring.
     fn most_bytes(&self) -> usize {
         (self.input.ring_bytes / 4).max(GRANULE)
     }

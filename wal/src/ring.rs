@@ -12,10 +12,10 @@
 //!                               `start`; it goes on at 0 where it meets the end
 //! ```
 //!
-//! No header: what is valid follows from store, incarnation and position, which every record's checksum covers. The file
-//! is written with zeros and synced before it is used, so that a store into the mapping never waits for the file system
-//! to allocate. It begins small and grows to its size in the first lap, so that a store with little in it takes little
-//! room; the host makes each new size durable before the first record is put there.
+//! No header: every record's checksum covers store, incarnation and position, and so decides whether it is valid. The
+//! file is written with zeros and synced before it is used, so that a store into the mapping never waits for the file
+//! system to allocate. It begins small and grows to its size in the first lap, so that a store with little in it takes
+//! little room; the host makes each new size durable before the first record is put there.
 //!
 //! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable media;
 //! in the first lap `reserved - start <= grown`; `published <= reserved`; the host knows of every byte below `grown`.
@@ -80,7 +80,7 @@ impl Ring {
             return Err(Error::corrupt(path, found, "size of the ring", &file_bytes, &found));
         }
         let map = backend.map_shared(&file, bytes)?;
-        assert!(map.len_bytes() >= file_bytes, "the mapping shows what is there");
+        assert!(map.len_bytes() >= file_bytes, "the mapping covers the file");
         Ok(Ring {
             file,
             map,
@@ -93,14 +93,14 @@ impl Ring {
         })
     }
 
-    /// Whether `len_bytes` more than what is reserved fit into what is there of the file.
+    /// Whether `len_bytes` more than the reserved bytes fit into the file as it is.
     pub(crate) fn has_grown_for(&self, len_bytes: u64) -> bool {
         let grown = self.grown.load(Ordering::Acquire);
         grown == self.bytes || self.reserved().since(self.start).saturating_add(len_bytes) <= grown as u64
     }
 
-    /// Doubles the file, as often as is needed for `len_bytes` more, or up to its size. Whoever finds another one at it
-    /// waits.
+    /// Doubles the file, as often as is needed for `len_bytes` more, or up to its size. A thread that finds another one
+    /// growing it waits.
     pub(crate) fn grow(
         &self,
         backend: &dyn Backend,
@@ -123,7 +123,7 @@ impl Ring {
             host.ring_grown(grown as u64)?;
         }
         self.map.extend()?;
-        assert!(self.map.len_bytes() >= grown, "the mapping shows what is there");
+        assert!(self.map.len_bytes() >= grown, "the mapping covers the file");
         self.grown.store(grown, Ordering::Release);
         Ok(())
     }
@@ -147,11 +147,11 @@ impl Ring {
 
     /// Reserves the next `len_bytes`, given how far the log is durable; or says how far it has to be first.
     ///
-    /// `durable` must have been read with acquire ordering: what is overwritten now was read by the flusher before.
+    /// `durable` must have been read with acquire ordering: the flusher has read the bytes before they are overwritten.
     pub(crate) fn reserve(&self, len_bytes: usize, durable: Seq) -> std::result::Result<Seq, Full> {
         let slack = if planted(Bug::RingReusedTooEarly) { self.bytes } else { 0 };
         let limit = durable.plus(self.bytes + slack).get();
-        // Acquire: what is written below was mapped before.
+        // Acquire: the bytes below were mapped before they are written.
         let grown = self.grown.load(Ordering::Acquire);
         let there = if grown == self.bytes { u64::MAX } else { self.start.plus(grown).get() };
         let mut at = self.reserved.load(Ordering::SeqCst);

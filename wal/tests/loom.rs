@@ -1,9 +1,9 @@
 //! Models of the lock-free parts and of the flush token, run through every schedule by loom: `just loom`.
 //!
-//! What a model shows: no schedule loses a wake-up (loom ends a run in which nobody can go on), loses a record, or lets a
-//! position pass what is not there. All schedules are tried in which threads are switched against their will at most as
-//! often as stands at each model (once to three times); their number is printed. The models of the whole log run on a
-//! simulated disk. No timer ever rings: what a log promises does not come from one.
+//! A model shows that no schedule loses a wake-up (loom ends a run in which no thread can go on), loses a record, or lets
+//! a position pass a range that is not complete. All schedules are tried in which threads are switched against their will
+//! at most as often as stands at each model (once to three times); their number is printed. The models of the whole log
+//! run on a simulated disk. No timer ever rings: no promise of a log depends on one.
 #![cfg(loom)]
 
 #[path = "it/support.rs"]
@@ -38,7 +38,7 @@ fn granules(from: u64, to: u64) -> (Seq, Seq) {
     (Seq::new(from * GRANULE as u64), Seq::new(to * GRANULE as u64))
 }
 
-/// Completes ranges of the first lap and says what it did before.
+/// Completes ranges of the first lap, each after it has marked it as written.
 fn complete(watermark: &Watermark, written: &[AtomicU64], ranges: &[(u64, u64)]) {
     for &(from, to) in ranges {
         written[usize::try_from(from).unwrap()].store(to, Ordering::Relaxed);
@@ -48,7 +48,7 @@ fn complete(watermark: &Watermark, written: &[AtomicU64], ranges: &[(u64, u64)])
 }
 
 #[test]
-fn the_watermark_leaves_nothing_behind_and_publishes_what_was_written() {
+fn the_watermark_leaves_nothing_behind_and_publishes_written_ranges() {
     explore(3, || {
         let watermark = Arc::new(Watermark::new(Seq::ZERO, 4 * GRANULE));
         let written: Arc<[AtomicU64; 4]> = Arc::new(std::array::from_fn(|_| AtomicU64::new(0)));
@@ -95,7 +95,7 @@ fn the_watermark_wakes_who_waits_for_it() {
     });
 }
 
-/// Three laps of a ring of two granules: who is a lap ahead waits, and entries of the lap before never count.
+/// Three laps of a ring of two granules: a writer that is a lap ahead waits, and entries of the lap before never count.
 #[test]
 fn the_watermark_goes_round() {
     explore(3, || {
@@ -264,9 +264,9 @@ fn writers_wait_for_room_in_the_ring() {
     });
 }
 
-/// A round that was asked for and that nobody waits for.
+/// A round that was requested and that no thread waits for.
 #[test]
-fn what_was_requested_becomes_durable() {
+fn a_requested_position_becomes_durable() {
     explore(2, || {
         let bed = bed(Background::Threads);
         let ends = bed.in_threads(&[10, 40], |log, length| {
@@ -279,9 +279,9 @@ fn what_was_requested_becomes_durable() {
     });
 }
 
-/// The sync fails: whoever waits is told, now or later, and nobody is told otherwise.
+/// The sync fails: every waiter gets the error, now or later, and none gets anything else.
 #[test]
-fn a_failed_sync_wakes_everybody() {
+fn a_failed_sync_wakes_all_waiters() {
     for background in [Background::Manual, Background::Threads] {
         explore(2, move || {
             let bed = bed(background);

@@ -1,5 +1,5 @@
 //! Contexts on a real file system: every operation, flag and answer of the kernel.
-#![expect(clippy::disallowed_methods, reason = "the machine's own clock and files are what is tested")]
+#![expect(clippy::disallowed_methods, reason = "the test is about the machine's own clock and files")]
 
 use std::collections::VecDeque;
 use std::io::Write;

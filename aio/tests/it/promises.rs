@@ -146,7 +146,7 @@ pub(crate) fn reads_are_short_at_the_end(fixture: &BackendFixture<'_>) {
     assert_eq!(run(&mut *queue, read(&f, 0)).result, Ok(100));
     fixture.backend.truncate(&f, BLOCK as u64).unwrap();
     let buf = file::read_exact(&mut *queue, &f, 0, BLOCK).unwrap();
-    assert_eq!(buf[..], [[1; 100].as_slice(), &[0; BLOCK - 100]].concat(), "what was cut off reads as zeros");
+    assert_eq!(buf[..], [[1; 100].as_slice(), &[0; BLOCK - 100]].concat(), "the cut part reads as zeros");
 }
 
 pub(crate) fn misaligned_operations_complete_as_invalid(fixture: &BackendFixture<'_>) {
@@ -350,7 +350,7 @@ pub(crate) fn a_map_grows_with_its_file(fixture: &BackendFixture<'_>) {
     let f = fixture.numbered("f", 2);
     let backend = fixture.backend;
     let map = backend.map_shared(&f, 4 * BLOCK).unwrap();
-    assert_eq!(map.len_bytes(), 2 * BLOCK, "what is there");
+    assert_eq!(map.len_bytes(), 2 * BLOCK, "the length of the file");
     let mut queue = fixture.queue(1);
     for (blocks, seen) in [(3, 3), (6, 4)] {
         file::write_all(&mut *queue, &f, at(blocks - 1), block(9)).unwrap();

@@ -71,7 +71,7 @@ impl Model {
     }
 
     fn check(&self, image: &DiskImage, seed: u64) {
-        assert_eq!(sectors_of(image), self.seen, "what reads see");
+        assert_eq!(sectors_of(image), self.seen, "the content for reads");
         assert_eq!(sectors_of(&image.power_cut_all()), self.seen);
         assert_eq!(sectors_of(&image.process_crash(seed)), self.seen);
         for cut in [image.power_cut_none(), image.power_cut_random(seed)] {

@@ -136,7 +136,7 @@ impl Future for Get {
 }
 
 impl MultiGet {
-    /// Looks up what memory decides of `keys`, which were checked, and hands over the reads of the rest.
+    /// Answers the `keys` that memory decides, and hands over the reads of the rest. The keys were checked.
     pub(crate) fn start<K: AsRef<[u8]>>(
         handle: &Handle,
         superversion: Guard<Arc<Superversion>>,

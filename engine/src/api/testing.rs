@@ -17,7 +17,7 @@ pub use crate::base::planted;
 
 /// Settings of a [`Builder`] that only tests need.
 pub trait BuilderExt {
-    /// Who does the background work; default [`Background::Threads`].
+    /// The threads that do the background work; default [`Background::Threads`].
     #[must_use]
     fn background(self, background: Background) -> Self;
 

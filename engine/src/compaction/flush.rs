@@ -1,6 +1,6 @@
 //! Flush: the frozen memtables of a keyspace become one run, and the log releases their records.
 //!
-//! Order, and what a crash between two steps leaves:
+//! The steps in order, each with the state after a crash behind it:
 //! 1. Segments are written and synced with their names: orphans.
 //! 2. The log is durable up to the cut, else a segment could hold entries that the log loses: orphans.
 //! 3. The manifest edit is synced: the segments are live, and replay skips the records that they hold.

@@ -1,8 +1,8 @@
 //! One compaction, from the pick to the removal of its inputs.
 //!
-//! Order, and what a crash between two steps leaves:
+//! The steps in order, each with the state after a crash behind it:
 //! 1. The output is written and synced with its names: orphans; the inputs are whole and live.
-//! 2. The manifest edit is synced: the output is live, the inputs are cut to what lies outside the stretch.
+//! 2. The manifest edit is synced: the output is live, the inputs keep only their keys outside the stretch.
 //! 3. The superversion is derived from the version: as after 2, since the version is the truth.
 //! 4. Inputs of which no piece is left are removed with their last reader: until then orphans.
 //! 5. Hot blocks are brought into the cache again, from the output.

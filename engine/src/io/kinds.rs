@@ -1,4 +1,4 @@
-//! The kinds of files in a store's directory: where each stands, how it is named, and what it proves.
+//! The kinds of files in a store's directory: the directory, the name and the evidence of each.
 //!
 //! Everything that goes through a directory (recovery, the search for a manifest, a verification) goes through this table,
 //! so a new kind of file is one line in [`FileKind::ALL`] and one in [`FileKind::row`]. The one thing that the table does
@@ -61,13 +61,13 @@ enum Name {
 /// Where the numbers of a kind come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Numbers {
-    /// The one counter in the manifest: no two files have the same number, whatever their kinds.
+    /// The one counter in the manifest: no two files of any kinds have the same number.
     Shared,
     /// The kind counts its files by itself.
     Own,
 }
 
-/// What a file of a kind proves where there is no manifest.
+/// The evidence that a file of a kind gives where there is no manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Proof {
     /// Nothing: a first open that was interrupted leaves it.
@@ -109,7 +109,7 @@ impl FileKind {
         self.row().folder
     }
 
-    /// What a file of this kind proves where there is no manifest.
+    /// The evidence that a file of this kind gives where there is no manifest.
     pub(crate) fn proof(self) -> Proof {
         self.row().proof
     }

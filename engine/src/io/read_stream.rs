@@ -56,7 +56,7 @@ pub(crate) struct ReadStream {
     ahead: Option<Box<Ahead>>,
 }
 
-/// Whose context it is.
+/// The owner of the lane.
 #[derive(Debug)]
 enum LaneOf {
     Job(Arc<Lane>),

@@ -5,9 +5,9 @@
 //! drop). A file that was never named by a manifest has no readers; the code that failed to finish it removes it directly.
 //!
 //! While a [`Hold`] exists nothing is removed: a copy of the store, or a check of it, reads files by the names that one
-//! version gives. What was due in the meantime is removed with the last hold. After the store has closed nothing is removed
-//! either, since the directory may belong to another process by then: these files are orphans, and the next open removes
-//! them.
+//! version gives. Files that became due in the meantime are removed with the last hold. After the store has closed nothing
+//! is removed either, since the directory may belong to another process by then: these files are orphans, and the next open
+//! removes them.
 //!
 //! Invariant: no path is removed while a hold exists, or after [`Removals::end`] has returned.
 
@@ -18,7 +18,7 @@ use aio::Backend;
 
 use crate::base::sync::shared::Mutex;
 
-/// What was removed, waits, or may not be removed any more.
+/// Removes the files of a store, now or after the last hold. See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Removals {
     backend: Arc<dyn Backend>,
@@ -57,7 +57,7 @@ impl Removals {
         Hold { removals: self }
     }
 
-    /// The store closes: what is not removed now stays.
+    /// The store closes: files that are not removed yet stay.
     pub(crate) fn end(&self) {
         self.state.lock().is_ended = true;
     }
@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// A machine with these files, and what removes them.
+    /// A machine with these files, and their removals.
     fn machine(names: &[&str]) -> (SimBackend, Removals) {
         let sim = SimBackend::new(1);
         for name in names {

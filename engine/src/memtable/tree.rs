@@ -102,7 +102,7 @@ impl KeyTree {
         self.arena.version(entry, grown_bytes)
     }
 
-    /// Links a placed version, whose key this is. The same key and `seq` twice is a bug.
+    /// Links a placed version of `key`. The same key and `seq` twice is a bug.
     pub(super) fn link(&self, key: &[u8], version: Ref<KeyVersion>, grown_bytes: &mut usize) {
         if !matches!(self.try_append(key, version), Ok(true)) {
             while self.try_insert(key, version, grown_bytes).is_err() {}

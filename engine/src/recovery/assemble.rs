@@ -14,7 +14,7 @@ use crate::recovery::load::SharedMemory;
 use crate::tree::store::{Store, StoreParts, Trees};
 use crate::tree::writing::Writing;
 
-/// With `Process`, power loss takes at most this much of the log (or what came in the drain interval).
+/// With `Process`, power loss takes at most this much of the log (or the records of one drain interval).
 const DRAIN_BYTES: u64 = 1 << 20;
 
 /// Makes the store of these parts, without its threads.

@@ -123,7 +123,7 @@ impl Replay {
             found.pop();
         }
         for op in found {
-            // Segments hold what is below the flushed position; dropped keyspaces are skipped.
+            // Segments hold the entries below the flushed position; dropped keyspaces are skipped.
             if version.keyspaces.get(&op.keyspace).is_some_and(|keyspace| seq >= keyspace.flushed) {
                 let new = || Arc::new(Memtable::in_pool(&self.pool, 0));
                 let table = self.tables.entry(op.keyspace).or_insert_with(new);

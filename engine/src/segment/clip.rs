@@ -1,4 +1,4 @@
-//! What the bounds of a piece leave of a segment.
+//! The part of a segment inside the bounds of a piece.
 
 use std::ops::Range;
 

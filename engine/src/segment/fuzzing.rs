@@ -90,7 +90,7 @@ fn rebuilt(entries: &[Owned], compress: bool) -> Frame {
     }
     let encoded = builder.finish(compress);
     assert!(encoded.bytes.len().is_multiple_of(UNIT_BYTES));
-    Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded")
+    Block::decode(&encoded.bytes, encoded.len_bytes).expect("encoded bytes are decoded")
 }
 
 /// Checks that the block holds these entries in internal order and finds each.
@@ -202,7 +202,7 @@ fn built_index(data: &[u8]) {
         let next = blocks.get(i + 1).and_then(|next| next.first());
         builder.add(handle, &block[block.len() - 1], next.map(Vec::as_slice));
     }
-    let index = Index::decode(&builder.encode(), offset).expect("what was encoded is decoded");
+    let index = Index::decode(&builder.encode(), offset).expect("encoded bytes are decoded");
     for (i, block) in blocks.iter().enumerate() {
         let last = &block[block.len() - 1];
         assert!(index.separator(i) >= &last[..], "a separator below its block");
@@ -231,7 +231,7 @@ pub fn filter(data: &[u8]) {
     let built = Filter::build(&hashes, u32::from(way / 2));
     let mut lines = Vec::new();
     for encoded in filter_blocks(built.lines()) {
-        let frame = Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded");
+        let frame = Block::decode(&encoded.bytes, encoded.len_bytes).expect("encoded bytes are decoded");
         lines.extend(lines_in(Block::of(&frame)).iter().map(line_from));
     }
     assert_eq!(lines, built.lines());
@@ -306,7 +306,7 @@ fn built_top(data: &[u8]) {
     let filter = Filter::build(&hashes, 14);
     let (data_end, mut frames, mut all) = (offset, Vec::new(), builder.entries());
     for encoded in index_blocks(builder.entries()) {
-        let frame = Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded");
+        let frame = Block::decode(&encoded.bytes, encoded.len_bytes).expect("encoded bytes are decoded");
         let entries: Vec<_> = all.by_ref().take(Block::of(&frame).len()).collect();
         let handle = BlockHandle { offset, len_bytes: encoded.len_bytes, crc: 8 };
         top.add_index(handle, entries[entries.len() - 1].1, entries[0].0);
@@ -317,11 +317,10 @@ fn built_top(data: &[u8]) {
     for encoded in filter_blocks(filter.lines()) {
         top.add_filter(9);
         offset += encoded.bytes.len() as u64;
-        frames.push(Block::decode(&encoded.bytes, encoded.len_bytes).expect("what was encoded is decoded"));
+        frames.push(Block::decode(&encoded.bytes, encoded.len_bytes).expect("encoded bytes are decoded"));
     }
     let footer = footer_of(builder.blocks(), [data_end, filter_offset, offset]);
-    let decoded =
-        Top::decode(&top.encode(filter.lines().len()), &footer).expect("what was encoded is decoded");
+    let decoded = Top::decode(&top.encode(filter.lines().len()), &footer).expect("encoded bytes are decoded");
     assert_eq!((decoded.smallest(), decoded.largest()), (&smallest[..], &largest[..]));
     must_be_contiguous(&decoded, &footer);
     must_lead(&decoded, &frames, &keys, &builder);

@@ -6,8 +6,8 @@
 //!           way bit 0: make all checksums right again, so that the change gets behind them
 //! ```
 //!
-//! Invariant: with checksums as they were, every read gives what was written or `Corrupt`; with forged ones, anything but
-//! a panic or a walk without end.
+//! Invariant: with checksums as they were, every read gives the written entries or `Corrupt`; with forged ones, anything
+//! but a panic or a walk without end.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -111,7 +111,7 @@ fn sample() -> Result<Sample> {
     Ok(Sample { disk, meta, bytes, entries })
 }
 
-/// Makes every checksum that can be found right, and gives what the manifest would say.
+/// Makes every checksum that can be found right, and gives the meta that the manifest would have.
 fn forge(bytes: &mut [u8]) -> Option<SegmentMeta> {
     let footer_at = bytes.len() - FOOTER_BYTES;
     seal_footer(bytes, footer_at);
@@ -185,7 +185,7 @@ fn read_all(sim: &SimBackend, meta: &SegmentMeta, keys: &[Owned], expected: Opti
     let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new(ROOT), 1 << 20));
     let cache: Arc<BlockCache> = Arc::new(Cache::new(1 << 17));
     let pinned = read_in(&files, &cache, meta, keys, expected);
-    // Nobody is granted anything any more: index and filter are paged.
+    // No request for memory is granted any more: index and filter are paged.
     let _taken = ReservedBytes::take(&cache, 1 << 16);
     let paged = read_in(&files, &cache, meta, keys, expected);
     pinned.and(paged)
@@ -260,7 +260,7 @@ fn must_be(entry: &Entry<'_>, expected: Option<&Owned>) {
     assert_eq!(Some(found), expected, "a scan is wrong");
 }
 
-/// What the manifest would say of a file with this footer.
+/// The meta that the manifest would have of a file with this footer.
 fn meta_of(footer: &Footer, top: &Top, footer_crc: u32) -> SegmentMeta {
     SegmentMeta {
         id: footer.segment,

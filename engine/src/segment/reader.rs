@@ -499,7 +499,7 @@ pub(super) fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)
     let align = file.alignment().offset_bytes as u64;
     let offset = start - start % align;
     let len_bytes = usize::try_from(stop.next_multiple_of(align) - offset).map_err(|_| {
-        Error::corrupt(file.path(), start, "length of a read", "what fits into memory", stop - start)
+        Error::corrupt(file.path(), start, "length of a read", "a length that fits into memory", stop - start)
     })?;
     Ok((offset, len_bytes))
 }

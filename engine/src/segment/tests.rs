@@ -83,13 +83,13 @@ enum Form {
 const FORMS: [Form; 2] = [Form::Pinned, Form::Paged];
 
 impl Form {
-    /// A cache; of so many bytes if they are paged, else with room for what is pinned.
+    /// A cache; of so many bytes if they are paged, else with room for the pinned parts.
     fn cache(self, budget_bytes: u64) -> Arc<BlockCache> {
         match self {
             Form::Pinned => Arc::new(Cache::new(budget_bytes.max(8 << 20))),
             Form::Paged => {
                 let cache = Arc::new(Cache::new(budget_bytes * 2));
-                // For good: who asks now is refused.
+                // Never dropped, so every later request is refused.
                 std::mem::forget(ReservedBytes::take(&cache, budget_bytes));
                 cache
             }

@@ -1,4 +1,4 @@
-//! A run: open pieces in key order without overlap, read as one sorted sequence; whole, or what a zone shows of it.
+//! A run: open pieces in key order without overlap, read as one sorted sequence; whole, or the part that a zone shows.
 
 use std::fmt;
 use std::ops::Range;
@@ -49,7 +49,7 @@ impl Run {
         self.segments().map(|segment| segment.memory_bytes()).sum()
     }
 
-    /// A cursor over the whole run; `fill_cache` keeps what it reads.
+    /// A cursor over the whole run; with `fill_cache` the blocks that it reads enter the cache.
     #[cfg(test)]
     pub(crate) fn cursor(&self, fill_cache: bool) -> RunCursor {
         RunCursor::new(&self.pieces, 0..self.pieces.len(), fill_cache)
@@ -101,7 +101,7 @@ impl RunCursor {
         self.leave();
     }
 
-    /// Goes on behind its end with what the next zone has of the run; where it stands it stays.
+    /// Adds the slice of the next zone behind its end; its position does not change.
     pub(crate) fn extend(&mut self, pieces: &Arc<[Piece]>, slice: Range<usize>) -> Result<()> {
         let left = self.left();
         let is_shown = |piece: &Piece| left.last().map_or(self.is_on(piece), |last| last.is(piece));
@@ -112,7 +112,7 @@ impl RunCursor {
         if self.is_at_end() { self.go_on() } else { Ok(()) }
     }
 
-    /// As [`RunCursor::extend`], backwards.
+    /// Adds the slice of the zone before, in front of its start. See [`RunCursor::extend`].
     pub(crate) fn extend_back(&mut self, pieces: &Arc<[Piece]>, slice: Range<usize>) -> Result<()> {
         let left = self.left();
         let is_shown = |piece: &Piece| left.first().map_or(self.is_on(piece), |first| first.is(piece));
@@ -154,7 +154,7 @@ impl RunCursor {
         self.inner.is_at_end()
     }
 
-    /// Enters piece `index`; where it stands there is decided by what follows.
+    /// Enters piece `index`. The caller positions it there.
     fn enter(&mut self, index: usize) {
         let piece = &self.pieces[index];
         self.inner.change_segment(&piece.segment, piece.clip.as_ref());
@@ -168,7 +168,7 @@ impl RunCursor {
         self.inner.clear();
     }
 
-    /// To the first entry of what is to come.
+    /// Moves to the first entry of the pieces ahead.
     fn go_on(&mut self) -> Result<()> {
         while self.inner.is_at_end() {
             let Some(next) = self.ahead.next() else { break };
@@ -178,7 +178,7 @@ impl RunCursor {
         Ok(())
     }
 
-    /// To the last entry of what is to come, backwards.
+    /// Moves backwards to the last entry of the pieces ahead.
     fn go_back(&mut self) -> Result<()> {
         while self.inner.is_at_end() {
             let Some(next) = self.ahead.next_back() else { break };
@@ -336,7 +336,7 @@ mod tests {
         };
         let number = std::cell::Cell::new(1);
         let next = || number.replace(number.get() + 1);
-        // Every position is somebody's snapshot, so nothing is dropped.
+        // Every position has a snapshot, so nothing is dropped.
         let retain = Retain::new((0..=1001).map(Seq::new).collect(), Tombstones::Keep);
         let metas = write_run(
             &output,
@@ -350,7 +350,7 @@ mod tests {
         (!segments.is_empty()).then(|| Run::of(segments))
     }
 
-    /// The same run, of whose pieces only the keys inside `clip` count.
+    /// The same run, each piece clipped to `clip`.
     fn clipped(run: &Run, clip: &KeyBounds) -> Option<Run> {
         let piece = |piece: &Piece| {
             let meta = piece.segment.meta();

@@ -195,7 +195,7 @@ impl Cursor for ScanInput {
             ScanInput::Table(_) => None,
             ScanInput::Run(run) => Some(run),
         });
-        // One alone, as most keyspaces have, has nobody to wait with.
+        // A single run, as most keyspaces have, gains nothing from stages.
         if let (Some(first), Some(second)) = (runs.next(), runs.next()) {
             staged_seek::prepare([first, second].into_iter().chain(runs).collect(), target);
         }

@@ -133,7 +133,7 @@ impl Model {
         true
     }
 
-    /// Compares all reads with what was written.
+    /// Compares all reads with the written entries.
     fn check(&self) {
         assert_eq!(self.levels.check(1, Seq::new(1 << 20)), Ok(()));
         let superversion = self.tree.load();

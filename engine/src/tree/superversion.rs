@@ -1,6 +1,6 @@
-//! What one read of a keyspace sees: its tables, and its segments by zones, swapped as one.
+//! The superversion: the tables of a keyspace, and its segments by zones, as one read sees them. They are swapped as one.
 //!
-//! Invariants: the active table takes writes at and above the newest cut; a table of a layer holds what lies below its cut
+//! Invariants: the active table takes writes at and above the newest cut; a table of a layer has the records below its cut
 //! and takes no more writes; layers stand newest first. For every key, an earlier place (active table, layer, slice of the
 //! key's zone) has newer entries than a later one. A superversion never changes; changes make a new one.
 
@@ -20,7 +20,7 @@ use crate::tree::piece::next_holding;
 use crate::tree::scan::Scan;
 use crate::tree::zones::Zones;
 
-/// What was written and is in no segment that the version names.
+/// Written entries that are in no segment that the version names.
 #[derive(Clone, Debug)]
 pub(crate) enum Layer {
     /// A memtable that takes no more writes.
@@ -83,7 +83,7 @@ impl Superversion {
         Ok(None)
     }
 
-    /// What the tables say of `key` as of `snapshot`; `None`: the segments decide. `hash` is `key_hash(key)`.
+    /// The entry of `key` in the tables as of `snapshot`; `None`: the segments decide. `hash` is `key_hash(key)`.
     #[inline]
     pub(crate) fn get_in_tables(&self, key: &[u8], hash: u64, snapshot: Seq) -> Option<(Kind, &[u8])> {
         let layers: &[Layer] = if planted(Bug::FrozenTablesNotRead) { &[] } else { &self.layers };
@@ -151,7 +151,7 @@ impl Tree {
         self.current.load_full()
     }
 
-    /// As [`Tree::load`], for a short while: nothing is counted that other threads count as well.
+    /// The current superversion, for a short while: no count that other threads share is changed.
     pub(crate) fn look(&self) -> Guard<Arc<Superversion>> {
         turn();
         self.current.load()
@@ -160,7 +160,7 @@ impl Tree {
     /// The current superversion together with a position that `visible` gave while it was the current one.
     ///
     /// The superversion is taken first: a merge may drop an entry once a newer one is in the superversion that follows. And
-    /// it is taken again when it was replaced meanwhile: a position that is taken later may show a part of what only the
+    /// it is taken again when it was replaced meanwhile: a position that is taken later may show entries that only the
     /// next superversion holds.
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl Tree {
         Arc::clone(&self.current.load().active)
     }
 
-    /// Serialises what changes the version and the superversion of this keyspace.
+    /// Serialises changes of the version and the superversion of this keyspace.
     pub(crate) fn lock(&self) -> MutexGuard<'_, ()> {
         self.install.lock()
     }
@@ -218,8 +218,8 @@ impl Tree {
         });
     }
 
-    /// Shows `levels` from now on, of which the segments `opened` are new, and lets layers go whose cut is at or below
-    /// `flushed`. Under [`Tree::lock`].
+    /// Installs `levels`; `opened` are their new segments. Drops the layers with a cut at or below `flushed`. Under
+    /// [`Tree::lock`].
     pub(crate) fn install(&self, levels: &Levels, opened: Vec<Arc<Segment>>, flushed: Option<Seq>) {
         let zones = Arc::new(Zones::derive(levels, opened, &self.load().zones));
         self.swap(|new| {

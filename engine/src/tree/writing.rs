@@ -42,7 +42,7 @@ pub(crate) struct Requests {
     pub(crate) ended: Option<Error>,
 }
 
-/// The state that the background jobs and those who wait for them share. `scheduler.rs` works on it.
+/// The state that the background jobs share with the threads that wait for them. `scheduler.rs` works on it.
 #[derive(Debug, Default)]
 pub(crate) struct JobState {
     pub(crate) requests: Mutex<Requests>,

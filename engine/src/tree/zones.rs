@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A zone reaches from the lower bound of one piece of the bottom run to that of the next. The first begins before every
-//! key, the last is open, and without a bottom run there is one. A piece stands in every zone that it reaches into. What a
-//! run has in a zone is a *slice*: mostly one piece.
+//! key, the last is open, and without a bottom run there is one. A piece stands in every zone that it reaches into. The
+//! pieces of one run in a zone are a *slice*: mostly one piece.
 //!
 //! Zones are derived from the levels of the version and never stored. They never change; an install derives new ones.
 //! Lists of pieces are shared with those before in chunks, as far as they are equal.
@@ -61,7 +61,7 @@ impl Default for Zones {
 }
 
 impl Zones {
-    /// Of `levels`, whose segments are open in `old` or stand in `opened`.
+    /// Derives the zones of `levels`. Their segments are open in `old` or stand in `opened`.
     ///
     /// # Panics
     /// A segment stands in neither.
@@ -110,7 +110,7 @@ impl Zones {
         if self.heads.get(at) == Some(&head) { self.zone_from(at, key) } else { at }
     }
 
-    /// As [`Zones::zone_of`], where heads do not decide; at least `at` zones begin below `key`.
+    /// The search of [`Zones::zone_of`] where heads do not decide; at least `at` zones begin below `key`.
     fn zone_from(&self, at: usize, key: &[u8]) -> usize {
         at + self.keys[at..].partition_point(|begin| begin.as_ref() <= key)
     }
@@ -126,7 +126,7 @@ impl Zones {
         PieceAt { zone: self.zone_of(key), piece: 0 }
     }
 
-    /// The newest piece at `at` or behind whose bounds hold `key`.
+    /// The newest piece, at `at` or behind it, with `key` inside its bounds.
     #[inline]
     pub(crate) fn find(&self, at: PieceAt, key: &[u8]) -> Option<(PieceAt, &Piece)> {
         let (piece, found) = next_holding(self.zone(at.zone), at.piece, key)?;

@@ -34,7 +34,7 @@ pub(crate) trait Room {
     /// Time since some moment.
     fn now(&self) -> Duration;
 
-    /// Whether the log has a place for `len_bytes` more, whatever becomes of the disk.
+    /// Whether the log has a place for `len_bytes` more, even if the disk is full by then.
     fn has_log_room(&self, len_bytes: usize) -> bool;
 
     /// Makes log files, or lets the ring grow, until the log has a place for `len_bytes` more.

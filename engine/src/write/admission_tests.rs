@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use super::*;
 use crate::base::error::Error;
 
-/// A store whose memory is told by a script, and what was asked of it.
+/// A store with scripted memory. It notes the calls.
 #[derive(Default)]
 struct Script {
     /// Active and frozen bytes, one pair for each look; the last one stays.

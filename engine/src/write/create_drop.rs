@@ -1,4 +1,4 @@
-//! Making, finding and dropping keyspaces: the manifest first, memory after.
+//! Creates and drops keyspaces. Each change is in the manifest first, then in memory.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The payload of a log record: what one batch does.
+//! The payload of a log record: the operations of one batch.
 //!
 //! ```text
 //! +----------+------+------+-----+------+
@@ -18,9 +18,10 @@
 //!           11 + k     v  value
 //! ```
 //!
-//! Invariant: a finished payload is normalised: it names each key of a keyspace once, so all its entries can
-//! share the record's `Seq`. Written by the commit path, read at replay. The record around it carries the
-//! checksum and the version.
+//! The commit path writes it, a replay reads it. The record around it has the checksum.
+//!
+//! Invariant: a finished payload is normalised. It names each key of a keyspace once, so all its entries can share the
+//! record's `Seq`.
 #![deny(clippy::indexing_slicing)]
 
 use std::ops::Range;
@@ -57,8 +58,7 @@ impl<'a> Op<'a> {
     }
 }
 
-/// Builds a payload at the end of a buffer that somebody else owns; the same buffer must be given to every
-/// call.
+/// Builds a payload at the end of a buffer of the caller, who passes the same buffer to every call.
 #[derive(Clone, Debug)]
 pub(crate) struct OpsBuilder {
     /// Where the payload begins in the buffer.
@@ -142,7 +142,7 @@ fn too_large(what: &'static str, found_bytes: usize, limit_bytes: u64) -> Error 
     Error::TooLarge { what, found_bytes: found_bytes as u64, limit_bytes }
 }
 
-/// Where in `ops` those stand whose key a later one names again; ascending.
+/// The byte ranges of the operations in `ops` that a later one of the same key replaces; ascending.
 fn superseded(ops: &[u8]) -> Vec<Range<usize>> {
     let mut reader = Reader::new(ops);
     let mut places = Vec::new();
@@ -207,7 +207,7 @@ pub(crate) struct Ops<'a> {
 }
 
 impl<'a> Ops<'a> {
-    /// What is wrong at the very place, if something is.
+    /// The next operation, or the error at this position.
     #[inline]
     fn step(&mut self) -> Option<Result<Op<'a>, &'static str>> {
         if self.no_count {

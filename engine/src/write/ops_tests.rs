@@ -121,7 +121,7 @@ fn the_reader_ends_after_the_first_malformed_op() {
     assert_eq!(decoded(&[0, 0, 0, 0]), Ok(vec![]));
 }
 
-/// Whatever is flipped, reading ends without a panic, and what it accepts is what these bytes mean.
+/// With any bit flipped, reading ends without a panic, and an accepted payload has the meaning of its bytes.
 #[test]
 fn any_flipped_bit_is_refused_or_means_what_it_says() {
     let ops = [(1, b"abc".to_vec(), Some(b"value".to_vec())), (2, b"de".to_vec(), None)];

@@ -8,7 +8,7 @@
 //!   a void in the log          the record is in the log and not in every memtable: the store halts
 //! ```
 //!
-//! Two watermarks pass the write's place, the log's and that of what is visible. Later writers and all readers wait for
+//! Two watermarks pass the write's place, the log's and the visible one. Later writers and all readers wait for
 //! both, so each state passes both when it is dropped: a panic holds nothing up.
 //!
 //! *Reserved.* Nothing of the write is anywhere yet. The place becomes a void, and the store goes on.

@@ -1,4 +1,4 @@
-//! Tests of a write's place: what stays of a write that ends on the way. Without a store: a log and a watermark.
+//! Tests of a write that ends between its reservation and its completion. There is no store: a log and a watermark.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -131,7 +131,7 @@ fn a_panic_between_log_and_memtables_halts_the_log_which_keeps_the_record() {
         let _logged = Reserved::new(&bed.log, &bed.visible, &mut half).unwrap().publish();
         resume_unwind(Box::new("between publish and complete"));
     });
-    assert_eq!(bed.visible.get(), bed.log.published(), "nobody waits for the place");
+    assert_eq!(bed.visible.get(), bed.log.published(), "no thread waits for the place");
     assert!(matches!(bed.log.health(), Err(wal::Error::Halted { .. })));
     assert_eq!(bed.write(b"refused"), None);
     assert_eq!(left(bed.sim.snapshot().process_crash(1), Vec::new()), [b"half inserted"]);

@@ -1,4 +1,4 @@
-//! The bytes: records, sectors, group headers. What was encoded comes back; anything else is noticed.
+//! The bytes: records, sectors, group headers. Encoded values come back; any other bytes are noticed.
 
 use super::support::{Random, record, seed};
 use aio::SECTOR_BYTES;

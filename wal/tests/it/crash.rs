@@ -1,5 +1,5 @@
-//! The log on the simulated disk: crashes at every event, several incarnations, recycled files; what comes back is a
-//! prefix that holds everything acknowledged.
+//! The log on the simulated disk: crashes at every event, several incarnations, recycled files. A replay gives
+//! a prefix that holds everything acknowledged.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const STORE: u64 = 99;
 const RING_BYTES: usize = 16 << 10;
 const FILE_BYTES: u64 = 16 << 10;
 
-/// What the test knows of one incarnation.
+/// One incarnation, as the test knows it.
 #[derive(Default)]
 struct Incarnation {
     number: u32,
@@ -112,7 +112,7 @@ fn step(
     assert_eq!(seq, incarnation.appended.last().unwrap().0);
     log.wait_process(end)?;
     if sim.has_crashed() {
-        // Stores into a map do not fail, so nobody was told yet.
+        // Stores into a map do not fail, so no call has returned an error yet.
         return Err(Error::Closed);
     }
     incarnation.process = end;
@@ -153,7 +153,7 @@ fn run_replay(
         &incarnation.appended[incarnation.appended.partition_point(|(seq, _)| *seq < incarnation.from)..];
     let mut visited = 0;
     let replayed = replay(&sim, &mut *queue, &input(incarnation, files), &mut |seq, payload| {
-        assert!(visited < expected.len(), "a record that nobody appended at {seq}");
+        assert!(visited < expected.len(), "a record that was not appended at {seq}");
         assert_eq!((seq, payload), (expected[visited].0, &expected[visited].1[..]));
         visited += 1;
         Ok(())
@@ -161,12 +161,12 @@ fn run_replay(
     Ok((replayed, visited))
 }
 
-/// Replays what a crash has left and checks the promise.
+/// Replays the disk that a crash has left, and checks the promise.
 fn check(image: &DiskImage, incarnation: &Incarnation, manifest: &Manifest, acknowledged: Seq) -> Replayed {
     let files = (manifest.files(), manifest.ring_file_bytes());
     let (replayed, _) =
         run_replay(image.clone(), incarnation, files).unwrap_or_else(|error| panic!("{error}"));
-    assert!(replayed.end >= acknowledged, "{replayed:?} lost what was acknowledged up to {acknowledged}");
+    assert!(replayed.end >= acknowledged, "{replayed:?} lost records acknowledged up to {acknowledged}");
     replayed
 }
 

@@ -1,4 +1,4 @@
-//! Failed writes and syncs stop the log: the first cause sticks, everybody is told, nothing is tried again.
+//! Failed writes and syncs stop the log: the first cause sticks, all callers get it, nothing is retried.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -27,7 +27,7 @@ pub(crate) fn sector(data: &[u8]) {
         if let SectorState::Current { first } = state {
             let before = sector;
             seal_sector(&place, index, first, &mut sector);
-            assert!(before == sector, "a current sector is what sealing makes");
+            assert!(before == sector, "sealing makes the same sector again");
         }
         return;
     }
@@ -225,6 +225,6 @@ fn built_chain(input: &mut Input<'_>, rules: &ChainRules) {
     if damaged.check("fuzzed".as_ref()).is_ok() && file != before {
         let claimed = ends.iter().rev().nth(1).map_or(0, |end| end.1);
         assert!(damaged.stream.len() >= claimed, "a group is lost that the next one claims");
-        assert!(stream.starts_with(&damaged.stream), "what is accepted was never written");
+        assert!(stream.starts_with(&damaged.stream), "accepted bytes were never written");
     }
 }

@@ -2,7 +2,7 @@
 //! input.
 //!
 //! ```text
-//!   input   | way | file u8, offset u16, kind u8 | what the kind takes | file, offset, kind | ...
+//!   input   | way | file u8, offset u16, kind u8 | fields of the kind  | file, offset, kind | ...
 //!           way bit 0: make the checksums of changed sectors right again
 //! ```
 //!
@@ -199,7 +199,7 @@ fn run(disk: &DiskImage, wanted: &ReplayInput, expected: Option<&[(Seq, Vec<u8>)
     let to_damage = replay_to_damage(&sim, &mut *queue, wanted, &mut |_, _| Ok(()));
     match (&whole, &to_damage) {
         (Ok(whole), Ok((replayed, cut))) => {
-            assert!(cut.is_none(), "a repair finds what a replay does not");
+            assert!(cut.is_none(), "a repair finds damage that a replay does not");
             assert_eq!((replayed.end, replayed.records), (whole.end, whole.records));
         }
         (Err(wal::Error::Corrupt { .. }), _) => {}

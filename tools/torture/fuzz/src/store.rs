@@ -1,7 +1,7 @@
 //! A whole store: a small valid one, its files changed by the input, opened and read.
 //!
 //! ```text
-//!   input   | way | file u8, offset u16, kind u8 | what the kind takes | file, offset, kind | ...
+//!   input   | way | file u8, offset u16, kind u8 | fields of the kind  | file, offset, kind | ...
 //!           way bit 0: make the checksums of changed sectors right again
 //!           way bit 2: no changes; the rest is the payload of one more record, at the end of the log
 //! ```

@@ -280,7 +280,7 @@ fn read_only(dir: &Path, rng: &mut Rng) -> Found {
     work.kill()?;
     disk.unmount()?;
     disk.mount()?;
-    let counts = work.judge_what_is_durable()?;
+    let counts = work.judge_durable()?;
     disk.unmount()?;
     Ok(counts)
 }

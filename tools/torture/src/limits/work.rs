@@ -146,7 +146,7 @@ impl Work {
     }
 
     /// Checks everything that survives a loss of power.
-    pub(super) fn judge_what_is_durable(&self) -> Result<Counts, Lack> {
+    pub(super) fn judge_durable(&self) -> Result<Counts, Lack> {
         Ok(counted(self.sent.judge(&self.store, true)?))
     }
 

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!   thread   ... | entry stop          | the kernel works | exit stop                 | ...
-//!   tracer         count; delay, kill,                      count what was reaped;
+//!   tracer         count; delay, kill,                      count the reaped ones;
 //!                  leave the call out,                      write the errno, the events
-//!                  halve what it submits                    or the death
+//!                  halve its submit                         or the death
 //! ```
 //!
 //! Invariants: one thread starts the process, seizes it and waits for it, because the kernel knows tracers by thread. A

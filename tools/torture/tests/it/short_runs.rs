@@ -81,7 +81,7 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
-fn a_store_keeps_what_it_acknowledged_whatever_call_fails() {
+fn a_store_keeps_everything_acknowledged_when_any_call_fails() {
     let counts = torture(&["errors", "--workloads", "1", "--step", "23"]);
     assert_eq!(count(&counts, "loops_cut_short") + count(&counts, "cases_left_out"), 0);
     must_be_positive(
@@ -138,7 +138,7 @@ fn strace(args: &[&str]) -> Option<Value> {
 }
 
 #[test]
-fn a_store_goes_on_or_says_why_whatever_the_kernel_answers() {
+fn a_store_goes_on_or_says_why_after_any_answer_of_the_kernel() {
     for (only, what) in [
         ("SIGKILL", ["killed", "killed_again"].as_slice()),
         ("io_submit EIO", &["went_on_after_an_error", "gave_up"]),
