@@ -134,14 +134,6 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// The call failed.
     fn truncate(&self, file: &File, len_bytes: u64) -> Result<()>;
 
-    /// Renames, replacing an existing target atomically.
-    ///
-    /// *Power cut*: done or not done until the directory is synced; exactly one of the two names exists.
-    ///
-    /// # Errors
-    /// The call failed.
-    fn rename(&self, from: &Path, to: &Path) -> Result<()>;
-
     /// Makes a second name for a file (`link`).
     ///
     /// *Power cut*: the new name may be present or absent until the directory is synced.

@@ -66,7 +66,6 @@ backend_layer! {
     sync(file: &File) -> Result<()>;
     allocate(file: &File, len_bytes: u64) -> Result<()>;
     truncate(file: &File, len_bytes: u64) -> Result<()>;
-    rename(from: &Path, to: &Path) -> Result<()>;
     link(from: &Path, to: &Path) -> Result<()>;
     remove(path: &Path) -> Result<()>;
     list(dir: &Path) -> Result<Vec<String>>;

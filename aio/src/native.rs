@@ -139,10 +139,6 @@ impl Backend for NativeBackend {
         named("ftruncate", file.path(), cut)
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        named("rename", from, rustix::fs::rename(from, to))
-    }
-
     fn link(&self, from: &Path, to: &Path) -> Result<()> {
         named("link", to, rustix::fs::link(from, to))
     }

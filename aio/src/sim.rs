@@ -11,10 +11,10 @@
 //!
 //! # The disk
 //! Reads see the *volatile* image. Un-synced sectors, sizes and names are *pending*: each may or may not be on the
-//! disk, independently of each other and of their order. Three exceptions hold on real file systems too: a rename is
-//! one change; changes to the same name, and of the size of the same file, happen in order; a sector is never torn. A
-//! sync covers the writes that completed before it was submitted, in its own file only; names take a directory sync.
-//! Not simulated: renames across directories or of directories (they fail), sparse space accounting, access rights.
+//! disk, independently of each other and of their order. Two exceptions hold on real file systems too: changes to the
+//! same name, and of the size of the same file, happen in order; a sector is never torn. A sync covers the writes that
+//! completed before it was submitted, in its own file only; names take a directory sync. Not simulated: sparse space
+//! accounting, access rights.
 //!
 //! # Concurrency
 //! All state is behind one lock, so handles may be used from several threads, but waiting never blocks: a wait that
@@ -249,14 +249,6 @@ impl Backend for SimBackend {
 
     fn truncate(&self, file: &File, len_bytes: u64) -> Result<()> {
         self.resize("ftruncate", EventKind::Truncate, file, len_bytes)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        let mut machine = self.machine();
-        machine.enter("rename", EventKind::Rename, from)?;
-        machine.disk.rename(from, to).map_err(|errno| Error::call("rename", from, errno))?;
-        machine.sweep();
-        Ok(())
     }
 
     fn link(&self, from: &Path, to: &Path) -> Result<()> {

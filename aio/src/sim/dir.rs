@@ -1,7 +1,7 @@
 //! One simulated directory: its visible names, its durable names, and the changes in between.
 //!
-//! Invariants: applying all of `pending` to `durable` gives `volatile` (unless some are marked `lost`); a rename is one
-//! change. Directories are identified by their path and are never renamed.
+//! Invariant: applying all of `pending` to `durable` gives `volatile` (unless some are marked `lost`). Directories are
+//! identified by their path.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,6 @@ pub(crate) type Names = BTreeMap<Arc<str>, DirEntry>;
 pub(crate) enum NameChange {
     Set { name: Arc<str>, entry: DirEntry },
     Clear { name: Arc<str> },
-    Rename { from: Arc<str>, to: Arc<str>, entry: DirEntry },
 }
 
 impl NameChange {
@@ -35,29 +34,24 @@ impl NameChange {
             NameChange::Clear { name } => {
                 names.remove(name);
             }
-            NameChange::Rename { from, to, entry } => {
-                names.remove(from);
-                names.insert(Arc::clone(to), *entry);
-            }
         }
     }
 
-    fn names(&self) -> [&Arc<str>; 2] {
+    fn name(&self) -> &Arc<str> {
         match self {
-            NameChange::Set { name, .. } | NameChange::Clear { name } => [name, name],
-            NameChange::Rename { from, to, .. } => [from, to],
+            NameChange::Set { name, .. } | NameChange::Clear { name } => name,
         }
     }
 
     fn entry(&self) -> Option<DirEntry> {
         match self {
-            NameChange::Set { entry, .. } | NameChange::Rename { entry, .. } => Some(*entry),
+            NameChange::Set { entry, .. } => Some(*entry),
             NameChange::Clear { .. } => None,
         }
     }
 
     fn shares_name(&self, other: &NameChange) -> bool {
-        self.names().iter().any(|name| other.names().contains(name))
+        self.name() == other.name()
     }
 }
 
@@ -114,7 +108,7 @@ impl Dir {
     }
 
     /// The directory after a power cut. Calls `keep` once for each change, in order. A change is also dropped if an
-    /// earlier change to one of its names was dropped.
+    /// earlier change to its name was dropped.
     pub(crate) fn power_cut(&self, path: &Path, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Dir {
         let mut left = self.durable.clone();
         let mut dropped: Vec<&NameChange> = Vec::new();

@@ -27,8 +27,6 @@ pub enum EventKind {
     Allocate,
     /// A file is cut.
     Truncate,
-    /// A file is renamed.
-    Rename,
     /// A second name is made.
     Link,
     /// A name is removed.
@@ -60,8 +58,7 @@ impl EventKind {
     #[must_use]
     pub fn changes_disk(self) -> bool {
         use EventKind::{
-            Allocate, Create, Link, MakeDir, MapWrite, Remove, Rename, Sync, SyncDir, Truncate, Write,
-            WriteDurable,
+            Allocate, Create, Link, MakeDir, MapWrite, Remove, Sync, SyncDir, Truncate, Write, WriteDurable,
         };
         matches!(
             self,
@@ -71,7 +68,6 @@ impl EventKind {
                 | Create
                 | Allocate
                 | Truncate
-                | Rename
                 | Link
                 | Remove
                 | MakeDir
@@ -145,8 +141,7 @@ impl FaultPlan {
         self
     }
 
-    /// Limits the plan to calls on paths that contain `part`. An open file keeps the path it was opened with after a
-    /// rename.
+    /// Limits the plan to calls on paths that contain `part`. An open file keeps the path it was opened with.
     #[must_use]
     pub fn path(mut self, part: &str) -> FaultPlan {
         part.clone_into(&mut self.path_part);

@@ -319,25 +319,6 @@ impl DiskImage {
         Ok(())
     }
 
-    /// Renames a file within its directory.
-    pub(crate) fn rename(&mut self, from: &Path, to: &Path) -> Result<(), Errno> {
-        let inode = self.file_at(from)?;
-        let ((dir, from), (to_dir, to_name)) = (split(from)?, split(to)?);
-        if dir != to_dir {
-            return Err(Errno(libc::EXDEV));
-        }
-        match self.entry(to) {
-            Ok(DirEntry::Dir) => Err(Errno(libc::EISDIR)),
-            // Two names of one file: rename(2) has no effect and reports success.
-            Ok(DirEntry::File(other)) if other == inode => Ok(()),
-            _ => {
-                let entry = DirEntry::File(inode);
-                self.dir_mut(&dir)?.change(NameChange::Rename { from, to: to_name, entry });
-                Ok(())
-            }
-        }
-    }
-
     pub(crate) fn remove(&mut self, path: &Path) -> Result<(), Errno> {
         self.file_at(path)?;
         let (dir, name) = split(path)?;

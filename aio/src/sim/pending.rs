@@ -24,8 +24,8 @@ pub enum PendingUnit<'a> {
         /// The size after the change, in bytes.
         size_bytes: u64,
     },
-    /// One change of a directory: a name made, linked or removed, or a rename as a whole. Dropping it drops later
-    /// changes to the same names as well.
+    /// One change of a directory: a name made, linked or removed. Dropping it drops later changes to the same
+    /// name as well.
     Name {
         /// The directory.
         dir: &'a Path,

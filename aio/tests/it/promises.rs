@@ -258,17 +258,6 @@ pub(crate) fn sizes_change_as_asked(fixture: &BackendFixture<'_>) {
     assert_eq!(fixture.first_bytes("z"), [0, 0, 0]);
 }
 
-pub(crate) fn renames_replace(fixture: &BackendFixture<'_>) {
-    let (f, _g) = (fixture.numbered("f", 1), fixture.numbered("g", 2));
-    let backend = fixture.backend;
-    backend.rename(&fixture.path("f"), &fixture.path("g")).unwrap();
-    assert_eq!(backend.list(&fixture.dir).unwrap(), ["g"]);
-    assert_eq!(fixture.first_bytes("g"), [1]);
-    file::write_all(&mut *fixture.queue(1), &f, 0, block(7)).unwrap();
-    assert_eq!(fixture.first_bytes("g"), [7], "the handle follows the file");
-    assert_eq!(errno(backend.rename(&fixture.path("f"), &fixture.path("h"))), Some(Errno::NOT_FOUND));
-}
-
 pub(crate) fn links_share_and_removal_spares_open_files(fixture: &BackendFixture<'_>) {
     let f = fixture.numbered("f", 1);
     let backend = fixture.backend;
@@ -421,7 +410,6 @@ macro_rules! with_promises {
             a_wake_that_comes_first_ends_the_next_wait
             deadlines_pass
             sizes_change_as_asked
-            renames_replace
             links_share_and_removal_spares_open_files
             directories_list_their_names_sorted
             stat_tells_what_stands_at_a_path
