@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_file_handles_say_what_to_raise() {
+    fn too_few_file_handles_name_the_limit_to_raise() {
         let text = "open wal: Too many open files (os error 24)";
         assert!(advice(std::io::ErrorKind::Other, text).contains("ulimit -n"));
     }

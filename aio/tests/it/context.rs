@@ -124,7 +124,7 @@ fn syncs_complete() {
 }
 
 #[test]
-fn what_cannot_be_synced_is_refused_with_what_it_needs() {
+fn a_descriptor_without_sync_is_refused_with_the_needed_feature() {
     let event = EventFd::new().unwrap();
     let error = refusal(&mut context(), Operation::data_sync(&event));
     let Error::Unsupported { call, needs, errno, .. } = &error else { panic!("{error}") };
@@ -346,7 +346,7 @@ fn slots_default_to_the_queue_of_the_device() {
 
 /// The kernel rounds up, and would take more.
 #[test]
-fn a_context_takes_exactly_what_it_was_made_for() {
+fn a_context_takes_exactly_the_operations_it_was_made_for() {
     let event = EventFd::new().unwrap();
     for slots in [1, 2, 31, 32, 33, 64, 127, 128, 500] {
         let mut context = Context::builder().slots(slots).build().unwrap();
@@ -383,7 +383,7 @@ fn dropping_a_context_waits_for_writes() {
 }
 
 #[test]
-fn forgetting_a_context_leaks_what_is_in_flight_and_harms_nothing() {
+fn forgetting_a_context_leaks_its_operations_and_harms_nothing() {
     let fixture = NativeFixture::new();
     let file = fixture.file("file", 32);
     for _ in 0..8 {

@@ -67,7 +67,7 @@ fn write(file: &File, offset: u64, len_bytes: usize) -> Operation {
 }
 
 #[test]
-fn reads_give_back_what_was_written() {
+fn reads_give_back_the_written_bytes() {
     let fixture = Fixture::new();
     let file = fixture.file(32);
     let mut queue = fixture.backend.queue(8).unwrap();
@@ -84,7 +84,7 @@ fn reads_give_back_what_was_written() {
 }
 
 #[test]
-fn submit_takes_what_there_is_room_for_and_leaves_the_rest() {
+fn submit_takes_as_many_as_fit_and_leaves_the_rest() {
     let fixture = Fixture::new();
     let file = fixture.file(5);
     let mut queue = fixture.backend.queue(2).unwrap();
@@ -516,7 +516,7 @@ fn contexts_and_reactors_stay_with_the_parent() {
 }
 
 #[test]
-fn what_is_written_to_a_map_is_in_the_file() {
+fn bytes_written_to_a_map_are_in_the_file() {
     let fixture = Fixture::new();
     let mut queue = fixture.backend.queue(1).unwrap();
     let path = fixture.path("ring");
@@ -555,7 +555,7 @@ fn a_map_is_accessed_by_words() {
 }
 
 #[test]
-fn a_probed_directory_tells_what_its_files_will_be() {
+fn a_probed_directory_tells_the_properties_of_its_files() {
     let fixture = Fixture::new();
     let file = fixture.file(1);
     let probe = aio::probe(fixture.dir.path()).unwrap();

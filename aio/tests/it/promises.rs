@@ -289,7 +289,7 @@ pub(crate) fn directories_list_their_names_sorted(fixture: &BackendFixture<'_>) 
     assert!(backend.list(&fixture.path("c")).unwrap().is_empty());
 }
 
-pub(crate) fn stat_tells_what_stands_at_a_path(fixture: &BackendFixture<'_>) {
+pub(crate) fn stat_tells_the_entry_at_a_path(fixture: &BackendFixture<'_>) {
     let _f = fixture.numbered("f", 2);
     let backend = fixture.backend;
     let file = Stat { size_bytes: at(2), is_dir: false };
@@ -412,7 +412,7 @@ macro_rules! with_promises {
             sizes_change_as_asked
             links_share_and_removal_spares_open_files
             directories_list_their_names_sorted
-            stat_tells_what_stands_at_a_path
+            stat_tells_the_entry_at_a_path
             a_lock_has_one_holder
             a_map_and_its_file_show_the_same_bytes
             a_map_grows_with_its_file

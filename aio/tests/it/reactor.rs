@@ -199,7 +199,7 @@ fn thousands_of_reads_wait_for_a_few_slots() {
 }
 
 #[test]
-fn what_is_dropped_before_its_turn_is_never_started() {
+fn a_future_dropped_before_its_turn_is_never_started() {
     let fixture = NativeFixture::new();
     let file = fixture.file("file", 64);
     let event = EventFd::new().unwrap();
@@ -271,7 +271,7 @@ fn a_reactor_that_was_shut_down_refuses() {
 }
 
 #[test]
-fn what_was_handed_over_is_done_without_the_reactor_handle() {
+fn operations_handed_over_are_done_without_the_reactor_handle() {
     let fixture = NativeFixture::new();
     let file = fixture.file("file", 4);
     let reads: Vec<_> = {
@@ -331,7 +331,7 @@ fn without_a_thread_waiters_drive() {
 }
 
 #[test]
-fn a_turn_wakes_the_tasks_of_what_has_ended_and_no_other() {
+fn a_turn_wakes_the_tasks_of_ended_operations_and_no_other() {
     for seed in 0..50 {
         let (sim, file) = simulated(seed, 8);
         let reactor = sim.reactor(8).unwrap();
@@ -409,7 +409,7 @@ fn a_crash_ends_reads_that_wait_and_reads_in_flight() {
 }
 
 #[test]
-fn a_shutdown_without_a_thread_finishes_what_was_handed_over() {
+fn a_shutdown_without_a_thread_finishes_the_operations_handed_over() {
     let (sim, file) = simulated(5, 8);
     let reactor = sim.reactor(2).unwrap();
     let reads: Vec<_> = (0..8).map(|block| reactor.submit(read(&file, block))).collect();

@@ -102,7 +102,7 @@ fn unsynced_sectors_survive_in_every_subset() {
 }
 
 #[test]
-fn an_older_unsynced_version_may_be_what_is_left() {
+fn an_older_unsynced_version_may_be_left() {
     let (sim, mut queue, f) = machine(2, 1);
     for byte in [2, 3] {
         fill(&mut *queue, &f, 0, 1, byte);
@@ -127,7 +127,7 @@ fn a_write_in_flight_may_be_on_the_disk() {
 }
 
 #[test]
-fn a_sync_does_not_cover_what_was_in_flight_when_it_was_submitted() {
+fn a_sync_does_not_cover_writes_in_flight_when_it_was_submitted() {
     let (mut covered, mut seeds) = (0, 0);
     for seed in 0..20 {
         let (sim, mut queue, f) = machine(seed, 1);
@@ -292,7 +292,7 @@ fn a_ring_written_for_ever_keeps_few_versions() {
 }
 
 #[test]
-fn a_process_crash_keeps_what_was_completed_and_maybe_what_was_in_flight() {
+fn a_process_crash_keeps_completed_writes_and_maybe_those_in_flight() {
     let (sim, mut queue, f) = machine(15, 2);
     fill(&mut *queue, &f, 0, 1, 2);
     submit(&mut *queue, [write(&f, 1, 3)]);

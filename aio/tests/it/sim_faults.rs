@@ -99,7 +99,7 @@ fn each_call_fails_with_the_planned_error_once() {
 }
 
 #[test]
-fn a_plan_counts_only_what_it_matches() {
+fn a_plan_counts_only_matching_calls() {
     let (sim, mut queue, f) = machine(2, 4);
     let g = sim.open(path("/g"), OpenMode::Create).unwrap();
     let plan = FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Write]).path("/f");
@@ -134,7 +134,7 @@ fn of_a_failed_write_any_mixture_is_seen_and_any_is_left() {
 }
 
 #[test]
-fn what_a_failed_sync_covered_stays_lost() {
+fn writes_that_a_failed_sync_covered_stay_lost() {
     let (sim, mut queue, f) = machine(3, 3);
     run(&mut *queue, write(&f, 0, 1, 2)).whole().unwrap();
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]));
@@ -149,7 +149,7 @@ fn what_a_failed_sync_covered_stays_lost() {
 }
 
 #[test]
-fn a_failed_asynchronous_sync_loses_what_it_covered() {
+fn a_failed_asynchronous_sync_loses_the_writes_it_covered() {
     let (sim, mut queue, f) = machine(4, 1);
     run(&mut *queue, write(&f, 0, 1, 2)).whole().unwrap();
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Sync]));
@@ -159,7 +159,7 @@ fn a_failed_asynchronous_sync_loses_what_it_covered() {
 }
 
 #[test]
-fn what_a_failed_directory_sync_covered_stays_lost() {
+fn names_that_a_failed_directory_sync_covered_stay_lost() {
     let (sim, _queue, _f) = machine(5, 1);
     drop(sim.open(path("/g"), OpenMode::Create).unwrap());
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::SyncDir]));

@@ -180,7 +180,7 @@ fn run(seed: u64) {
 }
 
 #[test]
-fn power_cuts_leave_only_what_the_model_allows() {
+fn power_cuts_leave_only_states_that_the_model_allows() {
     let replay = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
     let seeds = replay.map_or(0..RUNS, |seed| seed..seed + 1);
     for seed in seeds {

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_has_never_read_more_than_twice_what_it_used_and_one_block() {
+    fn a_walk_has_never_read_more_than_twice_its_used_blocks_and_one() {
         let (mut pace, mut read, mut used) = (Pace::new(true), 0, 0);
         while used < 3000 {
             let allowed = pace.blocks(read - used);

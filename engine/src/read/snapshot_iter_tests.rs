@@ -229,7 +229,7 @@ fn both_ends_show_the_moment_of_creation_while_writes_go_on() {
 }
 
 #[test]
-fn a_loop_may_write_to_what_it_iterates() {
+fn a_loop_may_write_to_the_source_it_iterates() {
     let store = MemorySource::new();
     for index in 0..500 {
         store.write(format!("{index:04}").as_bytes(), Some(b"old"));
@@ -250,7 +250,7 @@ fn a_loop_may_write_to_what_it_iterates() {
 }
 
 #[test]
-fn an_iterator_lets_go_of_what_was_flushed_at_its_next_step() {
+fn an_iterator_lets_go_of_flushed_tables_at_its_next_step() {
     let store = MemorySource::new();
     for key in ["a", "b", "c", "d"] {
         store.write(key.as_bytes(), Some(b"1"));

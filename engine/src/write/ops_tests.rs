@@ -123,7 +123,7 @@ fn the_reader_ends_after_the_first_malformed_op() {
 
 /// With any bit flipped, reading ends without a panic, and an accepted payload has the meaning of its bytes.
 #[test]
-fn any_flipped_bit_is_refused_or_means_what_it_says() {
+fn any_flipped_bit_is_refused_or_has_the_meaning_of_its_bytes() {
     let ops = [(1, b"abc".to_vec(), Some(b"value".to_vec())), (2, b"de".to_vec(), None)];
     let payload = encoded(b"", &ops);
     for bit in 0..payload.len() * 8 {

@@ -147,7 +147,7 @@ fn hexadecimal_json_lines_go_out_and_in() {
 }
 
 #[test]
-fn a_bad_line_is_named_and_what_came_before_stays() {
+fn a_bad_line_is_named_and_the_lines_before_stay() {
     let temp = temp_dir();
     let line = |n: u32| format!("{{\"key\":\"{n:04}\",\"value\":{n}}}\n");
     let good = (0..2500).map(line).collect::<Vec<_>>().concat();

@@ -100,7 +100,7 @@ fn noise(number: u32) -> String {
 }
 
 #[test]
-fn too_few_file_handles_say_what_to_raise() {
+fn too_few_file_handles_name_the_limit_to_raise() {
     let (_temp, dir) = loaded();
     let script = format!("ulimit -n 6 && exec '{KVTOOL}' scan '{}' --count", dir.display());
     run(Command::new("sh").args(["-c", &script]), b"").fails(4, &["Too many open files", "ulimit -n"]);

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_acknowledged_before_a_cut_is_asked_for_and_nothing_that_came_after_it() {
+    fn writes_acknowledged_before_a_cut_are_required_and_none_after_it() {
         let acks = |power, submitted| Acks {
             process: Prefix { commits: submitted, edits: 0 },
             power: Prefix { commits: power, edits: 0 },

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_known_by_what_is_written() {
+    fn files_are_known_by_their_content() {
         let mut content = Content::new(Image::new(1 << 20));
         content.write(8192, &group(3, 1));
         content.write(16384, &group(0, 1));
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_strikes_what_it_is_meant_for_and_no_more_often_than_it_should() {
+    fn a_fault_strikes_its_target_and_no_more_often_than_it_should() {
         let effect = Effect::Fail(Errno::IO);
         let mut fault =
             RequestFault { kind: Kind::Write, target: Some(FaultTarget::Log), skip: 1, times: 2, effect };

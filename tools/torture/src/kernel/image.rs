@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_across_pages() {
+    fn written_bytes_are_read_across_pages() {
         let mut image = Image::new(16 << 10);
         let data: Vec<u8> = (0..9000_u32).map(|byte| u8::try_from(byte % 251).unwrap()).collect();
         image.write(100, &data);

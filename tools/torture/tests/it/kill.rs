@@ -241,7 +241,7 @@ fn acknowledged_process_writes_survive_sigkill() {
 }
 
 #[test]
-fn the_model_deletes_what_the_writer_deletes() {
+fn the_model_deletes_the_keys_that_the_writer_deletes() {
     assert_eq!(model(6).len(), 6);
     assert_eq!(model(7).len(), 6);
     assert!(!model(7).contains_key(&key(2)));
