@@ -110,7 +110,7 @@ impl Batch {
         }
         let store = self.handle.writing()?;
         if self.ops.count() == 0 {
-            store.check_open()?;
+            store.check_writable()?;
             let end = store.log.published();
             if self.durability == Durability::Power {
                 store.latch(store.log.wait_durable(end).map_err(Error::from))?;

@@ -127,14 +127,14 @@ impl FileKind {
         }
     }
 
-    /// The number in a name of this kind; `None` if it is not such a name.
+    /// The number in a name of this kind; `None` if the store gives no file this name. So the name is found again from the
+    /// number: a copy with more zeros in its name is not ours.
     pub(crate) fn number_of(self, name: &str) -> Option<u64> {
         match self.row().name {
             Name::One(ours) => (name == ours).then_some(0),
             Name::Numbered { prefix, suffix } => {
-                let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
-                let plain = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
-                if plain { digits.parse().ok().filter(|number| *number < MAX_FILE) } else { None }
+                let number: u64 = name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()?;
+                (number < MAX_FILE && self.name_of(number) == name).then_some(number)
             }
         }
     }
@@ -155,7 +155,8 @@ mod tests {
         assert_eq!(FileKind::Segment.number_of("1234567.seg"), Some(1_234_567));
         assert_eq!(FileKind::Segment.number_of(&format!("{}.seg", u64::MAX)), None);
         assert_eq!((FileKind::Lock.number_of("LOCK"), FileKind::Lock.number_of("LOCK1")), (Some(0), None));
-        for name in ["manifest-12", "manifest-00001x", "manifest-000001.tmp", "+00001.seg", "000001.log"] {
+        let not_ours = ["manifest-12", "manifest-00001x", "manifest-000001.tmp", "manifest-0000001"];
+        for name in not_ours.into_iter().chain(["+00001.seg", "0000012.seg", "000001.log"]) {
             assert_eq!(FileKind::Manifest.number_of(name), None);
             assert_eq!(FileKind::Segment.number_of(name), None);
         }

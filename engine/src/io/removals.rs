@@ -40,6 +40,10 @@ impl Removals {
 
     /// Removes a file that no version names and nothing reads; later, if there is a hold.
     pub(crate) fn remove(&self, path: &Path) {
+        // In a forked child the files are the parent's, and the lock may have been held at the fork.
+        if self.backend.check_fork().is_err() {
+            return;
+        }
         let mut state = self.state.lock();
         if state.is_ended {
             return;
@@ -62,11 +66,9 @@ impl Removals {
         self.state.lock().is_ended = true;
     }
 
+    /// A file that cannot be removed is an orphan.
     fn unlink(&self, path: &Path) {
-        // In a forked child the files are the parent's. A file that cannot be removed is an orphan.
-        if self.backend.check_fork().is_ok() {
-            let _ = self.backend.remove(path);
-        }
+        let _ = self.backend.remove(path);
     }
 }
 
@@ -78,6 +80,9 @@ pub(crate) struct Hold<'a> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
+        if self.removals.backend.check_fork().is_err() {
+            return;
+        }
         let mut state = self.removals.state.lock();
         state.holds -= 1;
         if state.holds == 0 && !state.is_ended {

@@ -26,7 +26,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use aio::{Buf, File};
+use aio::{Buf, File, Queue};
 use arc_swap::ArcSwap;
 use wal::{ChainRules, Group, Place, STEP, read_chain};
 
@@ -191,7 +191,10 @@ impl Manifest {
             }
         };
         if rolled.is_none() {
-            writer.write_group(&self.files, &bytes).map_err(|error| self.halt(error))?;
+            // Without a context nothing was written: a shortage like any other.
+            self.files.with_queue(|queue| {
+                writer.write_group(&self.files, queue, &bytes).map_err(|error| self.halt(error))
+            })?;
         }
         let version = Arc::new(rolled.unwrap_or(version));
         self.current.store(Arc::clone(&version));
@@ -278,7 +281,7 @@ impl Writer {
         (group, group.sealed_bytes().expect("a list of edits fits into memory") as u64)
     }
 
-    fn write_group(&mut self, files: &Files, bytes: &[u8]) -> Result<()> {
+    fn write_group(&mut self, files: &Files, queue: &mut dyn Queue, bytes: &[u8]) -> Result<()> {
         let (group, group_bytes) = self.group(bytes.len());
         let mut buf = Buf::zeroed(usize::try_from(group_bytes).expect("a group fits into memory"));
         let mut rest = bytes;
@@ -287,7 +290,7 @@ impl Writer {
             into.copy_from_slice(head);
             rest = tail;
         });
-        files.with_queue(|queue| Ok(aio::file::write_all(queue, &self.file, self.offset, buf)?))?;
+        aio::file::write_all(queue, &self.file, self.offset, buf)?;
         if !planted(Bug::ManifestNotSynced) {
             files.backend().sync(&self.file)?;
         }
@@ -467,13 +470,14 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
     bytes.clear();
     edit::encode(&version.to_edits(), &mut bytes);
     let path = files.manifest_path(number);
-    let file = files.with_queue(|queue| {
-        let bytes = version.format.manifest_bytes;
-        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, bytes)?)
-    })?;
-    let mut writer = Writer { file, number, tried: number, offset: 0, end: Seq::ZERO, groups: 0 };
-    writer.write_group(files, &bytes).map_err(|cause| Error::Halted { cause: Arc::new(cause) })?;
-    Ok(writer)
+    files.with_queue(|queue| {
+        let manifest_bytes = version.format.manifest_bytes;
+        let file = aio::file::create_zeroed(files.backend().as_ref(), queue, &path, manifest_bytes)?;
+        let mut writer = Writer { file, number, tried: number, offset: 0, end: Seq::ZERO, groups: 0 };
+        let written = writer.write_group(files, queue, &bytes);
+        written.map_err(|cause| Error::Halted { cause: Arc::new(cause) })?;
+        Ok(writer)
+    })
 }
 
 fn place(number: u64) -> Place {

@@ -260,3 +260,19 @@ fn an_edit_that_only_a_later_version_knows_is_no_damage() {
     stream[5] = u8::try_from(FORMAT_VERSION).unwrap();
     assert!(matches!(replay(Path::new(FIRST), &stream), Err(Error::Corrupt { .. })));
 }
+
+#[test]
+fn a_manifest_that_gets_no_context_changes_nothing_and_goes_on() {
+    let sim = machine();
+    let manifest = create(&sim, 1);
+    let idle = manifest.files.idle_queue().unwrap();
+    for errno in [Errno::AGAIN, Errno::TOO_MANY_FILES] {
+        sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[EventKind::Queue]));
+        let error = wal::Host::activate(&manifest, 7, Seq::ZERO).unwrap_err();
+        assert!(error.is_shortage(), "the log would halt: {error:?}");
+        assert_eq!(manifest.version().logs, [], "{errno:?}");
+    }
+    manifest.files.rest(Some(idle));
+    wal::Host::activate(&manifest, 7, Seq::ZERO).unwrap();
+    assert_eq!(manifest.version().logs.len(), 1);
+}

@@ -76,7 +76,10 @@ impl PieceMeta {
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        let SegmentMeta { smallest, largest, .. } = &self.segment;
+        let SegmentMeta { id, smallest, largest, .. } = &self.segment;
+        if *id == 0 {
+            return Err("a segment has the number 0");
+        }
         if smallest > largest {
             return Err("pieces of one run overlap");
         }

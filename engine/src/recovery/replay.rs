@@ -68,7 +68,11 @@ impl Replay {
         let mut input = replay_input(files, version);
         input.files.extend(lost);
         let (mut replayed, cut) = self.visit(files, version, &input, repair)?;
-        self.cut(version, &mut replayed, missing, cut);
+        let short = cut.is_none().then(|| check_flushed(files, version, replayed.end).err()).flatten();
+        match short {
+            Some(error) if !repair => return Err(error),
+            short => self.cut(version, &mut replayed, missing.or(short), cut),
+        }
         self.end = replayed.end;
         Ok(replayed)
     }
@@ -162,4 +166,15 @@ impl Replay {
     pub(crate) fn finish(self) -> Option<LogDamage> {
         self.damage
     }
+}
+
+/// A flush waits until the log is durable up to its cut. So a log that ends before the flushed position of a keyspace has
+/// lost records, though segments have those of this keyspace: records of others are gone, and positions would repeat.
+fn check_flushed(files: &Files, version: &Version, end: Seq) -> Result<()> {
+    let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed).max().unwrap_or_default();
+    if end >= flushed {
+        return Ok(());
+    }
+    let what = "the log ends before the flushed position of a keyspace";
+    Err(Error::corrupt(&files.wal_dir(), 0, what, format!("{flushed:?}"), format!("{end:?}")))
 }

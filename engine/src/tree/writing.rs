@@ -132,9 +132,9 @@ impl Writing {
         self.health()
     }
 
-    /// Passes a result on. A failure that halted one of log and manifest halts the other, and is told to the listener once.
+    /// Passes a result on. A failure that halted the manifest halts the log, too. The listener hears of a halt once.
     ///
-    /// No lock may be held but those of flushes, of compactions and of the map of keyspaces.
+    /// No lock may be held but those of flushes and compactions.
     #[inline]
     pub(crate) fn latch<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::Halted { cause }) = &result {

@@ -17,6 +17,12 @@ pub(crate) fn create(store: &Writing, name: &str) -> Result<Arc<Tree>> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return Err(Error::invalid(format!("the name of a keyspace has 1 to {MAX_NAME_BYTES} bytes")));
     }
+    // The listener, which hears of a halt, is called without a lock.
+    let created = find_or_create(store, name);
+    store.latch(created)
+}
+
+fn find_or_create(store: &Writing, name: &str) -> Result<Arc<Tree>> {
     let _gate = store.share_gate();
     store.check_open()?;
     // One maker at a time: the map's lock is held across the manifest's write, and readers of the map wait that long.
@@ -26,7 +32,7 @@ pub(crate) fn create(store: &Writing, name: &str) -> Result<Arc<Tree>> {
     }
     store.health()?;
     let mut keyspace = 0;
-    let created = store.manifest.append_with(Reserve::Keep, |version| {
+    store.manifest.append_with(Reserve::Keep, |version| {
         keyspace = match version.dropped.last() {
             Some(&dropped) if planted(Bug::KeyspaceIdReused) => dropped,
             _ => version.next_keyspace,
@@ -36,8 +42,7 @@ pub(crate) fn create(store: &Writing, name: &str) -> Result<Arc<Tree>> {
             // Nothing below the horizon can belong to it, so it does not hold back the log.
             Edit::Flushed { keyspace, to: version.horizon, pieces: Vec::new() },
         ]
-    });
-    store.latch(created)?;
+    })?;
     let tree = Arc::new(Tree::new(keyspace, name, &store.pool));
     trees.insert(keyspace, Arc::clone(&tree));
     Ok(tree)

@@ -189,6 +189,52 @@ fn without_its_log() -> DiskImage {
     image
 }
 
+/// The same store after a power cut that has emptied the ring, with damage in the last group of the log that was flushed: a
+/// tail that looks torn.
+fn with_a_torn_log() -> DiskImage {
+    let sim = SimBackend::new(7);
+    let db = flushed_unevenly(&sim).open("/store").unwrap();
+    let (early, late) = (db.keyspace("early").unwrap(), db.keyspace("late").unwrap());
+    early.put("key", "in the log alone").unwrap();
+    for nth in 0.. {
+        late.put(key(nth), vec![1; 1000]).unwrap();
+        if db.metrics().keyspaces.iter().any(|keyspace| keyspace.segments > 0) {
+            break;
+        }
+    }
+    let mut image = sim.snapshot().power_cut_none();
+    for path in paths(&image, "/ring-") {
+        image.damage(&path, |bytes| bytes.fill(0));
+    }
+    image.damage(&logs(&image)[0], |bytes| {
+        // The last groups in use: the put that was not flushed, and the last one that was.
+        let used = bytes.chunks(4096).rposition(|step| step.iter().any(|byte| *byte != 0)).unwrap();
+        bytes[(used - 3) * 4096..].fill(0);
+    });
+    image
+}
+
+#[test]
+fn a_log_that_ends_before_a_flushed_position_is_damage() {
+    let image = with_a_torn_log();
+    let sim = SimBackend::from_image(image, 7);
+    let what = "the log ends before the flushed position of a keyspace";
+    let found = flushed_unevenly(&sim).open("/store").map(drop);
+    assert!(matches!(&found, Err(Error::Corrupt { what: found, .. }) if *found == what), "{found:?}");
+    assert!(flushed_unevenly(&sim).find_damage("/store").unwrap().is_some());
+    flushed_unevenly(&sim).repair("/store").unwrap().unwrap();
+    let db = flushed_unevenly(&sim).open("/store").unwrap();
+    let (early, late) = (db.keyspace("early").unwrap(), db.keyspace("late").unwrap());
+    assert_eq!(early.get("key").unwrap().as_deref(), Some(&b"in the log alone"[..]));
+    for nth in 0..KEYS {
+        late.put(key(nth), "new").unwrap();
+    }
+    db.flush().unwrap();
+    let again = SimBackend::from_image(sim.snapshot().power_cut_none(), 7);
+    let late = flushed_unevenly(&again).open("/store").unwrap().keyspace("late").unwrap();
+    assert!((0..KEYS).all(|nth| late.get(key(nth)).unwrap().as_deref() == Some(b"new")));
+}
+
 /// The flushed records are visible, the older write is not, and new writes are newer than both.
 fn check_flushed(sim: &SimBackend) {
     let db = flushed_unevenly(sim).open("/store").unwrap();
