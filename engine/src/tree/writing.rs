@@ -211,6 +211,13 @@ impl Writing {
         self.log.written_bytes().saturating_sub(self.last_cut.load(Ordering::Relaxed))
     }
 
+    /// Whether the log files in use take more bytes than the limit on the log. Counts bytes of files, not of records: a
+    /// small durable write takes a whole step of a file.
+    pub(crate) fn is_log_over_limit(&self) -> bool {
+        let files = self.manifest.version().logs.len() as u64;
+        files * self.options.log_file_bytes() > self.options.log_limit_bytes()
+    }
+
     /// Runs of the keyspace that has most, as they were last counted.
     #[inline]
     pub(crate) fn most_runs(&self) -> usize {
@@ -245,8 +252,13 @@ impl Writing {
         self.last_cut.store(self.log.written_bytes(), Ordering::Relaxed);
     }
 
-    /// Freezes the largest active table: that frees most memory.
+    /// Freezes the largest active table, which frees most memory. While the log is over its limit, freezes all tables: a
+    /// small one of an idle keyspace may hold the oldest log file.
     pub(crate) fn freeze_largest(&self) {
+        if self.is_log_over_limit() {
+            self.freeze(|_| true);
+            return;
+        }
         let largest = self.all_trees().into_iter().max_by_key(|tree| tree.active().size_bytes());
         if let Some(largest) = largest {
             self.freeze(|tree| tree.id == largest.id);

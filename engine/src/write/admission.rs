@@ -19,7 +19,7 @@ pub(crate) trait Room {
     /// The memory of the memtables and its limits.
     fn memory(&self) -> MemtableUsage;
 
-    /// Freezes the largest active memtable and asks for its flush.
+    /// Freezes the largest active memtable, or all if the log is over its limit, and asks for their flush.
     fn freeze_largest(&self);
 
     /// Returns when a flush has ended.
@@ -132,18 +132,17 @@ impl Room for Writing {
         }
     }
 
-    /// The limit counts bytes of files, not of records: a small durable write takes a whole step of a file.
     fn release_old_log(&self) {
-        let limit = self.options.log_limit_bytes();
-        // Frozen tables are on their way already: another freeze helps only after the log has grown by half again.
-        if self.log_bytes_since_cut() <= limit / 2 {
+        // The tables of the last freeze are on their way already. If it froze only the largest one, that is no harm: while
+        // the log is over its limit, the next freeze of that kind takes all tables.
+        if self.log_bytes_since_cut() <= self.options.log_limit_bytes() / 2 {
             return;
         }
         // While a flush is under way, or fails, more frozen tables would free nothing and take memory without a bound.
         if self.memtable_bytes().frozen > 0 {
             return;
         }
-        if self.manifest.version().logs.len() as u64 * self.options.log_file_bytes() > limit {
+        if self.is_log_over_limit() {
             self.freeze(|_| true);
             scheduler::request_flush(self);
         }

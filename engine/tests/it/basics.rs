@@ -1,6 +1,9 @@
 //! The everyday promises of the API on a real disk.
 
-use esker::testing::{BuilderExt, Sizes};
+use std::sync::Arc;
+
+use aio::SimBackend;
+use esker::testing::{Background, BuilderExt, DbExt, Sizes};
 use esker::{Db, Durability, Error};
 
 fn dir() -> tempfile::TempDir {
@@ -100,5 +103,32 @@ fn a_store_can_be_open_once() {
     match Db::open(&path) {
         Err(Error::Locked { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
         other => panic!("{other:?}"),
+    }
+}
+
+/// The log holds the write of the idle keyspace until that one is flushed, too.
+#[test]
+fn an_idle_keyspace_does_not_let_the_log_grow_without_bound() {
+    const LIMIT_BYTES: u64 = 256 << 10;
+    // With flushes at once; and only when the memtables are full, as with a device that is slower than the writers.
+    for held in [false, true] {
+        let db = Db::builder()
+            .backend(Arc::new(SimBackend::new(1)))
+            .background(Background::Manual)
+            .durability(Durability::Process)
+            .sizes(small())
+            .open("/store")
+            .unwrap();
+        db.hold_jobs(held);
+        let (idle, busy) = (db.keyspace("idle").unwrap(), db.keyspace("busy").unwrap());
+        idle.put("k", "v").unwrap();
+        for i in 0..2000 {
+            busy.put(key(i % 100), [0; 1 << 10]).unwrap();
+            let metrics = db.metrics();
+            assert!(metrics.log_bytes < 2 * LIMIT_BYTES, "{} bytes of log at write {i}", metrics.log_bytes);
+            assert!(metrics.log_files < 10, "{} log files at write {i}", metrics.log_files);
+        }
+        assert_eq!(idle.get("k").unwrap().as_deref(), Some(&b"v"[..]));
+        db.close().unwrap();
     }
 }
