@@ -6,8 +6,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use aio::SimBackend;
-use esker::Db;
 use esker::testing::{Background, BuilderExt};
+use esker::{Db, Error};
 
 /// The system's allocator, counting for each thread.
 struct Counting;
@@ -93,6 +93,22 @@ fn a_get_with_of_a_value_in_memory_allocates_nothing() {
     assert_eq!(bytes, 999 * 100 + 15 + 999 * 50);
     // The allocator does count: `get` makes one copy of the value.
     assert!(allocations(|| drop(ks.get(&keys[1]).unwrap())) >= 1);
+}
+
+#[test]
+fn a_write_that_is_too_large_is_refused_before_it_is_copied() {
+    let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
+    let db = builder.memory_budget_bytes(8 << 20).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    let value = vec![b'v'; db.max_record_bytes()];
+    let mut batch = db.batch();
+    batch.put(&ks, "k", &value);
+    let made = allocations(|| {
+        assert!(matches!(ks.put("k", &value), Err(Error::TooLarge { .. })));
+        assert!(matches!(batch.commit(), Err(Error::TooLarge { .. })));
+    });
+    assert_eq!(made, 0);
+    assert!(ks.is_empty().unwrap());
 }
 
 #[test]

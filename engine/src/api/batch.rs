@@ -13,8 +13,8 @@ use crate::api::keyspace::Keyspace;
 use crate::base::error::{Error, Result};
 use crate::base::options::Durability;
 use crate::tree::superversion::Tree;
-use crate::write::commit::commit;
-use crate::write::ops::{Op, OpsBuilder};
+use crate::write::commit::{check_size, commit};
+use crate::write::ops::{Op, OpsBuilder, framed_bytes};
 
 /// Writes that become visible and durable together, across keyspaces. The last write of a key wins.
 ///
@@ -75,7 +75,7 @@ impl Batch {
     /// [`Db::max_record_bytes`](crate::Db::max_record_bytes) can be committed.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        (wal::RECORD_HEADER_BYTES + self.payload.len()).next_multiple_of(wal::GRANULE)
+        framed_bytes(self.payload.len())
     }
 
     /// How many writes it holds. Several writes of one key count until a commit drops all but the last.
@@ -118,6 +118,9 @@ impl Batch {
             return Ok(end);
         }
         self.ops.finish(&mut self.payload);
+        store.check_open()?;
+        // Before the record takes a copy.
+        check_size(store, self.size_bytes())?;
         let mut record = RecordBuf::new();
         record.push(&self.payload);
         let seq = commit(store, &mut record, &self.trees, self.durability)?;

@@ -17,11 +17,14 @@ use crate::base::sync::shared::thread_local;
 use crate::read::view::{Latest, View};
 use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
-use crate::write::commit::commit;
-use crate::write::ops::{Op, OpsBuilder};
+use crate::write::commit::{check_size, commit};
+use crate::write::ops::{Op, OpsBuilder, check_key, framed_bytes};
+
+/// The largest operation that is encoded in memory that the thread keeps.
+const MAX_KEPT_BYTES: usize = 64 << 10;
 
 thread_local! {
-    /// Each thread encodes its single writes into the memory of the one before, without allocating.
+    /// Each thread encodes its single writes in the memory of the previous one, without allocating.
     static ENCODER: RefCell<(Vec<u8>, RecordBuf)> = RefCell::new((Vec::new(), RecordBuf::new()));
 }
 
@@ -306,17 +309,32 @@ impl Keyspace {
     }
 
     fn write(&self, op: Op<'_>) -> Result<()> {
-        ENCODER.with(|encoder| {
-            let (payload, record) = &mut *encoder.borrow_mut();
-            payload.clear();
-            let mut ops = OpsBuilder::begin(payload);
-            ops.push(payload, op)?;
-            ops.finish(payload);
-            record.clear();
-            record.push(payload);
-            commit(self.handle.writing()?, record, std::slice::from_ref(&self.tree), self.durability)?;
-            Ok(())
-        })
+        if op.size_bytes() > MAX_KEPT_BYTES {
+            return self.write_large(op);
+        }
+        ENCODER.with(|encoder| self.write_with(&mut encoder.borrow_mut(), op))
+    }
+
+    /// Checks the size before the first copy, and keeps no memory.
+    #[cold]
+    fn write_large(&self, op: Op<'_>) -> Result<()> {
+        check_key(op.key)?;
+        let store = self.handle.writing()?;
+        store.check_open()?;
+        check_size(store, framed_bytes(OpsBuilder::single_bytes(&op)))?;
+        self.write_with(&mut (Vec::new(), RecordBuf::new()), op)
+    }
+
+    #[inline]
+    fn write_with(&self, (payload, record): &mut (Vec<u8>, RecordBuf), op: Op<'_>) -> Result<()> {
+        payload.clear();
+        let mut ops = OpsBuilder::begin(payload);
+        ops.push(payload, op)?;
+        ops.finish(payload);
+        record.clear();
+        record.push(payload);
+        commit(self.handle.writing()?, record, std::slice::from_ref(&self.tree), self.durability)?;
+        Ok(())
     }
 }
 
@@ -335,5 +353,25 @@ impl fmt::Debug for Keyspace {
             .field("name", &self.tree.name)
             .field("durability", &self.durability)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aio::SimBackend;
+
+    use super::*;
+    use crate::api::db::Db;
+    use crate::testing::{Background, BuilderExt};
+
+    #[test]
+    fn a_thread_keeps_no_memory_of_a_large_write() {
+        let sim = Arc::new(SimBackend::new(1));
+        let db = Db::builder().backend(sim).background(Background::Manual).open("/store").unwrap();
+        let keyspace = db.keyspace("default").unwrap();
+        keyspace.put("k", vec![1; 1 << 20]).unwrap();
+        keyspace.put("k", vec![1; MAX_KEPT_BYTES / 2]).unwrap();
+        let kept_bytes = ENCODER.with(|encoder| encoder.borrow().0.capacity());
+        assert!((MAX_KEPT_BYTES / 2..=2 * MAX_KEPT_BYTES).contains(&kept_bytes), "{kept_bytes}");
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn commit(
     durability: Durability,
 ) -> Result<Seq> {
     store.check_open()?;
-    check_size(record.len_bytes() as u64, max_record_bytes(store))?;
+    check_size(store, record.len_bytes())?;
     store.latch(steps(store, record, trees, durability))
 }
 
@@ -61,7 +61,9 @@ fn steps(
     Ok(place.seq)
 }
 
-fn check_size(found_bytes: u64, limit_bytes: u64) -> Result<()> {
+/// Refuses a record of `len_bytes`, as framed, that is larger than [`max_record_bytes`].
+pub(crate) fn check_size(store: &Store, len_bytes: usize) -> Result<()> {
+    let (found_bytes, limit_bytes) = (len_bytes as u64, max_record_bytes(store));
     if found_bytes > limit_bytes {
         return Err(Error::TooLarge { what: "a write", found_bytes, limit_bytes });
     }

@@ -67,6 +67,11 @@ pub(crate) struct OpsBuilder {
 }
 
 impl OpsBuilder {
+    /// Bytes of a payload with one op.
+    pub(crate) fn single_bytes(op: &Op<'_>) -> usize {
+        COUNT_BYTES + op.size_bytes()
+    }
+
     /// Begins a payload at the end of `buffer`.
     pub(crate) fn begin(buffer: &mut Vec<u8>) -> OpsBuilder {
         let start = buffer.len();
@@ -127,6 +132,11 @@ impl OpsBuilder {
         buffer.copy_within(kept_from.., end);
         buffer.truncate(end + buffer.len() - kept_from);
     }
+}
+
+/// Bytes of a record, as framed, whose payload has `payload_bytes`.
+pub(crate) fn framed_bytes(payload_bytes: usize) -> usize {
+    (wal::RECORD_HEADER_BYTES + payload_bytes).next_multiple_of(wal::GRANULE)
 }
 
 /// Says why a key is none, or gives its length.
