@@ -49,7 +49,7 @@ pub struct Sizes {
     pub ring_bytes: Option<u64>,
     /// One file of the log.
     pub log_file_bytes: Option<u64>,
-    /// A memtable is frozen at this size.
+    /// The largest active memtable is frozen when all active ones together reach this size.
     pub memtable_bytes: Option<u64>,
     /// A run is cut into the next segment at this size.
     pub segment_bytes: Option<u64>,
@@ -144,7 +144,7 @@ impl Options {
         self.memtables_bytes() / 2
     }
 
-    /// Log bytes above which the keyspace with the oldest unflushed write is flushed.
+    /// Bytes of log files in use above which all keyspaces are flushed, so that the oldest files can be used again.
     pub(crate) fn log_limit_bytes(&self) -> u64 {
         (self.memtables_bytes() * 2).max(self.log_file_bytes() * 4)
     }

@@ -9,8 +9,9 @@
 //!                                       parked -> reading, each block once: checked, decoded, searched
 //! ```
 //!
-//! A [`SearchState`] does no I/O and waits for nothing. [`Search::drive`] takes the steps: it submits the reads that the search needs and searches each block when it is there. Where the reads go is behind
-//! [`Reads`]: a context of the calling thread for [`multi_get_with`], the reactor of the store for futures.
+//! A [`SearchState`] does no I/O and waits for nothing. [`Search::drive`] takes the steps: it submits the reads that the
+//! search needs and searches each block when it is there. The reads go to a [`Reads`]: a context of the calling thread for
+//! [`multi_get_with`], the reactor of the store for futures.
 //!
 //! Cost: a key costs as much as a get, and the call a few small allocations. Blocks are read only when memory decides nothing
 //! more, so that as many as possible are in flight together. Blocks that came are checked and decoded while the others are

@@ -11,8 +11,9 @@
 //! and with a `Seq` just below its position. Its iterators would have a [`Source`](crate::read::snapshot_iter::Source) of
 //! their own, whose cursor adds that layer to those of the superversion.
 //!
-//! Invariant: the superversion that a read uses was current when its position was taken, or is newer. Otherwise a write, a
-//! flush and a compaction in between could drop the entry that the position sees.
+//! Invariant: the superversion that a read uses was the current one when its position was taken. A newer superversion may
+//! lack entries that the position sees, since a merge drops them. An older one lacks the table of the newest writes below
+//! the position. Only a pinned position may be read in any later superversion: merges keep the entries that a pin sees.
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ use crate::write::ops::check_key;
 
 /// How a read gets its position.
 pub(crate) trait ReadAt {
-    /// The layers that one read searches, and the position below which it sees entries.
+    /// The superversion that one read searches, and the position below which it sees entries.
     fn look(&self, store: &Store, tree: &Tree) -> Result<(Guard<Arc<Superversion>>, Seq)>;
 
     /// A pin for a read of many steps.

@@ -1,4 +1,4 @@
-//! Puts the parts of a store together, once its manifest is durable.
+//! Puts the parts of a store together, once its manifest is durable. Opens the log, which starts the commit thread.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::tree::writing::Writing;
 /// With `Process`, power loss takes at most this much of the log (or the records of one drain interval).
 const DRAIN_BYTES: u64 = 1 << 20;
 
-/// Makes the store of these parts, without its threads.
+/// Makes the store of these parts, without the threads of flushes and compactions.
 pub(crate) fn assemble(
     files: Arc<Files>,
     memory: SharedMemory,

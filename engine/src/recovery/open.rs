@@ -1,9 +1,10 @@
-//! Open: the steps from a directory to a store, before any thread starts.
+//! Open: the steps from a directory to a store whose log is open. `api/builder.rs` then starts flushes and compactions.
 //!
 //! 1. `enter`: the directory and its lock; 2. read the manifest; 3. `replay`: read the log and the ring; 4. `load`: open the
-//!    segments (so far only empty directories were made, so a refused open changes no data); 5. `replay`: write
-//!    the replayed records to segments, synced; 6. `begin`: write a new manifest that begins a new incarnation and forgets
-//!    the old log; 7. `orphans`: remove the files that no manifest names; 8. `assemble`: put the store together.
+//!    segments (so far only empty directories and the lock file were made, so a refused open changes no data); 5. `replay`:
+//!    write the replayed records to segments, synced; 6. `begin`: begin a new incarnation in the version, which forgets the
+//!    old log, and make its ring; `Manifest::create` writes that version as a new manifest; 7. `orphans`: remove the files
+//!    that no manifest names; 8. `assemble`: open the log, which starts the commit thread, and put the store together.
 //!
 //! After a crash before the end of step 6 the old manifest is in force, and there may be files that it does not name. After
 //! a later crash the new manifest is in force. A repeated recovery gives the same store, so a crash during recovery has the

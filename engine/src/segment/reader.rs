@@ -91,7 +91,7 @@ impl BlockRef {
     }
 }
 
-/// The next block to search for a key, and the question to it.
+/// The next block to search for a key, and the purpose of the search.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Aim {
     /// The number of the block in the file.
@@ -99,13 +99,15 @@ pub(crate) struct Aim {
     asked: Asked,
 }
 
+/// The purpose of the search in a block.
 #[derive(Clone, Copy, Debug)]
 enum Asked {
-    /// The key.
+    /// In a data block: the entry of the key. In a filter block: whether the segment may have one. In an index block: the data
+    /// block that may have it.
     Key,
-    /// The key, in a data block whose index block gave this handle.
+    /// The entry of the key, in a data block whose handle came from an index block.
     At(BlockHandle),
-    /// To an index block: the handle of this data block.
+    /// In an index block: the handle of the data block with this number.
     Block(usize),
 }
 

@@ -1,7 +1,7 @@
 //! A piece: an open segment, and the keys inside which its entries count.
 //!
-//! Most pieces are whole segments and carry no bounds, so that a read compares bounds only where a merge has left a part of
-//! a segment.
+//! A point read compares its key with the smallest and the largest key of the segment. Most pieces are whole segments and
+//! have no bounds of their own. Where a merge has left a part of a segment, the read compares its bounds as well.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -114,8 +114,9 @@ impl Superversion {
 
 /// One keyspace: its current superversion, and the locks under which it is replaced.
 ///
-/// `install` is held across the manifest's write, so that the version and the superversions change together. `swap` is held
-/// only while one superversion takes the place of another; a writer may take it where it must not wait for the device.
+/// `install` is held across the manifest's write, so that the version and the superversions change together. A freeze takes
+/// it while no writer is under way, so writers may wait for a sync of the manifest. `swap` is held only while one
+/// superversion replaces another. Only [`Tree::empty`] takes it without `install`.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) id: u32,

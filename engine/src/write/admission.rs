@@ -46,7 +46,7 @@ pub(crate) trait Room {
     /// Asks for a spare log file if one is needed soon.
     fn prepare_spare(&self);
 
-    /// Flushes the keyspaces that hold the log's files back, if those have grown beyond their limit.
+    /// Freezes all memtables and asks for their flush, if the log is over its limit.
     fn release_old_log(&self);
 
     /// Pauses so that merges keep up.

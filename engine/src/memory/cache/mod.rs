@@ -22,7 +22,7 @@
 //!
 //! Invariants: the charges of all values that can be found sum to at most the budget, also while an insert is under way; a
 //! value that is larger than its shard's part of the budget is not kept; when a segment is dropped, so are its values, at
-//! once except for held ones; a block that several threads miss at once is read once.
+//! once except for held ones; of several threads that miss a block in `load` at once, one reads it.
 
 mod hazard;
 mod hazard_slots;
