@@ -1,7 +1,7 @@
 //! The ring of an earlier incarnation. Only the requested part is read.
 //!
-//! After a clean close no record of the ring is needed, and the replay stops at the first record that does not validate.
-//! Reading the whole ring would take most of the time of such an open.
+//! After a clean close no record of the ring is needed, and the replay stops at the first record that does not
+//! validate. Reading the whole ring would take most of the time of such an open.
 //!
 //! Invariants: nothing is changed; bytes missing from the file are read as zeros, which are no record.
 
@@ -80,7 +80,8 @@ impl<'a> EndedRing<'a> {
         Ok((ring, size))
     }
 
-    /// Appends `len_bytes` of the ring to `into`. `position` is a stream position; the ring repeats every lap.
+    /// Appends `len_bytes` of the ring to `into`. `position` counts bytes from the start of the incarnation: the ring
+    /// starts again after each lap.
     ///
     /// # Errors
     /// A read failed.

@@ -54,7 +54,8 @@
 //!
 //! # Invariants
 //! * Lock order: `state`, then a lock of `watermark` or `log_file`. None of them is held across I/O or a call of the host.
-//!   The ring's `growing` is, and is taken while no other lock of the log is held.
+//!   Two locks are, and are taken while no other lock of the log is held: the ring's `growing`, and `preparing` of
+//!   `log_file`, while a spare file is made.
 //! * The flush token is the [`Flusher`] itself. A thread takes it out of the state, runs one round and puts it back. Two
 //!   rounds at a time cannot be expressed, nor a round that ends without waking its waiters: [`HeldToken`] puts it back
 //!   even if the round panics.
@@ -248,7 +249,8 @@ impl Shared {
             if state.flusher.is_some() {
                 self.work.notify_one();
             }
-            let side = if end > state.in_flight { state.round + 1 } else { state.round } % 2;
+            let covering = if end > state.in_flight { state.round + 1 } else { state.round };
+            let side = covering % 2;
             state.sleepers[side] += 1;
             // Read under the lock: every later announcement ends the sleep.
             let mut heard = self.rounds[side].heard();
@@ -491,6 +493,7 @@ impl HeldToken<'_> {
         }
         flusher.write(&shared.core, &group)?;
         if !shared.core.ring.is_shared() {
+            // Some sleepers of this round wait for the write only. With a shared ring there are none.
             let side = shared.state.lock().round % 2;
             shared.rounds[side].announce();
         }
