@@ -1,12 +1,13 @@
 //! One flush round, cut into its steps: plan and seal a group, write it, sync it.
 //!
 //! Invariants:
-//! * a round begins only when every earlier group is durable: one group in flight, so groups are contiguous on stable
-//!   media, and a file is left only when all in it is durable;
-//! * `durable` passes a group only by a sync that began after the group's write was reaped whole, or by a durable write
-//!   that was reaped whole. Neither another write's completion nor a successful sync alone proves anything about a write;
-//! * after an error no further step is taken: no write and no sync is retried. A want of space or handles while the
-//!   next file is opened is no such error: nothing was written yet, and a later round begins again.
+//! * A round begins only when every earlier group is durable: one group is in flight. So groups are contiguous on
+//!   stable media, and the log leaves a file only when everything in it is durable.
+//! * `durable` passes a group only after a sync that began when the write of the group had been reaped whole, or after
+//!   a durable write that was reaped whole. The completion of another write proves nothing about this one, nor does a
+//!   successful sync alone.
+//! * After an error no further step is taken: no write and no sync is retried. A shortage of space or handles at the
+//!   opening of the next file is no such error. Nothing was written yet, and a later round begins again.
 
 use aio::{Backend, Buf, Queue};
 
@@ -18,27 +19,27 @@ use crate::ring::Ring;
 use crate::seal::{Group, STEP, seal, stream_room_bytes};
 use crate::sync::{Arc, AtomicU64, Ordering, Statistic};
 
-/// The most stream bytes in one group: large enough that a device streams at full speed, small enough that the
+/// The most stream bytes in one group. Large enough for the full bandwidth of a device, and small enough that the
 /// writers of the next group wait about a millisecond.
 const MAX_GROUP_BYTES: usize = 1 << 20;
 
-/// Slots of the log's context: one group is in flight at a time; zero-filling a file uses one as well.
+/// Slots of the log's context. One group is in flight at a time, and the zeros of a new file take a slot as well.
 pub(crate) const QUEUE_SLOTS: usize = 4;
 
 /// How a sealed group gets to stable media. Both are equally safe; which is faster depends on the device (bench
 /// `wal/durable_commit`).
 ///
-/// Rejected: an asynchronous write, then `IOCB_CMD_FDSYNC` through the context. A worker thread of the kernel runs it,
-/// and on no device was it faster than the better of these two (bench `aio/durable_write`).
+/// Rejected: an asynchronous write, then `IOCB_CMD_FDSYNC` through the context. A worker thread of the kernel runs that
+/// sync. On no device was it faster than the better of these two (bench `aio/durable_write`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SyncMethod {
-    /// An asynchronous write, then `fdatasync(2)` in the thread that runs the round. Within a few percent of the best
-    /// wherever it was measured, and the least disturbed by busy processors.
+    /// An asynchronous write, then `fdatasync(2)` in the thread that runs the round. In all measurements within a few
+    /// percent of the best, and the least disturbed by busy processors.
     #[default]
     Fdatasync,
-    /// One write with `RWF_DSYNC`. A device that writes through its cache (FUA) has one command to do instead of two;
-    /// elsewhere the kernel sends the second one from a worker thread.
+    /// One write with `RWF_DSYNC`. A device that writes through its cache (FUA) gets one command instead of two. To
+    /// other devices the kernel sends the second command from a worker thread.
     DurableWrite,
 }
 
@@ -50,10 +51,10 @@ pub(crate) struct Core {
     pub(crate) files: LogFiles,
     pub(crate) origin: StreamOrigin,
     pub(crate) sync_method: SyncMethod,
-    /// End of the last group whose write was reaped: it survives the process.
+    /// End of the last group whose write was reaped. Everything below survives the process.
     pub(crate) written: AtomicU64,
-    /// End of the last group on stable media. Stored with release after the flusher read the ring, loaded with acquire
-    /// by writers before they overwrite it.
+    /// End of the last group on stable media. The flusher stores it with release after it has read the ring. Writers
+    /// load it with acquire before they overwrite the ring.
     pub(crate) durable: AtomicU64,
     pub(crate) counters: LogCounters,
 }
@@ -94,7 +95,7 @@ pub(crate) enum Plan {
     Nothing,
     /// A sealed group waits in the buffer.
     Group(Group),
-    /// There is no file to write to, for want of something that can come back. Nothing has changed.
+    /// A shortage leaves no file to write to. Nothing has changed, and a later round may succeed.
     Refused(Error),
 }
 

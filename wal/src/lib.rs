@@ -20,9 +20,9 @@
 //! * After [`Log::wait_process`] it survives the death of the process by any signal: it is in a mapped file.
 //! * After [`Log::wait_durable`] it, and everything before it, survives a loss of power: it was written, the write was
 //!   reaped whole, and a sync that began afterwards succeeded.
-//! * [`replay`] gives back a prefix that holds at least all of that, or refuses with file and offset. A torn tail, which
-//!   any power cut may leave, is told from damage, which none can: every sector has a checksum, and is current, older, or
-//!   damaged.
+//! * [`replay`] gives back a prefix that holds at least all of that, or refuses with file and offset. A torn tail,
+//!   which any power cut may leave, is told from damage, which none can: every sector has a checksum, and is current,
+//!   older, or damaged.
 //! * The first failed write or sync stops the log for good. Nothing is retried: after a failed sync the kernel may
 //!   have dropped any of the written pages.
 //!
@@ -74,8 +74,9 @@
 //! ```
 //!
 //! # Reading order
-//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (which thread runs a round), `flusher` (the steps
-//! of a round), `log_file`, `ring`, `watermark`, `unnamed`, `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
+//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (which thread runs a round), `flusher`
+//! (the steps of a round), `log_file`, `ring`, `watermark`, `unnamed`, `replay`, `ended_ring`, `chain`, `seal`,
+//! `sector`, `record`.
 
 mod chain;
 mod ended_ring;

@@ -1,7 +1,7 @@
-//! The log as its user sees it: append, wait, retire, close.
+//! The handle on a log: append, wait, retire, close.
 //!
-//! Invariants: nothing can fail between the reservation of a record's place and its publication, and a panic there leaves
-//! a void; an error that stopped the log is reported by every later call that writes or waits.
+//! Invariants: nothing can fail between the reservation of a place and its publication, and a panic there leaves a
+//! void. After an error that stopped the log every call that writes or waits returns that error.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -25,42 +25,42 @@ use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Statistic};
 /// Which thread runs the rounds that no caller waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Background {
-    /// A thread of the log's own.
+    /// The commit thread of the log.
     Threads,
-    /// None: a caller that would block runs the round itself, and [`Log::run_due`] does the work of the thread.
-    /// With one calling thread a run over a simulated disk replays from its seed.
+    /// None. A caller that would block runs the round itself, and [`Log::run_due`] does the work of the thread. With
+    /// one calling thread a run on a simulated disk replays from its seed.
     Manual,
 }
 
 /// How to open a log.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
-    /// Where the log files go; exists.
+    /// The directory of the log files. It exists.
     pub directory: PathBuf,
     /// Seeds every sector's checksum.
     pub store_id: u64,
-    /// This writable open, never used before; not 0.
+    /// The number of this writable open. Not 0, and never used before.
     pub incarnation: u32,
-    /// Where the stream of this incarnation begins, a multiple of [`GRANULE`]: at or after the end of all incarnations
-    /// before.
+    /// Start of the stream of this incarnation, a multiple of [`GRANULE`], at or after the end of all earlier
+    /// incarnations.
     pub start: Seq,
-    /// The ring's file; created if it does not exist. One of an earlier incarnation may be used again.
+    /// The file of the ring. It is created if it does not exist. The ring of an earlier incarnation may be used again.
     pub ring_path: PathBuf,
     /// Size of the ring in bytes, a multiple of [`STEP`].
     pub ring_bytes: usize,
-    /// Size of its file, a multiple of [`STEP`]: the size that the host was told last, or, where there is no file yet, the
-    /// size to make. The file grows to `ring_bytes` as it is used. Never less than the host was told: to a replay a shorter
-    /// ring is damaged, and it takes nothing from behind the end.
+    /// Size of its file in bytes, a multiple of [`STEP`]: the last size that the host was told, or the size of a file
+    /// that does not exist yet. The file grows to `ring_bytes` as it is used. Never less than the host was told: a
+    /// replay takes a shorter ring for damage and reads nothing behind its end.
     pub ring_file_bytes: usize,
     /// Size of a log file in bytes, a multiple of [`STEP`].
     pub file_bytes: u64,
-    /// Files that retire are kept to be used again while there are no more than this, in use and spare together; two
-    /// spares are kept in any case. A file that is made anew is written twice, first with zeros: a log that goes through
-    /// many files between two retirements wants as many here.
+    /// The number of files, in use and spare together, up to which a retired file becomes a spare. Two spares are
+    /// always kept. A new file is written twice, the first time with zeros. So this should be the number of files that
+    /// the log fills between two retirements.
     pub keep_files: usize,
-    /// A round is run when so many bytes are published and not durable.
+    /// A round starts when this many bytes are published and not durable.
     pub drain_bytes: u64,
-    /// A round is run when bytes have been published and not durable for so long.
+    /// A round starts when bytes have been published and not durable for this long.
     pub drain_interval: Duration,
     /// How a group gets to stable media.
     pub sync_method: SyncMethod,
@@ -109,7 +109,7 @@ pub struct LogMetrics {
     pub written_bytes: u64,
     /// Log files taken into use.
     pub activations: u64,
-    /// Log files taken into use that were there already: retired ones, or prepared ahead.
+    /// Log files taken into use that existed already: retired files, or spares made ahead.
     pub recycled: u64,
     /// Appends that found the ring full.
     pub space_waits: u64,
@@ -133,15 +133,16 @@ impl Log {
     /// Opens ring and queue and starts the commit thread. Log files are taken into use by the first round.
     ///
     /// # Durability
-    /// When this returns, the ring's file and its name are on stable media: only now may a manifest name the incarnation,
-    /// since a replay calls a missing ring damage. The host is not called.
+    /// When this returns, the ring's file and its name are on stable media: only now may a manifest name the
+    /// incarnation, since a replay calls a missing ring damage. The host is not called.
     ///
     /// # Errors
     /// The ring could not be created or mapped, the machine has no slots left for the context, or no thread could be
     /// started.
     ///
     /// # Panics
-    /// If a size is 0 or not a multiple of [`STEP`], the incarnation is 0, or the start is not a multiple of [`GRANULE`].
+    /// If a size is 0 or not a multiple of [`STEP`], the incarnation is 0, or the start is not a multiple of
+    /// [`GRANULE`].
     pub fn open(backend: Arc<dyn Backend>, options: LogOptions, host: Arc<dyn Host>) -> Result<Log> {
         assert!(options.incarnation != 0, "incarnations start at 1");
         assert!(options.start.get().is_multiple_of(GRANULE as u64), "positions are at granules");
@@ -242,8 +243,8 @@ impl Log {
         self.shared.wait(Level::Durable, end)
     }
 
-    /// Waits until everything below `end` survives the death of the process: published in the ring, or, where the
-    /// ring is not really shared with its file, written.
+    /// Waits until everything below `end` survives the death of the process: it is published in the ring, or written to
+    /// a log file if the mapping is not shared with the ring's file.
     ///
     /// # Errors
     /// [`Error::Halted`] where a write was needed and failed.
@@ -259,7 +260,7 @@ impl Log {
         Ok(())
     }
 
-    /// Asks for a round that covers `end`, without waiting for it: the host hears of it through [`Host::progressed`].
+    /// Requests a round that covers `end` and does not wait for it. The log calls [`Host::progressed`] after the round.
     /// With [`Background::Manual`] nothing happens until a caller waits.
     pub fn request_durable(&self, end: Seq) {
         self.shared.check_reserved(end);
@@ -274,18 +275,18 @@ impl Log {
     /// Makes everything appended so far durable.
     ///
     /// # Errors
-    /// [`Error::Halted`], also if everything happened to be durable before the log stopped.
+    /// [`Error::Halted`], even if everything was durable before the log stopped.
     pub fn sync(&self) -> Result<()> {
         self.health()?;
         self.wait_durable(self.shared.core.ring.reserved())
     }
 
-    /// Everything below is filled in and in order.
+    /// The end of the published records: everything below is filled in and in order.
     pub fn published(&self) -> Seq {
         self.shared.core.ring.published().get()
     }
 
-    /// Everything below is on stable media.
+    /// The durable end: everything below is on stable media.
     pub fn durable(&self) -> Seq {
         self.shared.core.durable()
     }
@@ -295,7 +296,7 @@ impl Log {
         self.shared.core.counters.written_bytes.load(Ordering::Relaxed)
     }
 
-    /// Where this incarnation begins.
+    /// Start of the stream of this incarnation.
     pub fn start(&self) -> Seq {
         self.shared.start
     }
@@ -327,11 +328,11 @@ impl Log {
         self.shared.core.files.retire(ids)
     }
 
-    /// Makes a spare log file if there is none, with a queue of the caller's own, so that no commit waits for it. Says
-    /// whether it did.
+    /// Makes a spare log file if the current file and the spares have room for less than one file. Uses the queue of
+    /// the caller, so no commit waits for it. Returns whether it made one.
     ///
     /// # Errors
-    /// It could not be created; the log goes on.
+    /// The file could not be created. The log goes on.
     pub fn prepare_spare(&self, queue: &mut dyn aio::Queue) -> Result<bool> {
         let files = &self.shared.core.files;
         files.prepare(queue, &|| files.room_bytes() >= files.file_bytes())
@@ -343,27 +344,27 @@ impl Log {
         files.room_bytes() < files.file_bytes() / 2
     }
 
-    /// Whether a record of `len_bytes`, and all that is published and not durable, can be written to files that are
-    /// there, even if the disk is full by then. A few loads.
+    /// Whether the existing files have room for a record of `len_bytes` and for everything that is published and not
+    /// durable. Then the record can be written even if the disk is full. A few loads.
     ///
-    /// An eighth of a file (at least [`STEP`] times four, at most half of it) is kept back for claim groups and for the
-    /// records that other threads append between this answer and the append. It holds as long as those are fewer bytes.
+    /// An eighth of a file (at least four times [`STEP`], at most half a file) is reserved for claim groups and for the
+    /// records that other threads append before this one. The answer holds while those fit into the reserve.
     pub fn has_room(&self, len_bytes: usize) -> bool {
         let (core, files) = (&self.shared.core, &self.shared.core.files);
         let stream_bytes = core.ring.published().get().since(core.durable()).saturating_add(len_bytes as u64);
-        // Sector headers take a 63rd part; a group's header and padding at most two steps.
+        // Sector headers take one byte for 63 of the stream. The header and the padding of a group take at most two
+        // steps.
         let needed_bytes = stream_bytes.saturating_add(stream_bytes / 32).saturating_add(2 * STEP as u64);
         files.room_bytes() >= needed_bytes.saturating_add(files.slack_bytes())
             && core.ring.has_grown_for(len_bytes as u64)
     }
 
-    /// Sees to it that [`Log::has_room`], by making spares and by letting the ring grow; a caller that finds another one at
-    /// it waits.
+    /// Makes spares and lets the ring grow until [`Log::has_room`]. Waits while another thread does so.
     ///
-    /// Where the ring is larger than three files and full, as many spares as are ever kept may not be enough.
+    /// If the ring is larger than three files, and full, the most spares that are ever kept may not be enough.
     ///
     /// # Errors
-    /// The file could not be created, or not become larger for want of space; the log goes on. [`Error::Halted`]: the
+    /// There is no space to create a log file or to let the ring's file grow: the log goes on. [`Error::Halted`]: the
     /// ring's file could not be written.
     pub fn make_room(&self, len_bytes: usize, queue: &mut dyn aio::Queue) -> Result<()> {
         self.shared.grow_ring_by(len_bytes as u64, queue)?;
@@ -410,11 +411,11 @@ impl Log {
         }
     }
 
-    /// Runs the round that the commit thread would run now, if one is due; says whether it did. With
-    /// [`Background::Manual`] a test steps the thread's timers with it, so that a run replays from its seed.
+    /// Runs the round that the commit thread would run now. Returns whether one was due. With [`Background::Manual`] a
+    /// test steps the timers of the thread with it, so that a run replays from its seed.
     ///
     /// # Errors
-    /// [`Error::Halted`]. A round that was refused for want of space counts as run.
+    /// [`Error::Halted`]. A round that found no space counts as run.
     pub fn run_due(&self) -> Result<bool> {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
@@ -439,7 +440,7 @@ impl Log {
             shared.work.notify_one();
         }
         if let Some(thread) = self.thread.lock().take() {
-            // A panic of the thread has stopped the log and shows in the state.
+            // A panic of the thread has stopped the log, and `state` has the error.
             let _ = thread.join();
         }
         self.sync()?;
@@ -453,7 +454,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        // In a fork this does nothing; otherwise an error has been latched, and no caller is left to get it.
+        // In a forked process this does nothing. Otherwise an error is latched, and no caller is left to get it.
         let _ = self.close();
     }
 }

@@ -5,12 +5,12 @@
 //!                  activate                      retire
 //! ```
 //!
-//! A file that was written once takes later writes without a change of the file system's metadata, so a sync costs one
-//! flush of the device and nothing else. Each use has an epoch of its own, which the host makes durable before the
-//! first write: from then on all sectors of earlier uses are *older*.
+//! A file that was written once takes later writes without a change of the file system's metadata. So a sync costs one
+//! flush of the device and nothing else. Each use has an epoch of its own. The host makes the epoch durable before the
+//! first write, and from then on all sectors of earlier uses are *older*.
 //!
-//! Invariants: `active` is in stream order and its last entry is the file written now; a spare is durable, of full size,
-//! and no manifest names it; `room_bytes` is at most the room of the current file and the spares.
+//! Invariants: `active` is in stream order, and its last entry is the current file. A spare is durable, has its full
+//! size, and no manifest names it. `room_bytes` is at most the room in the current file and the spares.
 
 use std::path::{Path, PathBuf};
 
@@ -31,24 +31,25 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// A number for a new file, never handed out before in this store.
     fn new_file_id(&self) -> u64;
 
-    /// Makes it durable that log file `file_id` is used from stream position `start` on, and returns the epoch of
-    /// this use: `1..=`[`MAX_EPOCH`](crate::MAX_EPOCH), larger than any handed out before. Called with the flush token
-    /// held and no lock.
+    /// Makes it durable that log file `file_id` is used from stream position `start` on. Returns the epoch of this use,
+    /// in `1..=`[`MAX_EPOCH`](crate::MAX_EPOCH) and larger than all earlier ones. The caller holds the flush token and
+    /// no lock.
     ///
     /// # Errors
-    /// A want of something that can come back (see [`aio::Errno::is_shortage`]) leaves everything as it was, and a later
-    /// round tries again; anything else stops the log.
+    /// A [shortage](aio::Errno::is_shortage) has changed nothing, and a later round tries again. Any other error stops
+    /// the log.
     fn activate(&self, file_id: u64, start: Seq) -> Result<u32>;
 
-    /// Makes it durable that the ring's file has `file_bytes`, before a record is put there. Called by an append that
-    /// needs them, or by [`Log::make_room`](crate::Log::make_room), without any lock that appends or rounds take.
+    /// Makes it durable that the ring's file has `file_bytes`, before a record goes there. Called by an append that
+    /// needs them or by [`Log::make_room`](crate::Log::make_room). The caller holds no lock that appends or rounds
+    /// take.
     ///
     /// # Errors
     /// Those of [`Host::activate`].
     fn ring_grown(&self, file_bytes: u64) -> Result<()>;
 
-    /// `durable` moved, or the log stopped: a chance to wake futures. Called without any lock, from the thread that
-    /// ran the round; must not call back into the log's waiting methods.
+    /// `durable` has moved, or the log has stopped: a chance to wake futures. Called without any lock by the thread
+    /// that ran the round. Must not call a method of the log that waits.
     fn progressed(&self, durable: Seq) {
         let _ = durable;
     }
@@ -79,14 +80,14 @@ pub(crate) struct LogFiles {
     directory: PathBuf,
     store_id: u64,
     file_bytes: u64,
-    /// Files that retire become spares while there are no more than this, in use and spare together.
+    /// The number of files, in use and spare together, up to which a retired file becomes a spare.
     keep_files: usize,
     /// Never held across I/O.
     lists: Mutex<Lists>,
-    /// Held while a spare is made, so that two writers do not make one each. Taken before `lists`.
+    /// Held while a spare is made, across I/O, so that two writers do not make one each. Taken before `lists`.
     preparing: Mutex<()>,
-    /// Bytes that the current file and the spares can still take. Changed after a file was added and before one is
-    /// left, so a reader may see less than there is.
+    /// Free bytes in the current file and the spares. Raised after a file is added and lowered before one is left, so a
+    /// reader may see less than there is.
     room_bytes: AtomicU64,
 }
 
@@ -129,7 +130,7 @@ impl LogFiles {
         self.file_bytes
     }
 
-    /// Makes a spare unless `enough` says that none is needed, or there are as many as are kept; says whether it did.
+    /// Makes a spare, unless `enough` is true or [`MAX_SPARES_AHEAD`] exist. Returns whether there is one more.
     pub(crate) fn prepare(&self, queue: &mut dyn Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
         let _one = self.preparing.lock();
         if enough() || self.lists.lock().spares.len() >= MAX_SPARES_AHEAD {
@@ -138,15 +139,15 @@ impl LogFiles {
         let (id, _) = self.create(queue)?;
         let kept = self.keep_as_spare(id);
         if !kept {
-            // Others retired meanwhile.
+            // Other files retired meanwhile and became spares.
             self.remove(&log_file_path(&self.directory, id))?;
         }
         Ok(kept)
     }
 
-    /// Opens a spare or a new file as the one that goes on at `start`.
+    /// Opens a spare or a new file as the current one, from `start` on.
     ///
-    /// A file that could not be activated is a spare afterwards: the next round takes it again.
+    /// A file that could not be activated stays a spare. The next round takes it again.
     pub(crate) fn next(&self, queue: &mut dyn Queue, start: Seq) -> Result<OpenLogFile> {
         // Only the holder of the flush token takes spares, so the one seen here stays until it is taken below.
         let spare = self.lists.lock().spares.last().copied();
@@ -171,7 +172,7 @@ impl LogFiles {
         self.room_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the current file were written, or are given up.
+    /// Takes bytes of the current file off the room: they were written, or the file is left.
     pub(crate) fn used_room(&self, bytes: u64) {
         self.room_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -189,7 +190,7 @@ impl LogFiles {
         self.lists.lock().active.clone()
     }
 
-    /// The files of which every byte is below `below`; never the current one.
+    /// The files whose records all end at or below `below`. Never the current file.
     pub(crate) fn retirable(&self, below: Seq) -> Vec<u64> {
         let lists = self.lists.lock();
         let pairs = lists.active.iter().zip(lists.active.iter().skip(1));
@@ -201,7 +202,7 @@ impl LogFiles {
     ///
     /// A crash in between leaves files that no manifest names, for the next open to remove.
     pub(crate) fn retire(&self, ids: &[u64]) -> Result<()> {
-        // All of them, even if one fails: the manifest knows none of them any more.
+        // An error does not end the loop: the manifest names none of these files any more.
         let mut outcome = Ok(());
         for &id in ids {
             {
@@ -225,20 +226,20 @@ impl LogFiles {
         Ok((id, file))
     }
 
-    /// False if there are enough.
+    /// Adds a file to the spares. False if there are enough.
     fn keep_as_spare(&self, id: u64) -> bool {
         let mut lists = self.lists.lock();
         let room = lists.spares.len() < MAX_SPARES_AHEAD
             || lists.spares.len() + lists.active.len() < self.keep_files;
         if room {
-            // At the front: the one that a round is about to take stays the last.
+            // At the front: a round takes the last one, perhaps at this moment.
             lists.spares.insert(0, id);
             self.added_room();
         }
         room
     }
 
-    /// The name may come back after a power cut: an orphan, harmless, since no manifest names it.
+    /// Removes a file. Its name may come back after a power cut. That is a harmless orphan, since no manifest names it.
     fn remove(&self, path: &Path) -> Result<()> {
         match self.backend.remove(path) {
             Err(error) if error.errno() == Some(aio::Errno::NOT_FOUND) => Ok(()),

@@ -15,9 +15,10 @@
 //! A *void* fills the place of a writer that gave up after it had reserved one. The stream has no gaps, so the place
 //! cannot stay empty. A replay steps over it.
 //!
-//! The checksum covers store, incarnation and position although none of them is stored, so nothing from an earlier lap of the
-//! ring, an earlier incarnation, another place or another store can validate. They come last, because a writer learns its
-//! position only when it has reserved it, and from then on those behind it wait: all hashing of the payload is done before.
+//! The checksum covers store, incarnation and position, although none of them is stored. So no record of an earlier lap
+//! of the ring, an earlier incarnation, another position or another store validates. These three come last in the
+//! checksum: a writer learns its position when it reserves it, and from then on later writers wait. The payload is
+//! hashed before that.
 //!
 //! Invariants: a record starts at a multiple of [`GRANULE`]; decoding never panics on any bytes.
 //! Written by `reservation`, read by `replay`.
@@ -37,9 +38,9 @@ pub const RECORD_HEADER_BYTES: usize = 8;
 /// The top bit of the length field: this is a void.
 const VOID: u32 = 1 << 31;
 
-/// A position in the endless stream of record bytes: of a record's first byte, or an exclusive end.
+/// A position in the endless stream of record bytes: the first byte of a record, or an exclusive end.
 ///
-/// It is also the order of writes. It never repeats in the history of a store.
+/// Positions are also the order of writes. They never repeat in the history of a store.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(u64);
 
@@ -59,7 +60,7 @@ impl Seq {
         self.0
     }
 
-    /// The position `bytes` further on; the end of the stream if there is none.
+    /// The position `bytes` later; the last possible one if that does not exist.
     #[must_use]
     pub fn plus(self, bytes: usize) -> Seq {
         Seq(self.0.saturating_add(bytes as u64))
@@ -127,7 +128,7 @@ impl RecordBuf {
         &mut self.bytes[RECORD_HEADER_BYTES..self.filled]
     }
 
-    /// Cuts the payload to `payload_bytes`; nothing happens if it is not longer.
+    /// Cuts the payload to `payload_bytes`, if it is longer.
     pub fn truncate(&mut self, payload_bytes: usize) {
         self.filled = self.filled.min(payload_bytes.saturating_add(RECORD_HEADER_BYTES));
         self.bytes.truncate(self.filled);
@@ -144,7 +145,7 @@ impl RecordBuf {
         self.truncate(0);
     }
 
-    /// Pads and hashes the payload, so that [`Prepared::frame`] has little left to do.
+    /// Pads and hashes the payload, which leaves little work to [`Prepared::frame`].
     ///
     /// # Panics
     /// If the payload has 2 GiB or more.
@@ -172,7 +173,7 @@ impl fmt::Debug for RecordBuf {
     }
 }
 
-/// A record that lacks only its place.
+/// A record that lacks only its position.
 #[derive(Debug)]
 pub struct Prepared<'a> {
     bytes: &'a mut Vec<u8>,
@@ -216,7 +217,7 @@ pub fn void_header(len_bytes: usize, origin: StreamOrigin, seq: Seq) -> [u8; REC
     header
 }
 
-/// `len_bytes` zeros in slices, without memory of their own.
+/// `len_bytes` zeros as slices of one static array.
 pub(crate) fn zeros(len_bytes: usize) -> impl Iterator<Item = &'static [u8]> {
     static ZEROS: [u8; 4096] = [0; 4096];
     (0..len_bytes).step_by(ZEROS.len()).map(move |at| &ZEROS[..ZEROS.len().min(len_bytes - at)])
@@ -239,7 +240,7 @@ pub enum Decoded<'a> {
     },
     /// The bytes end before the record does, if it is one.
     Incomplete {
-        /// Bytes needed to say more, from the start of the record.
+        /// Bytes that the next attempt needs, from the start of the record.
         needed_bytes: usize,
     },
     /// No record of this origin and position.
@@ -281,7 +282,7 @@ fn framed_bytes(length: u32) -> Option<usize> {
 }
 
 fn finish(mut hasher: Hasher, length_field: u32, origin: StreamOrigin, seq: Seq) -> u32 {
-    // Not without end: with no position at all a replay would go round the ring for ever.
+    // The planted bug keeps the high bits of the position: without any, a replay would read the ring for ever.
     let seq = if planted(Bug::RecordChecksumWithoutSeq) { Seq::new(seq.get() >> 14) } else { seq };
     let mut place = [0; 24];
     place[..4].copy_from_slice(&length_field.to_le_bytes());

@@ -7,16 +7,16 @@
 //!                                                        ^ end
 //! ```
 //!
-//! Why it may be trusted:
-//! * a file is left only when all its groups are durable. So a chain that stops before the start of the next file has
-//!   lost acknowledged data;
-//! * in the last file the findings of [`read_chain`] give the verdict, as `chain` explains;
-//! * bytes of the accepted log passed the checksums of their sectors, so a record in them that does not validate is
-//!   damage as well, unless it merely goes on behind the accepted end;
-//! * from there on, the ring has the published records. Their checksums cover incarnation and position. Nothing after
-//!   the first one that does not validate counts, even if it validates: the promise is a prefix.
+//! Why the result can be trusted:
+//! * The log leaves a file only when all its groups are durable. So a chain that stops before the start of the next
+//!   file has lost acknowledged data.
+//! * In the last file [`read_chain`] gives the verdict. `chain` has the proof.
+//! * The bytes of the accepted log passed the checksums of their sectors. So an invalid record in them is damage, too,
+//!   unless it is only cut off by the accepted end.
+//! * From the accepted end on the ring has the published records. Their checksums cover incarnation and position. After
+//!   the first invalid record nothing counts, even if it validates: the promise is a prefix.
 //!
-//! Invariant: replaying reads and never changes anything.
+//! Invariant: a replay changes nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -36,15 +36,16 @@ const READ_BYTES: usize = 1 << 20;
 /// The incarnation to replay, as the manifest has it.
 #[derive(Clone, Debug)]
 pub struct ReplayInput {
-    /// Where the log files are.
+    /// The directory of the log files.
     pub directory: PathBuf,
     /// Seeds every sector's checksum.
     pub store_id: u64,
     /// The incarnation to replay.
     pub incarnation: u32,
-    /// Where its stream began.
+    /// Start of its stream.
     pub incarnation_start: Seq,
-    /// The start of a record, or the end of the log: everything before is in segments. At or after `incarnation_start`.
+    /// Start of the replay: the start of a record or the end of the log, at or after `incarnation_start`. Everything
+    /// before is in segments.
     pub from: Seq,
     /// The log files in use, in stream order, as [`Host::activate`](crate::Host::activate) was told of them.
     pub files: Vec<ActiveFile>,
@@ -63,7 +64,8 @@ pub struct ReplayInput {
 pub struct Replayed {
     /// End of the last record: the next incarnation begins here or later.
     pub end: Seq,
-    /// Where the accepted log files end; a record that goes on behind it is completed from the ring, or dropped.
+    /// End of the accepted part of the log files. A record that goes on behind it is completed from the ring or
+    /// dropped.
     pub log_end: Seq,
     /// The state of the tail of the log files.
     pub verdict: Verdict,
@@ -75,19 +77,18 @@ pub struct Replayed {
     pub ring_bytes: u64,
 }
 
-/// Where a damaged log was cut.
+/// The cut in a damaged log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The error that [`replay`] returns.
     pub damage: Error,
-    /// The log had been acknowledged up to here at least, by its readable part.
+    /// The lowest possible end of the acknowledged records, by the readable part of the log.
     pub acknowledged: Seq,
 }
 
 /// Visits every record from `input.from` on, in order, with its position and payload.
 ///
-/// Records may have been visited when an error is found, so the caller publishes nothing that it builds before this
-/// returns.
+/// An error may come after some records were visited. So the caller uses nothing of its result before this returns.
 ///
 /// # Errors
 /// [`Error::Corrupt`] with file and offset if something acknowledged is damaged or missing, [`Error::Io`] if a read
@@ -106,10 +107,11 @@ pub fn replay(
     Ok(records.replayed(verdict))
 }
 
-/// Replays up to damage in the log files, and returns the cut. It goes on with the ring as far as its records continue
-/// the stream before the damage. For an explicit repair, which gives up the acknowledged records behind the cut.
+/// Replays up to the first damage in the log files, then the records of the ring that continue the stream there.
+/// Returns the cut, if there was damage. For an explicit repair, which gives up the acknowledged records behind the
+/// cut.
 ///
-/// An incarnation that goes on after it has to begin at [`Cut::acknowledged`] or later, since positions never repeat.
+/// Positions never repeat, so the next incarnation begins at [`Cut::acknowledged`] or later.
 ///
 /// # Errors
 /// [`Error::Io`] if a read failed, or any error of `visit` except [`Error::Corrupt`], which is damage.
@@ -126,7 +128,7 @@ pub fn replay_to_damage(
     match records.take_all(backend, queue) {
         Ok(verdict) => Ok((records.replayed(verdict), None)),
         Err(damage @ Error::Corrupt { .. }) => {
-            // The missing part of a ring has no records, and a missing ring has none.
+            // A ring that is missing, in part or whole, has no records there.
             let ring = open_ring(backend, queue, input).map(|(ring, _)| ring);
             ignore_damage(ring.and_then(|mut ring| records.take_ring(&mut ring)))?;
             let replayed = records.replayed(Verdict::TornTail);
@@ -144,7 +146,8 @@ fn ignore_damage(result: Result<()>) -> Result<()> {
     }
 }
 
-/// The highest acknowledged position that the log files prove. A file is begun only when all before it is durable.
+/// The highest acknowledged position that the log files prove. The log begins a file only when everything before is
+/// durable.
 fn acknowledged(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Seq> {
     let mut most = input.from;
     for file in &input.files {
@@ -159,7 +162,7 @@ fn acknowledged(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInpu
     Ok(most)
 }
 
-/// Reads the first `len_bytes` of a file, as large reads.
+/// Reads the first `len_bytes` of a file in large reads.
 ///
 /// # Errors
 /// A read failed, or the file is shorter.
@@ -204,7 +207,7 @@ fn check_end(input: &ReplayInput, end: Seq) -> Result<()> {
     Err(Error::corrupt(&file, 0, "the log ends before the flushed position", &input.from, &end))
 }
 
-/// A file that was left holds everything up to the next one.
+/// Every file but the last must end where the next one starts.
 fn check_left(chain: &Chain, path: &Path, next_start: Seq) -> Result<()> {
     if chain.end == next_start {
         return Ok(());
@@ -247,7 +250,7 @@ struct Records<'a> {
     visit: &'a mut dyn FnMut(Seq, &[u8]) -> Result<()>,
     /// Where the next record starts.
     at: Seq,
-    /// Stream bytes from `at` on that make no whole record yet.
+    /// Stream bytes from `at` on that are not a whole record yet.
     pending: Vec<u8>,
     visited: u64,
     /// Where the accepted log files end.
@@ -305,7 +308,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Visits the records that end in this file.
+    /// Visits the records that end in this file. Keeps the beginning of a record that goes on in the next one.
     fn take_chain(&mut self, chain: &Chain, start: Seq, path: &Path) -> Result<()> {
         let known = self.at.plus(self.pending.len());
         let skip = usize::try_from(known.since(start)).unwrap_or(usize::MAX);
@@ -334,7 +337,7 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    /// Visits the records that the ring completes or holds, as long as they validate.
+    /// Visits the records of the ring up to the first invalid one. The first record may have begun in the log files.
     fn take_ring(&mut self, ring: &mut EndedRing<'_>) -> Result<()> {
         let mut bytes = std::mem::take(&mut self.pending);
         loop {
@@ -371,7 +374,7 @@ impl<'a> Records<'a> {
         StreamOrigin { store_id: self.input.store_id, incarnation: self.input.incarnation }
     }
 
-    /// Where in the endless sequence of laps.
+    /// Bytes from the start of the incarnation: the ring counts its laps from there.
     fn ring_position(&self, seq: Seq) -> u64 {
         seq.since(self.input.incarnation_start)
     }

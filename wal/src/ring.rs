@@ -1,4 +1,4 @@
-//! The mapped staging ring: where a record is first written, and where it survives the death of the process.
+//! The mapped staging ring: a record is written here first, and here it survives the death of the process.
 //!
 //! ```text
 //!   stream   ... | record | record | record | ...
@@ -12,13 +12,14 @@
 //!                               `start`; it goes on at 0 where it meets the end
 //! ```
 //!
-//! No header: every record's checksum covers store, incarnation and position, and so decides whether it is valid. The
-//! file is written with zeros and synced before it is used, so that a store into the mapping never waits for the file
-//! system to allocate. It begins small and grows to its size in the first lap, so that a store with little in it takes
-//! little room; the host makes each new size durable before the first record is put there.
+//! There is no header. The checksum of each record covers store, incarnation and position, and so decides whether it is
+//! valid. The file is written with zeros and synced before it is used, so a store into the mapping never waits for the
+//! file system to allocate. It begins small and grows to its size in the first lap, so a small store takes little
+//! space. The host makes each new size durable before the first record goes there.
 //!
-//! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable media;
-//! in the first lap `reserved - start <= grown`; `published <= reserved`; the host knows of every byte below `grown`.
+//! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable
+//! media; in the first lap `reserved - start <= grown`; `published <= reserved`; the host knows of every byte below
+//! `grown`.
 
 use std::path::Path;
 
@@ -38,13 +39,13 @@ pub(crate) struct Ring {
     file: File,
     map: Arc<dyn SharedMap>,
     bytes: usize,
-    /// Where the incarnation begins, which stands at the front of the file.
+    /// Start of the incarnation, at offset 0 of the file.
     start: Seq,
-    /// How many bytes of the file are there. Published with release after they are.
+    /// Bytes of the file that can be used. Stored with release after the file has them.
     grown: AtomicUsize,
-    /// Held while it grows, across I/O.
+    /// Held while the file grows, across I/O.
     growing: Mutex<()>,
-    /// Where the next record goes. Publishes nothing: the compare-and-swap only hands out ranges.
+    /// Position of the next record. The compare-and-swap only hands out ranges and publishes nothing.
     reserved: AtomicU64,
     published: Watermark,
 }
@@ -59,8 +60,8 @@ pub(crate) enum Full {
 }
 
 impl Ring {
-    /// Maps the file, of which `file_bytes` are there; creates it so, durable and zeroed, if there is none. An earlier
-    /// incarnation may have left its records in it: they do not validate in this one.
+    /// Maps the file, which has `file_bytes`. Creates it with that size, durable and zeroed, if it does not exist. The
+    /// records of an earlier incarnation in it do not validate in this one.
     pub(crate) fn open(
         backend: &dyn Backend,
         queue: &mut dyn Queue,
@@ -99,8 +100,7 @@ impl Ring {
         grown == self.bytes || self.reserved().since(self.start).saturating_add(len_bytes) <= grown as u64
     }
 
-    /// Doubles the file, as often as is needed for `len_bytes` more, or up to its size. A thread that finds another one
-    /// growing it waits.
+    /// Doubles the file until `len_bytes` more fit, or up to the size of the ring. Waits while another thread does so.
     pub(crate) fn grow(
         &self,
         backend: &dyn Backend,
@@ -128,7 +128,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether its bytes survive the process.
+    /// Whether the bytes in it survive the process.
     pub(crate) fn is_shared(&self) -> bool {
         self.map.is_shared()
     }
@@ -145,13 +145,14 @@ impl Ring {
         &self.published
     }
 
-    /// Reserves the next `len_bytes`, given how far the log is durable; or says how far it has to be first.
+    /// Reserves the next `len_bytes`. `durable` is the durable end of the log; [`Full::Until`] is the one that is
+    /// needed.
     ///
-    /// `durable` must have been read with acquire ordering: the flusher has read the bytes before they are overwritten.
+    /// The caller has loaded `durable` with acquire, so the flusher has read the bytes that are overwritten.
     pub(crate) fn reserve(&self, len_bytes: usize, durable: Seq) -> std::result::Result<Seq, Full> {
         let slack = if planted(Bug::RingReusedTooEarly) { self.bytes } else { 0 };
         let limit = durable.plus(self.bytes + slack).get();
-        // Acquire: the bytes below were mapped before they are written.
+        // Acquire: the bytes below `grown` are mapped before they are written.
         let grown = self.grown.load(Ordering::Acquire);
         let there = if grown == self.bytes { u64::MAX } else { self.start.plus(grown).get() };
         let mut at = self.reserved.load(Ordering::SeqCst);
@@ -170,7 +171,7 @@ impl Ring {
         }
     }
 
-    /// Copies bytes to where `seq` stands. The caller has reserved the place and not published it.
+    /// Copies bytes to the place of `seq`. The caller has reserved the place and not published it.
     pub(crate) fn write(&self, seq: Seq, bytes: &[u8]) {
         let at = self.offset(seq);
         let (head, tail) = bytes.split_at(bytes.len().min(self.bytes - at));
@@ -180,7 +181,7 @@ impl Ring {
         }
     }
 
-    /// Publishes a reservation that is filled.
+    /// Publishes a filled reservation.
     pub(crate) fn publish(&self, seq: Seq, end: Seq) {
         self.published.complete(seq, end);
     }
