@@ -154,12 +154,18 @@ fn acknowledged(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInpu
         let path = log_file_path(&input.directory, file.id);
         most = most.max(file.start);
         match read_log_file(backend, queue, &path, (input, file)) {
-            Ok((chain, _)) => most = most.max(chain.claim),
+            Ok((chain, _)) => most = most.max(next_granule(chain.claim)),
             Err(Error::Corrupt { .. }) => {}
             Err(other) => return Err(other),
         }
     }
     Ok(most)
+}
+
+/// The first place for a record at or behind `at`. A claim comes from the disk, and the next incarnation begins there.
+fn next_granule(at: Seq) -> Seq {
+    let granule = GRANULE as u64;
+    Seq::new(at.get().checked_next_multiple_of(granule).unwrap_or(u64::MAX / granule * granule))
 }
 
 /// Reads the first `len_bytes` of a file in large reads.

@@ -186,6 +186,8 @@ fn advice(errno: Option<aio::Errno>) -> &'static str {
     }
 }
 
+// An impl cannot be private. Users of this crate never meet the type.
+#[doc(hidden)]
 impl From<aio::Error> for Error {
     fn from(error: aio::Error) -> Error {
         match &error {
@@ -204,6 +206,7 @@ impl From<aio::Error> for Error {
     }
 }
 
+#[doc(hidden)]
 impl From<wal::Error> for Error {
     fn from(error: wal::Error) -> Error {
         match error {
