@@ -93,12 +93,11 @@ schedules NAME="" EACH="20000":
 asan:
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
         cargo test -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
-    # One test of futures needs a processor that is faster than the device, which is not so here.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
         cargo test -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0 \
         cargo test -p esker --test it --target x86_64-unknown-linux-gnu --target-dir target/asan --locked -- \
-        get_async:: multi_get:: paged:: warm_cache:: read_ahead:: --skip thousands_are_in_flight
+        get_async:: multi_get:: paged:: warm_cache:: read_ahead::
 
 # Tests with threads under ThreadSanitizer. It must instrument the standard library, too: otherwise `Arc` looks like a race
 tsan:
@@ -107,10 +106,9 @@ tsan:
         cargo test -Zbuild-std -p esker-aio --lib --tests --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" \
         cargo test -Zbuild-std -p esker --lib --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked -- memtable cache
-    # Two tests of futures need a processor that is faster than the device, which is not so here.
     RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" TSAN_OPTIONS=suppressions=tests/thread_sanitizer.supp \
         cargo test -Zbuild-std -p esker --test it --target x86_64-unknown-linux-gnu --target-dir target/tsan --locked -- \
-        get_async:: multi_get:: --skip a_close_ends_the_futures_under_way --skip thousands_are_in_flight
+        get_async:: multi_get::
 
 # Every decoder and whole stores under libFuzzer, T seconds each, two at a time (or only NAMES); needs a C++ compiler
 fuzz T="60" *NAMES="":

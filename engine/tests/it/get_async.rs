@@ -6,12 +6,13 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
-use aio::{Backend, Errno, NativeBackend, SimBackend};
+use aio::{Backend, BackendLayer, Completion, Errno, NativeBackend, Queue, QueueLayer, Reactor, SimBackend};
 use esker::testing::{Background, BuilderExt, Sizes};
 use esker::{Builder, Db, Error, Get};
 
@@ -40,6 +41,79 @@ fn simulated(sim: &SimBackend) -> Db {
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Stops the reads of futures while it is shut.
+#[derive(Debug, Default)]
+struct Gate {
+    is_shut: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn shut(&self) -> ShutGate<'_> {
+        *self.is_shut.lock().unwrap() = true;
+        ShutGate(self)
+    }
+
+    fn pass(&self) {
+        drop(self.opened.wait_while(self.is_shut.lock().unwrap(), |is_shut| *is_shut).unwrap());
+    }
+}
+
+/// Its drop opens the gate. Declared after the store, it does so before the store closes, even if an assertion has failed.
+struct ShutGate<'a>(&'a Gate);
+
+impl Drop for ShutGate<'_> {
+    fn drop(&mut self) {
+        *self.0.is_shut.lock().unwrap() = false;
+        self.0.opened.notify_all();
+    }
+}
+
+/// The device of this machine, with a gate before the completions of asynchronous reads. Without it the reactor may be
+/// faster than the thread that starts the futures.
+#[derive(Debug, Default)]
+struct GatedDevice {
+    native: NativeBackend,
+    gate: Arc<Gate>,
+}
+
+impl BackendLayer for GatedDevice {
+    fn below(&self) -> &dyn Backend {
+        &self.native
+    }
+
+    fn reactor(&self, slots: usize) -> aio::Result<Reactor> {
+        let gate = Arc::clone(&self.gate);
+        Reactor::with_thread(Box::new(GatedQueue { native: Backend::queue(&self.native, slots)?, gate }))
+    }
+}
+
+#[derive(Debug)]
+struct GatedQueue {
+    native: Box<dyn Queue>,
+    gate: Arc<Gate>,
+}
+
+impl QueueLayer for GatedQueue {
+    fn below(&self) -> &dyn Queue {
+        &*self.native
+    }
+
+    fn below_mut(&mut self) -> &mut dyn Queue {
+        &mut *self.native
+    }
+
+    fn wait(
+        &mut self,
+        at_least: usize,
+        deadline: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> aio::Result<aio::Wake> {
+        self.gate.pass();
+        self.native.wait(at_least, deadline, completions)
+    }
 }
 
 /// Bytes that do not compress.
@@ -187,19 +261,21 @@ fn thousands_are_in_flight_from_one_thread_over_a_store_larger_than_its_cache() 
 fn thousands_in_flight(budget_bytes: u64, is_paged: bool, reads_each: u64) {
     const COUNT: usize = 5000;
     let dir = directory();
-    let backend = Arc::new(NativeBackend::new());
-    let builder = builder(Arc::<NativeBackend>::clone(&backend), Background::Threads);
+    let device = Arc::new(GatedDevice::default());
+    let builder = builder(Arc::<GatedDevice>::clone(&device), Background::Threads);
     let db = builder.memory_budget_bytes(budget_bytes).open(dir.path().join("store")).unwrap();
     let values = fill(&db, COUNT);
     let ks = db.keyspace("default").unwrap();
     assert_eq!(db.metrics().paged_segments > 0, is_paged);
-    let before = backend.counters();
+    let before = device.native.counters();
+    let shut = device.gate.shut();
     let tasks = Tasks::start((0..COUNT).map(|number| ks.get_async(key(number))));
-    assert!(tasks.pending() > COUNT / 2, "{} futures are pending", tasks.pending());
+    assert_eq!(tasks.pending(), COUNT);
+    drop(shut);
     for (value, expected) in tasks.finish().into_iter().zip(&values) {
         assert_eq!(value.unwrap().as_deref(), Some(&expected[..]));
     }
-    let after = backend.counters();
+    let after = device.native.counters();
     let reads = after.read.count - before.read.count;
     assert!(reads > COUNT as u64 * 3 / 4, "{reads} reads");
     assert!(reads <= reads_each * COUNT as u64, "{reads} reads");
@@ -257,35 +333,35 @@ fn futures_can_be_dropped_at_any_stage() {
 
 #[test]
 fn a_close_ends_the_futures_under_way() {
+    const COUNT: usize = 1000;
     let dir = directory();
-    let mut closed = 0;
-    for round in 0..4 {
-        let (_, db) = native(dir.path());
-        let values = fill(&db, 1000);
+    for polled_while_closing in [false, true] {
+        let device = Arc::new(GatedDevice::default());
+        let builder = builder(Arc::<GatedDevice>::clone(&device), Background::Threads);
+        let db = builder.open(dir.path().join("store")).unwrap();
+        fill(&db, COUNT);
         let ks = db.keyspace("default").unwrap();
-        // In every other round they are polled while the store closes.
-        let tasks = Tasks::start((0..1000).map(|number| ks.get_async(key(number))));
-        let ended = if round % 2 == 0 {
-            db.close().unwrap();
-            tasks.finish()
-        } else {
-            std::thread::scope(|scope| {
-                let closing = scope.spawn(|| db.close());
+        let ended = std::thread::scope(|scope| {
+            let shut = device.gate.shut();
+            let tasks = Tasks::start((0..COUNT).map(|number| ks.get_async(key(number))));
+            assert_eq!(tasks.pending(), COUNT);
+            let closing = scope.spawn(|| db.close());
+            while !matches!(ks.get("k"), Err(Error::Closed)) {
+                std::thread::yield_now();
+            }
+            drop(shut);
+            if polled_while_closing {
                 let ended = tasks.finish();
                 closing.join().unwrap().unwrap();
-                ended
-            })
-        };
-        for (value, expected) in ended.into_iter().zip(&values) {
-            match value {
-                Ok(found) => assert_eq!(found.as_deref(), Some(&expected[..])),
-                Err(Error::Closed) => closed += 1,
-                Err(error) => panic!("{error}"),
+                return ended;
             }
-        }
+            closing.join().unwrap().unwrap();
+            tasks.finish()
+        });
+        assert_eq!(ended.len(), COUNT);
+        assert!(ended.iter().all(|value| matches!(value, Err(Error::Closed))));
         assert!(matches!(ks.get_async("k").wait(), Err(Error::Closed)));
     }
-    assert!(closed > 0);
 }
 
 #[test]
