@@ -29,6 +29,8 @@ struct Incarnation {
     appended: Vec<(Seq, Vec<u8>)>,
     /// Ends of records and voids.
     ends: Vec<Seq>,
+    /// Stream bytes below are durable, also those of a record that ends above.
+    bytes: Seq,
     durable: Seq,
     process: Seq,
     closed: bool,
@@ -84,6 +86,8 @@ fn live(sim: &SimBackend, manifest: &Arc<Manifest>, incarnation: &mut Incarnatio
     let outcome = (0..records).try_for_each(|nth| step(sim, manifest, incarnation, (&log, nth, &mut random)));
     incarnation.recycled = log.metrics().recycled;
     incarnation.closed = outcome.and_then(|()| log.close()).is_ok();
+    // Whether or not the last step failed: a round before its failure may have ended.
+    incarnation.bytes = log.durable();
     assert!(incarnation.closed || sim.has_crashed());
     if incarnation.closed {
         incarnation.durable = log.durable();
@@ -167,6 +171,11 @@ fn check(image: &DiskImage, incarnation: &Incarnation, manifest: &Manifest, ackn
     let (replayed, _) =
         run_replay(image.clone(), incarnation, files).unwrap_or_else(|error| panic!("{error}"));
     assert!(replayed.end >= acknowledged, "{replayed:?} lost records acknowledged up to {acknowledged}");
+    assert!(
+        replayed.log_end >= incarnation.bytes,
+        "{replayed:?}: stream bytes that a sync covered are gone, of {}",
+        incarnation.bytes
+    );
     replayed
 }
 
