@@ -3,6 +3,7 @@
 //! Invariant: locks are leaves. No waker of a task is called while one is held.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
@@ -113,7 +114,9 @@ impl Outcome {
         if let Some(task) = task
             && !planted(Bug::CompletionWakesNoTask)
         {
-            task.wake();
+            // A waker is code of the application. Its panic must not end the driver, which other tasks wait for. The panic
+            // hook has reported it already.
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| task.wake()));
         }
     }
 }

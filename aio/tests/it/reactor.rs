@@ -239,6 +239,34 @@ fn a_waker_may_shut_the_reactor_down() {
     tell.recv().unwrap();
 }
 
+/// A waker whose call panics, without a message.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        std::panic::resume_unwind(Box::new("a waker"));
+    }
+}
+
+#[test]
+fn a_waker_that_panics_leaves_the_other_reads_alone() {
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 2);
+    let reactor = reactor(1);
+    let event = EventFd::new().unwrap();
+    let mut first = pin!(reactor.submit(Operation::poll(&event, Readiness::READABLE)));
+    let task = Waker::from(Arc::new(Panics));
+    assert!(first.as_mut().poll(&mut TaskContext::from_waker(&task)).is_pending());
+    // There is one slot, so this read is done after that waker was called.
+    let second = reactor.submit(read(&file, 1));
+    event.add();
+    assert_block(second.wait().unwrap());
+    assert!(first.has_ended());
+    let task = &mut TaskContext::from_waker(Waker::noop());
+    assert!(matches!(first.as_mut().poll(task), Poll::Ready(Ok(_))));
+    reactor.shutdown();
+}
+
 #[test]
 fn a_refused_operation_comes_back() {
     let event = EventFd::new().unwrap();
