@@ -176,7 +176,7 @@ impl Reactor {
     }
 
     /// [Submits](Reactor::submit) a [read](Operation::read) into a new buffer of `len_bytes`. The buffer is made when
-    /// the read is started, so waiting reads take no memory for buffers.
+    /// the read is started, so waiting reads take no memory for buffers. One that is refused before has no operation.
     pub fn read(&self, file: impl Into<AnyFile>, offset: u64, len_bytes: usize) -> Submission {
         self.hand_over(Request::Read { file: file.into(), offset, len_bytes })
     }
@@ -224,7 +224,7 @@ impl Reactor {
 
 /// The future of one operation; see [`Reactor::submit`].
 ///
-/// Its output is the completion, or the operation with the reason why it has none.
+/// Its output is the completion, or the reason why there is none, with the operation if it is there ([`Refused`]).
 #[derive(Debug)]
 #[must_use = "the operation is done, but its result is not seen"]
 pub struct Submission {

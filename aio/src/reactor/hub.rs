@@ -24,7 +24,8 @@ pub(super) type Ended = Result<Completion, Box<Refused>>;
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Refused {
-    /// The operation, with its buffers; `None` if the queue failed while it was in flight.
+    /// The operation, with its buffers. `None` if the queue failed while it was in flight, or if it is a
+    /// [`Reactor::read`](super::Reactor::read) that was not started and has no buffer yet.
     pub operation: Option<Operation>,
     /// The reason.
     #[source]
@@ -53,7 +54,11 @@ impl Request {
     }
 
     fn refused(self, error: Error) -> Box<Refused> {
-        Box::new(Refused { operation: Some(self.into_operation()), error })
+        let operation = match self {
+            Request::Operation(operation) => Some(operation),
+            Request::Read { .. } => None,
+        };
+        Box::new(Refused { operation, error })
     }
 }
 

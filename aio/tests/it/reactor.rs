@@ -296,6 +296,9 @@ fn a_reactor_that_was_shut_down_refuses() {
     }
     let refused = reactor.submit(read(&file, 3)).wait().unwrap_err();
     assert_eq!((refused.operation.map(|read| read.token()), refused.error), (Some(3), Error::Closed));
+    let refused = reactor.read(&file, 0, BLOCK).wait().unwrap_err();
+    assert!(refused.operation.is_none(), "no buffer is made for it");
+    assert_eq!(refused.error, Error::Closed);
 }
 
 #[test]
