@@ -1,5 +1,8 @@
 //! Wakes a thread that waits for completions, from any thread, without losing a wake-up.
 //!
+//! One exception: a poll that the kernel refuses 1,000 times in a row with `EAGAIN`, for want of memory, is dropped. The
+//! waiter sleeps on until its next completion or the next wake-up.
+//!
 //! The waker submits a poll to the waiter's own context, on an eventfd that is always readable. The poll completes at
 //! once, so a wake-up is one more completion and one system call. Rejected: an eventfd that the waker writes and the
 //! waiter polls. Its latency is the same, but the waiter has to drain it and to poll again: two more calls for each
@@ -96,6 +99,7 @@ impl WakeUp for PollWaker {
 #[derive(Debug)]
 pub(crate) struct SignalWaker {
     signal: i32,
+    process: sys::Process,
     /// See [`PollWaker`].
     raised: AtomicBool,
     waiting: Mutex<WaitingThread>,
@@ -112,7 +116,8 @@ impl SignalWaker {
     /// Checks that the signal has a handler, or gives it one.
     pub(crate) fn new(signal: i32) -> Result<SignalWaker, Errno> {
         sys::handle_signal(signal)?;
-        Ok(SignalWaker { signal, raised: AtomicBool::new(false), waiting: Mutex::default() })
+        let process = sys::Process::current();
+        Ok(SignalWaker { signal, process, raised: AtomicBool::new(false), waiting: Mutex::default() })
     }
 
     /// The calling thread is about to check `raised` and to sleep.
@@ -133,7 +138,8 @@ impl SignalWaker {
 
 impl WakeUp for SignalWaker {
     fn wake(&self) {
-        if self.raised.swap(true, Ordering::AcqRel) {
+        // In a forked child there is no waiter, and a thread of the parent may hold the lock.
+        if !self.process.is_current() || self.raised.swap(true, Ordering::AcqRel) {
             return;
         }
         let mut waiting = self.waiting.lock();

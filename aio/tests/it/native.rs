@@ -515,6 +515,23 @@ fn contexts_and_reactors_stay_with_the_parent() {
     }
 }
 
+/// Both wakers show in their debug output whether they are raised.
+#[test]
+fn a_forked_child_raises_no_waker_of_the_parent() {
+    for waking in [aio::Waking::Poll, aio::Waking::Signal(libc::SIGUSR2)] {
+        let mut context = aio::Context::builder().slots(1).waking(waking).build().unwrap();
+        let waker = context.waker();
+        let before = format!("{waker:?}");
+        assert!(in_child(|| {
+            waker.wake();
+            format!("{waker:?}") == before
+        }));
+        waker.wake();
+        assert_ne!(format!("{waker:?}"), before);
+        assert_eq!(context.wait(1, None, &mut Vec::new()).unwrap(), Wake::Woken);
+    }
+}
+
 #[test]
 fn bytes_written_to_a_map_are_in_the_file() {
     let fixture = Fixture::new();
