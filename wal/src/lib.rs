@@ -115,7 +115,7 @@ pub use record::{
 };
 pub use replay::{Cut, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
 pub use reservation::{Appended, Reservation};
-pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal, stream_room_bytes};
+pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};
 pub use unnamed::{LogFileId, use_of_file};
 pub use watermark::Watermark;

@@ -296,11 +296,6 @@ impl Log {
         self.shared.core.counters.written_bytes.load(Ordering::Relaxed)
     }
 
-    /// Start of the stream of this incarnation.
-    pub fn start(&self) -> Seq {
-        self.shared.start
-    }
-
     /// The largest record that [`Log::append`] takes, as framed: a quarter of the ring.
     pub fn max_record_bytes(&self) -> usize {
         self.shared.core.ring.bytes() / 4 / GRANULE * GRANULE

@@ -128,12 +128,6 @@ impl RecordBuf {
         &mut self.bytes[RECORD_HEADER_BYTES..self.filled]
     }
 
-    /// Cuts the payload to `payload_bytes`, if it is longer.
-    pub fn truncate(&mut self, payload_bytes: usize) {
-        self.filled = self.filled.min(payload_bytes.saturating_add(RECORD_HEADER_BYTES));
-        self.bytes.truncate(self.filled);
-    }
-
     /// Its size in the log in bytes: header, payload and padding.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
@@ -142,7 +136,8 @@ impl RecordBuf {
 
     /// Empties the payload and keeps the memory.
     pub fn clear(&mut self) {
-        self.truncate(0);
+        self.filled = RECORD_HEADER_BYTES;
+        self.bytes.truncate(self.filled);
     }
 
     /// Pads and hashes the payload, which leaves little work to [`Prepared::frame`].

@@ -118,7 +118,7 @@ impl Group {
 
 /// The maximum of stream bytes for a group in `room_bytes` of a file, which is a multiple of the step. May be 0.
 #[must_use]
-pub fn stream_room_bytes(room_bytes: usize) -> usize {
+pub(crate) fn stream_room_bytes(room_bytes: usize) -> usize {
     (room_bytes / SECTOR_BYTES * SECTOR_PAYLOAD_BYTES).saturating_sub(GROUP_HEADER_BYTES)
 }
 
