@@ -74,7 +74,7 @@ planted-schedules NAME="":
     ONLY="{{NAME}}" {{tunables}} RUSTFLAGS="--cfg shuttle --cfg planted" cargo test --release --target-dir target/shuttle-planted -p esker --test schedules \
         --locked -- --nocapture --exact planted::every_planted_bug_is_found
 
-# Which planted bugs the tests of the engine find: those that no job of the store can reach yet
+# Which planted bugs the tests of engine and log find: those that no job of the store can reach yet
 planted-units:
     RUSTFLAGS="--cfg planted" cargo test --release --locked --target-dir target/planted -p esker --lib -- --nocapture --exact tree::scan::tests::every_planted_bug_is_found
     RUSTFLAGS="--cfg planted" cargo test --release --locked --target-dir target/planted -p esker-wal --test it -- --nocapture --exact voids::every_planted_bug_is_found
