@@ -19,10 +19,11 @@ map:
 test:
     cargo test --workspace --locked
 
-# Crashes only: the simulated disk at every I/O, and killed processes
+# Crashes only: the simulated disk at every I/O, killed processes, and, where root allows, power cuts below a real file system
 crash:
-    cargo test -p esker --locked crash
-    cargo test -p kvtorture --test it --locked kill::
+    cargo test -p esker-wal --test it --locked crash::
+    cargo test -p esker --lib --test it --locked -- crash power_cuts::
+    cargo test -p kvtorture --test it --locked -- kill:: survives
 
 # Check, and all long tests, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
 deep: check && loom schedules torture planted planted-schedules planted-units planted-kernel (kernel "3000" "--where-possible") (strace "4") limits soak (fuzz "20") asan tsan
