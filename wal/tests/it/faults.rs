@@ -1,19 +1,20 @@
 //! Failed writes and syncs stop the log: the first cause sticks, all callers get it, nothing is retried.
 
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 
 use super::support::{Manifest, record};
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
 use aio::{Backend, Errno};
-use wal::{Background, Error, Log, LogOptions, Seq, SyncMethod};
+use wal::{Background, Error, Host, Log, LogOptions, Result, Seq, SyncMethod};
 
 fn open(sim: &SimBackend, background: Background) -> Log {
-    open_by(sim, background, SyncMethod::Fdatasync)
+    open_by(sim, background, SyncMethod::Fdatasync, Arc::new(Manifest::default()))
 }
 
-fn open_by(sim: &SimBackend, background: Background, sync_method: SyncMethod) -> Log {
+fn open_by(sim: &SimBackend, background: Background, sync_method: SyncMethod, host: Arc<dyn Host>) -> Log {
     sim.make_dir(Path::new("/wal")).unwrap();
     sim.sync_dir(Path::new("/")).unwrap();
     let options = LogOptions {
@@ -24,7 +25,7 @@ fn open_by(sim: &SimBackend, background: Background, sync_method: SyncMethod) ->
         sync_method,
         ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
     };
-    Log::open(Arc::new(sim.clone()), options, Arc::new(Manifest::default())).unwrap()
+    Log::open(Arc::new(sim.clone()), options, host).unwrap()
 }
 
 /// Counts the writes and syncs of log files from now on.
@@ -58,7 +59,7 @@ fn a_failed_write_or_sync_halts_for_good_and_is_never_retried() {
         (SyncMethod::DurableWrite, EventKind::WriteDurable, short),
     ] {
         let sim = SimBackend::new(1);
-        let log = open_by(&sim, Background::Manual, sync_method);
+        let log = open_by(&sim, Background::Manual, sync_method, Arc::new(Manifest::default()));
         let first = log.append(&mut record(b"durable")).unwrap();
         log.wait_durable(first.end).unwrap();
         sim.fail(FaultPlan::new(fault).on(&[kind]).path(".log"));
@@ -171,4 +172,64 @@ fn records_above_a_quarter_of_the_ring_are_refused() {
         log.append(&mut record(&vec![1; most - 8])).unwrap();
     }
     assert!(log.metrics().space_waits > 0, "a full ring makes the writer run a round");
+}
+
+/// A host that panics in a round, without a message. It meets the test before that, twice.
+#[derive(Debug)]
+struct PanickingHost {
+    manifest: Manifest,
+    meeting: Barrier,
+}
+
+impl Host for PanickingHost {
+    fn new_file_id(&self) -> u64 {
+        self.manifest.new_file_id()
+    }
+
+    fn activate(&self, _file_id: u64, _start: Seq) -> Result<u32> {
+        self.meeting.wait();
+        self.meeting.wait();
+        resume_unwind(Box::new("the host"));
+    }
+
+    fn ring_grown(&self, file_bytes: u64) -> Result<()> {
+        self.manifest.ring_grown(file_bytes)
+    }
+}
+
+/// Without a commit thread the round runs in a waiter.
+#[test]
+fn a_round_that_panics_halts_the_log_and_wakes_every_waiter() {
+    for background in [Background::Manual, Background::Threads] {
+        let host = Arc::new(PanickingHost { manifest: Manifest::default(), meeting: Barrier::new(2) });
+        let log_host: Arc<PanickingHost> = Arc::clone(&host);
+        let log = open_by(&SimBackend::new(1), background, SyncMethod::Fdatasync, log_host);
+        let end = log.append(&mut record(b"lost?")).unwrap().end;
+        let wait = || log.wait_durable(end);
+        std::thread::scope(|scope| {
+            let runs_the_round = match background {
+                Background::Manual => Some(scope.spawn(wait)),
+                Background::Threads => {
+                    log.request_durable(end);
+                    None
+                }
+            };
+            host.meeting.wait();
+            let before = log.metrics().waits;
+            let waiters = [scope.spawn(wait), scope.spawn(wait)];
+            while log.metrics().waits < before + 2 {
+                std::thread::yield_now();
+            }
+            host.meeting.wait();
+            for waiter in waiters {
+                let error = waiter.join().unwrap().unwrap_err();
+                assert_eq!(cause(&error), "a flush round of the log panicked");
+            }
+            assert!(runs_the_round.is_none_or(|waiter| waiter.join().is_err()));
+        });
+        let error = log.health().unwrap_err();
+        assert_eq!(log.append(&mut record(b"more")).unwrap_err(), error);
+        assert_eq!(log.close().unwrap_err(), error);
+        assert!(log.active_files().is_empty());
+    }
 }
