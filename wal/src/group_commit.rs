@@ -99,7 +99,6 @@ use crate::flusher::{Core, Flusher, Plan, Purpose, count};
 use crate::log_file::Host;
 use crate::planted::{Bug, planted};
 use crate::record::Seq;
-use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Announcement, Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 
 /// State shared by the threads of a log, and the rounds they run. The module explains the fields.
@@ -108,15 +107,15 @@ pub(crate) struct Shared {
     pub(crate) core: Core,
     host: Arc<dyn Host>,
     pub(crate) start: Seq,
-    drain_bytes: u64,
-    drain_interval: Duration,
+    pub(crate) drain_bytes: u64,
+    pub(crate) drain_interval: Duration,
     pub(crate) state: Mutex<CommitState>,
     /// The sleeping waiters of even and of odd rounds.
     rounds: [Announcement; 2],
     /// The sleeping commit thread.
     pub(crate) work: Condvar,
-    parked: AtomicBool,
-    drain_asked: AtomicBool,
+    pub(crate) parked: AtomicBool,
+    pub(crate) drain_asked: AtomicBool,
     halted: AtomicBool,
     pub(crate) closed: AtomicBool,
 }
@@ -129,7 +128,7 @@ pub(crate) struct CommitState {
     round: usize,
     in_flight: Seq,
 
-    refused: Option<Error>,
+    pub(crate) refused: Option<Error>,
     refusals: u64,
     pub(crate) halted: Option<Error>,
 
@@ -139,16 +138,16 @@ pub(crate) struct CommitState {
 
     pub(crate) has_thread: bool,
     pub(crate) stop: bool,
-    idle: DrainInterval,
+    pub(crate) idle: DrainInterval,
 }
 
 /// Start of the current drain interval.
 #[derive(Debug, Default)]
-struct DrainInterval {
+pub(crate) struct DrainInterval {
     /// `durable` when the interval began. A new value starts another one.
-    durable: Seq,
+    pub(crate) durable: Seq,
     /// By the clock of the backend; `None` while no interval runs.
-    since: Option<Duration>,
+    pub(crate) since: Option<Duration>,
 }
 
 /// The progress that a waiter needs.
@@ -158,14 +157,6 @@ pub(crate) enum Level {
     Written,
     /// The sync ended: the record survives a loss of power.
     Durable,
-}
-
-/// When the commit thread runs its next round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Due {
-    Now(Purpose),
-    In(Duration),
-    WhenPublished,
 }
 
 impl Shared {
@@ -358,69 +349,7 @@ impl Shared {
         }
     }
 
-    /// The round to run now, or the time of the next check. For the commit thread, or `Log::run_due` in its place.
-    pub(crate) fn due(&self, state: &mut CommitState) -> Due {
-        self.drain_asked.store(false, Ordering::SeqCst);
-        let (published, durable) = (self.core.ring.published().get(), self.core.durable());
-        if state.halted.is_some() {
-            return Due::WhenPublished;
-        }
-        // After a refusal every round waits for its interval. The waiters have the error and may try again themselves.
-        let in_a_hurry = state.wanted > durable || published.since(durable) >= self.drain_bytes;
-        if in_a_hurry && state.refused.is_none() {
-            return Due::Now(Purpose::Data);
-        }
-        let purpose = if published > durable {
-            Purpose::Data
-        } else if state.flusher.as_ref().is_none_or(|flusher| flusher.needs_claim(&self.core)) {
-            Purpose::Claim
-        } else {
-            state.idle.since = None;
-            return Due::WhenPublished;
-        };
-        let now = self.core.backend.now();
-        if state.idle.durable != durable {
-            state.idle = DrainInterval { durable, since: None };
-        }
-        let waited = now.saturating_sub(*state.idle.since.get_or_insert(now));
-        match self.drain_interval.checked_sub(waited) {
-            Some(left) if !left.is_zero() => Due::In(left),
-            _ => Due::Now(purpose),
-        }
-    }
-
-    fn commit_thread(&self) {
-        let mut state = self.state.lock();
-        while !state.stop {
-            match self.due(&mut state) {
-                Due::Now(purpose) => match state.flusher.take() {
-                    Some(flusher) => {
-                        state.idle.since = None;
-                        state = self.run(state, flusher, purpose, 0);
-                    }
-                    // The holder of the token notifies `work` if a waiter is left over. The rest has time.
-                    None => drop(self.work.wait_for(&mut state, self.drain_interval)),
-                },
-                Due::In(left) => drop(self.work.wait_for(&mut state, left)),
-                Due::WhenPublished => {
-                    self.parked.store(true, Ordering::SeqCst);
-                    let published = self.core.ring.published().get();
-                    if state.halted.is_some() || published == self.core.durable() {
-                        self.work.wait(&mut state);
-                    }
-                    self.parked.store(false, Ordering::SeqCst);
-                }
-            }
-        }
-    }
-
-    /// Leaves the rounds to the waiters.
-    fn thread_ends(&self, mut state: MutexGuard<'_, CommitState>) {
-        state.has_thread = false;
-        self.wake_waiters();
-    }
-
-    fn wake_waiters(&self) {
+    pub(crate) fn wake_waiters(&self) {
         for round in &self.rounds {
             round.announce();
         }
@@ -508,32 +437,5 @@ impl Drop for HeldToken<'_> {
             self.shared.state.lock().flusher = Some(flusher);
             self.shared.halt(&Error::Host { message: "a flush round of the log panicked".to_owned() });
         }
-    }
-}
-
-/// Starts the commit thread. It blocks all signals, so that no handler of the application runs on it.
-pub(crate) fn start_thread(shared: &Arc<Shared>) -> Result<JoinHandle<()>> {
-    shared.state.lock().has_thread = true;
-    let body = {
-        let shared = Arc::clone(shared);
-        move || {
-            let ended = ThreadEnds(&shared);
-            aio::block_all_signals();
-            shared.commit_thread();
-            drop(ended);
-        }
-    };
-    thread::Builder::new().name("wal-commit".to_owned()).spawn(body).map_err(|error| {
-        let path = std::path::Path::new("wal-commit");
-        Error::Io(aio::Error::call("start thread", path, aio::Errno::from(&error)))
-    })
-}
-
-/// Leaves the rounds to the waiters when the commit thread returns or panics.
-struct ThreadEnds<'a>(&'a Shared);
-
-impl Drop for ThreadEnds<'_> {
-    fn drop(&mut self) {
-        self.0.thread_ends(self.0.state.lock());
     }
 }

@@ -74,11 +74,12 @@
 //! ```
 //!
 //! # Reading order
-//! `log` (the handle), `reservation` (a place in the stream), `group_commit` (which thread runs a round), `flusher`
-//! (the steps of a round), `log_file`, `ring`, `watermark`, `unnamed`, `replay`, `ended_ring`, `chain`, `seal`,
-//! `sector`, `record`.
+//! `log` (the handle), `reservation` (a place in the stream), `commit_thread` (the rounds that are due), `group_commit`
+//! (which thread runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `watermark`, `unnamed`, `replay`,
+//! `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
 mod chain;
+mod commit_thread;
 mod ended_ring;
 mod error;
 mod flusher;

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use aio::Backend;
 
+use crate::commit_thread::{Due, start_thread};
 use crate::ended_ring::RingSizes;
 use crate::error::{Error, Result};
 use crate::flusher::{Core, Flusher, LogCounters, Purpose, QUEUE_SLOTS, SyncMethod, count};
-use crate::group_commit::{Due, Level, Shared, start_thread};
+use crate::group_commit::{Level, Shared};
 use crate::log_file::{ActiveFile, Host, LogFiles};
 use crate::record::{GRANULE, RecordBuf, Seq, StreamOrigin};
 use crate::reservation::{Appended, Reservation};
