@@ -95,7 +95,8 @@ pub(crate) enum Plan {
     Nothing,
     /// A sealed group waits in the buffer.
     Group(Group),
-    /// A shortage leaves no file to write to. Nothing has changed, and a later round may succeed.
+    /// A shortage leaves no file to write to. Nothing was written; a full file is left already. A later
+    /// round may succeed.
     Refused(Error),
 }
 

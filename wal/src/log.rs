@@ -134,8 +134,9 @@ impl Log {
     /// Opens ring and queue and starts the commit thread. Log files are taken into use by the first round.
     ///
     /// # Durability
-    /// When this returns, the ring's file and its name are on stable media: only now may a manifest name the
-    /// incarnation, since a replay calls a missing ring damage. The host is not called.
+    /// When this returns, the ring's file and its name are on stable media. Only then may a manifest name the
+    /// incarnation, since a replay calls a missing ring damage. A host that writes its manifest before this call makes the
+    /// ring's file first. The host is not called.
     ///
     /// # Errors
     /// The ring could not be created or mapped, the machine has no slots left for the context, or no thread could be

@@ -1,4 +1,4 @@
-//! The publish watermark: in-order progress over ranges that complete out of order.
+//! A watermark: in-order progress over ranges that complete out of order.
 //!
 //! Invariants: the position only rises; it passes a range only after that range and all before it are complete.
 

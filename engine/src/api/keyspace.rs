@@ -117,7 +117,9 @@ impl Keyspace {
     /// # Concurrency
     /// Takes no lock that is held across I/O. It reads at most one block from the device for each run whose filter lets the
     /// key through: usually one in all, none if the block is in memory. If another get reads the same block at that moment,
-    /// this one waits for it.
+    /// this one waits for it. While the memory does not hold all indexes and filters
+    /// ([`Metrics::paged_segments`](crate::Metrics::paged_segments)), up to two more for each run; one more where many versions
+    /// of the key fill a block.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,

@@ -163,10 +163,6 @@ impl Error {
             Error::Halted { cause } => {
                 wal::Error::Halted { cause: Arc::new(Error::clone(&cause).into_wal()) }
             }
-            // The log does not halt for a shortage either.
-            Error::Io { errno: Some(code), .. } if aio::Errno(code).is_shortage() => {
-                aio::Error::call("write", Path::new("the manifest"), aio::Errno(code)).into()
-            }
             other => wal::Error::Host { message: other.to_string() },
         }
     }

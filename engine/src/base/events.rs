@@ -67,7 +67,8 @@ pub enum Event {
     },
 }
 
-/// Receives events. Called on the threads of the store, so it must not block and must not call the store.
+/// Receives events. Called on threads of the store, and inside the call of the application that caused the event: it
+/// must not block and must not call the store (a write from it may panic).
 pub trait Listener: Send + Sync + std::fmt::Debug + 'static {
     /// Takes one event.
     fn event(&self, event: &Event);

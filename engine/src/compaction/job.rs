@@ -48,7 +48,7 @@ pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool
         while !stop() && !store.is_closed() {
             let moment = Moment::of(store, &tree);
             let Some(range) = choose(store, &moment, depth) else { break };
-            store.latch(compact_runs(store, &tree, &moment, range))?;
+            store.latch(compact_runs(store, &tree, moment, range))?;
             if depth == Depth::Full {
                 break;
             }
@@ -124,12 +124,15 @@ fn describe(runs: &[RunMeta], range: &Range<usize>) -> Merged {
     Merged { stretch: KeyBounds::all(), newest, oldest, into, out: Vec::new() }
 }
 
-fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: &Moment, range: Range<usize>) -> Result<()> {
+fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<usize>) -> Result<()> {
     let started = store.files.backend().now();
-    let runs = moment.runs();
+    let inputs = moment.inputs(&range);
+    let Moment { version, zones, .. } = moment;
+    // They would keep the inputs alive while the cache is warmed.
+    drop(zones);
+    let runs = version.levels(tree.id).runs();
     let merged = describe(runs, &range);
     let is_bottom = merged.oldest == BOTTOM;
-    let inputs = moment.inputs(&range);
     let bytes_in = runs[range].iter().map(RunMeta::size_bytes).sum();
     // Otherwise the merged run has as many young entries as its inputs, or fewer.
     let layers =

@@ -25,12 +25,12 @@ pub(crate) struct MemtableUsage {
     pub(crate) frozen: u64,
     /// The limit for active tables. Above it the largest one is frozen.
     pub(crate) freeze_at: u64,
-    /// The limit for active and frozen tables together.
+    /// The limit for frozen tables and those that are full, at the moment of a freeze.
     pub(crate) limit: u64,
 }
 
-/// Decides by memory. A table is frozen only if `frozen + freeze_at` is within `limit`, so active and frozen tables together
-/// stay below `limit` plus one record for each writer.
+/// Decides by memory. A table is frozen only if `frozen + freeze_at` is within `limit`. So frozen tables stay within `limit`,
+/// and all tables within `limit + freeze_at`, each plus one record for each writer.
 pub(crate) fn admit(memory: MemtableUsage) -> Admission {
     if memory.active < memory.freeze_at {
         Admission::Go

@@ -23,10 +23,11 @@
 //! not be on disk, so nothing is written or removed after it.
 //! Written and read here. Version gate: [`FORMAT_VERSION`].
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use aio::{Buf, File, Queue};
+use aio::{Buf, Errno, File, Queue};
 use arc_swap::ArcSwap;
 use wal::{ChainRules, Group, Place, STEP, read_chain};
 
@@ -258,12 +259,22 @@ impl wal::Host for Manifest {
             epoch = version.next_epoch;
             vec![Edit::FileActivated(wal::ActiveFile { id: file_id, epoch, start })]
         })
-        .map_err(Error::into_wal)?;
+        .map_err(for_log)?;
         Ok(epoch)
     }
 
     fn ring_grown(&self, file_bytes: u64) -> wal::Result<()> {
-        self.append(&[Edit::RingGrown { file_bytes }]).map(drop).map_err(Error::into_wal)
+        self.append(&[Edit::RingGrown { file_bytes }]).map(drop).map_err(for_log)
+    }
+}
+
+/// An error for the log. It goes on after a shortage, so it has to see one.
+fn for_log(error: Error) -> wal::Error {
+    match error {
+        Error::Io { errno: Some(code), .. } if Errno(code).is_shortage() => {
+            aio::Error::call("write", Path::new("the manifest"), Errno(code)).into()
+        }
+        other => other.into_wal(),
     }
 }
 
@@ -415,7 +426,7 @@ fn read(files: &Files, number: u64) -> Result<Option<Version>> {
 }
 
 /// The version that a stream of edits builds.
-pub(crate) fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
+pub(crate) fn replay(path: &Path, stream: &[u8]) -> Result<Version> {
     let corrupt =
         |what: &'static str, expected: &str| Error::corrupt(path, 0, what, expected, "something else");
     let mut version = Version::default();
@@ -433,7 +444,7 @@ pub(crate) fn replay(path: &std::path::Path, stream: &[u8]) -> Result<Version> {
     Ok(version)
 }
 
-fn check_format(path: &std::path::Path, version: &Version) -> Result<()> {
+fn check_format(path: &Path, version: &Version) -> Result<()> {
     let format = version.format;
     let unknown = format.features & !KNOWN_FEATURES;
     let what = if format.version != FORMAT_VERSION {

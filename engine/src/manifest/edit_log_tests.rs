@@ -187,11 +187,14 @@ fn a_full_disk_fails_an_append_and_nothing_else() {
 
 #[test]
 fn a_failed_write_or_sync_halts_for_good() {
-    for kind in [EventKind::Write, EventKind::Sync] {
+    let kinds = [EventKind::Write, EventKind::Sync];
+    // A shortage, too: it is unknown how much was written.
+    let errnos = [Errno::IO, Errno::AGAIN, Errno::NO_SPACE];
+    for (kind, errno) in kinds.into_iter().flat_map(|kind| errnos.map(|errno| (kind, errno))) {
         let sim = machine();
         let manifest = create(&sim, 1);
         add_keyspace(&manifest).unwrap();
-        sim.fail(FaultPlan::new(Fault::Errno(Errno(5))).on(&[kind]).path("manifest"));
+        sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[kind]).path("manifest"));
         let first = add_keyspace(&manifest).unwrap_err();
         assert!(matches!(first, Error::Halted { .. }), "{first:?}");
         let events = sim.events();

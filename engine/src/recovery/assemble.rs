@@ -66,8 +66,8 @@ fn log_options(files: &Files, options: &Options, version: &Version) -> LogOption
     }
 }
 
-/// On a full disk a spare is of use only if a manifest that cannot be replaced still takes its activation; two of the last
-/// edits that it takes are for the ends of keyspaces.
+/// On a full disk a spare is of use only if a manifest that cannot be replaced still takes its activation. Two of the last
+/// edits that it takes are for the ends of keyspaces; the current file, which is counted here, needs no activation.
 fn log_files_kept(options: &Options) -> usize {
     let most = edit_log::reserve_steps(options.manifest_bytes()).saturating_sub(1);
     to_usize(options.log_files_kept().min(most))

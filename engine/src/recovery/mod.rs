@@ -1,6 +1,6 @@
 //! From a directory to an open store, and the losses of a repair of the log.
 //!
-//! `open` is the sequence of steps; each step has a file of its own.
+//! `open` is the sequence of steps; most have a file here.
 
 pub(crate) mod assemble;
 pub(crate) mod begin;

@@ -1,9 +1,9 @@
 //! Open: the steps from a directory to a store whose log is open. `api/builder.rs` then starts flushes and compactions.
 //!
-//! 1. `enter`: the directory and its lock; 2. read the manifest; 3. `replay`: read the log and the ring; 4. `load`: open the
+//! 1. `enter`: the directory and its lock; 2. read the manifest, make folders; 3. `replay`: read the log and the ring; 4. `load`: open the
 //!    segments (so far only empty directories and the lock file were made, so a refused open changes no data); 5. `replay`:
 //!    write the replayed records to segments, synced; 6. `begin`: begin a new incarnation in the version, which forgets the
-//!    old log, and make its ring; `Manifest::create` writes that version as a new manifest; 7. `orphans`: remove the files
+//!    old log, and make its ring unless the old one serves; `Manifest::create` writes that version as a new manifest; 7. `orphans`: remove the files
 //!    that no manifest names; 8. `assemble`: open the log, which starts the commit thread, and put the store together.
 //!
 //! After a crash before the end of step 6 the old manifest is in force, and there may be files that it does not name. After

@@ -68,10 +68,20 @@ impl Replay {
         let mut input = replay_input(files, version);
         input.files.extend(lost);
         let (mut replayed, cut) = self.visit(files, version, &input, repair)?;
-        let short = cut.is_none().then(|| check_flushed(files, version, replayed.end).err()).flatten();
-        match short {
-            Some(error) if !repair => return Err(error),
-            short => self.cut(version, &mut replayed, missing.or(short), cut),
+        let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed).max().unwrap_or_default();
+        let (damage, acknowledged) = match cut {
+            Some(cut) => (missing.or(Some(cut.damage.into())), cut.acknowledged),
+            None => match check_flushed(files, flushed, replayed.end) {
+                Ok(()) => (missing, replayed.end),
+                Err(error) if !repair => return Err(error),
+                Err(error) => (missing.or(Some(error)), flushed),
+            },
+        };
+        if let Some(error) = damage {
+            let cut_bytes = acknowledged.since(replayed.end);
+            self.damage = Some(LogDamage { error, kept_records: replayed.records, cut_bytes });
+            // Positions never repeat: entries of segments from behind the cut must stay older than the entries that come.
+            replayed.end = acknowledged.max(flushed);
         }
         self.end = replayed.end;
         Ok(replayed)
@@ -96,18 +106,6 @@ impl Replay {
             }
             Ok((wal::replay(backend, queue, input, &mut visit)?, None))
         })
-    }
-
-    /// Notes where a repair cuts the log, and moves the end of the replay above everything that segments hold.
-    fn cut(&mut self, version: &Version, replayed: &mut Replayed, missing: Option<Error>, cut: Option<Cut>) {
-        let kept = replayed.end;
-        let acknowledged = cut.as_ref().map_or(kept, |cut| cut.acknowledged);
-        let Some(error) = missing.or_else(|| cut.map(|cut| cut.damage.into())) else { return };
-        let cut_bytes = acknowledged.since(kept);
-        self.damage = Some(LogDamage { error, kept_records: replayed.records, cut_bytes });
-        // Positions never repeat: entries of segments from behind the cut must stay older than the entries that come.
-        let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed);
-        replayed.end = flushed.fold(acknowledged, Seq::max);
     }
 
     /// Applies one record, all of it or nothing.
@@ -170,8 +168,7 @@ impl Replay {
 
 /// A flush waits until the log is durable up to its cut. So a log that ends before the flushed position of a keyspace has
 /// lost records, though segments have those of this keyspace: records of others are gone, and positions would repeat.
-fn check_flushed(files: &Files, version: &Version, end: Seq) -> Result<()> {
-    let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed).max().unwrap_or_default();
+fn check_flushed(files: &Files, flushed: Seq, end: Seq) -> Result<()> {
     if end >= flushed {
         return Ok(());
     }

@@ -250,13 +250,15 @@ impl SegmentCursor {
     /// entry may stand in the neighbouring block as well. Then it is the separator between the two.
     #[cold]
     fn is_sole_at_edge(&self) -> bool {
-        let Some(block) = self.block.as_ref().map(Block::of) else { return false };
+        let Some(block) = self.block.as_ref().map(Block::of).filter(|block| block.is_distinct()) else {
+            return false;
+        };
         let (index, last) = (self.source.index(), block.len() - 1);
         let is_first = self.at == 0;
         let is_last = self.at == last && self.number + 1 < self.source.segment().blocks;
-        block.is_distinct()
-            && !(is_first && block.is_key(0, index.separator_before(self.number)))
-            && !(is_last && block.is_key(last, index.separator(self.number)))
+        let is_shared = is_first && block.is_key(0, index.separator_before(self.number))
+            || is_last && block.is_key(last, index.separator(self.number));
+        !is_shared
     }
 
     /// To the first entry of block `number`, or to none past the end.

@@ -39,7 +39,7 @@ pub(crate) struct StoreParts {
     /// Whether the files are on direct I/O.
     pub(crate) is_direct: bool,
     pub(crate) trees: Trees,
-    /// The publish watermark, at the position up to which the memtables hold the log.
+    /// The watermark of visible writes, at the position up to which the memtables hold the log.
     pub(crate) visible: Watermark,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Store {
     pub(crate) files: Arc<Files>,
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) options: Options,
-    /// The publish watermark: records below are in the ring and in every memtable they belong to, so reads see them.
+    /// The watermark of visible writes: records below are in the ring and in every memtable they belong to, so reads see them.
     pub(crate) visible: Watermark,
     pub(crate) pins: Pins,
     pub(crate) counters: Counters,

@@ -199,7 +199,7 @@ impl Tree {
         self.number.load(Ordering::Acquire)
     }
 
-    /// The table that writes go to; the caller holds the store's write gate, so it stays the one.
+    /// The table that writes go to. It stays the one while the caller holds the store's write gate.
     pub(crate) fn active(&self) -> Arc<Memtable> {
         Arc::clone(&self.current.load().active)
     }

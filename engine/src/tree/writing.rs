@@ -237,6 +237,11 @@ impl Writing {
     /// between its place in the log and the memtable.
     pub(crate) fn freeze(&self, choose: impl Fn(&Tree) -> bool) {
         let _alone = self.hold_gate_alone();
+        self.freeze_chosen(choose);
+    }
+
+    /// [`Writing::freeze`], while the gate is held alone.
+    fn freeze_chosen(&self, choose: impl Fn(&Tree) -> bool) {
         let cut = self.visible();
         assert_eq!(cut, self.log.published(), "no writer is under way while the gate is held alone");
         for tree in self.all_trees() {
@@ -255,13 +260,18 @@ impl Writing {
     /// Freezes the largest active table, which frees most memory. While the log is over its limit, freezes all tables: a
     /// small one of an idle keyspace may hold the oldest log file.
     pub(crate) fn freeze_largest(&self) {
+        let _alone = self.hold_gate_alone();
+        // Several writers may have found the tables full at once. The first makes room for all of them.
+        if self.memtable_bytes().active < self.options.freeze_bytes() {
+            return;
+        }
         if self.is_log_over_limit() {
-            self.freeze(|_| true);
+            self.freeze_chosen(|_| true);
             return;
         }
         let largest = self.all_trees().into_iter().max_by_key(|tree| tree.active().size_bytes());
         if let Some(largest) = largest {
-            self.freeze(|tree| tree.id == largest.id);
+            self.freeze_chosen(|tree| tree.id == largest.id);
         }
     }
 }

@@ -5,7 +5,7 @@
 //!   stamp 64        | c ------------------ m |
 //!   bottom     | a ---- e || f ---- k || m ------------ z |
 //!   zones      '----------''---------''-------------------
-//!                96 64 0     96 64 0    64 96 0   <- pieces of each zone, but newest first
+//!                96 64 0     96 64 0    96 64 0   <- stamps of each zone, newest first
 //! ```
 //!
 //! A zone reaches from the lower bound of one piece of the bottom run to that of the next. The first begins before every

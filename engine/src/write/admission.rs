@@ -1,7 +1,7 @@
 //! Admission, the first step of a commit: a write goes on when memory, log files and merges allow it.
 //!
-//! It waits only while the memtables are full. Otherwise it freezes a table, asks for work, or pays a delay of at most a
-//! millisecond. The next log file is made before the current one is full, so a full disk refuses a write here, before it
+//! It waits while the memtables are full, and while the log is made longer if no spare file is ready. A freeze waits for
+//! the writers under way and for an install. Otherwise it asks for work, or pays a delay of at most a millisecond. The next log file is made before the current one is full, so a full disk refuses a write here, before it
 //! has a place in the log, and not after.
 //!
 //! [`Room`] is all that admission sees of a store, so that it can be tested without one.

@@ -3,8 +3,8 @@
 //! ```text
 //!   admit      memory, log files and merges let the write go on, or make it wait          can wait, can fail
 //!   reserve    the record gets its place in the order of writes                           can fail, waits for the ring
-//!   publish    the record goes to the log, then to the memtables; then readers may see it cannot fail
-//!   settle     everything before it is visible, and it is as durable as asked             waits; a failure halts the store
+//!   publish    the record goes to the log, then to the memtables; `complete` shows it     cannot fail
+//!   settle     everything before it is visible, and it is as durable as asked             waits, can fail: see below
 //! ```
 //!
 //! A write is visible (to every read that starts after) when its record and all before it are in the log and in the

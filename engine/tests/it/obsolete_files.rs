@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aio::{Backend, SimBackend};
 use esker::testing::{Background, BuilderExt};
-use esker::{Db, Keyspace};
+use esker::{Db, Event, Keyspace, Listener};
 
 fn open(sim: &SimBackend) -> (Db, Keyspace) {
     let db =
@@ -86,4 +87,27 @@ fn a_dropped_keyspace_gives_its_files_back_though_a_handle_is_kept() {
     drop(iter);
     assert_eq!(segments(&sim), Vec::<String>::new());
     assert!(keyspace.get("a").is_err());
+}
+
+/// Counts the segments at the moment of each `Compacted`.
+#[derive(Debug)]
+struct Counter(SimBackend, Arc<AtomicUsize>);
+
+impl Listener for Counter {
+    fn event(&self, event: &Event) {
+        if matches!(event, Event::Compacted { .. }) {
+            self.1.store(segments(&self.0).len(), Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn replaced_files_are_gone_when_the_listener_hears_of_the_compaction() {
+    let sim = SimBackend::new(1);
+    drop(two_runs(&sim));
+    let left = Arc::new(AtomicUsize::new(0));
+    let builder = Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual);
+    let db = builder.listener(Counter(sim.clone(), Arc::clone(&left))).open("/store").unwrap();
+    db.compact().unwrap();
+    assert_eq!(left.load(Ordering::Relaxed), 1, "only the output is left while the cache is warmed");
 }
