@@ -233,8 +233,8 @@ fn a_reservation_that_is_dropped_holds_nobody_up() {
         explore(2, move || {
             let bed = bed(background);
             bed.in_threads(&[10, 40], |log, length| {
-                let mut given_up = record(&vec![1; length]);
-                let reservation = log.reserve(&mut given_up).unwrap();
+                let mut record = record(&vec![u8::try_from(length).unwrap(); length]);
+                let reservation = log.reserve(&mut record).unwrap();
                 if length == 10 {
                     drop(reservation)
                 } else {
