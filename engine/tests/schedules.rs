@@ -106,12 +106,13 @@ fn look_at_all_by_multi_get(bed: &Bed) {
     });
 }
 
-/// Reads the keys of all writers with one future, or with one future for each key. One future in three is polled once.
+/// Reads the keys of all writers with one future, or with one future for each key, which then begins at its own moment. One future in three is polled once.
 /// One time in three all futures are dropped unfinished.
 fn look_by_futures(bed: &Bed) {
     let (places, keys) = all_keys(bed);
     let alone = chance(2);
     bed.look_later(
+        alone,
         || {
             let keyspace = &bed.keyspaces[0];
             let parts: Vec<&[String]> = if alone { keys.chunks(1).collect() } else { vec![&keys] };

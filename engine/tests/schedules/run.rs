@@ -16,7 +16,7 @@ use esker::{Batch, Builder, Db, Durability, Error, Keyspace, Snapshot};
 use shuttle::rand::{RngCore, thread_rng};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner, thread};
 
-use crate::history::{self, Bounds, History, KEYSPACES, KeyId, Seen, Shape};
+use crate::history::{self, Bounds, History, KEYS, KEYSPACES, KeyId, Seen, Shape};
 use crate::machine::Machine;
 use crate::scheduler::{Random, RunKind, Seeded};
 
@@ -175,10 +175,11 @@ impl Bed {
         self.judge(seen, &least, &most);
     }
 
-    /// Checks reads that `begin` starts and `finish` completes. They must show one moment during `begin`. There is no
-    /// check if `finish` gave the reads up (`None`), or the store was closed.
+    /// Checks reads that `begin` starts and `finish` completes. They must show one moment during `begin`, or, with `alone`,
+    /// each key its own moment. There is no check if `finish` gave the reads up (`None`), or the store was closed.
     pub(crate) fn look_later<T>(
         &self,
+        alone: bool,
         begin: impl FnOnce() -> T,
         finish: impl FnOnce(T) -> Option<esker::Result<Vec<Seen>>>,
     ) {
@@ -187,6 +188,7 @@ impl Bed {
         let most = self.history(|history| history.sent());
         match finish(begun) {
             None | Some(Err(Error::Closed)) => {}
+            Some(seen) if alone => self.judge_each(seen, &least, &most),
             Some(seen) => self.judge(seen, &least, &most),
         }
     }
@@ -196,6 +198,18 @@ impl Bed {
             && let Err(why) = self.history(|history| history.judge(&seen, least, most))
         {
             panic!("a read was wrong: {why}");
+        }
+    }
+
+    /// Checks each key of the first keyspace by itself.
+    fn judge_each(&self, seen: esker::Result<Vec<Seen>>, least: &Bounds, most: &Bounds) {
+        let Some(seen) = self.alive(seen) else { return };
+        for (writer, seen) in seen.iter().enumerate() {
+            for place in (0..KEYS).map(|number| (0, number)) {
+                let (found, counts) = (seen.get(&place).copied(), least[writer]..=most[writer]);
+                let judged = self.history(|history| history.judge_place((writer, place), found, counts));
+                judged.expect("a future sees all writes acknowledged before it was made, and no later one");
+            }
         }
     }
 
