@@ -15,7 +15,6 @@ aio::planted_bugs! {
         FlushedTooFar: "a flush claims records that arrived after its cut",
         FlushForgetsOldestTable: "a flush of several memtables leaves out the oldest",
         InputsRemovedBeforeTheEdit: "a merge removes its inputs before the manifest forgets them",
-        MergedIntoOldestStamp: "the output of a merge gets the stamp of its oldest input",
         SnapshotsIgnoredByMerge: "a merge drops entries that a snapshot still sees",
         TombstonesDroppedTooEarly: "a merge drops a tombstone above an older value",
         NewestVersionDropped: "a merge keeps the older of two versions",
@@ -37,6 +36,7 @@ aio::planted_bugs! {
         VisibleBeforeTheMemtable: "a write is announced to readers before it is in the memtable",
     }
     IN_UNITS {
+        MergedIntoOldestStamp: "the output of a merge gets the stamp of its oldest input",
         ClipIgnoredByGet: "a point read finds entries outside the bounds of a piece",
         ClipIgnoredByScan: "a scan goes on behind the bounds of a piece",
         ClipIgnoredBackwards: "a scan goes on before the bounds of a piece",

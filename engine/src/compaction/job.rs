@@ -189,3 +189,7 @@ pub(crate) fn retire(inputs: &[Run], levels: &Levels) {
     let is_live = |id: u64| live.contains(&id) && !planted(Bug::FileRemovedUnderPiece);
     segments_of(inputs).filter(|segment| !is_live(segment.meta().id)).for_each(|segment| segment.retire());
 }
+
+#[cfg(test)]
+#[path = "job_tests.rs"]
+mod tests;

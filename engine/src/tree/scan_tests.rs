@@ -287,14 +287,14 @@ fn any_sequence_of_flushes_and_merges_leaves_every_read_as_it_was() {
         .unwrap();
 }
 
-/// Each bug of [`Bug::IN_UNITS`](crate::base::planted::Bug::IN_UNITS) makes one of the tests above fail, in a process of its own.
+/// Each bug of [`Bug::IN_UNITS`](crate::base::planted::Bug::IN_UNITS) makes one of the tests of scans or jobs fail, in a process of its own.
 #[cfg(planted)]
 #[test]
 fn every_planted_bug_is_found() {
-    let tests = "tree::scan::tests::a_";
+    let tests = ["tree::scan::tests::a_", "compaction::job::tests::a_"];
     let run = |planted: Option<&str>| {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        child.arg(tests).env_remove("ESKER_PLANTED");
+        child.args(tests).env_remove("ESKER_PLANTED");
         let output = child.envs(planted.map(|bug| ("ESKER_PLANTED", bug))).output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
