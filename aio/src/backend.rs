@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::fall_back::FallBack;
 use crate::open_file::File;
 use crate::queue::Queue;
 use crate::reactor::Reactor;
@@ -205,6 +206,10 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Forked`](crate::Error::Forked).
     fn check_fork(&self) -> Result<()>;
+
+    /// The ways around refused calls that were taken so far, the first of each kind. None where the machine has all
+    /// that is needed.
+    fn fall_backs(&self) -> Vec<FallBack>;
 
     /// Counts of the operations of all queues so far.
     fn counters(&self) -> IoCounters;

@@ -62,6 +62,22 @@ impl Errno {
         self.is_no_space() || [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN].contains(&self.0)
     }
 
+    /// Whether a call with this answer has done nothing and may succeed a moment later. Says nothing about the result of
+    /// an operation that the kernel took.
+    #[must_use]
+    pub fn is_not_now(self) -> bool {
+        let codes = [
+            libc::EAGAIN,
+            libc::ENOMEM,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOLCK,
+            libc::EINTR,
+        ];
+        codes.contains(&self.0)
+    }
+
     /// The `std::io` kind of this code.
     #[must_use]
     pub fn kind(self) -> std::io::ErrorKind {
@@ -108,6 +124,17 @@ pub enum Error {
         offset: u64,
         /// The length requested, in bytes; 0 for calls without one.
         len_bytes: usize,
+        /// The error code of the kernel.
+        errno: Errno,
+    },
+    /// A call was refused for lack of memory, descriptors or another resource. Nothing was done; the same call can succeed
+    /// later.
+    #[error("{call} {}: {errno}, nothing was done", path.display())]
+    NotNow {
+        /// The system call.
+        call: &'static str,
+        /// The file or directory.
+        path: PathBuf,
         /// The error code of the kernel.
         errno: Errno,
     },
@@ -178,17 +205,30 @@ impl fmt::Display for Position {
 }
 
 impl Error {
-    /// An [`Error::Os`] for a call on a path as a whole.
+    /// The error of a call on a path as a whole: [`Error::NotNow`] if the answer [says so](Errno::is_not_now), else
+    /// [`Error::Os`]. Not for syncs and operations, which may have been done in part.
     #[must_use]
     pub fn call(call: &'static str, path: &Path, errno: impl Into<Errno>) -> Error {
-        Error::Os { call, path: path.to_owned(), offset: 0, len_bytes: 0, errno: errno.into() }
+        match errno.into() {
+            errno if errno.is_not_now() => Error::NotNow { call, path: path.to_owned(), errno },
+            errno => Error::Os { call, path: path.to_owned(), offset: 0, len_bytes: 0, errno },
+        }
+    }
+
+    /// Whether a resource was missing before anything was done. The same call can succeed later; see
+    /// [`wait_out`](crate::wait_out).
+    #[must_use]
+    pub fn is_not_now(&self) -> bool {
+        matches!(self, Error::NotNow { .. } | Error::Slots { .. })
     }
 
     /// The error code of the kernel, if the error has one.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Error::Os { errno, .. } | Error::Unsupported { errno, .. } => Some(*errno),
+            Error::Os { errno, .. } | Error::NotNow { errno, .. } | Error::Unsupported { errno, .. } => {
+                Some(*errno)
+            }
             Error::Slots { .. } => Some(Errno::AGAIN),
             _ => None,
         }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use crate::clock::{self, Clock};
 use crate::completion_ring::CompletionRing;
 use crate::error::{Errno, Error, Result};
+use crate::fall_back::{FallBack, FallBacks};
 use crate::operation::{Completion, Operation};
 use crate::queue::{Cancel, Wake, WakeUp};
 use crate::signal::SignalSet;
@@ -80,12 +81,18 @@ pub(crate) struct BackendState {
     pub(crate) clock: Clock,
     pub(crate) trace: Arc<Trace>,
     pub(crate) process: Process,
+    pub(crate) fall_backs: FallBacks,
 }
 
 impl BackendState {
     /// For this process; the clock starts at 0.
     pub(crate) fn new() -> BackendState {
-        BackendState { clock: Clock::start(), trace: Arc::default(), process: Process::current() }
+        BackendState {
+            clock: Clock::start(),
+            trace: Arc::default(),
+            process: Process::current(),
+            fall_backs: FallBacks::default(),
+        }
     }
 }
 
@@ -366,10 +373,16 @@ impl InFlight {
         let mut reaped = Err(Errno::NOT_IMPLEMENTED);
         if self.has_pgetevents {
             reaped = sys::reap(&self.context, &mut self.events, wait);
-            self.has_pgetevents = reaped != Err(Errno::NOT_IMPLEMENTED);
         }
-        if !self.has_pgetevents {
+        if let Err(refusal) = reaped
+            && refusal != Errno::INTERRUPTED
+        {
+            // Kernels, tools and sandboxes refuse the newer call with different codes, so the trial decides.
             reaped = sys::reap_unmasked(&self.context, &mut self.events, wait);
+            let does_old_call = matches!(reaped, Ok(_) | Err(Errno::INTERRUPTED));
+            if does_old_call && std::mem::take(&mut self.has_pgetevents) {
+                self.shared.fall_backs.note(FallBack::OldWait { errno: refusal });
+            }
         }
         match reaped {
             Ok(count) => Ok(Some(count)),

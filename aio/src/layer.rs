@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::error::Result;
+use crate::fall_back::FallBack;
 use crate::open_file::File;
 use crate::operation::{Completion, Operation};
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
@@ -78,6 +79,7 @@ backend_layer! {
     random() -> u64;
     park(duration: Duration);
     check_fork() -> Result<()>;
+    fall_backs() -> Vec<FallBack>;
     counters() -> IoCounters;
 }
 

@@ -14,6 +14,7 @@ mod completion_ring;
 mod context;
 mod error;
 mod event_fd;
+mod fall_back;
 mod flags;
 mod in_flight;
 mod layer;
@@ -27,6 +28,7 @@ mod report;
 mod signal;
 mod sys;
 mod trace;
+mod wait_out;
 mod waker;
 
 pub use backend::{Backend, Lock, OpenMode, SharedMap, Stat};
@@ -34,6 +36,7 @@ pub use buf::{Buf, Lender, Pages};
 pub use context::{Context, ContextBuilder};
 pub use error::{Errno, Error, Result};
 pub use event_fd::EventFd;
+pub use fall_back::FallBack;
 pub use flags::{Flags, Priority, Readiness};
 pub use in_flight::{Reaping, Waking};
 pub use layer::{BackendLayer, QueueLayer};
@@ -48,3 +51,4 @@ pub use sim::SimBackend;
 #[doc(hidden)]
 pub use trace::Counting;
 pub use trace::{IoCounters, LatencyHistogram, OperationCounters, SIZE_CLASSES_BYTES};
+pub use wait_out::wait_out;

@@ -24,6 +24,7 @@ use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
+use crate::fall_back::FallBack;
 use crate::in_flight::{BackendState, InFlight, Reaping, Settings, Waking};
 use crate::open_file::{File, FileBody};
 use crate::probe;
@@ -117,7 +118,13 @@ impl Backend for NativeBackend {
         let synced = rustix::fs::fdatasync(file.descriptor());
         let nanos = clock::nanos().saturating_sub(begin_nanos);
         self.shared.trace.ended(Class::Sync, synced.ok().map(|()| 0), nanos);
-        named("fdatasync", file.path(), synced)
+        synced.map_err(|errno| Error::Os {
+            call: "fdatasync",
+            path: file.path().to_owned(),
+            offset: 0,
+            len_bytes: 0,
+            errno: errno.into(),
+        })
     }
 
     fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
@@ -216,6 +223,10 @@ impl Backend for NativeBackend {
 
     fn check_fork(&self) -> Result<()> {
         if self.shared.process.is_current() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    fn fall_backs(&self) -> Vec<FallBack> {
+        self.shared.fall_backs.list()
     }
 
     fn counters(&self) -> IoCounters {

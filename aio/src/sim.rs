@@ -50,6 +50,7 @@ use queue::SimQueue;
 use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
+use crate::fall_back::FallBack;
 use crate::open_file::{Alignment, File, SECTOR_BYTES};
 use crate::queue::Queue;
 use crate::trace::{Class, IoCounters};
@@ -359,6 +360,10 @@ impl Backend for SimBackend {
 
     fn check_fork(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn fall_backs(&self) -> Vec<FallBack> {
+        Vec::new()
     }
 
     fn counters(&self) -> IoCounters {

@@ -1,0 +1,74 @@
+//! What a backend does instead of that which the machine refuses, each kind told once.
+//!
+//! A machine is never asked for its version or its profile. A call is tried, and if it is refused another way is taken
+//! that keeps every promise of [`Backend`](crate::Backend) and [`Queue`](crate::Queue). Only the speed is less.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::error::Errno;
+
+/// A way around a call that the kernel, or a sandbox, refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FallBack {
+    /// Native AIO is refused: a few threads do the reads and writes with `preadv2` and `pwritev2`.
+    Threads {
+        /// The refused call.
+        call: &'static str,
+        /// The answer.
+        errno: Errno,
+    },
+    /// `io_pgetevents` is refused: waits use `io_getevents`. A signal mask for the time of a wait is not used then.
+    OldWait {
+        /// The answer.
+        errno: Errno,
+    },
+    /// The kernel accepted `O_DIRECT` for a file, but refuses its direct reads or writes: this file goes through the
+    /// page cache.
+    PageCache {
+        /// The first file.
+        path: PathBuf,
+        /// The answer.
+        errno: Errno,
+    },
+}
+
+impl fmt::Display for FallBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FallBack::Threads { call, errno } => {
+                write!(f, "{call} is refused here ({errno}): a few threads do the reads and writes")
+            }
+            FallBack::OldWait { errno } => {
+                write!(f, "io_pgetevents is refused here ({errno}): waits use io_getevents")
+            }
+            FallBack::PageCache { path, errno } => {
+                let path = path.display();
+                write!(f, "direct I/O is refused on {path} ({errno}): such files go through the page cache")
+            }
+        }
+    }
+}
+
+/// The fall-backs of a backend so far, the first of each kind.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FallBacks(Arc<Mutex<Vec<FallBack>>>);
+
+impl FallBacks {
+    /// Keeps it, unless one of its kind is known.
+    pub(crate) fn note(&self, fall_back: FallBack) {
+        let mut known = self.0.lock();
+        let kind = std::mem::discriminant(&fall_back);
+        if known.iter().all(|known| std::mem::discriminant(known) != kind) {
+            known.push(fall_back);
+        }
+    }
+
+    pub(crate) fn list(&self) -> Vec<FallBack> {
+        self.0.lock().clone()
+    }
+}
