@@ -77,6 +77,12 @@ impl CompletionRing {
         Some(ring)
     }
 
+    /// Whether the ring is still there.
+    pub(crate) fn is_mapped(&self) -> bool {
+        let events_bytes = usize::try_from(self.slots).unwrap_or(0) * size_of::<IoEvent>();
+        sys::is_mapped(self.address, HEADER_BYTES + events_bytes)
+    }
+
     /// Whether the ring has no events. Takes half a nanosecond.
     pub(crate) fn is_empty(&self) -> bool {
         let header = self.header();

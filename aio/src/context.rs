@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
-use crate::in_flight::{BackendState, InFlight, Reaping, Settings, Waking};
+use crate::in_flight::InFlight;
 use crate::operation::{Completion, Operation};
 use crate::probe::device_queue_slots;
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
+use crate::settings::{BackendState, Reaping, Settings, Waking};
 use crate::signal::SignalSet;
 use crate::trace::IoCounters;
 

@@ -27,6 +27,10 @@ impl Errno {
     pub const EXISTS: Errno = Errno(libc::EEXIST);
     /// Permission denied.
     pub const ACCESS: Errno = Errno(libc::EACCES);
+    /// Operation not permitted.
+    pub const NOT_PERMITTED: Errno = Errno(libc::EPERM);
+    /// The file was not opened for that.
+    pub const NOT_OPEN: Errno = Errno(libc::EBADF);
     /// Try again: no slot, or a resource limit.
     pub const AGAIN: Errno = Errno(libc::EAGAIN);
     /// Interrupted by a signal.
@@ -76,6 +80,13 @@ impl Errno {
             libc::EINTR,
         ];
         codes.contains(&self.0)
+    }
+
+    /// Whether the kernel lacks a call (or a flag of it), or a sandbox forbids it. No two sandboxes agree on the code. The
+    /// same codes have other meanings too, so this only says that another way is worth a try.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        [libc::ENOSYS, libc::EPERM, libc::EACCES, libc::EINVAL, libc::EOPNOTSUPP].contains(&self.0)
     }
 
     /// The `std::io` kind of this code.

@@ -15,8 +15,8 @@ use crate::error::Errno;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FallBack {
-    /// Native AIO is refused: a few threads do the reads and writes with `preadv2` and `pwritev2`.
-    Threads {
+    /// Native AIO is refused: reads and writes are made by `preadv2` and `pwritev2`, in a few threads or in the caller.
+    SystemCalls {
         /// The refused call.
         call: &'static str,
         /// The answer.
@@ -40,8 +40,8 @@ pub enum FallBack {
 impl fmt::Display for FallBack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FallBack::Threads { call, errno } => {
-                write!(f, "{call} is refused here ({errno}): a few threads do the reads and writes")
+            FallBack::SystemCalls { call, errno } => {
+                write!(f, "{call} is refused here ({errno}): preadv2 and pwritev2 do the reads and writes")
             }
             FallBack::OldWait { errno } => {
                 write!(f, "io_pgetevents is refused here ({errno}): waits use io_getevents")

@@ -21,80 +21,31 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{self, Clock};
+use crate::calls::execute;
+use crate::clock;
 use crate::completion_ring::CompletionRing;
 use crate::error::{Errno, Error, Result};
-use crate::fall_back::{FallBack, FallBacks};
+use crate::fall_back::FallBack;
 use crate::operation::{Completion, Operation};
+use crate::patience::Patience;
 use crate::queue::{Cancel, Wake, WakeUp};
+use crate::settings::{BackendState, Reaping, Settings, Waking};
 use crate::signal::SignalSet;
-use crate::sys::{self, IoEvent, Iocb, Process};
-use crate::trace::{Class, Touch, Trace};
+use crate::sys::{self, IoEvent, Iocb};
+use crate::trace::{Class, Touch};
 use crate::waker::{PollWaker, SignalWaker, WAKE_UP, Waker};
 
 /// How long a wait sleeps before it checks the waker, where the kernel has no poll operation.
 const SLICE_WITHOUT_POLL: Duration = Duration::from_millis(1);
 
-/// How completions are fetched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reaping {
-    /// Completions that are ready are read from the completion ring, without a system call; a system call is made only
-    /// to sleep. Falls back to [`Reaping::SystemCall`] where the ring has no layout that this crate knows, and for
-    /// contexts with a signal mask, whose waits must enter the kernel to let signals in.
-    #[default]
-    Ring,
-    /// Always by `io_pgetevents`, so that tracers, fault injectors and sandboxes see every wait; by `io_getevents`
-    /// where the kernel (before Linux 4.18) or a tool (valgrind) has no such call.
-    SystemCall,
-    /// Always by `io_getevents`. Signal masks are not used, so a signal can arrive unseen just before the sleep.
-    OldSystemCall,
-}
+/// How long an idle wait sleeps before it checks the waker: the poll of a wake-up can be refused at any time.
+const IDLE_SLICE: Duration = Duration::from_secs(1);
 
-/// How other threads end a wait.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Waking {
-    /// The waker submits a poll operation to the context, which completes at once: a wake-up is one more completion. A
-    /// signal handler may call [`WakeUp::wake`].
-    #[default]
-    Poll,
-    /// The waker sends this signal to the waiting thread. The thread blocks it from its first wait on and lets it in
-    /// only inside `io_pgetevents` (Linux 4.18), so it cannot be lost. The signal must have no other use; if it has its
-    /// default action it gets a handler that does nothing. A signal handler must not call [`WakeUp::wake`].
-    Signal(i32),
-}
+/// How long a wait sleeps between two looks at the completion ring, where the kernel refuses the calls that reap.
+const SLICE_BY_RING: Duration = Duration::from_micros(100);
 
-/// The settings of a context.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) slots: usize,
-    /// The thread's signal mask while it waits.
-    pub(crate) mask: Option<SignalSet>,
-    pub(crate) reaping: Reaping,
-    pub(crate) waking: Waking,
-}
-
-/// State that a backend shares with its contexts.
-#[derive(Clone, Debug)]
-pub(crate) struct BackendState {
-    pub(crate) clock: Clock,
-    pub(crate) trace: Arc<Trace>,
-    pub(crate) process: Process,
-    pub(crate) fall_backs: FallBacks,
-}
-
-impl BackendState {
-    /// For this process; the clock starts at 0.
-    pub(crate) fn new() -> BackendState {
-        BackendState {
-            clock: Clock::start(),
-            trace: Arc::default(),
-            process: Process::current(),
-            fall_backs: FallBacks::default(),
-        }
-    }
-}
+/// A context of this many operations fits any machine's limit on one context.
+const SLOTS_OF_ANY_MACHINE: usize = 1 << 14;
 
 #[derive(Debug)]
 struct InSlot {
@@ -104,6 +55,7 @@ struct InSlot {
 
 /// A context and its operations in flight.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent answers of the kernel")]
 pub(crate) struct InFlight {
     context: Arc<sys::KernelContext>,
     slots: Vec<Option<InSlot>>,
@@ -115,6 +67,10 @@ pub(crate) struct InFlight {
     /// Scratch space of `reap`.
     events: Box<[IoEvent]>,
     ring: Option<CompletionRing>,
+    /// Whether waits look at the ring first. Otherwise it is read only if the kernel refuses the calls that reap.
+    reads_ring: bool,
+    /// Operations that were done by system calls and not reaped yet.
+    done: Vec<(usize, Completion)>,
     waker: Waker,
     /// False where the kernel has no poll operation: waits sleep in slices.
     has_poll: bool,
@@ -131,17 +87,11 @@ impl InFlight {
     pub(crate) fn new(settings: &Settings, shared: BackendState) -> Result<InFlight> {
         let slots = settings.slots;
         assert!(slots > 0, "a queue without slots");
-        // A number above 32 bits is reported like one above fs.aio-max-nr.
-        let kernel_slots = u32::try_from(slots + 1).map_err(|_| Error::Slots { slots })?;
-        let context = match sys::setup(kernel_slots) {
-            Ok(context) => Arc::new(context),
-            Err(Errno::AGAIN | Errno::INVALID) => return Err(Error::Slots { slots }),
-            Err(errno) => return Err(context_error("io_setup", errno)),
-        };
+        let context = Arc::new(set_up(slots)?);
         let waker = match settings.waking {
             Waking::Poll => {
-                let waker = PollWaker::new(Arc::clone(&context));
-                Waker::Poll(Arc::new(waker.map_err(|errno| context_error("eventfd", errno))?))
+                let event = shared.event.get().map_err(|errno| context_error("eventfd", errno))?;
+                Waker::Poll(Arc::new(PollWaker::new(Arc::clone(&context), event)))
             }
             Waking::Signal(signal) => {
                 let waker = SignalWaker::new(signal).map_err(|errno| context_error("sigaction", errno))?;
@@ -150,7 +100,7 @@ impl InFlight {
         };
         // Looked up even if it is not used, since the lookup hides the ring from forked children.
         let ring = CompletionRing::of(&context);
-        let reads_ring = settings.reaping == Reaping::Ring && settings.mask.is_none();
+        let reads_ring = ring.is_some() && settings.reaping == Reaping::Ring && settings.mask.is_none();
         let mut in_flight = InFlight {
             context,
             slots: std::iter::repeat_with(|| None).take(slots).collect(),
@@ -158,7 +108,9 @@ impl InFlight {
             iocbs: vec![Iocb::default(); slots].into_boxed_slice(),
             batch: Vec::new(),
             events: vec![IoEvent::default(); slots + 1].into_boxed_slice(),
-            ring: ring.filter(|_| reads_ring),
+            ring,
+            reads_ring,
+            done: Vec::new(),
             waker,
             has_poll: true,
             woken: false,
@@ -173,7 +125,11 @@ impl InFlight {
     /// A wake-up by poll needs a kernel with polls, one by signal a kernel with `io_pgetevents`.
     fn check_waker(&mut self) -> Result<()> {
         if let Waker::Poll(waker) = &self.waker {
-            self.has_poll = waker.post().is_ok();
+            self.has_poll = match waker.post() {
+                Ok(()) => true,
+                Err(errno) if errno.is_not_now() => return Err(context_error("io_submit", errno)),
+                Err(_) => false,
+            };
             let posted = usize::from(self.has_poll);
             while self.system_call(posted, None, None)?.is_none() {}
         } else {
@@ -193,17 +149,54 @@ impl InFlight {
     /// See [`Queue::submit`](crate::Queue::submit).
     pub(crate) fn submit(&mut self, waiting: &mut VecDeque<Operation>) -> Result<usize> {
         self.check_fork()?;
+        let mut patience = Patience::default();
         let mut taken = 0;
         while !waiting.is_empty() && !self.free.is_empty() {
-            match (self.submit_batch(waiting), waiting.front()) {
-                (Ok(0), _) => break,
-                (Ok(count), _) => taken += count,
-                (Err(errno), Some(refused)) if taken == 0 => return Err(refused.refused(errno)),
+            let errno = match self.submit_batch(waiting) {
+                Ok(0) => break,
+                Ok(count) => {
+                    taken += count;
+                    continue;
+                }
+                Err(errno) => errno,
+            };
+            if errno.is_not_now() && taken == 0 {
+                // The kernel holds nothing of ours that a reap would free.
+                let Some(pause) = patience.pause(self.shared.clock.now()) else {
+                    return Err(front_refused(waiting, errno));
+                };
+                std::thread::park_timeout(pause);
+            } else if errno.is_refusal() && self.do_by_calls(waiting, errno) {
+                taken += 1;
+            } else if taken == 0 {
+                return Err(front_refused(waiting, errno));
+            } else {
                 // The operations taken before must be reported. The next call meets the refused one again.
-                (Err(_), _) => break,
+                break;
             }
         }
         Ok(taken)
+    }
+
+    /// Does the operation at the front by system calls, after the kernel has refused it with `errno`. False if system calls
+    /// cannot do it either: then it stays where it is.
+    fn do_by_calls(&mut self, waiting: &mut VecDeque<Operation>, errno: Errno) -> bool {
+        let Some(mut operation) = waiting.pop_front_if(|operation| operation.is_plain()) else {
+            return false;
+        };
+        let begin_nanos = clock::nanos();
+        let result = execute(&mut operation, &self.shared.fall_backs);
+        if result.is_err_and(Errno::is_refusal) {
+            waiting.push_front(operation);
+            return false;
+        }
+        self.shared.fall_backs.note(FallBack::SystemCalls { call: "io_submit", errno });
+        let nanos = clock::nanos().saturating_sub(begin_nanos);
+        self.shared.trace.ended(operation.class(), result.ok(), nanos);
+        // It keeps a slot until it is reaped, like every operation.
+        let slot = self.free.pop().expect("a slot is free");
+        self.done.push((slot, Completion { operation, result }));
+        true
     }
 
     /// Hands over one batch from the front; returns how many were taken.
@@ -221,7 +214,7 @@ impl InFlight {
         let taken = match submitted {
             Ok(taken) => taken,
             // Completed events that were not reaped hold slots of the kernel.
-            Err(Errno::AGAIN) if self.len() > 0 => 0,
+            Err(errno) if errno.is_not_now() && self.len() > 0 => 0,
             Err(errno) => return Err(errno),
         };
         #[cfg(feature = "tracing")]
@@ -268,7 +261,8 @@ impl InFlight {
     ) -> Result<Wake> {
         self.check_fork()?;
         let wanted = completions.len() + at_least;
-        if self.ring.is_some() {
+        self.take_done(completions);
+        if self.reads_ring {
             self.drain_ring(completions);
             if completions.len() >= wanted {
                 return Ok(Wake::Completed);
@@ -300,11 +294,10 @@ impl InFlight {
             }
             let mut timeout = self.timeout(deadline);
             let is_polled = can_be_woken && self.waker.is_poll();
-            let is_sliced = is_polled && !self.has_poll;
             if missing == 0 || self.woken {
                 timeout = Some(Duration::ZERO);
-            } else if is_sliced {
-                timeout = Some(timeout.map_or(SLICE_WITHOUT_POLL, |rest| rest.min(SLICE_WITHOUT_POLL)));
+            } else if is_polled && let Some(slice) = self.slice() {
+                timeout = Some(timeout.map_or(slice, |rest| rest.min(slice)));
             }
             let sleep_until = timeout.map(|timeout| self.shared.clock.now() + timeout);
             let before = completions.len();
@@ -328,6 +321,22 @@ impl InFlight {
             if deadline.is_some_and(|deadline| self.shared.clock.now() >= deadline) {
                 return Ok(Wake::TimedOut);
             }
+        }
+    }
+
+    /// How long a sleep may last that a wake-up ends; `None`: a completion ends it soon.
+    fn slice(&self) -> Option<Duration> {
+        if !self.has_poll || self.waker.is_refused() {
+            return Some(SLICE_WITHOUT_POLL);
+        }
+        (self.len() == 0).then_some(IDLE_SLICE)
+    }
+
+    /// Reaps the operations that were done by system calls.
+    fn take_done(&mut self, completions: &mut Vec<Completion>) {
+        for (slot, completion) in self.done.drain(..) {
+            self.free.push(slot);
+            completions.push(completion);
         }
     }
 
@@ -387,7 +396,26 @@ impl InFlight {
         match reaped {
             Ok(count) => Ok(Some(count)),
             Err(Errno::INTERRUPTED) => Ok(None),
-            Err(errno) => Err(context_error("io_getevents", errno)),
+            Err(errno) => match self.reap_by_ring(timeout) {
+                Some(count) => Ok(Some(count)),
+                None => Err(context_error("io_getevents", errno)),
+            },
+        }
+    }
+
+    /// Fills `events` from the completion ring, after the kernel has refused the calls that reap. Returns with the first
+    /// events, a wake-up or at the end of the time; `None` if there is no ring to read.
+    fn reap_by_ring(&mut self, timeout: Option<Duration>) -> Option<usize> {
+        // A dead context has no ring either.
+        let ring = self.ring.as_mut().filter(|ring| ring.is_mapped())?;
+        let end = timeout.map(|timeout| self.shared.clock.now() + timeout);
+        loop {
+            let count = ring.drain(&mut self.events);
+            let is_over = end.is_some_and(|end| self.shared.clock.now() >= end);
+            if count > 0 || is_over || self.waker.is_raised() {
+                return Some(count);
+            }
+            std::thread::park_timeout(SLICE_BY_RING);
         }
     }
 
@@ -409,8 +437,14 @@ impl InFlight {
         let InSlot { operation, submitted_at_nanos } =
             self.slots[slot].take().expect("an event belongs to an operation in flight");
         self.free.push(slot);
-        let result = usize::try_from(event.result)
+        let mut result = usize::try_from(event.result)
             .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
+        let mut operation = operation;
+        if let Err(errno) = result
+            && InFlight::may_repeat(&operation, errno)
+        {
+            result = execute(&mut operation, &self.shared.fall_backs);
+        }
         let class = operation.class();
         let moved_bytes = result.ok().map(|moved| if class == Class::Poll { 0 } else { moved });
         let latency_nanos = now_nanos.saturating_sub(submitted_at_nanos);
@@ -418,6 +452,14 @@ impl InFlight {
         #[cfg(feature = "tracing")]
         tracing::trace!(target: "aio", class = class.name(), slot, ?result, latency_nanos, "completed");
         Completion { operation, result }
+    }
+
+    /// Whether system calls may succeed with an operation that has failed: a file refuses direct I/O although it took the
+    /// flag, or a read met a shortage. Nothing of it was done.
+    fn may_repeat(operation: &Operation, errno: Errno) -> bool {
+        let is_short = errno.is_not_now() && operation.class() == Class::Read;
+        let is_refused = errno.is_refusal() && operation.aligned_direct_file().is_some();
+        operation.is_plain() && (is_short || is_refused)
     }
 
     /// How long the next call of the kernel may sleep; `None`: for ever.
@@ -446,7 +488,7 @@ impl InFlight {
 
     /// Whether completions are read from the ring.
     pub(crate) fn reads_ring(&self) -> bool {
-        self.ring.is_some()
+        self.reads_ring
     }
 
     pub(crate) fn shared(&self) -> &BackendState {
@@ -460,11 +502,18 @@ impl Drop for InFlight {
             // Polls may never complete by themselves.
             for slot in 0..self.slots.len() {
                 if self.slots[slot].as_ref().is_some_and(|taken| taken.operation.class() == Class::Poll) {
-                    // Refused if the poll is done already; its event is in the ring then.
-                    let _ = sys::cancel(&self.context, &mut self.iocbs[slot]);
+                    let cancelled = sys::cancel(&self.context, &mut self.iocbs[slot]);
+                    // Refused if the poll is done already; its event is in the ring then. A poll that cannot be cancelled
+                    // may never end. It has no buffer, and its file is leaked.
+                    if matches!(cancelled, Err(Errno::NOT_IMPLEMENTED | Errno::NOT_PERMITTED | Errno::ACCESS))
+                    {
+                        std::mem::forget(self.slots[slot].take());
+                        self.free.push(slot);
+                    }
                 }
             }
             let mut completions = Vec::new();
+            self.take_done(&mut completions);
             while self.len() > 0 && self.reap(1, None, &mut completions).is_ok() {
                 completions.clear();
             }
@@ -473,6 +522,46 @@ impl Drop for InFlight {
         for slot in &mut self.slots {
             std::mem::forget(slot.take());
         }
+    }
+}
+
+/// Makes a context of the kernel, and tries its calls without an operation.
+fn set_up(slots: usize) -> Result<sys::KernelContext> {
+    // A number above 32 bits is reported like one above fs.aio-max-nr.
+    let kernel_slots = u32::try_from(slots + 1).map_err(|_| Error::Slots { slots })?;
+    let context = match sys::setup(kernel_slots) {
+        Ok(context) => context,
+        Err(Errno::AGAIN) => return Err(Error::Slots { slots }),
+        // The kernel's answer to a number that no machine has, and a sandbox's to any.
+        Err(Errno::INVALID) if slots > SLOTS_OF_ANY_MACHINE => return Err(Error::Slots { slots }),
+        Err(errno) => return Err(refused("io_setup", errno)),
+    };
+    sys::submit_nothing(&context).map_err(|errno| refused("io_submit", errno))?;
+    let at_once = sys::Wait { at_least: 0, timeout: Some(Duration::ZERO), mask: None };
+    let reaped =
+        sys::reap(&context, &mut [], at_once).or_else(|_| sys::reap_unmasked(&context, &mut [], at_once));
+    match reaped {
+        Ok(_) | Err(Errno::INTERRUPTED) => Ok(context),
+        Err(errno) => Err(refused("io_getevents", errno)),
+    }
+}
+
+/// The error of a call without which there is no native AIO.
+fn refused(call: &'static str, errno: Errno) -> Error {
+    if !errno.is_refusal() {
+        return context_error(call, errno);
+    }
+    let needs = "native AIO, which this kernel or sandbox refuses".to_owned();
+    Error::Unsupported { call, path: Path::new(CONTEXT).to_owned(), needs, errno }
+}
+
+/// The error of the operation at the front.
+fn front_refused(waiting: &VecDeque<Operation>, errno: Errno) -> Error {
+    let front = waiting.front().expect("a refused operation stays at the front");
+    if errno.is_not_now() {
+        Error::call("io_submit", front.file().path(), errno)
+    } else {
+        front.refused(errno)
     }
 }
 

@@ -25,12 +25,14 @@ use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
-use crate::in_flight::{BackendState, InFlight, Reaping, Settings, Waking};
+use crate::in_flight::InFlight;
 use crate::open_file::{File, FileBody};
 use crate::probe;
 use crate::queue::Queue;
 use crate::reactor::Reactor;
+use crate::settings::{BackendState, Reaping, Settings, Waking};
 use crate::signal::SignalSet;
+use crate::thread_queue::ThreadQueue;
 use crate::trace::{Class, IoCounters};
 
 /// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
@@ -40,9 +42,10 @@ use crate::trace::{Class, IoCounters};
 #[derive(Debug)]
 pub struct NativeBackend {
     shared: BackendState,
+    uses_aio: bool,
     /// Writes the note in the lock file. Made at the first use and kept, since a context is slow to destroy. Only opens
     /// of stores take the lock, each for one write.
-    notes: Mutex<Option<Context>>,
+    notes: Mutex<Option<Box<dyn Queue>>>,
 }
 
 impl Default for NativeBackend {
@@ -55,15 +58,36 @@ impl NativeBackend {
     /// A backend for this process; its clock starts at 0.
     #[must_use]
     pub fn new() -> NativeBackend {
-        NativeBackend { shared: BackendState::new(), notes: Mutex::new(None) }
+        NativeBackend { shared: BackendState::new(), uses_aio: true, notes: Mutex::new(None) }
+    }
+
+    /// A backend that works as on a machine that refuses native AIO: a few threads do the operations by system calls.
+    #[must_use]
+    pub fn without_aio() -> NativeBackend {
+        NativeBackend { uses_aio: false, ..NativeBackend::new() }
     }
 
     /// A context whose waits always enter the kernel: a trace of system calls then shows every wait, and the call is
     /// cheap compared with an operation on a device.
-    fn context(&self, slots: usize, mask: Option<SignalSet>) -> Result<Context> {
-        self.check_fork()?;
+    fn context(&self, slots: usize, mask: Option<SignalSet>) -> Result<Box<dyn Queue>> {
         let settings = Settings { slots, mask, reaping: Reaping::SystemCall, waking: Waking::Poll };
-        Ok(Context::from(InFlight::new(&settings, self.shared.clone())?))
+        self.queue_of(&settings)
+    }
+
+    /// A context, or a queue that works without native AIO where that is refused.
+    fn queue_of(&self, settings: &Settings) -> Result<Box<dyn Queue>> {
+        self.check_fork()?;
+        if self.uses_aio {
+            match InFlight::new(settings, self.shared.clone()) {
+                Ok(in_flight) => return Ok(Box::new(Context::from(in_flight))),
+                Err(Error::Unsupported { call, errno, .. }) => {
+                    self.shared.fall_backs.note(FallBack::SystemCalls { call, errno });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let BackendState { clock, trace, team, fall_backs, .. } = self.shared.clone();
+        Ok(Box::new(ThreadQueue::new(team, settings.slots, clock, (trace, fall_backs))))
     }
 
     /// A [`Backend::queue`] that sets the thread's signal mask to `mask` while it waits. A signal that the thread
@@ -80,19 +104,18 @@ impl NativeBackend {
     ///
     /// [`Wake::Interrupted`]: crate::Wake::Interrupted
     pub fn queue_with_mask(&self, slots: usize, mask: SignalSet) -> Result<Box<dyn Queue>> {
-        Ok(Box::new(self.context(slots, Some(mask))?))
+        self.context(slots, Some(mask))
     }
 }
 
 impl Backend for NativeBackend {
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>> {
-        Ok(Box::new(self.context(slots, None)?))
+        self.context(slots, None)
     }
 
     fn reactor(&self, slots: usize) -> Result<Reactor> {
-        self.check_fork()?;
         let settings = Settings { slots, mask: None, reaping: Reaping::default(), waking: Waking::default() };
-        Reactor::with_thread(Box::new(Context::from(InFlight::new(&settings, self.shared.clone())?)))
+        Reactor::with_thread(self.queue_of(&settings)?)
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
@@ -199,7 +222,7 @@ impl Backend for NativeBackend {
             Some(queue) => queue,
             None => notes.insert(self.context(1, None)?),
         };
-        Ok(Box::new(NativeLock::take(path, queue, self.shared.process)?))
+        Ok(Box::new(NativeLock::take(path, queue.as_mut(), self.shared.process)?))
     }
 
     fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>> {

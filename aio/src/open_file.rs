@@ -4,6 +4,9 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::OFlags;
 
 /// Bytes that a device writes whole or not at all.
 pub const SECTOR_BYTES: usize = 512;
@@ -24,7 +27,8 @@ pub struct File(Arc<FileInner>);
 struct FileInner {
     path: Box<Path>,
     alignment: Alignment,
-    direct: bool,
+    /// Falls once, when the kernel refuses a direct read or write.
+    direct: AtomicBool,
     body: FileBody,
 }
 
@@ -48,7 +52,7 @@ pub(crate) struct SimHandle {
 
 impl File {
     pub(crate) fn new(path: &Path, alignment: Alignment, direct: bool, body: FileBody) -> File {
-        File(Arc::new(FileInner { path: path.into(), alignment, direct, body }))
+        File(Arc::new(FileInner { path: path.into(), alignment, direct: AtomicBool::new(direct), body }))
     }
 
     /// The path that it was opened with.
@@ -63,11 +67,19 @@ impl File {
         self.0.alignment
     }
 
-    /// Whether I/O bypasses the page cache. False where the file system has no direct I/O: everything works, but
-    /// submitting may block.
+    /// Whether I/O bypasses the page cache. False where the file system has no direct I/O, or has refused a read or write
+    /// of this file: everything works, but submitting may block.
     #[must_use]
     pub fn is_direct(&self) -> bool {
-        self.0.direct
+        self.0.direct.load(Ordering::Relaxed)
+    }
+
+    /// Goes on through the page cache, after the kernel has refused a direct read or write. Also for the operations in
+    /// flight, which the kernel has looked at already. Returns whether the kernel lets it.
+    pub(crate) fn leave_direct(&self) -> bool {
+        let left = rustix::fs::fcntl_setfl(self.descriptor(), OFlags::empty()).is_ok();
+        self.0.direct.store(!left, Ordering::Relaxed);
+        left
     }
 
     pub(crate) fn body(&self) -> &FileBody {

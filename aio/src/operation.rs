@@ -19,10 +19,13 @@ use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
 use crate::event_fd::EventFd;
 use crate::flags::{Flags, Priority, Readiness};
-use crate::open_file::File;
+use crate::open_file::{Alignment, File};
 use crate::planted::{Bug, planted};
 use crate::sys::{self, IoVec, Iocb};
 use crate::trace::Class;
+
+/// The most buffers that the kernel takes in one operation (`UIO_MAXIOV`).
+const MOST_BUFFERS: usize = 1024;
 
 /// The file or descriptor of an operation. It stays open until the operation's completion is reaped.
 #[derive(Clone)]
@@ -43,7 +46,7 @@ impl AnyFile {
         }
     }
 
-    fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
             AnyFile::File(file) => file.descriptor().as_fd(),
             AnyFile::Descriptor(owner) => owner.as_fd(),
@@ -331,6 +334,47 @@ impl Operation {
         }
     }
 
+    /// Its descriptor.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.descriptor()
+    }
+
+    /// Its descriptor and its buffers, for code that does the operation itself.
+    pub(crate) fn file_and_bufs(&mut self) -> (BorrowedFd<'_>, &mut [Buf]) {
+        let bufs = match &mut self.buffers {
+            Buffers::None => &mut [],
+            Buffers::One(buf) => std::slice::from_mut(buf),
+            Buffers::Vectored { bufs, .. } => bufs.as_mut_slice(),
+        };
+        (self.file.descriptor(), bufs)
+    }
+
+    /// Whether system calls do the same as the asynchronous operation, and end: a valid transfer or sync of a backend's file,
+    /// without a wish that they do not know.
+    pub(crate) fn is_plain(&self) -> bool {
+        let known_flags = match self.class() {
+            Class::Write | Class::WriteDurable => Flags::DATA_SYNC.with(Flags::SYNC),
+            Class::Read | Class::Sync => Flags::NONE,
+            Class::Poll => return false,
+        };
+        matches!(self.file, AnyFile::File(_))
+            && known_flags.contains(self.flags)
+            && self.bufs().len() <= MOST_BUFFERS
+            && self.priority.is_none()
+            && self.notify.is_none()
+    }
+
+    /// The file of a direct read or write that is aligned as the file asks for: a refusal of it is one of direct I/O.
+    pub(crate) fn aligned_direct_file(&self) -> Option<&File> {
+        let AnyFile::File(file) = &self.file else { return None };
+        let Alignment { memory_bytes, offset_bytes } = file.alignment();
+        let is_aligned = |buf: &Buf| {
+            buf.address().is_multiple_of(memory_bytes as u64) && buf.len().is_multiple_of(offset_bytes)
+        };
+        let fits = self.offset.is_multiple_of(offset_bytes as u64) && self.bufs().iter().all(is_aligned);
+        Some(file).filter(|file| fits && file.is_direct() && !self.bufs().is_empty())
+    }
+
     /// Gives the buffers back, in order.
     #[must_use]
     pub fn into_bufs(self) -> Vec<Buf> {
@@ -399,6 +443,13 @@ impl Operation {
             needs.push("IOCB_FLAG_IOPRIO (Linux 4.18)".to_owned());
         }
         needs.join(", ")
+    }
+
+    /// Adds to the eventfd of its completion, if there is one.
+    pub(crate) fn notify(&self) {
+        if let Some(event) = &self.notify {
+            event.add();
+        }
     }
 
     /// The error of this operation, named `call`.

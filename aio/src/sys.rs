@@ -137,9 +137,29 @@ const _: () = {
 pub(crate) struct KernelContext {
     id: c_ulong,
     process: Process,
+    /// Tests: the answer of a sandbox to every call that submits or reaps; 0 for none.
+    #[cfg(test)]
+    pub(crate) refusal: std::sync::atomic::AtomicI32,
 }
 
 impl KernelContext {
+    fn new(id: c_ulong) -> KernelContext {
+        KernelContext {
+            id,
+            process: Process::current(),
+            #[cfg(test)]
+            refusal: std::sync::atomic::AtomicI32::new(0),
+        }
+    }
+
+    #[cfg(test)]
+    fn check_sandbox(&self) -> Result<(), Errno> {
+        match self.refusal.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(Errno(errno)),
+        }
+    }
+
     /// The kernel's number for it, which is the address of its completion ring where there is one.
     pub(crate) fn address(&self) -> usize {
         // Pointers are as wide as the kernel's longs, see the `cfg` above.
@@ -166,7 +186,7 @@ pub(crate) fn setup(slots: u32) -> Result<KernelContext, Errno> {
     let mut id: c_ulong = 0;
     // SAFETY: the kernel writes the new context's number into `id`, which lives across the call.
     let answer = unsafe { libc::syscall(libc::SYS_io_setup, slots, &raw mut id) };
-    check(answer).map(|_| KernelContext { id, process: Process::current() })
+    check(answer).map(|_| KernelContext::new(id))
 }
 
 fn destroy(id: c_ulong) -> Result<(), Errno> {
@@ -191,6 +211,8 @@ pub(crate) unsafe fn submit(
     slots: &[usize],
 ) -> Result<usize, Errno> {
     assert!(slots.len() <= SUBMIT_MAX, "more operations than one submit takes");
+    #[cfg(test)]
+    context.check_sandbox()?;
     let mut pointers = [ptr::null_mut::<Iocb>(); SUBMIT_MAX];
     let (first, count) = (iocbs.as_mut_ptr(), iocbs.len());
     for (pointer, &slot) in pointers.iter_mut().zip(slots) {
@@ -201,6 +223,12 @@ pub(crate) unsafe fn submit(
     // `key`. The caller guarantees the buffers that they name.
     let answer = unsafe { libc::syscall(libc::SYS_io_submit, context.id, slots.len(), pointers.as_ptr()) };
     check(answer)
+}
+
+/// Hands over no operation: tells whether the call is there at all.
+pub(crate) fn submit_nothing(context: &KernelContext) -> Result<(), Errno> {
+    // SAFETY: there is no operation.
+    unsafe { submit(context, &mut [], &[]) }.map(|_| ())
 }
 
 /// Starts a poll that is done as soon as `descriptor` is readable; its event carries `data`. Safe in signal handlers.
@@ -244,6 +272,8 @@ pub(crate) struct Wait<'a> {
 
 /// Reaps events with `io_pgetevents`; returns how many. [`Errno::INTERRUPTED`] only if there were none.
 pub(crate) fn reap(context: &KernelContext, events: &mut [IoEvent], wait: Wait<'_>) -> Result<usize, Errno> {
+    #[cfg(test)]
+    context.check_sandbox()?;
     let time = wait.timeout.map(timespec);
     let sigset =
         AioSigset { mask: wait.mask.map_or(ptr::null(), ptr::from_ref), size_bytes: KERNEL_SIGSET_BYTES };
@@ -268,6 +298,8 @@ pub(crate) fn reap_unmasked(
     events: &mut [IoEvent],
     wait: Wait<'_>,
 ) -> Result<usize, Errno> {
+    #[cfg(test)]
+    context.check_sandbox()?;
     let time = wait.timeout.map(timespec);
     // SAFETY: the kernel writes at most `events.len()` events and reads `time`, both alive.
     let answer = unsafe {
@@ -499,7 +531,7 @@ mod tests {
     #[test]
     fn an_invalid_context_is_refused() {
         // A number that was never valid. That of a destroyed context may belong to another test's context by now.
-        let context = KernelContext { id: 4096, process: Process::current() };
+        let context = KernelContext::new(4096);
         assert_eq!(destroy(context.id).err(), Some(Errno::INVALID));
         let wait = Wait { at_least: 0, timeout: Some(Duration::ZERO), mask: None };
         let mut events = [IoEvent::default(); 1];

@@ -1,38 +1,13 @@
 //! Waits for the end of a shortage: a call that was refused before anything was done is made again.
 //!
 //! Slots of native AIO, descriptors and memory are shared with the rest of the machine, so a refusal says only that the
-//! moment was bad. The pauses double from one to 50 milliseconds, so that a short shortage costs little and a long one
-//! no processor time. After five seconds the caller gets the refusal: a shortage of that length needs a person.
+//! moment was bad. `patience` has the pauses.
 //!
 //! Only an [`Error::is_not_now`] is waited out. A failed operation is not: it may have been done in part.
 
-use std::time::Duration;
-
 use crate::backend::Backend;
 use crate::error::Result;
-
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The pauses of one wait, by the readings of any clock.
-#[derive(Debug, Default)]
-pub(crate) struct Patience {
-    since: Option<Duration>,
-    pause: Duration,
-}
-
-impl Patience {
-    /// How long to pause before the next try; `None` if there is to be none.
-    pub(crate) fn pause(&mut self, now: Duration) -> Option<Duration> {
-        let since = *self.since.get_or_insert(now);
-        if now.saturating_sub(since) >= PATIENCE {
-            return None;
-        }
-        self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        Some(self.pause)
-    }
-}
+use crate::patience::Patience;
 
 /// Makes the call until it is not refused any more, for at most five seconds. The caller sleeps meanwhile
 /// ([`Backend::park`]).
@@ -55,9 +30,11 @@ pub fn wait_out<T>(backend: &dyn Backend, mut call: impl FnMut() -> Result<T>) -
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::time::Duration;
 
     use super::*;
     use crate::error::{Errno, Error};
+    use crate::patience::PATIENCE;
     use crate::sim::SimBackend;
 
     fn refusal(errno: Errno) -> Error {
@@ -83,7 +60,7 @@ mod tests {
         let begin = backend.now();
         let answer: Result<()> = wait_out(&backend, || Err(Error::Slots { slots: 4 }));
         assert_eq!(answer, Err(Error::Slots { slots: 4 }));
-        let took = backend.now() - begin;
+        let took = backend.now().saturating_sub(begin);
         assert!(took >= PATIENCE && took < PATIENCE * 2, "{took:?}");
     }
 

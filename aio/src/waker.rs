@@ -1,7 +1,7 @@
 //! Wakes a thread that waits for completions, from any thread, without losing a wake-up.
 //!
-//! One exception: a poll that the kernel refuses 1,000 times in a row with `EAGAIN`, for want of memory, is dropped. The
-//! waiter sleeps on until its next completion or the next wake-up.
+//! Where the kernel, or a sandbox, refuses the poll, the wake-up stays raised. A waiter with operations in flight sees it at
+//! their completion, an idle one within a second; after that it looks once a millisecond.
 //!
 //! The waker submits a poll to the waiter's own context, on an eventfd that is always readable. The poll completes at
 //! once, so a wake-up is one more completion and one system call. Rejected: an eventfd that the waker writes and the
@@ -22,8 +22,8 @@
 //!   submitted to a number that the kernel has given to another context.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
@@ -40,20 +40,35 @@ pub(crate) const WAKE_UP: u64 = u64::MAX;
 /// waiter does not sleep, since it has events to reap.)
 const TRIES: usize = 1000;
 
+/// The descriptor of the polls of all contexts of a backend, made at the first use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PolledEvent(Arc<OnceLock<Arc<OwnedFd>>>);
+
+impl PolledEvent {
+    pub(crate) fn get(&self) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(event) = self.0.get() {
+            return Ok(Arc::clone(event));
+        }
+        let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::clone(self.0.get_or_init(|| Arc::new(event))))
+    }
+}
+
 /// Wakes the owner of one context.
 #[derive(Debug)]
 pub(crate) struct PollWaker {
     context: Arc<sys::KernelContext>,
-    /// Always readable.
-    event: OwnedFd,
+    /// Always readable. All contexts of a backend share it.
+    event: Arc<OwnedFd>,
     /// Publishes the writes of the waking thread to the waiter that consumes the wake-up.
     raised: AtomicBool,
+    /// The kernel has refused a poll for good.
+    refused: AtomicBool,
 }
 
 impl PollWaker {
-    pub(crate) fn new(context: Arc<sys::KernelContext>) -> Result<PollWaker, Errno> {
-        let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(PollWaker { context, event, raised: AtomicBool::new(false) })
+    pub(crate) fn new(context: Arc<sys::KernelContext>, event: Arc<OwnedFd>) -> PollWaker {
+        PollWaker { context, event, raised: AtomicBool::new(false), refused: AtomicBool::new(false) }
     }
 
     /// Makes one event that carries [`WAKE_UP`]; an error if the kernel has no poll operation (before Linux 5.0).
@@ -84,11 +99,10 @@ impl WakeUp for PollWaker {
         if !self.context.is_of_this_process() || self.raised.swap(true, Ordering::AcqRel) {
             return;
         }
-        if self.post() == Err(Errno::AGAIN) {
-            // The kernel stayed short of memory: the next wake-up tries again.
-            self.raised.store(false, Ordering::Release);
+        // After any error the waiter finds `raised` by itself, since it never sleeps without a limit.
+        if self.post().is_err_and(|errno| !errno.is_not_now()) {
+            self.refused.store(true, Ordering::Release);
         }
-        // Where the kernel has no polls the waiter checks `raised` once a millisecond.
     }
 }
 
@@ -171,6 +185,14 @@ impl Waker {
         matches!(self, Waker::Poll(_))
     }
 
+    /// Whether the kernel has refused a wake-up.
+    pub(crate) fn is_refused(&self) -> bool {
+        match self {
+            Waker::Poll(waker) => waker.refused.load(Ordering::Acquire),
+            Waker::Signal(_) => false,
+        }
+    }
+
     /// Whether a wake-up that is no event has ended the sleep.
     pub(crate) fn ends_sleep(&self) -> bool {
         !self.is_poll() && self.is_raised()
@@ -218,7 +240,7 @@ mod tests {
     #[test]
     fn many_wakes_are_one_until_consumed() {
         let context = Arc::new(sys::setup(8).unwrap());
-        let waker = PollWaker::new(Arc::clone(&context)).unwrap();
+        let waker = PollWaker::new(Arc::clone(&context), PolledEvent::default().get().unwrap());
         let mut events = [sys::IoEvent::default(); 8];
         let wait = sys::Wait { at_least: 0, timeout: None, mask: None };
         let mut reap = || {
@@ -242,7 +264,7 @@ mod tests {
     #[test]
     fn a_waker_may_outlive_its_context() {
         let context = Arc::new(sys::setup(1).unwrap());
-        let waker = PollWaker::new(context).unwrap();
+        let waker = PollWaker::new(context, PolledEvent::default().get().unwrap());
         for _ in 0..10 {
             waker.wake();
             waker.consume();

@@ -1,6 +1,12 @@
 //! Contexts on kernels without `io_pgetevents` or poll operations.
 
 use super::*;
+use crate::backend::{Backend, OpenMode};
+use crate::buf::Buf;
+use crate::file;
+use crate::flags::Readiness;
+use crate::native::NativeBackend;
+use crate::open_file::File;
 
 /// A context that behaves as on a kernel without one or both features.
 fn old_kernel(has_pgetevents: bool, has_poll: bool) -> InFlight {
@@ -48,4 +54,74 @@ fn a_wake_up_stays_when_its_waker_is_gone() {
     drop(waker);
     assert_eq!(queue.wait(1, None, &mut Vec::new()), Ok(Wake::Woken));
     assert_eq!(queue.wait(1, Some(deadline), &mut Vec::new()), Ok(Wake::TimedOut), "it is one");
+}
+
+/// A file of one block of sevens, through a backend.
+fn file_of_sevens(dir: &tempfile::TempDir) -> File {
+    let backend = NativeBackend::new();
+    let file = backend.open(&dir.path().join("file"), OpenMode::Create).unwrap();
+    let mut block = Buf::zeroed(4096);
+    block.fill(7);
+    file::write_all(&mut *backend.queue(1).unwrap(), &file, 0, block).unwrap();
+    file
+}
+
+#[test]
+fn a_context_whose_calls_are_refused_later_goes_on_by_system_calls() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = file_of_sevens(&dir);
+    for refusal in [Errno::NOT_IMPLEMENTED, Errno::NOT_PERMITTED, Errno::ACCESS, Errno::INVALID] {
+        let mut queue = old_kernel(true, true);
+        let waker = queue.waker();
+        let mut waiting: VecDeque<Operation> =
+            (0..4).map(|_| Operation::read(&file, 0, Buf::zeroed(4096))).collect();
+        // The first read is in flight when the sandbox closes.
+        assert_eq!(queue.submit(&mut waiting), Ok(1));
+        queue.context.refusal.store(refusal.0, std::sync::atomic::Ordering::Relaxed);
+        let mut done = Vec::new();
+        while done.len() < 4 {
+            assert_eq!(queue.wait(1, None, &mut done), Ok(Wake::Completed), "after {}", done.len());
+            queue.submit(&mut waiting).unwrap();
+        }
+        assert!(done.iter().all(|done| done.result == Ok(4096) && done.operation.bufs()[0][0] == 7));
+        let told = queue.shared.fall_backs.list();
+        assert_eq!(told, [FallBack::SystemCalls { call: "io_submit", errno: refusal }]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| waker.wake());
+            assert_eq!(queue.wait(1, None, &mut Vec::new()), Ok(Wake::Woken), "without an event");
+        });
+        let poll = Operation::poll(&file, Readiness::READABLE);
+        assert!(queue.submit(&mut VecDeque::from([poll])).is_err(), "system calls have no polls");
+    }
+}
+
+#[test]
+fn a_shortage_at_submit_is_waited_out() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = file_of_sevens(&dir);
+    let mut queue = old_kernel(true, true);
+    let context = Arc::clone(&queue.context);
+    let refuse = |errno: i32| context.refusal.store(errno, std::sync::atomic::Ordering::Relaxed);
+    refuse(libc::EAGAIN);
+    let submitted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::park_timeout(Duration::from_millis(20));
+            refuse(0);
+        });
+        queue.submit(&mut VecDeque::from([Operation::read(&file, 0, Buf::zeroed(4096))]))
+    });
+    assert_eq!(submitted, Ok(1));
+    assert_eq!(queue.wait(1, None, &mut Vec::new()), Ok(Wake::Completed));
+}
+
+#[test]
+fn a_shortage_at_submit_that_stays_is_named_and_the_operation_comes_back() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = file_of_sevens(&dir);
+    let mut queue = old_kernel(true, true);
+    queue.context.refusal.store(libc::EAGAIN, std::sync::atomic::Ordering::Relaxed);
+    let mut waiting = VecDeque::from([Operation::read(&file, 0, Buf::zeroed(4096))]);
+    let error = queue.submit(&mut waiting).unwrap_err();
+    assert!(error.is_not_now() && error.errno() == Some(Errno::AGAIN), "{error}");
+    assert_eq!((waiting.len(), queue.len()), (1, 0));
 }

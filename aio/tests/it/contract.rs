@@ -1,4 +1,4 @@
-//! The promises of every backend, tested on the simulated disk and on the real one.
+//! The promises of every backend, tested on the simulated disk, and on the real one with and without native AIO.
 
 use std::path::Path;
 
@@ -18,9 +18,19 @@ macro_rules! contract {
             })*
         }
         mod native {
+            use aio::NativeBackend;
+
             $(#[test]
             fn $promise() {
-                super::on_native(super::promises::$promise);
+                super::on_native(&NativeBackend::new(), super::promises::$promise);
+            })*
+        }
+        mod without_aio {
+            use aio::NativeBackend;
+
+            $(#[test]
+            fn $promise() {
+                super::on_native(&NativeBackend::without_aio(), super::promises::$promise);
             })*
         }
     };
@@ -35,7 +45,7 @@ fn on_sim(seed: u64, promise: fn(&BackendFixture<'_>)) {
     promise(&BackendFixture { backend: &backend, dir });
 }
 
-fn on_native(promise: fn(&BackendFixture<'_>)) {
+fn on_native(backend: &NativeBackend, promise: fn(&BackendFixture<'_>)) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    promise(&BackendFixture { backend: &NativeBackend::new(), dir: dir.path().to_owned() });
+    promise(&BackendFixture { backend, dir: dir.path().to_owned() });
 }
