@@ -233,6 +233,14 @@ impl Error {
         matches!(self, Error::NotNow { .. } | Error::Slots { .. })
     }
 
+    /// The same error for a call that had done something before it.
+    pub(crate) fn into_failure(self) -> Error {
+        match self {
+            Error::NotNow { call, path, errno } => Error::Os { call, path, offset: 0, len_bytes: 0, errno },
+            error => error,
+        }
+    }
+
     /// The error code of the kernel, if the error has one.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use crate::backend::{Backend, OpenMode};
 use crate::buf::Buf;
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::open_file::File;
 use crate::operation::{Completion, Operation};
 use crate::planted::{Bug, planted};
 use crate::queue::Queue;
+use crate::wait_out::wait_out;
 
 /// Bytes of one write when a file is filled with zeros.
 const ZERO_CHUNK_BYTES: usize = 1 << 20;
@@ -76,6 +77,42 @@ pub fn write_all_durably(queue: &mut dyn Queue, file: &File, offset: u64, buf: B
     finish(queue, Operation::write_durable(file, offset, buf))
 }
 
+/// Makes bytes durable that were written at `offset` and reaped whole.
+///
+/// A file system over a network or in user space lets a signal interrupt a sync. Such a sync may have consumed the error of
+/// an earlier write, so a second one alone would prove nothing. The bytes are written again before it: the same ones to the
+/// same place, so that a crash in between finds nothing else than it could find before.
+///
+/// # Errors
+/// The sync failed, or signals have interrupted it for as long as a shortage is waited out. It must not be repeated.
+pub fn sync_written(
+    backend: &dyn Backend,
+    queue: &mut dyn Queue,
+    file: &File,
+    offset: u64,
+    written: &[u8],
+) -> Result<()> {
+    let synced = backend.sync(file).map_err(interrupted_is_not_now);
+    if !synced.as_ref().is_err_and(Error::is_not_now) {
+        return synced;
+    }
+    let again = || {
+        write_all(queue, file, offset, Buf::from(written))?;
+        backend.sync(file).map_err(interrupted_is_not_now)
+    };
+    wait_out(backend, again).map_err(Error::into_failure)
+}
+
+/// For an interrupted sync whose bytes are written again before the next one.
+fn interrupted_is_not_now(error: Error) -> Error {
+    match error {
+        Error::Os { call, path, errno: Errno::INTERRUPTED, .. } => {
+            Error::call(call, &path, Errno::INTERRUPTED)
+        }
+        error => error,
+    }
+}
+
 /// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
 ///
 /// Space is reserved first, so that a full disk is found out by one call and not by filling the rest of it.
@@ -91,23 +128,26 @@ pub fn create_zeroed(
     path: &Path,
     len_bytes: u64,
 ) -> Result<File> {
-    let file = backend.open(path, OpenMode::Create)?;
-    let filled = backend
-        .allocate(&file, len_bytes)
-        .and_then(|()| zero_fill(queue, &file, 0..len_bytes))
-        .and_then(|()| if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(&file) })
-        .and_then(|()| {
-            let unsynced = planted(Bug::NewFileNameNotSynced);
-            if unsynced { Ok(()) } else { backend.sync_dir(path.parent().unwrap_or(Path::new("."))) }
-        });
-    match filled {
-        Ok(()) => Ok(file),
-        Err(error) => {
-            // The first error is the one to report; a name that stays behind is removed as an orphan at the next open.
-            let _ = backend.remove(path);
-            Err(error)
+    wait_out(backend, || {
+        let file = backend.open(path, OpenMode::Create)?;
+        let filled = backend
+            .allocate(&file, len_bytes)
+            .and_then(|()| zero_fill(queue, &file, 0..len_bytes))
+            .and_then(|()| sync_zeros(backend, &file))
+            .and_then(|()| {
+                let unsynced = planted(Bug::NewFileNameNotSynced);
+                if unsynced { Ok(()) } else { backend.sync_dir(path.parent().unwrap_or(Path::new("."))) }
+            })
+            .map_err(interrupted_is_not_now);
+        match filled {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                // The first error is the one to report; a name that stays behind is removed as an orphan at the next open.
+                let _ = backend.remove(path);
+                Err(error)
+            }
         }
-    }
+    })
 }
 
 /// Writes zeros to `range`, which begins at the end of the file, and makes them durable. The range is whole pages.
@@ -122,9 +162,20 @@ pub fn extend_zeroed(
     file: &File,
     range: Range<u64>,
 ) -> Result<()> {
-    backend.allocate(file, range.end)?;
-    zero_fill(queue, file, range)?;
-    if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(file) }
+    wait_out(backend, || {
+        backend.allocate(file, range.end)?;
+        zero_fill(queue, file, range.clone())?;
+        sync_zeros(backend, file)
+    })
+}
+
+/// Syncs a file, or a part of one, that nothing depends on yet. A sync that a signal has interrupted is then a refusal like
+/// any other: all of it is done again.
+fn sync_zeros(backend: &dyn Backend, file: &File) -> Result<()> {
+    if planted(Bug::NewFileContentNotSynced) {
+        return Ok(());
+    }
+    backend.sync(file).map_err(interrupted_is_not_now)
 }
 
 fn zero_fill(queue: &mut dyn Queue, file: &File, range: Range<u64>) -> Result<()> {

@@ -80,6 +80,13 @@ impl Error {
         matches!(self, Error::Io(error) if error.errno().is_some_and(aio::Errno::is_shortage))
     }
 
+    /// Whether the machine refused a call for lack of a resource before anything was done. Unlike a shortage of space it can
+    /// never be the result of a write.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::Io(error) if error.is_not_now())
+    }
+
     /// The error that later calls get after this one stopped the log.
     #[must_use]
     pub fn halted(&self) -> Error {

@@ -6,8 +6,10 @@
 //! * `durable` passes a group only after a sync that began when the write of the group had been reaped whole, or after
 //!   a durable write that was reaped whole. The completion of another write proves nothing about this one, nor does a
 //!   successful sync alone.
-//! * After an error no further step is taken: no write and no sync is retried. A shortage of space or handles at the
-//!   opening of the next file is no such error. Nothing was written yet, and a later round begins again.
+//! * After an error no further step is taken: no write and no sync is retried. A shortage at the opening of the next file,
+//!   or a refusal of the write before the kernel took it, is no such error. Nothing was written yet, and a later round
+//!   begins again. Nor is a sync that a signal interrupted, see
+//!   [`aio::file::sync_written`].
 
 use aio::{Backend, Buf, Queue};
 
@@ -185,7 +187,8 @@ impl Flusher {
         Ok(Plan::Group(group))
     }
 
-    /// Writes the planned group and waits for it.
+    /// Writes the planned group and waits for it. After a [refusal](Error::is_refusal) nothing has changed, and the group has
+    /// to be planned anew.
     pub(crate) fn write(&mut self, core: &Core, group: &Group) -> Result<()> {
         let current = self.current.as_mut().expect("a planned group has a file");
         let buf = self.buf.take().expect("a planned group is sealed");
@@ -215,10 +218,13 @@ impl Flusher {
             core.durable.store(group.end.get(), Ordering::SeqCst);
         }
         if !planted(Bug::LogNotSynced) && !planted(Bug::LogSyncedBeforeTheWrite) {
-            let file = &current.opened.file;
             match core.sync_method {
                 SyncMethod::Fdatasync => {
-                    let synced = core.backend.sync(file);
+                    let file = &current.opened.file;
+                    let written = self.buf.as_ref().expect("a written group is in its buffer");
+                    let offset = current.offset - written.len() as u64;
+                    let (backend, queue) = (&*core.backend, &mut *self.queue);
+                    let synced = aio::file::sync_written(backend, queue, file, offset, written);
                     if synced.is_err() && planted(Bug::FailedSyncRetried) {
                         core.backend.sync(file)?;
                     } else {

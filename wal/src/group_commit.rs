@@ -6,7 +6,7 @@
 //!        |                                                                            v
 //!   +----+------------+                                                    +----------+--------------+
 //!   | FREE            |<-- nothing to write -------------------------------+ PLANNING                |
-//!   |  flusher: Some  |<-- no space: `refused`, refusals + 1, wake all ----+  flusher: None          |
+//!   |  flusher: Some  |<-- shortage: `refused`, refusals + 1, wake all ----+  flusher: None          |
 //!   |                 |                                                    +----------+--------------+
 //!   |                 |                                                     round + 1 | in_flight = end of the group
 //!   |                 |                                                    +----------v--------------+
@@ -43,7 +43,7 @@
 //! # The fields
 //! * FREE or not: `flusher` is the flush token.
 //! * Position of the rounds: `round` counts the groups begun, `in_flight` is the end of the last one.
-//! * Refusal: `refused` is the error of the last round if it found no space for its file, else `None`. `refusals` counts
+//! * Refusal: `refused` is the error of the last round if a shortage ended it before its write, else `None`. `refusals` counts
 //!   such rounds: a waiter compares it with its value at the start of the wait, so one round at least is tried for it.
 //! * Halt: `halted`; the atomic of the same name repeats it for appends, which take no lock.
 //! * Waiters: `wanted` is the highest `end` waited for or requested. `sleepers` counts the sleepers of even and of odd
@@ -83,9 +83,9 @@
 //! turn: one thread switch after the other, sometimes behind threads that return with their next record. With one
 //! announcement for all, each round would wake the sleepers of the next one in vain.
 //!
-//! *A full disk* ends a round before its first write. The records stay in the ring. They go out with the next round that
-//! finds space: that of the next waiter, or of the commit thread, which tries once in each drain interval. A halt was
-//! rejected, because nothing was lost and the space may come back.
+//! *A shortage* (a full disk, no slot or no memory for the write) ends a round before its first byte is written. The records
+//! stay in the ring. They go out with the next round that is not refused: that of the next waiter, or of the commit thread,
+//! which tries once in each drain interval. A halt was rejected, because nothing was lost and shortages pass.
 //!
 //! *A claim group* ([`Purpose::Claim`]) is empty. It is written when nothing else is, and its header claims that the
 //! newest group is durable. A replay that does not find that group then reports damage; `chain` has the proof.
@@ -259,7 +259,8 @@ impl Shared {
 
     /// Lets the ring's file grow for a record of `len_bytes`.
     pub(crate) fn grow_ring(&self, len_bytes: u64) -> Result<()> {
-        let mut queue = self.core.backend.queue(1)?;
+        let backend = &*self.core.backend;
+        let mut queue = aio::wait_out(backend, || backend.queue(1))?;
         self.grow_ring_by(len_bytes, &mut *queue)
     }
 
@@ -304,6 +305,8 @@ impl Shared {
         if state.refused.is_some() {
             state.refusals += 1;
             state.sleepers = [0, 0];
+            // A group whose write was refused is not in flight: the next round covers its records.
+            state.in_flight = self.core.durable();
             drop(state);
             self.wake_waiters();
             return self.state.lock();
@@ -420,7 +423,9 @@ impl HeldToken<'_> {
         if purpose == Purpose::Claim {
             count(&shared.core.counters.claim_groups, 1);
         }
-        flusher.write(&shared.core, &group)?;
+        if let Err(error) = flusher.write(&shared.core, &group) {
+            return if error.is_refusal() { Ok(Some(error)) } else { Err(error) };
+        }
         if !shared.core.ring.is_shared() {
             // Some sleepers of this round wait for the write only. With a shared ring there are none.
             let side = shared.state.lock().round % 2;

@@ -155,7 +155,7 @@ impl Log {
         assert!(options.file_bytes > 0, "a log file is not empty");
         assert!(options.file_bytes.is_multiple_of(STEP as u64), "a log file is whole steps");
         let start = options.start;
-        let mut queue = backend.queue(QUEUE_SLOTS)?;
+        let mut queue = aio::wait_out(&*backend, || backend.queue(QUEUE_SLOTS))?;
         let sizes = RingSizes { bytes: options.ring_bytes, file_bytes: options.ring_file_bytes };
         let ring = Ring::open(&*backend, &mut *queue, &options.ring_path, sizes, start)?;
         let files = LogFiles::open(

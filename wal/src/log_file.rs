@@ -153,7 +153,8 @@ impl LogFiles {
         let spare = self.lists.lock().spares.last().copied();
         let recycled = spare.is_some();
         let (id, file) = if let Some(id) = spare {
-            (id, self.backend.open(&log_file_path(&self.directory, id), OpenMode::Write)?)
+            let path = log_file_path(&self.directory, id);
+            (id, aio::wait_out(&*self.backend, || self.backend.open(&path, OpenMode::Write))?)
         } else {
             let (id, file) = self.create(queue)?;
             self.lists.lock().spares.push(id);

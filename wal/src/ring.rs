@@ -70,7 +70,7 @@ impl Ring {
         start: Seq,
     ) -> Result<Ring> {
         let file_bytes = file_bytes.min(bytes);
-        let file = match backend.open(path, OpenMode::Write) {
+        let file = match aio::wait_out(backend, || backend.open(path, OpenMode::Write)) {
             Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
                 aio::file::create_zeroed(backend, queue, path, file_bytes as u64)?
             }

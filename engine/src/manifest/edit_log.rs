@@ -192,9 +192,12 @@ impl Manifest {
             }
         };
         if rolled.is_none() {
-            // Without a context nothing was written: a shortage like any other.
             self.files.with_queue(|queue| {
-                writer.write_group(&self.files, queue, &bytes).map_err(|error| self.halt(error))
+                match writer.write_group(&self.files, queue, &bytes) {
+                    // Nothing was written: a shortage like any other.
+                    Err(error) if error.is_not_now() => Err(error.into()),
+                    written => written.map_err(|error| self.halt(error.into())),
+                }
             })?;
         }
         let version = Arc::new(rolled.unwrap_or(version));
@@ -292,7 +295,8 @@ impl Writer {
         (group, group.sealed_bytes().expect("a list of edits fits into memory") as u64)
     }
 
-    fn write_group(&mut self, files: &Files, queue: &mut dyn Queue, bytes: &[u8]) -> Result<()> {
+    /// After an error that [`is_not_now`](aio::Error::is_not_now) nothing was written.
+    fn write_group(&mut self, files: &Files, queue: &mut dyn Queue, bytes: &[u8]) -> aio::Result<()> {
         let (group, group_bytes) = self.group(bytes.len());
         let mut buf = Buf::zeroed(usize::try_from(group_bytes).expect("a group fits into memory"));
         let mut rest = bytes;
@@ -301,9 +305,10 @@ impl Writer {
             into.copy_from_slice(head);
             rest = tail;
         });
-        aio::file::write_all(queue, &self.file, self.offset, buf)?;
+        let written = aio::file::write_all(queue, &self.file, self.offset, buf)?;
         if !planted(Bug::ManifestNotSynced) {
-            files.backend().sync(&self.file)?;
+            let backend = files.backend().as_ref();
+            aio::file::sync_written(backend, queue, &self.file, self.offset, &written)?;
         }
         self.offset += group_bytes;
         self.end = group.end;
@@ -485,9 +490,14 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
         let manifest_bytes = version.format.manifest_bytes;
         let file = aio::file::create_zeroed(files.backend().as_ref(), queue, &path, manifest_bytes)?;
         let mut writer = Writer { file, number, tried: number, offset: 0, end: Seq::ZERO, groups: 0 };
-        let written = writer.write_group(files, queue, &bytes);
-        written.map_err(|cause| Error::Halted { cause: Arc::new(cause) })?;
-        Ok(writer)
+        match writer.write_group(files, queue, &bytes) {
+            Ok(()) => Ok(writer),
+            Err(error) if error.is_not_now() => {
+                let _ = files.backend().remove(&path);
+                Err(error.into())
+            }
+            Err(error) => Err(Error::Halted { cause: Arc::new(error.into()) }),
+        }
     })
 }
 

@@ -8,6 +8,7 @@ mod crash;
 mod damage;
 mod faults;
 mod native;
+mod shortage;
 mod space;
 mod support;
 mod voids;
