@@ -222,8 +222,13 @@ impl Error {
     pub fn call(call: &'static str, path: &Path, errno: impl Into<Errno>) -> Error {
         match errno.into() {
             errno if errno.is_not_now() => Error::NotNow { call, path: path.to_owned(), errno },
-            errno => Error::Os { call, path: path.to_owned(), offset: 0, len_bytes: 0, errno },
+            errno => Error::failed(call, path, errno),
         }
+    }
+
+    /// The error of a call that may have been done in part: a sync.
+    pub(crate) fn failed(call: &'static str, path: &Path, errno: impl Into<Errno>) -> Error {
+        Error::Os { call, path: path.to_owned(), offset: 0, len_bytes: 0, errno: errno.into() }
     }
 
     /// Whether a resource was missing before anything was done. The same call can succeed later; see

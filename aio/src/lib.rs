@@ -18,6 +18,7 @@ mod event_fd;
 mod fall_back;
 mod flags;
 mod in_flight;
+mod insist;
 mod layer;
 mod native;
 mod open_file;

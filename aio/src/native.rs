@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
-use rustix::io::retry_on_intr;
 
 use self::lock::NativeLock;
 use self::map::NativeMap;
@@ -26,6 +25,7 @@ use crate::context::Context;
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
 use crate::in_flight::InFlight;
+use crate::insist::named;
 use crate::open_file::{File, FileBody};
 use crate::probe;
 use crate::queue::Queue;
@@ -131,7 +131,7 @@ impl Backend for NativeBackend {
     }
 
     fn size_bytes(&self, file: &File) -> Result<u64> {
-        let stat = named("fstat", file.path(), rustix::fs::fstat(file.descriptor()))?;
+        let stat = named("fstat", file.path(), || rustix::fs::fstat(file.descriptor()))?;
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
 
@@ -141,65 +141,49 @@ impl Backend for NativeBackend {
         let synced = rustix::fs::fdatasync(file.descriptor());
         let nanos = clock::nanos().saturating_sub(begin_nanos);
         self.shared.trace.ended(Class::Sync, synced.ok().map(|()| 0), nanos);
-        synced.map_err(|errno| Error::Os {
-            call: "fdatasync",
-            path: file.path().to_owned(),
-            offset: 0,
-            len_bytes: 0,
-            errno: errno.into(),
-        })
+        synced.map_err(|errno| Error::failed("fdatasync", file.path(), errno))
     }
 
     fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
         if len_bytes == 0 {
             return Ok(());
         }
-        let reserved =
-            retry_on_intr(|| rustix::fs::fallocate(file.descriptor(), FallocateFlags::empty(), 0, len_bytes));
-        match reserved {
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                if self.size_bytes(file)? < len_bytes { self.truncate(file, len_bytes) } else { Ok(()) }
+        let none = FallocateFlags::empty();
+        match named("fallocate", file.path(), || rustix::fs::fallocate(file.descriptor(), none, 0, len_bytes))
+        {
+            Err(error) if matches!(error.errno(), Some(Errno::NOT_SUPPORTED | Errno::NOT_IMPLEMENTED)) => {
+                if self.size_bytes(file)? < len_bytes {
+                    self.truncate(file, len_bytes)
+                } else {
+                    Ok(())
+                }
             }
-            reserved => named("fallocate", file.path(), reserved),
+            reserved => reserved,
         }
     }
 
     fn truncate(&self, file: &File, len_bytes: u64) -> Result<()> {
-        let cut = retry_on_intr(|| rustix::fs::ftruncate(file.descriptor(), len_bytes));
-        named("ftruncate", file.path(), cut)
+        named("ftruncate", file.path(), || rustix::fs::ftruncate(file.descriptor(), len_bytes))
     }
 
     fn link(&self, from: &Path, to: &Path) -> Result<()> {
-        named("link", to, rustix::fs::link(from, to))
+        named("link", to, || rustix::fs::link(from, to))
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
-        named("unlink", path, rustix::fs::unlink(path))
+        named("unlink", path, || rustix::fs::unlink(path))
     }
 
     fn list(&self, dir: &Path) -> Result<Vec<String>> {
-        let failed = |error: std::io::Error| Error::call("readdir", dir, Errno::from(&error));
-        let mut names = Vec::new();
-        // The call opens the directory, which a signal may interrupt on a network file system.
-        let entries = loop {
-            match std::fs::read_dir(dir) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                other => break other.map_err(failed)?,
-            }
-        };
-        for entry in entries {
-            // A name that is not UTF-8 was not made by a store. It is listed, so that the directory is not taken for
-            // empty.
-            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
-        }
+        let mut names = named("readdir", dir, || names(dir).map_err(|error| Errno::from(&error)))?;
         names.sort_unstable();
         Ok(names)
     }
 
     fn stat(&self, path: &Path) -> Result<Option<Stat>> {
-        let stat = match rustix::fs::stat(path) {
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
-            stat => named("stat", path, stat)?,
+        let stat = match named("stat", path, || rustix::fs::stat(path)) {
+            Err(error) if error.errno().is_some_and(is_absent) => return Ok(None),
+            stat => stat?,
         };
         let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
         let size_bytes = if is_dir { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) };
@@ -207,12 +191,13 @@ impl Backend for NativeBackend {
     }
 
     fn make_dir(&self, path: &Path) -> Result<()> {
-        named("mkdir", path, rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)))
+        named("mkdir", path, || rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)))
     }
 
     fn sync_dir(&self, path: &Path) -> Result<()> {
         let dir = open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        named("fsync", path, rustix::fs::fsync(dir))
+        // Not retried after any error.
+        rustix::fs::fsync(dir).map_err(|errno| Error::failed("fsync", path, errno))
     }
 
     fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {
@@ -259,7 +244,7 @@ impl Backend for NativeBackend {
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     let mode = Mode::from_raw_mode(0o644);
-    named("open", path, retry_on_intr(|| rustix::fs::open(path, flags | OFlags::CLOEXEC, mode)))
+    named("open", path, || rustix::fs::open(path, flags | OFlags::CLOEXEC, mode))
 }
 
 /// Requests direct I/O in the `open` itself, so that a trace of system calls shows it; opens without it where that is
@@ -272,7 +257,13 @@ fn open_direct(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     }
 }
 
-/// Adds the call and the path to an error.
-fn named<T>(call: &'static str, path: &Path, result: rustix::io::Result<T>) -> Result<T> {
-    result.map_err(|errno| Error::call(call, path, errno))
+/// The names in a directory. One that is not UTF-8 was not made by a store. It is listed, so that the directory is not taken
+/// for empty.
+fn names(dir: &Path) -> std::io::Result<Vec<String>> {
+    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Whether a path names nothing.
+fn is_absent(errno: Errno) -> bool {
+    errno == Errno::NOT_FOUND || errno == Errno(libc::ENOTDIR)
 }

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use crate::buf::Buf;
 use crate::error::Errno;
+use crate::insist::insist;
 use crate::open_file::{Alignment, SECTOR_BYTES};
 
 /// Used where the alignment is not known: every device accepts a page.
@@ -31,17 +32,17 @@ pub(crate) struct Direct {
 /// Also called for files that were opened with `O_DIRECT`: the flag alone does not prove that I/O is direct.
 pub(crate) fn make_direct(descriptor: BorrowedFd<'_>) -> Result<Direct, Errno> {
     let buffered = Direct { is_direct: false, alignment: BUFFERED };
-    match rustix::fs::fcntl_setfl(descriptor, OFlags::DIRECT) {
+    match insist(|| rustix::fs::fcntl_setfl(descriptor, OFlags::DIRECT)) {
         Ok(()) => {}
-        Err(rustix::io::Errno::INVAL) => return Ok(buffered),
-        Err(errno) => return Err(errno.into()),
+        Err(Errno::INVALID) => return Ok(buffered),
+        Err(errno) => return Err(errno),
     }
     match direct_alignment(descriptor) {
         Some(Alignment { memory_bytes: 0, .. } | Alignment { offset_bytes: 0, .. }) => Ok(buffered),
         Some(alignment) if is_usable(alignment) => Ok(Direct { is_direct: true, alignment }),
         Some(_) => {
             // Sectors larger than pages, or an invalid alignment: the page cache hides them.
-            rustix::fs::fcntl_setfl(descriptor, OFlags::empty())?;
+            insist(|| rustix::fs::fcntl_setfl(descriptor, OFlags::empty()))?;
             Ok(buffered)
         }
         None => Ok(Direct { is_direct: always_direct(magic(descriptor)?), alignment: UNKNOWN }),
@@ -50,7 +51,8 @@ pub(crate) fn make_direct(descriptor: BorrowedFd<'_>) -> Result<Direct, Errno> {
 
 /// The alignment that the kernel reports; `None` if it reports none. Zeros mean: no direct I/O on this file.
 fn direct_alignment(descriptor: BorrowedFd<'_>) -> Option<Alignment> {
-    let answer = rustix::fs::statx(descriptor, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    let answer =
+        insist(|| rustix::fs::statx(descriptor, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)).ok()?;
     if answer.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
         return None;
     }
@@ -90,7 +92,7 @@ const TMPFS: u64 = 0x0102_1994;
 /// The magic number of a file's file system.
 pub(crate) fn magic(descriptor: BorrowedFd<'_>) -> Result<u64, Errno> {
     // The kernel's type is signed and some magic numbers have the top bit of 32 set.
-    Ok(rustix::fs::fstatfs(descriptor)?.f_type.cast_unsigned() & 0xFFFF_FFFF)
+    Ok(insist(|| rustix::fs::fstatfs(descriptor))?.f_type.cast_unsigned() & 0xFFFF_FFFF)
 }
 
 /// Whether a file system that reports nothing about direct I/O always has it.

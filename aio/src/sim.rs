@@ -241,7 +241,7 @@ impl Backend for SimBackend {
             synced.ok().map(|()| 0),
             whole_nanos(machine.now.saturating_sub(begun)),
         );
-        synced.map_err(|errno| Error::call("fdatasync", file.path(), errno).into_failure())
+        synced.map_err(|errno| Error::failed("fdatasync", file.path(), errno))
     }
 
     fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
@@ -295,7 +295,7 @@ impl Backend for SimBackend {
     fn sync_dir(&self, path: &Path) -> Result<()> {
         let mut machine = self.machine();
         let fault = machine.begin(&Call::new(EventKind::SyncDir, path))?;
-        let failed = |errno| Error::call("fsync", path, errno).into_failure();
+        let failed = |errno| Error::failed("fsync", path, errno);
         let dir = machine.disk.dir_mut(path).map_err(failed)?;
         match fault {
             Some(Fault::Errno(errno)) => {

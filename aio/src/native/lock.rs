@@ -28,6 +28,7 @@ use crate::backend::Lock;
 use crate::buf::Buf;
 use crate::error::{Error, Result};
 use crate::file::write_all;
+use crate::insist::named;
 use crate::open_file::{File, FileBody};
 use crate::probe;
 use crate::queue::Queue;
@@ -49,17 +50,16 @@ impl NativeLock {
     pub(crate) fn take(path: &Path, queue: &mut dyn Queue, process: Process) -> Result<NativeLock> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o644);
-        let descriptor = rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, mode))
-            .map_err(|errno| Error::call("open", path, errno))?;
+        let descriptor = named("open", path, || rustix::fs::open(path, flags, mode))?;
         let direct =
             probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
         let file = File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor));
-        match rustix::fs::flock(file.descriptor(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::Locked { path: path.to_owned(), pid: read_note(&file) });
-            }
-            Err(errno) => return Err(Error::call("flock", path, errno)),
+        let lock = || match rustix::fs::flock(file.descriptor(), FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            locked => locked.map(|()| true),
+        };
+        if !named("flock", path, lock)? {
+            return Err(Error::Locked { path: path.to_owned(), pid: read_note(&file) });
         }
         let lock = NativeLock { file, process };
         lock.write_note(queue);

@@ -14,6 +14,7 @@ use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 use crate::backend::SharedMap;
 use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
+use crate::insist::named;
 use crate::open_file::File;
 use crate::probe;
 
@@ -41,18 +42,18 @@ impl NativeMap {
     }
 
     fn map(file: &File, len_bytes: usize, is_shared: bool) -> Result<NativeMap> {
-        let failed =
-            |call, errno| Error::Os { call, path: file.path().to_owned(), offset: 0, len_bytes, errno };
         if len_bytes == 0 || !len_bytes.is_multiple_of(WORD_BYTES) {
-            return Err(failed("mmap", Errno::INVALID));
+            return Err(Error::failed("mmap", file.path(), Errno::INVALID));
         }
-        let mapped = if is_shared {
-            MmapOptions::new().len(len_bytes).map_raw(file.descriptor().as_raw_fd())
-        } else {
-            MmapMut::map_anon(len_bytes).map(MmapRaw::from)
-        };
-        let map = mapped.map_err(|error| failed("mmap", Errno::from(&error)))?;
-        map.advise(Advice::DontFork).map_err(|error| failed("madvise", Errno::from(&error)))?;
+        let map = named("mmap", file.path(), || {
+            let mapped = if is_shared {
+                MmapOptions::new().len(len_bytes).map_raw(file.descriptor().as_raw_fd())
+            } else {
+                MmapMut::map_anon(len_bytes).map(MmapRaw::from)
+            };
+            mapped.map_err(|error| Errno::from(&error))
+        })?;
+        named("madvise", file.path(), || map.advise(Advice::DontFork).map_err(|error| Errno::from(&error)))?;
         let mapped = NativeMap { file: file.clone(), map, words: AtomicUsize::new(0), is_shared };
         mapped.extend()?;
         Ok(mapped)
@@ -97,8 +98,7 @@ impl SharedMap for NativeMap {
     }
 
     fn extend(&self) -> Result<()> {
-        let failed = |errno: rustix::io::Errno| Error::call("fstat", self.file.path(), Errno::from(errno));
-        let size = rustix::fs::fstat(self.file.descriptor()).map_err(failed)?.st_size;
+        let size = named("fstat", self.file.path(), || rustix::fs::fstat(self.file.descriptor()))?.st_size;
         // An access beyond the end of the file is a bus error.
         let most = usize::try_from(size).map_or(self.map.len(), |size| size.min(self.map.len()));
         let before = self.words.fetch_max(most / WORD_BYTES, Ordering::Relaxed);

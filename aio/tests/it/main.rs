@@ -9,6 +9,8 @@ mod contract;
 mod native;
 mod promises;
 mod reactor;
+mod refusals;
+mod sandbox;
 mod sim;
 mod sim_faults;
 mod sim_model;

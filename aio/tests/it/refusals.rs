@@ -1,0 +1,108 @@
+//! What the native backend does where the kernel, a sandbox or a file system refuses a call.
+
+use std::collections::BTreeMap;
+
+use aio::{Backend, Errno, Error, OpenMode};
+use libc::c_long;
+
+use crate::sandbox::{Call, OPENS, sandboxed};
+use crate::support::NativeFixture;
+
+const LINKS: &[c_long] =
+    &[if cfg!(target_arch = "x86_64") { 86 } else { libc::SYS_linkat }, libc::SYS_linkat];
+const MAKE_DIRS: &[c_long] =
+    &[if cfg!(target_arch = "x86_64") { 83 } else { libc::SYS_mkdirat }, libc::SYS_mkdirat];
+const REMOVES: &[c_long] =
+    &[if cfg!(target_arch = "x86_64") { 87 } else { libc::SYS_unlinkat }, libc::SYS_unlinkat];
+
+/// Whether it is one of the calls that the allocator and the threads make as well.
+fn is_of_others(call: Call) -> bool {
+    match call.number {
+        libc::SYS_mmap => call.arguments[3] & 3 != u64::from(libc::MAP_SHARED.cast_unsigned()),
+        libc::SYS_madvise => call.arguments[2] != u64::from(libc::MADV_DONTFORK.cast_unsigned()),
+        _ => false,
+    }
+}
+
+#[test]
+fn a_shortage_is_waited_out_by_every_call_on_names_and_sizes() {
+    let fixture = NativeFixture::new();
+    let file = fixture.file("old", 2);
+    let mut numbers = [OPENS, LINKS, MAKE_DIRS, REMOVES].concat();
+    numbers.extend([libc::SYS_fstat, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_getdents64]);
+    numbers.extend([libc::SYS_newfstatat, libc::SYS_fstatfs, libc::SYS_fcntl, libc::SYS_flock]);
+    numbers.extend([libc::SYS_mmap, libc::SYS_madvise]);
+    let mut seen: BTreeMap<c_long, usize> = BTreeMap::new();
+    let refuse = |call: Call| {
+        if is_of_others(call) {
+            return 0;
+        }
+        let count = seen.entry(call.number).or_default();
+        *count += 1;
+        [libc::EINTR, libc::ENOLCK, libc::EINTR, libc::ENOMEM].get(*count - 1).copied().unwrap_or(0)
+    };
+    let done = sandboxed(&numbers, refuse, || {
+        let (backend, dir) = (&fixture.backend, fixture.dir.path());
+        let new = backend.open(&fixture.path("new"), OpenMode::Create).unwrap();
+        backend.allocate(&new, 8192).unwrap();
+        backend.truncate(&new, 4096).unwrap();
+        assert_eq!(backend.size_bytes(&new), Ok(4096));
+        backend.link(&fixture.path("new"), &fixture.path("newer")).unwrap();
+        backend.remove(&fixture.path("new")).unwrap();
+        backend.make_dir(&fixture.path("within")).unwrap();
+        assert_eq!(backend.list(dir).unwrap(), ["newer", "old", "within"]);
+        assert!(backend.stat(&fixture.path("within")).unwrap().unwrap().is_dir);
+        backend.sync_dir(dir).unwrap();
+        let _map = backend.map_shared(&file, 4096).unwrap();
+        drop(backend.lock(&fixture.path("LOCK")).unwrap());
+    });
+    if done.is_some() {
+        // One of each pair is the name of the call in this library.
+        let kinds = [OPENS, LINKS, MAKE_DIRS, REMOVES, &[libc::SYS_fstat], &[libc::SYS_ftruncate]];
+        let more = [libc::SYS_fallocate, libc::SYS_getdents64, libc::SYS_newfstatat, libc::SYS_fstatfs];
+        let last = [libc::SYS_fcntl, libc::SYS_flock, libc::SYS_mmap, libc::SYS_madvise];
+        let singles = more.iter().chain(&last).map(std::slice::from_ref);
+        for numbers in kinds.into_iter().chain(singles) {
+            let tries = numbers.iter().filter_map(|number| seen.get(number)).max();
+            assert!(tries.is_some_and(|tries| *tries > 4), "{numbers:?} in {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn a_lack_of_descriptors_is_told_at_once() {
+    let fixture = NativeFixture::new();
+    let path = fixture.path("file");
+    let mut calls = 0;
+    let refuse = |_| {
+        calls += 1;
+        libc::ENFILE
+    };
+    let opened = sandboxed(OPENS, refuse, || fixture.backend.open(&path, OpenMode::Create).map(drop));
+    if let Some(opened) = opened {
+        assert_eq!(opened, Err(Error::NotNow { call: "open", path, errno: Errno(libc::ENFILE) }));
+        assert_eq!(calls, 1);
+    }
+}
+
+#[test]
+fn a_sync_is_never_repeated_and_its_error_never_called_a_shortage() {
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
+    for errno in [libc::EINTR, libc::ENOMEM] {
+        let mut calls = 0;
+        let refuse = |_| {
+            calls += 1;
+            errno
+        };
+        let synced = sandboxed(&[libc::SYS_fsync, libc::SYS_fdatasync], refuse, || {
+            [fixture.backend.sync(&file), fixture.backend.sync_dir(fixture.dir.path())]
+        });
+        for synced in synced.into_iter().flatten() {
+            let error = synced.unwrap_err();
+            assert!(matches!(error, Error::Os { .. }), "{error:?}");
+            assert_eq!(error.errno(), Some(Errno(errno)));
+        }
+        assert!([0, 2].contains(&calls), "{calls} calls");
+    }
+}
