@@ -151,12 +151,8 @@ impl Backend for NativeBackend {
         let none = FallocateFlags::empty();
         match named("fallocate", file.path(), || rustix::fs::fallocate(file.descriptor(), none, 0, len_bytes))
         {
-            Err(error) if matches!(error.errno(), Some(Errno::NOT_SUPPORTED | Errno::NOT_IMPLEMENTED)) => {
-                if self.size_bytes(file)? < len_bytes {
-                    self.truncate(file, len_bytes)
-                } else {
-                    Ok(())
-                }
+            Err(error) if error.errno().is_some_and(Errno::is_refusal) => {
+                if self.size_bytes(file)? < len_bytes { self.truncate(file, len_bytes) } else { Ok(()) }
             }
             reserved => reserved,
         }

@@ -106,3 +106,27 @@ fn a_sync_is_never_repeated_and_its_error_never_called_a_shortage() {
         assert!([0, 2].contains(&calls), "{calls} calls");
     }
 }
+
+#[test]
+fn a_file_becomes_longer_where_no_space_can_be_reserved() {
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
+    for (errno, len_bytes) in
+        [libc::EOPNOTSUPP, libc::ENOSYS, libc::EPERM, libc::EACCES, libc::EINVAL].into_iter().zip(2..)
+    {
+        let len_bytes = len_bytes * 4096;
+        let done = sandboxed(
+            &[libc::SYS_fallocate],
+            |_| errno,
+            || {
+                fixture.backend.allocate(&file, len_bytes).unwrap();
+                fixture.backend.allocate(&file, 4096).unwrap();
+            },
+        );
+        assert!(done.is_none() || fixture.backend.size_bytes(&file) == Ok(len_bytes));
+    }
+    for errno in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EIO] {
+        let done = sandboxed(&[libc::SYS_fallocate], |_| errno, || fixture.backend.allocate(&file, 1 << 20));
+        assert!(done.is_none_or(|done| done.unwrap_err().errno() == Some(Errno(errno))));
+    }
+}
