@@ -171,10 +171,10 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// The call failed.
     fn make_dir(&self, path: &Path) -> Result<()>;
 
-    /// Makes the names in a directory durable.
+    /// Makes the names in a directory durable. Never retry, as with [`Backend::sync`].
     ///
     /// # Errors
-    /// The call failed.
+    /// The call failed; [`Error::Unsupported`](crate::Error::Unsupported) if the file system cannot do it at all.
     fn sync_dir(&self, path: &Path) -> Result<()>;
 
     /// Takes the exclusive lock of a store through the file `path` (made if absent), and writes this process's pid into

@@ -193,7 +193,14 @@ impl Backend for NativeBackend {
     fn sync_dir(&self, path: &Path) -> Result<()> {
         let dir = open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         // Not retried after any error.
-        rustix::fs::fsync(dir).map_err(|errno| Error::failed("fsync", path, errno))
+        rustix::fs::fsync(dir).map_err(|errno| match Errno::from(errno) {
+            errno if errno.is_refusal() || errno == Errno::NOT_OPEN => {
+                let needs = "a file system that makes the names of files durable, because without that a power cut can \
+                             lose acknowledged data: use another file system";
+                Error::Unsupported { call: "fsync", path: path.to_owned(), needs: needs.to_owned(), errno }
+            }
+            errno => Error::failed("fsync", path, errno),
+        })
     }
 
     fn lock(&self, path: &Path) -> Result<Box<dyn Lock>> {

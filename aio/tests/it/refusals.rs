@@ -130,3 +130,23 @@ fn a_file_becomes_longer_where_no_space_can_be_reserved() {
         assert!(done.is_none_or(|done| done.unwrap_err().errno() == Some(Errno(errno))));
     }
 }
+
+#[test]
+fn a_file_system_that_cannot_sync_names_is_named_as_no_place_for_a_store() {
+    let fixture = NativeFixture::new();
+    let dir = fixture.dir.path();
+    for errno in [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOSYS, libc::EPERM, libc::EACCES, libc::EBADF] {
+        let Some(synced) = sandboxed(&[libc::SYS_fsync], |_| errno, || fixture.backend.sync_dir(dir)) else {
+            return;
+        };
+        let error = synced.unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+        let text = error.to_string();
+        for part in [dir.to_str().unwrap(), "a power cut can lose acknowledged data: use another file system"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+    let failed = sandboxed(&[libc::SYS_fsync], |_| libc::EIO, || fixture.backend.sync_dir(dir));
+    assert!(failed.is_none_or(|failed| matches!(failed.unwrap_err(), Error::Os { errno: Errno::IO, .. })));
+}

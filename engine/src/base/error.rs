@@ -196,7 +196,10 @@ impl From<aio::Error> for Error {
             _ => {
                 let kind = error.errno().map_or(std::io::ErrorKind::Other, aio::Errno::kind);
                 let errno = error.errno().map(|errno| errno.0);
-                Error::Io { kind, errno, message: format!("{error}{}", advice(error.errno())) }
+                // This error says its next step itself.
+                let is_advice = matches!(error, aio::Error::Unsupported { .. });
+                let advice = if is_advice { "" } else { advice(error.errno()) };
+                Error::Io { kind, errno, message: format!("{error}{advice}") }
             }
         }
     }
