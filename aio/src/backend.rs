@@ -69,10 +69,12 @@ pub trait SharedMap: Send + Sync + fmt::Debug {
 /// Size and type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// Size in bytes; 0 for a directory.
+    /// Size in bytes; 0 for a directory. That of its target for a symbolic link.
     pub size_bytes: u64,
-    /// Whether it is a directory.
+    /// Whether it is a directory, or a symbolic link to one.
     pub is_dir: bool,
+    /// Whether it is a regular file, which [`Backend::open`] takes. False for a symbolic link.
+    pub is_file: bool,
 }
 
 /// The exclusive lock of an open store. Dropping it releases the lock.
@@ -97,13 +99,15 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
         Ok(Reactor::without_thread(self.queue(slots)?))
     }
 
-    /// Opens a file for direct I/O where the file system has it.
+    /// Opens a file for direct I/O where the file system has it. Only a regular file is opened; a pipe is not waited for, and
+    /// a symbolic link not followed.
     ///
     /// *Power cut*: a created name may be present or absent until its directory is synced, even if the file itself is
     /// synced.
     ///
     /// # Errors
     /// [`Errno::NOT_FOUND`](crate::Errno::NOT_FOUND), [`Errno::EXISTS`](crate::Errno::EXISTS), [`Errno::ACCESS`](crate::Errno::ACCESS), [`Errno::TOO_MANY_FILES`](crate::Errno::TOO_MANY_FILES) and others.
+    /// [`Error::NotAFile`](crate::Error::NotAFile) if the name is taken by something else.
     fn open(&self, path: &Path, mode: OpenMode) -> Result<File>;
 
     /// The current size of the file in bytes.

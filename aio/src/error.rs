@@ -161,6 +161,14 @@ pub enum Error {
         /// The error code of the kernel.
         errno: Errno,
     },
+    /// Something else has the name of a file.
+    #[error("open {}: is {found}, a regular file is expected", path.display())]
+    NotAFile {
+        /// The name.
+        path: PathBuf,
+        /// Its type, with its article.
+        found: &'static str,
+    },
     /// A read or write moved fewer bytes than asked for.
     #[error("{call} {} at offset {offset}: {found} of {expected} bytes", path.display())]
     Short {

@@ -3,8 +3,8 @@
 //! File-system calls that change names or sizes are synchronous; only reads, writes and syncs of file contents are
 //! operations of a queue. No call of the `write` family is ever made on a file of a store.
 //!
-//! Invariants: every file that is opened goes through `probe`, so its alignment is known; every method with which a
-//! forked child could do harm returns an error there.
+//! Invariants: every file that is opened is a regular one and goes through `probe`, so its alignment is known; every method
+//! with which a forked child could do harm returns an error there.
 
 mod lock;
 mod map;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 
 use self::lock::NativeLock;
 use self::map::NativeMap;
@@ -90,6 +90,14 @@ impl NativeBackend {
         Ok(Box::new(ThreadQueue::new(team, settings.slots, clock, (trace, fall_backs))))
     }
 
+    /// Opens a regular file, for direct I/O where that works.
+    fn open_file(path: &Path, flags: OFlags) -> Result<File> {
+        let descriptor = open_regular(path, flags | OFlags::DIRECT)?;
+        let direct =
+            probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
+        Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
+    }
+
     /// A [`Backend::queue`] that sets the thread's signal mask to `mask` while it waits. A signal that the thread
     /// blocks otherwise and that is not in `mask` can arrive only during the wait, and makes it return
     /// [`Wake::Interrupted`].
@@ -124,10 +132,7 @@ impl Backend for NativeBackend {
             OpenMode::Write => OFlags::RDWR,
             OpenMode::Create => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
-        let descriptor = open_direct(path, flags)?;
-        let direct =
-            probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
-        Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
+        NativeBackend::open_file(path, flags)
     }
 
     fn size_bytes(&self, file: &File) -> Result<u64> {
@@ -177,13 +182,17 @@ impl Backend for NativeBackend {
     }
 
     fn stat(&self, path: &Path) -> Result<Option<Stat>> {
-        let stat = match named("stat", path, || rustix::fs::stat(path)) {
+        let entry = match named("stat", path, || rustix::fs::lstat(path)) {
             Err(error) if error.errno().is_some_and(is_absent) => return Ok(None),
-            stat => stat?,
+            entry => entry?,
         };
-        let is_dir = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
+        // The target of a link, which may be absent.
+        let is_link = FileType::from_raw_mode(entry.st_mode).is_symlink();
+        let target = is_link.then(|| named("stat", path, || rustix::fs::stat(path)).unwrap_or(entry));
+        let stat = target.unwrap_or(entry);
+        let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
         let size_bytes = if is_dir { 0 } else { u64::try_from(stat.st_size).unwrap_or(0) };
-        Ok(Some(Stat { size_bytes, is_dir }))
+        Ok(Some(Stat { size_bytes, is_dir, is_file: FileType::from_raw_mode(entry.st_mode).is_file() }))
     }
 
     fn make_dir(&self, path: &Path) -> Result<()> {
@@ -210,7 +219,8 @@ impl Backend for NativeBackend {
             Some(queue) => queue,
             None => notes.insert(self.context(1, None)?),
         };
-        Ok(Box::new(NativeLock::take(path, queue.as_mut(), self.shared.process)?))
+        let file = NativeBackend::open_file(path, OFlags::RDWR | OFlags::CREATE)?;
+        Ok(Box::new(NativeLock::take(file, queue.as_mut(), self.shared.process)?))
     }
 
     fn map_shared(&self, file: &File, len_bytes: usize) -> Result<Arc<dyn SharedMap>> {
@@ -250,13 +260,45 @@ fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     named("open", path, || rustix::fs::open(path, flags | OFlags::CLOEXEC, mode))
 }
 
-/// Requests direct I/O in the `open` itself, so that a trace of system calls shows it; opens without it where that is
-/// refused. A refused `open` may have made the file, so the second one accepts an existing file. (The name was free: a
-/// taken one fails before the kernel checks the flag.)
-fn open_direct(path: &Path, flags: OFlags) -> Result<OwnedFd> {
-    match open(path, flags | OFlags::DIRECT) {
-        Err(error) if error.errno() == Some(Errno::INVALID) => open(path, flags.difference(OFlags::EXCL)),
-        other => other,
+/// Opens a regular file. Nothing else is opened for longer than it takes to see its type, and
+/// never waited for.
+///
+/// Requests direct I/O, if asked to, in the `open` itself, so that a trace of system calls shows it; opens without it where
+/// that is refused. A refused `open` may have made the file, so the second one accepts an existing file. (The name was
+/// free: a taken one fails before the kernel checks the flag.)
+fn open_regular(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut opened = open(path, flags);
+    let errno = opened.as_ref().err().and_then(Error::errno);
+    if flags.contains(OFlags::DIRECT) && matches!(errno, Some(Errno::INVALID | Errno::NOT_SUPPORTED)) {
+        opened = open(path, flags.difference(OFlags::DIRECT | OFlags::EXCL));
+    }
+    let not_a_file = |found| Error::NotAFile { path: path.to_owned(), found };
+    let descriptor = opened.map_err(|error| {
+        // The kernel opens neither links (because of the flag) nor sockets, and directories only for reading.
+        let is_of_type =
+            |errno: Errno| matches!(errno.0, libc::ELOOP | libc::EISDIR | libc::ENXIO | libc::ENODEV);
+        let entry =
+            error.errno().filter(|&errno| is_of_type(errno)).and_then(|_| rustix::fs::lstat(path).ok());
+        entry.and_then(|entry| other_type(entry.st_mode)).map_or(error, not_a_file)
+    })?;
+    let stat = named("fstat", path, || rustix::fs::fstat(&descriptor))?;
+    match other_type(stat.st_mode) {
+        None => Ok(descriptor),
+        Some(found) => Err(not_a_file(found)),
+    }
+}
+
+/// The type of an entry, with its article; `None` for a regular file.
+fn other_type(mode: rustix::fs::RawMode) -> Option<&'static str> {
+    match FileType::from_raw_mode(mode) {
+        FileType::RegularFile => None,
+        FileType::Directory => Some("a directory"),
+        FileType::Symlink => Some("a symbolic link"),
+        FileType::Fifo => Some("a FIFO"),
+        FileType::Socket => Some("a socket"),
+        FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+        FileType::Unknown => Some("of an unknown type"),
     }
 }
 

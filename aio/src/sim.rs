@@ -220,7 +220,7 @@ impl Backend for SimBackend {
         let create = mode == OpenMode::Create;
         machine.enter("open", if create { EventKind::Create } else { EventKind::Open }, path)?;
         let found = if create { machine.disk.create(path) } else { machine.disk.file_at(path) };
-        let inode = found.map_err(|errno| Error::call("open", path, errno))?;
+        let inode = found.map_err(|errno| not_opened(path, errno))?;
         Ok(machine.handle(path, inode, mode != OpenMode::Read))
     }
 
@@ -277,9 +277,10 @@ impl Backend for SimBackend {
         let mut machine = self.machine();
         machine.enter("stat", EventKind::Stat, path)?;
         match machine.disk.entry(path) {
-            Ok(DirEntry::Dir) => Ok(Some(Stat { size_bytes: 0, is_dir: true })),
+            Ok(DirEntry::Dir) => Ok(Some(Stat { size_bytes: 0, is_dir: true, is_file: false })),
             Ok(DirEntry::File(inode)) => {
-                Ok(Some(Stat { size_bytes: machine.disk.inode(inode).size_bytes(), is_dir: false }))
+                let size_bytes = machine.disk.inode(inode).size_bytes();
+                Ok(Some(Stat { size_bytes, is_dir: false, is_file: true }))
             }
             Err(Errno::NOT_FOUND) => Ok(None),
             Err(errno) => Err(Error::call("stat", path, errno)),
@@ -322,7 +323,7 @@ impl Backend for SimBackend {
                 // The process id is left out: with it the disk would differ from run to run.
                 machine.disk.create(path).map(|_| ()).map_err(|errno| Error::call("open", path, errno))
             }),
-            Err(errno) => Err(Error::call("open", path, errno)),
+            Err(errno) => Err(not_opened(path, errno)),
         };
         drop(machine);
         made.map(|()| Box::new(lock) as Box<dyn Lock>)
@@ -393,5 +394,12 @@ impl SimBackend {
             machine.disk.inode_mut(handle.inode).resize(seq, len_bytes);
         }
         Ok(())
+    }
+}
+
+fn not_opened(path: &Path, errno: Errno) -> Error {
+    match errno.0 {
+        libc::EISDIR => Error::NotAFile { path: path.to_owned(), found: "a directory" },
+        _ => Error::call("open", path, errno),
     }
 }

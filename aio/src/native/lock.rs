@@ -19,18 +19,14 @@
 //! A child that was forked while the lock was held shares it: dropping its copy does not release the parent's, and the
 //! lock is free when the parent has dropped it or both processes have ended.
 
-use std::os::fd::AsFd;
-use std::path::Path;
-
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::FlockOperation;
 
 use crate::backend::Lock;
 use crate::buf::Buf;
 use crate::error::{Error, Result};
 use crate::file::write_all;
 use crate::insist::named;
-use crate::open_file::{File, FileBody};
-use crate::probe;
+use crate::open_file::File;
 use crate::queue::Queue;
 use crate::sys::Process;
 
@@ -46,20 +42,14 @@ pub(crate) struct NativeLock {
 impl Lock for NativeLock {}
 
 impl NativeLock {
-    /// Takes the lock and writes the note through `queue`.
-    pub(crate) fn take(path: &Path, queue: &mut dyn Queue, process: Process) -> Result<NativeLock> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o644);
-        let descriptor = named("open", path, || rustix::fs::open(path, flags, mode))?;
-        let direct =
-            probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
-        let file = File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor));
+    /// Takes the lock of an open file and writes the note through `queue`.
+    pub(crate) fn take(file: File, queue: &mut dyn Queue, process: Process) -> Result<NativeLock> {
         let lock = || match rustix::fs::flock(file.descriptor(), FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             locked => locked.map(|()| true),
         };
-        if !named("flock", path, lock)? {
-            return Err(Error::Locked { path: path.to_owned(), pid: read_note(&file) });
+        if !named("flock", file.path(), lock)? {
+            return Err(Error::Locked { path: file.path().to_owned(), pid: read_note(&file) });
         }
         let lock = NativeLock { file, process };
         lock.write_note(queue);

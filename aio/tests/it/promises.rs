@@ -292,9 +292,10 @@ pub(crate) fn directories_list_their_names_sorted(fixture: &BackendFixture<'_>) 
 pub(crate) fn stat_tells_the_entry_at_a_path(fixture: &BackendFixture<'_>) {
     let _f = fixture.numbered("f", 2);
     let backend = fixture.backend;
-    let file = Stat { size_bytes: at(2), is_dir: false };
+    let file = Stat { size_bytes: at(2), is_dir: false, is_file: true };
+    let dir = Stat { size_bytes: 0, is_dir: true, is_file: false };
     assert_eq!(backend.stat(&fixture.path("f")).unwrap(), Some(file));
-    assert_eq!(backend.stat(&fixture.dir).unwrap(), Some(Stat { size_bytes: 0, is_dir: true }));
+    assert_eq!(backend.stat(&fixture.dir).unwrap(), Some(dir));
     for absent in ["no", "no/no", "f/no"] {
         assert_eq!(backend.stat(&fixture.path(absent)).unwrap(), None, "{absent}");
     }

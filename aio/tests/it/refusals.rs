@@ -1,9 +1,13 @@
 //! What the native backend does where the kernel, a sandbox or a file system refuses a call.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
-use aio::{Backend, Errno, Error, OpenMode};
+use aio::{Backend, Errno, Error, OpenMode, Stat};
 use libc::c_long;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::sandbox::{Call, OPENS, sandboxed};
 use crate::support::NativeFixture;
@@ -149,4 +153,47 @@ fn a_file_system_that_cannot_sync_names_is_named_as_no_place_for_a_store() {
     }
     let failed = sandboxed(&[libc::SYS_fsync], |_| libc::EIO, || fixture.backend.sync_dir(dir));
     assert!(failed.is_none_or(|failed| matches!(failed.unwrap_err(), Error::Os { errno: Errno::IO, .. })));
+}
+
+#[test]
+fn only_a_regular_file_is_opened_and_anything_else_is_named() {
+    let fixture = NativeFixture::new();
+    let backend = &fixture.backend;
+    drop(fixture.file("file", 1));
+    mknodat(CWD, fixture.path("fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    symlink("file", fixture.path("link")).unwrap();
+    symlink("nothing", fixture.path("dangling")).unwrap();
+    backend.make_dir(&fixture.path("dir")).unwrap();
+    let _socket = UnixListener::bind(fixture.path("socket")).unwrap();
+    let others = [
+        (fixture.path("fifo"), "a FIFO"),
+        (fixture.path("link"), "a symbolic link"),
+        (fixture.path("dangling"), "a symbolic link"),
+        (fixture.path("dir"), "a directory"),
+        (fixture.path("socket"), "a socket"),
+        (Path::new("/dev/null").to_owned(), "a device"),
+    ];
+    for (path, found) in others {
+        let expected = Error::NotAFile { path: path.clone(), found };
+        assert_eq!(
+            expected.to_string(),
+            format!("open {}: is {found}, a regular file is expected", path.display())
+        );
+        for mode in [OpenMode::Read, OpenMode::Write] {
+            assert_eq!(backend.open(&path, mode).unwrap_err(), expected, "{mode:?}");
+        }
+        assert_eq!(backend.lock(&path).unwrap_err(), expected, "as a lock file");
+        assert_eq!(
+            backend.open(&path, OpenMode::Create).unwrap_err().errno(),
+            Some(Errno::EXISTS),
+            "{found}"
+        );
+        assert!(!backend.stat(&path).unwrap().unwrap().is_file, "{found}");
+    }
+    let through = backend.stat(&fixture.path("link")).unwrap();
+    assert_eq!(through, Some(Stat { size_bytes: 4096, is_dir: false, is_file: false }));
+    symlink("dir", fixture.path("way")).unwrap();
+    assert!(backend.stat(&fixture.path("way")).unwrap().unwrap().is_dir, "a directory may stand elsewhere");
+    drop(backend.open(&fixture.path("way/file"), OpenMode::Create).unwrap());
+    backend.sync_dir(&fixture.path("way")).unwrap();
 }
