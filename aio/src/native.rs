@@ -91,10 +91,14 @@ impl NativeBackend {
     }
 
     /// Opens a regular file, for direct I/O where that works.
-    fn open_file(path: &Path, flags: OFlags) -> Result<File> {
-        let descriptor = open_regular(path, flags | OFlags::DIRECT)?;
-        let direct =
-            probe::make_direct(descriptor.as_fd()).map_err(|errno| Error::call("fcntl", path, errno))?;
+    fn open_file(&self, path: &Path, flags: OFlags) -> Result<File> {
+        let (mut descriptor, size_bytes) = open_regular(path, flags | OFlags::DIRECT)?;
+        let direct = probe::make_direct(path, descriptor.as_fd(), size_bytes)?;
+        if let Some(errno) = direct.refused {
+            self.shared.fall_backs.note(FallBack::PageCache { path: path.to_owned(), errno });
+            // A file system in user space keeps the flags of the first open for itself.
+            (descriptor, _) = open_regular(path, flags.difference(OFlags::CREATE | OFlags::EXCL))?;
+        }
         Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
     }
 
@@ -132,7 +136,7 @@ impl Backend for NativeBackend {
             OpenMode::Write => OFlags::RDWR,
             OpenMode::Create => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
         };
-        NativeBackend::open_file(path, flags)
+        self.open_file(path, flags)
     }
 
     fn size_bytes(&self, file: &File) -> Result<u64> {
@@ -219,7 +223,7 @@ impl Backend for NativeBackend {
             Some(queue) => queue,
             None => notes.insert(self.context(1, None)?),
         };
-        let file = NativeBackend::open_file(path, OFlags::RDWR | OFlags::CREATE)?;
+        let file = self.open_file(path, OFlags::RDWR | OFlags::CREATE)?;
         Ok(Box::new(NativeLock::take(file, queue.as_mut(), self.shared.process)?))
     }
 
@@ -260,13 +264,13 @@ fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     named("open", path, || rustix::fs::open(path, flags | OFlags::CLOEXEC, mode))
 }
 
-/// Opens a regular file. Nothing else is opened for longer than it takes to see its type, and
+/// Opens a regular file and returns its size in bytes. Nothing else is opened for longer than it takes to see its type, and
 /// never waited for.
 ///
 /// Requests direct I/O, if asked to, in the `open` itself, so that a trace of system calls shows it; opens without it where
 /// that is refused. A refused `open` may have made the file, so the second one accepts an existing file. (The name was
 /// free: a taken one fails before the kernel checks the flag.)
-fn open_regular(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+fn open_regular(path: &Path, flags: OFlags) -> Result<(OwnedFd, u64)> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut opened = open(path, flags);
     let errno = opened.as_ref().err().and_then(Error::errno);
@@ -284,7 +288,7 @@ fn open_regular(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     })?;
     let stat = named("fstat", path, || rustix::fs::fstat(&descriptor))?;
     match other_type(stat.st_mode) {
-        None => Ok(descriptor),
+        None => Ok((descriptor, u64::try_from(stat.st_size).unwrap_or(0))),
         Some(found) => Err(not_a_file(found)),
     }
 }

@@ -1,16 +1,22 @@
 //! Properties of one file: direct I/O, its alignment, shared mappings, its device's queue.
 //!
 //! No version number is trusted. The kernel reports for each file the alignment that direct I/O needs (`statx`,
-//! `STATX_DIOALIGN`, since Linux 6.1). A file system that reports nothing is taken as direct only if its type always
-//! is. The flag `O_DIRECT` alone proves nothing: several file systems accept it and use the page cache. The alignment
-//! must not depend on the contents of a file, so it is never found by trying.
+//! `STATX_DIOALIGN`, since Linux 6.1). The flag `O_DIRECT` alone proves nothing: several file systems accept it and use the
+//! page cache, and some in user space accept it and then refuse every read. So a file with bytes in it is read before it
+//! counts as direct. Where the kernel reports nothing, a misaligned read that is refused proves direct I/O, and the
+//! smallest aligned read that is accepted is the alignment. An empty file has nothing to read: its alignment is a page, and
+//! it counts as direct if its type of file system always is.
+//!
+//! So a file may have a smaller alignment when it is opened again than when it was made. No format depends on that: stores
+//! write in units of their own, each of at least a page, which is the largest alignment.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use crate::buf::Buf;
-use crate::error::Errno;
+use crate::error::{Errno, Error, Result};
 use crate::insist::insist;
 use crate::open_file::{Alignment, SECTOR_BYTES};
 
@@ -22,30 +28,82 @@ const BUFFERED: Alignment = Alignment { memory_bytes: SECTOR_BYTES, offset_bytes
 
 /// The result of [`make_direct`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Direct {
+pub(crate) struct Access {
     pub(crate) is_direct: bool,
     pub(crate) alignment: Alignment,
+    /// The answer to a direct read of the file, if its file system accepts the flag but not the read.
+    pub(crate) refused: Option<Errno>,
 }
 
-/// Switches an open file to direct I/O if the file supports it; else the file is unchanged.
+impl Access {
+    const BUFFERED: Access = Access { is_direct: false, alignment: BUFFERED, refused: None };
+}
+
+/// Switches an open file to direct I/O if the file supports it; else to the page cache.
 ///
-/// Also called for files that were opened with `O_DIRECT`: the flag alone does not prove that I/O is direct.
-pub(crate) fn make_direct(descriptor: BorrowedFd<'_>) -> Result<Direct, Errno> {
-    let buffered = Direct { is_direct: false, alignment: BUFFERED };
-    match insist(|| rustix::fs::fcntl_setfl(descriptor, OFlags::DIRECT)) {
+/// Also called for files that were opened with `O_DIRECT`: the flag alone does not prove that I/O is direct. Costs one read
+/// of a file with bytes in it, and three where the kernel reports nothing.
+pub(crate) fn make_direct(path: &Path, descriptor: BorrowedFd<'_>, size_bytes: u64) -> Result<Access> {
+    let set = |flags| insist(|| rustix::fs::fcntl_setfl(descriptor, flags));
+    match set(OFlags::DIRECT) {
         Ok(()) => {}
-        Err(Errno::INVALID) => return Ok(buffered),
-        Err(errno) => return Err(errno),
+        Err(errno) if errno.is_not_now() => return Err(Error::call("fcntl", path, errno)),
+        Err(_) => return Ok(Access::BUFFERED),
     }
-    match direct_alignment(descriptor) {
-        Some(Alignment { memory_bytes: 0, .. } | Alignment { offset_bytes: 0, .. }) => Ok(buffered),
-        Some(alignment) if is_usable(alignment) => Ok(Direct { is_direct: true, alignment }),
-        Some(_) => {
-            // Sectors larger than pages, or an invalid alignment: the page cache hides them.
-            insist(|| rustix::fs::fcntl_setfl(descriptor, OFlags::empty()))?;
-            Ok(buffered)
-        }
-        None => Ok(Direct { is_direct: always_direct(magic(descriptor)?), alignment: UNKNOWN }),
+    let found = match direct_alignment(descriptor) {
+        // Zeros, sectors larger than pages, or an invalid alignment: the page cache hides them.
+        Some(alignment) if !is_usable(alignment) => Ok(Access::BUFFERED),
+        Some(alignment) if size_bytes == 0 => Ok(Access { is_direct: true, alignment, refused: None }),
+        Some(alignment) => try_reported(descriptor, alignment),
+        None if size_bytes == 0 => by_type(descriptor),
+        None => try_all(descriptor),
+    };
+    let found = found.map_err(|errno| Error::call("pread", path, errno))?;
+    // With the alignment of a page the flag may stay: it is right for both ways.
+    if !found.is_direct && found.alignment == BUFFERED {
+        set(OFlags::empty()).map_err(|errno| Error::call("fcntl", path, errno))?;
+    }
+    Ok(found)
+}
+
+/// What is known of an empty file if the kernel reports nothing. The flag stays: with the alignment of a page it does no
+/// harm where I/O is not direct, and direct I/O that nothing proves is still direct.
+fn by_type(descriptor: BorrowedFd<'_>) -> std::result::Result<Access, Errno> {
+    Ok(Access { is_direct: always_direct(magic(descriptor)?), alignment: UNKNOWN, refused: None })
+}
+
+fn try_reported(descriptor: BorrowedFd<'_>, alignment: Alignment) -> std::result::Result<Access, Errno> {
+    let len_bytes = alignment.memory_bytes.max(alignment.offset_bytes);
+    Ok(match refusal_of_read(descriptor, 0, len_bytes)? {
+        None => Access { is_direct: true, alignment, refused: None },
+        refused => Access { refused, ..Access::BUFFERED },
+    })
+}
+
+/// Finds out by reading. A hole is read without a look at the alignment, so a file that begins with one does not count as
+/// direct, although it is.
+fn try_all(descriptor: BorrowedFd<'_>) -> std::result::Result<Access, Errno> {
+    let refused = refusal_of_read(descriptor, 0, Buf::ALIGN)?;
+    if refused.is_some() {
+        return Ok(Access { refused, ..Access::BUFFERED });
+    }
+    let is_direct = refusal_of_read(descriptor, 1, 1)? == Some(Errno::INVALID);
+    let takes_sectors = is_direct && refusal_of_read(descriptor, SECTOR_BYTES, SECTOR_BYTES)?.is_none();
+    Ok(Access { is_direct, alignment: if takes_sectors { BUFFERED } else { UNKNOWN }, refused: None })
+}
+
+/// Reads the first `len_bytes` of a file into memory that begins `memory_bytes` after the start of a page. Returns the answer
+/// if the file system refuses such reads. A device that fails does not: the next read reports it.
+fn refusal_of_read(
+    descriptor: BorrowedFd<'_>,
+    memory_bytes: usize,
+    len_bytes: usize,
+) -> std::result::Result<Option<Errno>, Errno> {
+    let mut buf = Buf::zeroed(memory_bytes + len_bytes);
+    match insist(|| rustix::io::pread(descriptor, &mut buf[memory_bytes..], 0)) {
+        Ok(_) | Err(Errno::IO) => Ok(None),
+        Err(errno) if errno.is_not_now() => Err(errno),
+        Err(errno) => Ok(Some(errno)),
     }
 }
 
@@ -68,7 +126,7 @@ fn is_usable(alignment: Alignment) -> bool {
 }
 
 /// Whether a shared mapping of the file is coherent with direct writes to its file system.
-pub(crate) fn is_map_shared(descriptor: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn is_map_shared(descriptor: BorrowedFd<'_>) -> std::result::Result<bool, Errno> {
     Ok(shares_maps(magic(descriptor)?))
 }
 
@@ -89,10 +147,14 @@ const EXT: u64 = 0xEF53;
 const XFS: u64 = 0x5846_5342;
 const TMPFS: u64 = 0x0102_1994;
 
-/// The magic number of a file's file system.
-pub(crate) fn magic(descriptor: BorrowedFd<'_>) -> Result<u64, Errno> {
-    // The kernel's type is signed and some magic numbers have the top bit of 32 set.
-    Ok(insist(|| rustix::fs::fstatfs(descriptor))?.f_type.cast_unsigned() & 0xFFFF_FFFF)
+/// The magic number of a file's file system; 0 where that may not be asked.
+pub(crate) fn magic(descriptor: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
+    match insist(|| rustix::fs::fstatfs(descriptor)) {
+        // The kernel's type is signed and some magic numbers have the top bit of 32 set.
+        Ok(stat) => Ok(stat.f_type.cast_unsigned() & 0xFFFF_FFFF),
+        Err(errno) if errno.is_refusal() => Ok(0),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Whether a file system that reports nothing about direct I/O always has it.
@@ -135,5 +197,6 @@ mod tests {
         assert!(is_usable(with(4, 4096)));
         assert!(!is_usable(with(512, 65536)));
         assert!(!is_usable(with(512, 513)));
+        assert!(!is_usable(with(0, 0)), "no direct I/O on this file");
     }
 }

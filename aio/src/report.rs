@@ -112,7 +112,7 @@ pub fn probe(dir: &Path) -> Result<Probe> {
     };
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let Ok(scratch) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) else { return Ok(found) };
-    let direct = facts::make_direct(scratch.as_fd()).map_err(|errno| Error::call("fcntl", dir, errno))?;
+    let direct = facts::make_direct(dir, scratch.as_fd(), 0)?;
     (found.is_direct, found.alignment) = (direct.is_direct, direct.alignment);
     let scratch = Arc::new(scratch);
     let filled =

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use aio::{Backend, Errno, Error, OpenMode, Stat};
+use aio::{Alignment, Backend, Errno, Error, FallBack, NativeBackend, OpenMode, Stat};
 use libc::c_long;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -112,6 +112,98 @@ fn a_sync_is_never_repeated_and_its_error_never_called_a_shortage() {
 }
 
 #[test]
+fn only_a_regular_file_is_opened_and_anything_else_is_named() {
+    let fixture = NativeFixture::new();
+    let backend = &fixture.backend;
+    drop(fixture.file("file", 1));
+    mknodat(CWD, fixture.path("fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    symlink("file", fixture.path("link")).unwrap();
+    symlink("nothing", fixture.path("dangling")).unwrap();
+    backend.make_dir(&fixture.path("dir")).unwrap();
+    let _socket = UnixListener::bind(fixture.path("socket")).unwrap();
+    let others = [
+        (fixture.path("fifo"), "a FIFO"),
+        (fixture.path("link"), "a symbolic link"),
+        (fixture.path("dangling"), "a symbolic link"),
+        (fixture.path("dir"), "a directory"),
+        (fixture.path("socket"), "a socket"),
+        (Path::new("/dev/null").to_owned(), "a device"),
+    ];
+    for (path, found) in others {
+        let expected = Error::NotAFile { path: path.clone(), found };
+        assert_eq!(
+            expected.to_string(),
+            format!("open {}: is {found}, a regular file is expected", path.display())
+        );
+        for mode in [OpenMode::Read, OpenMode::Write] {
+            assert_eq!(backend.open(&path, mode).unwrap_err(), expected, "{mode:?}");
+        }
+        assert_eq!(backend.lock(&path).unwrap_err(), expected, "as a lock file");
+        assert_eq!(
+            backend.open(&path, OpenMode::Create).unwrap_err().errno(),
+            Some(Errno::EXISTS),
+            "{found}"
+        );
+        assert!(!backend.stat(&path).unwrap().unwrap().is_file, "{found}");
+    }
+    let through = backend.stat(&fixture.path("link")).unwrap();
+    assert_eq!(through, Some(Stat { size_bytes: 4096, is_dir: false, is_file: false }));
+    symlink("dir", fixture.path("way")).unwrap();
+    assert!(backend.stat(&fixture.path("way")).unwrap().unwrap().is_dir, "a directory may stand elsewhere");
+    drop(backend.open(&fixture.path("way/file"), OpenMode::Create).unwrap());
+    backend.sync_dir(&fixture.path("way")).unwrap();
+}
+
+/// Opens a file of two blocks while `judge` refuses calls: whether it is direct, its alignment, and the ways around that were
+/// taken.
+fn opened(numbers: &[c_long], judge: impl FnMut(Call) -> i32) -> Option<(bool, Alignment, Vec<FallBack>)> {
+    let fixture = NativeFixture::new();
+    let made = fixture.file("file", 2);
+    assert!(made.is_direct(), "the target directory must be on a file system with direct I/O");
+    let backend = NativeBackend::new();
+    sandboxed(numbers, judge, || {
+        let file = backend.open(made.path(), OpenMode::Write).unwrap();
+        (file.is_direct(), file.alignment(), backend.fall_backs())
+    })
+}
+
+#[test]
+fn where_the_kernel_reports_no_alignment_reads_find_it() {
+    let fixture = NativeFixture::new();
+    let reported = fixture.file("file", 1).alignment().offset_bytes;
+    for errno in [libc::ENOSYS, libc::EPERM, libc::EACCES, libc::EINVAL] {
+        let Some((is_direct, alignment, fall_backs)) = opened(&[libc::SYS_statx], |_| errno) else { return };
+        assert_eq!((is_direct, alignment.offset_bytes, fall_backs), (true, reported, vec![]));
+    }
+}
+
+#[test]
+fn a_file_whose_direct_reads_are_refused_goes_through_the_page_cache() {
+    for errno in [libc::EINVAL, libc::EPERM] {
+        for numbers in [&[libc::SYS_pread64][..], &[libc::SYS_pread64, libc::SYS_statx]] {
+            let Some((is_direct, _, fall_backs)) = opened(numbers, |_| errno) else { return };
+            assert!(!is_direct);
+            let [FallBack::PageCache { path, errno: told }] = &fall_backs[..] else {
+                panic!("{fall_backs:?}")
+            };
+            assert!(path.ends_with("file"));
+            assert_eq!(*told, Errno(errno));
+        }
+    }
+    // A failing device is no such refusal: its error belongs to the read of a store.
+    let Some((is_direct, _, fall_backs)) = opened(&[libc::SYS_pread64], |_| libc::EIO) else { return };
+    assert_eq!((is_direct, fall_backs), (true, vec![]));
+}
+
+#[test]
+fn a_file_that_cannot_be_made_direct_is_buffered() {
+    for errno in [libc::EINVAL, libc::EPERM, libc::EOPNOTSUPP] {
+        let Some((is_direct, ..)) = opened(&[libc::SYS_fcntl], |_| errno) else { return };
+        assert!(!is_direct);
+    }
+}
+
+#[test]
 fn a_file_becomes_longer_where_no_space_can_be_reserved() {
     let fixture = NativeFixture::new();
     let file = fixture.file("file", 1);
@@ -153,47 +245,4 @@ fn a_file_system_that_cannot_sync_names_is_named_as_no_place_for_a_store() {
     }
     let failed = sandboxed(&[libc::SYS_fsync], |_| libc::EIO, || fixture.backend.sync_dir(dir));
     assert!(failed.is_none_or(|failed| matches!(failed.unwrap_err(), Error::Os { errno: Errno::IO, .. })));
-}
-
-#[test]
-fn only_a_regular_file_is_opened_and_anything_else_is_named() {
-    let fixture = NativeFixture::new();
-    let backend = &fixture.backend;
-    drop(fixture.file("file", 1));
-    mknodat(CWD, fixture.path("fifo"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    symlink("file", fixture.path("link")).unwrap();
-    symlink("nothing", fixture.path("dangling")).unwrap();
-    backend.make_dir(&fixture.path("dir")).unwrap();
-    let _socket = UnixListener::bind(fixture.path("socket")).unwrap();
-    let others = [
-        (fixture.path("fifo"), "a FIFO"),
-        (fixture.path("link"), "a symbolic link"),
-        (fixture.path("dangling"), "a symbolic link"),
-        (fixture.path("dir"), "a directory"),
-        (fixture.path("socket"), "a socket"),
-        (Path::new("/dev/null").to_owned(), "a device"),
-    ];
-    for (path, found) in others {
-        let expected = Error::NotAFile { path: path.clone(), found };
-        assert_eq!(
-            expected.to_string(),
-            format!("open {}: is {found}, a regular file is expected", path.display())
-        );
-        for mode in [OpenMode::Read, OpenMode::Write] {
-            assert_eq!(backend.open(&path, mode).unwrap_err(), expected, "{mode:?}");
-        }
-        assert_eq!(backend.lock(&path).unwrap_err(), expected, "as a lock file");
-        assert_eq!(
-            backend.open(&path, OpenMode::Create).unwrap_err().errno(),
-            Some(Errno::EXISTS),
-            "{found}"
-        );
-        assert!(!backend.stat(&path).unwrap().unwrap().is_file, "{found}");
-    }
-    let through = backend.stat(&fixture.path("link")).unwrap();
-    assert_eq!(through, Some(Stat { size_bytes: 4096, is_dir: false, is_file: false }));
-    symlink("dir", fixture.path("way")).unwrap();
-    assert!(backend.stat(&fixture.path("way")).unwrap().unwrap().is_dir, "a directory may stand elsewhere");
-    drop(backend.open(&fixture.path("way/file"), OpenMode::Create).unwrap());
-    backend.sync_dir(&fixture.path("way")).unwrap();
 }
