@@ -31,6 +31,8 @@ impl Errno {
     pub const NOT_PERMITTED: Errno = Errno(libc::EPERM);
     /// The file was not opened for that.
     pub const NOT_OPEN: Errno = Errno(libc::EBADF);
+    /// Bad address: memory that is not there, or cannot be filled or written.
+    pub const FAULT: Errno = Errno(libc::EFAULT);
     /// Try again: no slot, or a resource limit.
     pub const AGAIN: Errno = Errno(libc::EAGAIN);
     /// Interrupted by a signal.

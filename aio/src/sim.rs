@@ -173,6 +173,21 @@ impl SimBackend {
         self.machine().capacity_bytes = Some(capacity_bytes);
     }
 
+    /// Takes the space of a file away, behind the store's back, as a copy without it or one that shares it does. The bytes
+    /// stay. A store into a mapped part of it that was not written since needs space again: on a full disk
+    /// [`SharedMap::make_room`] says so, and a store without that call panics, where a real process is killed by `SIGBUS`.
+    ///
+    /// The size of the file counts as before; the disk is full when the sum of all sizes reaches its capacity. A power cut
+    /// may give the space back.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn lose_blocks(&self, path: &Path) {
+        let mut machine = self.machine();
+        let inode = machine.disk.file_at(path).expect("a file to take the space of");
+        machine.disk.inode_mut(inode).lose_blocks();
+    }
+
     /// Bytes in files that have a name or an open handle.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {

@@ -15,9 +15,10 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aio::{Errno, Flags, NativeBackend, OperationKind, Probe};
+use aio::{Backend, Errno, Flags, NativeBackend, OperationKind, Probe};
 use libtest_mimic::{Arguments, Failed, Trial};
 use promises::BackendFixture;
+use rustix::fs::{FallocateFlags, fallocate};
 
 /// Set in the process that has a mount namespace of its own.
 const INSIDE: &str = "AIO_TEST_MOUNTS";
@@ -55,6 +56,13 @@ const KINDS: [Kind; 8] = [
     Kind { name: "tmpfs", make: &[], options: "size=256m", expects: is_buffered },
     Kind { name: "overlay_on_ext4", make: &["mkfs.ext4", "-q", "-F"], options: "loop", expects: is_any },
     Kind { name: "overlay_on_tmpfs", make: &[], options: "size=256m", expects: is_buffered },
+];
+
+/// File systems that a test fills to the last block.
+const FULL: [Kind; 3] = [
+    Kind { name: "full_ext4", make: &["mkfs.ext4", "-q", "-F"], options: "loop", expects: is_any },
+    Kind { name: "full_xfs", make: &["mkfs.xfs", "-q", "-f"], options: "loop", expects: is_any },
+    Kind { name: "full_tmpfs", make: &[], options: "size=8m", expects: is_any },
 ];
 
 fn is_direct(probe: &Probe) {
@@ -127,6 +135,9 @@ fn mount(kind: &Kind, base: &Path) -> Result<PathBuf, String> {
     Ok(merged)
 }
 
+/// Makes the tests of one file system.
+type Trials = fn(&'static Kind, &Result<PathBuf, String>) -> Vec<Trial>;
+
 /// The tests of one file system: those of its mount, or ignored ones that say why.
 fn trials(kind: &'static Kind, mounted: &Result<PathBuf, String>) -> Vec<Trial> {
     let next = Arc::new(AtomicU32::new(0));
@@ -147,6 +158,43 @@ fn trials(kind: &'static Kind, mounted: &Result<PathBuf, String>) -> Vec<Trial> 
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0, "nothing is left behind");
     }));
     trials
+}
+
+/// The test of a file system that is full.
+fn full_trials(kind: &'static Kind, mounted: &Result<PathBuf, String>) -> Vec<Trial> {
+    let next = Arc::new(AtomicU32::new(0));
+    vec![trial(kind, "a_hole_in_a_map_is_an_error_and_not_a_signal", mounted, &next, |dir| {
+        const LEN_BYTES: usize = 64 * 4096;
+        let hole = 16 * 4096..32 * 4096;
+        let backend = NativeBackend::new();
+        let mut queue = backend.queue(1).unwrap();
+        let file =
+            aio::file::create_zeroed(&backend, &mut *queue, &dir.join("ring"), LEN_BYTES as u64).unwrap();
+        let map = backend.map_shared(&file, LEN_BYTES).unwrap();
+        assert!(map.is_shared());
+        let inside = std::fs::File::options().write(true).open(file.path()).unwrap();
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&inside, flags, hole.start as u64, hole.len() as u64).unwrap();
+        let filler = std::fs::File::create(dir.join("filler")).unwrap();
+        let mut end = 0;
+        let mut step = 64 << 20;
+        while step >= 4096 {
+            match fallocate(&filler, FallocateFlags::empty(), end, step) {
+                Ok(()) => end += step,
+                Err(_) => step /= 2,
+            }
+        }
+        for _ in 0..2 {
+            let error = map.make_room(hole.start, hole.len()).unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::NO_SPACE), "{error}");
+        }
+        map.make_room(hole.end, LEN_BYTES - hole.end).unwrap();
+        map.write(hole.end, &[7; 4096]);
+        filler.set_len(0).unwrap();
+        map.make_room(hole.start, hole.len()).unwrap();
+        map.write(hole.start, &[7; 4096]);
+        backend.sync(&file).unwrap();
+    })]
 }
 
 fn trial(
@@ -189,7 +237,8 @@ fn main() -> ExitCode {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut all = Vec::new();
     let mut mounts = Vec::new();
-    for kind in &KINDS {
+    let kinds = KINDS.iter().map(|kind| (kind, trials as Trials));
+    for (kind, trials) in kinds.chain(FULL.iter().map(|kind| (kind, full_trials as Trials))) {
         let mounted = if !is_inside {
             Err("needs root and unshare".to_owned())
         } else if arguments.list {

@@ -2,14 +2,15 @@
 //!
 //! Invariants: the mapping is at least `words * 8` bytes long, page-aligned, and lives as long as the struct; the file
 //! had that many bytes when its size was last read, and does not become shorter; every access is a relaxed atomic, so
-//! it is defined even if other threads or another mapping of the file access the same words. The mapping is not
-//! inherited by forked children: to touch it there is a segmentation fault.
+//! it is defined even if other threads or another mapping of the file access the same words. A shared mapping is not
+//! inherited by forked children: to touch it there is a segmentation fault. Anonymous memory is theirs as a copy.
 #![expect(unsafe_code, reason = "words of a mapping")]
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+use rustix::fs::FallocateFlags;
 
 use crate::backend::SharedMap;
 use crate::buf::Buf;
@@ -17,6 +18,7 @@ use crate::error::{Errno, Error, Result};
 use crate::insist::named;
 use crate::open_file::File;
 use crate::probe;
+use crate::sys;
 
 const WORD_BYTES: usize = 8;
 
@@ -45,15 +47,14 @@ impl NativeMap {
         if len_bytes == 0 || !len_bytes.is_multiple_of(WORD_BYTES) {
             return Err(Error::failed("mmap", file.path(), Errno::INVALID));
         }
-        let map = named("mmap", file.path(), || {
-            let mapped = if is_shared {
-                MmapOptions::new().len(len_bytes).map_raw(file.descriptor().as_raw_fd())
-            } else {
-                MmapMut::map_anon(len_bytes).map(MmapRaw::from)
-            };
-            mapped.map_err(|error| Errno::from(&error))
-        })?;
-        named("madvise", file.path(), || map.advise(Advice::DontFork).map_err(|error| Errno::from(&error)))?;
+        let shared = if is_shared { share(file, len_bytes)? } else { None };
+        let is_shared = shared.is_some();
+        let map = match shared {
+            Some(map) => map,
+            None => named("mmap", file.path(), || {
+                MmapMut::map_anon(len_bytes).map(MmapRaw::from).map_err(|error| Errno::from(&error))
+            })?,
+        };
         let mapped = NativeMap { file: file.clone(), map, words: AtomicUsize::new(0), is_shared };
         mapped.extend()?;
         Ok(mapped)
@@ -72,6 +73,19 @@ impl NativeMap {
             }
             self.write(offset, &buf[..expected]);
             offset += expected;
+        }
+        Ok(())
+    }
+
+    /// Reserves space for a part of the file, for itself alone. The error says why a page cannot be had.
+    fn reserve(&self, offset: u64, len_bytes: u64) -> Result<()> {
+        // Few file systems share space between files, and know the second call.
+        for flags in [FallocateFlags::empty(), FallocateFlags::UNSHARE_RANGE] {
+            let call = || rustix::fs::fallocate(self.file.descriptor(), flags, offset, len_bytes);
+            match named("fallocate", self.file.path(), call) {
+                Err(error) if !error.errno().is_some_and(Errno::is_refusal) => return Err(error),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -108,6 +122,24 @@ impl SharedMap for NativeMap {
         Ok(())
     }
 
+    fn make_room(&self, offset: usize, len_bytes: usize) -> Result<()> {
+        let words = self.range(offset, len_bytes);
+        if !self.is_shared || words.is_empty() {
+            return Ok(());
+        }
+        let touch = || sys::touch_pages(words.as_ptr().expose_provenance(), len_bytes);
+        if touch().is_ok() {
+            return Ok(());
+        }
+        self.reserve(offset as u64, len_bytes as u64)?;
+        touch().map_err(|errno| {
+            let (path, offset) = (self.file.path().to_owned(), offset as u64);
+            // The caller has passed no address, so a bad one would tell it nothing.
+            let errno = if errno == Errno::FAULT { Errno::IO } else { errno };
+            Error::Os { call: "touch the mapping", path, offset, len_bytes, errno }
+        })
+    }
+
     fn write(&self, offset: usize, bytes: &[u8]) {
         let (chunks, _) = bytes.as_chunks::<WORD_BYTES>();
         for (word, chunk) in self.range(offset, bytes.len()).iter().zip(chunks) {
@@ -125,6 +157,18 @@ impl SharedMap for NativeMap {
 
     fn is_shared(&self) -> bool {
         self.is_shared
+    }
+}
+
+/// A shared mapping that forked children do not inherit; `None` where that is refused.
+fn share(file: &File, len_bytes: usize) -> Result<Option<MmapRaw>> {
+    let map = || {
+        let map = MmapOptions::new().len(len_bytes).map_raw(file.descriptor().as_raw_fd())?;
+        map.advise(Advice::DontFork).map(|()| map)
+    };
+    match named("mmap", file.path(), || map().map_err(|error| Errno::from(&error))) {
+        Err(error) if !error.is_not_now() => Ok(None),
+        mapped => mapped.map(Some),
     }
 }
 

@@ -51,6 +51,8 @@ pub enum EventKind {
     Submit,
     /// A wait for completions: `EINTR` ends it, another errno fails it.
     Wait,
+    /// Space is made behind a part of a mapped file.
+    MakeRoom,
 }
 
 impl EventKind {

@@ -4,6 +4,7 @@
 //! marked `lost`; writes in flight do not overlap each other; a sector that could only hold the same bytes after every
 //! crash is not pending.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::pages::{Contents, to_usize};
@@ -16,6 +17,9 @@ use crate::open_file::SECTOR_BYTES;
 const MAP_VERSIONS: usize = 3;
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
+
+/// The unit in which space is given to a file and taken from it.
+const BLOCK: u64 = 4096;
 
 /// A run of whole sectors and their bytes, cheap to clone and to slice.
 #[derive(Clone, Debug)]
@@ -96,12 +100,31 @@ pub(crate) struct Inode {
     durable: Contents,
     pending: Vec<Change>,
     in_flight: Vec<(u64, Sectors)>,
+    /// Numbers of the blocks that the file has no space of its own for, although it may have bytes there.
+    without_space: BTreeSet<u64>,
 }
 
 impl Inode {
     /// A file whose bytes are all on stable media.
     pub(crate) fn durable(contents: Contents) -> Inode {
         Inode { volatile: contents.clone(), durable: contents, ..Inode::default() }
+    }
+
+    /// Takes all space away, as a sparse copy or one that shares its space does. The bytes stay.
+    pub(crate) fn lose_blocks(&mut self) {
+        self.without_space = (0..self.size_bytes().div_ceil(BLOCK)).collect();
+    }
+
+    /// Whether there is space behind `from..to`.
+    pub(crate) fn has_space(&self, from: u64, to: u64) -> bool {
+        self.without_space.range(from / BLOCK..to.div_ceil(BLOCK)).next().is_none()
+    }
+
+    /// Gives space to `from..to`.
+    pub(crate) fn give_space(&mut self, from: u64, to: u64) {
+        if !self.without_space.is_empty() {
+            self.without_space.retain(|block| !(from / BLOCK..to.div_ceil(BLOCK)).contains(block));
+        }
     }
 
     pub(crate) fn volatile(&self) -> &Contents {
@@ -137,6 +160,7 @@ impl Inode {
     pub(crate) fn write(&mut self, seq: u64, extent: Sectors) {
         self.volatile.write(extent.offset, extent.bytes());
         let end = extent.end();
+        self.give_space(extent.offset, end);
         self.add_pending(seq, extent, false);
         if end > self.size_bytes() {
             self.resize(seq, end);

@@ -181,6 +181,18 @@ impl Machine {
         self.disk.used_bytes(&open) - size_bytes + len_bytes <= capacity_bytes
     }
 
+    /// Gives space to a part of a file that has none of its own. False if the disk is full.
+    pub(crate) fn fill_hole(&mut self, inode: u64, (from, to): (u64, u64)) -> bool {
+        if self.disk.inode(inode).has_space(from, to) {
+            return true;
+        }
+        let is_full = self.capacity_bytes.is_some_and(|capacity_bytes| self.used_bytes() >= capacity_bytes);
+        if !is_full {
+            self.disk.inode_mut(inode).give_space(from, to);
+        }
+        !is_full
+    }
+
     /// Bytes in files that have a name or an open handle.
     pub(crate) fn used_bytes(&mut self) -> u64 {
         let open = self.open_inodes();

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::faults::EventKind;
 use super::machine::{Call, SharedMachine, sim_handle};
 use crate::backend::{Lock, SharedMap};
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::open_file::File;
 
 /// The unit of access to mapped memory.
@@ -75,6 +75,20 @@ impl SharedMap for SimMap {
         Ok(())
     }
 
+    fn make_room(&self, offset: usize, len_bytes: usize) -> Result<()> {
+        self.check(offset, len_bytes);
+        if self.private.is_some() {
+            return Ok(());
+        }
+        let mut machine = self.machine.lock();
+        machine.enter("fallocate", EventKind::MakeRoom, self.file.path())?;
+        let range = (offset as u64, (offset + len_bytes) as u64);
+        if machine.fill_hole(sim_handle(&self.file).inode, range) {
+            return Ok(());
+        }
+        Err(Error::call("fallocate", self.file.path(), Errno::NO_SPACE))
+    }
+
     fn write(&self, offset: usize, bytes: &[u8]) {
         self.check(offset, bytes.len());
         if let Some(private) = &self.private {
@@ -82,6 +96,12 @@ impl SharedMap for SimMap {
             return;
         }
         let mut machine = self.machine.lock();
+        let range = (offset as u64, (offset + bytes.len()) as u64);
+        assert!(
+            machine.fill_hole(sim_handle(&self.file).inode, range),
+            "SIGBUS: a store into {} at offset {offset} needs space on a full disk",
+            self.file.path().display()
+        );
         let call = Call { kind: EventKind::MapWrite, path: self.file.path(), offset: offset as u64, bytes };
         // A store into memory cannot report that the machine has crashed.
         if machine.begin(&call).is_ok() {

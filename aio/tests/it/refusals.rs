@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aio::{Alignment, Backend, Errno, Error, FallBack, NativeBackend, OpenMode, Stat};
 use libc::c_long;
@@ -245,4 +246,52 @@ fn a_file_system_that_cannot_sync_names_is_named_as_no_place_for_a_store() {
     }
     let failed = sandboxed(&[libc::SYS_fsync], |_| libc::EIO, || fixture.backend.sync_dir(dir));
     assert!(failed.is_none_or(|failed| matches!(failed.unwrap_err(), Error::Os { errno: Errno::IO, .. })));
+}
+
+#[test]
+fn making_room_changes_nothing_and_a_full_range_has_it_at_once() {
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 64);
+    let map = fixture.backend.map_shared(&file, 64 * 4096).unwrap();
+    assert!(map.is_shared(), "the target directory must be on a file system with coherent maps");
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                map.make_room(0, 64 * 4096).unwrap();
+                map.make_room(4088, 16).unwrap();
+                map.make_room(4096, 0).unwrap();
+            }
+        });
+        for round in 0..200_u64 {
+            for page in 0..64 {
+                map.write(page * 4096, &round.to_le_bytes());
+            }
+            for page in 0..64 {
+                let mut found = [0; 8];
+                map.read(page * 4096, &mut found);
+                assert_eq!(u64::from_le_bytes(found), round, "page {page}: a store was lost");
+            }
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+    let mut beyond = [0; 8];
+    map.read(63 * 4096 + 8, &mut beyond);
+    assert_eq!(beyond, [63; 8]);
+}
+
+#[test]
+fn a_map_that_forked_children_would_inherit_is_not_shared() {
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 2);
+    let is_dont_fork = |call: Call| call.arguments[2] == u64::from(libc::MADV_DONTFORK.cast_unsigned());
+    let refuse = |call: Call| if is_dont_fork(call) { libc::EINVAL } else { 0 };
+    let map = sandboxed(&[libc::SYS_madvise], refuse, || fixture.backend.map_shared(&file, 8192).unwrap());
+    if let Some(map) = map {
+        assert!(!map.is_shared());
+        let mut bytes = [0; 8];
+        map.read(4096, &mut bytes);
+        assert_eq!(bytes, [1; 8]);
+        map.make_room(0, 8192).unwrap();
+    }
 }

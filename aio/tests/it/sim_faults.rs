@@ -2,12 +2,17 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
-use aio::{Alignment, Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, Wake, file};
+use aio::{
+    Alignment, Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, SharedMap, Wake,
+    file,
+};
 
 const SECTOR: usize = 512;
+const BLOCK: usize = 4096;
 
 fn path(name: &str) -> &Path {
     Path::new(name)
@@ -296,6 +301,52 @@ fn a_full_disk_refuses_to_grow_and_recovers_after_removal() {
     sim.remove(path("/f")).unwrap();
     drop(f);
     assert!(run(&mut *queue, write(&g, 0, 4, 2)).result.is_ok());
+}
+
+/// A full machine with a file `/f` of four blocks, which has lost its space, and the map of it.
+fn sparse(seed: u64) -> (SimBackend, Box<dyn Queue>, File, Arc<dyn SharedMap>) {
+    let (sim, queue, f) = machine(seed, 4 * BLOCK / SECTOR);
+    let map = sim.map_shared(&f, 4 * BLOCK).unwrap();
+    sim.set_capacity_bytes(4 * BLOCK as u64);
+    map.make_room(0, 4 * BLOCK).unwrap();
+    sim.lose_blocks(path("/f"));
+    (sim, queue, f, map)
+}
+
+#[test]
+fn a_map_over_lost_space_has_no_room_on_a_full_disk_until_it_is_written_or_the_disk_has_space() {
+    let (sim, mut queue, f, map) = sparse(16);
+    assert_eq!(errno(map.make_room(BLOCK, 8)), Some(Errno::NO_SPACE));
+    assert!(run(&mut *queue, write(&f, 8, 8, 2)).result.is_ok());
+    map.make_room(BLOCK, BLOCK).unwrap();
+    map.write(2 * BLOCK - 8, &[3; 8]);
+    assert_eq!(
+        errno(map.make_room(2 * BLOCK - 8, 16)),
+        Some(Errno::NO_SPACE),
+        "of two blocks one has no space"
+    );
+    sim.set_capacity_bytes(5 * BLOCK as u64);
+    map.make_room(2 * BLOCK, BLOCK).unwrap();
+    sim.set_capacity_bytes(4 * BLOCK as u64);
+    map.write(2 * BLOCK, &[4; 8]);
+    assert_eq!(errno(map.make_room(3 * BLOCK, 8)), Some(Errno::NO_SPACE));
+    assert_eq!(seen(&sim)[..3], [1; 3], "the bytes are still there");
+}
+
+#[test]
+#[should_panic(expected = "SIGBUS")]
+fn a_store_into_a_map_without_room_on_a_full_disk_is_a_bug() {
+    let (_sim, _queue, _f, map) = sparse(17);
+    map.write(0, &[2; 8]);
+}
+
+#[test]
+fn room_in_a_map_can_be_refused_by_a_fault() {
+    let (sim, _queue, f) = machine(18, 8);
+    let map = sim.map_shared(&f, BLOCK).unwrap();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::MakeRoom]));
+    assert_eq!(errno(map.make_room(0, 8)), Some(Errno::NO_SPACE));
+    map.make_room(0, 8).unwrap();
 }
 
 #[test]

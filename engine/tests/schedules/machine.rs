@@ -189,6 +189,11 @@ impl SharedMap for TurningMap {
         self.map.extend()
     }
 
+    fn make_room(&self, offset: usize, len_bytes: usize) -> Result<()> {
+        self.machine.turn();
+        self.map.make_room(offset, len_bytes)
+    }
+
     /// Copies in two parts, so that another task can see a half-copied record.
     fn write(&self, offset: usize, bytes: &[u8]) {
         let (first, second) = bytes.split_at(bytes.len() / 16 * 8);
