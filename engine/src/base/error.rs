@@ -226,3 +226,21 @@ impl From<wal::Error> for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_says_its_next_step_gets_no_other_advice() {
+        let (path, needs) = (PathBuf::from("/store"), "another file system".to_owned());
+        let errno = aio::Errno::ACCESS;
+        let unsupported = aio::Error::Unsupported { call: "fsync", path: path.clone(), needs, errno };
+        let foreign = aio::Error::NotAFile { path: path.clone(), found: "a FIFO" };
+        for error in [unsupported, foreign] {
+            assert_eq!(Error::from(error.clone()).to_string(), error.to_string());
+        }
+        let denied = Error::from(aio::Error::call("open", &path, errno)).to_string();
+        assert!(denied.ends_with("check owner and permissions"), "{denied}");
+    }
+}
