@@ -14,10 +14,14 @@ use rustix::fs::{Mode, OFlags};
 use crate::buf::Buf;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
+use crate::fall_back::{FallBack, FallBacks};
 use crate::flags::{Flags, Readiness};
+use crate::in_flight::InFlight;
+use crate::insist::named;
 use crate::open_file::Alignment;
 use crate::operation::{Operation, OperationKind};
 use crate::probe::{self as facts};
+use crate::settings::{BackendState, Reaping, Settings, Waking};
 
 /// Bytes of the scratch file.
 const SCRATCH_BYTES: usize = 1 << 20;
@@ -52,10 +56,12 @@ pub struct Probe {
     pub has_ring: bool,
     /// How many requests the device takes before a submit blocks, where that is known.
     pub device_queue_slots: Option<usize>,
-    /// Each operation, with the error of the kernel if it was refused.
+    /// Each operation, with the error of the kernel if it was refused. None where native AIO is refused.
     pub operations: Vec<(OperationKind, std::result::Result<(), Errno>)>,
     /// Each flag on a write, with the error of the kernel if it was refused.
     pub flags: Vec<(Flags, std::result::Result<(), Errno>)>,
+    /// What a backend does here instead of that which is refused.
+    pub fall_backs: Vec<FallBack>,
 }
 
 impl fmt::Display for Probe {
@@ -82,59 +88,98 @@ impl fmt::Display for Probe {
         for (flags, found) in &self.flags {
             writeln!(f, "{flags:?}: {}", answer(found))?;
         }
+        for fall_back in &self.fall_backs {
+            writeln!(f, "{fall_back}")?;
+        }
         Ok(())
     }
 }
 
 /// Finds the features of a directory's file system by I/O on a scratch file without a name. Where no such file can be
-/// made the report has the known properties of this type of file system. Writes one megabyte, or eight if no write is
-/// asynchronous.
+/// made, or native AIO is refused, the report has the known properties of this type of file system. Writes one megabyte, or
+/// eight if no write is asynchronous.
 ///
 /// # Errors
-/// The directory cannot be opened or queried, or no context can be made.
+/// The directory cannot be opened or queried, or there are no slots for a context.
 pub fn probe(dir: &Path) -> Result<Probe> {
-    let opened = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| Error::call("open", dir, errno))?;
+    let opened =
+        named("open", dir, || rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()))?;
     let magic = facts::magic(opened.as_fd()).map_err(|errno| Error::call("fstatfs", dir, errno))?;
-    let mut context = Context::builder().slots(4).build()?;
+    let shared = BackendState::new();
+    let mut context = context(&shared)?;
     let mut found = Probe {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         file_system: facts::file_system_name(magic),
         is_direct: facts::always_direct(magic),
-        is_asynchronous: facts::always_direct(magic),
+        is_asynchronous: facts::always_direct(magic) && context.is_some(),
         reason: "no scratch file can be made there, so this is known from the type of the file system",
         alignment: facts::UNKNOWN,
         maps_are_shared: facts::shares_maps(magic),
-        has_ring: context.reads_ring(),
+        has_ring: context.as_ref().is_some_and(Context::reads_ring),
         device_queue_slots: facts::device_queue_slots(opened.as_fd()),
         operations: Vec::new(),
         flags: Vec::new(),
+        fall_backs: Vec::new(),
     };
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let Ok(scratch) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) else { return Ok(found) };
-    let direct = facts::make_direct(dir, scratch.as_fd(), 0)?;
-    (found.is_direct, found.alignment) = (direct.is_direct, direct.alignment);
-    let scratch = Arc::new(scratch);
-    let filled =
-        attempt(&mut context, Operation::write(Arc::clone(&scratch), 0, Buf::zeroed(SCRATCH_BYTES)))?;
-    if filled != Ok(SCRATCH_BYTES) {
-        found.reason = "the scratch file cannot be filled, so this is known from the type of the file system";
-        return Ok(found);
+    if let Ok(scratch) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        found.look_at_file(context.as_mut(), &Arc::new(scratch), (dir, &shared.fall_backs))?;
     }
-    found.look_at_writes(&mut context, &scratch)?;
-    for kind in OPERATIONS {
-        let answer = attempt(&mut context, operation(kind, &scratch))?;
-        found.operations.push((kind, answer.map(|_| ())));
-    }
-    for (flag, ..) in Flags::known() {
-        let write = Operation::write(Arc::clone(&scratch), 0, Buf::zeroed(Buf::ALIGN)).with_flags(flag);
-        let answer = attempt(&mut context, write)?;
-        found.flags.push((flag, answer.map(|_| ())));
-    }
+    found.fall_backs = shared.fall_backs.list();
     Ok(found)
 }
 
+/// A context; `None` where native AIO is refused.
+fn context(shared: &BackendState) -> Result<Option<Context>> {
+    let settings = Settings { slots: 4, mask: None, reaping: Reaping::default(), waking: Waking::default() };
+    match InFlight::new(&settings, shared.clone()) {
+        Ok(in_flight) => Ok(Some(Context::from(in_flight))),
+        Err(Error::Unsupported { call, errno, .. }) => {
+            shared.fall_backs.note(FallBack::SystemCalls { call, errno });
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl Probe {
+    /// Fills in the fields that are found with an empty file.
+    fn look_at_file(
+        &mut self,
+        context: Option<&mut Context>,
+        scratch: &Arc<OwnedFd>,
+        (dir, fall_backs): (&Path, &FallBacks),
+    ) -> Result<()> {
+        let Some(context) = context else {
+            let direct = facts::make_direct(dir, scratch.as_fd(), 0)?;
+            (self.is_direct, self.alignment) = (direct.is_direct, direct.alignment);
+            self.reason = "native AIO is refused, so threads make blocking calls; direct I/O is known from the kernel only";
+            return Ok(());
+        };
+        let filled = attempt(context, Operation::write(Arc::clone(scratch), 0, Buf::zeroed(SCRATCH_BYTES)))?;
+        if filled != Ok(SCRATCH_BYTES) {
+            self.reason =
+                "the scratch file cannot be filled, so this is known from the type of the file system";
+            return Ok(());
+        }
+        let direct = facts::make_direct(dir, scratch.as_fd(), SCRATCH_BYTES as u64)?;
+        (self.is_direct, self.alignment) = (direct.is_direct, direct.alignment);
+        if let Some(errno) = direct.refused {
+            fall_backs.note(FallBack::PageCache { path: dir.to_owned(), errno });
+        }
+        self.look_at_writes(context, scratch)?;
+        for kind in OPERATIONS {
+            let answer = attempt(context, operation(kind, scratch))?;
+            self.operations.push((kind, answer.map(|_| ())));
+        }
+        for (flag, ..) in Flags::known() {
+            let write = Operation::write(Arc::clone(scratch), 0, Buf::zeroed(Buf::ALIGN)).with_flags(flag);
+            let answer = attempt(context, write)?;
+            self.flags.push((flag, answer.map(|_| ())));
+        }
+        Ok(())
+    }
+
     /// Fills in the fields that are found by writing.
     fn look_at_writes(&mut self, context: &mut Context, scratch: &Arc<OwnedFd>) -> Result<()> {
         let misaligned = attempt(context, Operation::write(Arc::clone(scratch), 1, Buf::zeroed(100)))?;

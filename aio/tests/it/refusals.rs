@@ -295,3 +295,21 @@ fn a_map_that_forked_children_would_inherit_is_not_shared() {
         map.make_room(0, 8192).unwrap();
     }
 }
+
+#[test]
+fn a_probe_tells_that_native_aio_is_refused() {
+    let fixture = NativeFixture::new();
+    for (call, number) in [("io_setup", libc::SYS_io_setup), ("io_submit", libc::SYS_io_submit)] {
+        let Some(probe) = sandboxed(&[number], |_| libc::ENOSYS, || aio::probe(fixture.dir.path()).unwrap())
+        else {
+            return;
+        };
+        assert!(probe.is_direct && !probe.is_asynchronous && !probe.has_ring, "{probe}");
+        assert!(probe.operations.is_empty() && probe.flags.is_empty(), "{probe}");
+        assert!(probe.reason.contains("native AIO is refused"), "{probe}");
+        let errno = Errno::NOT_IMPLEMENTED;
+        assert_eq!(probe.fall_backs, [FallBack::SystemCalls { call, errno }]);
+        assert!(probe.to_string().contains(&format!("{call} is refused here")), "{probe}");
+    }
+    assert_eq!(aio::probe(fixture.dir.path()).unwrap().fall_backs, [], "with native AIO there are none");
+}
