@@ -57,6 +57,11 @@ limits TIMES="5":
     cargo build --release --locked -p kvtorture
     target/release/kvtorture limits --times {{TIMES}} --dir target --json
 
+# A real store whose system calls a seccomp filter refuses: each of them, with each answer, from the start and in the middle, TIMES each
+seccomp TIMES="3":
+    cargo build --release --locked -p kvtorture
+    target/release/kvtorture seccomp --times {{TIMES}} --dir target --json
+
 # Power cuts, sick disks and shutdowns below ext4, XFS and btrfs of the running kernel: qualifies a machine. Needs root, FUSE and loop devices
 kernel STATES="3000" *ARGS="":
     cargo build --release --locked -p kvtorture

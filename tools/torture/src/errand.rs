@@ -1,5 +1,5 @@
 //! The errand: a process that works on a real store (it writes, flushes, compacts, reads, closes and opens again) while
-//! another process disturbs it. `strace` and `limits` start it.
+//! another process disturbs it. `strace`, `limits` and `seccomp` start it.
 //!
 //! ```text
 //!   parent   starts it, arranges the disturbance         | says go |                  | looks at board and exit code,
@@ -12,10 +12,14 @@
 //!
 //! Invariant: a write is noted on the board only after its commit has returned, and one is in flight at a time.
 
+mod beside;
 pub(crate) mod ledger;
+pub(crate) mod refusal;
 pub(crate) mod sent;
+mod store;
 pub(crate) mod terms;
 pub(crate) mod watchdog;
+pub(crate) mod work;
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -24,13 +28,14 @@ use std::time::Duration;
 
 use aio::{Backend as _, Context, NativeBackend, Waking, block_on};
 use clap::Args;
-use esker::{Db, Durability, Error, Keyspace};
+use esker::Error;
 
 use crate::report::{Check, Failure, complain, say};
 use crate::soak::board::{Board, Count, usage};
-use crate::soak::plan::{KEYSPACES, key, slot_of, value};
 use ledger::Ledger;
-use terms::{GAVE_UP, Mode, WRITER};
+use refusal::Refusal;
+use store::OpenStore;
+use terms::{BESIDE, FELL_BACK, GAVE_UP, Mode, WRITER, way_around};
 
 /// Incarnations that may end with an error before the errand gives up.
 const PATIENCE: u64 = 4;
@@ -54,6 +59,15 @@ pub(crate) struct ErrandArgs {
     /// Install a handler for `SIGUSR1`, which interrupts blocking calls.
     #[arg(long)]
     catch: bool,
+    /// Refuse system calls of this process: `CALL,CALL=ERRNO`.
+    #[arg(long)]
+    refuse: Option<Refusal>,
+    /// Only after this write; 0 means from the start.
+    #[arg(long, default_value_t = 0)]
+    refuse_after: u64,
+    /// Threads write and read beside it. They end the process with the first failure.
+    #[arg(long)]
+    beside: bool,
 }
 
 const SIGUSR1: i32 = 10;
@@ -72,13 +86,19 @@ pub(crate) fn run(args: &ErrandArgs) -> ExitCode {
         complain(format!("errand: no handler: {error}"));
         return ExitCode::FAILURE;
     }
-    match Errand::new(args).and_then(|mut errand| errand.all()) {
+    match begin(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             complain(format!("errand: {failure}"));
             if failure.refused().is_some() { ExitCode::from(GAVE_UP) } else { ExitCode::FAILURE }
         }
     }
+}
+
+fn begin(args: &ErrandArgs) -> Check {
+    let mut errand = Errand::new(args)?;
+    errand.refuse_after(0)?;
+    errand.all()
 }
 
 /// Reports that the process has started, and waits for its release.
@@ -99,21 +119,25 @@ struct Errand<'a> {
     board: Board,
     clock: NativeBackend,
     ledger: Ledger,
+    /// The writes of the thread beside it.
+    beside: Ledger,
     errors: u64,
-}
-
-/// An open store.
-struct OpenStore {
-    db: Db,
-    keyspaces: [Keyspace; 2],
+    /// How many fall-backs of the open store were told.
+    told: usize,
+    misses: u64,
 }
 
 impl<'a> Errand<'a> {
     fn new(args: &'a ErrandArgs) -> Check<Errand<'a>> {
         let board = Board::open(&args.board).map_err(|error| on_board(&error))?;
-        let mut ledger = Ledger::default();
-        ledger.take(board.acknowledged().map_err(|error| on_board(&error))?[WRITER]);
-        Ok(Errand { args, board, clock: NativeBackend::new(), ledger, errors: 0 })
+        let acknowledged = board.acknowledged().map_err(|error| on_board(&error))?;
+        let ledger_of = |writer| {
+            let mut ledger = Ledger::of(writer);
+            ledger.take(acknowledged[writer]);
+            ledger
+        };
+        let (ledger, beside) = (ledger_of(WRITER), ledger_of(BESIDE));
+        Ok(Errand { args, board, clock: NativeBackend::new(), ledger, beside, errors: 0, told: 0, misses: 0 })
     }
 
     /// Runs incarnations until one completes and one more has found everything.
@@ -163,16 +187,25 @@ impl<'a> Errand<'a> {
         Ok(())
     }
 
+    /// Says once what the store does instead of refused calls.
+    fn tell_fall_backs(&mut self, store: &OpenStore) {
+        let ways = store.fall_backs();
+        for way in ways.iter().skip(self.told) {
+            complain(format!("errand: {FELL_BACK}{}: {way}", way_around(way)));
+        }
+        self.told = ways.len();
+    }
+
     /// Opens, compares, makes the remaining writes, compares, closes.
     fn incarnation(&mut self) -> Check {
         let store = self.open()?;
         self.board.put(Count::Opened, 1).map_err(|error| on_board(&error))?;
-        match self.work(&store).and_then(|()| self.ledger.compare(&store.db)) {
-            Ok(()) => {
-                let OpenStore { db, keyspaces } = store;
-                drop(keyspaces);
-                db.close().map_err(|error| Failure::from(error).at("close"))
-            }
+        let worked = self.work_in_company(&store).and_then(|()| self.compare(&store));
+        self.tell_fall_backs(&store);
+        self.misses += store.db.metrics().cache_misses;
+        self.board.put(Count::Misses, self.misses).map_err(|error| on_board(&error))?;
+        match worked {
+            Ok(()) => store.close(),
             Err(failure) => {
                 if let Some(Error::Halted { .. }) = failure.refused() {
                     self.must_stay_halted(&store)?;
@@ -184,25 +217,52 @@ impl<'a> Errand<'a> {
 
     fn open(&mut self) -> Check<OpenStore> {
         let at_open = |error: Error| Failure::from(error).at("open");
-        let db = self.args.mode.builder().open(&self.args.dir).map_err(at_open)?;
-        let [left, right] = KEYSPACES.map(|name| db.keyspace(name));
-        let keyspaces = [left.map_err(at_open)?, right.map_err(at_open)?];
-        self.ledger.settle(&db, self.ledger.written() + 1)?;
+        self.told = 0;
+        let store = OpenStore::open(self.args.mode, &self.args.dir).map_err(at_open)?;
+        self.ledger.settle(&store.db, self.ledger.written() + 1)?;
+        self.beside.settle(&store.db, self.beside.written() + 1)?;
         self.note()?;
-        self.ledger.compare(&db).map_err(|failure| failure.at("after open"))?;
-        Ok(OpenStore { db, keyspaces })
+        self.board.acknowledge(BESIDE, self.beside.written()).map_err(|error| on_board(&error))?;
+        self.compare(&store).map_err(|failure| failure.at("after open"))?;
+        Ok(store)
+    }
+
+    fn compare(&self, store: &OpenStore) -> Check {
+        self.ledger.compare(&store.db)?;
+        self.beside.compare(&store.db).map_err(|failure| failure.at("the writer beside it"))
     }
 
     fn note(&self) -> Check {
         self.board.acknowledge(WRITER, self.ledger.written()).map_err(|error| on_board(&error))
     }
 
+    /// Installs the filter if this is its moment.
+    fn refuse_after(&self, written: u64) -> Check {
+        match &self.args.refuse {
+            Some(refusal) if self.args.refuse_after == written => refusal.install(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does the work, beside the threads if there are to be some.
+    fn work_in_company(&mut self, store: &OpenStore) -> Check {
+        if !self.args.beside {
+            return self.work(store);
+        }
+        let (args, written) = (self.args, self.beside.written());
+        let (worked, written) = beside::during(store, &args.board, written, || self.work(store));
+        self.beside.take(written);
+        worked
+    }
+
     fn work(&mut self, store: &OpenStore) -> Check {
         while self.ledger.written() < self.args.commits || self.args.endless {
             let number = self.ledger.written() + 1;
-            self.attempt(|_| commit(store, number))?;
+            self.attempt(|_| store.commit(WRITER, number))?;
             self.ledger.apply(number);
             self.note()?;
+            self.refuse_after(number)?;
+            self.tell_fall_backs(store);
             self.attempt(|errand| errand.beside(store, number))?;
         }
         Ok(())
@@ -241,7 +301,7 @@ impl<'a> Errand<'a> {
     fn must_stay_halted(&self, store: &OpenStore) -> Check {
         for again in 0..REFUSED {
             // The same number, because it is unknown whether that write happened.
-            match commit(store, self.ledger.written() + 1) {
+            match store.commit(WRITER, self.ledger.written() + 1) {
                 Err(failure) if matches!(failure.refused(), Some(Error::Halted { .. })) => {}
                 other => {
                     return Err(Failure::new(format!("halted, and then {other:?} at attempt {again}")));
@@ -250,22 +310,6 @@ impl<'a> Errand<'a> {
         }
         self.ledger.get_all(&store.keyspaces[0])
     }
-}
-
-/// One write to both keyspaces or to none. Every other one waits for stable media.
-fn commit(store: &OpenStore, number: u64) -> Check {
-    let (slot, deletes) = slot_of(WRITER, number);
-    let key = key(WRITER, slot);
-    let mut batch = store.db.batch();
-    batch.durability(if number.is_multiple_of(2) { Durability::Power } else { Durability::Process });
-    for keyspace in &store.keyspaces {
-        if deletes {
-            batch.delete(keyspace, &key);
-        } else {
-            batch.put(keyspace, &key, value(WRITER, number));
-        }
-    }
-    batch.commit().map(drop).map_err(|error| Failure::from(error).at(format!("write {number}")))
 }
 
 /// The files are sound, so an error of a call must not tell the user to repair them.

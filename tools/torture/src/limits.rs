@@ -15,7 +15,6 @@
 
 mod disk;
 mod trials;
-mod work;
 
 use std::path::{Path, PathBuf};
 

@@ -18,6 +18,7 @@ mod modelcheck;
 mod planted;
 mod report;
 mod runner;
+mod seccomp;
 mod shapes;
 mod sim;
 mod soak;
@@ -38,6 +39,7 @@ use crate::explore::Distinct;
 use crate::limits::LimitsArgs;
 use crate::report::{Check, Failure, Tally, complain, say};
 use crate::runner::{Cases, Settings};
+use crate::seccomp::SeccompArgs;
 use crate::soak::{SoakArgs, WorkerArgs};
 use crate::strace::StraceArgs;
 use crate::sweep::Sweep;
@@ -162,7 +164,15 @@ enum Command {
         #[command(flatten)]
         args: LimitsArgs,
     },
-    /// The process that `strace` and `limits` disturb.
+    /// A real store whose system calls a seccomp filter refuses, from its start or from the middle of its work, as sandboxes
+    /// do: it must work all the same. All cells are tried, also after a failure.
+    Seccomp {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: SeccompArgs,
+    },
+    /// The process that `strace`, `limits` and `seccomp` disturb.
     #[command(hide = true)]
     Errand(ErrandArgs),
     /// Enables each planted bug in turn (in a build with `--cfg planted`): the other commands must find it.
@@ -256,6 +266,7 @@ fn main() -> ExitCode {
         Command::Planted { common, .. } => (common, "planted", true),
         Command::Strace { common, .. } => (common, "strace", true),
         Command::Limits { common, .. } => (common, "limits", true),
+        Command::Seccomp { common, .. } => (common, "seccomp", true),
         Command::Errand(args) => return errand::run(args),
         Command::Soak(args) => return verdict(soak::run(args)),
         Command::SoakWorker(args) => return verdict(soak::work(args)),
@@ -292,6 +303,7 @@ fn main() -> ExitCode {
         Command::Planted { only, .. } => planted::run(&settings, only),
         Command::Strace { args, .. } => strace::run(&settings, args),
         Command::Limits { args, .. } => limits::run(&settings, args),
+        Command::Seccomp { args, .. } => seccomp::run(&settings, args),
         Command::Soak(_) | Command::SoakWorker(_) | Command::KernelHand { .. } | Command::Errand(_) => {
             unreachable!("these have returned")
         }

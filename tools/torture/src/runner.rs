@@ -4,6 +4,7 @@
 //! threads, because the limits are checked between rounds of a fixed number of cases.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -97,6 +98,34 @@ pub(crate) fn run(settings: &Settings, cases: &Cases<'_>) -> Check<Tally> {
     }
     bar.finish_and_clear();
     Ok(total)
+}
+
+/// Runs all cases, also those after a failure, so that one run shows everything that fails.
+///
+/// # Errors
+/// The number of failures. Each was printed, with the command that replays it.
+pub(crate) fn survey(settings: &Settings, cases: &Cases<'_>) -> Check<Tally> {
+    let failures = Mutex::new(BTreeMap::new());
+    let tally = run(
+        settings,
+        &Cases {
+            run: &|case| {
+                (cases.run)(case).or_else(|failure| {
+                    failures.lock().insert(case, failure);
+                    Ok(Tally::default())
+                })
+            },
+            ..*cases
+        },
+    )?;
+    let failures = failures.into_inner();
+    for (case, failure) in &failures {
+        complain(format!("FAILED, replay with: {}: {failure}", replay(settings, cases, *case)));
+    }
+    match failures.len() {
+        0 => Ok(tally),
+        failed => Err(Failure::new(format!("{failed} of {} cases FAILED", cases.count))),
+    }
 }
 
 fn run_round(

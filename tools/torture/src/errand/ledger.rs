@@ -1,6 +1,6 @@
-//! The required content of an errand's store.
+//! The required content of an errand's store, of one of its writers.
 //!
-//! Invariant: after `written` writes both keyspaces hold `expected`. Later writes may be there, whole and in order, until
+//! Invariant: after `written` writes both keyspaces hold `expected`, beside the keys of the other writer. Later writes may be there, whole and in order, until
 //! [`Ledger::settle`] has checked.
 
 use std::collections::BTreeMap;
@@ -8,22 +8,28 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use esker::{Db, Keyspace};
 
-use super::terms::WRITER;
+use super::terms::{BESIDE, WRITER};
 use crate::report::{Check, Failure};
-use crate::soak::plan::{KEYSPACES, key, number_of, slot_of};
+use crate::soak::plan::{KEYSPACES, key, number_of, slot_of, slot_of_key};
 
 /// Keys of one call that reads many keys.
 const MANY: u64 = 16;
 
 /// The expected content of the store.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ledger {
+    writer: usize,
     written: u64,
     /// The number of the write that put each key.
     expected: BTreeMap<Vec<u8>, u64>,
 }
 
 impl Ledger {
+    /// Before the first write.
+    pub(crate) fn of(writer: usize) -> Ledger {
+        Ledger { writer, written: 0, expected: BTreeMap::new() }
+    }
+
     /// The number of writes that are there.
     pub(crate) fn written(&self) -> u64 {
         self.written
@@ -38,11 +44,11 @@ impl Ledger {
 
     /// The next write is there.
     pub(crate) fn apply(&mut self, number: u64) {
-        let (slot, deletes) = slot_of(WRITER, number);
+        let (slot, deletes) = slot_of(self.writer, number);
         if deletes {
-            self.expected.remove(&key(WRITER, slot));
+            self.expected.remove(&key(self.writer, slot));
         } else {
-            self.expected.insert(key(WRITER, slot), number);
+            self.expected.insert(key(self.writer, slot), number);
         }
         self.written = number;
     }
@@ -52,8 +58,8 @@ impl Ledger {
         let keyspace = db.keyspace(KEYSPACES[0])?;
         while self.written < most {
             let next = self.written + 1;
-            let (slot, deletes) = slot_of(WRITER, next);
-            let key = key(WRITER, slot);
+            let (slot, deletes) = slot_of(self.writer, next);
+            let key = key(self.writer, slot);
             let there = match keyspace.get(&key)? {
                 // A later write may have gone to the same key.
                 Some(found) => (next..=most).contains(&number_of(&key, &found).map_err(Failure::new)?),
@@ -83,6 +89,9 @@ impl Ledger {
         let mut expected = self.expected.iter();
         while let Some((found_key, found)) = iter.next_ref()? {
             let number = number_of(found_key, found).map_err(Failure::new)?;
+            if self.is_of_the_other(found_key) {
+                continue;
+            }
             match expected.next() {
                 Some((key, wanted)) if key == found_key && *wanted == number => {}
                 other => {
@@ -102,6 +111,11 @@ impl Ledger {
         }
     }
 
+    fn is_of_the_other(&self, key: &[u8]) -> bool {
+        let other = if self.writer == WRITER { BESIDE } else { WRITER };
+        slot_of_key(key).is_some_and(|(writer, _)| writer == other)
+    }
+
     fn check(&self, key: &[u8], found: Option<&[u8]>) -> Check {
         let number = found.map(|found| number_of(key, found)).transpose().map_err(Failure::new)?;
         let wanted = self.expected.get(key).copied();
@@ -113,14 +127,14 @@ impl Ledger {
     }
 
     /// The keys of some writes up to `number`.
-    fn keys_near(number: u64) -> Vec<Vec<u8>> {
+    fn keys_near(&self, number: u64) -> Vec<Vec<u8>> {
         // From the whole time so far, so that some are in segments.
-        (0..MANY).map(|nth| key(WRITER, slot_of(WRITER, 1 + number * nth / MANY).0)).collect()
+        (0..MANY).map(|nth| key(self.writer, slot_of(self.writer, 1 + number * nth / MANY).0)).collect()
     }
 
     /// Reads some keys, one by one.
     pub(crate) fn get(&self, keyspace: &Keyspace, number: u64) -> Check {
-        Ledger::keys_near(number).iter().try_for_each(|key| self.check(key, keyspace.get(key)?.as_deref()))
+        self.keys_near(number).iter().try_for_each(|key| self.check(key, keyspace.get(key)?.as_deref()))
     }
 
     /// Reads some keys in one call.
@@ -129,14 +143,14 @@ impl Ledger {
         number: u64,
         read: impl FnOnce(&[Vec<u8>]) -> esker::Result<Vec<Option<Bytes>>>,
     ) -> Check {
-        let keys = Ledger::keys_near(number);
+        let keys = self.keys_near(number);
         let found = read(&keys)?;
         keys.iter().zip(found).try_for_each(|(key, found)| self.check(key, found.as_deref()))
     }
 
     /// Reads every key except that of the write in flight, whose result is unknown.
     pub(crate) fn get_all(&self, keyspace: &Keyspace) -> Check {
-        let in_flight = key(WRITER, slot_of(WRITER, self.written + 1).0);
+        let in_flight = key(self.writer, slot_of(self.writer, self.written + 1).0);
         let known = self.expected.keys().filter(|key| **key != in_flight);
         for key in known {
             let found = keyspace.get(key).map_err(|error| Failure::from(error).at("a read"))?;

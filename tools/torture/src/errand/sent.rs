@@ -2,13 +2,14 @@
 //!
 //! Invariant: only the directory of a failed errand stays behind.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use super::ledger::Ledger;
-use super::terms::{GAVE_UP, Mode, WRITER};
+use super::terms::{BESIDE, FELL_BACK, GAVE_UP, Mode, WRITER};
 use crate::report::{Check, Failure};
 use crate::soak::board::{Board, Count};
 use crate::soak::plan::WRITERS;
@@ -38,8 +39,12 @@ pub(crate) enum End {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Noted {
     pub(crate) acknowledged: u64,
+    /// Acknowledged writes of the writer beside it.
+    pub(crate) beside: u64,
     /// Errors of the store that it met.
     pub(crate) errors: u64,
+    /// Blocks that it read from the device.
+    pub(crate) misses: u64,
 }
 
 fn io(what: &'static str) -> impl Fn(io::Error) -> Failure {
@@ -101,8 +106,10 @@ impl Sent {
 
     pub(crate) fn noted(&self) -> Check<Noted> {
         let board = Board::open(&self.board()).map_err(io("the board"))?;
-        let acknowledged = board.acknowledged().map_err(io("the board"))?[WRITER];
-        Ok(Noted { acknowledged, errors: board.count(Count::Faults).map_err(io("the board"))? })
+        let acknowledged = board.acknowledged().map_err(io("the board"))?;
+        let (acknowledged, beside) = (acknowledged[WRITER], acknowledged[BESIDE]);
+        let count = |count| board.count(count).map_err(io("the board"));
+        Ok(Noted { acknowledged, beside, errors: count(Count::Faults)?, misses: count(Count::Misses)? })
     }
 
     /// How it ended, unless it found a mistake.
@@ -120,6 +127,13 @@ impl Sent {
         }
     }
 
+    /// The names of the ways around refused calls that it took, see [`way_around`](super::terms::way_around).
+    pub(crate) fn fell_back(&self) -> BTreeSet<String> {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let ways = log.lines().filter_map(|line| line.split_once(FELL_BACK)?.1.split_once(':'));
+        ways.map(|(way, _)| way.to_owned()).collect()
+    }
+
     /// The end of its output.
     pub(crate) fn said(&self) -> String {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
@@ -132,13 +146,15 @@ impl Sent {
     /// writes.
     pub(crate) fn judge(&self, store: &Path, power_was_lost: bool) -> Check<Noted> {
         let noted = self.noted()?;
-        let mut ledger = Ledger::default();
-        // Every second write has waited for stable media.
-        ledger.take(if power_was_lost { noted.acknowledged / 2 * 2 } else { noted.acknowledged });
-        let mut healthy = || -> Check {
+        let healthy = || -> Check {
             let db = self.mode.builder().open(store)?;
-            ledger.settle(&db, noted.acknowledged + 1)?;
-            ledger.compare(&db)?;
+            for (writer, acknowledged) in [(WRITER, noted.acknowledged), (BESIDE, noted.beside)] {
+                let mut ledger = Ledger::of(writer);
+                // Every second write has waited for stable media.
+                ledger.take(if power_was_lost { acknowledged / 2 * 2 } else { acknowledged });
+                ledger.settle(&db, acknowledged + 1)?;
+                ledger.compare(&db).map_err(|failure| failure.at(format!("writer {writer}")))?;
+            }
             db.verify().map_err(|error| Failure::from(error).at("verify"))?;
             db.keyspace("after")?.put("it", "goes on")?;
             Ok(db.close()?)
@@ -151,7 +167,7 @@ impl Sent {
     }
 
     /// Removes everything.
-    pub(crate) fn remove(self) -> Check {
+    pub(crate) fn remove(&self) -> Check {
         std::fs::remove_dir_all(&self.dir).map_err(io("remove a directory"))
     }
 }

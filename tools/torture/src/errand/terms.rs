@@ -1,5 +1,6 @@
 //! The agreement between an errand and its sender.
 
+use aio::FallBack;
 use clap::ValueEnum;
 use esker::testing::{Background, BuilderExt, Sizes};
 use esker::{Builder, Db, SyncMethod};
@@ -9,6 +10,24 @@ pub(crate) const GAVE_UP: u8 = 3;
 
 /// The errand is this writer of the board and of the plan.
 pub(crate) const WRITER: usize = 0;
+/// The writer that works beside it, if it has one.
+pub(crate) const BESIDE: usize = 1;
+
+/// Begins the name of each way around a refused call, in the output of the errand.
+pub(crate) const FELL_BACK: &str = "fell back to ";
+pub(crate) const SYSTEM_CALLS: &str = "system-calls";
+pub(crate) const OLD_WAIT: &str = "old-wait";
+pub(crate) const PAGE_CACHE: &str = "page-cache";
+
+/// The name of a way around a refused call.
+pub(crate) fn way_around(fall_back: &FallBack) -> &'static str {
+    match fall_back {
+        FallBack::SystemCalls { .. } => SYSTEM_CALLS,
+        FallBack::OldWait { .. } => OLD_WAIT,
+        FallBack::PageCache { .. } => PAGE_CACHE,
+        _ => "another",
+    }
+}
 
 const KIB: u64 = 1 << 10;
 

@@ -8,9 +8,9 @@ use fastrand::Rng;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::disk::{Disk, tool};
-use super::work::Work;
 use crate::errand::sent::End;
 use crate::errand::terms::Mode;
+use crate::errand::work::Work;
 use crate::lack::Lack;
 use crate::report::{Counts, Failure};
 

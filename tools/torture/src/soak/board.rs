@@ -35,9 +35,11 @@ pub(crate) enum Count {
     RssKib,
     Handles,
     Threads,
+    /// Blocks that were read from the device.
+    Misses,
 }
 
-const COUNTS: usize = Count::Threads as usize + 1;
+const COUNTS: usize = Count::Misses as usize + 1;
 /// Four classes for each power of two of microseconds.
 pub(crate) const CLASSES: usize = 128;
 

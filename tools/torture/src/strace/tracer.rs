@@ -27,9 +27,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::registers::Registers;
+use crate::errand::refusal::IO_PGETEVENTS;
 use crate::errand::watchdog;
-
-pub(super) const IO_PGETEVENTS: i64 = if cfg!(target_arch = "x86_64") { 333 } else { 292 };
 
 /// The calls that wait for events.
 pub(super) const REAPING: [i64; 2] = [IO_PGETEVENTS, libc::SYS_io_getevents];

@@ -6,9 +6,9 @@ use nix::libc::{
     self, EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENOLCK, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP,
 };
 
+use super::tracer::{Deed, REAPING, WAKE_UP, Watched};
+use crate::errand::refusal::IO_PGETEVENTS;
 use crate::errand::terms::Mode;
-
-use super::tracer::{Deed, IO_PGETEVENTS, REAPING, WAKE_UP, Watched};
 
 /// How long a fault lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

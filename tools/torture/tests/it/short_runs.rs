@@ -174,6 +174,22 @@ fn a_store_goes_on_when_the_machine_is_no_longer_in_its_way() {
     }
 }
 
+/// The refusals that a store survives so far; nothing means all. The whole matrix is in `seccomp.rs`.
+const SURVIVED: &str =
+    "io_destroy/,io_getevents/,io_pgetevents/,io_cancel/,fallocate/ENOSYS,statx/,preadv2/,pwritev2/";
+
+#[test]
+fn a_store_works_where_a_sandbox_refuses_its_system_calls() {
+    let temp = temp_dir();
+    let dir = temp.path().to_str().expect("text");
+    let counts = torture(&["seccomp", "--only", SURVIVED, "--dir", dir]);
+    if !counts["skipped"].is_null() {
+        return loud("SKIPPED: this machine has no seccomp filters");
+    }
+    assert_eq!(counts["planned"], counts["cells"], "{counts}");
+    must_be_positive(&counts, &["acknowledged", "acknowledged_beside", "blocks_read", "fell_back"]);
+}
+
 #[test]
 fn a_store_survives_sick_disks_and_shutdowns_below_a_real_file_system() {
     match try_torture(&[

@@ -2,6 +2,7 @@
 //!
 //! Invariant: when it is dropped its process has ended.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
@@ -10,8 +11,8 @@ use std::time::Duration;
 use aio::{Backend as _, NativeBackend};
 use rustix::process::Pid;
 
-use crate::errand::sent::{End, Noted, Sent};
-use crate::errand::terms::Mode;
+use super::sent::{End, Noted, Sent};
+use super::terms::Mode;
 use crate::lack::Lack;
 use crate::report::{Check, Counts, Failure};
 
@@ -21,7 +22,7 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// A running errand.
 #[derive(Debug)]
-pub(super) struct Work {
+pub(crate) struct Work {
     sent: Sent,
     store: PathBuf,
     child: Child,
@@ -32,7 +33,7 @@ pub(super) struct Work {
 impl Work {
     /// Starts an errand with these options. `wrapper` runs it, and it waits for its release. Its store is in `disk` if that is
     /// given.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         (dir, mode): (&Path, Mode),
         wrapper: &[&str],
         options: &[&str],
@@ -46,17 +47,26 @@ impl Work {
         Ok(Work { sent, store, child, status: None, clock: NativeBackend::new() })
     }
 
-    pub(super) fn id(&self) -> u32 {
+    /// Starts the next errand on the same store. The one before has ended.
+    pub(crate) fn again(&mut self, options: &[&str]) -> Check {
+        let mut command = self.sent.command(&[], &self.store)?;
+        command.args(options);
+        self.child = self.sent.start(&mut command)?;
+        self.status = None;
+        Ok(())
+    }
+
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub(super) fn pid(&self) -> Check<Pid> {
+    pub(crate) fn pid(&self) -> Check<Pid> {
         let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
         pid.ok_or_else(|| Failure::new("a process without a number"))
     }
 
     /// Releases the errand.
-    pub(super) fn go(&mut self) -> Check {
+    pub(crate) fn go(&mut self) -> Check {
         let gate = self.child.stdin.as_mut().map(|gate| gate.write_all(b"g"));
         match gate {
             Some(Ok(())) => Ok(()),
@@ -64,11 +74,11 @@ impl Work {
         }
     }
 
-    pub(super) fn noted(&self) -> Check<Noted> {
+    pub(crate) fn noted(&self) -> Check<Noted> {
         self.sent.noted()
     }
 
-    pub(super) fn is_running(&mut self) -> Check<bool> {
+    pub(crate) fn is_running(&mut self) -> Check<bool> {
         if self.status.is_none() {
             let status = self.child.try_wait();
             self.status = status.map_err(|error| Failure::new(format!("wait for an errand: {error}")))?;
@@ -80,7 +90,7 @@ impl Work {
     ///
     /// # Errors
     /// The errand does not note it, or has ended.
-    pub(super) fn until(&mut self, what: &str, is_there: impl Fn(Noted) -> bool) -> Check {
+    pub(crate) fn until(&mut self, what: &str, is_there: impl Fn(Noted) -> bool) -> Check {
         let deadline = self.clock.now() + PATIENCE;
         while !is_there(self.noted()?) {
             let is_running = self.is_running()?;
@@ -107,7 +117,7 @@ impl Work {
     }
 
     /// Waits for the end of the errand, which must be one of these.
-    pub(super) fn ends(&mut self, ends: &[End]) -> Check<End> {
+    pub(crate) fn ends(&mut self, ends: &[End]) -> Check<End> {
         let status = self.wait()?;
         let end = self.sent.end(status)?;
         if ends.contains(&end) {
@@ -117,16 +127,25 @@ impl Work {
     }
 
     /// Waits for the end of the errand, which must have done everything without an error.
-    pub(super) fn ends_unnoticed(&mut self) -> Check {
+    pub(crate) fn ends_unnoticed(&mut self) -> Check {
         self.ends(&[End::Done])?;
+        self.has_met_no_error()
+    }
+
+    pub(crate) fn has_met_no_error(&self) -> Check {
         match self.noted()?.errors {
             0 => Ok(()),
             errors => Err(Failure::new(format!("it met {errors} errors: {}", self.sent.said()))),
         }
     }
 
+    /// See [`Sent::fell_back`].
+    pub(crate) fn fell_back(&self) -> BTreeSet<String> {
+        self.sent.fell_back()
+    }
+
     /// Waits for the end of the errand. Returns whether the allocator aborted it, which is the end of a program without memory.
-    pub(super) fn ends_for_want_of_memory(&mut self) -> Check<bool> {
+    pub(crate) fn ends_for_want_of_memory(&mut self) -> Check<bool> {
         let status = self.wait()?;
         if !status.success() && self.sent.said().contains("memory allocation of") {
             return Ok(true);
@@ -134,23 +153,28 @@ impl Work {
         self.ends(&[End::Done, End::GaveUp]).map(|_| false)
     }
 
-    pub(super) fn kill(&mut self) -> Check {
+    pub(crate) fn kill(&mut self) -> Check {
         // The errand may have ended already. Its status is checked.
         let _ = self.child.kill();
         self.ends(&[End::Signal(9)]).map(drop)
     }
 
     /// A healthy process finds everything. See [`Sent::judge`].
-    pub(super) fn judge(&self) -> Result<Counts, Lack> {
+    pub(crate) fn judge(&self) -> Result<Counts, Lack> {
         Ok(counted(self.sent.judge(&self.store, false)?))
     }
 
     /// Checks everything that survives a loss of power.
-    pub(super) fn judge_durable(&self) -> Result<Counts, Lack> {
+    pub(crate) fn judge_durable(&self) -> Result<Counts, Lack> {
         Ok(counted(self.sent.judge(&self.store, true)?))
     }
 
-    pub(super) fn kill_and_judge(mut self) -> Result<Counts, Lack> {
+    /// Removes the directory of an errand that has ended.
+    pub(crate) fn remove(&self) -> Check {
+        self.sent.remove()
+    }
+
+    pub(crate) fn kill_and_judge(mut self) -> Result<Counts, Lack> {
         self.kill()?;
         self.judge()
     }
@@ -159,6 +183,10 @@ impl Work {
 fn counted(noted: Noted) -> Counts {
     let mut counts = Counts::default();
     counts.add("acknowledged", noted.acknowledged);
+    if noted.beside > 0 {
+        counts.add("acknowledged_beside", noted.beside);
+    }
+    counts.add("blocks_read", noted.misses);
     counts.add("errors_met", noted.errors);
     counts
 }
