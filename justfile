@@ -25,8 +25,8 @@ crash:
     cargo test -p esker --lib --test it --locked -- crash power_cuts::
     cargo test -p kvtorture --test it --locked -- kill:: survives
 
-# Check, and all long tests, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
-deep: check && loom schedules torture planted planted-schedules planted-units planted-kernel (kernel "3000" "--where-possible") (strace "4") limits soak (fuzz "20") asan tsan
+# Check, and all long tests, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing and refused system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
+deep: check && loom schedules torture planted planted-schedules planted-units planted-kernel (kernel "3000" "--where-possible") (strace "4") seccomp limits soak (fuzz "20") asan tsan
     ESKER_DEEP=1 cargo test -p kvtorture --test it --locked kill:: -- --nocapture
 
 # Without this the allocator returns memory to the kernel with every simulated machine, which takes a third of the time.
