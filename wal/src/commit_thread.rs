@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::flusher::Purpose;
 use crate::group_commit::{CommitState, DrainInterval, Shared};
+use crate::ring::TRUST;
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Arc, MutexGuard, Ordering};
 
@@ -53,6 +54,8 @@ impl Shared {
     }
 
     fn commit_thread(&self) {
+        // Whether the log has been idle for a while.
+        let mut rested = false;
         let mut state = self.state.lock();
         while !state.stop {
             match self.due(&mut state) {
@@ -68,10 +71,19 @@ impl Shared {
                 Due::WhenPublished => {
                     self.parked.store(true, Ordering::SeqCst);
                     let published = self.core.ring.published().get();
+                    let was_rested = std::mem::take(&mut rested);
                     if state.halted.is_some() || published == self.core.durable() {
-                        self.work.wait(&mut state);
+                        if was_rested {
+                            self.work.wait(&mut state);
+                        } else {
+                            rested = self.work.wait_for(&mut state, TRUST).timed_out();
+                        }
                     }
                     self.parked.store(false, Ordering::SeqCst);
+                    if rested {
+                        // The room for the next record may be gone by the time it comes.
+                        self.core.ring.doubt(&*self.core.backend);
+                    }
                 }
             }
         }

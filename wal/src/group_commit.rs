@@ -296,6 +296,7 @@ impl Shared {
         if let Err(cause) = &outcome {
             self.halt(cause);
         }
+        self.core.ring.doubt(&*self.core.backend);
         self.host.progressed(self.core.durable());
         let mut state = self.state.lock();
         state.flusher = token.flusher.take();

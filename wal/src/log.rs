@@ -122,7 +122,8 @@ pub struct LogMetrics {
 ///
 /// # Concurrency
 /// All methods may be called from any thread. An append is one compare-and-swap, a copy and a publication, with no lock
-/// and no system call while the ring has space.
+/// and no system call while the ring has space, but one for each 256 KiB of records
+/// that makes sure of room behind the mapping.
 ///
 /// Dropping the log closes it as [`Log::close`] does, without the report.
 pub struct Log {
@@ -211,6 +212,7 @@ impl Log {
                     shared.wait(Level::Durable, needed)?;
                 }
                 Err(Full::Small) => shared.grow_ring(len_bytes as u64)?,
+                Err(Full::Unsure) => shared.core.ring.make_room(&*shared.core.backend, len_bytes)?,
             }
         }
     }

@@ -25,6 +25,7 @@ aio::planted_bugs! {
     }
     IN_UNITS {
         ReservationNotVoided: "a place in the log that its writer gives up stays empty",
+        RingWithoutRoom: "a record goes to a page of the ring that may need space, without a call that asks for it",
         VoidReplayed: "replay takes a place that was given up for a record",
     }
 }

@@ -13,15 +13,24 @@
 //! ```
 //!
 //! There is no header. The checksum of each record covers store, incarnation and position, and so decides whether it is
-//! valid. The file is written with zeros and synced before it is used, so a store into the mapping never waits for the
+//! valid. The file is written with zeros and synced before it is used, so a store into the mapping hardly ever waits for the
 //! file system to allocate. It begins small and grows to its size in the first lap, so a small store takes little
 //! space. The host makes each new size durable before the first record goes there.
 //!
+//! # No SIGBUS
+//! A block that was written once need not stay the file's own: a copy of the store may have left a hole in its place, and a
+//! copy of the open store may share it. A store there has to allocate, and on a full disk the kernel kills the process for
+//! it. So a reservation ends at or below `sure`: up to there each page has had a write fault by a system call
+//! ([`SharedMap::make_room`]), which answers with an error instead. `sure` moves ahead by [`WINDOW_BYTES`] at a time, before
+//! anything is reserved. It is forgotten a second after it was found ([`Ring::doubt`]), because a copy that is made later
+//! shares the blocks again.
+//!
 //! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable
 //! media; in the first lap `reserved - start <= grown`; `published <= reserved`; the host knows of every byte below
-//! `grown`.
+//! `grown`; a reservation ends at or below the `sure` of its moment.
 
 use std::path::Path;
+use std::time::Duration;
 
 use aio::{Backend, Errno, File, OpenMode, Queue, SharedMap};
 
@@ -33,6 +42,13 @@ use crate::record::Seq;
 use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::watermark::Watermark;
 
+/// Bytes behind the reserved ones that get room at a time. A call for 64 pages takes 26 us where all is well, so 10 ns for a
+/// record of 100 bytes.
+const WINDOW_BYTES: usize = 256 << 10;
+
+/// How long a page is trusted to have its room.
+pub(crate) const TRUST: Duration = Duration::from_secs(1);
+
 /// The staging ring of one incarnation.
 #[derive(Debug)]
 pub(crate) struct Ring {
@@ -43,8 +59,12 @@ pub(crate) struct Ring {
     start: Seq,
     /// Bytes of the file that can be used. Stored with release after the file has them.
     grown: AtomicUsize,
-    /// Held while the file grows, across I/O.
+    /// Held while the file grows or gets room, across I/O.
     growing: Mutex<()>,
+    /// End of the bytes that have room; 0 when that is to be found out again.
+    sure: AtomicU64,
+    /// When `sure` was found, in nanoseconds of the backend's clock.
+    sure_since_nanos: AtomicU64,
     /// Position of the next record. The compare-and-swap only hands out ranges and publishes nothing.
     reserved: AtomicU64,
     published: Watermark,
@@ -57,6 +77,8 @@ pub(crate) enum Full {
     Until(Seq),
     /// The file has to grow first.
     Small,
+    /// The mapping has to get room first.
+    Unsure,
 }
 
 impl Ring {
@@ -89,6 +111,8 @@ impl Ring {
             start,
             grown: AtomicUsize::new(file_bytes),
             growing: Mutex::new(()),
+            sure: AtomicU64::new(0),
+            sure_since_nanos: AtomicU64::new(0),
             reserved: AtomicU64::new(start.get()),
             published: Watermark::new(start, bytes),
         })
@@ -128,6 +152,42 @@ impl Ring {
         Ok(())
     }
 
+    /// Makes room for `len_bytes` more, and for a window behind them.
+    pub(crate) fn make_room(&self, backend: &dyn Backend, len_bytes: usize) -> Result<()> {
+        let _one = self.growing.lock();
+        let from = self.reserved();
+        let has_room = from.plus(len_bytes).get() <= self.sure.load(Ordering::Acquire);
+        if has_room {
+            return Ok(());
+        }
+        // Not behind the end of the file in the first lap, and no byte twice.
+        let grown = self.grown.load(Ordering::Acquire);
+        let there = if grown == self.bytes {
+            self.bytes
+        } else {
+            usize::try_from(self.start.plus(grown).get().saturating_sub(from.get())).unwrap_or(0)
+        };
+        let room_bytes = (len_bytes + WINDOW_BYTES).min(there);
+        let since = backend.now();
+        let at = self.offset(from);
+        let head_bytes = room_bytes.min(self.bytes - at);
+        if !planted(Bug::RingWithoutRoom) {
+            self.map.make_room(at, head_bytes)?;
+            self.map.make_room(0, room_bytes - head_bytes)?;
+        }
+        self.sure_since_nanos.store(nanos(since), Ordering::Relaxed);
+        self.sure.store(from.plus(room_bytes).get(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Forgets that there is room, if that was found out some time ago. Called by each round and by an idle log.
+    pub(crate) fn doubt(&self, backend: &dyn Backend) {
+        let age_nanos = nanos(backend.now()).saturating_sub(self.sure_since_nanos.load(Ordering::Relaxed));
+        if age_nanos >= nanos(TRUST) {
+            self.sure.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Whether the bytes in it survive the process.
     pub(crate) fn is_shared(&self) -> bool {
         self.map.is_shared()
@@ -155,6 +215,7 @@ impl Ring {
         // Acquire: the bytes below `grown` are mapped before they are written.
         let grown = self.grown.load(Ordering::Acquire);
         let there = if grown == self.bytes { u64::MAX } else { self.start.plus(grown).get() };
+        let sure = self.sure.load(Ordering::Acquire);
         let mut at = self.reserved.load(Ordering::SeqCst);
         loop {
             let end = at.saturating_add(len_bytes as u64);
@@ -163,6 +224,9 @@ impl Ring {
             }
             if end > limit {
                 return Err(Full::Until(Seq::new(end - self.bytes as u64)));
+            }
+            if end > sure {
+                return Err(Full::Unsure);
             }
             match self.reserved.compare_exchange_weak(at, end, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return Ok(Seq::new(at)),
@@ -199,4 +263,8 @@ impl Ring {
     fn offset(&self, seq: Seq) -> usize {
         usize::try_from(seq.since(self.start) % self.bytes as u64).expect("a ring offset is below its size")
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::support::{Manifest, RING_FIRST_BYTES, record};
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
@@ -205,6 +206,35 @@ fn too_few_handles_are_no_halt_either() {
     assert_eq!(refusals, 1);
     log.close().unwrap();
     assert!(log.metrics().recycled > 0);
+}
+
+/// Fails where a real process would be killed: the simulated map panics at a store that has no space.
+#[test]
+fn a_ring_that_has_lost_its_blocks_refuses_records_while_the_disk_is_full() {
+    let sim = SimBackend::new(1);
+    let log = open(&sim, Background::Manual, Arc::new(Manifest::default()));
+    let ring = LogOptions::new("/wal", 1, 1, Seq::ZERO).ring_path;
+    log.wait_durable(log.append(&mut record(b"first")).unwrap().end).unwrap();
+    for _ in 0..3 {
+        // A copy of the open store takes its blocks away, more than a second after they were asked for.
+        sim.lose_blocks(&ring);
+        sim.park(Duration::from_secs(2));
+        log.wait_durable(log.append(&mut record(b"trusted too long")).unwrap().end).unwrap();
+        sim.set_capacity_bytes(sim.used_bytes());
+        sim.lose_blocks(&ring);
+        let before = (log.published(), log.durable());
+        for _ in 0..2 {
+            let refused = log.append(&mut record(&[7; 1000])).unwrap_err();
+            assert!(is_no_space(&refused), "{refused}");
+            assert_eq!(((log.published(), log.durable()), log.health()), (before, Ok(())));
+        }
+        sim.set_capacity_bytes(u64::MAX);
+        // All around the ring.
+        for _ in 0..20 {
+            log.wait_durable(log.append(&mut record(&[7; 1000])).unwrap().end).unwrap();
+        }
+    }
+    log.close().unwrap();
 }
 
 /// A host that can report a full disk when a file is activated.
