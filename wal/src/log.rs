@@ -122,8 +122,8 @@ pub struct LogMetrics {
 ///
 /// # Concurrency
 /// All methods may be called from any thread. An append is one compare-and-swap, a copy and a publication, with no lock
-/// and no system call while the ring has space, but one for each 256 KiB of records
-/// that makes sure of room behind the mapping.
+/// and no system call while the ring has space, but one for each 256 KiB of records, which makes sure of room behind the
+/// mapping.
 ///
 /// Dropping the log closes it as [`Log::close`] does, without the report.
 pub struct Log {

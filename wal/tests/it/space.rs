@@ -83,7 +83,7 @@ fn the_commit_thread_writes_refused_records_without_a_waiter() {
     let log = open(&sim, Background::Threads, Arc::new(Manifest::default()));
     sim.set_capacity_bytes(sim.used_bytes() + FILE_BYTES);
     let (_, end) = fill(&log);
-    let step = std::time::Duration::from_millis(1);
+    let step = Duration::from_millis(1);
     let attempts = sim.calls();
     // Simulated time passes only by calls. Each refused round makes some, so this also shows the retries.
     while sim.calls() < attempts + 20 {
