@@ -87,7 +87,7 @@ impl NativeBackend {
             }
         }
         let BackendState { clock, trace, team, fall_backs, .. } = self.shared.clone();
-        Ok(Box::new(ThreadQueue::new(team, settings.slots, clock, (trace, fall_backs))))
+        Ok(Box::new(ThreadQueue::new(&team, settings.slots, clock, (trace, fall_backs))))
     }
 
     /// Opens a regular file, for direct I/O where that works.

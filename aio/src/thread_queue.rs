@@ -15,8 +15,8 @@
 //! the call that uses them; a queue that is dropped waits for its operations.
 
 use std::collections::VecDeque;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -35,20 +35,31 @@ use crate::trace::{Class, Trace};
 /// As many calls are under way at once. Four reads at a time reach half the rate of most devices.
 const MOST_THREADS: usize = 4;
 
-/// The threads of a backend, and the operations that wait for them.
+/// The threads of a backend, as long as it has queues.
 #[derive(Debug, Default)]
-pub(crate) struct Team {
-    state: Mutex<TeamState>,
-    work: Condvar,
+pub(crate) struct Team(Mutex<Weak<Crew>>);
+
+/// A set of threads. The last queue that uses them waits for their end.
+#[derive(Debug)]
+struct Crew {
+    work: Arc<Work>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    process: Process,
+}
+
+/// The operations that wait for a thread.
+#[derive(Debug, Default)]
+struct Work {
+    state: Mutex<WorkState>,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct TeamState {
+struct WorkState {
     tasks: VecDeque<Task>,
-    threads: usize,
     /// Threads that wait for work.
     idle: usize,
-    queues: usize,
+    is_over: bool,
 }
 
 #[derive(Debug)]
@@ -76,7 +87,7 @@ struct MailboxState {
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct ThreadQueue {
-    team: Arc<Team>,
+    crew: Arc<Crew>,
     mailbox: Arc<Mailbox>,
     slots: usize,
     in_flight: usize,
@@ -88,16 +99,15 @@ impl ThreadQueue {
     /// # Panics
     /// If there are no slots.
     pub(crate) fn new(
-        team: Arc<Team>,
+        team: &Team,
         slots: usize,
         clock: Clock,
         (trace, fall_backs): (Arc<Trace>, FallBacks),
     ) -> ThreadQueue {
         assert!(slots > 0, "a queue without slots");
-        team.state.lock().queues += 1;
         let mailbox = Mailbox { state: Mutex::default(), arrived: Condvar::new(), trace, fall_backs };
         ThreadQueue {
-            team,
+            crew: team.crew(),
             mailbox: Arc::new(mailbox),
             slots,
             in_flight: 0,
@@ -124,7 +134,7 @@ impl Queue for ThreadQueue {
                 return if taken == 0 { Err(refused) } else { Ok(taken) };
             }
             let submitted_at_nanos = clock::nanos();
-            self.team.take(Task { operation, submitted_at_nanos, owner: Arc::clone(&self.mailbox) });
+            self.crew.take(Task { operation, submitted_at_nanos, owner: Arc::clone(&self.mailbox) });
             self.in_flight += 1;
             taken += 1;
         }
@@ -186,9 +196,6 @@ impl Drop for ThreadQueue {
         while mailbox.done.len() < self.in_flight {
             self.mailbox.arrived.wait(&mut mailbox);
         }
-        drop(mailbox);
-        self.team.state.lock().queues -= 1;
-        self.team.work.notify_all();
     }
 }
 
@@ -226,50 +233,80 @@ impl Mailbox {
 }
 
 impl Team {
+    fn crew(&self) -> Arc<Crew> {
+        let mut known = self.0.lock();
+        known.upgrade().unwrap_or_else(|| {
+            let crew = Arc::new(Crew::new());
+            *known = Arc::downgrade(&crew);
+            crew
+        })
+    }
+}
+
+impl Crew {
+    fn new() -> Crew {
+        Crew { work: Arc::default(), threads: Mutex::default(), process: Process::current() }
+    }
+
     /// Hands a task to a thread. Does it here where no thread can be started.
-    fn take(self: &Arc<Team>, task: Task) {
-        let mut state = self.state.lock();
-        state.tasks.push_back(task);
-        if state.tasks.len() > state.idle && state.threads < MOST_THREADS {
-            state.threads += 1;
-            drop(state);
-            let is_started = self.start_thread().is_ok();
-            state = self.state.lock();
-            if !is_started {
-                state.threads -= 1;
-            }
+    fn take(&self, task: Task) {
+        let is_short = {
+            let mut state = self.work.state.lock();
+            state.tasks.push_back(task);
+            state.tasks.len() > state.idle
+        };
+        let mut threads = self.threads.lock();
+        if is_short && threads.len() < MOST_THREADS {
+            threads.extend(self.start_thread());
         }
-        if state.threads > 0 {
-            self.work.notify_one();
-        } else if let Some(task) = state.tasks.pop_front() {
-            drop(state);
+        if !threads.is_empty() {
+            self.work.changed.notify_one();
+            return;
+        }
+        drop(threads);
+        let task = self.work.state.lock().tasks.pop_front();
+        if let Some(task) = task {
             task.run();
         }
     }
 
-    fn start_thread(self: &Arc<Team>) -> Result<()> {
-        let team = Arc::clone(self);
+    fn start_thread(&self) -> Option<JoinHandle<()>> {
+        let work = Arc::clone(&self.work);
         let run = move || {
             block_all_signals();
-            team.serve();
+            work.serve();
         };
-        let started = std::thread::Builder::new().name("aio-calls".to_owned()).spawn(run);
-        let failed = |error| Error::call("start thread", Path::new("(aio-calls)"), Errno::from(&error));
-        started.map(drop).map_err(failed)
+        std::thread::Builder::new().name("aio-calls".to_owned()).spawn(run).ok()
     }
+}
 
-    /// The loop of a thread, until the last queue is dropped.
+impl Drop for Crew {
+    fn drop(&mut self) {
+        // In a forked child there are no threads, and the lock may have been held at the fork.
+        if !self.process.is_current() {
+            return;
+        }
+        self.work.state.lock().is_over = true;
+        self.work.changed.notify_all();
+        for thread in self.threads.get_mut().drain(..) {
+            // A panic of the thread is a bug of this crate; its message is printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Work {
+    /// The loop of a thread.
     fn serve(&self) {
         let mut state = self.state.lock();
         loop {
             if let Some(task) = state.tasks.pop_front() {
                 MutexGuard::unlocked(&mut state, || task.run());
-            } else if state.queues == 0 {
-                state.threads -= 1;
+            } else if state.is_over {
                 return;
             } else {
                 state.idle += 1;
-                self.work.wait(&mut state);
+                self.changed.wait(&mut state);
                 state.idle -= 1;
             }
         }
