@@ -94,6 +94,15 @@ pub struct Stat {
     pub is_file: bool,
 }
 
+/// Slots of native AIO. All programs of the machine share them, also those in containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AioSlots {
+    /// All that there are: `fs.aio-max-nr`.
+    pub limit: u64,
+    /// Those in contexts now, of any program.
+    pub in_use: u64,
+}
+
 /// The exclusive lock of an open store. Dropping it releases the lock.
 pub trait Lock: Send + Sync + fmt::Debug {}
 
@@ -107,6 +116,17 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Error::Slots`](crate::Error::Slots) when the machine's limit is reached.
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>>;
+
+    /// Drops queues, overlapped where dropping one takes long. Returns when all are dropped.
+    fn drop_queues(&self, queues: Vec<Box<dyn Queue>>) {
+        drop(queues);
+    }
+
+    /// The machine's slots for queues; `None` if they are not bounded, or not known.
+    fn aio_slots(&self) -> Option<AioSlots>;
+
+    /// Files that this process may have open; `None` if that is not bounded.
+    fn descriptor_limit(&self) -> Option<u64>;
 
     /// A new reactor with room for `slots` operations in flight, with a thread where the machine has threads.
     ///

@@ -194,7 +194,9 @@ pub enum Error {
         pid: Option<u32>,
     },
     /// The kernel has no asynchronous I/O slots left.
-    #[error("no AIO slots left for a context of {slots} operations: raise fs.aio-max-nr (sysctl)")]
+    #[error(
+        "no AIO slots left for a context of {slots} operations: raise fs.aio-max-nr (sysctl), in a container that of the host"
+    )]
     Slots {
         /// The slots requested.
         slots: usize,

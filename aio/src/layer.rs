@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
+use crate::backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::error::Result;
 use crate::fall_back::FallBack;
 use crate::open_file::File;
@@ -62,6 +62,9 @@ macro_rules! backend_layer {
 
 backend_layer! {
     queue(slots: usize) -> Result<Box<dyn Queue>>;
+    drop_queues(queues: Vec<Box<dyn Queue>>);
+    aio_slots() -> Option<AioSlots>;
+    descriptor_limit() -> Option<u64>;
     open(path: &Path, mode: OpenMode) -> Result<File>;
     size_bytes(file: &File) -> Result<u64>;
     sync(file: &File) -> Result<()>;

@@ -36,7 +36,7 @@ mod trace;
 mod wait_out;
 mod waker;
 
-pub use backend::{Backend, Lock, OpenMode, SharedMap, Stat};
+pub use backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
 pub use buf::{Buf, Lender, Pages};
 pub use context::{Context, ContextBuilder};
 pub use error::{Errno, Error, Result};

@@ -6,6 +6,8 @@
 //! Invariants: every file that is opened is a regular one and goes through `probe`, so its alignment is known; every method
 //! with which a forked child could do harm returns an error there.
 
+mod drop_together;
+mod limits;
 mod lock;
 mod map;
 
@@ -19,7 +21,7 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 
 use self::lock::NativeLock;
 use self::map::NativeMap;
-use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
+use crate::backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
@@ -123,6 +125,18 @@ impl NativeBackend {
 impl Backend for NativeBackend {
     fn queue(&self, slots: usize) -> Result<Box<dyn Queue>> {
         self.context(slots, None)
+    }
+
+    fn drop_queues(&self, queues: Vec<Box<dyn Queue>>) {
+        drop_together::drop_together(queues);
+    }
+
+    fn aio_slots(&self) -> Option<AioSlots> {
+        limits::aio_slots()
+    }
+
+    fn descriptor_limit(&self) -> Option<u64> {
+        limits::descriptors()
     }
 
     fn reactor(&self, slots: usize) -> Result<Reactor> {

@@ -47,7 +47,7 @@ use machine::{Call, Machine, SharedMachine, sim_handle};
 use map::{MapSizes, SimLock, SimMap};
 use queue::SimQueue;
 
-use crate::backend::{Backend, Lock, OpenMode, SharedMap, Stat};
+use crate::backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
@@ -228,6 +228,14 @@ impl Backend for SimBackend {
             _ => {}
         }
         Ok(Box::new(SimQueue::new(Arc::clone(&self.machine), slots)))
+    }
+
+    fn aio_slots(&self) -> Option<AioSlots> {
+        None
+    }
+
+    fn descriptor_limit(&self) -> Option<u64> {
+        None
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {

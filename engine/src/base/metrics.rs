@@ -58,6 +58,10 @@ pub struct Metrics {
     pub paged_segments: usize,
     /// Snapshots and iterators that keep old entries.
     pub snapshots: usize,
+    /// Contexts of native AIO of reads, flushes and merges, idle ones included.
+    pub aio_contexts: usize,
+    /// The machine's slots (`fs.aio-max-nr`) that they take.
+    pub aio_slots: usize,
     /// Each keyspace, by name.
     pub keyspaces: Vec<KeyspaceMetrics>,
     /// Each kind of I/O operation.

@@ -185,6 +185,7 @@ fn flush_loop(store: &Writing) {
         if std::mem::take(&mut store.jobs.requests.lock().flush) && finish_flush(store, flush_frozen(store)) {
             retry_later(store, |requests| &mut requests.flush);
         }
+        store.files.contexts().trim();
     }
 }
 

@@ -10,13 +10,11 @@ use aio::{Backend, Buf, File, OpenMode, Queue, Reactor};
 use crate::base::error::{Error, Result};
 use crate::base::options::Background;
 use crate::base::sync::shared::Mutex;
+use crate::io::contexts::{Contexts, Size};
 use crate::io::kinds::{FileKind, Folder};
 use crate::io::pool::BufPool;
 use crate::io::read_ahead::{Allowance, Grant};
 use crate::io::removals::Removals;
-
-/// Operations that one caller of [`Files`] has in flight at most.
-pub(crate) const QUEUE_SLOTS: usize = 64;
 
 /// Asynchronous reads of a store in flight at most: as many as the queues of devices hold.
 const REACTOR_SLOTS: usize = 128;
@@ -26,8 +24,7 @@ const REACTOR_SLOTS: usize = 128;
 pub(crate) struct Files {
     backend: Arc<dyn Backend>,
     root: PathBuf,
-    /// Idle contexts. They are lent and come back: making one costs milliseconds.
-    queues: Mutex<Vec<Box<dyn Queue>>>,
+    contexts: Arc<Contexts>,
     bufs: Arc<BufPool>,
     read_ahead: Arc<Allowance>,
     asynchronous: Mutex<Asynchronous>,
@@ -48,9 +45,9 @@ impl Files {
     pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
         Files {
             removals: Removals::new(Arc::clone(&backend)),
+            contexts: Contexts::new(Arc::clone(&backend)),
             backend,
             root: root.to_owned(),
-            queues: Mutex::default(),
             bufs: BufPool::new(read_ahead_bytes),
             read_ahead: Allowance::new(read_ahead_bytes),
             asynchronous: Mutex::new(Asynchronous::Unused),
@@ -123,29 +120,25 @@ impl Files {
         Ok(self.backend.open(path, mode)?)
     }
 
-    /// Lends an idle context.
-    pub(crate) fn with_queue<R>(&self, work: impl FnOnce(&mut dyn Queue) -> Result<R>) -> Result<R> {
-        let mut queue = self.idle_queue()?;
-        let result = work(queue.as_mut());
-        self.rest((queue.in_flight() == 0).then_some(queue));
-        result
+    /// The contexts of asynchronous I/O.
+    pub(crate) fn contexts(&self) -> &Arc<Contexts> {
+        &self.contexts
     }
 
-    /// An idle context.
+    /// Lends a context for single operations. `work` calls no code of the user, and does not call this again.
     ///
     /// # Errors
-    /// The machine has no more contexts.
-    pub(crate) fn idle_queue(&self) -> Result<Box<dyn Queue>> {
-        let idle = self.queues.lock().pop();
-        Ok(match idle {
-            Some(queue) => queue,
-            None => self.backend.queue(QUEUE_SLOTS)?,
-        })
+    /// Those of [`Contexts::lend`], and of `work`.
+    pub(crate) fn with_queue<R>(&self, work: impl FnOnce(&mut dyn Queue) -> Result<R>) -> Result<R> {
+        work(&mut *self.contexts.lend()?)
     }
 
-    /// Takes an idle context back, if there is one.
-    pub(crate) fn rest(&self, queue: Option<Box<dyn Queue>>) {
-        self.queues.lock().extend(queue);
+    /// Lends a context to a job, for single operations.
+    ///
+    /// # Errors
+    /// Those of [`Contexts::lend_to_job`], and of `work`.
+    pub(crate) fn with_job_queue<R>(&self, work: impl FnOnce(&mut dyn Queue) -> Result<R>) -> Result<R> {
+        work(&mut *self.contexts.lend_to_job(Size::Single)?)
     }
 
     /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
@@ -176,8 +169,11 @@ impl Files {
             Asynchronous::Ended => return Err(Error::Closed),
         }
         let reactor = match background {
-            Background::Threads => self.backend.reactor(REACTOR_SLOTS)?,
-            Background::Manual => Reactor::without_thread(self.backend.queue(REACTOR_SLOTS)?),
+            Background::Threads => aio::wait_out(&*self.backend, || self.backend.reactor(REACTOR_SLOTS))?,
+            Background::Manual => {
+                let queue = aio::wait_out(&*self.backend, || self.backend.queue(REACTOR_SLOTS))?;
+                Reactor::without_thread(queue)
+            }
         };
         *asynchronous = Asynchronous::Running(reactor.clone());
         Ok(reactor)

@@ -21,6 +21,7 @@ use aio::{Completion, Operation, Queue};
 
 use crate::base::error::Result;
 use crate::base::sync::shared::Mutex;
+use crate::io::contexts::{Lent, Size};
 use crate::io::files::Files;
 
 /// A context and the operations that were handed to it. One thread uses it at a time.
@@ -32,8 +33,7 @@ pub(crate) struct Lane {
 
 #[derive(Debug)]
 struct LaneState {
-    /// `None` only while the lane is dropped.
-    queue: Option<Box<dyn Queue>>,
+    queue: Lent,
     slots: Vec<OperationState>,
     free: Vec<usize>,
     /// Room for completions.
@@ -59,14 +59,22 @@ pub(crate) struct Ticket {
 }
 
 impl Lane {
-    /// A lane on an idle context.
+    /// A lane of a job.
     ///
     /// # Errors
-    /// The machine has no more contexts.
+    /// Those of [`Contexts::lend_to_job`](crate::io::contexts::Contexts::lend_to_job).
     pub(crate) fn new(files: &Arc<Files>) -> Result<Arc<Lane>> {
-        let queue = Some(files.idle_queue()?);
+        Ok(Lane::on(files, files.contexts().lend_to_job(Size::Wide)?))
+    }
+
+    /// A lane that a scan may hold while its user does something else; `None` if the scan should read without one.
+    pub(crate) fn of_scan(files: &Arc<Files>, operations: usize) -> Option<Arc<Lane>> {
+        Some(Lane::on(files, files.contexts().try_lend(Size::of(operations))?))
+    }
+
+    fn on(files: &Arc<Files>, queue: Lent) -> Arc<Lane> {
         let state = LaneState { queue, slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
-        Ok(Arc::new(Lane { files: Arc::clone(files), state: Mutex::new(state) }))
+        Arc::new(Lane { files: Arc::clone(files), state: Mutex::new(state) })
     }
 
     /// The files that its operations work on.
@@ -110,7 +118,7 @@ impl Lane {
 
 impl LaneState {
     fn queue(&mut self) -> &mut dyn Queue {
-        self.queue.as_deref_mut().expect("it is there until the lane is dropped")
+        &mut *self.queue
     }
 
     fn submit(&mut self, operation: Operation) -> Result<usize> {
@@ -219,11 +227,8 @@ impl LaneState {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let mut state = self.state.lock();
         // A context that fails is not lent again. Dropping it waits for the operations in flight.
-        let is_idle = state.settle().is_ok();
-        let queue = state.queue.take().filter(|_| is_idle);
-        self.files.rest(queue);
+        let _ = self.state.lock().settle();
     }
 }
 

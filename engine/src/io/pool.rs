@@ -29,7 +29,7 @@ pub(crate) const SMALLEST_BYTES: usize = 16 << 10;
 /// Longer buffers are rare and are not kept.
 pub(crate) const LARGEST_BYTES: usize = 1 << 20;
 
-/// As much as one call has in flight at most, see [`QUEUE_SLOTS`](crate::io::files::QUEUE_SLOTS).
+/// As much as one call has in flight at most, see [`Size`](crate::io::contexts::Size).
 const KEPT_SMALL_BYTES: usize = 1 << 20;
 
 /// The chunks of one writer.

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A scan takes a context for itself when it first reads ahead, and returns it when the walk ends: most scans are short and
-//! never do. The inputs of a job share the [`Lane`] of the job.
+//! never do. Where there is none for it, it reads window after window. The inputs of a job share the [`Lane`] of the job.
 //!
 //! Invariant: at most one window is in use and one in flight. Their buffers return to the pool when they were used, or, if
 //! the stream is cleared or dropped, when their read was reaped.
@@ -147,7 +147,7 @@ impl ReadStream {
     /// Puts a window in flight. If that is not possible, its blocks are read when they are needed.
     pub(crate) fn read_ahead(&mut self, files: &Arc<Files>, file: &File, extent: Extent) {
         if let LaneOf::Scan(lane @ None) = &mut self.lane {
-            *lane = Lane::new(files).ok();
+            *lane = Lane::of_scan(files, 1);
         }
         if let LaneOf::Job(lane) | LaneOf::Scan(Some(lane)) = &self.lane
             && let Ok(read) = lane.submit(extent.read(file, files))

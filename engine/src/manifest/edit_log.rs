@@ -192,7 +192,7 @@ impl Manifest {
             }
         };
         if rolled.is_none() {
-            self.files.with_queue(|queue| {
+            self.files.with_job_queue(|queue| {
                 match writer.write_group(&self.files, queue, &bytes) {
                     // Nothing was written: a shortage like any other.
                     Err(error) if error.is_not_now() => Err(error.into()),
@@ -486,7 +486,7 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
     bytes.clear();
     edit::encode(&version.to_edits(), &mut bytes);
     let path = files.manifest_path(number);
-    files.with_queue(|queue| {
+    files.with_job_queue(|queue| {
         let manifest_bytes = version.format.manifest_bytes;
         let file = aio::file::create_zeroed(files.backend().as_ref(), queue, &path, manifest_bytes)?;
         let mut writer = Writer { file, number, tried: number, offset: 0, end: Seq::ZERO, groups: 0 };

@@ -6,6 +6,7 @@ use aio::sim::{DiskImage, EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, SimBackend};
 
 use super::*;
+use crate::io::contexts::Size;
 use crate::manifest::version::Format;
 
 const ROOT: &str = "/store";
@@ -268,14 +269,16 @@ fn an_edit_that_only_a_later_version_knows_is_no_damage() {
 fn a_manifest_that_gets_no_context_changes_nothing_and_goes_on() {
     let sim = machine();
     let manifest = create(&sim, 1);
-    let idle = manifest.files.idle_queue().unwrap();
+    let idle = manifest.files.contexts().lend_to_job(Size::Single).unwrap();
     for errno in [Errno::AGAIN, Errno::TOO_MANY_FILES] {
-        sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[EventKind::Queue]));
+        sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[EventKind::Queue]).forever());
         let error = wal::Host::activate(&manifest, 7, Seq::ZERO).unwrap_err();
         assert!(error.is_shortage(), "the log would halt: {error:?}");
         assert_eq!(manifest.version().logs, [], "{errno:?}");
+        sim.clear_faults();
     }
-    manifest.files.rest(Some(idle));
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::AGAIN)).on(&[EventKind::Queue]).forever());
+    drop(idle);
     wal::Host::activate(&manifest, 7, Seq::ZERO).unwrap();
     assert_eq!(manifest.version().logs.len(), 1);
 }

@@ -24,17 +24,18 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aio::{Buf, Completion, File, Operation, Queue};
+use aio::{Buf, Completion, File, Operation};
 
 use crate::base::error::Result;
 use crate::base::key::{Kind, Seq, key_hash};
-use crate::io::files::{Files, QUEUE_SLOTS};
+use crate::io::contexts::{Lent, Size};
+use crate::io::files::Files;
 use crate::segment::{Aim, Block, Segment, Step};
 use crate::tree::superversion::Superversion;
 use crate::tree::zones::PieceAt;
 
 /// Reads in flight of one call: as many as a context takes.
-const MOST_READS: usize = QUEUE_SLOTS;
+const MOST_READS: usize = Size::WIDE_SLOTS;
 
 /// Bytes in flight of one call, unless one block alone is larger: a quarter of the budget's share for I/O buffers.
 const MOST_READ_BYTES: usize = 2 << 20;
@@ -229,10 +230,12 @@ pub(crate) struct EndedRead {
     pub(crate) result: Result<Completion>,
 }
 
-/// Reads through a context of the calling thread, which sleeps until some have completed.
+/// Reads in the calling thread, which sleeps until some have completed.
 struct ThreadReads<'a> {
     files: &'a Files,
-    queue: &'a mut dyn Queue,
+    /// Held while the caller is shown values, and its code may wait for other threads. `None`: there is none for that, so
+    /// blocks are read one by one.
+    queue: Option<Lent>,
     /// Not submitted.
     waiting: VecDeque<Operation>,
     done: Vec<Completion>,
@@ -245,17 +248,22 @@ impl Reads for ThreadReads<'_> {
     }
 
     fn submit(&mut self) -> Result<()> {
-        if !self.waiting.is_empty() {
-            self.queue.submit(&mut self.waiting)?;
+        if let Some(queue) = self.queue.as_deref_mut().filter(|_| !self.waiting.is_empty()) {
+            queue.submit(&mut self.waiting)?;
         }
         Ok(())
     }
 
     fn completed(&mut self, ended_reads: &mut Vec<EndedRead>) -> Result<()> {
-        // A signal ends a wait early.
-        while self.done.is_empty() {
-            let part = self.queue.in_flight().div_ceil(PART_WAITED_FOR);
-            self.queue.wait(part, None, &mut self.done)?;
+        if let Some(queue) = &mut self.queue {
+            // A signal ends a wait early.
+            while self.done.is_empty() {
+                let part = queue.in_flight().div_ceil(PART_WAITED_FOR);
+                queue.wait(part, None, &mut self.done)?;
+            }
+        } else {
+            let next = self.waiting.pop_front();
+            self.done = self.files.with_queue(|queue| Ok(aio::file::run(queue, next)?))?;
         }
         ended_reads.extend(self.done.drain(..).map(|completion| {
             let number = usize::try_from(completion.operation.token()).expect("a number of a read");
@@ -348,15 +356,17 @@ impl<'a, K: AsRef<[u8]>, F: Show> Search<'a, K, F> {
     pub(crate) fn finish(&mut self) -> Result<()> {
         let Some(first) = self.state.parked.first() else { return Ok(()) };
         let files = first.segment(self.superversion).files();
-        files.with_queue(|queue| {
-            let mut reads = ThreadReads { files, queue, waiting: VecDeque::new(), done: Vec::new() };
-            let result = self.drive(&mut reads);
-            // After an error reads may be in flight. The context is idle when it is lent again.
-            while reads.queue.in_flight() > 0 {
-                reads.queue.wait(reads.queue.in_flight(), None, &mut reads.done)?;
+        let queue = files.contexts().try_lend(Size::of(self.state.parked.len()));
+        let mut reads = ThreadReads { files, queue, waiting: VecDeque::new(), done: Vec::new() };
+        let result = self.drive(&mut reads);
+        // After an error reads may be in flight. Only an idle context is lent again.
+        if let Some(queue) = &mut reads.queue {
+            while queue.in_flight() > 0 {
+                let all = queue.in_flight();
+                queue.wait(all, None, &mut reads.done)?;
             }
-            result
-        })
+        }
+        result
     }
 
     /// Takes step after step until every key was shown, or until `reads` has no completion to give.

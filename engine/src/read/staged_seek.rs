@@ -27,7 +27,7 @@ pub(crate) fn prepare(mut runs: Vec<&mut RunCursor>, target: Target<'_>) {
         // One block alone is read by its own seek.
         _ => return,
     };
-    let Ok(lane) = Lane::new(files) else { return };
+    let Some(lane) = Lane::of_scan(files, missing.len()) else { return };
     let reads = missing.iter().map(|(at, extent)| extent.read(runs[*at].file(), lane.files()));
     let reads = lane.submit_all(reads);
     // Shorter than `missing` if a read was refused.

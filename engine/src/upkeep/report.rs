@@ -13,6 +13,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
     let version = store.version();
     let cache = store.cache.stats();
     let trees = store.all_trees();
+    let contexts = store.files.contexts().usage();
     let levels = |keyspace| version.keyspaces.get(&keyspace).map(|keyspace| &keyspace.levels);
     let mut metrics = Metrics {
         direct_io: store.is_direct(),
@@ -25,6 +26,8 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
         pinned_bytes: cache.reserved_bytes,
         paged_segments: trees.iter().map(|tree| paged_segments(tree)).sum(),
         snapshots: store.pins.count(),
+        aio_contexts: contexts.contexts,
+        aio_slots: contexts.slots,
         keyspaces: trees.iter().map(|tree| keyspace(tree, levels(tree.id))).collect(),
         io: store.files.backend().counters(),
         ..Metrics::default()
