@@ -98,6 +98,17 @@ impl Builder {
         self
     }
 
+    /// The most segment files that stay open; default 16,384, or half of the process's limit on open files (`ulimit -n`) if
+    /// that is less. Only a smaller number has an effect.
+    ///
+    /// A store with more segments opens a file again when a read needs it, which takes some ten microseconds, and closes
+    /// another one. So the least useful number is that of the segments that a few reads touch at the same time: 16 for each
+    /// thread that reads. A few more descriptors are in use for the log, the manifest, and the files that are written.
+    pub fn max_open_files(mut self, files: usize) -> Builder {
+        self.options.max_open_files = Some(files);
+        self
+    }
+
     /// Opens or creates the store with these options. See [`Db::open`].
     ///
     /// # Errors

@@ -282,7 +282,7 @@ struct TaskReads<'a, 'w> {
 }
 
 impl Reads for TaskReads<'_, '_> {
-    fn add(&mut self, request: ReadRequest<'_>) {
+    fn add(&mut self, request: ReadRequest) {
         self.flights
             .push((request.number, self.reactor.read(request.file, request.offset, request.len_bytes)));
     }

@@ -91,7 +91,7 @@ impl OpenStore {
         self.store.files.removals().end();
         // Reads are refused by now, and handles may keep the store for long.
         self.store.cache.clear();
-        self.store.files.contexts().end();
+        self.store.files.end();
         ended
     }
 }

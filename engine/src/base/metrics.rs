@@ -58,6 +58,8 @@ pub struct Metrics {
     pub paged_segments: usize,
     /// Snapshots and iterators that keep old entries.
     pub snapshots: usize,
+    /// Files of segments that are open now; see [`Builder::max_open_files`](crate::Builder::max_open_files).
+    pub open_files: usize,
     /// Contexts of native AIO of reads, flushes and merges, idle ones included.
     pub aio_contexts: usize,
     /// The machine's slots (`fs.aio-max-nr`) that they take.

@@ -84,6 +84,7 @@ pub(crate) struct Options {
     pub(crate) sync_method: SyncMethod,
     pub(crate) sizes: Sizes,
     pub(crate) compress: bool,
+    pub(crate) max_open_files: Option<usize>,
     /// A damaged log is cut before the damage instead of being refused.
     pub(crate) repair: bool,
 }
@@ -101,6 +102,7 @@ impl Default for Options {
             sync_method: SyncMethod::default(),
             sizes: Sizes::default(),
             compress: true,
+            max_open_files: None,
             repair: false,
         }
     }

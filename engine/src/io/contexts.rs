@@ -26,7 +26,7 @@
 //!   contexts that waiting threads were woken for.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use aio::{Backend, Queue};
@@ -136,7 +136,15 @@ struct State {
     promised: usize,
     /// Jobs that the machine has refused a context. They are served first.
     jobs_waiting: usize,
+    /// Those who hold a context without an end.
+    holders: Vec<Weak<dyn Holder>>,
     is_ended: bool,
+}
+
+/// Holds a context for as long as it likes, but for no longer than the store is open.
+pub(crate) trait Holder: Send + Sync + std::fmt::Debug {
+    /// Gives it back.
+    fn end(&self);
 }
 
 /// The use of a context.
@@ -191,6 +199,18 @@ impl Contexts {
         self.make(state, size, Purpose::Held).0.ok()
     }
 
+    /// This one has a context from [`Contexts::try_lend`] and is told of the end. Called before the context is used.
+    pub(crate) fn register(&self, holder: Weak<dyn Holder>) {
+        let mut state = self.state.lock();
+        state.holders.retain(|holder| holder.strong_count() > 0);
+        if !state.is_ended {
+            state.holders.push(holder);
+            return;
+        }
+        drop(state);
+        holder.upgrade().into_iter().for_each(|holder| holder.end());
+    }
+
     /// A context for a job, of which there are few. Bounds do not count; idle contexts go to jobs first.
     ///
     /// # Errors
@@ -242,9 +262,14 @@ impl Contexts {
 
     /// The store is closed: destroys all idle contexts, and each other one when it comes back. Nothing is lent any more.
     pub(crate) fn end(&self) {
-        let idle = {
+        let holders = {
             let mut state = self.state.lock();
             state.is_ended = true;
+            std::mem::take(&mut state.holders)
+        };
+        holders.iter().filter_map(Weak::upgrade).for_each(|holder| holder.end());
+        let idle = {
+            let mut state = self.state.lock();
             for size in [Size::Single, Size::Wide] {
                 (0..state.idle[size as usize].len()).for_each(|_| state.all.remove(size));
             }

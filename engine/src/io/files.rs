@@ -12,6 +12,7 @@ use crate::base::options::Background;
 use crate::base::sync::shared::Mutex;
 use crate::io::contexts::{Contexts, Size};
 use crate::io::kinds::{FileKind, Folder};
+use crate::io::open_files::{CachedFile, OpenFiles};
 use crate::io::pool::BufPool;
 use crate::io::read_ahead::{Allowance, Grant};
 use crate::io::removals::Removals;
@@ -25,6 +26,7 @@ pub(crate) struct Files {
     backend: Arc<dyn Backend>,
     root: PathBuf,
     contexts: Arc<Contexts>,
+    segments: Arc<OpenFiles>,
     bufs: Arc<BufPool>,
     read_ahead: Arc<Allowance>,
     asynchronous: Mutex<Asynchronous>,
@@ -46,12 +48,18 @@ impl Files {
         Files {
             removals: Removals::new(Arc::clone(&backend)),
             contexts: Contexts::new(Arc::clone(&backend)),
+            segments: OpenFiles::new(Arc::clone(&backend), None),
             backend,
             root: root.to_owned(),
             bufs: BufPool::new(read_ahead_bytes),
             read_ahead: Allowance::new(read_ahead_bytes),
             asynchronous: Mutex::new(Asynchronous::Unused),
         }
+    }
+
+    /// With fewer files kept open.
+    pub(crate) fn with_most_open(self, most: Option<usize>) -> Files {
+        Files { segments: OpenFiles::new(Arc::clone(&self.backend), most), ..self }
     }
 
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
@@ -116,8 +124,23 @@ impl Files {
         self.path(FileKind::Segment, number)
     }
 
+    /// The open files of segments.
+    pub(crate) fn open_files(&self) -> &Arc<OpenFiles> {
+        &self.segments
+    }
+
+    /// Opens a file that stays open as long as there are handles of it.
+    ///
+    /// # Errors
+    /// Those of [`OpenFiles::open`].
     pub(crate) fn open(&self, path: &Path, mode: OpenMode) -> Result<File> {
-        Ok(self.backend.open(path, mode)?)
+        Ok(self.segments.open(path, mode)?)
+    }
+
+    /// The store is closed: gives back contexts and descriptors, whatever handles there are.
+    pub(crate) fn end(&self) {
+        self.segments.end();
+        self.contexts.end();
     }
 
     /// The contexts of asynchronous I/O.
@@ -144,6 +167,11 @@ impl Files {
     /// Reads `len_bytes` at `offset`, both aligned for direct I/O.
     pub(crate) fn read(&self, file: &File, offset: u64, len_bytes: usize) -> Result<Buf> {
         self.read_into(file, offset, self.buf(len_bytes))
+    }
+
+    /// Reads from a file that is opened if it is not open. Only a reader that has a context needs a descriptor.
+    pub(crate) fn read_cached(&self, file: &CachedFile, offset: u64, len_bytes: usize) -> Result<Buf> {
+        self.with_queue(|queue| Ok(aio::file::read_into(queue, &file.get()?, offset, self.buf(len_bytes))?))
     }
 
     /// Fills the buffer from `offset`, both aligned for direct I/O.

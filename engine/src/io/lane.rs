@@ -12,16 +12,17 @@
 //! sleeps only for a completion that it needs. Completions come in any order.
 //!
 //! Invariants: a slot is free again only after its operation was reaped; when the last ticket and the last stream are gone,
-//! the lane waits for the operations in flight, so that the context is idle when it is lent again.
+//! the lane waits for the operations in flight, so that the context is idle when it is lent again. The lane of a scan ends
+//! with the store, even if the scan does not: it keeps neither its context nor a file then.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aio::{Completion, Operation, Queue};
+use aio::{Completion, Operation};
 
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::sync::shared::Mutex;
-use crate::io::contexts::{Lent, Size};
+use crate::io::contexts::{Holder, Lent, Size};
 use crate::io::files::Files;
 
 /// A context and the operations that were handed to it. One thread uses it at a time.
@@ -33,7 +34,8 @@ pub(crate) struct Lane {
 
 #[derive(Debug)]
 struct LaneState {
-    queue: Lent,
+    /// `None` once the lane has ended.
+    queue: Option<Lent>,
     slots: Vec<OperationState>,
     free: Vec<usize>,
     /// Room for completions.
@@ -69,11 +71,14 @@ impl Lane {
 
     /// A lane that a scan may hold while its user does something else; `None` if the scan should read without one.
     pub(crate) fn of_scan(files: &Arc<Files>, operations: usize) -> Option<Arc<Lane>> {
-        Some(Lane::on(files, files.contexts().try_lend(Size::of(operations))?))
+        let lane = Lane::on(files, files.contexts().try_lend(Size::of(operations))?);
+        let holder: Arc<dyn Holder> = Arc::<Lane>::clone(&lane);
+        files.contexts().register(Arc::downgrade(&holder));
+        Some(lane)
     }
 
     fn on(files: &Arc<Files>, queue: Lent) -> Arc<Lane> {
-        let state = LaneState { queue, slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
+        let state = LaneState { queue: Some(queue), slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
         Arc::new(Lane { files: Arc::clone(files), state: Mutex::new(state) })
     }
 
@@ -104,7 +109,7 @@ impl Lane {
     /// The context is dead.
     pub(crate) fn reap(&self) -> Result<()> {
         let mut state = self.state.lock();
-        if state.queue().in_flight() == 0 { Ok(()) } else { state.reap(0) }
+        if state.in_flight() == 0 { Ok(()) } else { state.reap(0) }
     }
 
     /// Waits until nothing is in flight.
@@ -117,8 +122,12 @@ impl Lane {
 }
 
 impl LaneState {
-    fn queue(&mut self) -> &mut dyn Queue {
-        &mut *self.queue
+    fn queue(&mut self) -> Result<&mut Lent> {
+        self.queue.as_mut().ok_or(Error::Closed)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.in_flight())
     }
 
     fn submit(&mut self, operation: Operation) -> Result<usize> {
@@ -140,7 +149,8 @@ impl LaneState {
             waiting.push_back(operation.with_token(slot as u64));
         }
         while !waiting.is_empty() {
-            if !matches!(self.queue().submit(&mut waiting), Ok(1..)) {
+            let submitted = self.queue().and_then(|queue| Ok(queue.submit(&mut waiting)?));
+            if !matches!(submitted, Ok(1..)) {
                 break;
             }
         }
@@ -161,7 +171,7 @@ impl LaneState {
 
     fn hand_over(&mut self, waiting: &mut VecDeque<Operation>) -> Result<()> {
         loop {
-            self.queue().submit(waiting)?;
+            self.queue()?.submit(waiting)?;
             if waiting.is_empty() {
                 return Ok(());
             }
@@ -172,7 +182,7 @@ impl LaneState {
     /// Waits for `at_least` completions, and files all that came.
     fn reap(&mut self, at_least: usize) -> Result<()> {
         let mut reaped = std::mem::take(&mut self.reaped);
-        let result = self.queue().wait(at_least, None, &mut reaped);
+        let result = self.queue()?.wait(at_least, None, &mut reaped);
         for completion in reaped.drain(..) {
             self.file(completion);
         }
@@ -212,16 +222,26 @@ impl LaneState {
         match self.slots[slot] {
             OperationState::UnderWay => self.slots[slot] = OperationState::Abandoned,
             OperationState::Done(_) => self.release(slot),
+            OperationState::Free if self.queue.is_none() => {}
             OperationState::Free | OperationState::Abandoned => unreachable!("a ticket keeps its slot"),
         }
     }
 
     fn settle(&mut self) -> Result<()> {
-        while self.queue().in_flight() > 0 {
-            let all = self.queue().in_flight();
-            self.reap(all)?;
+        while self.in_flight() > 0 {
+            self.reap(self.in_flight())?;
         }
         Ok(())
+    }
+}
+
+impl Holder for Lane {
+    fn end(&self) {
+        let mut state = self.state.lock();
+        // A context that fails waits for its operations when it is dropped.
+        let _ = state.settle();
+        state.slots.iter_mut().for_each(|slot| *slot = OperationState::Free);
+        state.queue = None;
     }
 }
 
@@ -243,13 +263,14 @@ impl Ticket {
     /// Waits until [`Ticket::take`] has something to return.
     ///
     /// # Errors
-    /// The context is dead.
+    /// The context is dead, or the store is closed.
     ///
     /// # Panics
     /// If the completion was taken.
     pub(crate) fn ready(&mut self) -> Result<()> {
         let slot = self.slot.expect("the completion was not taken");
         let mut state = self.lane.state.lock();
+        state.queue()?;
         while matches!(state.slots[slot], OperationState::UnderWay) {
             state.reap(1)?;
         }

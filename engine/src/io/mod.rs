@@ -4,6 +4,7 @@ pub(crate) mod contexts;
 pub(crate) mod files;
 pub(crate) mod kinds;
 pub(crate) mod lane;
+pub(crate) mod open_files;
 pub(crate) mod pool;
 pub(crate) mod read_ahead;
 pub(crate) mod read_stream;

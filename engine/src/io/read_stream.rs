@@ -22,6 +22,7 @@ use aio::{Buf, File, Operation};
 use crate::base::error::Result;
 use crate::io::files::Files;
 use crate::io::lane::{Lane, Ticket};
+use crate::io::open_files::CachedFile;
 
 /// Neighbouring blocks of a file, and where direct I/O reads them.
 #[derive(Clone, Debug)]
@@ -129,15 +130,15 @@ impl ReadStream {
     ///
     /// # Errors
     /// The read failed or was short.
-    pub(crate) fn read(&mut self, files: &Files, file: &File, extent: Extent) -> Result<()> {
+    pub(crate) fn read(&mut self, files: &Files, file: &CachedFile, extent: Extent) -> Result<()> {
         self.window = None;
         match &self.lane {
             LaneOf::Job(lane) | LaneOf::Scan(Some(lane)) => {
-                let read = lane.submit(extent.read(file, files))?;
+                let read = lane.submit(extent.read(&file.get()?, files))?;
                 self.use_window(extent, read)
             }
             LaneOf::Scan(None) => {
-                let buf = files.read(file, extent.offset, extent.len_bytes)?;
+                let buf = files.read_cached(file, extent.offset, extent.len_bytes)?;
                 self.window = Some(Box::new(Window { blocks: extent.blocks, offset: extent.offset, buf }));
                 Ok(())
             }
@@ -145,12 +146,12 @@ impl ReadStream {
     }
 
     /// Puts a window in flight. If that is not possible, its blocks are read when they are needed.
-    pub(crate) fn read_ahead(&mut self, files: &Arc<Files>, file: &File, extent: Extent) {
+    pub(crate) fn read_ahead(&mut self, files: &Arc<Files>, file: &CachedFile, extent: Extent) {
         if let LaneOf::Scan(lane @ None) = &mut self.lane {
             *lane = Lane::of_scan(files, 1);
         }
         if let LaneOf::Job(lane) | LaneOf::Scan(Some(lane)) = &self.lane
-            && let Ok(read) = lane.submit(extent.read(file, files))
+            && let Ok(read) = file.get().and_then(|file| lane.submit(extent.read(&file, files)))
         {
             self.ahead = Some(Box::new(Ahead { extent, read }));
         }

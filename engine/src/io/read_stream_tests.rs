@@ -13,7 +13,7 @@ const BLOCKS: usize = 24;
 const FILES: usize = 3;
 
 /// Files whose blocks all differ.
-fn machine(seed: u64) -> (SimBackend, Arc<Files>, Vec<File>) {
+fn machine(seed: u64) -> (SimBackend, Arc<Files>, Vec<CachedFile>) {
     let sim = SimBackend::new(seed);
     sim.make_dir(Path::new("/store")).unwrap();
     let files = Arc::new(Files::new(Arc::new(sim.clone()), Path::new("/store"), 1 << 20));
@@ -23,7 +23,7 @@ fn machine(seed: u64) -> (SimBackend, Arc<Files>, Vec<File>) {
         files
             .with_queue(|queue| Ok(aio::file::write_all(queue, &file, 0, bytes.as_slice().into())?))
             .unwrap();
-        file
+        files.open_files().open_cached(file.path()).unwrap()
     });
     let inputs = inputs.collect();
     (sim, files, inputs)
@@ -46,7 +46,7 @@ fn window_at(block: usize) -> Extent {
 fn step(
     stream: &mut ReadStream,
     files: &Arc<Files>,
-    file: &File,
+    file: &CachedFile,
     (number, block): (usize, usize),
 ) -> Result<()> {
     if !stream.holds(block) {
@@ -70,7 +70,7 @@ fn step(
 }
 
 /// Walks all files in turns, as a merge does; gives up after `most` blocks.
-fn walk(streams: &mut [ReadStream], files: &Arc<Files>, inputs: &[File], most: usize) -> Result<()> {
+fn walk(streams: &mut [ReadStream], files: &Arc<Files>, inputs: &[CachedFile], most: usize) -> Result<()> {
     let blocks = (0..BLOCKS).flat_map(|block| (0..FILES).map(move |number| (number, block)));
     for (number, block) in blocks.take(most) {
         step(&mut streams[number], files, &inputs[number], (number, block))?;
@@ -149,7 +149,7 @@ fn streams_dropped_or_cleared_in_the_middle_leak_no_lease() {
         drop(streams);
         assert_eq!(files.leases(), 0, "after {most} blocks");
         // The context that comes next is idle.
-        files.read(&inputs[0], 0, BLOCK).unwrap();
+        files.read_cached(&inputs[0], 0, BLOCK).unwrap();
     }
 }
 

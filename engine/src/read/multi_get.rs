@@ -198,7 +198,7 @@ impl SearchState {
 /// Where the reads of a search are submitted, and where their completions come from.
 pub(crate) trait Reads {
     /// Takes a read, and submits it with the next [`Reads::submit`] at the latest.
-    fn add(&mut self, request: ReadRequest<'_>);
+    fn add(&mut self, request: ReadRequest);
 
     /// Submits the reads that were added.
     ///
@@ -214,11 +214,11 @@ pub(crate) trait Reads {
 }
 
 /// A read that a search needs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ReadRequest<'a> {
+#[derive(Debug)]
+pub(crate) struct ReadRequest {
     /// Names the read.
     pub(crate) number: usize,
-    pub(crate) file: &'a File,
+    pub(crate) file: File,
     pub(crate) offset: u64,
     pub(crate) len_bytes: usize,
 }
@@ -242,8 +242,8 @@ struct ThreadReads<'a> {
 }
 
 impl Reads for ThreadReads<'_> {
-    fn add(&mut self, request: ReadRequest<'_>) {
-        let read = Operation::read(request.file, request.offset, self.files.buf(request.len_bytes));
+    fn add(&mut self, request: ReadRequest) {
+        let read = Operation::read(&request.file, request.offset, self.files.buf(request.len_bytes));
         self.waiting.push_back(read.with_token(request.number as u64));
     }
 

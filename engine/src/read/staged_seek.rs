@@ -12,6 +12,7 @@
 //! the same error again and reports it with the place.
 
 use crate::io::lane::Lane;
+use crate::io::read_stream::Extent;
 use crate::read::cursor::Target;
 use crate::tree::run::RunCursor;
 
@@ -28,9 +29,9 @@ pub(crate) fn prepare(mut runs: Vec<&mut RunCursor>, target: Target<'_>) {
         _ => return,
     };
     let Some(lane) = Lane::of_scan(files, missing.len()) else { return };
-    let reads = missing.iter().map(|(at, extent)| extent.read(runs[*at].file(), lane.files()));
-    let reads = lane.submit_all(reads);
-    // Shorter than `missing` if a read was refused.
+    let read = |(at, extent): &(usize, Extent)| Some(extent.read(&runs[*at].file().ok()?, lane.files()));
+    let reads = lane.submit_all(missing.iter().map_while(read));
+    // Shorter than `missing` if a read was refused or a file cannot be opened.
     for ((at, extent), read) in missing.into_iter().zip(reads) {
         runs[at].expect(extent, read);
     }

@@ -44,7 +44,8 @@ pub(crate) struct Opened {
 
 /// Opens or creates the store in `root`.
 pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> Result<Opened> {
-    let files = Arc::new(Files::new(backend, root, options.read_ahead_bytes()));
+    let files = Files::new(backend, root, options.read_ahead_bytes()).with_most_open(options.max_open_files);
+    let files = Arc::new(files);
     let lock = enter(&files, options.create)?;
     let loaded = edit_log::load(&files)?;
     if loaded.is_none() && !options.create {

@@ -212,8 +212,11 @@ impl SegmentCursor {
     }
 
     /// The file of the segment.
-    pub(crate) fn file(&self) -> &File {
-        &self.source.segment().file
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn file(&self) -> Result<File> {
+        self.source.segment().file.get()
     }
 
     pub(crate) fn files(&self) -> &Arc<Files> {

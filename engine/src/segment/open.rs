@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use aio::{Buf, Errno, File, OpenMode};
+use aio::{Buf, Errno, File};
 
 use super::block::{Block, Frame};
 use super::filter::{Filter, line_from};
@@ -18,6 +18,7 @@ use super::reader::{BlockCache, Care, Form, Segment, aligned, check_page, corrup
 use super::top::Top;
 use crate::base::error::{Error, Result};
 use crate::io::files::Files;
+use crate::io::open_files::CachedFile;
 use crate::memory::cache::Slots;
 use crate::memory::reserve::ReservedBytes;
 
@@ -42,7 +43,8 @@ impl Segment {
     pub(crate) fn open(opening: &Opening<'_>, meta: &SegmentMeta) -> Result<Arc<Segment>> {
         let (files, cache) = (opening.files, opening.cache);
         let path = files.segment_path(meta.id);
-        let file = open_file(files, &path)?;
+        let cached = open_file(files, &path)?;
+        let file = cached.get()?;
         let size_bytes = files.backend().size_bytes(&file)?;
         if size_bytes != meta.size_bytes {
             return Err(Error::corrupt(&path, 0, "segment size in bytes", meta.size_bytes, size_bytes));
@@ -63,7 +65,7 @@ impl Segment {
         let mut segment = Segment {
             files: files.clone(),
             cache: cache.clone(),
-            file,
+            file: cached,
             path,
             meta: meta.clone(),
             form,
@@ -104,8 +106,8 @@ fn check_bounds(path: &Path, meta: &SegmentMeta, footer: &Footer, form: &Form) -
     Ok(())
 }
 
-fn open_file(files: &Files, path: &Path) -> Result<File> {
-    files.backend().open(path, OpenMode::Read).map_err(|error| match error.errno() {
+fn open_file(files: &Files, path: &Path) -> Result<CachedFile> {
+    files.open_files().open_cached(path).map_err(|error| match error.errno() {
         Some(Errno::NOT_FOUND) => Error::corrupt(path, 0, "segment file", "a file", "none"),
         _ => error.into(),
     })
@@ -113,7 +115,7 @@ fn open_file(files: &Files, path: &Path) -> Result<File> {
 
 /// Reads bytes `start..stop`. Also returns the offset of the buffer in the file.
 fn read_range(files: &Files, file: &File, start: u64, stop: u64) -> Result<(u64, Buf)> {
-    let (offset, len_bytes) = aligned(file, start, stop)?;
+    let (offset, len_bytes) = aligned((file.path(), file.alignment()), start, stop)?;
     Ok((offset, files.read(file, offset, len_bytes)?))
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aio::{Buf, File};
+use aio::{Alignment, Buf, File};
 
 use super::block::{Block, Frame};
 use super::filter::Filter;
@@ -30,6 +30,7 @@ use crate::base::error::{Error, Result};
 use crate::base::key::{Kind, Seq};
 use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
+use crate::io::open_files::CachedFile;
 use crate::io::read_stream::{Extent, Window};
 use crate::memory::cache::{Cache, Protected, Slots, Use};
 use crate::memory::reserve::ReservedBytes;
@@ -43,7 +44,7 @@ pub(crate) type BlockCache = Cache<Frame>;
 pub(crate) struct Segment {
     pub(super) files: Arc<Files>,
     pub(super) cache: Arc<BlockCache>,
-    pub(super) file: File,
+    pub(super) file: CachedFile,
     pub(super) path: PathBuf,
     pub(super) meta: SegmentMeta,
     pub(super) form: Form,
@@ -326,10 +327,10 @@ impl Segment {
     /// The read for the block: file, offset and length.
     ///
     /// # Errors
-    /// No such read is possible.
-    pub(crate) fn range_of(&self, aim: Aim) -> Result<(&File, u64, usize)> {
+    /// No such read is possible, or the file cannot be opened.
+    pub(crate) fn range_of(&self, aim: Aim) -> Result<(File, u64, usize)> {
         let (offset, len_bytes) = self.extent_of(&self.handle(aim))?;
-        Ok((&self.file, offset, len_bytes))
+        Ok((self.file.get()?, offset, len_bytes))
     }
 
     /// Checks and decodes the block after a read of its range, and puts it into the cache.
@@ -437,17 +438,21 @@ impl Segment {
         let handle = |number| part.handle(number).expect("these are blocks of the part");
         let last = handle(blocks.end - 1);
         let stop = last.offset + last.padded_bytes() as u64;
-        let (offset, len_bytes) = aligned(&self.file, handle(blocks.start).offset, stop)?;
+        let (offset, len_bytes) = self.aligned(handle(blocks.start).offset, stop)?;
         Ok(Extent { blocks, offset, len_bytes })
     }
 
     fn extent_of(&self, handle: &BlockHandle) -> Result<(u64, usize)> {
-        aligned(&self.file, handle.offset, handle.offset + handle.padded_bytes() as u64)
+        self.aligned(handle.offset, handle.offset + handle.padded_bytes() as u64)
+    }
+
+    fn aligned(&self, start: u64, stop: u64) -> Result<(u64, usize)> {
+        aligned((&self.path, self.file.alignment()), start, stop)
     }
 
     /// Reads these blocks at once.
     pub(super) fn read_window(&self, extent: Extent) -> Result<Window> {
-        let buf = self.files.read(&self.file, extent.offset, extent.len_bytes)?;
+        let buf = self.files.read_cached(&self.file, extent.offset, extent.len_bytes)?;
         Ok(Window { blocks: extent.blocks, offset: extent.offset, buf })
     }
 
@@ -497,11 +502,11 @@ pub(super) enum Care {
 }
 
 /// Offset and length of the read for bytes `start..stop`, extended to the alignment of direct I/O.
-pub(super) fn aligned(file: &File, start: u64, stop: u64) -> Result<(u64, usize)> {
-    let align = file.alignment().offset_bytes as u64;
+pub(super) fn aligned((path, alignment): (&Path, Alignment), start: u64, stop: u64) -> Result<(u64, usize)> {
+    let align = alignment.offset_bytes as u64;
     let offset = start - start % align;
     let len_bytes = usize::try_from(stop.next_multiple_of(align) - offset).map_err(|_| {
-        Error::corrupt(file.path(), start, "length of a read", "a length that fits into memory", stop - start)
+        Error::corrupt(path, start, "length of a read", "a length that fits into memory", stop - start)
     })?;
     Ok((offset, len_bytes))
 }

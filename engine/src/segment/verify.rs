@@ -20,11 +20,11 @@ impl Segment {
     /// # Errors
     /// `Corrupt` names the first broken rule.
     pub(crate) fn verify(&self) -> Result<u64> {
-        let footer =
-            read_footer(&self.files, &self.file, self.meta.size_bytes, Some(self.meta.footer_crc))?.0;
+        let file = self.file.get()?;
+        let footer = read_footer(&self.files, &file, self.meta.size_bytes, Some(self.meta.footer_crc))?.0;
         // The memory of index and filter is charged to the cache's budget. Both are read from the device, pinned or not.
         let mut reserved = ReservedBytes::take(&self.cache, pinned_bytes(&self.meta, &footer));
-        let (index, filter) = load(&self.files, &self.file, &footer, Care::Verify)?;
+        let (index, filter) = load(&self.files, &file, &footer, Care::Verify)?;
         reserved.resize(index.memory_bytes() + filter.memory_bytes());
         let part = Part::whole(&index);
         let against = Against { part, filter: &filter };

@@ -230,7 +230,10 @@ impl RunCursor {
     }
 
     /// The file that a missing block is read from.
-    pub(crate) fn file(&self) -> &File {
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn file(&self) -> Result<File> {
         self.inner.file()
     }
 

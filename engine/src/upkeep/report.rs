@@ -26,6 +26,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
         pinned_bytes: cache.reserved_bytes,
         paged_segments: trees.iter().map(|tree| paged_segments(tree)).sum(),
         snapshots: store.pins.count(),
+        open_files: store.files.open_files().count(),
         aio_contexts: contexts.contexts,
         aio_slots: contexts.slots,
         keyspaces: trees.iter().map(|tree| keyspace(tree, levels(tree.id))).collect(),

@@ -11,6 +11,7 @@
 mod bad_machine;
 mod basics;
 mod cold_reads;
+mod descriptors;
 mod faults;
 mod filters;
 mod foreign_keyspace;

@@ -37,6 +37,7 @@ pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     row("memtable_bytes", Value::from(metrics.memtable_bytes));
     row("cache_bytes", Value::from(metrics.cache_bytes));
     row("pinned_bytes", Value::from(metrics.pinned_bytes));
+    row("open_files", Value::from(metrics.open_files));
     row("aio_slots", Value::from(metrics.aio_slots));
     row("paged_segments", Value::from(metrics.paged_segments));
     row("flushes", Value::from(metrics.flushes));
