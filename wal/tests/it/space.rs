@@ -110,14 +110,14 @@ fn a_refused_commit_thread_does_not_spin() {
         assert_eq!(log.run_due(), Ok(false), "not before the interval is over");
     }
     assert_eq!(sim.calls(), calls);
-    sim.advance(std::time::Duration::from_millis(10));
+    sim.advance(Duration::from_millis(10));
     assert_eq!(log.run_due(), Ok(true));
     assert!(log.durable() < end);
     sim.set_capacity_bytes(u64::MAX);
-    sim.advance(std::time::Duration::from_millis(20));
+    sim.advance(Duration::from_millis(20));
     while log.durable() < end {
         log.run_due().unwrap();
-        sim.advance(std::time::Duration::from_millis(10));
+        sim.advance(Duration::from_millis(10));
     }
 }
 
@@ -165,9 +165,9 @@ fn an_append_after_make_room_is_never_refused() {
         let end = log.append(&mut record(&[7; 1900])).unwrap().end;
         log.wait_durable(end).unwrap();
         // The claim group of an idle log takes room as well.
-        sim.advance(std::time::Duration::from_millis(20));
+        sim.advance(Duration::from_millis(20));
         log.run_due().unwrap();
-        sim.advance(std::time::Duration::from_millis(20));
+        sim.advance(Duration::from_millis(20));
         log.run_due().unwrap();
         acknowledged += 1;
     };
