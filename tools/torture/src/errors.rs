@@ -428,7 +428,10 @@ fn judge(strike: Option<Strike>, error: &Error) -> Check {
 /// No wait is much longer than the delay of the fault.
 fn check_time(sim: &SimBackend, strike: Strike, calls: u64) -> Check {
     let per_call = if matches!(strike.way.fault, Fault::Delay(_)) { LATE } else { Duration::from_millis(1) };
-    let most = Duration::from_mins(1) + per_call * u32::try_from(calls).unwrap_or(u32::MAX);
+    // A call that is refused for ever is waited out, five seconds each time that one is due.
+    let is_refused = matches!(strike.way.fault, Fault::Errno(errno) if errno.is_not_now());
+    let base = Duration::from_mins(if is_refused { 10 } else { 1 });
+    let most = base + per_call * u32::try_from(calls).unwrap_or(u32::MAX);
     let took = sim.now();
     if took > most { Err(Failure::new(format!("took {took:?}, at most {most:?} were due"))) } else { Ok(()) }
 }
