@@ -40,6 +40,9 @@ use terms::{BESIDE, FELL_BACK, GAVE_UP, Mode, WRITER, way_around};
 /// Incarnations that may end with an error before the errand gives up.
 const PATIENCE: u64 = 4;
 
+/// How long an ended thread may be counted.
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// Calls that must be refused in the same way after a store has halted.
 const REFUSED: usize = 3;
 
@@ -153,17 +156,28 @@ impl<'a> Errand<'a> {
             }
         }
         self.board.put(Count::Halted, 1).map_err(|error| on_board(&error))?;
-        // The disturbance may also affect this.
-        let Ok(after) = usage() else { return Ok(()) };
-        // A count that was cut short is lower; a leak makes it higher.
-        if after[1] <= before[1] && after[2] <= before[2] {
-            return Ok(());
+        self.leaves_nothing_behind(before)
+    }
+
+    /// Handles and threads are as before. The kernel counts a thread a moment longer than others can wait for it.
+    fn leaves_nothing_behind(&self, before: [u64; 3]) -> Check {
+        let deadline = self.clock.now() + LEAVING;
+        loop {
+            // The disturbance may also affect this.
+            let Ok(after) = usage() else { return Ok(()) };
+            // A count that was cut short is lower; a leak makes it higher.
+            if after[1] <= before[1] && after[2] <= before[2] {
+                return Ok(());
+            }
+            if self.clock.now() > deadline {
+                return Err(Failure::new(format!(
+                    "handles and threads went from {:?} to {:?} although every store was closed",
+                    &before[1..],
+                    &after[1..]
+                )));
+            }
+            self.clock.park(Duration::from_millis(5));
         }
-        Err(Failure::new(format!(
-            "handles and threads went from {:?} to {:?} although every store was closed",
-            &before[1..],
-            &after[1..]
-        )))
     }
 
     /// Counts an error of the store. A few errors are allowed.
