@@ -7,9 +7,11 @@
 //!
 //! After a temporary fault the errand completes its work, if need be after reported errors and after
 //! opening the store again in the same process, and leaves no handle or thread behind. Some faults must stay unnoticed.
-//! After a permanent fault the errand gives up with an error. In all cases there is no panic, no hang, no error that
+//! After a permanent fault the errand gives up with an error. With `--not-now` all answers say that nothing was done because
+//! of a shortage, and all must stay unnoticed. In all cases there is no panic, no hang, no error that
 //! blames the files; nothing acknowledged is lost; and the next process opens the store.
 
+mod not_now;
 mod registers;
 mod tracer;
 mod ways;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use self::not_now::NOT_NOW;
 use self::tracer::{CallFault, Watched, watch};
 use self::ways::{Lasts, Notice, WAYS, Way};
 use crate::errand::sent::{End, Sent};
@@ -47,6 +50,10 @@ pub(crate) struct StraceArgs {
     /// Only the ways whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only answers that mean "not now", for one call, 20 calls and two seconds: no caller may see more than a delay. All
+    /// are tried, also after a failure.
+    #[arg(long)]
+    not_now: bool,
     /// Where the stores are made; by default in the directory for temporary files.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -95,7 +102,8 @@ pub(crate) fn run(settings: &Settings, args: &StraceArgs) -> Check<Tally> {
         order.clear();
     }
     tally.counts.add("planned", runs.len() as u64);
-    tally.merge(&runner::run(
+    let run_cases = if args.not_now { runner::survey } else { runner::run };
+    tally.merge(&run_cases(
         settings,
         &Cases {
             replay: "strace --case",
@@ -153,16 +161,21 @@ fn calibrate(root: &Path) -> Result<[Watched; 3], Lack> {
 const CALLS: u64 = 1_000_000;
 const MODES: u64 = Mode::ALL.len() as u64;
 
+/// All ways; new ones come last, so that the numbers of the others stay.
+fn ways() -> impl Iterator<Item = &'static Way> {
+    WAYS.iter().chain(NOT_NOW.iter().flatten())
+}
+
 impl Run {
     /// A number for the replay that does not depend on the calls of an undisturbed errand.
     fn number(&self) -> u64 {
-        let way = WAYS.iter().position(|way| std::ptr::eq(way, self.way)).unwrap_or(0) as u64;
+        let way = ways().position(|way| std::ptr::eq(way, self.way)).unwrap_or(0) as u64;
         let mode = Mode::ALL.iter().position(|mode| *mode == self.mode).unwrap_or(0) as u64;
         (way * MODES + mode) * CALLS + self.at
     }
 
     fn of(number: u64) -> Option<Run> {
-        let way = WAYS.get(usize::try_from(number / CALLS / MODES).ok()?)?;
+        let way = ways().nth(usize::try_from(number / CALLS / MODES).ok()?)?;
         let mode = *Mode::ALL.get(usize::try_from(number / CALLS % MODES).ok()?)?;
         Some(Run { way, mode, at: number % CALLS })
     }
@@ -176,7 +189,8 @@ impl Run {
 fn plan(calm: &[Watched; 3], args: &StraceArgs) -> Vec<Run> {
     let mut runs = Vec::new();
     for (mode, calm) in Mode::ALL.into_iter().zip(calm) {
-        for way in WAYS.iter().filter(|way| way.name.contains(&args.only)) {
+        let chosen = ways().enumerate().filter(|(nth, _)| (*nth >= WAYS.len()) == args.not_now);
+        for way in chosen.map(|(_, way)| way).filter(|way| way.name.contains(&args.only)) {
             let step = args.step.max(1) * way.every(mode);
             // Each way starts at another call. Otherwise some calls would never be chosen.
             let first = 1 + (way.name.len() as u64 % step);
@@ -210,12 +224,13 @@ fn disturbed(sent: &Sent, fault: &CallFault) -> Check<(Watched, End)> {
 /// Runs one errand in which one call goes wrong.
 fn one(dir: &Path, run: &Run) -> Check<Tally> {
     let sent = Sent::new(dir, run.mode)?;
-    let until = match run.way.lasts {
-        Lasts::Once => run.at,
-        Lasts::Times(times) => run.at + times - 1,
-        Lasts::Forever => u64::MAX,
+    let (until, within) = match run.way.lasts {
+        Lasts::Once => (run.at, None),
+        Lasts::Times(times) => (run.at + times - 1, None),
+        Lasts::For(time) => (u64::MAX, Some(time)),
+        Lasts::Forever => (u64::MAX, None),
     };
-    let fault = CallFault { calls: run.way.calls(), deed: run.way.deed, from: run.at, until };
+    let fault = CallFault { calls: run.way.calls(), deed: run.way.deed, from: run.at, until, within };
     let (watched, end) = disturbed(&sent, &fault)?;
     let mut tally = Tally::default();
     if end == End::Signal(SIGKILL) {

@@ -67,7 +67,8 @@ impl Deed {
     }
 }
 
-/// The calls that go wrong: number `from` of these calls, and the following ones up to `until`.
+/// The calls that go wrong: number `from` of these calls, and the following ones up to `until`, for at most the time
+/// `within`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallFault {
     /// The system calls, by number.
@@ -75,6 +76,7 @@ pub(super) struct CallFault {
     pub(super) deed: Deed,
     pub(super) from: u64,
     pub(super) until: u64,
+    pub(super) within: Option<Duration>,
 }
 
 /// The result of a watched run.
@@ -104,6 +106,8 @@ struct Tracer<'a> {
     main: Pid,
     fault: Option<&'a CallFault>,
     matching: u64,
+    /// When the fault ends, if a time was set and it has begun.
+    ends: Option<Duration>,
     inside: BTreeMap<Pid, Option<Inside>>,
     /// Threads that are held back, and until when.
     delayed: Vec<(Pid, Duration)>,
@@ -145,6 +149,7 @@ pub(super) fn watch(child: &mut Child, fault: Option<&CallFault>, limit: Duratio
         main,
         fault,
         matching: 0,
+        ends: None,
         inside: BTreeMap::new(),
         delayed: Vec::new(),
         clock: NativeBackend::new(),
@@ -215,9 +220,13 @@ impl Tracer<'_> {
 
     /// Lets a thread run to its next system call; when the fault is over, to its end.
     fn go_on(&self, thread: Pid, signal: Option<Signal>) {
-        let is_over = self.fault.is_some_and(|fault| self.matching >= fault.until);
+        let is_over = self.fault.is_some_and(|fault| self.matching >= fault.until) || self.time_is_up();
         // A killed thread is gone. Its exit is reported separately.
         let _ = if is_over { ptrace::cont(thread, signal) } else { ptrace::syscall(thread, signal) };
+    }
+
+    fn time_is_up(&self) -> bool {
+        self.ends.is_some_and(|end| self.clock.now() >= end)
     }
 
     /// Handles the entry or the exit of a system call. A thread that was killed meanwhile cannot be read, and ends soon.
@@ -239,7 +248,11 @@ impl Tracer<'_> {
             return false;
         }
         self.matching += 1;
-        (fault.from..=fault.until).contains(&self.matching)
+        if !(fault.from..=fault.until).contains(&self.matching) {
+            return false;
+        }
+        self.ends = self.ends.or_else(|| fault.within.map(|time| self.clock.now() + time));
+        !self.time_is_up()
     }
 
     fn enter(&mut self, thread: Pid, registers: &mut Registers) {

@@ -17,6 +17,8 @@ pub(super) enum Lasts {
     Once,
     /// This many calls in a row.
     Times(u64),
+    /// All calls for this time.
+    For(Duration),
     /// All calls from then on.
     Forever,
 }
@@ -75,26 +77,26 @@ impl Way {
 /// Some architectures have `openat` only, and no `open`.
 const OPEN: i64 = if cfg!(target_arch = "x86_64") { 2 } else { libc::SYS_openat };
 
-const SUBMIT: &[i64] = &[libc::SYS_io_submit];
-const WAKE: &[i64] = &[WAKE_UP];
-const REAP: &[i64] = &REAPING;
-const SETUP: &[i64] = &[libc::SYS_io_setup];
+pub(super) const SUBMIT: &[i64] = &[libc::SYS_io_submit];
+pub(super) const WAKE: &[i64] = &[WAKE_UP];
+pub(super) const REAP: &[i64] = &REAPING;
+pub(super) const SETUP: &[i64] = &[libc::SYS_io_setup];
 const DATA_SYNC: &[i64] = &[libc::SYS_fdatasync];
 const DIR_SYNC: &[i64] = &[libc::SYS_fsync];
-const OPENS: &[i64] = &[OPEN, libc::SYS_openat];
-const UNLINK: &[i64] = &[libc::SYS_unlinkat];
-const MAKE_DIR: &[i64] = &[libc::SYS_mkdirat];
+pub(super) const OPENS: &[i64] = &[OPEN, libc::SYS_openat];
+pub(super) const UNLINK: &[i64] = &[libc::SYS_unlinkat];
+pub(super) const MAKE_DIR: &[i64] = &[libc::SYS_mkdirat];
 const ALLOCATE: &[i64] = &[libc::SYS_fallocate, libc::SYS_ftruncate];
 const LIST: &[i64] = &[libc::SYS_getdents64];
-const STATS: &[i64] = &[libc::SYS_fstat, libc::SYS_newfstatat];
-const STATX: &[i64] = &[libc::SYS_statx];
+pub(super) const STATS: &[i64] = &[libc::SYS_fstat, libc::SYS_newfstatat];
+pub(super) const STATX: &[i64] = &[libc::SYS_statx];
 const FCNTL: &[i64] = &[libc::SYS_fcntl];
-const LOCK: &[i64] = &[libc::SYS_flock];
-const MAP: &[i64] = &[libc::SYS_mmap];
-const ADVISE: &[i64] = &[libc::SYS_madvise];
-const RESIDENT: &[i64] = &[libc::SYS_mincore];
-const EVENT: &[i64] = &[libc::SYS_eventfd2];
-const CLONE: &[i64] = &[libc::SYS_clone3];
+pub(super) const LOCK: &[i64] = &[libc::SYS_flock];
+pub(super) const MAP: &[i64] = &[libc::SYS_mmap];
+pub(super) const ADVISE: &[i64] = &[libc::SYS_madvise];
+pub(super) const RESIDENT: &[i64] = &[libc::SYS_mincore];
+pub(super) const EVENT: &[i64] = &[libc::SYS_eventfd2];
+pub(super) const CLONE: &[i64] = &[libc::SYS_clone3];
 
 /// The calls that may answer EIO, and those that may lack space.
 const STORE: &[i64] = &[
@@ -144,12 +146,12 @@ const fn way(name: &'static str, calls: &'static [i64], deed: Deed, every: u64) 
 }
 
 /// One call in `every` fails.
-const fn fails(name: &'static str, calls: &'static [i64], errno: i32, every: u64) -> Way {
+pub(super) const fn fails(name: &'static str, calls: &'static [i64], errno: i32, every: u64) -> Way {
     way(name, calls, Deed::Fail(errno), every)
 }
 
 impl Way {
-    const fn lasting(self, lasts: Lasts) -> Way {
+    pub(super) const fn lasting(self, lasts: Lasts) -> Way {
         Way { lasts, ..self }
     }
 
@@ -157,7 +159,7 @@ impl Way {
         self.lasting(Lasts::Forever)
     }
 
-    const fn unnoticed(self) -> Way {
+    pub(super) const fn unnoticed(self) -> Way {
         Way { notice: Notice::MustNot, ..self }
     }
 
