@@ -81,7 +81,9 @@ fn any_order_of_reads_gets_the_right_files_and_keeps_few_open() {
                 drop(files.swap_remove(at));
             }
         }
-        files.iter().for_each(|(_, file)| drop(file.get().unwrap()));
+        for (_, file) in &files {
+            drop(file.get().unwrap());
+        }
         drop(files);
         assert_eq!(cache.count(), 0, "a file is closed with its handle");
     }
