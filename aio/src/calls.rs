@@ -22,7 +22,7 @@ pub(crate) fn execute(operation: &mut Operation, fall_backs: &FallBacks) -> Resu
     let result = call(operation);
     if let Err(errno) = result
         && errno.is_refusal()
-        && let Some(file) = operation.aligned_direct_file()
+        && let Some(file) = operation.aligned_file()
         && file.leave_direct()
     {
         fall_backs.note(FallBack::PageCache { path: file.path().to_owned(), errno });

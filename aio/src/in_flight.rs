@@ -458,7 +458,7 @@ impl InFlight {
     /// flag, or a read met a shortage. Nothing of it was done.
     fn may_repeat(operation: &Operation, errno: Errno) -> bool {
         let is_short = errno.is_not_now() && operation.class() == Class::Read;
-        let is_refused = errno.is_refusal() && operation.aligned_direct_file().is_some();
+        let is_refused = errno.is_refusal() && operation.aligned_file().is_some();
         operation.is_plain() && (is_short || is_refused)
     }
 

@@ -29,7 +29,7 @@ use crate::fall_back::FallBack;
 use crate::in_flight::InFlight;
 use crate::insist::named;
 use crate::open_file::{File, FileBody};
-use crate::probe;
+use crate::probe::{self, Access};
 use crate::queue::Queue;
 use crate::reactor::Reactor;
 use crate::settings::{BackendState, Reaping, Settings, Waking};
@@ -94,12 +94,15 @@ impl NativeBackend {
 
     /// Opens a regular file, for direct I/O where that works.
     fn open_file(&self, path: &Path, flags: OFlags) -> Result<File> {
-        let (mut descriptor, size_bytes) = open_regular(path, flags | OFlags::DIRECT)?;
-        let direct = probe::make_direct(path, descriptor.as_fd(), size_bytes)?;
+        let Opened { mut descriptor, size_bytes, has_flag } = open_regular(path, flags | OFlags::DIRECT)?;
+        let direct =
+            if has_flag { probe::access(path, descriptor.as_fd(), size_bytes)? } else { Access::BUFFERED };
         if let Some(errno) = direct.refused {
             self.shared.fall_backs.note(FallBack::PageCache { path: path.to_owned(), errno });
-            // A file system in user space keeps the flags of the first open for itself.
-            (descriptor, _) = open_regular(path, flags.difference(OFlags::CREATE | OFlags::EXCL))?;
+        }
+        if has_flag && !direct.keeps_flag() {
+            // Not by `fcntl`, which a sandbox may refuse: a file system in user space keeps the flags of an open for itself.
+            descriptor = open_regular(path, flags.difference(OFlags::CREATE | OFlags::EXCL))?.descriptor;
         }
         Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
     }
@@ -278,17 +281,27 @@ fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     named("open", path, || rustix::fs::open(path, flags | OFlags::CLOEXEC, mode))
 }
 
-/// Opens a regular file and returns its size in bytes. Nothing else is opened for longer than it takes to see its type, and
+/// A regular file.
+struct Opened {
+    descriptor: OwnedFd,
+    size_bytes: u64,
+    /// Whether `O_DIRECT` was asked for and accepted.
+    has_flag: bool,
+}
+
+/// Opens a regular file. Nothing else is opened for longer than it takes to see its type, and
 /// never waited for.
 ///
 /// Requests direct I/O, if asked to, in the `open` itself, so that a trace of system calls shows it; opens without it where
 /// that is refused. A refused `open` may have made the file, so the second one accepts an existing file. (The name was
 /// free: a taken one fails before the kernel checks the flag.)
-fn open_regular(path: &Path, flags: OFlags) -> Result<(OwnedFd, u64)> {
+fn open_regular(path: &Path, flags: OFlags) -> Result<Opened> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut opened = open(path, flags);
     let errno = opened.as_ref().err().and_then(Error::errno);
-    if flags.contains(OFlags::DIRECT) && matches!(errno, Some(Errno::INVALID | Errno::NOT_SUPPORTED)) {
+    let mut has_flag = flags.contains(OFlags::DIRECT);
+    if has_flag && matches!(errno, Some(Errno::INVALID | Errno::NOT_SUPPORTED)) {
+        has_flag = false;
         opened = open(path, flags.difference(OFlags::DIRECT | OFlags::EXCL));
     }
     let not_a_file = |found| Error::NotAFile { path: path.to_owned(), found };
@@ -302,7 +315,7 @@ fn open_regular(path: &Path, flags: OFlags) -> Result<(OwnedFd, u64)> {
     })?;
     let stat = named("fstat", path, || rustix::fs::fstat(&descriptor))?;
     match other_type(stat.st_mode) {
-        None => Ok((descriptor, u64::try_from(stat.st_size).unwrap_or(0))),
+        None => Ok(Opened { descriptor, size_bytes: u64::try_from(stat.st_size).unwrap_or(0), has_flag }),
         Some(found) => Err(not_a_file(found)),
     }
 }

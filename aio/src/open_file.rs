@@ -75,10 +75,16 @@ impl File {
     }
 
     /// Goes on through the page cache, after the kernel has refused a direct read or write. Also for the operations in
-    /// flight, which the kernel has looked at already. Returns whether the kernel lets it.
+    /// flight, which the kernel has looked at already. False if the file does so already, or the kernel does not let it.
+    ///
+    /// Asks the kernel and not [`File::is_direct`]: a file may have the flag `O_DIRECT` although nothing proves its effect.
     pub(crate) fn leave_direct(&self) -> bool {
-        let left = rustix::fs::fcntl_setfl(self.descriptor(), OFlags::empty()).is_ok();
-        self.0.direct.store(!left, Ordering::Relaxed);
+        let flags = rustix::fs::fcntl_getfl(self.descriptor());
+        let left = flags.is_ok_and(|flags| flags.contains(OFlags::DIRECT))
+            && rustix::fs::fcntl_setfl(self.descriptor(), OFlags::empty()).is_ok();
+        if left {
+            self.0.direct.store(false, Ordering::Relaxed);
+        }
         left
     }
 

@@ -364,15 +364,16 @@ impl Operation {
             && self.notify.is_none()
     }
 
-    /// The file of a direct read or write that is aligned as the file asks for: a refusal of it is one of direct I/O.
-    pub(crate) fn aligned_direct_file(&self) -> Option<&File> {
+    /// The file of a read or write that is aligned as the file asks for: a refusal of it is one of direct I/O, if the file has
+    /// that.
+    pub(crate) fn aligned_file(&self) -> Option<&File> {
         let AnyFile::File(file) = &self.file else { return None };
         let Alignment { memory_bytes, offset_bytes } = file.alignment();
         let is_aligned = |buf: &Buf| {
             buf.address().is_multiple_of(memory_bytes as u64) && buf.len().is_multiple_of(offset_bytes)
         };
         let fits = self.offset.is_multiple_of(offset_bytes as u64) && self.bufs().iter().all(is_aligned);
-        Some(file).filter(|file| fits && file.is_direct() && !self.bufs().is_empty())
+        Some(file).filter(|_| fits && !self.bufs().is_empty())
     }
 
     /// Gives the buffers back, in order.

@@ -13,7 +13,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
@@ -26,7 +26,7 @@ pub(crate) const UNKNOWN: Alignment = Alignment { memory_bytes: Buf::ALIGN, offs
 /// Used for buffered files too, so that each sector belongs to one write.
 const BUFFERED: Alignment = Alignment { memory_bytes: SECTOR_BYTES, offset_bytes: SECTOR_BYTES };
 
-/// The result of [`make_direct`].
+/// How a file is read and written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Access {
     pub(crate) is_direct: bool,
@@ -36,20 +36,17 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    const BUFFERED: Access = Access { is_direct: false, alignment: BUFFERED, refused: None };
+    pub(crate) const BUFFERED: Access = Access { is_direct: false, alignment: BUFFERED, refused: None };
+
+    /// Whether the file may keep the flag `O_DIRECT`. With the alignment of a page that is right for both ways.
+    pub(crate) fn keeps_flag(self) -> bool {
+        self.is_direct || self.alignment == UNKNOWN
+    }
 }
 
-/// Switches an open file to direct I/O if the file supports it; else to the page cache.
-///
-/// Also called for files that were opened with `O_DIRECT`: the flag alone does not prove that I/O is direct. Costs one read
-/// of a file with bytes in it, and three where the kernel reports nothing.
-pub(crate) fn make_direct(path: &Path, descriptor: BorrowedFd<'_>, size_bytes: u64) -> Result<Access> {
-    let set = |flags| insist(|| rustix::fs::fcntl_setfl(descriptor, flags));
-    match set(OFlags::DIRECT) {
-        Ok(()) => {}
-        Err(errno) if errno.is_not_now() => return Err(Error::call("fcntl", path, errno)),
-        Err(_) => return Ok(Access::BUFFERED),
-    }
+/// Finds out how a file that was opened with `O_DIRECT` is read and written: the flag alone proves nothing. Costs one read of
+/// a file with bytes in it, and three where the kernel reports nothing.
+pub(crate) fn access(path: &Path, descriptor: BorrowedFd<'_>, size_bytes: u64) -> Result<Access> {
     let found = match direct_alignment(descriptor) {
         // Zeros, sectors larger than pages, or an invalid alignment: the page cache hides them.
         Some(alignment) if !is_usable(alignment) => Ok(Access::BUFFERED),
@@ -58,16 +55,11 @@ pub(crate) fn make_direct(path: &Path, descriptor: BorrowedFd<'_>, size_bytes: u
         None if size_bytes == 0 => by_type(descriptor),
         None => try_all(descriptor),
     };
-    let found = found.map_err(|errno| Error::call("pread", path, errno))?;
-    // With the alignment of a page the flag may stay: it is right for both ways.
-    if !found.is_direct && found.alignment == BUFFERED {
-        set(OFlags::empty()).map_err(|errno| Error::call("fcntl", path, errno))?;
-    }
-    Ok(found)
+    found.map_err(|errno| Error::call("pread", path, errno))
 }
 
-/// What is known of an empty file if the kernel reports nothing. The flag stays: with the alignment of a page it does no
-/// harm where I/O is not direct, and direct I/O that nothing proves is still direct.
+/// What is known of an empty file if the kernel reports nothing. The flag stays, since direct I/O that nothing proves is
+/// still direct. If the first write is refused, the file leaves it (`File::leave_direct`).
 fn by_type(descriptor: BorrowedFd<'_>) -> std::result::Result<Access, Errno> {
     Ok(Access { is_direct: always_direct(magic(descriptor)?), alignment: UNKNOWN, refused: None })
 }

@@ -20,7 +20,7 @@ use crate::in_flight::InFlight;
 use crate::insist::named;
 use crate::open_file::Alignment;
 use crate::operation::{Operation, OperationKind};
-use crate::probe::{self as facts};
+use crate::probe::{self as facts, Access};
 use crate::settings::{BackendState, Reaping, Settings, Waking};
 
 /// Bytes of the scratch file.
@@ -129,6 +129,18 @@ pub fn probe(dir: &Path) -> Result<Probe> {
     Ok(found)
 }
 
+/// Switches the scratch file, which has no name by which to open it again, to direct I/O if it has that.
+fn make_direct(dir: &Path, scratch: &OwnedFd, size_bytes: u64) -> Result<Access> {
+    if rustix::fs::fcntl_setfl(scratch, OFlags::DIRECT).is_err() {
+        return Ok(Access::BUFFERED);
+    }
+    let access = facts::access(dir, scratch.as_fd(), size_bytes)?;
+    if !access.keeps_flag() {
+        let _ = rustix::fs::fcntl_setfl(scratch, OFlags::empty());
+    }
+    Ok(access)
+}
+
 /// A context; `None` where native AIO is refused.
 fn context(shared: &BackendState) -> Result<Option<Context>> {
     let settings = Settings { slots: 4, mask: None, reaping: Reaping::default(), waking: Waking::default() };
@@ -151,7 +163,7 @@ impl Probe {
         (dir, fall_backs): (&Path, &FallBacks),
     ) -> Result<()> {
         let Some(context) = context else {
-            let direct = facts::make_direct(dir, scratch.as_fd(), 0)?;
+            let direct = make_direct(dir, scratch, 0)?;
             (self.is_direct, self.alignment) = (direct.is_direct, direct.alignment);
             self.reason = "native AIO is refused, so threads make blocking calls; direct I/O is known from the kernel only";
             return Ok(());
@@ -162,7 +174,7 @@ impl Probe {
                 "the scratch file cannot be filled, so this is known from the type of the file system";
             return Ok(());
         }
-        let direct = facts::make_direct(dir, scratch.as_fd(), SCRATCH_BYTES as u64)?;
+        let direct = make_direct(dir, scratch, SCRATCH_BYTES as u64)?;
         (self.is_direct, self.alignment) = (direct.is_direct, direct.alignment);
         if let Some(errno) = direct.refused {
             fall_backs.note(FallBack::PageCache { path: dir.to_owned(), errno });

@@ -11,7 +11,7 @@ use libc::c_long;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::sandbox::{Call, OPENS, sandboxed};
-use crate::support::NativeFixture;
+use crate::support::{NativeFixture, block};
 
 const LINKS: &[c_long] =
     &[if cfg!(target_arch = "x86_64") { 86 } else { libc::SYS_linkat }, libc::SYS_linkat];
@@ -35,8 +35,8 @@ fn a_shortage_is_waited_out_by_every_call_on_names_and_sizes() {
     let file = fixture.file("old", 2);
     let mut numbers = [OPENS, LINKS, MAKE_DIRS, REMOVES].concat();
     numbers.extend([libc::SYS_fstat, libc::SYS_ftruncate, libc::SYS_fallocate, libc::SYS_getdents64]);
-    numbers.extend([libc::SYS_newfstatat, libc::SYS_fstatfs, libc::SYS_fcntl, libc::SYS_flock]);
-    numbers.extend([libc::SYS_mmap, libc::SYS_madvise]);
+    numbers.extend([libc::SYS_newfstatat, libc::SYS_fstatfs, libc::SYS_flock, libc::SYS_mmap]);
+    numbers.push(libc::SYS_madvise);
     let mut seen: BTreeMap<c_long, usize> = BTreeMap::new();
     let refuse = |call: Call| {
         if is_of_others(call) {
@@ -65,7 +65,7 @@ fn a_shortage_is_waited_out_by_every_call_on_names_and_sizes() {
         // One of each pair is the name of the call in this library.
         let kinds = [OPENS, LINKS, MAKE_DIRS, REMOVES, &[libc::SYS_fstat], &[libc::SYS_ftruncate]];
         let more = [libc::SYS_fallocate, libc::SYS_getdents64, libc::SYS_newfstatat, libc::SYS_fstatfs];
-        let last = [libc::SYS_fcntl, libc::SYS_flock, libc::SYS_mmap, libc::SYS_madvise];
+        let last = [libc::SYS_flock, libc::SYS_mmap, libc::SYS_madvise];
         let singles = more.iter().chain(&last).map(std::slice::from_ref);
         for numbers in kinds.into_iter().chain(singles) {
             let tries = numbers.iter().filter_map(|number| seen.get(number)).max();
@@ -196,11 +196,56 @@ fn a_file_whose_direct_reads_are_refused_goes_through_the_page_cache() {
     assert_eq!((is_direct, fall_backs), (true, vec![]));
 }
 
+/// Whether it opens a file for direct I/O.
+fn is_direct_open(call: Call) -> bool {
+    let flags = if call.number == libc::SYS_openat { call.arguments[2] } else { call.arguments[1] };
+    OPENS.contains(&call.number) && flags & u64::from(libc::O_DIRECT.cast_unsigned()) != 0
+}
+
 #[test]
-fn a_file_that_cannot_be_made_direct_is_buffered() {
-    for errno in [libc::EINVAL, libc::EPERM, libc::EOPNOTSUPP] {
-        let Some((is_direct, ..)) = opened(&[libc::SYS_fcntl], |_| errno) else { return };
+fn a_file_that_cannot_be_opened_for_direct_io_is_buffered() {
+    for errno in [libc::EINVAL, libc::EOPNOTSUPP] {
+        let refuse = |call| if is_direct_open(call) { errno } else { 0 };
+        let Some((is_direct, ..)) = opened(OPENS, refuse) else { return };
         assert!(!is_direct);
+    }
+}
+
+#[test]
+fn a_file_is_direct_although_its_flags_cannot_be_changed() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let Some((is_direct, _, fall_backs)) = opened(&[libc::SYS_fcntl], |_| errno) else { return };
+        assert_eq!((is_direct, fall_backs), (true, vec![]));
+    }
+}
+
+#[test]
+fn a_new_file_whose_direct_writes_are_refused_goes_through_the_page_cache() {
+    let fixture = NativeFixture::new();
+    let path = fixture.path("new");
+    // The kernel reports nothing about the file, and its type of file system is unknown.
+    let numbers =
+        [libc::SYS_statx, libc::SYS_fstatfs, libc::SYS_fcntl, libc::SYS_pwritev2, libc::SYS_pwritev];
+    let mut is_left = false;
+    let refuse = |call: Call| match call.number {
+        libc::SYS_statx | libc::SYS_fstatfs => libc::ENOSYS,
+        libc::SYS_fcntl => {
+            is_left |= call.arguments[1] == u64::from(libc::F_SETFL.cast_unsigned());
+            0
+        }
+        _ if is_left => 0,
+        _ => libc::EINVAL,
+    };
+    let told = sandboxed(&numbers, refuse, || {
+        let backend = NativeBackend::without_aio();
+        let file = backend.open(&path, OpenMode::Create).unwrap();
+        assert!(!file.is_direct());
+        let mut queue = backend.queue(1).unwrap();
+        aio::file::write_all(&mut *queue, &file, 0, block(7)).unwrap();
+        backend.fall_backs()
+    });
+    if let Some(told) = told {
+        assert!(told.contains(&FallBack::PageCache { path, errno: Errno::INVALID }), "{told:?}");
     }
 }
 

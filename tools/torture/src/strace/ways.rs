@@ -90,7 +90,6 @@ const ALLOCATE: &[i64] = &[libc::SYS_fallocate, libc::SYS_ftruncate];
 const LIST: &[i64] = &[libc::SYS_getdents64];
 pub(super) const STATS: &[i64] = &[libc::SYS_fstat, libc::SYS_newfstatat];
 pub(super) const STATX: &[i64] = &[libc::SYS_statx];
-const FCNTL: &[i64] = &[libc::SYS_fcntl];
 pub(super) const LOCK: &[i64] = &[libc::SYS_flock];
 pub(super) const MAP: &[i64] = &[libc::SYS_mmap];
 pub(super) const ADVISE: &[i64] = &[libc::SYS_madvise];
@@ -171,7 +170,7 @@ impl Way {
 const SHORTLY: Duration = Duration::from_millis(5);
 
 /// Every way at each of its calls: about 2,500 runs.
-pub(super) static WAYS: [Way; 63] = [
+pub(super) static WAYS: [Way; 62] = [
     way("any SIGKILL before", &[], Deed::KillBefore, 8).deadly(),
     way("any SIGKILL after", &[], Deed::KillAfter, 8).deadly(),
     // Three in a row, so that the reaction to the first failure fails, too: the clean-up, the next open.
@@ -226,7 +225,6 @@ pub(super) static WAYS: [Way; 63] = [
     fails("fstat EIO", STATS, EIO, 6),
     fails("statx EIO", STATX, EIO, 8),
     fails("statx ENOSYS for ever", STATX, ENOSYS, 75).for_ever().unnoticed(),
-    fails("fcntl EINVAL", FCNTL, EINVAL, 30),
     fails("flock EINTR", LOCK, EINTR, 1),
     fails("flock ENOLCK", LOCK, ENOLCK, 1),
     fails("mmap ENOMEM", MAP, ENOMEM, 1),
