@@ -38,7 +38,8 @@ pub fn run(
             }
         }
         if queue.in_flight() > 0 {
-            queue.wait(1, None, &mut done)?;
+            // Operations are in flight, so no error of the wait says that nothing was done.
+            queue.wait(1, None, &mut done).map_err(Error::into_failure)?;
         }
     }
     done.sort_by_key(|completion| completion.operation.token());
@@ -103,7 +104,7 @@ pub fn sync_written(
     wait_out(backend, again).map_err(Error::into_failure)
 }
 
-/// For an interrupted sync whose bytes are written again before the next one.
+/// For an interrupted sync of bytes that are written again before the next one.
 fn interrupted_is_not_now(error: Error) -> Error {
     match error {
         Error::Os { call, path, errno: Errno::INTERRUPTED, .. } => {
@@ -139,14 +140,12 @@ pub fn create_zeroed(
                 if unsynced { Ok(()) } else { backend.sync_dir(path.parent().unwrap_or(Path::new("."))) }
             })
             .map_err(interrupted_is_not_now);
-        match filled {
-            Ok(()) => Ok(file),
-            Err(error) => {
-                // The first error is the one to report; a name that stays behind is removed as an orphan at the next open.
-                let _ = backend.remove(path);
-                Err(error)
-            }
-        }
+        // The first error is the one to report; a name that stays behind is removed as an orphan at the next open. It would
+        // be in the way of another try.
+        filled.map(|()| file).map_err(|error| match backend.remove(path) {
+            Ok(()) => error,
+            Err(_) => error.into_failure(),
+        })
     })
 }
 
@@ -165,17 +164,12 @@ pub fn extend_zeroed(
     wait_out(backend, || {
         backend.allocate(file, range.end)?;
         zero_fill(queue, file, range.clone())?;
-        sync_zeros(backend, file)
+        sync_zeros(backend, file).map_err(interrupted_is_not_now)
     })
 }
 
-/// Syncs a file, or a part of one, that nothing depends on yet. A sync that a signal has interrupted is then a refusal like
-/// any other: all of it is done again.
 fn sync_zeros(backend: &dyn Backend, file: &File) -> Result<()> {
-    if planted(Bug::NewFileContentNotSynced) {
-        return Ok(());
-    }
-    backend.sync(file).map_err(interrupted_is_not_now)
+    if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(file) }
 }
 
 fn zero_fill(queue: &mut dyn Queue, file: &File, range: Range<u64>) -> Result<()> {

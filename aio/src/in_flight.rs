@@ -398,7 +398,8 @@ impl InFlight {
             Err(Errno::INTERRUPTED) => Ok(None),
             Err(errno) => match self.reap_by_ring(timeout) {
                 Some(count) => Ok(Some(count)),
-                None => Err(context_error("io_getevents", errno)),
+                // Not one that may pass: the operations in flight may be done.
+                None => Err(Error::failed("io_getevents", Path::new(CONTEXT), errno)),
             },
         }
     }
@@ -499,22 +500,22 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         if self.shared.process.is_current() {
+            let mut endless = 0;
             // Polls may never complete by themselves.
             for slot in 0..self.slots.len() {
                 if self.slots[slot].as_ref().is_some_and(|taken| taken.operation.class() == Class::Poll) {
+                    // A poll that is done cannot be cancelled either; its event is in the ring then. One that a sandbox does
+                    // not let cancel may never end, and is leaked below.
                     let cancelled = sys::cancel(&self.context, &mut self.iocbs[slot]);
-                    // Refused if the poll is done already; its event is in the ring then. A poll that cannot be cancelled
-                    // may never end. It has no buffer, and its file is leaked.
-                    if matches!(cancelled, Err(Errno::NOT_IMPLEMENTED | Errno::NOT_PERMITTED | Errno::ACCESS))
-                    {
-                        std::mem::forget(self.slots[slot].take());
-                        self.free.push(slot);
-                    }
+                    endless += usize::from(matches!(
+                        cancelled,
+                        Err(Errno::NOT_IMPLEMENTED | Errno::NOT_PERMITTED | Errno::ACCESS)
+                    ));
                 }
             }
             let mut completions = Vec::new();
             self.take_done(&mut completions);
-            while self.len() > 0 && self.reap(1, None, &mut completions).is_ok() {
+            while self.len() > endless && self.reap(1, None, &mut completions).is_ok() {
                 completions.clear();
             }
         }

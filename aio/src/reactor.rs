@@ -28,6 +28,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::thread::JoinHandle;
 
@@ -271,18 +272,26 @@ impl Submission {
 
 /// Waits for a future on this thread, without an executor.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
+    /// Remembers the wake-up beside the thread's own token, which a pause inside the poll may have taken.
+    struct Unpark {
+        thread: std::thread::Thread,
+        is_woken: AtomicBool,
+    }
     impl std::task::Wake for Unpark {
         fn wake(self: Arc<Self>) {
-            self.0.unpark();
+            self.is_woken.store(true, Ordering::Release);
+            self.thread.unpark();
         }
     }
-    let task = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let unpark = Arc::new(Unpark { thread: std::thread::current(), is_woken: AtomicBool::new(false) });
+    let task = Waker::from(Arc::clone(&unpark));
     let mut future = pin!(future);
     loop {
-        match future.as_mut().poll(&mut TaskContext::from_waker(&task)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
+        if let Poll::Ready(output) = future.as_mut().poll(&mut TaskContext::from_waker(&task)) {
+            return output;
+        }
+        while !unpark.is_woken.swap(false, Ordering::Acquire) {
+            std::thread::park();
         }
     }
 }

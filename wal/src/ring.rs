@@ -22,8 +22,8 @@
 //! copy of the open store may share it. A store there has to allocate, and on a full disk the kernel kills the process for
 //! it. So a reservation ends at or below `sure`: up to there each page has had a write fault by a system call
 //! ([`SharedMap::make_room`]), which answers with an error instead. `sure` moves ahead by [`WINDOW_BYTES`] at a time, before
-//! anything is reserved. It is forgotten a second after it was found ([`Ring::doubt`]), because a copy that is made later
-//! shares the blocks again.
+//! anything is reserved. It is forgotten by the first round that ends a second after it was found ([`Ring::doubt`]), because
+//! a copy that is made later shares the blocks again.
 //!
 //! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable
 //! media; in the first lap `reserved - start <= grown`; `published <= reserved`; the host knows of every byte below

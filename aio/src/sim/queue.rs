@@ -147,7 +147,7 @@ impl Queue for SimQueue {
                 self.complete_some(machine, completions)?;
                 return Ok(Wake::Interrupted);
             }
-            Some(Fault::Errno(errno)) => return Err(Error::call("io_getevents", "".as_ref(), errno)),
+            Some(Fault::Errno(errno)) => return Err(Error::failed("io_getevents", "".as_ref(), errno)),
             _ => {}
         }
         if at_least > 0 && self.waker.0.load(Ordering::SeqCst) {

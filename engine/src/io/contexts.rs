@@ -9,14 +9,14 @@
 //!
 //! A context is made when there is no idle one: that takes milliseconds, and to destroy one takes 20 to 50. So an idle one
 //! is kept while there is load, and no read destroys one: [`Contexts::trim`], which the flush thread calls, drops those that
-//! nobody has needed since its last call, but for a few. Rejected: a thread that drops them a second after the last read.
+//! were not needed since its last call, but for a few. Rejected: a thread that drops them a second after the last read.
 //! The bound is small enough for a store that only reads to keep them.
 //!
 //! Any context serves any use: one with a single slot takes the operations of a batch one by one.
 //!
 //! # Invariants
 //! * The holder of a context from [`Contexts::lend`] calls no code of the user and lends no other one this way, so it comes
-//!   back, whatever the other threads do. Only for those does a `lend` wait without a limit. It may hold one while it waits
+//!   back without any other thread. Only for those does a `lend` wait without a limit. It may hold one while it waits
 //!   for a lock whose holder calls [`Contexts::lend_to_job`], since that never waits for one from `lend` alone.
 //! * A context from [`Contexts::try_lend`] may be held for ever: nothing waits for it. So these are at most half of the
 //!   bound, and never the last idle one.
@@ -173,8 +173,8 @@ impl Contexts {
         Arc::new(Contexts { backend, bound, state: Mutex::default(), came_back: Condvar::new() })
     }
 
-    /// A context for single operations, whose user waits for nothing else. Waits for one to come back where the bound or the machine allows no
-    /// more.
+    /// A context for single operations, whose user waits for nothing else. Waits for one to come back where the bound or the
+    /// machine allows no more.
     ///
     /// # Errors
     /// The machine has had no slots for five seconds and this store no context that comes back; or it is closed.

@@ -137,7 +137,7 @@ impl Files {
         Ok(self.segments.open(path, mode)?)
     }
 
-    /// The store is closed: gives back contexts and descriptors, whatever handles there are.
+    /// The store is closed: gives back contexts and descriptors, even while handles of it exist.
     pub(crate) fn end(&self) {
         self.segments.end();
         self.contexts.end();

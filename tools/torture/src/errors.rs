@@ -428,10 +428,13 @@ fn judge(strike: Option<Strike>, error: &Error) -> Check {
 /// No wait is much longer than the delay of the fault.
 fn check_time(sim: &SimBackend, strike: Strike, calls: u64) -> Check {
     let per_call = if matches!(strike.way.fault, Fault::Delay(_)) { LATE } else { Duration::from_millis(1) };
-    // A call that is refused for ever is waited out, five seconds each time that one is due.
-    let is_refused = matches!(strike.way.fault, Fault::Errno(errno) if errno.is_not_now());
-    let base = Duration::from_mins(if is_refused { 10 } else { 1 });
-    let most = base + per_call * u32::try_from(calls).unwrap_or(u32::MAX);
+    // Each refused call is followed by a pause of at most 50 ms before it is made again.
+    let pauses = match strike.way.fault {
+        Fault::Errno(errno) if errno.is_not_now() => sim.faults_struck(),
+        _ => 0,
+    };
+    let times = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    let most = Duration::from_mins(1) + per_call * times(calls) + Duration::from_millis(50) * times(pauses);
     let took = sim.now();
     if took > most { Err(Failure::new(format!("took {took:?}, at most {most:?} were due"))) } else { Ok(()) }
 }

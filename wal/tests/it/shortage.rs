@@ -161,3 +161,19 @@ fn an_interrupted_sync_is_no_failure_and_the_group_is_written_again() {
     assert!(machine.sim.now() < Duration::from_mins(1));
     log.close().unwrap();
 }
+
+/// The write may be done, so this is no shortage, even if its code says so.
+#[test]
+fn a_wait_that_fails_while_the_write_is_in_flight_halts_the_log() {
+    for errno in [Errno::AGAIN, Errno::TOO_MANY_FILES] {
+        let machine = ShortMachine::new();
+        let log = machine.log(Background::Manual);
+        let first = log.append(&mut record(b"first")).unwrap();
+        log.wait_durable(first.end).unwrap();
+        let second = log.append(&mut record(b"second")).unwrap();
+        machine.sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[EventKind::Wait]));
+        let error = log.wait_durable(second.end).unwrap_err();
+        assert!(matches!(error, wal::Error::Halted { .. }), "{error}");
+        assert_eq!(log.health(), Err(error));
+    }
+}
