@@ -164,14 +164,14 @@ impl Db {
     /// inputs are removed after their output is live. Entries that a snapshot sees are kept.
     ///
     /// # Concurrency
-    /// Waits for a compaction under way. Reads, writes and flushes go on meanwhile.
+    /// Waits for a compaction under way. Reads, writes and flushes go on meanwhile. A close ends it at once: it fails with
+    /// [`Error::Closed`](crate::Error::Closed) then.
     ///
     /// # Errors
     /// Those of [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
     pub fn compact(&self) -> Result<()> {
         self.flush()?;
-        compact_all(self.handle.writing()?, Depth::Full, &|| false)?;
-        self.handle.store().check_open()
+        compact_all(self.handle.writing()?, Depth::Full)
     }
 
     /// Reads every file and checks all checksums and all rules between the files.
@@ -208,7 +208,8 @@ impl Db {
     /// too full to flush: then the log keeps the writes.
     ///
     /// # Concurrency
-    /// Waits for writes, flushes and compactions under way.
+    /// Waits for writes and flushes under way. A compaction is given up, and begins again after the next open; a verification
+    /// ends after the segment that it reads.
     ///
     /// # Errors
     /// [`Error::Halted`](crate::Error::Halted), [`Error::NoSpace`](crate::Error::NoSpace) or

@@ -5,6 +5,8 @@
 //! 2. The log is durable up to the cut, else a segment could hold entries that the log loses: orphans.
 //! 3. The manifest edit is synced: the segments are live, and replay skips the records that they hold.
 //! 4. The manifest forgets log files that no keyspace needs, then the log uses them again.
+//!
+//! A close waits for a flush: what it writes has to become durable in any case.
 
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use crate::base::error::{Error, Result};
 use crate::base::events::Event;
 use crate::base::key::Seq;
 use crate::base::planted::{Bug, planted};
-use crate::compaction::output::{open_segments, remove, write_run};
+use crate::compaction::output::{NEVER, open_segments, remove, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::io::lane::Lane;
@@ -77,8 +79,8 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
         &output,
         &Lane::new(&store.files)?,
         &|| store.manifest.new_number(),
-        &mut Merge::new(inputs),
-        retain,
+        (&mut Merge::new(inputs), retain),
+        NEVER,
     )?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
 
@@ -86,7 +88,7 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     let durable = || store.log.wait_durable(cut).and_then(|()| store.log.health());
     let waited = if planted(Bug::FlushBeforeDurable) { Ok(()) } else { durable() };
     let installed = waited.map_err(Error::from).and_then(|()| {
-        let opened = open_segments(&output, &run)?;
+        let opened = open_segments(&output, &run, NEVER)?;
         let pieces = run.iter().cloned().map(PieceMeta::whole).collect();
         let _installing = tree.lock();
         let to = if planted(Bug::FlushedTooFar) { store.log.published() } else { cut };

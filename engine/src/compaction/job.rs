@@ -8,6 +8,10 @@
 //! 5. Hot blocks are brought into the cache again, from the output.
 //!
 //! A failed write of the manifest halts the store before 3, and no file is removed.
+//!
+//! A close ends a merge before 2: between two entries, or between two segments of its output that it opens. That is no
+//! failure. Nothing has changed, the output is due for removal, and a later merge begins again. Rejected: to go on from the
+//! part that was written. It would have to be named in the manifest together with the rest of the inputs.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -40,15 +44,22 @@ pub(crate) enum Depth {
     Full,
 }
 
-/// Merges until no merge is due, `stop` says so, or the store is closed. One caller at a time; the others wait.
-pub(crate) fn compact_all(store: &Writing, depth: Depth, stop: &dyn Fn() -> bool) -> Result<()> {
+/// Merges until no merge is due. One caller at a time; the others wait.
+///
+/// # Errors
+/// Those of a merge, which changed nothing then. [`Error::Closed`] when the store closes: a merge under way is given up, and
+/// planned again after the next open.
+pub(crate) fn compact_all(store: &Writing, depth: Depth) -> Result<()> {
     let _one = store.exclude_compactions();
-    store.health()?;
     for tree in store.all_trees() {
-        while !stop() && !store.is_closed() {
+        loop {
+            store.check_writable()?;
             let moment = Moment::of(store, &tree);
             let Some(range) = choose(store, &moment, depth) else { break };
-            store.latch(compact_runs(store, &tree, moment, range))?;
+            let merged = compact_runs(store, &tree, moment, range);
+            // After a failure, too: its output takes space.
+            store.remove_due();
+            store.latch(merged)?;
             if depth == Depth::Full {
                 break;
             }
@@ -146,13 +157,14 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
     let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };
     let retained = if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.pins.retained() };
     let retain = Retain::new(retained, tombstones);
-    let run = write_run(&output, &lane, &|| store.manifest.new_number(), &mut Merge::new(cursors), retain)?;
+    let (new_number, stop) = (|| store.manifest.new_number(), || store.is_closed());
+    let run = write_run(&output, &lane, &new_number, (&mut Merge::new(cursors), retain), &stop)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
     if planted(Bug::InputsRemovedBeforeTheEdit) {
         remove(&store.files, segments_of(&inputs).map(|segment| segment.meta().id));
     }
     let mut cooled = Vec::new();
-    let installed = open_segments(&output, &run).and_then(|opened| {
+    let installed = open_segments(&output, &run, &stop).and_then(|opened| {
         cooled = warm::plan(&inputs, &opened);
         let out = run.iter().cloned().map(PieceMeta::whole).collect();
         let edit = Edit::Merged { keyspace: tree.id, merged: Merged { out, ..merged } };
@@ -170,9 +182,11 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
         return Err(error);
     }
     store.count_runs();
-    // With the last reader of the inputs their files and their blocks in the cache go.
+    // With the last reader of the inputs their blocks in the cache go, and their files are due. A thread that has read and
+    // written them all removes them, too: the caller of a compaction wants the space.
     drop(inputs);
-    warm::bring(&cooled, &|| store.is_closed());
+    store.remove_due();
+    warm::bring(&cooled, &stop);
     store.counters.compacted(bytes_in, bytes_out);
     let took = store.files.backend().now().saturating_sub(started);
     store.tell(&Event::Compacted { keyspace: tree.name.clone(), bytes_in, bytes_out, took });

@@ -31,7 +31,7 @@ fn a_merge_of_young_runs_takes_the_newest_stamp_and_leaves_the_bottom_run() {
         keyspace.put("00007", value).unwrap();
         db.flush().unwrap();
     }
-    compact_all(store, Depth::Due, &|| false).unwrap();
+    compact_all(store, Depth::Due).unwrap();
     let version = store.manifest.version();
     let stamps: Vec<Seq> = version.levels(id).runs().iter().map(|run| run.stamp).collect();
     assert_eq!(stamps, [version.keyspaces[&id].flushed, bottom]);

@@ -1,14 +1,14 @@
 //! Writes a sorted stream of entries as segments, for flushes, compactions and recovery. It does the I/O and knows no
 //! policy.
 //!
-//! A crash leaves files that no manifest names, and the next open removes them. An error removes them at once: they have no
-//! readers.
+//! A crash leaves files that no manifest names, and the next open removes them. After an error they are due for removal at
+//! once: they have no readers. The job that has failed removes them at its end, unless the store closes.
 
 use std::sync::Arc;
 
 use aio::Buf;
 
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::key::Entry;
 use crate::base::options::Options;
 use crate::compaction::picker::{Layers, filter_bits};
@@ -63,15 +63,24 @@ pub(crate) struct Output<'a> {
     pub(crate) leaving_bytes: u64,
 }
 
+/// Asked between two entries whether the work is to be given up. Must cost nothing but a load.
+pub(crate) type Stop<'a> = &'a dyn Fn() -> bool;
+
+/// For work that is never given up.
+pub(crate) const NEVER: Stop<'static> = &|| false;
+
 /// Writes the entries of `input` that `retain` keeps, and makes files and names durable. `number` gives fresh file numbers.
 ///
 /// Returns an empty list if no entry was kept.
+///
+/// # Errors
+/// Those of reads and writes; [`Error::Closed`] after `stop`. No file is left then, or it is due for removal.
 pub(crate) fn write_run(
     output: &Output<'_>,
     lane: &Arc<Lane>,
     number: &dyn Fn() -> u64,
-    input: &mut dyn Cursor,
-    mut retain: Retain,
+    (input, mut retain): (&mut dyn Cursor, Retain),
+    stop: Stop<'_>,
 ) -> Result<Vec<SegmentMeta>> {
     let mut run = RunWriter::new(output, lane);
     let mut last_key = Vec::new();
@@ -85,24 +94,32 @@ pub(crate) fn write_run(
             }
             run.add(entry, is_new_key, number)?;
         }
+        if stop() {
+            return Err(Error::Closed);
+        }
         input.next()?;
     }
     run.close()
 }
 
 /// Opens the segments that [`write_run`] has written.
-pub(crate) fn open_segments(output: &Output<'_>, metas: &[SegmentMeta]) -> Result<Vec<Arc<Segment>>> {
+///
+/// # Errors
+/// Those of the reads; [`Error::Closed`] after `stop`.
+pub(crate) fn open_segments(
+    output: &Output<'_>,
+    metas: &[SegmentMeta],
+    stop: Stop<'_>,
+) -> Result<Vec<Arc<Segment>>> {
     let &Output { files, cache, store_id: origin, leaving_bytes, .. } = output;
     let opening = Opening { files, cache, origin, leaving_bytes };
-    metas.iter().map(|meta| Segment::open(&opening, meta)).collect()
+    let open = |meta| if stop() { Err(Error::Closed) } else { Segment::open(&opening, meta) };
+    metas.iter().map(open).collect()
 }
 
 /// Removes segment files that no manifest has named.
 pub(crate) fn remove(files: &Files, segments: impl IntoIterator<Item = u64>) {
-    for segment in segments {
-        // A file that cannot be removed now is an orphan, and the next open removes it.
-        let _ = files.backend().remove(&files.segment_path(segment));
-    }
+    segments.into_iter().for_each(|segment| files.removals().remove(&files.segment_path(segment)));
 }
 
 /// Segments of one run, written one after the other.

@@ -1,7 +1,8 @@
 //! The scheduler: it runs the requested flushes and compactions. The only file of this crate that starts threads.
 //!
-//! With [`Background::Threads`] two threads wait for work, so that a long merge never delays a flush. With
-//! [`Background::Manual`] the caller that asks for work does it before its call returns.
+//! With [`Background::Threads`] two threads wait for work, so that a long merge never delays a flush. The thread of flushes
+//! also removes files, so that no reader does. With [`Background::Manual`] the caller that asks for work does it before its
+//! call returns.
 //!
 //! A failed job is retried: by the next writer that needs the memory, and by its thread after [`RETRY_AFTER`]. Its error is
 //! kept for the writers (`NoSpace`) and reported to the listener. A job that panics halts the store: its work is half done,
@@ -17,6 +18,7 @@ use crate::base::options::Background;
 use crate::base::sync::shared::thread::{self, JoinHandle};
 use crate::compaction::flush::flush_frozen;
 use crate::compaction::job::{Depth, compact_all};
+use crate::io::removals::Remover;
 use crate::tree::writing::{Requests, Writing};
 
 /// The pause of a job's thread between a failure and the retry.
@@ -37,6 +39,9 @@ pub(crate) fn start(store: &Arc<Writing>) -> Result<Threads> {
     if store.options.background == Background::Manual {
         return Ok(threads);
     }
+    // A merge that the last close has given up.
+    store.jobs.requests.lock().compact = true;
+    store.files.removals().hand_to(Arc::clone(&store.jobs) as Arc<dyn Remover>);
     let jobs: [(&str, Job); 2] = [("esker-flush", flush_loop), ("esker-compact", compact_loop)];
     for (name, job) in jobs {
         let shared = Arc::clone(store);
@@ -62,7 +67,7 @@ pub(crate) fn start(store: &Arc<Writing>) -> Result<Threads> {
 }
 
 impl Threads {
-    /// Ends the threads after the job that each runs now.
+    /// Ends the threads, after the flush and before the end of the merge that they run now.
     pub(crate) fn stop(&mut self, store: &Writing) {
         store.jobs.requests.lock().ended.get_or_insert(Error::Closed);
         store.jobs.changed.notify_all();
@@ -170,7 +175,7 @@ fn run_pending(store: &Writing) {
         if flush {
             finish_flush(store, flush_frozen(store));
         } else if compact {
-            finish_compaction(store, compact_all(store, Depth::Due, &|| false));
+            finish_compaction(store, compact_all(store, Depth::Due));
         } else {
             return;
         }
@@ -178,21 +183,25 @@ fn run_pending(store: &Writing) {
 }
 
 fn flush_loop(store: &Writing) {
-    while wait_for_work(store, |requests| requests.flush || requests.spare) {
+    let removals = store.files.removals();
+    while wait_for_work(store, |requests| requests.flush || requests.spare || requests.remove) {
         if std::mem::take(&mut store.jobs.requests.lock().spare) {
             make_spare(store);
         }
         if std::mem::take(&mut store.jobs.requests.lock().flush) && finish_flush(store, flush_frozen(store)) {
             retry_later(store, |requests| &mut requests.flush);
         }
+        // One file at a time, so that a flush waits for one removal at most.
+        if std::mem::take(&mut store.jobs.requests.lock().remove) && removals.remove_next() {
+            store.jobs.requests.lock().remove = true;
+        }
         store.files.contexts().trim();
     }
 }
 
 fn compact_loop(store: &Writing) {
-    let stop = || store.jobs.requests.lock().ended.is_some();
     while wait_for_work(store, |requests| std::mem::take(&mut requests.compact)) {
-        if finish_compaction(store, compact_all(store, Depth::Due, &stop)) {
+        if finish_compaction(store, compact_all(store, Depth::Due)) {
             retry_later(store, |requests| &mut requests.compact);
         }
     }
@@ -236,6 +245,10 @@ fn retry_later(store: &Writing, flag: impl Fn(&mut Requests) -> &mut bool) {
 /// Stores the result of a flush; true if it failed.
 fn finish_flush(store: &Writing, result: Result<()>) -> bool {
     let failed = result.is_err();
+    if failed {
+        // Its output, or files that take the space which it lacks.
+        store.remove_due();
+    }
     {
         let mut requests = store.jobs.requests.lock();
         requests.compact |= !failed;
@@ -258,11 +271,14 @@ fn finish_compaction(store: &Writing, result: Result<()>) -> bool {
     again
 }
 
-/// Counts a failed job and tells the listener, except of a halt, which was reported already.
+/// Counts a failed job and tells the listener, except of a halt, which was reported already. A job that a close ended has not
+/// failed.
 fn report(store: &Writing, result: Result<()>) {
-    if let Err(error) = store.latch(result) {
-        store.counters.failed_job();
-        if !matches!(error, Error::Halted { .. }) {
+    match store.latch(result) {
+        Ok(()) | Err(Error::Closed) => {}
+        Err(Error::Halted { .. }) => store.counters.failed_job(),
+        Err(error) => {
+            store.counters.failed_job();
             store.tell(&Event::BackgroundError { error });
         }
     }

@@ -30,7 +30,7 @@ pub(crate) struct Files {
     bufs: Arc<BufPool>,
     read_ahead: Arc<Allowance>,
     asynchronous: Mutex<Asynchronous>,
-    removals: Removals,
+    removals: Arc<Removals>,
 }
 
 /// The reactor for asynchronous reads.
@@ -46,7 +46,7 @@ impl Files {
     /// `read_ahead_bytes`: memory for the windows that scans read ahead, and for idle buffers.
     pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
         Files {
-            removals: Removals::new(Arc::clone(&backend)),
+            removals: Arc::new(Removals::new(Arc::clone(&backend))),
             contexts: Contexts::new(Arc::clone(&backend)),
             segments: OpenFiles::new(Arc::clone(&backend), None),
             backend,
@@ -67,7 +67,7 @@ impl Files {
     }
 
     /// Removes files that were live.
-    pub(crate) fn removals(&self) -> &Removals {
+    pub(crate) fn removals(&self) -> &Arc<Removals> {
         &self.removals
     }
 

@@ -221,7 +221,7 @@ impl Drop for WriteStream {
         // Both are best effort: no version names the files, and the next open removes those that stay behind.
         let _ = self.lane.settle();
         for path in &self.paths {
-            let _ = self.files().backend().remove(path);
+            self.files().removals().remove(path);
         }
     }
 }

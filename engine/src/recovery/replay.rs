@@ -13,7 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
 use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::AtomicU64;
-use crate::compaction::output::{open_segments, write_run};
+use crate::compaction::output::{NEVER, open_segments, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::io::files::Files;
@@ -147,8 +147,14 @@ impl Replay {
                 let output = site.output(keyspace, layers);
                 let number = || next.fetch_add(1, Ordering::Relaxed);
                 let retain = Retain::new(Vec::new(), Tombstones::Keep);
-                run = write_run(&output, &Lane::new(output.files)?, &number, &mut table.cursor(), retain)?;
-                opened = open_segments(&output, &run)?;
+                run = write_run(
+                    &output,
+                    &Lane::new(output.files)?,
+                    &number,
+                    (&mut table.cursor(), retain),
+                    NEVER,
+                )?;
+                opened = open_segments(&output, &run, NEVER)?;
             }
             let pieces = run.into_iter().map(PieceMeta::whole).collect();
             apply(version, &Edit::Flushed { keyspace, to: self.end, pieces });

@@ -5,7 +5,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use aio::{Buf, Errno, File};
 
@@ -19,6 +18,7 @@ use super::top::Top;
 use crate::base::error::{Error, Result};
 use crate::io::files::Files;
 use crate::io::open_files::CachedFile;
+use crate::io::removals::WhenUnused;
 use crate::memory::cache::Slots;
 use crate::memory::reserve::ReservedBytes;
 
@@ -63,6 +63,7 @@ impl Segment {
         };
         check_bounds(&path, meta, &footer, &form)?;
         let mut segment = Segment {
+            removal: WhenUnused::new(files.removals(), &path),
             files: files.clone(),
             cache: cache.clone(),
             file: cached,
@@ -72,7 +73,6 @@ impl Segment {
             blocks,
             slots: Arc::new(Slots::new(slots, meta.id)),
             reserved: granted.unwrap_or_else(|| ReservedBytes::take(cache, 0)),
-            is_retired: AtomicBool::new(false),
         };
         let memory_bytes = segment.memory_bytes();
         segment.reserved.resize(memory_bytes);

@@ -11,12 +11,11 @@
 //!
 //! Invariants: nothing of a block is used before its checksum passed; bytes of another block or segment do not pass. Any
 //! number of threads may read; no lock is held across a device read. The drop of the last reference to a segment takes its
-//! blocks out of the cache, and removes its file if no version names it any more.
+//! blocks out of the cache, and its file is due for removal if no version names it any more.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use aio::{Alignment, Buf, File};
 
@@ -32,6 +31,7 @@ use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::open_files::CachedFile;
 use crate::io::read_stream::{Extent, Window};
+use crate::io::removals::WhenUnused;
 use crate::memory::cache::{Cache, Protected, Slots, Use};
 use crate::memory::reserve::ReservedBytes;
 use crate::read::cursor::Direction;
@@ -52,10 +52,10 @@ pub(crate) struct Segment {
     pub(super) blocks: usize,
     /// Cache slots of its blocks; of index and filter blocks only if they are paged.
     pub(super) slots: Arc<Slots<Frame>>,
-    /// Its part of the cache's budget: given back last.
+    /// Its part of the cache's budget: given back after the rest.
     pub(super) reserved: ReservedBytes<Frame>,
-    /// No version names it any more.
-    pub(super) is_retired: AtomicBool,
+    /// Dropped last: its file must be closed by then, since the thread that closes a removed file frees its blocks.
+    pub(super) removal: WhenUnused,
 }
 
 /// The form of index and filter.
@@ -70,9 +70,6 @@ pub(super) enum Form {
 impl Drop for Segment {
     fn drop(&mut self) {
         self.cache.forget(&self.slots);
-        if *self.is_retired.get_mut() {
-            self.files.removals().remove(&self.path);
-        }
     }
 }
 
@@ -138,7 +135,7 @@ impl Segment {
 
     /// No version names it any more: its file goes with its last reader.
     pub(crate) fn retire(&self) {
-        self.is_retired.store(true, Ordering::Relaxed);
+        self.removal.unnamed();
     }
 
     /// Memory of the open segment: index and filter or the top, cache slots of its blocks, and bounds.

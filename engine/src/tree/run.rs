@@ -302,7 +302,7 @@ mod tests {
     use crate::base::key::Kind;
     use crate::base::key::key_hash;
     use crate::base::range::KeyBounds;
-    use crate::compaction::output::{Output, open_segments, write_run};
+    use crate::compaction::output::{NEVER, Output, open_segments, write_run};
     use crate::compaction::retain::{Retain, Tombstones};
     use crate::io::files::Files;
     use crate::read::cursor_contract::{Owned, VecCursor, any_entries, check, check_all, runner};
@@ -345,11 +345,11 @@ mod tests {
             &output,
             &Lane::new(&files).unwrap(),
             &next,
-            &mut VecCursor::new(entries.to_vec()),
-            retain,
+            (&mut VecCursor::new(entries.to_vec()), retain),
+            NEVER,
         )
         .unwrap();
-        let segments = open_segments(&output, &metas).unwrap();
+        let segments = open_segments(&output, &metas, NEVER).unwrap();
         (!segments.is_empty()).then(|| Run::of(segments))
     }
 

@@ -12,7 +12,7 @@ use super::*;
 use crate::base::key::{Kind, Seq};
 use crate::base::range::KeyBounds;
 use crate::compaction::job;
-use crate::compaction::output::{Output, open_segments, write_run};
+use crate::compaction::output::{NEVER, Output, open_segments, write_run};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::io::files::Files;
 use crate::io::lane::Lane;
@@ -77,11 +77,11 @@ impl Model {
             &output,
             &Lane::new(output.files).unwrap(),
             &number,
-            &mut VecCursor::new(entries),
-            keep_all(),
+            (&mut VecCursor::new(entries), keep_all()),
+            NEVER,
         )
         .unwrap();
-        let opened = open_segments(&output, &metas).unwrap();
+        let opened = open_segments(&output, &metas, NEVER).unwrap();
         (metas.into_iter().map(PieceMeta::whole).collect(), opened)
     }
 

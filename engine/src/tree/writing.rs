@@ -22,6 +22,7 @@ use crate::base::events::Event;
 use crate::base::sync::shared::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock};
 use crate::compaction::output::{Output, Site};
 use crate::compaction::picker::Layers;
+use crate::io::removals::Remover;
 use crate::manifest::edit_log::Manifest;
 use crate::memtable::ArenaPool;
 use crate::tree::store::Store;
@@ -29,11 +30,14 @@ use crate::tree::superversion::{Superversion, Tree};
 
 /// Background work that was asked for, and how the last of it ended.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each kind of work is asked for by itself")]
 pub(crate) struct Requests {
     pub(crate) flush: bool,
     pub(crate) compact: bool,
     /// A spare log file.
     pub(crate) spare: bool,
+    /// The removal of a file.
+    pub(crate) remove: bool,
     /// The last flush failed with this; cleared by the next one that succeeds.
     pub(crate) flush_error: Option<Error>,
     /// Flushes that have ended, with or without an error.
@@ -54,6 +58,15 @@ pub(crate) struct JobState {
     pub(crate) spare_asked: AtomicBool,
 }
 
+impl Remover for JobState {
+    fn wake(&self) {
+        let was_asked = std::mem::replace(&mut self.requests.lock().remove, true);
+        if !was_asked {
+            self.changed.notify_all();
+        }
+    }
+}
+
 /// Memory of the memtables, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemtableBytes {
@@ -71,7 +84,7 @@ pub(crate) struct Writing {
     pub(crate) manifest: Arc<Manifest>,
     /// Memory for the memtables of all keyspaces.
     pub(crate) pool: Arc<ArenaPool>,
-    pub(crate) jobs: JobState,
+    pub(crate) jobs: Arc<JobState>,
     gate: RwLock<()>,
     flushing: Mutex<()>,
     compacting: Mutex<()>,
@@ -102,7 +115,7 @@ impl Writing {
             log,
             manifest,
             pool,
-            jobs: JobState::default(),
+            jobs: Arc::default(),
             gate: RwLock::new(()),
             flushing: Mutex::new(()),
             compacting: Mutex::new(()),
@@ -170,6 +183,11 @@ impl Writing {
     /// No other compaction runs while this is held.
     pub(crate) fn exclude_compactions(&self) -> MutexGuard<'_, ()> {
         self.compacting.lock()
+    }
+
+    /// Removes files that are due, until the store closes. For threads of jobs.
+    pub(crate) fn remove_due(&self) {
+        while !self.is_closed() && self.files.removals().remove_next() {}
     }
 
     /// Where segments of a new run of a keyspace go.

@@ -52,6 +52,8 @@ pub(crate) fn verify(store: &Store, writing: Option<&Writing>) -> Result<VerifyR
 fn verify_segments(store: &Store, report: &mut VerifyReport) -> Result<()> {
     for tree in store.all_trees() {
         for segment in tree.load().zones.segments() {
+            // A close waits for this.
+            store.check_open()?;
             report.segment_bytes += segment.verify()?;
             report.segments += 1;
             report.entries += segment.meta().entries;

@@ -10,6 +10,7 @@
 
 mod bad_machine;
 mod basics;
+mod close;
 mod cold_reads;
 mod descriptors;
 mod faults;

@@ -1,10 +1,12 @@
-//! Files that a compaction has replaced stay while an iterator reads them, and are removed when it ends.
+//! Files that a compaction has replaced stay while an iterator reads them, and are removed when it ends, by another thread.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
-use aio::{Backend, SimBackend};
+use aio::{Backend, BackendLayer, SimBackend};
 use esker::testing::{Background, BuilderExt};
 use esker::{Db, Event, Keyspace, Listener};
 
@@ -110,4 +112,84 @@ fn replaced_files_are_gone_when_the_listener_hears_of_the_compaction() {
     let db = builder.listener(Counter(sim.clone(), Arc::clone(&left))).open("/store").unwrap();
     db.compact().unwrap();
     assert_eq!(left.load(Ordering::Relaxed), 1, "only the output is left while the cache is warmed");
+}
+
+/// Tells which thread has removed which file.
+#[derive(Debug)]
+struct Watched {
+    sim: SimBackend,
+    removed: Mutex<Sender<(ThreadId, PathBuf)>>,
+}
+
+impl BackendLayer for Watched {
+    fn below(&self) -> &dyn Backend {
+        &self.sim
+    }
+
+    fn remove(&self, path: &Path) -> aio::Result<()> {
+        Backend::remove(&self.sim, path)?;
+        // The test may have ended.
+        let _ = self.removed.lock().unwrap().send((std::thread::current().id(), path.to_owned()));
+        Ok(())
+    }
+}
+
+/// A store with threads and two runs, and its removals from now on.
+fn watched(sim: &SimBackend) -> (Db, Keyspace, Receiver<(ThreadId, PathBuf)>) {
+    drop(two_runs(sim));
+    let (removed, removals) = channel();
+    let machine = Watched { sim: sim.clone(), removed: Mutex::new(removed) };
+    let db = Db::builder().backend(Arc::new(machine)).background(Background::Threads).open("/store").unwrap();
+    let keyspace = db.keyspace("default").unwrap();
+    // Files that the open has replaced.
+    removals.try_iter().for_each(drop);
+    (db, keyspace, removals)
+}
+
+/// Waits until these segments are removed. This thread must not have done it.
+fn removed_elsewhere(removals: &Receiver<(ThreadId, PathBuf)>, names: &[String]) {
+    let mut found: Vec<String> = names
+        .iter()
+        .map(|_| {
+            let (thread, path) = removals.recv().unwrap();
+            assert_ne!(thread, std::thread::current().id(), "{} was removed by a reader", path.display());
+            path.file_name().unwrap().to_str().unwrap().to_owned()
+        })
+        .collect();
+    found.sort();
+    assert_eq!(found, names);
+}
+
+#[test]
+fn a_reader_that_ends_does_not_remove_the_files_itself() {
+    let sim = SimBackend::new(1);
+    let (db, keyspace, removals) = watched(&sim);
+    let before = segments(&sim);
+    let mut iter = keyspace.iter();
+    iter.next().unwrap().unwrap();
+    db.compact().unwrap();
+    assert_eq!(removals.try_iter().count(), 0, "they are read");
+    drop(iter);
+    removed_elsewhere(&removals, &before);
+}
+
+#[test]
+fn a_caller_that_drops_a_keyspace_does_not_remove_its_files_itself() {
+    let sim = SimBackend::new(1);
+    let (db, keyspace, removals) = watched(&sim);
+    let before = segments(&sim);
+    let mut iter = keyspace.iter();
+    iter.next().unwrap().unwrap();
+    db.drop_keyspace("default").unwrap();
+    drop(iter);
+    removed_elsewhere(&removals, &before);
+    assert_eq!(segments(&sim), Vec::<String>::new());
+}
+
+#[test]
+fn a_compaction_has_given_the_space_back_when_it_returns() {
+    let sim = SimBackend::new(1);
+    let (db, _keyspace, _removals) = watched(&sim);
+    db.compact().unwrap();
+    assert_eq!(segments(&sim).len(), 1);
 }
