@@ -53,7 +53,8 @@ pub enum Event {
         /// How long it waited.
         took: Duration,
     },
-    /// A flush or a compaction failed. It will be retried.
+    /// A flush or a compaction failed, and will be retried; or a file that no manifest names could not be removed by an open,
+    /// and stays until the next one.
     #[non_exhaustive]
     BackgroundError {
         /// Its cause.

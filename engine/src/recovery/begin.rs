@@ -1,5 +1,6 @@
 //! The version with which a new incarnation begins: the old one with the log of its incarnation ended.
 
+use aio::OpenMode;
 use wal::Replayed;
 
 use crate::base::error::{Error, Result};
@@ -31,9 +32,7 @@ pub(crate) fn begin_incarnation(
 ) -> Result<()> {
     let old = version.incarnation.clone();
     let end = replayed.map_or(Seq::default(), |replayed| replayed.end);
-    // After a repair the ring is not kept: the damage may be in it.
-    let keeps_ring = old.number > 0 && old.ring_bytes == options.ring_bytes() && !options.repair;
-    let (ring, ring_file_bytes) = if keeps_ring {
+    let (ring, ring_file_bytes) = if keeps_ring(options, &old) {
         (old.ring, version.ring_file_bytes)
     } else {
         (make_ring(files, options, version)?, options.ring_first_bytes())
@@ -56,6 +55,24 @@ pub(crate) fn begin_incarnation(
     Ok(())
 }
 
+/// Whether the ring of this incarnation serves the next one.
+fn keeps_ring(options: &Options, old: &Incarnation) -> bool {
+    // After a repair the ring is not kept: the damage may be in it.
+    old.number > 0 && old.ring_bytes == options.ring_bytes() && !options.repair
+}
+
+/// Whether the new incarnation will be able to use the files that it takes over. Changes nothing.
+///
+/// # Errors
+/// The ring cannot be opened for writing.
+pub(crate) fn check_kept(files: &Files, options: &Options, version: &Version) -> Result<()> {
+    let old = &version.incarnation;
+    if keeps_ring(options, old) {
+        files.open(&files.ring_path(old.ring), OpenMode::Write)?;
+    }
+    Ok(())
+}
+
 fn make_ring(files: &Files, options: &Options, version: &mut Version) -> Result<u64> {
     let number = version.next_file;
     version.next_file += 1;
@@ -66,16 +83,20 @@ fn make_ring(files: &Files, options: &Options, version: &mut Version) -> Result<
     Ok(number)
 }
 
-/// The number of the manifest to write. A first manifest that never became complete is removed and made again: only
-/// number 1 may be incomplete without a complete one beside it.
+/// The number of the manifest to write.
 pub(crate) fn new_manifest_number(files: &Files, is_new: bool) -> Result<u64> {
     let last = edit_log::numbers(files)?.last().copied();
-    if is_new && last.is_some() {
+    Ok(if is_new { FIRST_NUMBER } else { last.map_or(FIRST_NUMBER, |last| last + 1) })
+}
+
+/// Makes room for the first manifest of a new store. One that never became complete is removed and made again: only number
+/// 1 may be incomplete without a complete one beside it.
+pub(crate) fn remove_incomplete(files: &Files) -> Result<()> {
+    if edit_log::numbers(files)?.contains(&FIRST_NUMBER) {
         files.backend().remove(&files.manifest_path(FIRST_NUMBER))?;
         files.backend().sync_dir(files.root())?;
-        return Ok(FIRST_NUMBER);
     }
-    Ok(last.map_or(FIRST_NUMBER, |last| last + 1))
+    Ok(())
 }
 
 /// Applies an edit that recovery made.

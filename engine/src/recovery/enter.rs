@@ -72,7 +72,7 @@ fn is_begun(files: &Files, names: &[String]) -> Result<bool> {
         return Ok(true);
     }
     let lock = files.backend().stat(&files.lock_path())?;
-    let mut ours = lock.is_some_and(|stat| !stat.is_dir && [0, 4096].contains(&stat.size_bytes));
+    let mut ours = lock.is_some_and(|stat| stat.is_file && [0, 4096].contains(&stat.size_bytes));
     for name in names.iter().filter(|name| FileKind::Lock.number_of(name).is_none()) {
         ours = ours && is_our_folder(files, name)?;
     }
@@ -86,6 +86,26 @@ fn is_our_folder(files: &Files, name: &str) -> Result<bool> {
     let path = files.folder(folder);
     let is_dir = files.backend().stat(&path)?.is_some_and(|stat| stat.is_dir);
     Ok(is_dir && files.backend().list(&path)?.iter().all(|name| FileKind::is_ours(folder, name)))
+}
+
+/// Refuses a store in which something else has the name of a directory or a file of ours. Otherwise an open would begin a
+/// new incarnation, and then fail to remove or replace it, at each try again. Other names are of no concern.
+pub(crate) fn check_entries(files: &Files) -> Result<()> {
+    let stat = |path: &Path| files.backend().stat(path);
+    for path in Folder::BELOW_ROOT.map(|folder| files.folder(folder)) {
+        if stat(&path)?.is_some_and(|stat| !stat.is_dir) {
+            return Err(refused(&path, "is no directory, and a store has one of this name: move it away"));
+        }
+    }
+    for kind in FileKind::ALL {
+        for number in files.numbers(kind)? {
+            let path = files.path(kind, number);
+            if stat(&path)?.is_some_and(|stat| !stat.is_file) {
+                return Err(refused(&path, "is no regular file, and has the name of one: move it away"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes the directories below the root that are missing.

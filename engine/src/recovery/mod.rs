@@ -5,6 +5,8 @@
 pub(crate) mod assemble;
 pub(crate) mod begin;
 pub(crate) mod enter;
+#[cfg(test)]
+mod failed_open_tests;
 pub(crate) mod load;
 pub(crate) mod lost_edit;
 pub(crate) mod open;

@@ -1,10 +1,16 @@
 //! Open: the steps from a directory to a store whose log is open. `api/builder.rs` then starts flushes and compactions.
 //!
-//! 1. `enter`: the directory and its lock; 2. read the manifest, make folders; 3. `replay`: read the log and the ring; 4. `load`: open the
-//!    segments (so far only empty directories and the lock file were made, so a refused open changes no data); 5. `replay`:
-//!    write the replayed records to segments, synced; 6. `begin`: begin a new incarnation in the version, which forgets the
-//!    old log, and make its ring unless the old one serves; `Manifest::create` writes that version as a new manifest; 7. `orphans`: remove the files
-//!    that no manifest names; 8. `assemble`: open the log, which starts the commit thread, and put the store together.
+//! 1. `enter`: the directory, its lock, and that its entries are what their names say; 2. read the manifest, make folders;
+//!    3. `replay`: read the log and the ring; 4. `load`: open the segments (so far only empty directories and the lock file
+//!    were made, so a refused open changes no data); 5. `replay`: write the replayed records to segments, synced; 6. `begin`:
+//!    begin a new incarnation in the version, which forgets the old log, and make its ring unless the old one serves;
+//!    `Manifest::create` writes that version as a new manifest; 7. `assemble`: open the log, which starts the commit thread,
+//!    and put the store together; 8. `orphans`: remove the files that the manifest does not name.
+//!
+//! An open that fails in steps 5 to 7 takes back what it has written (`orphans::take_back`), the new manifest too. So the
+//! tries of a service that restarts for ever add no files and begin no incarnations. What stays of a first open is the lock
+//! file, which may be another process's by then, and empty directories. Step 8 does not fail an open. If the threads of
+//! `api/builder.rs` cannot be started, the new incarnation stays, and the next open replaces it.
 //!
 //! After a crash before the end of step 6 the old manifest is in force, and there may be files that it does not name. After
 //! a later crash the new manifest is in force. A repeated recovery gives the same store, so a crash during recovery has the
@@ -17,17 +23,19 @@ use std::sync::Arc;
 use aio::{Backend, Lock};
 use wal::Replayed;
 
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::events::Event;
 use crate::base::options::Options;
 use crate::io::files::Files;
 use crate::manifest::edit_log::{self, Manifest};
 use crate::manifest::version::Version;
 use crate::recovery::assemble::assemble;
-use crate::recovery::begin::{begin_incarnation, first_version, new_manifest_number};
-use crate::recovery::enter::{enter, make_folders, no_store};
+use crate::recovery::begin::{
+    begin_incarnation, check_kept, first_version, new_manifest_number, remove_incomplete,
+};
+use crate::recovery::enter::{check_entries, enter, make_folders, no_store};
 use crate::recovery::load::{Loading, SharedMemory, open_trees};
-use crate::recovery::orphans::{discard, number_above_all, remove_orphans};
+use crate::recovery::orphans::{Begun, number_above_all, remove_orphans, take_back};
 use crate::recovery::repair::LogDamage;
 use crate::recovery::replay::Replay;
 use crate::tree::store::{Store, Trees};
@@ -47,6 +55,7 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
     let files = Files::new(backend, root, options.read_ahead_bytes()).with_most_open(options.max_open_files);
     let files = Arc::new(files);
     let lock = enter(&files, options.create)?;
+    check_entries(&files)?;
     let loaded = edit_log::load(&files)?;
     if loaded.is_none() && !options.create {
         return Err(no_store(root));
@@ -66,10 +75,12 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
     let loading = Loading { files: &files, memory: &memory, options: &options };
     let trees = open_trees(&loading, &version)?;
     let step = Switch { loading, trees: &trees, replay: &replay, replayed: replayed.as_ref(), is_new };
-    let manifest = step.switch(version)?;
+    let (begun, manifest) = step.switch(version)?;
     let damage = replay.finish();
-    let store = assemble(files, memory, options, manifest, trees)?;
-    announce(&store, replayed.as_ref());
+    let assembled = assemble(Arc::clone(&files), memory, options, manifest, trees);
+    let store = assembled.inspect_err(|_| take_back(&files, begun, true))?;
+    let cleaned = remove_orphans(&files, &store.version(), begun.manifest);
+    announce(&store, replayed.as_ref(), cleaned);
     Ok(Opened { store, lock, damage })
 }
 
@@ -96,27 +107,35 @@ struct Switch<'a> {
 }
 
 impl Switch<'_> {
-    /// Writes the replayed records and the new manifest, and removes the files that it does not name.
-    fn switch(&self, mut version: Version) -> Result<Manifest> {
+    /// Writes the replayed records and the new manifest.
+    fn switch(&self, mut version: Version) -> Result<(Begun, Manifest)> {
         let files = self.loading.files;
+        check_kept(files, self.loading.options, &version)?;
         version.next_file = number_above_all(files)?.max(version.next_file);
-        let first_new = version.next_file;
-        let (number, manifest) = self.write(version).inspect_err(|error| discard(files, first_new, error))?;
-        remove_orphans(files, &manifest.version(), number)?;
-        Ok(manifest)
+        let begun =
+            Begun { manifest: new_manifest_number(files, self.is_new)?, first_new: version.next_file };
+        let written = self.write(version, begun.manifest);
+        let is_named = |error: &Error| matches!(error, Error::Halted { .. });
+        let manifest = written.inspect_err(|error| take_back(files, begun, is_named(error)))?;
+        Ok((begun, manifest))
     }
 
-    /// The new manifest, and its number.
-    fn write(&self, mut version: Version) -> Result<(u64, Manifest)> {
+    /// The new manifest.
+    fn write(&self, mut version: Version, number: u64) -> Result<Manifest> {
         let (files, options) = (self.loading.files, self.loading.options);
         self.replay.write(&self.loading, &mut version, self.trees)?;
         begin_incarnation(files, options, &mut version, self.replayed)?;
-        let number = new_manifest_number(files, self.is_new)?;
-        Ok((number, Manifest::create(files, number, version, options.manifest_bytes())?))
+        if self.is_new {
+            remove_incomplete(files)?;
+        }
+        Manifest::create(files, number, version, options.manifest_bytes())
     }
 }
 
-fn announce(store: &Store, replayed: Option<&Replayed>) {
+fn announce(store: &Store, replayed: Option<&Replayed>, cleaned: Result<()>) {
+    if let Err(error) = cleaned {
+        store.tell(&Event::BackgroundError { error });
+    }
     if !store.is_direct() {
         store.tell(&Event::BufferedIo { directory: store.files.root().to_owned() });
     }

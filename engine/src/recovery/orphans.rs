@@ -1,8 +1,9 @@
 //! Files that no manifest names: the file numbers that they use, and their removal.
 //!
-//! Invariant: a file is removed as an orphan only after the manifest that does not name it is durable.
+//! Invariant: a file is removed as an orphan only after the manifest that does not name it is durable, and the store is
+//! open.
 
-use crate::base::error::{Error, Result};
+use crate::base::error::Result;
 use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::kinds::FileKind;
@@ -17,16 +18,26 @@ pub(crate) fn number_above_all(files: &Files) -> Result<u64> {
     Ok(highest + 1)
 }
 
-/// Removes the files that a failed open has written, numbered from `first_new` on. Otherwise each retry on a full disk
-/// would fill it further.
-pub(crate) fn discard(files: &Files, first_new: u64, error: &Error) {
-    // After a halt the new manifest may be on the disk. The files that it names must stay.
-    if matches!(error, Error::Halted { .. }) {
+/// The files of an incarnation that an open is about to begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begun {
+    /// Its manifest.
+    pub(crate) manifest: u64,
+    /// The first number of its other files.
+    pub(crate) first_new: u64,
+}
+
+/// Removes the files that a failed open has written, so that no number of tries adds to the directory. `is_named`: the new
+/// manifest may be on the disk. Then it goes first and durably, and only then the files that it names: until the orphans
+/// are removed, the manifest before it and all its files are there. Nothing was written for the new incarnation yet, so
+/// another open may begin one with the same number.
+pub(crate) fn take_back(files: &Files, begun: Begun, is_named: bool) {
+    if is_named && withdraw(files, begun.manifest).is_err() {
         return;
     }
     for kind in counted() {
         for number in files.numbers(kind).unwrap_or_default() {
-            if number >= first_new {
+            if number >= begun.first_new {
                 // The next successful open removes a file that cannot be removed now.
                 let _ = files.backend().remove(&files.path(kind, number));
             }
@@ -34,23 +45,40 @@ pub(crate) fn discard(files: &Files, first_new: u64, error: &Error) {
     }
 }
 
+/// Takes the manifest back out of force.
+fn withdraw(files: &Files, manifest: u64) -> Result<()> {
+    files.backend().remove(&files.manifest_path(manifest))?;
+    Ok(files.backend().sync_dir(files.root())?)
+}
+
 /// Removes files that the manifest with this number does not name. This manifest is durable, so no older one can come into
 /// force again.
+///
+/// # Errors
+/// The first one; the other files were removed all the same. It is no reason to fail the open: a file that cannot be removed
+/// does no harm, and at the next try it is as before.
 pub(crate) fn remove_orphans(files: &Files, version: &Version, manifest: u64) -> Result<()> {
+    let mut outcome = Ok(());
     for kind in FileKind::ALL {
-        let live = live(kind, version, manifest);
-        let mut removed = false;
-        for number in files.numbers(kind)? {
-            if !live.contains(&number) && !planted(Bug::OrphansAreKept) {
-                files.backend().remove(&files.path(kind, number))?;
-                removed = true;
-            }
-        }
-        if removed {
-            files.backend().sync_dir(&files.folder(kind.folder()))?;
+        outcome = outcome.and(remove_orphans_of(files, kind, &live(kind, version, manifest)));
+    }
+    outcome
+}
+
+fn remove_orphans_of(files: &Files, kind: FileKind, live: &[u64]) -> Result<()> {
+    let mut outcome = Ok(());
+    let mut removed = false;
+    for number in files.numbers(kind)? {
+        if !live.contains(&number) && !planted(Bug::OrphansAreKept) {
+            let result = files.backend().remove(&files.path(kind, number));
+            removed |= result.is_ok();
+            outcome = outcome.and(result);
         }
     }
-    Ok(())
+    if removed {
+        outcome = outcome.and(files.backend().sync_dir(&files.folder(kind.folder())));
+    }
+    Ok(outcome?)
 }
 
 /// The numbers of the files of one kind that stay.

@@ -13,6 +13,7 @@ mod basics;
 mod close;
 mod cold_reads;
 mod descriptors;
+mod failed_open;
 mod faults;
 mod filters;
 mod foreign_keyspace;
