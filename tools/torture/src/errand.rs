@@ -48,6 +48,7 @@ const REFUSED: usize = 3;
 
 /// Options of the process.
 #[derive(Args, Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option by itself")]
 pub(crate) struct ErrandArgs {
     dir: PathBuf,
     board: PathBuf,
@@ -59,6 +60,12 @@ pub(crate) struct ErrandArgs {
     /// Never end: continue after the last write, and after any number of errors.
     #[arg(long)]
     endless: bool,
+    /// Only write: no flush, no read beside it. A write that is refused is sent again, with a record of its own.
+    #[arg(long)]
+    only_writes: bool,
+    /// After this write, wait to be released once more.
+    #[arg(long)]
+    wait_after: Option<u64>,
     /// Install a handler for `SIGUSR1`, which interrupts blocking calls.
     #[arg(long)]
     catch: bool,
@@ -104,7 +111,7 @@ fn begin(args: &ErrandArgs) -> Check {
     errand.all()
 }
 
-/// Reports that the process has started, and waits for its release.
+/// Says that the process waits, and waits for its release.
 fn wait_for_go() -> Check {
     say("ready");
     let mut go = [0];
@@ -276,8 +283,13 @@ impl<'a> Errand<'a> {
             self.ledger.apply(number);
             self.note()?;
             self.refuse_after(number)?;
+            if self.args.wait_after == Some(number) {
+                wait_for_go()?;
+            }
             self.tell_fall_backs(store);
-            self.attempt(|errand| errand.beside(store, number))?;
+            if !self.args.only_writes {
+                self.attempt(|errand| errand.beside(store, number))?;
+            }
         }
         Ok(())
     }

@@ -14,6 +14,8 @@
 //! of asynchronous I/O belong to the whole machine, so that trial runs only if its name is given.
 
 mod disk;
+mod places;
+mod terms;
 mod trials;
 
 use std::path::{Path, PathBuf};

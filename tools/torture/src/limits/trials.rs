@@ -7,14 +7,14 @@ use aio::{Backend as _, NativeBackend, Queue};
 use fastrand::Rng;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
-use super::disk::{Disk, tool};
+use super::disk::{Disk, Format, tool};
+use super::places;
+use super::terms::{ERRORS, Found, MORE, at_first, io};
 use crate::errand::sent::End;
 use crate::errand::terms::Mode;
 use crate::errand::work::Work;
 use crate::lack::Lack;
 use crate::report::{Counts, Failure};
-
-type Found = Result<Counts, Lack>;
 
 /// One trial.
 pub(super) struct Trial {
@@ -29,14 +29,27 @@ const fn trial(name: &'static str, run: fn(&Path, &mut Rng) -> Found) -> Trial {
     Trial { name, of_the_machine: false, run }
 }
 
-pub(super) static TRIALS: [Trial; 13] = [
+pub(super) static TRIALS: [Trial; 26] = [
     trial("file-size", file_size),
     trial("file-size-deadly", file_size_deadly),
     trial("handles", handles),
     trial("address-space", address_space),
     trial("memory-group", memory_group),
     Trial { of_the_machine: true, ..trial("aio-slots", aio_slots) },
-    trial("sectors-4k", large_sectors),
+    trial("sectors-512", places::small_sectors),
+    trial("sectors-4k", places::large_sectors),
+    trial("xfs", places::xfs),
+    trial("btrfs", places::btrfs),
+    trial("tmpfs", places::tmpfs),
+    trial("overlay", places::overlay),
+    trial("fuse", places::fuse),
+    trial("sparse-ext4", places::sparse_ext4),
+    trial("sparse-xfs", places::sparse_xfs),
+    trial("sparse-btrfs", places::sparse_btrfs),
+    trial("shared-xfs", places::shared_xfs),
+    trial("shared-btrfs", places::shared_btrfs),
+    trial("copied-xfs", places::copied_xfs),
+    trial("copied-btrfs", places::copied_btrfs),
     trial("full-disk", full_disk),
     trial("frozen", frozen),
     trial("read-only", read_only),
@@ -46,27 +59,14 @@ pub(super) static TRIALS: [Trial; 13] = [
 ];
 
 const KIB: u64 = 1 << 10;
-/// The number of errors to wait for.
-const ERRORS: u64 = 3;
-/// Writes that must follow after the limit is removed.
-const MORE: u64 = 50;
 const SIGXFSZ: i32 = 25;
 const SIGKILL: i32 = 9;
-
-fn io(what: &'static str) -> impl Fn(std::io::Error) -> Lack {
-    move |error| Lack::Store(Failure::new(format!("{what}: {error}")))
-}
 
 /// Sets the soft limit of a process.
 fn limit(work: &Work, resource: Resource, current: Option<u64>) -> Result<(), Lack> {
     let maximum = getrlimit(resource).maximum;
     let new = Rlimit { current: current.or(maximum), maximum };
     prlimit(Some(work.pid()?), resource, new).map(drop).map_err(|errno| io("set a limit")(errno.into()))
-}
-
-/// The most writes of an errand before the limit is set.
-fn at_first(rng: &mut Rng) -> u64 {
-    rng.u64(20..90)
 }
 
 /// Sets a limit for a while: errors, but no end, and writes continue afterwards. Then kills the errand.
@@ -203,46 +203,18 @@ fn aio_slots(dir: &Path, rng: &mut Rng) -> Found {
     work.kill_and_judge()
 }
 
-/// A device that takes nothing smaller than 4 KiB: unnoticed.
-fn large_sectors(dir: &Path, _: &mut Rng) -> Found {
-    let disk = Disk::new(dir, 64, 4096)?;
-    let mut work = Work::begin((dir, Mode::Threads), &[], &[], Some(disk.path()))?;
-    work.go()?;
-    work.ends_unnoticed()?;
-    let counts = work.judge()?;
-    disk.unmount()?;
-    Ok(counts)
-}
-
 /// A disk that is full for a while.
 fn full_disk(dir: &Path, rng: &mut Rng) -> Found {
-    let disk = Disk::new(dir, 24, 512)?;
-    let ballast = disk.path().join("ballast");
+    let disk = Disk::new(dir, Format::Ext4, Format::Ext4.least_mib(), 512)?;
     let work = Work::begin((dir, Mode::Manual), &[], &["--endless"], Some(disk.path()))?;
-    let counts = for_a_while(
-        work,
-        rng,
-        |_| {
-            let file = std::fs::File::options().create(true).append(true).open(&ballast);
-            let file = file.map_err(io("ballast"))?;
-            let (mut len, mut step) = (0, 16 << 20);
-            while step >= 1 << 10 {
-                match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), len, step) {
-                    Ok(()) => len += step,
-                    Err(_) => step /= 2,
-                }
-            }
-            Ok(())
-        },
-        |_| rustix::fs::unlink(&ballast).map_err(|errno| io("ballast")(errno.into())),
-    )?;
+    let counts = for_a_while(work, rng, |_| disk.fill(), |_| disk.empty())?;
     disk.unmount()?;
     Ok(counts)
 }
 
 /// A file system that is frozen for a second: a delay, and no error.
 fn frozen(dir: &Path, rng: &mut Rng) -> Found {
-    let disk = Disk::new(dir, 64, 512)?;
+    let disk = Disk::new(dir, Format::Ext4, 64, 512)?;
     let path = disk.path().to_string_lossy().into_owned();
     let mut work = Work::begin((dir, Mode::Threads), &[], &["--endless"], Some(disk.path()))?;
     work.go()?;
@@ -266,7 +238,7 @@ fn frozen(dir: &Path, rng: &mut Rng) -> Found {
 /// A file system that has found an error and refuses writes. This is as severe as a loss of power, so after the next mount
 /// everything is there that survives one.
 fn read_only(dir: &Path, rng: &mut Rng) -> Found {
-    let disk = Disk::new(dir, 64, 512)?;
+    let disk = Disk::new(dir, Format::Ext4, 64, 512)?;
     let trigger = format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device_name());
     if !Path::new(&trigger).exists() {
         return Err(Lack::Machine(format!("there is no {trigger}")));
