@@ -14,8 +14,7 @@ use crate::patience::Patience;
 /// asks for it: no local file system does the work and then answers `EINTR`.
 ///
 /// # Errors
-/// The refusal, after the time of [`Patience`]. A lack of descriptors at once: the caller may have some to give back. Any
-/// other error at once.
+/// The refusal, after the time of [`Patience`]. Any other error at once.
 pub(crate) fn insist<T, E: Into<Errno>>(
     mut call: impl FnMut() -> std::result::Result<T, E>,
 ) -> std::result::Result<T, Errno> {
@@ -28,7 +27,7 @@ pub(crate) fn insist<T, E: Into<Errno>>(
         if errno == Errno::INTERRUPTED {
             continue;
         }
-        if !errno.is_not_now() || matches!(errno.0, libc::EMFILE | libc::ENFILE) {
+        if !errno.is_not_now() {
             return Err(errno);
         }
         let (clock, patience) = waiting.get_or_insert_with(|| (Clock::start(), Patience::default()));
@@ -41,11 +40,38 @@ pub(crate) fn insist<T, E: Into<Errno>>(
     }
 }
 
-/// [`insist`], with call and path in the error.
+/// [`insist`], with call and path in the error. That is none that a caller waits out: it was waited for already.
 pub(crate) fn named<T, E: Into<Errno>>(
     name: &'static str,
     path: &Path,
     call: impl FnMut() -> std::result::Result<T, E>,
 ) -> Result<T> {
-    insist(call).map_err(|errno| Error::call(name, path, errno))
+    insist(call).map_err(|errno| Error::failed(name, path, errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_refusal_that_did_nothing_is_seen() {
+        for errno in [libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::ENOLCK] {
+            let mut tries = 0;
+            let answer = insist(|| {
+                tries += 1;
+                if tries < 4 { Err(Errno(errno)) } else { Ok(7) }
+            });
+            assert_eq!((answer, tries), (Ok(7), 4), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_seen_at_once() {
+        let mut tries = 0;
+        let answer: std::result::Result<(), Errno> = insist(|| {
+            tries += 1;
+            Err(Errno::IO)
+        });
+        assert_eq!((answer, tries), (Err(Errno::IO), 1));
+    }
 }

@@ -3,6 +3,9 @@
 //! File-system calls that change names or sizes are synchronous; only reads, writes and syncs of file contents are
 //! operations of a queue. No call of the `write` family is ever made on a file of a store.
 //!
+//! A call that the machine refuses for a shortage is made again for up to five seconds, see `insist`. Refused at once are only
+//! [`Backend::open`] without descriptors and a queue or reactor: their callers may have some to give back.
+//!
 //! Invariants: every file that is opened is a regular one and goes through `probe`, so its alignment is known; every method
 //! with which a forked child could do harm returns an error there.
 
@@ -36,6 +39,7 @@ use crate::settings::{BackendState, Reaping, Settings, Waking};
 use crate::signal::SignalSet;
 use crate::thread_queue::ThreadQueue;
 use crate::trace::{Class, IoCounters};
+use crate::wait_out::wait_out;
 
 /// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
 ///
@@ -92,9 +96,13 @@ impl NativeBackend {
         Ok(Box::new(ThreadQueue::new(&team, settings.slots, clock, (trace, fall_backs))))
     }
 
-    /// Opens a regular file, for direct I/O where that works.
+    /// Opens a regular file, for direct I/O where that works. Returns a lack of descriptors at once: the caller may have one
+    /// to give back.
     fn open_file(&self, path: &Path, flags: OFlags) -> Result<File> {
-        let Opened { mut descriptor, size_bytes, has_flag } = open_regular(path, flags | OFlags::DIRECT)?;
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let first = open_if_free(path, flags | OFlags::DIRECT);
+        let Opened { mut descriptor, size_bytes, has_flag } =
+            open_regular(first, path, flags | OFlags::DIRECT)?;
         let direct =
             if has_flag { probe::access(path, descriptor.as_fd(), size_bytes)? } else { Access::BUFFERED };
         if let Some(errno) = direct.refused {
@@ -102,7 +110,8 @@ impl NativeBackend {
         }
         if has_flag && !direct.keeps_flag() {
             // Not by `fcntl`, which a sandbox may refuse: a file system in user space keeps the flags of an open for itself.
-            descriptor = open_regular(path, flags.difference(OFlags::CREATE | OFlags::EXCL))?.descriptor;
+            let flags = flags.difference(OFlags::CREATE | OFlags::EXCL);
+            descriptor = open_regular(open(path, flags), path, flags)?.descriptor;
         }
         Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
     }
@@ -238,9 +247,9 @@ impl Backend for NativeBackend {
         let mut notes = self.notes.lock();
         let queue = match &mut *notes {
             Some(queue) => queue,
-            None => notes.insert(self.context(1, None)?),
+            None => notes.insert(wait_out(self, || self.context(1, None))?),
         };
-        let file = self.open_file(path, OFlags::RDWR | OFlags::CREATE)?;
+        let file = wait_out(self, || self.open_file(path, OFlags::RDWR | OFlags::CREATE))?;
         Ok(Box::new(NativeLock::take(file, queue.as_mut(), self.shared.process)?))
     }
 
@@ -277,8 +286,21 @@ impl Backend for NativeBackend {
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
-    let mode = Mode::from_raw_mode(0o644);
-    named("open", path, || rustix::fs::open(path, flags | OFlags::CLOEXEC, mode))
+    named("open", path, || open_once(path, flags))
+}
+
+/// Returns a lack of descriptors at once, as [`Error::NotNow`]. Only the first `open` of a file may: after it the file may be
+/// made, and be in the way of another try.
+fn open_if_free(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let opened = named("open", path, || match open_once(path, flags) {
+        Err(lack @ (rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)) => Ok(Err(lack)),
+        opened => opened.map(Ok),
+    })?;
+    opened.map_err(|lack| Error::call("open", path, lack))
+}
+
+fn open_once(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))
 }
 
 /// A regular file.
@@ -292,12 +314,11 @@ struct Opened {
 /// Opens a regular file. Nothing else is opened for longer than it takes to see its type, and
 /// never waited for.
 ///
-/// Requests direct I/O, if asked to, in the `open` itself, so that a trace of system calls shows it; opens without it where
-/// that is refused. A refused `open` may have made the file, so the second one accepts an existing file. (The name was
+/// Direct I/O is requested, if at all, in the `open` itself, so that a trace of system calls shows it. Opens without it where
+/// the `first` one was refused. That one may have made the file, so the second one accepts an existing file. (The name was
 /// free: a taken one fails before the kernel checks the flag.)
-fn open_regular(path: &Path, flags: OFlags) -> Result<Opened> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut opened = open(path, flags);
+fn open_regular(first: Result<OwnedFd>, path: &Path, flags: OFlags) -> Result<Opened> {
+    let mut opened = first;
     let errno = opened.as_ref().err().and_then(Error::errno);
     let mut has_flag = flags.contains(OFlags::DIRECT);
     if has_flag && matches!(errno, Some(Errno::INVALID | Errno::NOT_SUPPORTED)) {

@@ -55,7 +55,7 @@ pub(crate) fn access(path: &Path, descriptor: BorrowedFd<'_>, size_bytes: u64) -
         None if size_bytes == 0 => by_type(descriptor),
         None => try_all(descriptor),
     };
-    found.map_err(|errno| Error::call("pread", path, errno))
+    found.map_err(|errno| Error::failed("pread", path, errno))
 }
 
 /// What is known of an empty file if the kernel reports nothing. The flag stays, since direct I/O that nothing proves is

@@ -39,7 +39,7 @@ impl NativeMap {
     /// file. `len_bytes` must be a multiple of 8 and not 0.
     pub(crate) fn new(file: &File, len_bytes: usize) -> Result<NativeMap> {
         let is_shared = probe::is_map_shared(file.descriptor().as_fd())
-            .map_err(|errno| Error::call("fstatfs", file.path(), errno))?;
+            .map_err(|errno| Error::failed("fstatfs", file.path(), errno))?;
         NativeMap::map(file, len_bytes, is_shared)
     }
 
@@ -167,7 +167,7 @@ fn share(file: &File, len_bytes: usize) -> Result<Option<MmapRaw>> {
         map.advise(Advice::DontFork).map(|()| map)
     };
     match named("mmap", file.path(), || map().map_err(|error| Errno::from(&error))) {
-        Err(error) if !error.is_not_now() => Ok(None),
+        Err(error) if !error.errno().is_some_and(Errno::is_not_now) => Ok(None),
         mapped => mapped.map(Some),
     }
 }

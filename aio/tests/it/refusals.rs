@@ -75,7 +75,36 @@ fn a_shortage_is_waited_out_by_every_call_on_names_and_sizes() {
 }
 
 #[test]
-fn a_lack_of_descriptors_is_told_at_once() {
+fn a_lack_of_descriptors_is_waited_out_where_a_caller_could_only_wait() {
+    let fixture = NativeFixture::new();
+    let file = fixture.file("file", 1);
+    let singles = [libc::SYS_mmap, libc::SYS_eventfd2, libc::SYS_io_setup];
+    let mut seen: BTreeMap<c_long, usize> = BTreeMap::new();
+    // Every third call is let through.
+    let refuse = |call: Call| {
+        if is_of_others(call) {
+            return 0;
+        }
+        let count = seen.entry(call.number).or_default();
+        *count += 1;
+        [0, libc::EMFILE, libc::ENFILE][*count % 3]
+    };
+    let done = sandboxed(&[OPENS, &singles].concat(), refuse, || {
+        let (backend, dir) = (&fixture.backend, fixture.dir.path());
+        assert_eq!(backend.list(dir).unwrap(), ["file"]);
+        backend.sync_dir(dir).unwrap();
+        let _map = backend.map_shared(&file, 512).unwrap();
+        drop(backend.lock(&fixture.path("LOCK")).unwrap());
+    });
+    if done.is_some() {
+        let tries = |numbers: &[c_long]| numbers.iter().filter_map(|number| seen.get(number)).sum::<usize>();
+        assert_eq!(tries(OPENS), 9, "of a list, a sync and a lock: {seen:?}");
+        assert!(singles.iter().all(|number| tries(&[*number]) >= 3), "{seen:?}");
+    }
+}
+
+#[test]
+fn a_lack_of_descriptors_for_a_file_is_told_at_once() {
     let fixture = NativeFixture::new();
     let path = fixture.path("file");
     let mut calls = 0;
@@ -87,6 +116,19 @@ fn a_lack_of_descriptors_is_told_at_once() {
     if let Some(opened) = opened {
         assert_eq!(opened, Err(Error::NotNow { call: "open", path, errno: Errno(libc::ENFILE) }));
         assert_eq!(calls, 1);
+    }
+}
+
+#[test]
+fn a_lack_of_descriptors_for_the_second_open_of_a_new_file_is_waited_out() {
+    let fixture = NativeFixture::new();
+    let path = fixture.path("file");
+    let mut answers = [libc::EINVAL, libc::EMFILE, libc::ENFILE].into_iter();
+    let refuse = |_| answers.next().unwrap_or(0);
+    let opened = sandboxed(OPENS, refuse, || fixture.backend.open(&path, OpenMode::Create).unwrap());
+    if let Some(opened) = opened {
+        assert!(!opened.is_direct());
+        assert_eq!(answers.next(), None, "all were met");
     }
 }
 
