@@ -4,9 +4,10 @@
 //!
 //! Invariant: however the thread ends, by a panic too, the waiters run the rounds from then on.
 
+use std::path::Path;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::flusher::Purpose;
 use crate::group_commit::{CommitState, DrainInterval, Shared};
 use crate::ring::TRUST;
@@ -99,19 +100,19 @@ impl Shared {
 /// Starts the commit thread. It blocks all signals, so that no handler of the application runs on it.
 pub(crate) fn start_thread(shared: &Arc<Shared>) -> Result<JoinHandle<()>> {
     shared.state.lock().has_thread = true;
-    let body = {
+    let start = || {
         let shared = Arc::clone(shared);
-        move || {
+        let body = move || {
             let ended = ThreadEnds(&shared);
             aio::block_all_signals();
             shared.commit_thread();
             drop(ended);
-        }
+        };
+        thread::Builder::new().name("wal-commit".to_owned()).spawn(body).map_err(|error| {
+            aio::Error::call("start thread", Path::new("wal-commit"), aio::Errno::from(&error))
+        })
     };
-    thread::Builder::new().name("wal-commit".to_owned()).spawn(body).map_err(|error| {
-        let path = std::path::Path::new("wal-commit");
-        Error::Io(aio::Error::call("start thread", path, aio::Errno::from(&error)))
-    })
+    Ok(aio::wait_out(&*shared.core.backend, start)?)
 }
 
 /// Leaves the rounds to the waiters when the commit thread returns or panics.

@@ -24,7 +24,7 @@ pub(crate) fn open_existing(
     path: &Path,
     len_bytes: usize,
 ) -> Result<(File, usize, Result<()>)> {
-    let file = match backend.open(path, OpenMode::Read) {
+    let file = match aio::wait_out(backend, || backend.open(path, OpenMode::Read)) {
         Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
             return Err(Error::corrupt(path, 0, "a file of the log is missing", &len_bytes, &"no file"));
         }

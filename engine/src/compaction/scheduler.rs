@@ -44,22 +44,22 @@ pub(crate) fn start(store: &Arc<Writing>) -> Result<Threads> {
     store.files.removals().hand_to(Arc::clone(&store.jobs) as Arc<dyn Remover>);
     let jobs: [(&str, Job); 2] = [("esker-flush", flush_loop), ("esker-compact", compact_loop)];
     for (name, job) in jobs {
-        let shared = Arc::clone(store);
-        let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // The application's signal handlers must never run on our threads.
-            aio::block_all_signals();
-            let _guard = PanicGuard { store: &shared, name };
-            job(&shared);
-        });
-        match spawned {
+        let start = || {
+            let shared = Arc::clone(store);
+            let body = move || {
+                // The application's signal handlers must never run on our threads.
+                aio::block_all_signals();
+                let _guard = PanicGuard { store: &shared, name };
+                job(&shared);
+            };
+            let started = thread::Builder::new().name(name.to_owned()).spawn(body);
+            started.map_err(|error| aio::Error::call("start thread", name.as_ref(), aio::Errno::from(&error)))
+        };
+        match aio::wait_out(&**store.files.backend(), start) {
             Ok(handle) => threads.handles.push(handle),
             Err(error) => {
                 threads.stop(store);
-                return Err(Error::Io {
-                    kind: error.kind(),
-                    errno: error.raw_os_error(),
-                    message: format!("start thread {name}: {error}"),
-                });
+                return Err(error.into());
             }
         }
     }
