@@ -248,8 +248,8 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// [`Error::Forked`](crate::Error::Forked).
     fn check_fork(&self) -> Result<()>;
 
-    /// The ways around refused calls that were taken so far, the first of each kind. None where the machine has all
-    /// that is needed.
+    /// The ways around refused calls that were taken so far, the first of each kind. The list only grows. It is empty
+    /// where the machine has all that is needed.
     fn fall_backs(&self) -> Vec<FallBack>;
 
     /// Counts of the operations of all queues so far.

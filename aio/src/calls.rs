@@ -25,7 +25,9 @@ pub(crate) fn execute(operation: &mut Operation, fall_backs: &FallBacks) -> Resu
         && let Some(file) = operation.aligned_file()
         && file.leave_direct()
     {
-        fall_backs.note(FallBack::PageCache { path: file.path().to_owned(), errno });
+        let is_read = matches!(operation.kind(), OperationKind::Read | OperationKind::ReadVectored);
+        let name = if is_read { "preadv2" } else { "pwritev2" };
+        fall_backs.note(FallBack::PageCache { path: file.path().to_owned(), refused: Some((name, errno)) });
         return call(operation);
     }
     result

@@ -27,28 +27,40 @@ pub enum FallBack {
         /// The answer.
         errno: Errno,
     },
-    /// The kernel accepted `O_DIRECT` for a file, but refuses its direct reads or writes: this file goes through the
-    /// page cache.
+    /// There is no direct I/O for a file: it goes through the page cache. Some file systems accept `O_DIRECT` and then
+    /// refuse the reads or writes.
     PageCache {
         /// The first file.
         path: PathBuf,
-        /// The answer.
-        errno: Errno,
+        /// The refused call and its answer. `None`: the file system accepts `O_DIRECT`, and does not promise that it has
+        /// an effect.
+        refused: Option<(&'static str, Errno)>,
     },
 }
 
 impl fmt::Display for FallBack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FallBack::SystemCalls { call, errno } => {
-                write!(f, "{call} is refused here ({errno}): preadv2 and pwritev2 do the reads and writes")
-            }
-            FallBack::OldWait { errno } => {
-                write!(f, "io_pgetevents is refused here ({errno}): waits use io_getevents")
-            }
-            FallBack::PageCache { path, errno } => {
+            FallBack::SystemCalls { call, errno } => write!(
+                f,
+                "{call} is refused here ({errno}), so preadv2 and pwritev2 do the reads and writes, fewer of them at the \
+                 same time: for full speed let the sandbox allow io_setup, io_submit, io_getevents and io_pgetevents"
+            ),
+            FallBack::OldWait { errno } => write!(
+                f,
+                "io_pgetevents is refused here ({errno}), so waits use io_getevents: as fast, but without the signal mask \
+                 of a wait, which only a program with its own contexts sets"
+            ),
+            FallBack::PageCache { path, refused } => {
                 let path = path.display();
-                write!(f, "direct I/O is refused on {path} ({errno}): such files go through the page cache")
+                match refused {
+                    Some((call, errno)) => write!(f, "{call} with O_DIRECT is refused on {path} ({errno})")?,
+                    None => write!(f, "the file system of {path} does not promise direct I/O")?,
+                }
+                f.write_str(
+                    ", so such files go through the page cache, which takes memory, and calls may block: for direct I/O \
+                     use another file system, such as ext4 or xfs",
+                )
             }
         }
     }

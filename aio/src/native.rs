@@ -101,12 +101,16 @@ impl NativeBackend {
     fn open_file(&self, path: &Path, flags: OFlags) -> Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let first = open_if_free(path, flags | OFlags::DIRECT);
-        let Opened { mut descriptor, size_bytes, has_flag } =
+        let Opened { mut descriptor, size_bytes, refused } =
             open_regular(first, path, flags | OFlags::DIRECT)?;
+        let has_flag = refused.is_none();
         let direct =
             if has_flag { probe::access(path, descriptor.as_fd(), size_bytes)? } else { Access::BUFFERED };
-        if let Some(errno) = direct.refused {
-            self.shared.fall_backs.note(FallBack::PageCache { path: path.to_owned(), errno });
+        // A file with bytes that keeps the flag may begin with a hole: then it is direct, although nothing proves it.
+        if !direct.is_direct && (size_bytes == 0 || !direct.keeps_flag()) {
+            let refused = refused.map(|errno| ("open", errno));
+            let refused = refused.or(direct.refused.map(|errno| ("pread", errno)));
+            self.shared.fall_backs.note(FallBack::PageCache { path: path.to_owned(), refused });
         }
         if has_flag && !direct.keeps_flag() {
             // Not by `fcntl`, which a sandbox may refuse: a file system in user space keeps the flags of an open for itself.
@@ -307,8 +311,8 @@ fn open_once(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
 struct Opened {
     descriptor: OwnedFd,
     size_bytes: u64,
-    /// Whether `O_DIRECT` was asked for and accepted.
-    has_flag: bool,
+    /// The answer to `O_DIRECT`, if that was refused.
+    refused: Option<Errno>,
 }
 
 /// Opens a regular file. Nothing else is opened for longer than it takes to see its type, and
@@ -320,9 +324,9 @@ struct Opened {
 fn open_regular(first: Result<OwnedFd>, path: &Path, flags: OFlags) -> Result<Opened> {
     let mut opened = first;
     let errno = opened.as_ref().err().and_then(Error::errno);
-    let mut has_flag = flags.contains(OFlags::DIRECT);
-    if has_flag && matches!(errno, Some(Errno::INVALID | Errno::NOT_SUPPORTED)) {
-        has_flag = false;
+    let of_flag = |errno: &Errno| matches!(*errno, Errno::INVALID | Errno::NOT_SUPPORTED);
+    let refused = errno.filter(of_flag).filter(|_| flags.contains(OFlags::DIRECT));
+    if refused.is_some() {
         opened = open(path, flags.difference(OFlags::DIRECT | OFlags::EXCL));
     }
     let not_a_file = |found| Error::NotAFile { path: path.to_owned(), found };
@@ -336,7 +340,7 @@ fn open_regular(first: Result<OwnedFd>, path: &Path, flags: OFlags) -> Result<Op
     })?;
     let stat = named("fstat", path, || rustix::fs::fstat(&descriptor))?;
     match other_type(stat.st_mode) {
-        None => Ok(Opened { descriptor, size_bytes: u64::try_from(stat.st_size).unwrap_or(0), has_flag }),
+        None => Ok(Opened { descriptor, size_bytes: u64::try_from(stat.st_size).unwrap_or(0), refused }),
         Some(found) => Err(not_a_file(found)),
     }
 }

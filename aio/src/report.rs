@@ -129,18 +129,6 @@ pub fn probe(dir: &Path) -> Result<Probe> {
     Ok(found)
 }
 
-/// Switches the scratch file, which has no name by which to open it again, to direct I/O if it has that.
-fn make_direct(dir: &Path, scratch: &OwnedFd, size_bytes: u64) -> Result<Access> {
-    if rustix::fs::fcntl_setfl(scratch, OFlags::DIRECT).is_err() {
-        return Ok(Access::BUFFERED);
-    }
-    let access = facts::access(dir, scratch.as_fd(), size_bytes)?;
-    if !access.keeps_flag() {
-        let _ = rustix::fs::fcntl_setfl(scratch, OFlags::empty());
-    }
-    Ok(access)
-}
-
 /// A context; `None` where native AIO is refused.
 fn context(shared: &BackendState) -> Result<Option<Context>> {
     let settings = Settings { slots: 4, mask: None, reaping: Reaping::default(), waking: Waking::default() };
@@ -162,9 +150,12 @@ impl Probe {
         scratch: &Arc<OwnedFd>,
         (dir, fall_backs): (&Path, &FallBacks),
     ) -> Result<()> {
+        let page_cache = |refused| FallBack::PageCache { path: dir.to_owned(), refused };
         let Some(context) = context else {
-            let direct = make_direct(dir, scratch, 0)?;
-            (self.is_direct, self.alignment) = (direct.is_direct, direct.alignment);
+            let refused = self.make_direct(dir, scratch, 0)?;
+            if !self.is_direct {
+                fall_backs.note(page_cache(refused));
+            }
             self.reason = "native AIO is refused, so threads make blocking calls; direct I/O is known from the kernel only";
             return Ok(());
         };
@@ -174,12 +165,11 @@ impl Probe {
                 "the scratch file cannot be filled, so this is known from the type of the file system";
             return Ok(());
         }
-        let direct = make_direct(dir, scratch, SCRATCH_BYTES as u64)?;
-        (self.is_direct, self.alignment) = (direct.is_direct, direct.alignment);
-        if let Some(errno) = direct.refused {
-            fall_backs.note(FallBack::PageCache { path: dir.to_owned(), errno });
-        }
+        let refused = self.make_direct(dir, scratch, SCRATCH_BYTES as u64)?;
         self.look_at_writes(context, scratch)?;
+        if !self.is_direct {
+            fall_backs.note(page_cache(refused));
+        }
         for kind in OPERATIONS {
             let answer = attempt(context, operation(kind, scratch))?;
             self.operations.push((kind, answer.map(|_| ())));
@@ -190,6 +180,28 @@ impl Probe {
             self.flags.push((flag, answer.map(|_| ())));
         }
         Ok(())
+    }
+
+    /// Switches the scratch file, which has no name by which to open it again, to direct I/O if it has that. Returns the
+    /// refused call.
+    fn make_direct(
+        &mut self,
+        dir: &Path,
+        scratch: &OwnedFd,
+        size_bytes: u64,
+    ) -> Result<Option<(&'static str, Errno)>> {
+        let (found, refused) = match rustix::fs::fcntl_setfl(scratch, OFlags::DIRECT) {
+            Ok(()) => {
+                let found = facts::access(dir, scratch.as_fd(), size_bytes)?;
+                (found, found.refused.map(|errno| ("pread", errno)))
+            }
+            Err(errno) => (Access::BUFFERED, Some(("fcntl", errno.into()))),
+        };
+        if !found.keeps_flag() {
+            let _ = rustix::fs::fcntl_setfl(scratch, OFlags::empty());
+        }
+        (self.is_direct, self.alignment) = (found.is_direct, found.alignment);
+        Ok(refused)
     }
 
     /// Fills in the fields that are found by writing.

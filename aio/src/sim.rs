@@ -387,7 +387,7 @@ impl Backend for SimBackend {
     }
 
     fn fall_backs(&self) -> Vec<FallBack> {
-        Vec::new()
+        self.machine().fall_backs.list()
     }
 
     fn counters(&self) -> IoCounters {

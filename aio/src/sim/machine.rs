@@ -14,6 +14,7 @@ use super::faults::{EventKind, Fault, Faults};
 use super::image::DiskImage;
 use super::rng::{Rng, hash_bytes, mix};
 use crate::error::{Error, Result};
+use crate::fall_back::{FallBack, FallBacks};
 use crate::open_file::{Alignment, File, FileBody, SECTOR_BYTES, SimHandle};
 use crate::trace::Trace;
 
@@ -62,6 +63,7 @@ pub(crate) struct Machine {
     pub(crate) capacity_bytes: Option<u64>,
     pub(crate) alignment: Alignment,
     pub(crate) buffered: bool,
+    pub(crate) fall_backs: FallBacks,
     pub(crate) locks: BTreeSet<PathBuf>,
     /// The hash of all calls so far, updated while [`Machine::is_traced`].
     pub(crate) trace_hash: u64,
@@ -89,6 +91,7 @@ impl Machine {
             capacity_bytes: None,
             alignment: Alignment { memory_bytes: SECTOR_BYTES, offset_bytes: SECTOR_BYTES },
             buffered: false,
+            fall_backs: FallBacks::default(),
             locks: BTreeSet::new(),
             trace_hash: 0,
             is_traced: true,
@@ -161,6 +164,9 @@ impl Machine {
     pub(crate) fn handle(&mut self, path: &Path, inode: u64, writable: bool) -> File {
         let handle = Arc::new(SimHandle { inode, writable });
         self.handles.push(Arc::downgrade(&handle));
+        if self.buffered {
+            self.fall_backs.note(FallBack::PageCache { path: path.to_owned(), refused: None });
+        }
         File::new(path, self.alignment, !self.buffered, FileBody::Sim(handle))
     }
 

@@ -220,17 +220,22 @@ fn where_the_kernel_reports_no_alignment_reads_find_it() {
     }
 }
 
+/// The only way around is the page cache, because of this call and answer.
+fn tells_of_page_cache(fall_backs: &[FallBack], (call, errno): (&'static str, i32)) {
+    let [FallBack::PageCache { path, refused }] = fall_backs else { panic!("{fall_backs:?}") };
+    assert!(path.ends_with("file"));
+    assert_eq!(*refused, Some((call, Errno(errno))));
+    let told = fall_backs[0].to_string();
+    assert!(told.starts_with(&format!("{call} with O_DIRECT is refused on ")), "{told}");
+}
+
 #[test]
 fn a_file_whose_direct_reads_are_refused_goes_through_the_page_cache() {
     for errno in [libc::EINVAL, libc::EPERM] {
         for numbers in [&[libc::SYS_pread64][..], &[libc::SYS_pread64, libc::SYS_statx]] {
             let Some((is_direct, _, fall_backs)) = opened(numbers, |_| errno) else { return };
             assert!(!is_direct);
-            let [FallBack::PageCache { path, errno: told }] = &fall_backs[..] else {
-                panic!("{fall_backs:?}")
-            };
-            assert!(path.ends_with("file"));
-            assert_eq!(*told, Errno(errno));
+            tells_of_page_cache(&fall_backs, ("pread", errno));
         }
     }
     // A failing device is no such refusal: its error belongs to the read of a store.
@@ -248,8 +253,9 @@ fn is_direct_open(call: Call) -> bool {
 fn a_file_that_cannot_be_opened_for_direct_io_is_buffered() {
     for errno in [libc::EINVAL, libc::EOPNOTSUPP] {
         let refuse = |call| if is_direct_open(call) { errno } else { 0 };
-        let Some((is_direct, ..)) = opened(OPENS, refuse) else { return };
+        let Some((is_direct, _, fall_backs)) = opened(OPENS, refuse) else { return };
         assert!(!is_direct);
+        tells_of_page_cache(&fall_backs, ("open", errno));
     }
 }
 
@@ -264,30 +270,36 @@ fn a_file_is_direct_although_its_flags_cannot_be_changed() {
 #[test]
 fn a_new_file_whose_direct_writes_are_refused_goes_through_the_page_cache() {
     let fixture = NativeFixture::new();
-    let path = fixture.path("new");
-    // The kernel reports nothing about the file, and its type of file system is unknown.
-    let numbers =
-        [libc::SYS_statx, libc::SYS_fstatfs, libc::SYS_fcntl, libc::SYS_pwritev2, libc::SYS_pwritev];
-    let mut is_left = false;
-    let refuse = |call: Call| match call.number {
-        libc::SYS_statx | libc::SYS_fstatfs => libc::ENOSYS,
-        libc::SYS_fcntl => {
-            is_left |= call.arguments[1] == u64::from(libc::F_SETFL.cast_unsigned());
-            0
+    // The kernel reports nothing about the file; its type of file system is known or not.
+    for is_type_known in [true, false] {
+        let path = fixture.path(if is_type_known { "known" } else { "unknown" });
+        let numbers =
+            [libc::SYS_statx, libc::SYS_fstatfs, libc::SYS_fcntl, libc::SYS_pwritev2, libc::SYS_pwritev];
+        let mut is_left = false;
+        let refuse = |call: Call| match call.number {
+            libc::SYS_fstatfs if is_type_known => 0,
+            libc::SYS_statx | libc::SYS_fstatfs => libc::ENOSYS,
+            libc::SYS_fcntl => {
+                is_left |= call.arguments[1] == u64::from(libc::F_SETFL.cast_unsigned());
+                0
+            }
+            _ if is_left => 0,
+            _ => libc::EINVAL,
+        };
+        let told = sandboxed(&numbers, refuse, || {
+            let backend = NativeBackend::without_aio();
+            let file = backend.open(&path, OpenMode::Create).unwrap();
+            assert_eq!(file.is_direct(), is_type_known);
+            let mut queue = backend.queue(1).unwrap();
+            aio::file::write_all(&mut *queue, &file, 0, block(7)).unwrap();
+            assert!(!file.is_direct());
+            backend.fall_backs()
+        });
+        // Where the type is unknown it was told before the write.
+        let refused = is_type_known.then_some(("pwritev2", Errno::INVALID));
+        if let Some(told) = told {
+            assert!(told.contains(&FallBack::PageCache { path, refused }), "{told:?}");
         }
-        _ if is_left => 0,
-        _ => libc::EINVAL,
-    };
-    let told = sandboxed(&numbers, refuse, || {
-        let backend = NativeBackend::without_aio();
-        let file = backend.open(&path, OpenMode::Create).unwrap();
-        assert!(!file.is_direct());
-        let mut queue = backend.queue(1).unwrap();
-        aio::file::write_all(&mut *queue, &file, 0, block(7)).unwrap();
-        backend.fall_backs()
-    });
-    if let Some(told) = told {
-        assert!(told.contains(&FallBack::PageCache { path, errno: Errno::INVALID }), "{told:?}");
     }
 }
 
@@ -399,4 +411,30 @@ fn a_probe_tells_that_native_aio_is_refused() {
         assert!(probe.to_string().contains(&format!("{call} is refused here")), "{probe}");
     }
     assert_eq!(aio::probe(fixture.dir.path()).unwrap().fall_backs, [], "with native AIO there are none");
+}
+
+#[test]
+fn a_probe_tells_that_direct_io_is_refused() {
+    let fixture = NativeFixture::new();
+    let is_switch = |call: Call| call.arguments[1] == u64::from(libc::F_SETFL.cast_unsigned());
+    let refuse = |call| if is_switch(call) { libc::EINVAL } else { 0 };
+    let probed = sandboxed(&[libc::SYS_fcntl], refuse, || aio::probe(fixture.dir.path()).unwrap());
+    let Some(probe) = probed else { return };
+    assert!(!probe.is_direct, "{probe}");
+    let path = fixture.dir.path().to_owned();
+    assert_eq!(probe.fall_backs, [FallBack::PageCache { path, refused: Some(("fcntl", Errno::INVALID)) }]);
+}
+
+#[test]
+fn a_file_system_in_memory_tells_the_page_cache() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let backend = NativeBackend::new();
+    let file = backend.open(&dir.path().join("file"), OpenMode::Create).unwrap();
+    assert!(!file.is_direct());
+    for told in [aio::probe(dir.path()).unwrap().fall_backs, backend.fall_backs()] {
+        assert!(
+            matches!(&told[..], [FallBack::PageCache { path, .. }] if path.starts_with(&dir)),
+            "{told:?}"
+        );
+    }
 }
