@@ -16,8 +16,8 @@
 //!   ([`Error::NoSpace`]) is no such failure.
 //!
 //! # Limits
-//! * 64-bit Linux on x86-64 and aarch64, kernel 5.4 or later. Without direct I/O it works through the page cache, and
-//!   says so once ([`Event::BufferedIo`], [`Metrics::direct_io`]).
+//! * 64-bit Linux on x86-64 and aarch64, kernel 5.4 or later. Where direct I/O or native AIO is
+//!   refused it works without, and says so once ([`Event::FellBack`], [`Metrics::fall_backs`]).
 //! * Keys have 1 to [`MAX_KEY_BYTES`] bytes, in bytewise order. A value, and a batch, must fit into one record:
 //!   [`Db::max_record_bytes`], 4 MiB at the default memory budget.
 //! * One process has a store open, once. Handles may be used by any number of threads, and may outlive each other.
@@ -71,7 +71,7 @@ mod tree;
 mod upkeep;
 mod write;
 
-pub use aio::{IoCounters, LatencyHistogram, OperationCounters};
+pub use aio::{Errno, FallBack, IoCounters, LatencyHistogram, OperationCounters};
 pub use api::batch::Batch;
 pub use api::builder::Builder;
 pub use api::db::Db;

@@ -92,6 +92,7 @@ impl OpenStore {
         // Reads are refused by now, and handles may keep the store for long.
         self.store.cache.clear();
         self.store.files.end();
+        self.store.tell_fall_backs();
         ended
     }
 }

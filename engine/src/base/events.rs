@@ -2,8 +2,9 @@
 //!
 //! Invariant: a listener is called without any lock of the store that a read or a write waits for.
 
-use std::path::PathBuf;
 use std::time::Duration;
+
+use aio::FallBack;
 
 use crate::base::error::Error;
 
@@ -19,11 +20,13 @@ pub enum Event {
         /// Whether a write that was never acknowledged was found cut off at the end of the log.
         torn_tail: bool,
     },
-    /// The file system has no direct I/O. The store works through the page cache, and calls may block. Sent once.
+    /// The machine refuses something, and the store works around it: it keeps every promise, and may be slower. Sent once
+    /// for each kind: at the end of the open, or with the next flush, merge or close if it comes later.
+    /// [`Metrics::fall_backs`](crate::Metrics::fall_backs) has it at once.
     #[non_exhaustive]
-    BufferedIo {
-        /// The store's directory.
-        directory: PathBuf,
+    FellBack {
+        /// The refused call, its answer, and what the store does instead. Prints as a sentence.
+        fall_back: FallBack,
     },
     /// A memtable was written to segments.
     #[non_exhaustive]

@@ -7,8 +7,11 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Metrics {
-    /// Whether the files use direct I/O. False: the file system has none, and calls may block.
+    /// Whether the files used direct I/O at the end of the open. False: the file system has none, and calls may block.
     pub direct_io: bool,
+    /// The ways around refused calls that the store has taken since its open, the first of each kind. Empty on a machine that
+    /// has all that is needed. Each was or will be sent as [`Event::FellBack`](crate::Event::FellBack).
+    pub fall_backs: Vec<aio::FallBack>,
     /// The number of this writable open, counted from 1.
     pub incarnation: u32,
     /// Records written since open.

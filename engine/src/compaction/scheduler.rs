@@ -272,7 +272,7 @@ fn finish_compaction(store: &Writing, result: Result<()>) -> bool {
 }
 
 /// Counts a failed job and tells the listener, except of a halt, which was reported already. A job that a close ended has not
-/// failed.
+/// failed. Tells the fall-backs, too.
 fn report(store: &Writing, result: Result<()>) {
     match store.latch(result) {
         Ok(()) | Err(Error::Closed) => {}
@@ -282,6 +282,7 @@ fn report(store: &Writing, result: Result<()>) {
             store.tell(&Event::BackgroundError { error });
         }
     }
+    store.tell_fall_backs();
 }
 
 #[cfg(test)]

@@ -136,9 +136,7 @@ fn announce(store: &Store, replayed: Option<&Replayed>, cleaned: Result<()>) {
     if let Err(error) = cleaned {
         store.tell(&Event::BackgroundError { error });
     }
-    if !store.is_direct() {
-        store.tell(&Event::BufferedIo { directory: store.files.root().to_owned() });
-    }
+    store.tell_fall_backs();
     let torn_tail = replayed.is_some_and(|replayed| replayed.verdict == wal::Verdict::TornTail);
     let replayed_records = replayed.map_or(0, |replayed| replayed.records);
     store.tell(&Event::Opened { replayed_records, torn_tail });

@@ -18,7 +18,7 @@ use crate::base::events::Event;
 use crate::base::key::Seq;
 use crate::base::metrics::Counters;
 use crate::base::options::Options;
-use crate::base::sync::shared::{AtomicBool, RwLock, turn};
+use crate::base::sync::shared::{AtomicBool, AtomicUsize, RwLock, turn};
 use crate::io::files::Files;
 use crate::manifest::version::Version;
 use crate::segment::BlockCache;
@@ -55,6 +55,8 @@ pub(crate) struct Store {
     pub(crate) counters: Counters,
     version: Arc<ArcSwap<Version>>,
     is_direct: bool,
+    /// Fall-backs of the machine that the listener has heard of: so many of the first.
+    fall_backs_told: AtomicUsize,
     trees: RwLock<Trees>,
     closed: AtomicBool,
 }
@@ -70,6 +72,7 @@ impl Store {
             counters: Counters::default(),
             version: parts.version,
             is_direct: parts.is_direct,
+            fall_backs_told: AtomicUsize::new(0),
             trees: RwLock::new(parts.trees),
             closed: AtomicBool::new(false),
         }
@@ -138,6 +141,20 @@ impl Store {
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(listener) = &self.options.listener {
             listener.event(event);
+        }
+    }
+
+    /// Tells the listener of the fall-backs that it has not heard of. Called where they may be new and no lock is held that a
+    /// read or a write waits for: an open, jobs, a close. Not from within the I/O that falls back, which is made under locks.
+    pub(crate) fn tell_fall_backs(&self) {
+        if self.options.listener.is_none() {
+            return;
+        }
+        // The list only grows, so of two threads each tells another part of it.
+        let known = self.files.backend().fall_backs();
+        let told = self.fall_backs_told.fetch_max(known.len(), Ordering::Relaxed);
+        for fall_back in known.into_iter().skip(told) {
+            self.tell(&Event::FellBack { fall_back });
         }
     }
 }

@@ -17,6 +17,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
     let levels = |keyspace| version.keyspaces.get(&keyspace).map(|keyspace| &keyspace.levels);
     let mut metrics = Metrics {
         direct_io: store.is_direct(),
+        fall_backs: store.files.backend().fall_backs(),
         incarnation: version.incarnation.number,
         log_bytes: store.visible().since(version.horizon),
         log_files: version.logs.len(),

@@ -5,11 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 
-use aio::sim::SimBackend;
 use esker::testing::{Background, BuilderExt, Sizes};
-use esker::{Builder, Db, Durability, Error, Event, Listener};
+use esker::{Builder, Db, Error};
 
 const KIB: u64 = 1 << 10;
 
@@ -364,47 +362,6 @@ fn exhaust_handles(store: &Path) {
     db.verify().unwrap();
     drop(ks);
     db.close().unwrap();
-}
-
-#[derive(Debug, Default)]
-struct Buffered(Arc<Mutex<Vec<PathBuf>>>);
-
-impl Listener for Buffered {
-    fn event(&self, event: &Event) {
-        if let Event::BufferedIo { directory, .. } = event {
-            self.0.lock().unwrap().push(directory.clone());
-        }
-    }
-}
-
-#[test]
-fn without_direct_io_everything_works_and_the_listener_is_told_once() {
-    for durability in [Durability::Process, Durability::Power] {
-        let sim = SimBackend::new(1);
-        sim.set_buffered(true);
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let open = |sim: &SimBackend| {
-            let builder = builder().background(Background::Manual).backend(Arc::new(sim.clone()));
-            builder.durability(durability).listener(Buffered(Arc::clone(&told))).open("/store").unwrap()
-        };
-        let db = open(&sim);
-        assert!(!db.metrics().direct_io);
-        assert_eq!(*told.lock().unwrap(), [PathBuf::from("/store")]);
-        let ks = db.keyspace("default").unwrap();
-        for i in 0..ENTRIES {
-            ks.put(i.to_le_bytes(), [7; 300]).unwrap();
-        }
-        assert_eq!(told.lock().unwrap().len(), 1);
-        // Acknowledged writes survive the process, although the ring does not.
-        let killed = SimBackend::from_image(sim.snapshot().process_crash(1), 1);
-        killed.set_buffered(true);
-        let db = open(&killed);
-        assert_eq!(db.keyspace("default").unwrap().iter().count(), usize::try_from(ENTRIES).unwrap());
-        db.verify().unwrap();
-        killed.set_buffered(false);
-        drop(db);
-        assert!(open(&killed).metrics().direct_io);
-    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod close;
 mod cold_reads;
 mod descriptors;
 mod failed_open;
+mod fall_backs;
 mod faults;
 mod filters;
 mod foreign_keyspace;
