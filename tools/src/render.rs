@@ -128,7 +128,7 @@ fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
         Value::Array(things) => {
             for thing in things {
                 let which = thing.get("name").and_then(Value::as_str).unwrap_or_default();
-                flatten(&format!("{name} {which}"), thing, lines);
+                flatten(format!("{name} {which}").trim_end(), thing, lines);
             }
         }
         Value::String(text) => lines.push((name.to_owned(), text.clone())),

@@ -3,11 +3,12 @@
 //! Invariants: only the commands that say so create a store or a keyspace; a foreign directory is refused before any of its
 //! files is touched.
 
+use std::mem::{Discriminant, discriminant};
 use std::path::PathBuf;
-use std::sync::Once;
+use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
-use esker::{Db, Durability, Keyspace, LogDamage};
+use esker::{Builder, Db, Durability, Event, FallBack, Keyspace, Listener, LogDamage};
 
 use crate::error::{Failure, Result};
 use crate::render::{self, Notation, Out, Style};
@@ -81,26 +82,38 @@ pub(crate) enum Missing {
     Refuse,
 }
 
-impl Dir {
-    /// Opens the store. Without direct I/O it works through the page cache, and a note says so.
-    pub(crate) fn open(&self, missing: Missing) -> Result<Db> {
-        static BUFFERED: Once = Once::new();
-        let db = self.open_quietly(missing)?;
-        if !db.metrics().direct_io {
-            BUFFERED.call_once(|| {
-                render::note(&format!(
-                    "{}: this file system has no direct I/O, so the store goes through the page cache",
-                    self.dir.display()
-                ));
-            });
+/// Prints what a store does instead of calls that the machine refuses; each kind once, although a command may open several
+/// stores.
+#[derive(Debug)]
+struct Notes;
+
+impl Listener for Notes {
+    fn event(&self, event: &Event) {
+        static NOTED: Mutex<Vec<Discriminant<FallBack>>> = Mutex::new(Vec::new());
+        let Event::FellBack { fall_back, .. } = event else { return };
+        let mut noted = NOTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = discriminant(fall_back);
+        if !noted.contains(&kind) {
+            noted.push(kind);
+            render::note(&fall_back.to_string());
         }
-        Ok(db)
+    }
+}
+
+impl Dir {
+    /// Opens the store. Notes say what it does instead of calls that the machine refuses.
+    pub(crate) fn open(&self, missing: Missing) -> Result<Db> {
+        self.open_with(missing, Db::builder().listener(Notes))
     }
 
-    /// Opens the store without a note on its file system.
+    /// Opens the store without notes on its machine.
     pub(crate) fn open_quietly(&self, missing: Missing) -> Result<Db> {
+        self.open_with(missing, Db::builder())
+    }
+
+    fn open_with(&self, missing: Missing, builder: Builder) -> Result<Db> {
         self.check(missing)?;
-        self.map(Db::builder().create(missing == Missing::Create).open(&self.dir))
+        self.map(builder.create(missing == Missing::Create).open(&self.dir))
     }
 
     /// The damage of the log, if there is any; with `cut` the log ends before it from now on.

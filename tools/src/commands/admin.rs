@@ -31,6 +31,8 @@ pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     let mut rows = Map::new();
     let mut row = |name: &str, value: Value| rows.insert(name.to_owned(), value);
     row("direct_io", Value::from(metrics.direct_io));
+    let fall_backs = metrics.fall_backs.iter().map(ToString::to_string);
+    row("fall_backs", fall_backs.collect());
     row("incarnation", Value::from(metrics.incarnation));
     row("log_files", Value::from(metrics.log_files));
     row("log_bytes", Value::from(metrics.log_bytes));

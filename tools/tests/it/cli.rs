@@ -130,6 +130,28 @@ fn put_get_and_del_work_with_text_bytes_and_json() {
     tool("scan", &dir, &["--keyspace", "none"]).fails(1, &["no keyspace `none`", "other"]);
     let stats: Value = serde_json::from_str(&tool("stats", &dir, &["--json"]).fine()).unwrap();
     assert!(stats["direct_io"].is_boolean());
+    assert!(stats["fall_backs"].is_array());
+}
+
+#[test]
+fn a_store_without_direct_io_says_so_once_and_in_its_stats() {
+    let temp = tempfile::tempdir_in("/dev/shm").expect("a file system in memory");
+    let dir = temp.path().join("store");
+    let output = kvtool().arg("demo").arg(&dir).stdin(Stdio::null()).output().expect("the tool starts");
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(notes.matches("go through the page cache").count(), 1, "of several opens: {notes}");
+    let stats: Value = serde_json::from_str(&tool("stats", &dir, &["--json"]).fine()).unwrap();
+    assert_eq!(stats["direct_io"], false);
+    let told = stats["fall_backs"].as_array().expect("a list");
+    assert!(
+        told.iter().any(|line| line.as_str().expect("a sentence").contains("the page cache")),
+        "{told:?}"
+    );
+    let text = tool("stats", &dir, &[]).fine();
+    assert!(
+        text.lines().any(|line| line.starts_with("fall backs  ") && line.contains("the page cache")),
+        "{text}"
+    );
 }
 
 #[test]
@@ -327,7 +349,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     assert!(first.contains('\t'));
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(support::without_note(&String::from_utf8_lossy(&output.stderr)), "");
+    assert_eq!(support::without_notes(&String::from_utf8_lossy(&output.stderr)), "");
 }
 
 #[test]

@@ -47,14 +47,16 @@ pub(crate) fn run(command: &mut Command, input: &[u8]) -> Ended {
         Ended {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8(output.stdout).expect("text"),
-            err: without_note(&String::from_utf8(output.stderr).expect("text")),
+            err: without_notes(&String::from_utf8(output.stderr).expect("text")),
         }
     })
 }
 
-/// Its messages, without the note on a file system without direct I/O.
-pub(crate) fn without_note(err: &str) -> String {
-    err.split_inclusive('\n').filter(|line| !line.contains("no direct I/O")).collect()
+/// Its messages, without the notes on what this machine refuses.
+pub(crate) fn without_notes(err: &str) -> String {
+    let is_note =
+        |line: &&str| ["is refused here", "go through the page cache"].iter().any(|note| line.contains(note));
+    err.split_inclusive('\n').filter(|line| !is_note(line)).collect()
 }
 
 /// Runs `kvtool COMMAND DIR ARGS…`.

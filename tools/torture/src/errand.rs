@@ -35,7 +35,7 @@ use crate::soak::board::{Board, Count, usage};
 use ledger::Ledger;
 use refusal::Refusal;
 use store::OpenStore;
-use terms::{BESIDE, FELL_BACK, GAVE_UP, Mode, WRITER, way_around};
+use terms::{BESIDE, GAVE_UP, Mode, WRITER};
 
 /// Incarnations that may end with an error before the errand gives up.
 const PATIENCE: u64 = 4;
@@ -132,8 +132,6 @@ struct Errand<'a> {
     /// The writes of the thread beside it.
     beside: Ledger,
     errors: u64,
-    /// How many fall-backs of the open store were told.
-    told: usize,
     misses: u64,
 }
 
@@ -147,7 +145,7 @@ impl<'a> Errand<'a> {
             ledger
         };
         let (ledger, beside) = (ledger_of(WRITER), ledger_of(BESIDE));
-        Ok(Errand { args, board, clock: NativeBackend::new(), ledger, beside, errors: 0, told: 0, misses: 0 })
+        Ok(Errand { args, board, clock: NativeBackend::new(), ledger, beside, errors: 0, misses: 0 })
     }
 
     /// Runs incarnations until one completes and one more has found everything.
@@ -208,21 +206,11 @@ impl<'a> Errand<'a> {
         Ok(())
     }
 
-    /// Says once what the store does instead of refused calls.
-    fn tell_fall_backs(&mut self, store: &OpenStore) {
-        let ways = store.fall_backs();
-        for way in ways.iter().skip(self.told) {
-            complain(format!("errand: {FELL_BACK}{}: {way}", way_around(way)));
-        }
-        self.told = ways.len();
-    }
-
     /// Opens, compares, makes the remaining writes, compares, closes.
     fn incarnation(&mut self) -> Check {
         let store = self.open()?;
         self.board.put(Count::Opened, 1).map_err(|error| on_board(&error))?;
         let worked = self.work_in_company(&store).and_then(|()| self.compare(&store));
-        self.tell_fall_backs(&store);
         self.misses += store.db.metrics().cache_misses;
         self.board.put(Count::Misses, self.misses).map_err(|error| on_board(&error))?;
         match worked {
@@ -238,7 +226,6 @@ impl<'a> Errand<'a> {
 
     fn open(&mut self) -> Check<OpenStore> {
         let at_open = |error: Error| Failure::from(error).at("open");
-        self.told = 0;
         let store = OpenStore::open(self.args.mode, &self.args.dir).map_err(at_open)?;
         self.ledger.settle(&store.db, self.ledger.written() + 1)?;
         self.beside.settle(&store.db, self.beside.written() + 1)?;
@@ -286,7 +273,6 @@ impl<'a> Errand<'a> {
             if self.args.wait_after == Some(number) {
                 wait_for_go()?;
             }
-            self.tell_fall_backs(store);
             if !self.args.only_writes {
                 self.attempt(|errand| errand.beside(store, number))?;
             }

@@ -1,9 +1,8 @@
 //! The agreement between an errand and its sender.
 
-use aio::FallBack;
 use clap::ValueEnum;
 use esker::testing::{Background, BuilderExt, Sizes};
-use esker::{Builder, Db, SyncMethod};
+use esker::{Builder, Db, FallBack, SyncMethod};
 
 /// Exit code of an errand that met too many errors.
 pub(crate) const GAVE_UP: u8 = 3;
