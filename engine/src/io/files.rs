@@ -45,21 +45,26 @@ enum Asynchronous {
 impl Files {
     /// `read_ahead_bytes`: memory for the windows that scans read ahead, and for idle buffers.
     pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
+        Files::with_most_open(backend, root, read_ahead_bytes, None)
+    }
+
+    /// `most_open`: segments kept open, if that is to be less than the default.
+    pub(crate) fn with_most_open(
+        backend: Arc<dyn Backend>,
+        root: &Path,
+        read_ahead_bytes: usize,
+        most_open: Option<usize>,
+    ) -> Files {
         Files {
             removals: Arc::new(Removals::new(Arc::clone(&backend))),
             contexts: Contexts::new(Arc::clone(&backend)),
-            segments: OpenFiles::new(Arc::clone(&backend), None),
+            segments: OpenFiles::new(Arc::clone(&backend), most_open),
             backend,
             root: root.to_owned(),
             bufs: BufPool::new(read_ahead_bytes),
             read_ahead: Allowance::new(read_ahead_bytes),
             asynchronous: Mutex::new(Asynchronous::Unused),
         }
-    }
-
-    /// With fewer files kept open.
-    pub(crate) fn with_most_open(self, most: Option<usize>) -> Files {
-        Files { segments: OpenFiles::new(Arc::clone(&self.backend), most), ..self }
     }
 
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {

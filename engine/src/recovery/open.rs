@@ -52,7 +52,7 @@ pub(crate) struct Opened {
 
 /// Opens or creates the store in `root`.
 pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> Result<Opened> {
-    let files = Files::new(backend, root, options.read_ahead_bytes()).with_most_open(options.max_open_files);
+    let files = Files::with_most_open(backend, root, options.read_ahead_bytes(), options.max_open_files);
     let files = Arc::new(files);
     let lock = enter(&files, options.create)?;
     check_entries(&files)?;
