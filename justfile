@@ -46,11 +46,12 @@ soak MINUTES="5":
     rm -rf target/soak
     target/release/kvtorture soak --minutes {{MINUTES}} --dir target/soak --json
 
-# A real store whose system calls go wrong, every STEP-th in every way: in memory, and every 40th on the disk below target
+# A real store whose system calls go wrong, every STEP-th in every way: in memory, every 40th on the disk below target, and every 6th "not now"
 strace STEP="1":
     cargo build --release --locked -p kvtorture
     target/release/kvtorture strace --step {{STEP}} --dir /dev/shm --json
     target/release/kvtorture strace --step 40 --dir target --json
+    target/release/kvtorture strace --not-now --step 6 --dir /dev/shm --json
 
 # A real store under limits, TIMES each at another moment: file sizes, handles, memory, full and frozen disks, signals; root tries more
 limits TIMES="5":

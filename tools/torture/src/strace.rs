@@ -30,8 +30,9 @@ use crate::lack::Lack;
 use crate::report::{Check, Failure, Tally, say};
 use crate::runner::{self, Cases, Settings};
 
-/// An errand that takes longer hangs. It takes a tenth of a second, or a few seconds on a slow machine.
-const LIMIT: Duration = Duration::from_mins(1);
+/// An errand that takes longer hangs. It takes a tenth of a second, or a few seconds on a slow machine; and a minute if it
+/// meets a shortage that does not end, for which the store waits at each call.
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Errands per core. They mostly wait for disks, and for the kernel to close AIO contexts.
 const LANES_PER_THREAD: usize = 3;

@@ -3,7 +3,7 @@
 //!
 //! One row for each call and each such answer in its manual page (`man 2 CALL`, ERRORS), and three durations. Left out:
 //! EINTR of `fsync` and `fdatasync`, after which it is open how much was synced; of `close`, which has closed; and calls
-//! of at most 256 bytes to `getrandom`, which have no such answer.
+//! of at most 256 bytes to `getrandom`, which have no such answer. A store makes no links and no renames.
 
 use std::time::Duration;
 
@@ -17,7 +17,6 @@ use super::ways::{
 /// Less than the patience of a store.
 const TWO_SECONDS: Duration = Duration::from_secs(2);
 
-const LINK: &[i64] = &[libc::SYS_linkat, libc::SYS_renameat, libc::SYS_renameat2];
 const ALLOCATE: &[i64] = &[libc::SYS_fallocate];
 const TRUNCATE: &[i64] = &[libc::SYS_ftruncate];
 
@@ -37,7 +36,7 @@ macro_rules! shortages {
 }
 
 /// Every shortage at its calls.
-pub(super) static NOT_NOW: [[Way; 3]; 28] = shortages! {
+pub(super) static NOT_NOW: [[Way; 3]; 27] = shortages! {
     "io_setup not now: EAGAIN", SETUP, EAGAIN, 1;
     "io_setup not now: ENOMEM", SETUP, ENOMEM, 2;
     "io_submit not now: EAGAIN", SUBMIT, EAGAIN, 8;
@@ -49,7 +48,6 @@ pub(super) static NOT_NOW: [[Way; 3]; 28] = shortages! {
     "open not now: ENOMEM", OPENS, ENOMEM, 8;
     "mkdir not now: ENOMEM", MAKE_DIR, ENOMEM, 1;
     "unlink not now: ENOMEM", UNLINK, ENOMEM, 4;
-    "link not now: ENOMEM", LINK, ENOMEM, 1;
     "fallocate not now: EINTR", ALLOCATE, EINTR, 8;
     "ftruncate not now: EINTR", TRUNCATE, EINTR, 2;
     "flock not now: EINTR", LOCK, EINTR, 1;

@@ -159,6 +159,15 @@ fn a_signal_while_a_directory_is_opened_goes_unnoticed() {
 }
 
 #[test]
+fn an_answer_that_means_not_now_is_only_a_delay() {
+    for only in ["FILE once", "io_setup not now: EAGAIN 20", "clone not now: EAGAIN 20"] {
+        let Some(counts) = strace(&["--not-now", "--only", only, "--step", "40"]) else { return };
+        must_be_positive(&counts, &["struck", "acknowledged"]);
+        assert_eq!(counts["unnoticed"], counts["runs"], "{counts}");
+    }
+}
+
+#[test]
 fn a_store_goes_on_when_the_machine_is_no_longer_in_its_way() {
     let temp = temp_dir();
     let counts = torture(&["limits", "--dir", temp.path().to_str().expect("text")]);
