@@ -26,7 +26,7 @@ crash:
     cargo test -p kvtorture --test it --locked -- kill:: survives
 
 # Check, and all long tests, in about 40 minutes on two cores: processes killed, schedules, the torture, every planted bug, failing and refused system calls, limits, below the kernel (where root allows), the soak, fuzzers, sanitizers
-deep: check && loom schedules torture planted planted-schedules planted-units planted-kernel (kernel "3000" "--where-possible") (strace "4") seccomp limits soak (fuzz "20") asan tsan
+deep: check && loom schedules torture planted planted-schedules planted-units planted-kernel (kernel "3000" "--where-possible") (strace "4") seccomp limits aio-max soak (fuzz "20") asan tsan
     ESKER_DEEP=1 cargo test -p kvtorture --test it --locked kill:: -- --nocapture
 
 # Without this the allocator returns memory to the kernel with every simulated machine, which takes a third of the time.
@@ -57,6 +57,11 @@ strace STEP="1":
 limits TIMES="5":
     cargo build --release --locked -p kvtorture
     target/release/kvtorture limits --times {{TIMES}} --dir target --json
+
+# The machine's limit on asynchronous I/O falls under a running store, TIMES, and is put back: alone, and as root
+aio-max TIMES="3":
+    cargo build --release --locked -p kvtorture
+    target/release/kvtorture limits --only aio-max-nr --times {{TIMES}} --dir target --json
 
 # A real store whose system calls a seccomp filter refuses: each of them, with each answer, from the start and in the middle, TIMES each
 seccomp TIMES="3":

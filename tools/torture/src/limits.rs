@@ -67,7 +67,8 @@ pub(crate) fn run(settings: &Settings, args: &LimitsArgs) -> Check<Tally> {
     if args.case.is_some() {
         order.clear();
     }
-    let lanes = settings.threads * LANES_PER_THREAD;
+    let is_alone = TRIALS.iter().any(|trial| trial.of_the_machine && trial.name == args.only);
+    let lanes = if is_alone { 1 } else { settings.threads * LANES_PER_THREAD };
     let settings = &Settings { threads: lanes, clock: aio::NativeBackend::new(), ..*settings };
     let tally = runner::run(
         settings,

@@ -1,6 +1,7 @@
 //! The trials: each limits an errand in one way and names the required result.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use aio::{Backend as _, NativeBackend, Queue};
@@ -29,13 +30,14 @@ const fn trial(name: &'static str, run: fn(&Path, &mut Rng) -> Found) -> Trial {
     Trial { name, of_the_machine: false, run }
 }
 
-pub(super) static TRIALS: [Trial; 26] = [
+pub(super) static TRIALS: [Trial; 27] = [
     trial("file-size", file_size),
     trial("file-size-deadly", file_size_deadly),
     trial("handles", handles),
     trial("address-space", address_space),
     trial("memory-group", memory_group),
     Trial { of_the_machine: true, ..trial("aio-slots", aio_slots) },
+    Trial { of_the_machine: true, ..trial("aio-max-nr", aio_max) },
     trial("sectors-512", places::small_sectors),
     trial("sectors-4k", places::large_sectors),
     trial("xfs", places::xfs),
@@ -200,6 +202,36 @@ fn aio_slots(dir: &Path, rng: &mut Rng) -> Found {
     drop(taken);
     let more = at_first(rng);
     work.until("writes", |noted| noted.acknowledged >= more)?;
+    work.kill_and_judge()
+}
+
+/// The machine's limit on slots of asynchronous I/O falls below the slots in use: unnoticed.
+fn aio_max(dir: &Path, rng: &mut Rng) -> Found {
+    const LIMIT: &str = "/proc/sys/fs/aio-max-nr";
+    let before = std::fs::read_to_string(LIMIT).map_err(io("the limit of the machine"))?;
+    let mut work = Work::begin((dir, Mode::Threads), &[], &["--endless", "--beside"], None)?;
+    work.go()?;
+    let first = at_first(rng);
+    work.until("its first writes", |noted| noted.acknowledged >= first)?;
+    // A process puts it back when this one ends, by whatever cause.
+    let restores = format!("cat; echo {} >{LIMIT}", before.trim());
+    let keeper =
+        Command::new("sh").args(["-c", &restores]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut keeper = keeper.map_err(io("start a process"))?;
+    let lowered = std::fs::write(LIMIT, "1");
+    let result = lowered.map_err(|error| Lack::Machine(format!("{LIMIT}: {error}"))).and_then(|()| {
+        let before = work.noted()?;
+        // Each twentieth write comes with reads of all kinds and a flush, each sixtieth with a merge and a verification. The
+        // readers beside it end the process with their first error.
+        work.until("more writes", |noted| noted.acknowledged >= before.acknowledged + 20 * MORE)?;
+        Ok(work.has_met_no_error()?)
+    });
+    drop(keeper.stdin.take());
+    keeper.wait().map_err(io("put the limit back"))?;
+    if std::fs::read_to_string(LIMIT).map_err(io("the limit of the machine"))? != before {
+        return Err(Lack::Store(Failure::new(format!("{LIMIT} was not put back"))));
+    }
+    result?;
     work.kill_and_judge()
 }
 
