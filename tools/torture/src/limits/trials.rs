@@ -128,9 +128,10 @@ fn handles(dir: &Path, rng: &mut Rng) -> Found {
     )
 }
 
-/// This much memory beyond the size at the start: an error, or an abort by the allocator, which says so.
+/// This much memory beyond the size at the start: an error, or an abort by the allocator, which says so. All sizes at the same
+/// time, because an errand mostly waits for memory.
 fn address_space(dir: &Path, _: &mut Rng) -> Found {
-    let mut counts = Counts::default();
+    let mut works = Vec::new();
     for (nth, kib) in [0, 64, 256, 1 << 10, 4 << 10, 16 << 10, 1 << 20].into_iter().enumerate() {
         let mut work = Work::begin((&dir.join(nth.to_string()), Mode::Threads), &[], &[], None)?;
         let status =
@@ -140,6 +141,10 @@ fn address_space(dir: &Path, _: &mut Rng) -> Found {
         let size = size.ok_or_else(|| Lack::Machine("the size of the process is unknown".to_owned()))?;
         limit(&work, Resource::As, Some((size + kib) * KIB))?;
         work.go()?;
+        works.push(work);
+    }
+    let mut counts = Counts::default();
+    for mut work in works {
         if work.ends_for_want_of_memory()? {
             counts.add("ended_by_the_allocator", 1);
         }
