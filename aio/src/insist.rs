@@ -40,7 +40,7 @@ pub(crate) fn insist<T, E: Into<Errno>>(
     }
 }
 
-/// [`insist`], with call and path in the error. That is none that a caller waits out: it was waited for already.
+/// [`insist`], with call and path in the error. A caller does not wait for it again.
 pub(crate) fn named<T, E: Into<Errno>>(
     name: &'static str,
     path: &Path,

@@ -115,6 +115,8 @@ impl NativeBackend {
         if has_flag && !direct.keeps_flag() {
             // Not by `fcntl`, which a sandbox may refuse: a file system in user space keeps the flags of an open for itself.
             let flags = flags.difference(OFlags::CREATE | OFlags::EXCL);
+            // First, so that this takes no second one.
+            drop(descriptor);
             descriptor = open_regular(open(path, flags), path, flags)?.descriptor;
         }
         Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))

@@ -171,7 +171,9 @@ impl Db {
     /// Those of [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
     pub fn compact(&self) -> Result<()> {
         self.flush()?;
-        compact_all(self.handle.writing()?, Depth::Full)
+        let compacted = compact_all(self.handle.writing()?, Depth::Full);
+        self.handle.store().tell_fall_backs();
+        compacted
     }
 
     /// Reads every file and checks all checksums and all rules between the files.

@@ -115,7 +115,11 @@ fn end_writing(store: &Writing) -> Result<()> {
     // A compaction of another thread has noticed the close and ends, and no other begins: while it ends it may write to
     // files, so the lock file must still be ours.
     drop(store.exclude_compactions());
-    let flushed = flush_all(store);
+    let flushed = flush_all(store).or_else(|error| {
+        // The output of a merge that the close has ended may take the space. Then promptness has to wait.
+        let lacks_space = matches!(error, Error::NoSpace { .. });
+        if lacks_space && store.files.removals().remove_all() { flush_all(store) } else { Err(error) }
+    });
     let closed = store.latch(store.log.close().map_err(Error::from));
     let forgotten = if flushed.is_ok() && closed.is_ok() { forget_log(store) } else { Ok(()) };
     // A disk too full for segments or a manifest is no reason to report a failed close: the log has everything.

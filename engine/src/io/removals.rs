@@ -91,7 +91,9 @@ impl Removals {
         };
         match remover {
             Some(remover) => remover.wake(),
-            None => while self.remove_next() {},
+            None => {
+                self.remove_all();
+            }
         }
     }
 
@@ -107,6 +109,15 @@ impl Removals {
             let _ = self.backend.remove(path);
         }
         next.is_some()
+    }
+
+    /// Removes all files that are due; false if there was none.
+    pub(crate) fn remove_all(&self) -> bool {
+        let mut removed = false;
+        while self.remove_next() {
+            removed = true;
+        }
+        removed
     }
 
     /// Keeps every file that is there now, until the hold is dropped.

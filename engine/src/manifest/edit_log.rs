@@ -20,7 +20,7 @@
 //! when the old one is full. The old one is removed after the new one is durable.
 //!
 //! Invariant: an edit is durable before anything that depends on it is done. A failed edit halts the manifest: it may or may
-//! not be on disk, so nothing is written or removed after it.
+//! not be on disk, so the running store writes and removes nothing after it. (An open that has failed takes the manifest back: `orphans`.)
 //! Written and read here. Version gate: [`FORMAT_VERSION`].
 
 use std::path::Path;

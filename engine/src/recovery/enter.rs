@@ -88,8 +88,8 @@ fn is_our_folder(files: &Files, name: &str) -> Result<bool> {
     Ok(is_dir && files.backend().list(&path)?.iter().all(|name| FileKind::is_ours(folder, name)))
 }
 
-/// Refuses a store in which something else has the name of a directory or a file of ours. Otherwise an open would begin a
-/// new incarnation, and then fail to remove or replace it, at each try again. Other names are of no concern.
+/// Refuses a store in which something else has the name of a directory or a file of ours: no open could replace or remove it.
+/// Other names are of no concern.
 pub(crate) fn check_entries(files: &Files) -> Result<()> {
     let stat = |path: &Path| files.backend().stat(path);
     for path in Folder::BELOW_ROOT.map(|folder| files.folder(folder)) {

@@ -96,6 +96,18 @@ impl Listener for Events {
     }
 }
 
+/// Records that an open has replayed.
+#[derive(Clone, Debug, Default)]
+struct Replayed(Arc<AtomicUsize>);
+
+impl Listener for Replayed {
+    fn event(&self, event: &Event) {
+        if let Event::Opened { replayed_records, .. } = event {
+            self.0.store(usize::try_from(*replayed_records).unwrap(), Ordering::Relaxed);
+        }
+    }
+}
+
 fn builder(backend: impl Backend, background: Background) -> Builder {
     let sizes = Sizes {
         memtable_bytes: Some(16 << 20),
@@ -207,4 +219,38 @@ fn a_close_ends_a_compaction_of_another_thread() {
         let compacted = move || assert!(matches!(db.compact(), Err(Error::Closed)));
         Some(merger.spawn(compacted).unwrap())
     });
+}
+
+#[test]
+fn a_close_on_a_full_disk_flushes_into_the_space_of_the_merge_that_it_ends() {
+    let sim = SimBackend::new(1);
+    runs(&sim, 4);
+    let (tell, in_the_middle) = channel();
+    let merging = Arc::new(Merging {
+        stops_at: Some(BEFORE_THE_CLOSE),
+        in_the_middle: Mutex::new(Some(tell)),
+        ..Merging::default()
+    });
+    let machine = Machine { sim: sim.clone(), merging: Arc::clone(&merging) };
+    let db = builder(machine, Background::Threads).open("/store").unwrap();
+    let ks = db.keyspace("default").unwrap();
+    ks.put(key(0), "again").unwrap();
+    db.flush().unwrap();
+    in_the_middle.recv().unwrap();
+    for number in 0..50 {
+        ks.put(key(number), [1; 300]).unwrap();
+    }
+    sim.set_capacity_bytes(sim.snapshot().files().iter().map(|(_, size_bytes)| size_bytes).sum());
+    let closing = thread::spawn(move || db.close());
+    while !matches!(ks.get(key(0)), Err(Error::Closed)) {
+        thread::yield_now();
+    }
+    merging.is_closed.store(true, Ordering::Release);
+    closing.join().unwrap().unwrap();
+
+    sim.set_capacity_bytes(u64::MAX);
+    let replayed = Replayed::default();
+    let db = builder(sim, Background::Manual).listener(replayed.clone()).open("/store").unwrap();
+    assert_eq!(db.keyspace("default").unwrap().iter().count(), KEYS);
+    assert_eq!(replayed.0.load(Ordering::Relaxed), 0, "records that the close has not flushed");
 }

@@ -1,5 +1,6 @@
 //! The trials: each limits an errand in one way and names the required result.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -218,10 +219,11 @@ fn aio_max(dir: &Path, rng: &mut Rng) -> Found {
     work.go()?;
     let first = at_first(rng);
     work.until("its first writes", |noted| noted.acknowledged >= first)?;
-    // A process puts it back when this one ends, by whatever cause.
-    let restores = format!("cat; echo {} >{LIMIT}", before.trim());
-    let keeper =
-        Command::new("sh").args(["-c", &restores]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    // A process puts it back when this one ends, by whatever cause. Signals to the group of this one do not reach it.
+    let restores = format!("trap '' HUP INT TERM; cat; echo {} >{LIMIT}", before.trim());
+    let mut keeper = Command::new("sh");
+    keeper.args(["-c", &restores]).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+    let keeper = keeper.spawn();
     let mut keeper = keeper.map_err(io("start a process"))?;
     let lowered = std::fs::write(LIMIT, "1");
     let result = lowered.map_err(|error| Lack::Machine(format!("{LIMIT}: {error}"))).and_then(|()| {

@@ -129,12 +129,14 @@ impl World {
     /// # Errors
     /// The store did not open, or it holds another state.
     pub(crate) fn open(&mut self, bounds: &Bounds) -> Check<Prefix> {
+        let struck = self.sim.faults_struck();
         let opened = match &self.real {
             Some((directory, background)) => self.config.open_in(directory, *background),
             None => self.config.open(&self.sim),
         };
         let db = opened.map_err(|error| Failure::from(error).at("open"))?;
-        if self.real.is_none() {
+        // A file that cannot be removed stays until the next open.
+        if self.real.is_none() && self.sim.faults_struck() == struck {
             check_files(&self.sim, &db)?;
         }
         self.start_cold(&db)?;
