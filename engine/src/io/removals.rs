@@ -310,6 +310,7 @@ mod tests {
         std::thread::scope(|scope| {
             let remover = scope.spawn(|| removals.remove_next());
             assert_eq!(begins.recv().unwrap(), Path::new("/a"));
+            assert!(removals.removing.try_lock().is_none(), "a hold would not wait");
             // It would never return if it waited.
             removals.remove(Path::new("/c"));
             let holder = scope.spawn(|| {
