@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -144,18 +144,24 @@ fn runs(sim: &SimBackend, runs: usize) {
     db.close().unwrap();
 }
 
+/// A machine that stops a merge in its middle, and tells so.
+fn stopping(sim: &SimBackend) -> (Machine, Receiver<()>) {
+    let (tell, in_the_middle) = channel();
+    let merging = Merging {
+        stops_at: Some(BEFORE_THE_CLOSE),
+        in_the_middle: Mutex::new(Some(tell)),
+        ..Merging::default()
+    };
+    (Machine { sim: sim.clone(), merging: Arc::new(merging) }, in_the_middle)
+}
+
 /// Closes the store while `start` merges on a thread with the name of merges, and checks all that is promised.
 fn close_in_the_middle(runs_before: usize, start: fn(&Db) -> Option<thread::JoinHandle<()>>) {
     let sim = SimBackend::new(1);
     runs(&sim, runs_before);
     let before = segments(&sim);
-    let (tell, in_the_middle) = channel();
-    let merging = Arc::new(Merging {
-        stops_at: Some(BEFORE_THE_CLOSE),
-        in_the_middle: Mutex::new(Some(tell)),
-        ..Merging::default()
-    });
-    let machine = Machine { sim: sim.clone(), merging: Arc::clone(&merging) };
+    let (machine, in_the_middle) = stopping(&sim);
+    let merging = Arc::clone(&machine.merging);
     let events = Events::default();
     let builder_with_threads = builder(machine, Background::Threads).listener(events.clone());
     let db = builder_with_threads.open("/store").unwrap();
@@ -225,13 +231,8 @@ fn a_close_ends_a_compaction_of_another_thread() {
 fn a_close_on_a_full_disk_flushes_into_the_space_of_the_merge_that_it_ends() {
     let sim = SimBackend::new(1);
     runs(&sim, 4);
-    let (tell, in_the_middle) = channel();
-    let merging = Arc::new(Merging {
-        stops_at: Some(BEFORE_THE_CLOSE),
-        in_the_middle: Mutex::new(Some(tell)),
-        ..Merging::default()
-    });
-    let machine = Machine { sim: sim.clone(), merging: Arc::clone(&merging) };
+    let (machine, in_the_middle) = stopping(&sim);
+    let merging = Arc::clone(&machine.merging);
     let db = builder(machine, Background::Threads).open("/store").unwrap();
     let ks = db.keyspace("default").unwrap();
     ks.put(key(0), "again").unwrap();

@@ -219,7 +219,7 @@ fn aio_max(dir: &Path, rng: &mut Rng) -> Found {
     work.go()?;
     let first = at_first(rng);
     work.until("its first writes", |noted| noted.acknowledged >= first)?;
-    // A process puts it back when this one ends, by whatever cause. Signals to the group of this one do not reach it.
+    // Another process puts it back when this one ends, killed or not. Signals to the group of this one do not reach that one.
     let restores = format!("trap '' HUP INT TERM; cat; echo {} >{LIMIT}", before.trim());
     let mut keeper = Command::new("sh");
     keeper.args(["-c", &restores]).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
