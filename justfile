@@ -32,6 +32,8 @@ deep: check && loom schedules torture planted planted-schedules planted-units pl
 # Without this the allocator returns memory to the kernel with every simulated machine, which takes a third of the time.
 tunables := "GLIBC_TUNABLES=glibc.malloc.trim_threshold=268435456:glibc.malloc.mmap_threshold=268435456:glibc.malloc.top_pad=16777216"
 
+# SEED=n, before any verb that draws random numbers, repeats a run. Each prints its seed first.
+
 # The simulated machine: this many crash states, model sequences in proportion, failing calls and damages
 torture STATES="2000000":
     cargo build --release --locked -p kvtorture
@@ -96,7 +98,7 @@ loom:
     RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker-wal --test loom --locked -- --nocapture
     RUSTFLAGS="--cfg loom" cargo test --release --target-dir target/loom -p esker --lib --locked models:: -- --nocapture
 
-# The whole store on the simulated machine, its threads scheduled and the machine crashed by seeds; NAME is a filter, SEED=n runs one
+# The whole store on the simulated machine, its threads scheduled and the machine crashed by EACH seeds from SEED= on; NAME is a filter
 schedules NAME="" EACH="20000":
     SCHEDULES={{EACH}} {{tunables}} RUSTFLAGS="--cfg shuttle" cargo test --release --target-dir target/shuttle -p esker --test schedules --locked -- \
         --nocapture "{{NAME}}"

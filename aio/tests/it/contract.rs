@@ -12,7 +12,7 @@ macro_rules! contract {
         mod sim {
             $(#[test]
             fn $promise() {
-                for seed in 0..20 {
+                for seed in crate::seeds::seeds(20) {
                     super::on_sim(seed, super::promises::$promise);
                 }
             })*

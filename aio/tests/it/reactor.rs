@@ -13,6 +13,7 @@ use aio::{
     SimBackend, Submission, Waking,
 };
 
+use crate::seeds::seeds;
 use crate::support::{self, BLOCK, NativeFixture, assert_block, read};
 
 fn reactor(slots: usize) -> Reactor {
@@ -363,7 +364,7 @@ fn without_a_thread_waiters_drive() {
 
 #[test]
 fn a_turn_wakes_the_tasks_of_ended_operations_and_no_other() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let (sim, file) = simulated(seed, 8);
         let reactor = sim.reactor(8).unwrap();
         let mut reads: Vec<_> =
@@ -392,7 +393,7 @@ fn a_turn_wakes_the_tasks_of_ended_operations_and_no_other() {
 
 #[test]
 fn a_read_dropped_in_flight_leaves_its_buffer_to_the_disk() {
-    for seed in 0..50 {
+    for seed in seeds(50) {
         let (sim, file) = simulated(seed, 16);
         let reactor = sim.reactor(16).unwrap();
         let mut reads: Vec<_> = (0..8).map(|block| Some(reactor.submit(read(&file, block)))).collect();

@@ -1,12 +1,14 @@
 //! Random runs of one simulated file against a naive model of the states that a power cut may leave.
 //!
-//! `SEED=` replays one run.
+//! A failure prints the seed of its run, which `SEED=` makes the first one.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use aio::sim::{DiskImage, SimBackend};
 use aio::{Backend, Buf, File, OpenMode, Operation, Queue, SharedMap, file};
+
+use crate::seeds::seeds;
 
 const SECTOR: usize = 512;
 /// Longest file, in sectors: more than two pages.
@@ -181,9 +183,7 @@ fn run(seed: u64) {
 
 #[test]
 fn power_cuts_leave_only_states_that_the_model_allows() {
-    let replay = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    let seeds = replay.map_or(0..RUNS, |seed| seed..seed + 1);
-    for seed in seeds {
+    for seed in seeds(RUNS) {
         if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
             println!("SEED={seed}");
             std::panic::resume_unwind(panic);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::read::cursor::Cursor;
-use crate::read::cursor_contract::{Owned, any_entries, check_all, runner};
+use crate::read::cursor_contract::{Owned, any_entries, check_all, runner, seed};
 
 fn filled(entries: &[Owned]) -> Arc<Memtable> {
     let table = Arc::new(Memtable::new());
@@ -237,9 +237,7 @@ impl Acknowledged {
 /// Readers and walkers compare the entries that they see with the writes acknowledged before.
 #[test]
 fn many_threads_see_every_acknowledged_write() {
-    let drawn = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
-    let seed = std::env::var("SEED").map_or(drawn, |seed| seed.parse().expect("SEED is a number"));
-    println!("SEED={seed}");
+    let seed = seed();
     // Small chunks, so that many threads need the next one at the same time.
     let table = Arc::new(Memtable::in_pool(&Arc::new(ArenaPool::new(1 << 20, 2 << 20)), 1000));
     let seqs = || (0..STRESS_PER_WRITER).map(|_| AtomicU64::new(0)).collect();

@@ -3,6 +3,9 @@
 //! [`check`] compares a cursor with a sorted vector: from every key, between all keys and past both ends, in both directions
 //! to the end. [`VecCursor`] is the model, and an input for tests of merges and iterators.
 
+use std::sync::OnceLock;
+
+use aio::{Backend as _, NativeBackend};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -37,20 +40,21 @@ pub(crate) fn sort(entries: &mut [Owned]) {
     entries.sort_by(|a, b| a.as_entry().order(&b.as_entry()));
 }
 
-/// A proptest runner that prints its seed and takes one from `SEED=`.
-pub(crate) fn runner(cases: u32) -> TestRunner {
-    let given = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().expect("SEED is a number"));
-    let seed = given.unwrap_or_else(rand_seed);
+/// The number in `SEED`, or one that is drawn once per run. Printed, so that a failing run can be repeated.
+pub(crate) fn seed() -> u64 {
+    static DRAWN: OnceLock<u64> = OnceLock::new();
+    let given = || std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
+    let seed = *DRAWN.get_or_init(|| given().unwrap_or_else(|| NativeBackend::new().random() >> 32));
     println!("SEED={seed}");
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
-    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+    seed
 }
 
-fn rand_seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0)
+/// A proptest runner that draws from [`seed`].
+pub(crate) fn runner(cases: u32) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed().to_le_bytes());
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
 /// Short keys of few letters: many are equal, neighbours or prefixes of each other.

@@ -19,7 +19,7 @@ use crate::io::write_stream::WriteStream;
 use crate::memory::cache::Cache;
 use crate::memory::reserve::ReservedBytes;
 use crate::read::cursor::Cursor;
-use crate::read::cursor_contract::{VecCursor, check_all};
+use crate::read::cursor_contract::{VecCursor, check_all, seed};
 
 const STORE: u64 = 0x5702_e1d5;
 const ID: u64 = 12;
@@ -28,14 +28,14 @@ const FILE: &str = "/store/segments/000012.seg";
 
 type Owned = (Vec<u8>, u64, Kind, Vec<u8>);
 
-/// A small generator; the seed is printed, and `SEED` in the environment replaces it.
+/// A small generator.
 struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Random {
-        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
-        println!("SEED={seed}");
-        Random(seed.wrapping_mul(2).wrapping_add(1))
+    /// Follows from the seed of the run and `salt`.
+    fn new(salt: u64) -> Random {
+        let mixed = (seed() ^ salt << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Random(mixed | 1)
     }
 
     fn below(&mut self, limit: u64) -> u64 {

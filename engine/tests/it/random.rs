@@ -1,13 +1,26 @@
-//! The random generator that the tests of reads share.
+//! The random generator that the tests share.
 
-/// A small generator; the seed is printed, and `SEED` in the environment replaces it.
+use std::sync::OnceLock;
+
+use aio::{Backend as _, NativeBackend};
+
+/// The number in `SEED`, or one that is drawn once per run. Printed, so that a failing run can be repeated.
+fn seed() -> u64 {
+    static DRAWN: OnceLock<u64> = OnceLock::new();
+    let given = || std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
+    let seed = *DRAWN.get_or_init(|| given().unwrap_or_else(|| NativeBackend::new().random() >> 32));
+    eprintln!("SEED={seed}");
+    seed
+}
+
+/// A small generator.
 pub(crate) struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Random {
-        let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
-        eprintln!("SEED={seed}");
-        Random(seed.wrapping_mul(2).wrapping_add(1))
+    /// Follows from the seed of the run and `salt`, so that each test has numbers of its own.
+    pub(crate) fn new(salt: u64) -> Random {
+        let mixed = (seed() ^ salt << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Random(mixed | 1)
     }
 
     pub(crate) fn below(&mut self, limit: usize) -> usize {

@@ -10,6 +10,8 @@ use std::time::Duration;
 use aio::{Backend, NativeBackend};
 use esker::testing::planted as engine;
 
+use crate::run::first_seed;
+
 /// Schedules of each scenario for each bug. The first round is short: most scenarios find a bug soon or never.
 const ROUNDS: [&str; 3] = ["100", "1000", "5000"];
 
@@ -37,7 +39,7 @@ fn names(lists: Lists) -> impl Iterator<Item = &'static str> {
 
 fn child() -> Command {
     let mut command = Command::new(std::env::current_exe().expect("it is running"));
-    command.stdin(Stdio::null()).stderr(Stdio::null()).env_remove("SEED");
+    command.stdin(Stdio::null()).stderr(Stdio::null()).env("SEED", first_seed().to_string());
     command
 }
 

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::check::compare;
 use crate::model::{Acks, Bounds, Model, Prefix};
 use crate::report::{Check, Counts, Failure, Tally};
+use crate::runner::Settings;
 use crate::workload::{Generator, KINDS, Level, Mix, Op, Write};
 use crate::world::{Outcome, World};
 use ways::{LATE, Strike, WAYS};
@@ -49,6 +50,20 @@ pub(crate) struct Which {
 /// The number of ways to fail.
 pub(crate) fn ways() -> u64 {
     WAYS.len() as u64
+}
+
+/// All cases of so many workloads in an order drawn from the seed. Each way to fail comes once, then each once more, and so
+/// on, so that a shortened run tries all of them.
+pub(crate) fn order(settings: &Settings, workloads: u64) -> Vec<u64> {
+    let mut turns = [0; WAYS.len()];
+    let turn = |number| {
+        let turn: &mut u64 = &mut turns[case(number).1];
+        *turn += 1;
+        (*turn, number)
+    };
+    let mut order: Vec<(u64, u64)> = settings.shuffled(workloads * ways()).into_iter().map(turn).collect();
+    order.sort_by_key(|(turn, _)| *turn);
+    order.into_iter().map(|(_, number)| number).collect()
 }
 
 /// The number of a workload, and the way of failing that is tried on it.

@@ -19,6 +19,7 @@ mod planted;
 mod report;
 mod runner;
 mod seccomp;
+mod seed;
 mod shapes;
 mod sim;
 mod soak;
@@ -40,6 +41,7 @@ use crate::limits::LimitsArgs;
 use crate::report::{Check, Failure, Tally, complain, say};
 use crate::runner::{Cases, Settings};
 use crate::seccomp::SeccompArgs;
+use crate::seed::SeedArg;
 use crate::soak::{SoakArgs, WorkerArgs};
 use crate::strace::StraceArgs;
 use crate::sweep::Sweep;
@@ -198,9 +200,8 @@ struct Common {
     /// Stop after this many seconds; without any limit 60.
     #[arg(long)]
     time: Option<u64>,
-    /// The same seed and limits (other than time) give the same run.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    seed: SeedArg,
     /// The last line is one JSON object with the counts.
     #[arg(long)]
     json: bool,
@@ -243,11 +244,12 @@ impl OnlyOne {
 const DEFAULT_TIME: Duration = Duration::from_mins(1);
 
 impl Common {
-    fn settings(&self, has_limit: bool) -> Settings {
+    fn settings(&self, has_limit: bool) -> Check<Settings> {
+        let seed = self.seed.choose()?;
         let clock = NativeBackend::new();
         let time = self.time.map(Duration::from_secs).or((!has_limit).then_some(DEFAULT_TIME));
         let deadline = time.map(|time| clock.now() + time);
-        Settings { seed: self.seed, threads: self.threads.max(1), deadline, clock }
+        Ok(Settings { seed, threads: self.threads.max(1), deadline, clock })
     }
 }
 
@@ -272,10 +274,10 @@ fn main() -> ExitCode {
         Command::SoakWorker(args) => return verdict(soak::work(args)),
         Command::KernelHand { fs } => return kernel::run_hand(*fs),
     };
-    if let Err(failure) = planted::check_name() {
-        return verdict(Err(failure));
-    }
-    let settings = common.settings(has_limit);
+    let settings = match planted::check_name().and_then(|()| common.settings(has_limit)) {
+        Ok(settings) => settings,
+        Err(failure) => return verdict(Err(failure)),
+    };
     let started = settings.clock.now();
     let result = match &cli.command {
         Command::Sim { states, no_short, case, short, .. } => {
@@ -405,7 +407,7 @@ fn run_errors(
         replay: "errors --case",
         first: case.unwrap_or(0),
         count,
-        order: &if case.is_some() { Vec::new() } else { settings.shuffled(count) },
+        order: &if case.is_some() { Vec::new() } else { errors::order(settings, workloads) },
         round: u64::MAX,
         enough: &|_| false,
         run: &run,

@@ -31,6 +31,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::report::{Check, Failure, say};
+use crate::seed::SeedArg;
 use board::{Board, Count, Latencies, usage};
 use plan::{BUDGET_BYTES, KEYSPACES, WRITERS, key, number_of, slot_of, value};
 
@@ -54,8 +55,8 @@ pub(crate) struct SoakArgs {
     #[arg(long, default_value = "soak-store")]
     dir: PathBuf,
     /// Decides the written data and the moments of the kills.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    seed: SeedArg,
     /// The last line is one JSON object with the figures.
     #[arg(long)]
     json: bool,
@@ -89,6 +90,7 @@ struct Quarter {
 /// A running soak.
 struct Soak<'a> {
     args: &'a SoakArgs,
+    seed: u64,
     clock: NativeBackend,
     rng: fastrand::Rng,
     began: Duration,
@@ -116,13 +118,15 @@ pub(crate) fn run(args: &SoakArgs) -> Check {
     if std::fs::read_dir(&args.dir).map_err(io("read the directory"))?.next().is_some() {
         return Err(Failure::new(format!("{} is not empty: choose another directory", args.dir.display())));
     }
+    let seed = args.seed.choose()?;
     let clock = NativeBackend::new();
     let quarter = || Quarter { writes: Latencies::new(), reads: Latencies::new(), usage: Vec::new() };
     let mut soak = Soak {
         args,
         began: clock.now(),
         clock,
-        rng: fastrand::Rng::with_seed(args.seed),
+        seed,
+        rng: fastrand::Rng::with_seed(seed),
         length: Duration::from_secs_f64(args.minutes * 60.0),
         settled: [0; WRITERS],
         expected: BTreeMap::new(),
@@ -130,10 +134,9 @@ pub(crate) fn run(args: &SoakArgs) -> Check {
         quarters: (0..4).map(|_| quarter()).collect(),
         resting: None,
     };
-    let figures =
-        soak.all().map_err(|failure| failure.at(format!("seed {}, {}", args.seed, args.dir.display())))?;
+    let figures = soak.all().map_err(|failure| failure.at(format!("seed {seed}, {}", args.dir.display())))?;
     std::fs::remove_dir_all(&args.dir).map_err(io("remove the store"))?;
-    say(format!("soak: nothing wrong in {:.0} s, seed {}", soak.length.as_secs_f64(), args.seed));
+    say(format!("soak: nothing wrong in {:.0} s, seed {seed}", soak.length.as_secs_f64()));
     if args.json {
         say(&figures);
     } else if let Value::Object(figures) = &figures {
@@ -210,7 +213,7 @@ impl Soak<'_> {
         let log = OpenOptions::new().create(true).append(true).open(self.args.dir.join("worker.log"));
         let mut command = Command::new(std::env::current_exe().map_err(io("find this program"))?);
         command.arg("soak-worker").arg(self.store()).arg(board);
-        command.arg((self.args.seed ^ incarnation << 32).to_string());
+        command.arg((self.seed ^ incarnation << 32).to_string());
         if faulty {
             command.arg("--faults").arg(FAULT_ONE_IN.to_string());
         }
@@ -380,7 +383,7 @@ impl Soak<'_> {
         let live: usize = self.expected.iter().map(|(key, number)| pair_bytes(key, *number)).sum();
         json!({
             "command": "soak",
-            "seed": self.args.seed,
+            "seed": self.seed,
             "seconds": self.elapsed().as_secs(),
             "incarnations": total("incarnations"),
             "kills": total("kills"),

@@ -1,8 +1,9 @@
 //! Shared by the tests of this crate: a host in place of the manifest, random records, seeds.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
+use aio::{Backend as _, NativeBackend};
 use wal::{ActiveFile, Host, RecordBuf, Result, Seq};
 
 /// A manifest in memory: every edit is durable at once.
@@ -81,9 +82,11 @@ impl Random {
     }
 }
 
-/// The seed of a random test: `SEED=` if set, else 1. Printed, so that a failure can be repeated.
+/// The number in `SEED`, or one that is drawn once per run. Printed, so that a failing run can be repeated.
 pub(crate) fn seed() -> u64 {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    static DRAWN: OnceLock<u64> = OnceLock::new();
+    let given = || std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
+    let seed = *DRAWN.get_or_init(|| given().unwrap_or_else(|| NativeBackend::new().random() >> 32));
     println!("SEED={seed}");
     seed
 }

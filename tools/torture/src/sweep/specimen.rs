@@ -14,7 +14,7 @@ use fastrand::Rng;
 
 use crate::config::{Config, ROOT, SWEPT};
 use crate::model::{Bounds, Model, Prefix};
-use crate::report::{Check, Failure};
+use crate::report::{Check, Failure, complain};
 use crate::workload::{CrashKind, Level, Op, Write};
 use crate::world::{Outcome, World};
 
@@ -66,8 +66,31 @@ pub(super) struct Specimen {
     before_newest_edit: Prefix,
 }
 
+/// Seeds that are tried until a store has every structure. About six of seven do.
+const MOST_DRAWS: usize = 64;
+
 impl Specimen {
+    /// The store of this seed. A store that lacks a structure is drawn again, with the next seed that follows from it.
     pub(super) fn new(seed: u64, size: Size) -> Check<Specimen> {
+        let mut rng = Rng::with_seed(seed);
+        let mut drawn = seed;
+        for _ in 0..MOST_DRAWS {
+            let specimen = Specimen::of(drawn, size)?;
+            let lacking = specimen.lacking()?;
+            if lacking.is_empty() {
+                return Ok(specimen);
+            }
+            let next = rng.u64(..FOREIGN);
+            complain(format!(
+                "{size:?}: the store of seed {drawn} lacks {}: {next} instead",
+                lacking.join(", ")
+            ));
+            drawn = next;
+        }
+        Err(Failure::new(format!("none of {MOST_DRAWS} stores has every structure")))
+    }
+
+    fn of(seed: u64, size: Size) -> Check<Specimen> {
         let (mut world, versions) = build(seed, size, 0)?;
         let power = world.acks().power;
         let is_cut = size == Size::Cut;
@@ -90,7 +113,7 @@ impl Specimen {
                 newest.extend(sectors.into_iter().map(|sector| (sector, loss)));
             }
         }
-        let specimen = Specimen {
+        Ok(Specimen {
             image,
             model: world.model,
             size,
@@ -103,9 +126,7 @@ impl Specimen {
             before_newest_group: before[0],
             before_newest_edit: before[1],
             power,
-        };
-        specimen.check()?;
-        Ok(specimen)
+        })
     }
 
     pub(super) fn open(&self, sim: &SimBackend) -> esker::Result<Db> {
@@ -147,8 +168,8 @@ impl Specimen {
         self.files.values().map(|bytes| bytes.iter().filter(|byte| **byte != 0).count() as u64).sum()
     }
 
-    /// Checks that the store has every structure, so that the sweep covers something.
-    fn check(&self) -> Check {
+    /// The structures that the store does not have. A sweep of what remains would cover too little.
+    fn lacking(&self) -> Check<Vec<&'static str>> {
         let sim = SimBackend::from_image(self.image.clone(), 0);
         let db = self.open(&sim)?;
         let found = crate::check::compare(&db, &self.model, &self.bounds(None))?;
@@ -157,14 +178,20 @@ impl Specimen {
         let segments = self.files.keys().filter(|path| ending(path, ".seg")).count();
         let logs = self.files.keys().filter(|path| is_log(path)).count();
         let rolled = self.files.keys().any(|path| is_manifest(path) && !path.ends_with("manifest-000001"));
-        let is_rich = metrics.keyspaces.len() >= 2 && segments >= 4 && logs >= 2 && rolled;
         let has_ring = (self.power.commits < found.commits) != (self.size == Size::Cut);
         let tombstones: u64 = metrics.keyspaces.iter().map(|keyspace| keyspace.tombstones).sum();
-        if !is_rich || !has_ring || tombstones == 0 || self.newest.is_empty() {
-            let names: Vec<_> = self.files.keys().collect();
-            return Err(Failure::new(format!("the store to damage lacks something: {names:?} {metrics:?}")));
-        }
-        Ok(())
+        let has_newest = |loss: Loss| self.newest.values().any(|newest| *newest == loss);
+        let structures = [
+            ("keyspaces", metrics.keyspaces.len() >= 2),
+            ("segments", segments >= 4),
+            ("log files", logs >= 2),
+            ("a second manifest", rolled),
+            ("the right content of the ring", has_ring),
+            ("deletes in segments", tombstones > 0),
+            ("a newest group of the log", has_newest(Loss::LogGroup)),
+            ("a newest edit", has_newest(Loss::ManifestGroup)),
+        ];
+        Ok(structures.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect())
     }
 }
 

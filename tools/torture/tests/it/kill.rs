@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use esker::{Db, Durability};
 use fastrand::Rng;
 
-use crate::{loud, temp_dir};
+use crate::{loud, seed, temp_dir};
 
 /// Set for the writer: directory, level, and the number of its first batch.
 const WRITER: &str = "ESKER_TEST_WRITER";
@@ -178,16 +178,6 @@ fn check(dir: &Path, acknowledged: u64) -> u64 {
     assert_eq!(left.len(), expected.len(), "keys that were deleted, or never written");
     db.close().expect("the store closes");
     batches
-}
-
-/// The number in `SEED`, or one that is printed, so that a failing run can be repeated.
-fn seed() -> u64 {
-    let seed = match std::env::var("SEED") {
-        Ok(seed) => seed.parse().expect("SEED is a number"),
-        Err(_) => u64::from(std::process::id()) | 1 << 40,
-    };
-    loud(&format!("SEED={seed}"));
-    seed
 }
 
 fn survive(level: &str) {

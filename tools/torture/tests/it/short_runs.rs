@@ -1,10 +1,11 @@
-//! Short runs of `kvtorture`. `SEED=` chooses the seed; a failure names it and the command that replays it.
+//! Short runs of `kvtorture`, with a new seed each time, or that of `SEED=`. A failure names it and the command that replays
+//! it.
 
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{loud, temp_dir};
+use crate::{loud, seed, temp_dir};
 
 /// Runs the tool to its limit and returns its last line.
 fn torture(args: &[&str]) -> Value {
@@ -13,7 +14,12 @@ fn torture(args: &[&str]) -> Value {
 
 /// The same, or the message of its failure.
 fn try_torture(args: &[&str]) -> Result<Value, String> {
-    let seed = std::env::var("SEED").unwrap_or_else(|_| "1".to_owned());
+    torture_with(seed(), args)
+}
+
+/// The same with this seed.
+pub(crate) fn torture_with(seed: u64, args: &[&str]) -> Result<Value, String> {
+    let seed = seed.to_string();
     let output = Command::new(env!("CARGO_BIN_EXE_kvtorture"))
         .args(args)
         .args(["--json", "--seed", &seed])

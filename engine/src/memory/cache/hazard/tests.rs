@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 
 use super::*;
+use crate::read::cursor_contract::seed;
 
 /// A value that shows its holder whether it lives, and counts the living values.
 struct Live {
@@ -222,12 +223,6 @@ fn a_value_held_when_its_slot_is_dropped_is_freed_later() {
     }
 }
 
-fn seed() -> u64 {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x9e37_79b9_7f4a_7c15);
-    println!("SEED={seed}");
-    seed
-}
-
 struct Random(u64);
 
 impl Random {
@@ -302,7 +297,7 @@ fn threads_that_load_and_evict_at_once_never_see_a_freed_value() {
     let together = Barrier::new(6);
     let mut taken = thread::scope(|scope| {
         let changers = [0..STRESSED / 2, STRESSED / 2..STRESSED].map(|own| {
-            let random = Random(seed ^ own.end as u64);
+            let random = Random((seed ^ (own.end as u64) << 32) | 1);
             let (stress, together) = (&stress, &together);
             scope.spawn(move || {
                 together.wait();

@@ -1,5 +1,5 @@
 //! The corpus without a fuzzer: `corpus write DIR` cuts inputs out of real stores, `corpus replay DIR [ROUNDS]` runs every
-//! input and `ROUNDS` changed ones of each, from `SEED`.
+//! input and `ROUNDS` changed ones of each, from `SEED`, or from a new seed.
 //!
 //! Needs no C++ compiler, so the inputs that a fuzzer once found stay tests on every machine.
 
@@ -7,6 +7,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use aio::{Backend as _, NativeBackend};
 use esker_fuzz::{DECODERS, Limited, STORES, Target, corpus};
 
 #[global_allocator]
@@ -50,7 +51,8 @@ fn write(dir: &Path) -> Result<()> {
 }
 
 fn replay(dir: &Path, rounds: u64) -> Result<()> {
-    let seed = std::env::var("SEED").map_or(Ok(1), |seed| seed.parse())?;
+    let drawn = NativeBackend::new().random() >> 32;
+    let seed = std::env::var("SEED").map_or(Ok(drawn), |seed| seed.parse())?;
     println!("SEED={seed}");
     let mut total = 0;
     for target in targets() {
