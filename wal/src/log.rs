@@ -331,10 +331,23 @@ impl Log {
     /// the caller, so no commit waits for it. Returns whether it made one.
     ///
     /// # Errors
-    /// The file could not be created. The log goes on.
+    /// The file could not be created: the log goes on. [`Error::Halted`]: the folder of the log could not be synced.
     pub fn prepare_spare(&self, queue: &mut dyn aio::Queue) -> Result<bool> {
         let files = &self.shared.core.files;
-        files.prepare(queue, &|| files.room_bytes() >= files.file_bytes())
+        self.prepare(queue, &|| files.room_bytes() >= files.file_bytes())
+    }
+
+    /// Makes a spare, unless `enough` is true. Halts if the folder could not be synced.
+    fn prepare(&self, queue: &mut dyn aio::Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
+        let files = &self.shared.core.files;
+        self.health()?;
+        files.prepare(queue, enough).map_err(|error| {
+            if !files.may_have_lost_names(&error) {
+                return error;
+            }
+            self.shared.halt(&error);
+            error.halted()
+        })
     }
 
     /// Whether a spare should be made soon: less than half a file can be written without one.
@@ -364,11 +377,11 @@ impl Log {
     ///
     /// # Errors
     /// There is no space to create a log file or to let the ring's file grow: the log goes on. [`Error::Halted`]: the
-    /// ring's file could not be written.
+    /// ring's file could not be written, or the folder of the log not synced.
     pub fn make_room(&self, len_bytes: usize, queue: &mut dyn aio::Queue) -> Result<()> {
         self.shared.grow_ring_by(len_bytes as u64, queue)?;
         while !self.has_room(len_bytes) {
-            if !self.shared.core.files.prepare(queue, &|| self.has_room(len_bytes))? {
+            if !self.prepare(queue, &|| self.has_room(len_bytes))? {
                 break;
             }
         }

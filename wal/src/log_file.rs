@@ -145,6 +145,13 @@ impl LogFiles {
         Ok(kept)
     }
 
+    /// Whether this error of [`LogFiles::prepare`] says that a sync of the folder failed. It may have lost names of other log
+    /// files, and the next sync may report success. A failure at the new file alone is harmless: nothing was promised there.
+    pub(crate) fn may_have_lost_names(&self, error: &Error) -> bool {
+        let at_folder = matches!(error, Error::Io(aio::Error::Os { path, .. }) if *path == self.directory);
+        at_folder && !error.is_shortage() && !planted(Bug::FolderErrorNotSticky)
+    }
+
     /// Opens a spare or a new file as the current one, from `start` on.
     ///
     /// A file that could not be activated stays a spare. The next round takes it again.

@@ -6,6 +6,7 @@ aio::planted_bugs! {
         LogSyncedBeforeTheWrite: "the log is synced before the write has completed",
         LogAcknowledgedBeforeTheSync: "the durable watermark moves before the sync",
         LogErrorNotSticky: "the log goes on after a failed write or sync",
+        FolderErrorNotSticky: "the log goes on after a failed sync of its folder",
         FailedSyncRetried: "a failed sync is called again and believed",
         SectorChecksumIgnored: "a sector's checksum is not compared",
         SectorChecksumWithoutPlace: "a sector's checksum does not cover file and position",

@@ -1,7 +1,7 @@
 //! Several writes as one record: a crash leaves all of them or none.
 //!
-//! Invariants: `payload` is the payload of the record, and once finished it names each key once; `trees` has every keyspace
-//! in it, so that the commit finds each memtable.
+//! Invariants: `payload` is the payload of the record, and once finished it names each key once; `ops` knows its size and
+//! its count from the first write on. `trees` has every keyspace in it, so that the commit finds each memtable.
 
 use std::fmt;
 use std::sync::Arc;
@@ -72,13 +72,14 @@ impl Batch {
     }
 
     /// Its size as a record, in bytes with all overhead; at most
-    /// [`Db::max_record_bytes`](crate::Db::max_record_bytes) can be committed.
+    /// [`Db::max_record_bytes`](crate::Db::max_record_bytes) can be committed. Of several writes of one key only the last
+    /// counts.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        framed_bytes(self.payload.len())
+        framed_bytes(self.ops.finished_bytes(&self.payload))
     }
 
-    /// How many writes it holds. Several writes of one key count until a commit drops all but the last.
+    /// How many writes it holds. Several writes of one key count once.
     #[must_use]
     pub fn len(&self) -> usize {
         usize::try_from(self.ops.count()).unwrap_or(usize::MAX)

@@ -90,7 +90,7 @@ impl Db {
     }
 
     /// Removes a keyspace with all its pairs. Calls on its handles fail with [`Error::Closed`](crate::Error::Closed) from now
-    /// on, also those of older snapshots and iterators.
+    /// on, also those of older snapshots and iterators. The keyspace `default` cannot be removed.
     ///
     /// # Durability
     /// The removal survives power loss when this returns.
@@ -99,7 +99,7 @@ impl Db {
     /// Waits for a flush or compaction under way. All writes wait while the manifest is written.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if no keyspace has that name,
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for `default`, or if no keyspace has that name,
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Halted`](crate::Error::Halted),
     /// [`Error::NoSpace`](crate::Error::NoSpace): nothing was removed.
     pub fn drop_keyspace(&self, name: &str) -> Result<()> {

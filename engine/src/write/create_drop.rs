@@ -6,6 +6,7 @@ use crate::base::error::{Error, Result};
 use crate::base::planted::{Bug, planted};
 use crate::manifest::edit_log::Reserve;
 use crate::manifest::version::Edit;
+use crate::recovery::begin::DEFAULT_KEYSPACE;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::Writing;
 
@@ -48,9 +49,12 @@ fn find_or_create(store: &Writing, name: &str) -> Result<Arc<Tree>> {
     Ok(tree)
 }
 
-/// Forgets a keyspace, durably, and removes its files.
+/// Forgets a keyspace, durably, and removes its files. `default` stays: programs rely on it in every store.
 pub(crate) fn drop_keyspace(store: &Writing, name: &str) -> Result<()> {
     store.check_writable()?;
+    if name == DEFAULT_KEYSPACE {
+        return Err(Error::invalid(format!("the keyspace {name:?} cannot be dropped: every store has it")));
+    }
     let _no_flush = store.exclude_flushes();
     let _no_compaction = store.exclude_compactions();
     let tree =

@@ -24,6 +24,8 @@
 //! record's `Seq`.
 #![deny(clippy::indexing_slicing)]
 
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::base::coding::{Put, Reader};
@@ -59,12 +61,34 @@ impl<'a> Op<'a> {
 }
 
 /// Builds a payload at the end of a buffer of the caller, who passes the same buffer to every call.
+///
+/// Invariant: of several ops on one key all but the last are in `superseded`. They stay in the buffer until
+/// [`OpsBuilder::finish`], or until they take half of it.
 #[derive(Clone, Debug)]
 pub(crate) struct OpsBuilder {
     /// Where the payload begins in the buffer.
     start: usize,
-    count: u32,
+    /// Ops in the buffer.
+    pushed: u32,
+    keys: Keys,
+    /// Where the superseded ops stand in the buffer, in the order in which they were superseded.
+    superseded: Vec<Range<usize>>,
+    superseded_bytes: usize,
 }
+
+/// Finds the earlier op on a key.
+#[derive(Clone, Debug)]
+enum Keys {
+    /// All came in ascending order, so none came twice. The last op stands here.
+    Ascending(usize),
+    /// Where the ops stand that are not superseded.
+    Indexed(Box<KeyIndex>),
+    /// The places have changed. The next push makes a new index.
+    Moved,
+}
+
+/// Below this, superseded ops are not worth a move of the others.
+const MOST_SUPERSEDED_BYTES: usize = 64 << 10;
 
 impl OpsBuilder {
     /// Bytes of a payload with one op.
@@ -76,22 +100,28 @@ impl OpsBuilder {
     pub(crate) fn begin(buffer: &mut Vec<u8>) -> OpsBuilder {
         let start = buffer.len();
         buffer.put_u32(0);
-        OpsBuilder { start, count: 0 }
+        OpsBuilder { start, pushed: 0, keys: Keys::Ascending(0), superseded: Vec::new(), superseded_bytes: 0 }
     }
 
-    /// How many ops were pushed.
+    /// The number of ops, several on one key counted once.
     pub(crate) fn count(&self) -> u32 {
-        self.count
+        self.pushed - u32::try_from(self.superseded.len()).expect("each was pushed")
+    }
+
+    /// Bytes of the finished payload.
+    pub(crate) fn finished_bytes(&self, buffer: &[u8]) -> usize {
+        buffer.len() - self.start - self.superseded_bytes
     }
 
     /// Appends `op`. `InvalidArgument` for an empty key, `TooLarge` for a long key or value; the buffer is
-    /// unchanged then.
+    /// unchanged then. A comparison if the keys came in ascending order so far, else a look into a hash table.
     pub(crate) fn push(&mut self, buffer: &mut Vec<u8>, op: Op<'_>) -> Result<(), Error> {
         let key_len = check_key(op.key)?;
         let value_len = u32::try_from(op.value.len())
             .map_err(|_| too_large("a value", op.value.len(), u32::MAX.into()))?;
-        let count =
-            self.count.checked_add(1).ok_or_else(|| too_large("a batch", usize::MAX, u32::MAX.into()))?;
+        let pushed =
+            self.pushed.checked_add(1).ok_or_else(|| too_large("a batch", usize::MAX, u32::MAX.into()))?;
+        let at = buffer.len();
         buffer.reserve(op.size_bytes());
         buffer.put_u8(op.kind.to_byte());
         buffer.put_u32(op.keyspace);
@@ -102,36 +132,112 @@ impl OpsBuilder {
         }
         buffer.extend_from_slice(op.key);
         buffer.extend_from_slice(op.value);
-        self.count = count;
+        self.pushed = pushed;
+        self.note(buffer, at, (op.keyspace, op.key));
+        if self.superseded_bytes > MOST_SUPERSEDED_BYTES.max(buffer.len() / 2) {
+            self.drop_superseded(buffer);
+        }
         Ok(())
     }
 
-    /// Completes the payload and gives the number of ops in it. Of several ops on one key only the last
-    /// stays, where it stands. May be called again after more pushes. Free for one op and for keys in
-    /// ascending order, else a sort.
-    pub(crate) fn finish(&mut self, buffer: &mut Vec<u8>) -> u32 {
-        if self.count > 1 {
-            self.normalise(buffer);
+    /// Looks for an earlier op on the key of the op that was pushed at `at`.
+    fn note(&mut self, buffer: &[u8], at: usize, key: (u32, &[u8])) {
+        let first = self.start + COUNT_BYTES;
+        if let Keys::Ascending(last) = &mut self.keys {
+            if at == first || key_at(buffer, *last) < key {
+                *last = at;
+                return;
+            }
+            self.keys = Keys::Moved;
         }
-        let count_field = buffer.get_mut(self.start..).and_then(<[u8]>::first_chunk_mut::<COUNT_BYTES>);
-        *count_field.expect("begin() wrote the field") = self.count.to_le_bytes();
-        self.count
+        if matches!(self.keys, Keys::Moved) {
+            self.keys = Keys::Indexed(Box::new(KeyIndex::of(buffer, first..at)));
+        }
+        let Keys::Indexed(index) = &mut self.keys else { return };
+        if let Some(earlier) = index.replace(buffer, at, key) {
+            let end = earlier + op_at(buffer, earlier).size_bytes();
+            self.superseded.push(earlier..end);
+            self.superseded_bytes += end - earlier;
+        }
     }
 
-    fn normalise(&mut self, buffer: &mut Vec<u8>) {
-        let first = self.start + COUNT_BYTES;
-        let superseded = superseded(buffer.get(first..).unwrap_or_default());
-        let mut end = first;
-        let mut kept_from = first;
-        for gone in &superseded {
-            buffer.copy_within(kept_from..first + gone.start, end);
-            end += first + gone.start - kept_from;
-            kept_from = first + gone.end;
-            self.count -= 1;
+    /// Completes the payload and gives the number of ops in it. Of several ops on one key only the last
+    /// stays, where it stands. May be called again after more pushes. Free if no key came twice.
+    pub(crate) fn finish(&mut self, buffer: &mut Vec<u8>) -> u32 {
+        self.drop_superseded(buffer);
+        let count_field = buffer.get_mut(self.start..).and_then(<[u8]>::first_chunk_mut::<COUNT_BYTES>);
+        *count_field.expect("begin() wrote the field") = self.pushed.to_le_bytes();
+        self.pushed
+    }
+
+    fn drop_superseded(&mut self, buffer: &mut Vec<u8>) {
+        if self.superseded.is_empty() {
+            return;
+        }
+        self.pushed = self.count();
+        let mut superseded = std::mem::take(&mut self.superseded);
+        superseded.sort_unstable_by_key(|gone| gone.start);
+        let mut kept_from = superseded.first().map_or(0, |gone| gone.start);
+        let mut end = kept_from;
+        for gone in superseded {
+            buffer.copy_within(kept_from..gone.start, end);
+            end += gone.start - kept_from;
+            kept_from = gone.end;
         }
         buffer.copy_within(kept_from.., end);
         buffer.truncate(end + buffer.len() - kept_from);
+        self.superseded_bytes = 0;
+        self.keys = Keys::Moved;
     }
+}
+
+/// Where in a buffer the last op on each key stands.
+///
+/// Rejected: only hashes, which would take two keys for one; and a list for each hash, in which a caller could choose keys
+/// so that each push walks all of them.
+#[derive(Clone, Debug, Default)]
+struct KeyIndex {
+    /// Of the keys with the same hash the first.
+    by_hash: HashMap<u64, usize>,
+    /// The others.
+    by_key: BTreeMap<(u32, Vec<u8>), usize>,
+}
+
+impl KeyIndex {
+    /// Of ops whose keys all differ.
+    fn of(buffer: &[u8], mut ops: Range<usize>) -> KeyIndex {
+        let mut index = KeyIndex::default();
+        while !ops.is_empty() {
+            index.replace(buffer, ops.start, key_at(buffer, ops.start));
+            ops.start += op_at(buffer, ops.start).size_bytes();
+        }
+        index
+    }
+
+    /// Sets the place of an op. Returns the place of the earlier op on its key.
+    fn replace(&mut self, buffer: &[u8], at: usize, key: (u32, &[u8])) -> Option<usize> {
+        self.replace_hashed(buffer, at, key, key_hash(key.1) ^ u64::from(key.0) << 32)
+    }
+
+    fn replace_hashed(&mut self, buffer: &[u8], at: usize, key: (u32, &[u8]), hash: u64) -> Option<usize> {
+        match self.by_hash.entry(hash) {
+            Entry::Vacant(free) => {
+                free.insert(at);
+                None
+            }
+            Entry::Occupied(mut taken) if key_at(buffer, *taken.get()) == key => Some(taken.insert(at)),
+            Entry::Occupied(_) => self.by_key.insert((key.0, key.1.to_vec()), at),
+        }
+    }
+}
+
+fn op_at(buffer: &[u8], at: usize) -> Op<'_> {
+    read_op(&mut Reader::new(buffer.get(at..).unwrap_or_default())).expect("push() wrote it")
+}
+
+fn key_at(buffer: &[u8], at: usize) -> (u32, &[u8]) {
+    let op = op_at(buffer, at);
+    (op.keyspace, op.key)
 }
 
 /// Bytes of a record, as framed, whose payload has `payload_bytes`.
@@ -150,36 +256,6 @@ pub(crate) fn check_key(key: &[u8]) -> Result<u16, Error> {
 
 fn too_large(what: &'static str, found_bytes: usize, limit_bytes: u64) -> Error {
     Error::TooLarge { what, found_bytes: found_bytes as u64, limit_bytes }
-}
-
-/// The byte ranges of the operations in `ops` that a later one of the same key replaces; ascending.
-fn superseded(ops: &[u8]) -> Vec<Range<usize>> {
-    let mut reader = Reader::new(ops);
-    let mut places = Vec::new();
-    let mut ascending = true;
-    let mut last = None;
-    while !reader.is_empty() {
-        let start = ops.len() - reader.rest().len();
-        let op = read_op(&mut reader).expect("push() wrote it");
-        let end = ops.len() - reader.rest().len();
-        let key = (op.keyspace, op.key);
-        ascending &= last.is_none_or(|last| last < key);
-        last = Some(key);
-        places.push((key, start..end));
-    }
-    if ascending {
-        return Vec::new();
-    }
-    let mut sorted: Vec<_> = places.into_iter().map(|(key, place)| (key_hash(key.1), key, place)).collect();
-    sorted.sort_unstable_by_key(|(hash, key, place)| (*hash, *key, place.start));
-    let mut superseded: Vec<Range<usize>> = sorted
-        .iter()
-        .zip(sorted.iter().skip(1))
-        .filter(|((_, key, _), (_, next_key, _))| key == next_key)
-        .map(|((_, _, place), _)| place.clone())
-        .collect();
-    superseded.sort_unstable_by_key(|place| place.start);
-    superseded
 }
 
 /// A payload that is not one, although its checksum was right.

@@ -85,6 +85,60 @@ fn a_finished_payload_can_grow_and_be_finished_again() {
 }
 
 #[test]
+fn a_key_counts_once_at_every_moment() {
+    runner(500)
+        .run(&(any_ops(), 0..40_usize), |(ops, finished_at)| {
+            let mut buffer = b"header".to_vec();
+            let mut builder = OpsBuilder::begin(&mut buffer);
+            for (at, op) in ops.iter().enumerate() {
+                builder.push(&mut buffer, as_op(op)).unwrap();
+                if at == finished_at {
+                    // A commit that is refused leaves a finished payload, to which more is added.
+                    builder.finish(&mut buffer);
+                }
+                let kept = last_of_each(&ops[..=at]);
+                let bytes = kept.iter().map(|op| as_op(op).size_bytes()).sum::<usize>();
+                assert_eq!(usize::try_from(builder.count()), Ok(kept.len()));
+                assert_eq!(builder.finished_bytes(&buffer), COUNT_BYTES + bytes);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn keys_with_the_same_hash_are_told_apart() {
+    let ops: Vec<OwnedOp> = (0..20_u8)
+        .map(|number| (u32::from(number % 2), vec![1 + number / 2 % 5], Some(vec![number])))
+        .collect();
+    let mut buffer = Vec::new();
+    let mut index = KeyIndex::default();
+    let mut places = Vec::new();
+    for (at, op) in ops.iter().enumerate() {
+        places.push(buffer.len());
+        buffer.extend_from_slice(&encoded(b"", std::slice::from_ref(op))[COUNT_BYTES..]);
+        let earlier = at.checked_sub(10).map(|earlier| places[earlier]);
+        let key = (op.0, op.1.as_slice());
+        assert_eq!(index.replace_hashed(&buffer, places[at], key, 7), earlier, "{op:?}");
+    }
+}
+
+#[test]
+fn a_key_that_is_written_again_and_again_takes_no_more_and_more_memory() {
+    let mut buffer = Vec::new();
+    let mut builder = OpsBuilder::begin(&mut buffer);
+    builder.push(&mut buffer, Op::put(0, b"z", b"first")).unwrap();
+    for number in 0..100_000_u64 {
+        builder.push(&mut buffer, Op::put(0, b"k", &number.to_le_bytes())).unwrap();
+    }
+    assert_eq!(builder.count(), 2);
+    assert!(buffer.capacity() < 4 * MOST_SUPERSEDED_BYTES, "{} bytes", buffer.capacity());
+    assert_eq!(builder.finish(&mut buffer), 2);
+    let last = (0, b"k".to_vec(), Some(99_999_u64.to_le_bytes().to_vec()));
+    assert_eq!(decoded(&buffer), Ok(vec![(0, b"z".to_vec(), Some(b"first".to_vec())), last]));
+}
+
+#[test]
 fn a_refused_op_leaves_the_payload_as_it_was() {
     let mut buffer = Vec::new();
     let mut builder = OpsBuilder::begin(&mut buffer);

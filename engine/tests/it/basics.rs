@@ -96,6 +96,49 @@ fn many_writes_through_small_files_flush_compact_and_recycle() {
 }
 
 #[test]
+fn a_batch_counts_a_key_that_is_named_twice_once_also_after_a_refused_commit() {
+    let dir = dir();
+    let db = Db::builder().sizes(small()).open(dir.path().join("store")).unwrap();
+    let (ks, other) = (db.keyspace("default").unwrap(), db.keyspace("other").unwrap());
+    let mut once = db.batch();
+    once.put(&ks, "b", "new").put(&ks, "a", "1").put(&other, "a", "1");
+    let mut twice = db.batch();
+    twice.put(&ks, "b", "old").put(&ks, "a", "1").put(&ks, "b", "new").put(&other, "a", "1");
+    assert_eq!((twice.len(), twice.size_bytes()), (3, once.size_bytes()));
+    let mut batch = db.batch();
+    for _ in 0..2 {
+        batch.put(&ks, "c", vec![7; db.max_record_bytes()]).put(&ks, "a", "1").delete(&ks, "a");
+        assert_eq!(batch.len(), 2);
+        assert!(batch.size_bytes() > db.max_record_bytes());
+        assert!(matches!(batch.commit(), Err(Error::TooLarge { .. })));
+        assert_eq!(batch.len(), 2);
+    }
+    batch.put(&ks, "c", "small");
+    assert_eq!(batch.len(), 2);
+    assert_eq!(batch.size_bytes(), db.batch().delete(&ks, "a").put(&ks, "c", "small").size_bytes());
+    batch.commit().unwrap();
+    assert!(batch.is_empty());
+    twice.commit().unwrap();
+    assert_eq!(ks.get("b").unwrap().as_deref(), Some(&b"new"[..]));
+    assert_eq!(ks.get("c").unwrap().as_deref(), Some(&b"small"[..]));
+}
+
+#[test]
+fn the_keyspace_default_stays() {
+    let dir = dir();
+    let path = dir.path().join("store");
+    let db = Db::open(&path).unwrap();
+    db.keyspace("default").unwrap().put("k", "v").unwrap();
+    let refused = db.drop_keyspace("default").unwrap_err();
+    assert!(matches!(refused, Error::InvalidArgument { .. }), "{refused}");
+    assert!(refused.to_string().contains("every store has it"), "{refused}");
+    assert_eq!(db.keyspaces(), ["default"]);
+    db.close().unwrap();
+    let ks = Db::open(&path).unwrap().keyspace("default").unwrap();
+    assert_eq!(ks.get("k").unwrap().as_deref(), Some(&b"v"[..]));
+}
+
+#[test]
 fn a_store_can_be_open_once() {
     let dir = dir();
     let path = dir.path().join("store");

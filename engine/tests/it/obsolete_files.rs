@@ -13,7 +13,7 @@ use esker::{Db, Event, Keyspace, Listener};
 fn open(sim: &SimBackend) -> (Db, Keyspace) {
     let db =
         Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual).open("/store").unwrap();
-    let keyspace = db.keyspace("default").unwrap();
+    let keyspace = db.keyspace("other").unwrap();
     (db, keyspace)
 }
 
@@ -83,7 +83,7 @@ fn a_dropped_keyspace_gives_its_files_back_though_a_handle_is_kept() {
     let (db, keyspace) = two_runs(&sim);
     let mut iter = keyspace.iter();
     iter.next().unwrap().unwrap();
-    db.drop_keyspace("default").unwrap();
+    db.drop_keyspace("other").unwrap();
     assert_eq!(segments(&sim).len(), 2, "an iterator reads them");
     assert!(iter.next().unwrap().is_err(), "it is closed");
     drop(iter);
@@ -140,7 +140,7 @@ fn watched(sim: &SimBackend) -> (Db, Keyspace, Receiver<(ThreadId, PathBuf)>) {
     let (removed, removals) = channel();
     let machine = Watched { sim: sim.clone(), removed: Mutex::new(removed) };
     let db = Db::builder().backend(Arc::new(machine)).background(Background::Threads).open("/store").unwrap();
-    let keyspace = db.keyspace("default").unwrap();
+    let keyspace = db.keyspace("other").unwrap();
     // Files that the open has replaced.
     removals.try_iter().for_each(drop);
     (db, keyspace, removals)
@@ -180,7 +180,7 @@ fn a_caller_that_drops_a_keyspace_does_not_remove_its_files_itself() {
     let before = segments(&sim);
     let mut iter = keyspace.iter();
     iter.next().unwrap().unwrap();
-    db.drop_keyspace("default").unwrap();
+    db.drop_keyspace("other").unwrap();
     drop(iter);
     removed_elsewhere(&removals, &before);
     assert_eq!(segments(&sim), Vec::<String>::new());

@@ -255,22 +255,27 @@ impl Case {
         }
     }
 
-    /// Runs one operation on the open store. If a sync of log or manifest failed in it, the store must have halted.
+    /// Runs one operation on the open store. If a sync of log, folder of the log or manifest failed in it, the store must
+    /// have halted.
     fn step(&mut self, ran: &mut Ran, strike: Option<Strike>, op: &Op) -> Check {
         let before = ran.world.sim.faults_struck();
         self.answer(ran, strike, op)?;
-        let Some(strike) = strike.filter(|strike| strike.way.on == [EventKind::Sync]) else { return Ok(()) };
+        let Some(strike) = strike else { return Ok(()) };
         if before > 0 || ran.world.sim.faults_struck() == 0 {
             return Ok(());
         }
-        let Some(path) = promised(&ran.syncs.lock(), strike.k) else { return Ok(()) };
-        if ran.world.db()?.metrics().halted.is_none() {
-            return Err(Failure::new(format!(
-                "the sync of {} failed, and the store goes on",
-                path.display()
-            )));
+        let path = match strike.way.on {
+            [EventKind::Sync] => promised(&ran.syncs.lock(), strike.k),
+            // An open store syncs it only for a new log file.
+            [EventKind::SyncDir] => Some(strike.way.path.into()),
+            _ => None,
+        };
+        match path {
+            Some(path) if ran.world.db()?.metrics().halted.is_none() => {
+                Err(Failure::new(format!("the sync of {} failed, and the store goes on", path.display())))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn answer(&mut self, ran: &mut Ran, strike: Option<Strike>, op: &Op) -> Check {

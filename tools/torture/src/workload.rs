@@ -13,6 +13,9 @@ use fastrand::Rng;
 /// Names of the keyspaces, by slot.
 pub(crate) const SLOTS: [&str; 4] = ["default", "a", "b", "users"];
 
+/// The slot of the keyspace that every store has, and that cannot be dropped.
+pub(crate) const DEFAULT_SLOT: usize = 0;
+
 /// The level at which a write is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Level {
@@ -379,13 +382,16 @@ pub(crate) struct Generator {
     values: u64,
     /// Added to the numbers in keys, so that every sequence has keys of its own.
     salt: u32,
+    /// The slots of the newest [`Op::Create`] and [`Op::Drop`]: a drop needs a keyspace, and a use of a dropped one a drop.
+    created: usize,
+    dropped: usize,
 }
 
 impl Generator {
     pub(crate) fn new(seed: u64, mix: Mix) -> Generator {
         let mut rng = Rng::with_seed(seed);
         let salt = rng.u32(..9000);
-        Generator { rng, mix, values: 0, salt }
+        Generator { rng, mix, values: 0, salt, created: 1, dropped: 1 }
     }
 
     /// A sequence of this many operations.
@@ -489,11 +495,19 @@ impl Generator {
     }
 
     fn lifecycle(&mut self) -> Op {
-        let (slot, config) = (self.slot(), self.rng.usize(..self.mix.configs));
-        match self.rng.u8(..12) {
-            0..4 => Op::Create { slot },
-            4 => Op::Drop { slot },
-            5 => Op::UseDropped { slot },
+        // Seldom the first keyspace, which cannot be dropped.
+        let slot = if self.rng.u8(..8) == 0 { DEFAULT_SLOT } else { self.rng.usize(1..SLOTS.len()) };
+        let config = self.rng.usize(..self.mix.configs);
+        match self.rng.u8(..13) {
+            0..4 => {
+                self.created = slot;
+                Op::Create { slot }
+            }
+            4 | 12 => {
+                self.dropped = if self.rng.u8(..4) == 0 { slot } else { self.created };
+                Op::Drop { slot: self.dropped }
+            }
+            5 => Op::UseDropped { slot: self.dropped },
             6 => Op::Keyspaces,
             7 => Op::Reopen { config },
             8 => Op::DropAll { config },
@@ -504,7 +518,7 @@ impl Generator {
         }
     }
 
-    /// The first keyspace half of the time: it always exists at first.
+    /// The first keyspace half of the time: it always exists.
     fn slot(&mut self) -> usize {
         if self.rng.bool() { 0 } else { self.rng.usize(..SLOTS.len()) }
     }

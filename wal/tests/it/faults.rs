@@ -83,6 +83,39 @@ fn a_failed_write_or_sync_halts_for_good_and_is_never_retried() {
 }
 
 #[test]
+fn a_failed_sync_of_the_folder_halts_and_is_not_tried_again() {
+    let (io, no_space) = (Errno::IO, Errno::NO_SPACE);
+    // A failure that concerns the new file alone does not halt: nothing was promised there. Nor does a shortage.
+    for (kind, errno, halts) in [
+        (EventKind::SyncDir, io, true),
+        (EventKind::SyncDir, no_space, false),
+        (EventKind::Sync, io, false),
+        (EventKind::Write, io, false),
+    ] {
+        let sim = SimBackend::new(1);
+        let log = open(&sim, Background::Manual);
+        let end = log.append(&mut record(&[7; 2000])).unwrap().end;
+        log.wait_durable(end).unwrap();
+        let mut queue = sim.queue(8).unwrap();
+        sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[kind]).path("/wal"));
+        let refused = log.prepare_spare(&mut *queue).unwrap_err();
+        assert_eq!(sim.faults_struck(), 1, "{kind:?}");
+        assert_eq!(matches!(refused, Error::Halted { .. }), halts, "{kind:?} {errno:?}: {refused}");
+        assert_eq!(log.health().is_err(), halts, "{kind:?} {errno:?}");
+        let events = sim.events();
+        if halts {
+            assert_eq!(log.prepare_spare(&mut *queue).unwrap_err(), refused);
+            assert_eq!(log.make_room(4000, &mut *queue).unwrap_err(), refused);
+            assert_eq!(log.append(&mut record(b"more")).unwrap_err(), refused);
+            assert_eq!(sim.events(), events, "nothing was tried");
+        } else {
+            assert_eq!(log.prepare_spare(&mut *queue), Ok(true), "{kind:?} {errno:?}");
+        }
+        log.wait_durable(end).unwrap();
+    }
+}
+
+#[test]
 fn every_failing_call_halts_or_is_reported_by_open() {
     let clean = SimBackend::new(1);
     let log = open(&clean, Background::Manual);

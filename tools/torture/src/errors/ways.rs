@@ -44,11 +44,14 @@ const fn late(name: &'static str, fault: Fault) -> ErrorWay {
     ErrorWay { name, fault, on: &[], path: "", may: May::NotFail }
 }
 
+/// The folder of the log, in every store.
+pub(super) const LOG_FOLDER: &str = "/wal";
+
 /// The delay of a late call.
 pub(super) const LATE: Duration = Duration::from_secs(10);
 
 /// All of them.
-pub(super) const WAYS: [ErrorWay; 17] = [
+pub(super) const WAYS: [ErrorWay; 18] = [
     errno("eio", Errno::IO, &[]),
     errno("enospc", Errno::NO_SPACE, &[]),
     errno("erofs", Errno::READ_ONLY, &[]),
@@ -58,6 +61,7 @@ pub(super) const WAYS: [ErrorWay; 17] = [
     errno("submit_eio", Errno::IO, &[EventKind::Submit]),
     errno("wait_eio", Errno::IO, &[EventKind::Wait]),
     errno("sync_eio", Errno::IO, &[EventKind::Sync]),
+    ErrorWay { path: LOG_FOLDER, ..errno("sync_folder_eio", Errno::IO, &[EventKind::SyncDir]) },
     ErrorWay {
         name: "wait_eintr",
         fault: Fault::Errno(Errno::INTERRUPTED),

@@ -1,5 +1,7 @@
 //! Operations that change the store, and those that move its data.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use esker::testing::DbExt;
 use esker::{Durability, Error};
@@ -8,7 +10,7 @@ use super::state::{Outcome, World};
 use crate::held::expect_closed;
 use crate::model::{ModelWrite, Prefix};
 use crate::report::{Check, Failure};
-use crate::workload::{Level, Op, SLOTS, Write};
+use crate::workload::{DEFAULT_SLOT, Level, Op, SLOTS, Write};
 
 /// Longer than any permitted key.
 const TOO_LONG_KEY_BYTES: usize = esker::MAX_KEY_BYTES + 1;
@@ -56,6 +58,10 @@ impl World {
                 Some(value) => batch.put(&handle, &write.key, value),
                 None => batch.delete(&handle, &write.key),
             };
+        }
+        let keys: BTreeSet<_> = written.iter().map(|write| (write.keyspace, &write.key)).collect();
+        if batch.len() != keys.len() {
+            return Err(Failure::new(format!("a batch of {} keys counts {}", keys.len(), batch.len())));
         }
         if batch.size_bytes() > self.db()?.max_record_bytes() {
             return must_be_too_large(batch.commit());
@@ -223,7 +229,7 @@ impl World {
 
     fn drop_keyspace(&mut self, slot: usize) -> Check<Outcome> {
         let name = SLOTS[slot];
-        let Some((handle, keyspace)) = self.keyspace(slot) else {
+        let Some((handle, keyspace)) = self.keyspace(slot).filter(|_| slot != DEFAULT_SLOT) else {
             if !self.has_halted() {
                 must_be_invalid(self.db()?.drop_keyspace(name))?;
             }

