@@ -222,7 +222,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// it. The lock ends with the process.
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) with the holder's pid, even if the holder is this process.
+    /// [`Error::Locked`](crate::Error::Locked) with the holder, which may be this process.
     fn lock(&self, path: &Path) -> Result<Box<dyn Lock>>;
 
     /// Maps the first `len_bytes` of a file, a multiple of 8 and not 0. The part of this range inside the file must

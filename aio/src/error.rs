@@ -6,6 +6,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::advice::{Full, advice};
+use crate::holder::Holder;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -21,6 +24,8 @@ impl Errno {
     pub const IO: Errno = Errno(libc::EIO);
     /// No space left on the device.
     pub const NO_SPACE: Errno = Errno(libc::ENOSPC);
+    /// The disk quota is used up.
+    pub const QUOTA: Errno = Errno(libc::EDQUOT);
     /// No such file or directory.
     pub const NOT_FOUND: Errno = Errno(libc::ENOENT);
     /// The file exists.
@@ -59,7 +64,7 @@ impl Errno {
     /// Whether the disk or the user's quota is full.
     #[must_use]
     pub fn is_no_space(self) -> bool {
-        self == Errno::NO_SPACE || self == Errno(libc::EDQUOT)
+        self == Errno::NO_SPACE || self == Errno::QUOTA
     }
 
     /// Whether a resource was exhausted (space, handles, memory), so that the same call can succeed later.
@@ -89,6 +94,13 @@ impl Errno {
     #[must_use]
     pub fn is_refusal(self) -> bool {
         [libc::ENOSYS, libc::EPERM, libc::EACCES, libc::EINVAL, libc::EOPNOTSUPP].contains(&self.0)
+    }
+
+    /// The next step of a person after a call that has answered with this code, as a clause; `None` where the code says it all.
+    /// The message of an [`Error`] has it already.
+    #[must_use]
+    pub fn advice(self, call: &str) -> Option<&'static str> {
+        advice(call, self.0)
     }
 
     /// The `std::io` kind of this code.
@@ -122,12 +134,21 @@ impl fmt::Display for Errno {
     }
 }
 
-/// An error of the I/O layer.
+/// An error of the I/O layer. Its message ends with the next step, where there is one.
+///
+/// A process that writes beyond its limit on file sizes (`ulimit -f`) gets the signal `SIGXFSZ` with the error `EFBIG`, and
+/// dies by it unless it ignores or blocks the signal. This crate changes no signal handling: a program that wants the error
+/// has to ask for it, for example by `SignalSet::none().with(libc::SIGXFSZ).block()` before it starts threads.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A call or an operation failed.
-    #[error("{call} {}{}: {errno}", path.display(), Position { offset: *offset, len_bytes: *len_bytes })]
+    #[error(
+        "{call} {}{}: {errno}{}",
+        path.display(),
+        Position { offset: *offset, len_bytes: *len_bytes },
+        Then(advice(call, errno.0))
+    )]
     Os {
         /// The system call or operation.
         call: &'static str,
@@ -142,7 +163,7 @@ pub enum Error {
     },
     /// A call was refused for lack of memory, descriptors or another resource. Nothing was done; the same call can succeed
     /// later.
-    #[error("{call} {}: {errno}, nothing was done", path.display())]
+    #[error("{call} {}: {errno}, nothing was done{}", path.display(), Then(advice(call, errno.0)))]
     NotNow {
         /// The system call.
         call: &'static str,
@@ -150,6 +171,14 @@ pub enum Error {
         path: PathBuf,
         /// The error code of the kernel.
         errno: Errno,
+    },
+    /// The file system has no inode for another file, although it may have space.
+    #[error("{call} {}: {}: {}", path.display(), Full::Inodes, Full::Inodes.advice())]
+    NoInodes {
+        /// The system call.
+        call: &'static str,
+        /// The file or directory that was to be made.
+        path: PathBuf,
     },
     /// The kernel, or the file, lacks a feature that an operation needs.
     #[error("{call} {}: {errno}; it needs {needs}", path.display())]
@@ -186,12 +215,12 @@ pub enum Error {
         found: usize,
     },
     /// Another open of the same directory holds its lock.
-    #[error("{} is locked by {}", path.display(), match pid { Some(pid) => format!("process {pid}"), None => "another process".to_owned() })]
+    #[error("{} is locked by {holder}: {}", path.display(), holder.advice())]
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// The holder, if it could be read.
-        pid: Option<u32>,
+        /// The holder.
+        holder: Holder,
     },
     /// The kernel has no asynchronous I/O slots left.
     #[error(
@@ -223,6 +252,18 @@ impl fmt::Display for Position {
         match self {
             Position { offset: 0, len_bytes: 0 } => Ok(()),
             Position { offset, len_bytes } => write!(f, " at offset {offset}, {len_bytes} bytes"),
+        }
+    }
+}
+
+/// Appends the next step, if there is one.
+struct Then(Option<&'static str>);
+
+impl fmt::Display for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(advice) => write!(f, ": {advice}"),
+            None => Ok(()),
         }
     }
 }
@@ -265,8 +306,30 @@ impl Error {
             Error::Os { errno, .. } | Error::NotNow { errno, .. } | Error::Unsupported { errno, .. } => {
                 Some(*errno)
             }
+            Error::NoInodes { .. } => Some(Errno::NO_SPACE),
             Error::Slots { .. } => Some(Errno::AGAIN),
             _ => None,
+        }
+    }
+
+    /// What is used up, and on which path, if that is why the call failed.
+    #[must_use]
+    pub fn full(&self) -> Option<(Full, &Path)> {
+        match self {
+            Error::NoInodes { path, .. } => Some((Full::Inodes, path)),
+            Error::Os { path, errno, .. } if *errno == Errno::NO_SPACE => Some((Full::Space, path)),
+            Error::Os { path, errno, .. } if *errno == Errno::QUOTA => Some((Full::Quota, path)),
+            _ => None,
+        }
+    }
+
+    /// The error of a call that found no more of `full`.
+    #[must_use]
+    pub fn of_full(full: Full, call: &'static str, path: &Path) -> Error {
+        match full {
+            Full::Space => Error::failed(call, path, Errno::NO_SPACE),
+            Full::Quota => Error::failed(call, path, Errno::QUOTA),
+            Full::Inodes => Error::NoInodes { call, path: path.to_owned() },
         }
     }
 }

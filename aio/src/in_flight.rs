@@ -552,7 +552,9 @@ fn refused(call: &'static str, errno: Errno) -> Error {
     if !errno.is_refusal() {
         return context_error(call, errno);
     }
-    let needs = "native AIO, which this kernel or sandbox refuses".to_owned();
+    let needs = "asynchronous I/O, which a sandbox (seccomp profile) or the kernel refuses: let it allow io_setup, io_submit, \
+                 io_getevents and io_pgetevents";
+    let needs = needs.to_owned();
     Error::Unsupported { call, path: Path::new(CONTEXT).to_owned(), needs, errno }
 }
 

@@ -24,6 +24,7 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 
 use self::lock::NativeLock;
 use self::map::NativeMap;
+use crate::advice::Full;
 use crate::backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock;
 use crate::context::Context;
@@ -102,7 +103,7 @@ impl NativeBackend {
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let first = open_if_free(path, flags | OFlags::DIRECT);
         let Opened { mut descriptor, size_bytes, refused } =
-            open_regular(first, path, flags | OFlags::DIRECT)?;
+            open_regular(first, path, flags | OFlags::DIRECT).map_err(no_inodes)?;
         let has_flag = refused.is_none();
         let direct =
             if has_flag { probe::access(path, descriptor.as_fd(), size_bytes)? } else { Access::BUFFERED };
@@ -204,7 +205,7 @@ impl Backend for NativeBackend {
     }
 
     fn link(&self, from: &Path, to: &Path) -> Result<()> {
-        named("link", to, || rustix::fs::link(from, to))
+        named("link", to, || rustix::fs::link(from, to)).map_err(no_inodes)
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
@@ -232,7 +233,7 @@ impl Backend for NativeBackend {
     }
 
     fn make_dir(&self, path: &Path) -> Result<()> {
-        named("mkdir", path, || rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)))
+        named("mkdir", path, || rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))).map_err(no_inodes)
     }
 
     fn sync_dir(&self, path: &Path) -> Result<()> {
@@ -288,6 +289,17 @@ impl Backend for NativeBackend {
 
     fn counters(&self) -> IoCounters {
         self.shared.trace.snapshot()
+    }
+}
+
+/// The error of a call that makes a name. The kernel has one answer for no space and for no inodes.
+fn no_inodes(error: Error) -> Error {
+    let Error::Os { call, path, errno: Errno::NO_SPACE, .. } = &error else { return error };
+    let dir = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match rustix::fs::statvfs(dir) {
+        // A file system that makes inodes as it needs them counts none.
+        Ok(stat) if stat.f_files > 0 && stat.f_favail == 0 => Error::of_full(Full::Inodes, call, path),
+        _ => error,
     }
 }
 

@@ -138,6 +138,7 @@ pub(crate) fn device_queue_slots(descriptor: BorrowedFd<'_>) -> Option<usize> {
 const EXT: u64 = 0xEF53;
 const XFS: u64 = 0x5846_5342;
 const TMPFS: u64 = 0x0102_1994;
+const RAMFS: u64 = 0x8584_58F6;
 
 /// The magic number of a file's file system; 0 where that may not be asked.
 pub(crate) fn magic(descriptor: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
@@ -147,6 +148,15 @@ pub(crate) fn magic(descriptor: BorrowedFd<'_>) -> std::result::Result<u64, Errn
         Err(errno) if errno.is_refusal() => Ok(0),
         Err(errno) => Err(errno),
     }
+}
+
+/// The name of the file system of a file or directory if that is in memory: then nothing on it survives a loss of power, synced
+/// or not. `None` also where it cannot be asked. A stacked file system, such as overlayfs, does not tell what is below it.
+#[must_use]
+pub fn memory_file_system(path: &Path) -> Option<&'static str> {
+    let stat = insist(|| rustix::fs::statfs(path)).ok()?;
+    let magic = stat.f_type.cast_unsigned() & 0xFFFF_FFFF;
+    matches!(magic, TMPFS | RAMFS).then(|| file_system_name(magic))
 }
 
 /// Whether a file system that reports nothing about direct I/O always has it.
@@ -165,6 +175,7 @@ pub(crate) fn file_system_name(magic: u64) -> &'static str {
         EXT => "ext4",
         XFS => "xfs",
         TMPFS => "tmpfs",
+        RAMFS => "ramfs",
         0x9123_683E => "btrfs",
         0x794C_7630 => "overlayfs",
         0x6573_5546 => "fuse",
@@ -181,6 +192,13 @@ pub(crate) fn file_system_name(magic: u64) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_system_in_memory_is_named() {
+        assert_eq!(memory_file_system(Path::new("/dev/shm")), Some("tmpfs"));
+        assert_eq!(memory_file_system(Path::new("/proc/self")), None);
+        assert_eq!(memory_file_system(Path::new("/proc/self/absent")), None);
+    }
 
     #[test]
     fn unusable_alignments_are_recognised() {

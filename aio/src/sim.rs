@@ -51,6 +51,7 @@ use crate::backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
+use crate::holder::Holder;
 use crate::open_file::{Alignment, File, SECTOR_BYTES};
 use crate::queue::Queue;
 use crate::trace::{Class, IoCounters};
@@ -337,7 +338,7 @@ impl Backend for SimBackend {
         let mut machine = self.machine();
         machine.enter("open", EventKind::Lock, path)?;
         if !machine.locks.insert(path.to_owned()) {
-            return Err(Error::Locked { path: path.to_owned(), pid: Some(std::process::id()) });
+            return Err(Error::Locked { path: path.to_owned(), holder: Holder::ThisProcess });
         }
         let lock = SimLock::new(Arc::clone(&self.machine), path);
         let made = match machine.disk.file_at(path) {

@@ -71,7 +71,7 @@ mod tree;
 mod upkeep;
 mod write;
 
-pub use aio::{Errno, FallBack, IoCounters, LatencyHistogram, OperationCounters};
+pub use aio::{Errno, FallBack, Full, Holder, IoCounters, LatencyHistogram, OperationCounters};
 pub use api::batch::Batch;
 pub use api::builder::Builder;
 pub use api::db::Db;

@@ -68,7 +68,12 @@ impl Failure {
 
     /// A failed call on a file that is not part of a store.
     pub(crate) fn file(path: &Path, error: &std::io::Error) -> Failure {
-        Failure::environment(format!("{}: {error}{}", path.display(), advice(error.kind(), "")))
+        Failure::environment(format!("{}: {}", path.display(), of_machine("open", error)))
+    }
+
+    /// A failed read of standard input.
+    pub(crate) fn input_stream(error: &std::io::Error) -> Failure {
+        Failure::environment(format!("standard input: {}", of_machine("read", error)))
     }
 
     /// A failed write to standard output. A closed pipe is normal: `head` closes it when it has enough lines.
@@ -76,36 +81,25 @@ impl Failure {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Failure::new(Kind::Quiet, "");
         }
-        Failure::environment(format!("standard output: {error}"))
+        Failure::environment(format!("standard output: {}", of_machine("write", error)))
     }
 
-    /// An error of the store in `dir`.
+    /// An error of the store in `dir`. It says its next step itself; only what this tool can do is added.
     pub(crate) fn store(dir: &Path, error: &Error) -> Failure {
         let dir = dir.display();
         match error {
-            Error::Locked { .. } => Failure::new(
-                Kind::Locked,
-                format!("{dir}: {error}: stop that process, or wait until it is done with the store"),
-            ),
-            Error::Corrupt { file, .. } if is_log(file) => Failure::corrupt(format!(
-                "{error}: nothing was changed; keep a copy of {dir}, and restore it from a backup, or see what \
-                 `kvtool repair {dir}` could keep"
-            )),
-            Error::Corrupt { .. } => Failure::corrupt(format!(
-                "{error}: nothing was changed; keep a copy of {dir}, and restore it from a backup"
-            )),
+            Error::Locked { .. } => Failure::new(Kind::Locked, format!("{dir}: {error}")),
+            Error::Corrupt { .. } if error.is_repairable() => {
+                Failure::corrupt(format!("{error}; `kvtool repair {dir}` shows how much would be lost"))
+            }
+            Error::Corrupt { .. } => Failure::corrupt(error.to_string()),
             Error::Halted { cause, .. } if matches!(**cause, Error::Corrupt { .. }) => {
                 Failure::corrupt(format!("{dir}: {error}"))
             }
             Error::InvalidArgument { .. } | Error::TooLarge { .. } => {
                 Failure::input(format!("{dir}: {error}"))
             }
-            Error::Format { .. } => Failure::environment(format!(
-                "{error}: nothing was written to it; give the directory of a store, or a new one to `kvtool load`"
-            )),
-            Error::Io { kind, message, .. } => {
-                Failure::environment(format!("{dir}: {error}{}", advice(*kind, message)))
-            }
+            Error::Format { .. } => Failure::environment(error.to_string()),
             _ => Failure::environment(format!("{dir}: {error}")),
         }
     }
@@ -135,24 +129,10 @@ impl Failure {
     }
 }
 
-/// The remedy for an error of the operating system.
-fn advice(kind: std::io::ErrorKind, message: &str) -> &'static str {
-    use std::io::ErrorKind as Io;
-    match kind {
-        Io::PermissionDenied => ": run as the owner of the files, or change their permissions",
-        Io::NotFound => ": check the path",
-        Io::ReadOnlyFilesystem => ": mount it writable",
-        Io::StorageFull => ": free some space and run the command again",
-        // EMFILE and ENFILE have no kind of their own; the text of the operating system holds the number.
-        _ if message.contains("os error 24") => ": raise the limit of this process (ulimit -n)",
-        _ if message.contains("os error 23") => ": raise the limit of the machine (sysctl fs.file-max)",
-        _ => "",
-    }
-}
-
-/// Whether a file belongs to the log, which can be repaired, or is the log as a whole.
-fn is_log(file: &Path) -> bool {
-    file.ends_with("wal") || file.parent().is_some_and(|parent| parent.ends_with("wal"))
+/// An error of the operating system, with the next step.
+fn of_machine(call: &str, error: &std::io::Error) -> String {
+    let advice = error.raw_os_error().and_then(|code| esker::Errno(code).advice(call));
+    advice.map_or_else(|| error.to_string(), |advice| format!("{error}: {advice}"))
 }
 
 #[cfg(test)]
@@ -167,9 +147,18 @@ mod tests {
     }
 
     #[test]
-    fn too_few_file_handles_name_the_limit_to_raise() {
-        let text = "open wal: Too many open files (os error 24)";
-        assert!(advice(std::io::ErrorKind::Other, text).contains("ulimit -n"));
+    fn no_message_says_anything_twice() {
+        let dir = Path::new("/data/store");
+        for error in aio::every_error() {
+            let store = Error::from(error.clone());
+            aio::assert_said_once(Failure::store(dir, &store).message());
+            if let Some(errno) = error.errno() {
+                let error = std::io::Error::from_raw_os_error(errno.0);
+                aio::assert_said_once(Failure::file(dir, &error).message());
+                aio::assert_said_once(Failure::input_stream(&error).message());
+                aio::assert_said_once(Failure::output(&error).message());
+            }
+        }
     }
 
     #[test]

@@ -55,7 +55,13 @@ enum Command {
     DemoLoader(commands::DemoLoader),
 }
 
+/// Number of SIGXFSZ on every supported machine. A write beyond the limit on file sizes raises it.
+const SIGXFSZ: i32 = 25;
+
 fn main() -> ExitCode {
+    // Blocked in all threads, which inherit it: the write fails with an error that names the limit, instead of ending the
+    // process without a word.
+    aio::SignalSet::none().with(SIGXFSZ).block();
     match Cli::try_parse() {
         Ok(cli) => finish(run(&cli)),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

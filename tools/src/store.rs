@@ -4,7 +4,7 @@
 //! files is touched.
 
 use std::mem::{Discriminant, discriminant};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
@@ -123,6 +123,21 @@ impl Dir {
         self.map(if cut { builder.repair(&self.dir) } else { builder.find_damage(&self.dir) })
     }
 
+    /// What the directory is on, if that is in memory: then no level survives a power cut.
+    pub(crate) fn in_memory(&self) -> Option<&'static str> {
+        aio::memory_file_system(&self.dir)
+    }
+
+    /// Says so where `level` promises more than such a file system can keep.
+    pub(crate) fn warn_of_memory(&self, level: Level) {
+        if let (Level::Power, Some(name)) = (level, self.in_memory()) {
+            let dir = self.dir.display();
+            render::note(&format!(
+                "{dir} is on {name}, which is in memory: no write there survives a power cut"
+            ));
+        }
+    }
+
     /// Turns an error of the store into one of this tool.
     pub(crate) fn map<T>(&self, result: esker::Result<T>) -> Result<T> {
         result.map_err(|error| Failure::store(&self.dir, &error))
@@ -142,9 +157,16 @@ impl Dir {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Failure::file(&self.dir, &error))
             }
+            Ok(_) if missing == Missing::Refuse && is_empty(&self.dir) => Err(Failure::environment(format!(
+                "{dir}: the directory is empty: `kvtool load {dir} FILE` makes a store there"
+            ))),
             _ => Ok(()),
         }
     }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// The keyspace to read from. `None`: the default one, which does not exist before the first write.

@@ -1,15 +1,16 @@
 //! The lock file of a store: a `flock` on it is the lock, its content only names the holder.
 //!
 //! ```text
-//!   +-----------------+-----------------------+
-//!   | decimal pid, \n | zero padding          |
-//!   +-----------------+-----------------------+
-//!   0                                      4096
+//!   +-----------------+---------------+----------+-----------------------+
+//!   | decimal pid, \n | namespace, \n | boot, \n | zero padding          |
+//!   +-----------------+---------------+----------+-----------------------+
+//!   0                                                                 4096
 //!
 //!   OFFSET  SIZE  FIELD
 //!        0   <11  process id of the last holder, ASCII digits
-//!      ...     1  line feed
-//!      ...   ...  zeros
+//!      ...   ...  its PID namespace, as `/proc/self/ns/pid` names it; `-` if it could not be read
+//!      ...   ...  the boot of its machine, as `/proc/sys/kernel/random/boot_id` has it; `-` if it could not be read
+//!      ...   ...  zeros; each field ends with a line feed
 //! ```
 //!
 //! Invariants: the note is written by asynchronous I/O like all other data, and only while the lock is held. It
@@ -19,13 +20,17 @@
 //! A child that was forked while the lock was held shares it: dropping its copy does not release the parent's, and the
 //! lock is free when the parent has dropped it or both processes have ended.
 
+use std::fmt;
+
 use rustix::fs::FlockOperation;
+use rustix::process::Pid;
 
 use crate::backend::Lock;
 use crate::buf::Buf;
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::file::write_all;
-use crate::insist::named;
+use crate::holder::Holder;
+use crate::insist::{insist, named};
 use crate::open_file::File;
 use crate::queue::Queue;
 use crate::sys::Process;
@@ -49,7 +54,8 @@ impl NativeLock {
             locked => locked.map(|()| true),
         };
         if !named("flock", file.path(), lock)? {
-            return Err(Error::Locked { path: file.path().to_owned(), pid: read_note(&file) });
+            let holder = read_note(&file).map_or(Holder::Unknown, |note| note.holder(&Note::ours()));
+            return Err(Error::Locked { path: file.path().to_owned(), holder });
         }
         let lock = NativeLock { file, process };
         lock.write_note(queue);
@@ -59,7 +65,7 @@ impl NativeLock {
     /// The lock works without the note, so a full disk is not an error. An old note must not stay then.
     fn write_note(&self, queue: &mut dyn Queue) {
         let mut note = Buf::zeroed(NOTE_BYTES);
-        let text = format!("{}\n", std::process::id());
+        let text = Note::ours().to_string();
         note[..text.len()].copy_from_slice(text.as_bytes());
         if write_all(queue, &self.file, 0, note).is_err() {
             let _ = rustix::fs::ftruncate(self.file.descriptor(), 0);
@@ -77,9 +83,95 @@ impl Drop for NativeLock {
     }
 }
 
-fn read_note(file: &File) -> Option<u32> {
-    let mut note = Buf::zeroed(NOTE_BYTES);
-    let found = rustix::io::pread(file.descriptor(), &mut note[..], 0).ok()?;
-    let line = note[..found].split(|&byte| byte == b'\n').next()?;
-    std::str::from_utf8(line).ok()?.parse().ok()
+/// What a holder says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Note {
+    pid: u32,
+    namespace: String,
+    boot: String,
+}
+
+/// Stands for a namespace or a boot that could not be read.
+const UNKNOWN: &str = "-";
+
+impl Note {
+    fn ours() -> Note {
+        let namespace = std::fs::read_link("/proc/self/ns/pid").ok();
+        let boot = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let boot = insist(|| boot().map_err(|error| Errno::from(&error))).ok();
+        let known = |text: Option<String>| {
+            let text = text.unwrap_or_default().trim().to_owned();
+            let fits = (1..64).contains(&text.len()) && !text.contains('\n');
+            if fits { text } else { UNKNOWN.to_owned() }
+        };
+        Note {
+            pid: std::process::id(),
+            namespace: known(namespace.map(|path| path.to_string_lossy().into_owned())),
+            boot: known(boot),
+        }
+    }
+
+    /// Who has left this note, for the process that writes `ours`.
+    fn holder(&self, ours: &Note) -> Holder {
+        let is_known = |note: &Note| note.namespace != UNKNOWN && note.boot != UNKNOWN;
+        if !is_known(self) || !is_known(ours) {
+            return Holder::Unknown;
+        }
+        if self.boot != ours.boot {
+            return Holder::OtherMachine(self.pid);
+        }
+        if self.namespace != ours.namespace {
+            return Holder::OtherNamespace(self.pid);
+        }
+        if self.pid == ours.pid {
+            return Holder::ThisProcess;
+        }
+        if is_there(self.pid) { Holder::Process(self.pid) } else { Holder::Ended(self.pid) }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}\n{}\n", self.pid, self.namespace, self.boot)
+    }
+}
+
+/// Whether there is such a process. One of another user counts.
+fn is_there(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+}
+
+/// `None` if the file has no such note. Every holder but the first finds that of the holder before.
+fn read_note(file: &File) -> Option<Note> {
+    let mut bytes = Buf::zeroed(NOTE_BYTES);
+    let found = rustix::io::pread(file.descriptor(), &mut bytes[..], 0).ok()?;
+    let mut lines = std::str::from_utf8(&bytes[..found]).ok()?.split('\n');
+    let mut line = || lines.next().map(ToOwned::to_owned);
+    Some(Note { pid: line()?.parse().ok()?, namespace: line()?, boot: line()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_id_counts_only_in_its_own_namespace_and_boot() {
+        let ours = Note::ours();
+        let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get().cast_unsigned());
+        let with = |pid| Note { pid, ..ours.clone() };
+        let container = Note { namespace: "pid:[1]".to_owned(), ..with(1) };
+        let machine = Note { boot: "another".to_owned(), ..container.clone() };
+        let blind = Note { boot: UNKNOWN.to_owned(), ..with(1) };
+        for (note, holder) in [
+            (ours.clone(), Holder::ThisProcess),
+            (with(parent), Holder::Process(parent)),
+            (with(u32::MAX), Holder::Ended(u32::MAX)),
+            (container, Holder::OtherNamespace(1)),
+            (machine, Holder::OtherMachine(1)),
+            (blind, Holder::Unknown),
+        ] {
+            assert_eq!(note.holder(&ours), holder, "{note:?}");
+        }
+    }
 }

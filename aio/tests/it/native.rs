@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use aio::{Backend, Buf, Errno, Error, File, NativeBackend, OpenMode, Operation, SignalSet, Wake};
+use aio::{Backend, Buf, Errno, Error, File, Holder, NativeBackend, OpenMode, Operation, SignalSet, Wake};
 
 /// Long enough that a test that waits for it has failed.
 const FOREVER: Duration = Duration::from_mins(1);
@@ -414,7 +414,7 @@ fn a_second_lock_names_the_holder() {
     let fixture = Fixture::new();
     let path = fixture.path("LOCK");
     let lock = fixture.backend.lock(&path).unwrap();
-    let held = Err(Error::Locked { path: path.clone(), pid: Some(std::process::id()) });
+    let held = Err(Error::Locked { path: path.clone(), holder: Holder::ThisProcess });
     assert_eq!(fixture.backend.lock(&path).map(|_| ()), held);
     assert_eq!(NativeBackend::new().lock(&path).map(|_| ()), held, "also through another backend");
     drop(lock);

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Once;
 use std::time::Duration;
 
-use aio::{Backend, Buf, Completion, Errno, Error, File, OpenMode, Operation, Queue, Stat, Wake, file};
+use aio::{
+    Backend, Buf, Completion, Errno, Error, File, Holder, OpenMode, Operation, Queue, Stat, Wake, file,
+};
 
 /// Aligned on every device: the tests count in these.
 const BLOCK: usize = 4096;
@@ -304,7 +306,7 @@ pub(crate) fn stat_tells_the_entry_at_a_path(fixture: &BackendFixture<'_>) {
 pub(crate) fn a_lock_has_one_holder(fixture: &BackendFixture<'_>) {
     let (backend, path) = (fixture.backend, fixture.path("LOCK"));
     let lock = backend.lock(&path).unwrap();
-    let expected = Error::Locked { path: path.clone(), pid: Some(std::process::id()) };
+    let expected = Error::Locked { path: path.clone(), holder: Holder::ThisProcess };
     assert_eq!(backend.lock(&path).unwrap_err(), expected);
     let other = backend.lock(&fixture.path("OTHER")).unwrap();
     drop(lock);

@@ -8,7 +8,7 @@ use wal::SyncMethod;
 
 use crate::api::db::Db;
 use crate::api::handle::Handle;
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::events::Listener;
 use crate::base::options::{Durability, Options};
 use crate::compaction::scheduler;
@@ -122,7 +122,7 @@ impl Builder {
     /// # Errors
     /// Those of [`Db::open`] with [`Builder::create`]`(false)`, except [`Error::Corrupt`](crate::Error::Corrupt) for the log.
     pub fn find_damage(self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
-        open::find_damage(self.machine(), path.as_ref())
+        open::find_damage(self.machine(), path.as_ref()).map_err(Error::of_open)
     }
 
     /// Cuts a damaged log before the damage, for good, so that the store opens again; then closes the store. `None`: the log
@@ -166,7 +166,7 @@ impl Builder {
     }
 
     fn open_or_repair(self, path: &Path) -> Result<(Db, Option<LogDamage>)> {
-        let opened = open::open(self.machine(), path, self.options)?;
+        let opened = open::open(self.machine(), path, self.options).map_err(Error::of_open)?;
         let threads = scheduler::start(&opened.store)?;
         Ok((Db::new(Handle::new(opened.store, threads, opened.lock)), opened.damage))
     }

@@ -24,7 +24,8 @@ pub enum Durability {
     /// The death of the process by any signal, at once; power loss after `drain_interval` (10 ms) or 1 MiB of log,
     /// whichever comes first.
     Process,
-    /// Power loss, too: the call returns when the write and all before it are on stable media.
+    /// Power loss, too: the call returns when the write and all before it are on stable media. A file system in memory (tmpfs,
+    /// ramfs) has none: there it is as [`Durability::Process`].
     #[default]
     Power,
 }

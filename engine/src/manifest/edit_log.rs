@@ -335,10 +335,15 @@ pub(crate) fn load(files: &Files) -> Result<Option<Version>> {
     if !only_first {
         return Err(missing(files, numbers.first().copied().unwrap_or(FIRST_NUMBER)));
     }
-    if has_data(files)? {
-        return Err(missing(files, FIRST_NUMBER));
+    match lost(files)? {
+        Some(error) => Err(error),
+        None => Ok(None),
     }
-    Ok(None)
+}
+
+/// The error of a store without a manifest that is no new one: other files prove that it had one. `None`: none is lost.
+pub(crate) fn lost(files: &Files) -> Result<Option<Error>> {
+    Ok(has_data(files)?.then(|| missing(files, FIRST_NUMBER)))
 }
 
 /// The number of a store's first manifest. Only this one may be incomplete without a complete one beside it.
@@ -367,7 +372,7 @@ fn missing(files: &Files, number: u64) -> Error {
         &files.manifest_path(number),
         0,
         "the manifest is missing",
-        "a complete first group",
+        "one, since the store has other files",
         "none",
     )
 }

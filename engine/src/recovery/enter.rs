@@ -10,6 +10,7 @@ use aio::Lock;
 use crate::base::error::{Error, Result};
 use crate::io::files::Files;
 use crate::io::kinds::{FileKind, Folder};
+use crate::manifest::edit_log;
 
 /// Makes the directory if asked to, and takes its lock. Refuses a directory with other content.
 pub(crate) fn enter(files: &Files, create: bool) -> Result<Box<dyn Lock>> {
@@ -41,8 +42,17 @@ fn look(files: &Files, create: bool) -> Result<bool> {
         return Ok(true);
     }
     // An open that was interrupted before the first manifest leaves some of a store's names, the lock file first.
-    if !is_begun(files, &names)? {
-        return Err(refused(root, "is not an Esker store, and not empty: nothing was written to it"));
+    let content = content(files, &names)?;
+    if content != Content::Foreign
+        && let Some(lost) = edit_log::lost(files)?
+    {
+        // Unless another process has just made it.
+        return if edit_log::numbers(files)?.is_empty() { Err(lost) } else { Ok(true) };
+    }
+    if content != Content::Begun {
+        let what =
+            "is not an Esker store, and not empty: nothing was written to it, choose another directory";
+        return Err(refused(root, what));
     }
     if !create {
         return Err(no_store(root));
@@ -65,18 +75,32 @@ fn sync_parent(files: &Files) -> Result<()> {
     }
 }
 
-/// Whether these names can be left by an open that was interrupted before the first manifest: the lock file with the length
-/// of a lock file, and a store's directories with no other names than a store's in them.
-fn is_begun(files: &Files, names: &[String]) -> Result<bool> {
+/// What a directory without a manifest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Nothing, or what an open leaves that was interrupted before the first manifest: the lock file with the length of a lock
+    /// file, and a store's directories with no other names than a store's in them.
+    Begun,
+    /// The same without the lock file. No open leaves that, but a store that has lost files.
+    Remains,
+    /// Something else.
+    Foreign,
+}
+
+fn content(files: &Files, names: &[String]) -> Result<Content> {
     if names.is_empty() {
-        return Ok(true);
+        return Ok(Content::Begun);
     }
     let lock = files.backend().stat(&files.lock_path())?;
-    let mut ours = lock.is_some_and(|stat| stat.is_file && [0, 4096].contains(&stat.size_bytes));
+    let mut ours = lock.is_none_or(|stat| stat.is_file && [0, 4096].contains(&stat.size_bytes));
     for name in names.iter().filter(|name| FileKind::Lock.number_of(name).is_none()) {
         ours = ours && is_our_folder(files, name)?;
     }
-    Ok(ours)
+    Ok(match (ours, lock) {
+        (false, _) => Content::Foreign,
+        (true, Some(_)) => Content::Begun,
+        (true, None) => Content::Remains,
+    })
 }
 
 fn is_our_folder(files: &Files, name: &str) -> Result<bool> {

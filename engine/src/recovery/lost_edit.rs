@@ -18,7 +18,7 @@
 
 use wal::{ActiveFile, LogFileId, MAX_EPOCH};
 
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, LOST_EDIT, Result};
 use crate::io::files::Files;
 use crate::io::kinds::FileKind;
 use crate::manifest::edit_log;
@@ -47,5 +47,5 @@ pub(crate) fn error(files: &Files, lost: &ActiveFile) -> Result<Error> {
     let number = edit_log::numbers(files)?.last().copied().unwrap_or(edit_log::FIRST_NUMBER);
     let (path, expected) =
         (files.manifest_path(number), format!("one that activates log file {:06}, which was used", lost.id));
-    Ok(Error::corrupt(&path, 0, "an edit is lost; a repair may restore it", expected, "none"))
+    Ok(Error::corrupt(&path, 0, LOST_EDIT, expected, "none"))
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use wal::{Appended, Log, RecordBuf, Watermark};
 
-use crate::base::error::{Error, Result};
+use crate::base::error::{A_WRITE, Error, Result};
 use crate::base::key::Seq;
 use crate::base::options::Durability;
 use crate::tree::store::Store;
@@ -65,7 +65,7 @@ fn steps(
 pub(crate) fn check_size(store: &Store, len_bytes: usize) -> Result<()> {
     let (found_bytes, limit_bytes) = (len_bytes as u64, max_record_bytes(store));
     if found_bytes > limit_bytes {
-        return Err(Error::TooLarge { what: "a write", found_bytes, limit_bytes });
+        return Err(Error::TooLarge { what: A_WRITE, found_bytes, limit_bytes });
     }
     Ok(())
 }

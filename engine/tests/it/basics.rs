@@ -144,7 +144,7 @@ fn a_store_can_be_open_once() {
     let path = dir.path().join("store");
     let _db = Db::open(&path).unwrap();
     match Db::open(&path) {
-        Err(Error::Locked { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
+        Err(Error::Locked { holder, .. }) => assert_eq!(holder, esker::Holder::ThisProcess),
         other => panic!("{other:?}"),
     }
 }

@@ -32,15 +32,14 @@ impl Put {
         }
         let value = if self.value == "-" {
             let mut bytes = Vec::new();
-            std::io::stdin()
-                .read_to_end(&mut bytes)
-                .map_err(|error| Failure::environment(format!("standard input: {error}")))?;
+            std::io::stdin().read_to_end(&mut bytes).map_err(|error| Failure::input_stream(&error))?;
             bytes
         } else {
             common.bytes("value", &self.value)?
         };
         let db = self.dir.open(Missing::Create)?;
         let keyspace = self.dir.map(db.keyspace(&common.keyspace))?;
+        self.dir.warn_of_memory(self.durability);
         self.dir.map(keyspace.with_durability(self.durability.into()).put(key, value))?;
         self.dir.map(db.close())?;
         done(out, "put")
@@ -95,6 +94,7 @@ impl Del {
             self.dir.map(db.close())?;
             return Err(absent(&self.dir, &self.key));
         }
+        self.dir.warn_of_memory(self.durability);
         self.dir.map(keyspace.with_durability(self.durability.into()).delete(key))?;
         self.dir.map(db.close())?;
         done(out, "deleted")

@@ -98,8 +98,14 @@ impl Demo {
         self.dir.map(db.close())?;
         let count = thousands(u64::try_from(sample.len()).unwrap_or(u64::MAX));
         let kills = killed_after.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let safe = match self.dir.in_memory() {
+            None => "each safe from a power cut before the next".to_owned(),
+            Some(name) => {
+                format!("each acknowledged before the next; {name} is in memory, so no power cut spares them")
+            }
+        };
         let lines = [
-            ("loaded", format!("{count} places one by one, each safe from a power cut before the next")),
+            ("loaded", format!("{count} places one by one, {safe}")),
             ("killed", format!("the loader {} times with SIGKILL, after {kills} writes", killed_after.len())),
             ("reopened", format!("after each kill; the last time in {} ms", opened.as_millis())),
             ("compared", format!("every acknowledged value, {count} in all: equal byte for byte")),

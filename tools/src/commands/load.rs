@@ -70,12 +70,15 @@ impl Load {
                 ("seconds".to_owned(), Value::from(seconds)),
             ]));
         }
-        let level = match self.durability {
-            Level::Power => "a power cut",
-            Level::Process => "the death of this process",
+        let survived = match (self.durability, self.dir.in_memory()) {
+            (Level::Power, None) => "they survive a power cut".to_owned(),
+            (Level::Process, None) => "they survive the death of this process".to_owned(),
+            (_, Some(name)) => {
+                format!("they survive the death of this process, but no power cut, since {name} is in memory")
+            }
         };
         out.line(format!(
-            "loaded {} records, {} bytes, in {seconds:.2} s; they survive {level}",
+            "loaded {} records, {} bytes, in {seconds:.2} s; {survived}",
             thousands(totals.records),
             thousands(totals.bytes)
         ))?;

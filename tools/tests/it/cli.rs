@@ -140,6 +140,14 @@ fn a_store_without_direct_io_says_so_once_and_in_its_stats() {
     let output = kvtool().arg("demo").arg(&dir).stdin(Stdio::null()).output().expect("the tool starts");
     let notes = String::from_utf8_lossy(&output.stderr);
     assert_eq!(notes.matches("go through the page cache").count(), 1, "of several opens: {notes}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(!said.contains("safe from a power cut") && said.contains("tmpfs is in memory"), "{said}");
+    let load = kvtool().arg("load").arg(&dir).arg(SAMPLE).output().expect("the tool starts");
+    let said = String::from_utf8_lossy(&load.stdout);
+    assert!(said.contains("but no power cut") && !said.contains("they survive a power cut"), "{said}");
+    let put = kvtool().arg("put").arg(&dir).args(["k", "v"]).output().expect("the tool starts");
+    let notes = String::from_utf8_lossy(&put.stderr);
+    assert!(notes.contains("no write there survives a power cut"), "{notes}");
     let stats: Value = serde_json::from_str(&tool("stats", &dir, &["--json"]).fine()).unwrap();
     assert_eq!(stats["direct_io"], false);
     let told = stats["fall_backs"].as_array().expect("a list");

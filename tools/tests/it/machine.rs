@@ -3,6 +3,7 @@
 //! A fault that needs another tool (strace, unshare) or another user is skipped without it, with a message.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -53,6 +54,7 @@ fn without_permission_it_says_so() {
     let ended = run(command.arg("scan").arg(&dir), b"");
     forbid(0o755);
     ended.fails(4, &["ermission denied", "owner"]);
+    aio::assert_said_once(&ended.err);
     assert_eq!(tool("scan", &dir, &["--count"]).fine(), "1000\n");
 }
 
@@ -78,7 +80,7 @@ fn a_full_disk_is_named_and_the_store_stays_sound() {
         run(Command::new("unshare").args(["-rm", "sh", "-c", &script]), b"")
     };
     // Too small for a store at all.
-    on_a_small_disk(3, "true").fails(4, &["no space left"]);
+    on_a_small_disk(3, "true").fails(4, &["no space left", "free some space"]);
     // Full in the middle: with more space, everything that was loaded is there.
     let mount = mount.display();
     let scan = format!("mount -o remount,size=512m '{mount}' && '{KVTOOL}' scan '{mount}/store' --count");
@@ -97,6 +99,84 @@ fn noise(number: u32) -> String {
         write!(text, "{:08x}", word >> 32).expect("a string takes everything");
     }
     text
+}
+
+/// A store on a small file system, in which `script` runs with `$STORE`. `None` if that is impossible here.
+fn on_a_mount(options: &str, script: &str) -> Option<Ended> {
+    if !works("unshare", &["-rm", "true"]) {
+        loud("skipped: no unshare here, so no small file system");
+        return None;
+    }
+    let temp = temp_dir();
+    let mount = temp.path().join("mount");
+    std::fs::create_dir(&mount).expect("a new directory");
+    let script = format!(
+        "mount -t tmpfs -o {options} none '{mount}' && export STORE='{mount}/store' MOUNT='{mount}' TOOL='{KVTOOL}' && \
+         {script}",
+        mount = mount.display()
+    );
+    Some(run(Command::new("unshare").args(["-rm", "sh", "-c", &script]), b""))
+}
+
+#[test]
+fn used_up_inodes_are_not_called_a_full_disk() {
+    let script = "exec \"$TOOL\" put \"$STORE\" k v";
+    // The root of the mount, the store, and its lock file.
+    let Some(ended) = on_a_mount("size=64m,nr_inodes=4", script) else { return };
+    ended.fails(4, &["no inodes left", "more inodes"]);
+    assert!(!ended.err.contains("space left"), "{ended:?}");
+    aio::assert_said_once(&ended.err);
+}
+
+#[test]
+fn a_read_only_file_system_says_that_an_open_writes() {
+    let script = "\"$TOOL\" put \"$STORE\" k v 2>\"$MOUNT/notes\" && mount -o remount,ro \"$MOUNT\" && \
+                  exec \"$TOOL\" get \"$STORE\" k";
+    let Some(ended) = on_a_mount("size=64m", script) else { return };
+    ended.fails(4, &["Read-only", "mount the file system for writing", "not even to read"]);
+    aio::assert_said_once(&ended.err);
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_named_and_does_not_end_the_process() {
+    let temp = temp_dir();
+    let dir = temp.path().join("store");
+    // Blocks of 512 bytes: less than the first manifest.
+    let script = format!("ulimit -f 4 && exec '{KVTOOL}' put '{}' k v", dir.display());
+    let ended = run(Command::new("sh").args(["-c", &script]), b"");
+    ended.fails(4, &["File too large", "ulimit -f"]);
+    aio::assert_said_once(&ended.err);
+}
+
+#[test]
+fn a_holder_in_another_pid_namespace_is_not_called_by_its_number_here() {
+    if !works("unshare", &["-rpf", "--mount-proc", "true"]) {
+        return loud("skipped: no unshare here, so no other PID namespace");
+    }
+    let temp = temp_dir();
+    let dir = temp.path().join("store");
+    tool("put", &dir, &["k", "v"]).fine();
+    let mut holder = Command::new("unshare");
+    // Process 1 of its namespace holds the store for as long as its input is open.
+    holder.args(["-rpf", "--mount-proc", KVTOOL, "load"]).arg(&dir).arg("-");
+    let mut holder = holder
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // The tool opens the store when it has seen the beginning of its input.
+    holder.stdin.as_mut().unwrap().write_all(b"{\"key\":\"a\",\"value\":1}\n").unwrap();
+    // Until the holder has left its note. A call of the tool might take the lock before it.
+    while !std::fs::read(dir.join("LOCK")).unwrap().starts_with(b"1\n") {
+        assert!(holder.try_wait().unwrap().is_none(), "the holder has ended");
+    }
+    let ended = tool("get", &dir, &["k"]);
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    ended.fails(5, &["another container or PID namespace", "has id 1 there", "fuser"]);
+    assert!(!ended.err.contains("process 1:"), "{ended:?}");
+    aio::assert_said_once(&ended.err);
 }
 
 #[test]
@@ -133,17 +213,45 @@ fn a_flipped_bit_is_found_and_named_with_file_and_offset() {
     let (_temp, dir) = loaded();
     let segments = files(&dir, ".seg");
     assert!(!segments.is_empty());
-    for path in segments {
-        let sound = std::fs::read(&path).unwrap();
+    for path in &segments {
+        let sound = std::fs::read(path).unwrap();
         for at in [100, sound.len() / 2, sound.len() - 4096 + 20] {
             let mut damaged = sound.clone();
             damaged[at] ^= 0x10;
-            std::fs::write(&path, &damaged).unwrap();
-            tool("verify", &dir, &[]).fails(3, &[path.to_str().unwrap(), "offset"]);
+            std::fs::write(path, &damaged).unwrap();
+            let ended = tool("verify", &dir, &[]);
+            ended.fails(3, &[path.to_str().unwrap(), "offset", "backup"]);
+            aio::assert_said_once(&ended.err);
         }
-        std::fs::write(&path, &sound).unwrap();
+        std::fs::write(path, &sound).unwrap();
     }
     tool("verify", &dir, &[]).fine();
+}
+
+#[test]
+fn a_missing_manifest_is_damage_in_every_command() {
+    let (_temp, dir) = loaded();
+    for path in files(&dir, "manifest-") {
+        rustix::fs::unlink(path).unwrap();
+    }
+    let before = support::contents(&dir);
+    let commands: [(&str, &[&str]); 9] = [
+        ("get", &["k"]),
+        ("put", &["k", "v"]),
+        ("del", &["k"]),
+        ("scan", &[]),
+        ("load", &[SAMPLE]),
+        ("stats", &[]),
+        ("compact", &[]),
+        ("verify", &[]),
+        ("repair", &["--cut"]),
+    ];
+    for (command, args) in commands {
+        let ended = tool(command, &dir, args);
+        ended.fails(3, &["the manifest is missing", "backup"]);
+        assert!(!ended.err.contains("create"), "{ended:?}");
+    }
+    assert_eq!(support::contents(&dir), before);
 }
 
 #[test]

@@ -54,8 +54,11 @@ pub(crate) fn run(command: &mut Command, input: &[u8]) -> Ended {
 
 /// Its messages, without the notes on what this machine refuses.
 pub(crate) fn without_notes(err: &str) -> String {
-    let is_note =
-        |line: &&str| ["is refused here", "go through the page cache"].iter().any(|note| line.contains(note));
+    let is_note = |line: &&str| {
+        ["is refused here", "go through the page cache", "which is in memory"]
+            .iter()
+            .any(|note| line.contains(note))
+    };
     err.split_inclusive('\n').filter(|line| !is_note(line)).collect()
 }
 
