@@ -91,7 +91,7 @@ pub use base::metrics::{KeyspaceMetrics, Metrics};
 pub use base::options::Durability;
 pub use base::range::KeyRange;
 pub use bytes::Bytes;
-pub use recovery::repair::LogDamage;
+pub use recovery::repair::{Damage, LogDamage, Loss};
 pub use upkeep::verify::VerifyReport;
 pub use wal::SyncMethod;
 

@@ -46,7 +46,7 @@ enum Command {
     Compact(commands::Compact),
     /// Check every checksum and every rule between files
     Verify(commands::Verify),
-    /// Say where the log is damaged; with --cut, end it there so that the store opens again
+    /// Say what is damaged; with --cut, end a damaged log there so that the store opens again
     Repair(commands::Repair),
     /// Load a sample, kill the loader with SIGKILL again and again, and compare every acknowledged value
     Demo(commands::Demo),

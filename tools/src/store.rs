@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
-use esker::{Builder, Db, Durability, Event, FallBack, Keyspace, Listener, LogDamage};
+use esker::{Builder, Damage, Db, Durability, Event, FallBack, Keyspace, Listener};
 
 use crate::error::{Failure, Result};
 use crate::render::{self, Notation, Out, Style};
@@ -116,11 +116,15 @@ impl Dir {
         self.map(builder.create(missing == Missing::Create).open(&self.dir))
     }
 
-    /// The damage of the log, if there is any; with `cut` the log ends before it from now on.
-    pub(crate) fn log_damage(&self, cut: bool) -> Result<Option<LogDamage>> {
+    /// The damage of log and segments.
+    pub(crate) fn damage(&self) -> Result<Damage> {
         self.check(Missing::Refuse)?;
-        let builder = Db::builder();
-        self.map(if cut { builder.repair(&self.dir) } else { builder.find_damage(&self.dir) })
+        self.map(Db::builder().find_damage(&self.dir))
+    }
+
+    /// Cuts a damaged log; returns the damage that there was.
+    pub(crate) fn repair(&self) -> Result<Damage> {
+        self.map(Db::builder().repair(&self.dir))
     }
 
     /// What the directory is on, if that is in memory: then no level survives a power cut.

@@ -76,7 +76,7 @@ pub struct Chain {
     pub stop: Stop,
     /// The highest claim of any group header in the file, also behind the stop: the stream below was durable.
     pub claim: Seq,
-    /// Whether a group header of this use of the file was found at the stop or behind it.
+    /// Whether a sector of this use of the file was found in the step at the stop, or a group header behind it.
     pub more_behind: bool,
 }
 
@@ -138,6 +138,7 @@ pub fn read_chain(file: &[u8], rules: &ChainRules) -> Chain {
         }
     };
     chain.stop_offset = offset as u64;
+    chain.more_behind = (offset..offset + STEP).step_by(SECTOR_BYTES).any(|at| is_current(file, at, rules));
     look_for_claims(file, offset, &mut chain, rules);
     chain
 }
@@ -240,6 +241,12 @@ fn look_for_claims(file: &[u8], stop: usize, chain: &mut Chain, rules: &ChainRul
             chain.more_behind = true;
         }
     }
+}
+
+fn is_current(file: &[u8], offset: usize, rules: &ChainRules) -> bool {
+    let sector = sector_at(file, offset);
+    let state = sector.map(|sector| classify(&rules.place, index_of(offset), sector));
+    matches!(state, Some(SectorState::Current { .. }))
 }
 
 fn sector_at(file: &[u8], offset: usize) -> Option<&[u8; SECTOR_BYTES]> {

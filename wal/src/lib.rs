@@ -75,9 +75,10 @@
 //!
 //! # Reading order
 //! `log` (the handle), `reservation` (a place in the stream), `commit_thread` (the rounds that are due), `group_commit`
-//! (which thread runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `watermark`, `unnamed`, `replay`,
-//! `ended_ring`, `chain`, `seal`, `sector`, `record`.
+//! (which thread runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `watermark`, `unnamed`, `bounds`,
+//! `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
+mod bounds;
 mod chain;
 mod commit_thread;
 mod ended_ring;
@@ -106,6 +107,7 @@ pub mod modelled {
     pub use crate::sync::model::{Condvar, Mutex, MutexGuard};
 }
 
+pub use bounds::{Bounds, bounds};
 pub use chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 pub use error::{Error, Result};
 pub use flusher::SyncMethod;
@@ -114,9 +116,9 @@ pub use log_file::{ActiveFile, Host, log_file_path};
 pub use record::{
     Decoded, GRANULE, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, StreamOrigin, decode, void_header,
 };
-pub use replay::{Cut, ReplayInput, Replayed, read_whole, replay, replay_to_damage};
+pub use replay::{ReplayInput, Replayed, read_whole, replay, replay_to_damage};
 pub use reservation::{Appended, Reservation};
 pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};
-pub use unnamed::{LogFileId, use_of_file};
+pub use unnamed::{LogFileId, stray_group, use_of_file};
 pub use watermark::Watermark;

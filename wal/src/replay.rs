@@ -77,15 +77,6 @@ pub struct Replayed {
     pub ring_bytes: u64,
 }
 
-/// The cut in a damaged log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
-    /// The error that [`replay`] returns.
-    pub damage: Error,
-    /// The lowest possible end of the acknowledged records, by the readable part of the log.
-    pub acknowledged: Seq,
-}
-
 /// Visits every record from `input.from` on, in order, with its position and payload.
 ///
 /// An error may come after some records were visited. So the caller uses nothing of its result before this returns.
@@ -108,10 +99,10 @@ pub fn replay(
 }
 
 /// Replays up to the first damage in the log files, then the records of the ring that continue the stream there.
-/// Returns the cut, if there was damage. For an explicit repair, which gives up the acknowledged records behind the
-/// cut.
+/// Returns the error of [`replay`], if there was damage. For an explicit repair, which gives up the acknowledged records behind
+/// the damage. [`bounds`](crate::bounds()) tells how many they may be.
 ///
-/// Positions never repeat, so the next incarnation begins at [`Cut::acknowledged`] or later.
+/// Positions never repeat, so the next incarnation begins at [`Bounds::least`](crate::Bounds::least) or later.
 ///
 /// # Errors
 /// [`Error::Io`] if a read failed, or any error of `visit` except [`Error::Corrupt`], which is damage.
@@ -123,7 +114,7 @@ pub fn replay_to_damage(
     queue: &mut dyn Queue,
     input: &ReplayInput,
     visit: &mut dyn FnMut(Seq, &[u8]) -> Result<()>,
-) -> Result<(Replayed, Option<Cut>)> {
+) -> Result<(Replayed, Option<Error>)> {
     let mut records = Records::new(input, visit);
     match records.take_all(backend, queue) {
         Ok(verdict) => Ok((records.replayed(verdict), None)),
@@ -131,9 +122,7 @@ pub fn replay_to_damage(
             // A ring that is missing, in part or whole, has no records there.
             let ring = open_ring(backend, queue, input).map(|(ring, _)| ring);
             ignore_damage(ring.and_then(|mut ring| records.take_ring(&mut ring)))?;
-            let replayed = records.replayed(Verdict::TornTail);
-            let acknowledged = acknowledged(backend, queue, input)?.max(replayed.end);
-            Ok((replayed, Some(Cut { damage, acknowledged })))
+            Ok((records.replayed(Verdict::TornTail), Some(damage)))
         }
         Err(other) => Err(other),
     }
@@ -144,28 +133,6 @@ fn ignore_damage(result: Result<()>) -> Result<()> {
         Err(Error::Corrupt { .. }) => Ok(()),
         other => other,
     }
-}
-
-/// The highest acknowledged position that the log files prove. The log begins a file only when everything before is
-/// durable.
-fn acknowledged(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Seq> {
-    let mut most = input.from;
-    for file in &input.files {
-        let path = log_file_path(&input.directory, file.id);
-        most = most.max(file.start);
-        match read_log_file(backend, queue, &path, (input, file)) {
-            Ok((chain, _)) => most = most.max(next_granule(chain.claim)),
-            Err(Error::Corrupt { .. }) => {}
-            Err(other) => return Err(other),
-        }
-    }
-    Ok(most)
-}
-
-/// The first place for a record at or behind `at`. A claim comes from the disk, and the next incarnation begins there.
-fn next_granule(at: Seq) -> Seq {
-    let granule = GRANULE as u64;
-    Seq::new(at.get().checked_next_multiple_of(granule).unwrap_or(u64::MAX / granule * granule))
 }
 
 /// Reads the first `len_bytes` of a file in large reads.

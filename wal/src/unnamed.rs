@@ -50,6 +50,30 @@ pub fn use_of_file(
     Ok(bytes.first_chunk().and_then(|sector| read_front(sector, id)))
 }
 
+/// The one of the files `named` whose first group stands at the front of this file, which has another name: the files were
+/// exchanged, or one was copied over the other. No crash does that, since a group is sealed for its file.
+///
+/// # Errors
+/// Those of [`use_of_file`].
+pub fn stray_group(
+    backend: &dyn Backend,
+    queue: &mut dyn Queue,
+    path: &Path,
+    (store_id, named): (u64, &[ActiveFile]),
+) -> Result<Option<ActiveFile>> {
+    let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES)?;
+    if there_bytes < SECTOR_BYTES {
+        return Ok(None);
+    }
+    let bytes = read_whole(queue, &file, SECTOR_BYTES)?;
+    let Some(sector) = bytes.first_chunk() else { return Ok(None) };
+    let is_of = |file: &&ActiveFile| {
+        let place = Place { store_id, file_id: file.id, epoch: file.epoch };
+        classify(&place, 0, sector) == (SectorState::Current { first: true })
+    };
+    Ok(named.iter().find(is_of).copied())
+}
+
 fn read_front(sector: &[u8; SECTOR_BYTES], LogFileId { store_id, file_id }: LogFileId) -> Option<ActiveFile> {
     let epoch = epoch_of(sector);
     let place = Place { store_id, file_id, epoch };

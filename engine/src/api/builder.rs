@@ -12,8 +12,9 @@ use crate::base::error::{Error, Result};
 use crate::base::events::Listener;
 use crate::base::options::{Durability, Options};
 use crate::compaction::scheduler;
+use crate::recovery::damage::find_damage;
 use crate::recovery::open;
-use crate::recovery::repair::LogDamage;
+use crate::recovery::repair::{Damage, LogDamage};
 
 impl Db {
     /// Opens the store in a directory. Creates it if the directory is missing or empty; the parent must exist.
@@ -117,21 +118,24 @@ impl Builder {
         Ok(self.open_or_repair(path.as_ref())?.0)
     }
 
-    /// Reads the log and tells whether it is damaged, and how much [`Builder::repair`] would keep and lose. Changes nothing.
+    /// Reads the log and all segments and tells what is damaged, and how much [`Builder::repair`] would keep and lose. Changes
+    /// nothing.
     ///
     /// # Errors
-    /// Those of [`Db::open`] with [`Builder::create`]`(false)`, except [`Error::Corrupt`](crate::Error::Corrupt) for the log.
-    pub fn find_damage(self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
-        open::find_damage(self.machine(), path.as_ref()).map_err(Error::of_open)
+    /// Those of [`Db::open`] with [`Builder::create`]`(false)`, except [`Error::Corrupt`](crate::Error::Corrupt) for log and
+    /// segments: that is one of the manifest, which only a backup replaces.
+    pub fn find_damage(self, path: impl AsRef<Path>) -> Result<Damage> {
+        find_damage(self.machine(), path.as_ref(), &self.options).map_err(Error::of_open)
     }
 
-    /// Cuts a damaged log before the damage, for good, so that the store opens again; then closes the store. `None`: the log
-    /// was not damaged. **Copy the directory first.**
+    /// Cuts a damaged log before the damage, for good, so that the store opens again; then closes the store. Does nothing to a
+    /// log without damage. Returns the damage that there was: of the log, which is cut now, and of segments, which stay as they
+    /// are. **Copy the directory first.**
     ///
     /// It keeps all segments, all records before the damage, and those records behind it that the ring still has without a
     /// gap: the newest ones, often all, unless the power failed. **All other acknowledged writes behind the damage are
-    /// lost**, except those that were flushed. A keyspace that was flushed later than another keeps more, so a batch over
-    /// several keyspaces may be there in part.
+    /// lost**, except those that were flushed; [`Loss`](crate::Loss) says how many at least and at most. A keyspace that was
+    /// flushed later than another keeps more, so a batch over several keyspaces may be there in part.
     ///
     /// It does not repair a damaged manifest or segment. One case is an exception: if the manifest has lost its last edit and
     /// that edit named a log file, the file itself replaces the edit. A file with sectors that the device cannot read must be
@@ -142,8 +146,9 @@ impl Builder {
     /// repaired.
     ///
     /// # Errors
-    /// Those of [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace). The log may be cut all the same;
-    /// [`Builder::find_damage`], called before, tells the damage.
+    /// Those of [`Builder::find_damage`], and [`Error::NoSpace`](crate::Error::NoSpace). If the log is damaged,
+    /// [`Error::Corrupt`](crate::Error::Corrupt) also for a segment that an open refuses: nothing was changed then. After other
+    /// errors the log may be cut all the same; [`Builder::find_damage`], called before, tells the damage.
     ///
     /// # Examples
     /// ```
@@ -151,17 +156,25 @@ impl Builder {
     /// # let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     /// # let path = dir.path().join("store");
     /// # esker::Db::open(&path)?.close()?;
-    /// if let Some(damage) = esker::Db::builder().find_damage(&path)? {
-    ///     eprintln!("{}: {} records before it, {} bytes behind it", damage.error, damage.kept_records, damage.cut_bytes);
+    /// let damage = esker::Db::builder().find_damage(&path)?;
+    /// for segment in &damage.segments {
+    ///     eprintln!("no repair helps here: {segment}");
+    /// }
+    /// if let Some(log) = damage.log {
+    ///     eprintln!("{}; {} records are kept; {}", log.error, log.kept_records, log.loss);
     ///     esker::Db::builder().repair(&path)?;
     /// }
     /// # Ok(()) }
     /// ```
-    pub fn repair(mut self, path: impl AsRef<Path>) -> Result<Option<LogDamage>> {
+    pub fn repair(mut self, path: impl AsRef<Path>) -> Result<Damage> {
         self.options.create = false;
-        self.options.repair = true;
-        let (db, damage) = self.open_or_repair(path.as_ref())?;
-        db.close()?;
+        let mut damage = self.clone().find_damage(path.as_ref())?;
+        if damage.log.is_some() {
+            self.options.repair = true;
+            let (db, cut) = self.open_or_repair(path.as_ref())?;
+            db.close()?;
+            damage.log = cut;
+        }
         Ok(damage)
     }
 

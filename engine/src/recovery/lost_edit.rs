@@ -1,4 +1,5 @@
-//! Log files that were used but are not in the manifest: the proof that an edit of the manifest is lost.
+//! Log files that were used but are not in the manifest: the proof that an edit of the manifest is lost, or that files have
+//! changed their names.
 //!
 //! A manifest that has lost its whole newest edit looks like one that never had it. If that edit named a log file, an open
 //! that trusted the manifest would skip acknowledged records in the file and remove it as an orphan. The file itself proves
@@ -14,7 +15,7 @@
 //! Only files that the manifest does not name are examined. If a file is named with an earlier use, its chain meets a
 //! sector of a later epoch, and that is damage (see `wal::sector`).
 //!
-//! Invariant: no file is changed, and at most one sector of each file is read.
+//! Invariant: no file is changed, and only the first sector of each file is read.
 
 use wal::{ActiveFile, LogFileId, MAX_EPOCH};
 
@@ -40,6 +41,24 @@ pub(crate) fn find(files: &Files, version: &Version) -> Result<Vec<ActiveFile>> 
     }
     lost.sort_unstable_by_key(|file| file.epoch);
     Ok(lost)
+}
+
+/// The error of a log file whose groups are in another file, which the manifest does not name. The named one may be a new file
+/// then, without a group, and would look like one that was never written to.
+pub(crate) fn stray(files: &Files, version: &Version) -> Result<Option<Error>> {
+    for id in files.numbers(FileKind::Log)? {
+        if version.logs.iter().any(|file| file.id == id) {
+            continue;
+        }
+        let (backend, path) = (files.backend().as_ref(), files.path(FileKind::Log, id));
+        let named = (version.incarnation.store_id, version.logs.as_slice());
+        if let Some(file) = files.with_queue(|queue| Ok(wal::stray_group(backend, queue, &path, named)?))? {
+            let (own, other) = (files.path(FileKind::Log, file.id), path.display());
+            let what = "the groups of this log file are in another one";
+            return Ok(Some(Error::corrupt(&own, 0, what, "them here", other)));
+        }
+    }
+    Ok(None)
 }
 
 /// The error of an open: the manifest lacks the edit that activates this file.

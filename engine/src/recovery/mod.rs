@@ -4,6 +4,7 @@
 
 pub(crate) mod assemble;
 pub(crate) mod begin;
+pub(crate) mod damage;
 pub(crate) mod enter;
 #[cfg(test)]
 mod failed_open_tests;

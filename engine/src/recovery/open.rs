@@ -84,18 +84,6 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
     Ok(Opened { store, lock, damage })
 }
 
-/// The damage in the log of the store in `root`, if there is any. Holds the store's lock meanwhile, and changes nothing
-/// else.
-pub(crate) fn find_damage(backend: Arc<dyn Backend>, root: &Path) -> Result<Option<LogDamage>> {
-    let options = Options::default();
-    let files = Arc::new(Files::new(backend, root, options.read_ahead_bytes()));
-    let _lock = enter(&files, false)?;
-    let Some(version) = edit_log::load(&files)? else { return Err(no_store(root)) };
-    let mut replay = Replay::new(&SharedMemory::new(&options));
-    replay.read(&files, &version, true)?;
-    Ok(replay.finish())
-}
-
 /// The steps that change the store: from the old manifest to the new one.
 struct Switch<'a> {
     loading: Loading<'a>,

@@ -1,4 +1,4 @@
-//! The losses of a repair of the log.
+//! What is damaged in a store, and what a repair of the log keeps and loses.
 //!
 //! An open refuses a damaged log: behind the damage there were acknowledged writes, and a program cannot decide which of
 //! them may be lost. A repair is that decision, made by a person: the log ends with the last whole record before the damage,
@@ -6,7 +6,32 @@
 //!
 //! Invariant: only [`Builder::repair`](crate::Builder::repair) repairs.
 
+use std::fmt;
+
 use crate::base::error::Error;
+
+/// The damage of a store, apart from its manifest.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Damage {
+    /// Damage in the log, which [`Builder::repair`](crate::Builder::repair) cuts off.
+    pub log: Option<LogDamage>,
+    /// The first damage of each damaged or missing segment, with file and offset. No repair can make good for it: restore a
+    /// backup. Reads of other files still work once the store is open, but an open may be refused, too.
+    pub segments: Vec<Error>,
+    /// The log ends in a group of writes that is cut off, as a loss of power leaves it. None of them was acknowledged as durable,
+    /// unless the medium has lost a part of the group since, which looks the same. This is no damage, and an open drops them.
+    pub torn_tail: bool,
+}
+
+impl Damage {
+    /// Whether no damage was found. The newest group of log or manifest that a medium has lost without a trace, and damage in
+    /// the ring, cannot be found: they look like the effect of a loss of power.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.log.is_none() && self.segments.is_empty()
+    }
+}
 
 /// Damage in the log, and the records that a cut there keeps and loses.
 #[derive(Clone, Debug)]
@@ -16,7 +41,60 @@ pub struct LogDamage {
     pub error: Error,
     /// Records of log and ring that are kept. Entries of segments are kept in any case.
     pub kept_records: u64,
-    /// Bytes of acknowledged log behind the cut, as far as the readable part of the log shows. 0 if the ring has all of them.
-    /// Records that keyspaces had flushed already are kept.
-    pub cut_bytes: u64,
+    /// How much is lost.
+    pub loss: Loss,
+}
+
+/// The acknowledged writes that a cut loses, as bytes of the log: keys, values and what frames them. Writes that are in segments
+/// do not count.
+///
+/// It prints as a sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Loss {
+    /// As much is lost for certain: the part of the log that can be read proves that it was durable.
+    pub at_least_bytes: u64,
+    /// As much can be lost of the writes that were durable, which are those of [`Durability::Power`](crate::Durability::Power)
+    /// and all before them. Where a file is missing or cannot be read, it is taken for full.
+    pub at_most_durable_bytes: u64,
+    /// As much can be lost of all writes: also of those of [`Durability::Process`](crate::Durability::Process) that only the ring
+    /// had: nothing proves where they ended.
+    pub at_most_bytes: u64,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Loss { at_least_bytes: least, at_most_durable_bytes: durable, at_most_bytes: most } = *self;
+        match (least, durable) {
+            (_, 0) => write!(f, "no durable write is lost as far as the files show"),
+            (0, _) => {
+                write!(f, "it is unknown how many durable writes are lost: up to {durable} bytes of log")
+            }
+            (least, durable) if least == durable => write!(f, "{least} bytes of durable writes are lost"),
+            _ => write!(f, "between {least} and {durable} bytes of durable writes are lost"),
+        }?;
+        if most > durable {
+            write!(f, "; with newer ones, which only the ring had, it can be up to {most} bytes")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_that_is_unknown_is_never_called_none() {
+        let text = |least, durable, most| {
+            Loss { at_least_bytes: least, at_most_durable_bytes: durable, at_most_bytes: most }.to_string()
+        };
+        assert!(text(0, 900, 1000).starts_with("it is unknown"), "{}", text(0, 900, 1000));
+        assert!(text(500, 900, 1000).contains("between 500 and 900"));
+        assert!(text(900, 900, 1000).contains("900 bytes of durable writes are lost"));
+        for (least, durable) in [(0, 0), (0, 900), (900, 900)] {
+            let text = text(least, durable, 1000);
+            assert!(text.contains("up to 1000 bytes") && !text.contains("at least 0"), "{text}");
+        }
+    }
 }

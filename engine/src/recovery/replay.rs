@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use wal::{Cut, Replayed};
+use wal::Replayed;
 
 use crate::base::error::{Error, Result};
 use crate::base::key::Seq;
@@ -25,7 +25,7 @@ use crate::memtable::{ArenaPool, Memtable};
 use crate::recovery::begin::apply;
 use crate::recovery::load::{Loading, SharedMemory};
 use crate::recovery::lost_edit;
-use crate::recovery::repair::LogDamage;
+use crate::recovery::repair::{LogDamage, Loss};
 use crate::tree::store::Trees;
 use crate::write::ops;
 
@@ -59,29 +59,35 @@ impl Replay {
                 incarnation.ring_bytes,
             ));
         }
-        let lost = lost_edit::find(files, version)?;
-        let missing = lost.first().map(|file| lost_edit::error(files, file)).transpose()?;
+        let unnamed = lost_edit::find(files, version)?;
+        let mut missing = unnamed.first().map(|file| lost_edit::error(files, file)).transpose()?;
+        if missing.is_none() {
+            missing = lost_edit::stray(files, version)?;
+        }
         if let (Some(missing), false) = (&missing, repair) {
             return Err(missing.clone());
         }
-        self.next_epoch = lost.last().map_or(0, |file| file.epoch + 1);
+        self.next_epoch = unnamed.last().map_or(0, |file| file.epoch + 1);
         let mut input = replay_input(files, version);
-        input.files.extend(lost);
+        input.files.extend(unnamed);
         let (mut replayed, cut) = self.visit(files, version, &input, repair)?;
-        let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed).max().unwrap_or_default();
-        let (damage, acknowledged) = match cut {
-            Some(cut) => (missing.or(Some(cut.damage.into())), cut.acknowledged),
-            None => match check_flushed(files, flushed, replayed.end) {
-                Ok(()) => (missing, replayed.end),
+        let flushed = version.keyspaces.values().map(|keyspace| keyspace.flushed);
+        let newest_flush = flushed.max().unwrap_or_default();
+        let damage = match cut {
+            Some(cut) => missing.or(Some(cut)),
+            None => match check_flushed(files, newest_flush, replayed.end) {
+                Ok(()) => missing,
                 Err(error) if !repair => return Err(error),
-                Err(error) => (missing.or(Some(error)), flushed),
+                Err(error) => missing.or(Some(error)),
             },
         };
         if let Some(error) = damage {
-            let cut_bytes = acknowledged.since(replayed.end);
-            self.damage = Some(LogDamage { error, kept_records: replayed.records, cut_bytes });
+            let bounds =
+                files.with_queue(|queue| Ok(wal::bounds(files.backend().as_ref(), queue, &input)?))?;
+            let loss = loss_behind(replayed.end, &bounds, version);
+            self.damage = Some(LogDamage { error, kept_records: replayed.records, loss });
             // Positions never repeat: entries of segments from behind the cut must stay older than the entries that come.
-            replayed.end = acknowledged.max(flushed);
+            replayed.end = replayed.end.max(bounds.least).max(newest_flush);
         }
         self.end = replayed.end;
         Ok(replayed)
@@ -94,7 +100,7 @@ impl Replay {
         version: &Version,
         input: &wal::ReplayInput,
         repair: bool,
-    ) -> Result<(Replayed, Option<Cut>)> {
+    ) -> Result<(Replayed, Option<Error>)> {
         let directory = files.wal_dir();
         files.with_queue(|queue| {
             let backend = files.backend().as_ref();
@@ -102,7 +108,8 @@ impl Replay {
                 self.take(&directory, version, seq, payload).map_err(Error::into_wal)
             };
             if repair {
-                return Ok(wal::replay_to_damage(backend, queue, input, &mut visit)?);
+                let (replayed, damage) = wal::replay_to_damage(backend, queue, input, &mut visit)?;
+                return Ok((replayed, damage.map(Error::from)));
             }
             Ok((wal::replay(backend, queue, input, &mut visit)?, None))
         })
@@ -169,6 +176,19 @@ impl Replay {
     /// Frees the memory of the records; says where the log was cut.
     pub(crate) fn finish(self) -> Option<LogDamage> {
         self.damage
+    }
+}
+
+/// The records from `end` on, where the log is cut, that are not in segments: below its flushed position a keyspace has its
+/// entries there.
+fn loss_behind(end: Seq, bounds: &wal::Bounds, version: &Version) -> Loss {
+    let flushed = || version.keyspaces.values().map(|keyspace| keyspace.flushed);
+    let first = flushed().min().unwrap_or_default().max(end);
+    let last = flushed().max().unwrap_or_default();
+    Loss {
+        at_least_bytes: bounds.least.since(end.max(last)),
+        at_most_durable_bytes: bounds.durable.max(last).since(first),
+        at_most_bytes: bounds.published.max(last).since(first),
     }
 }
 

@@ -30,4 +30,5 @@ mod power_cuts;
 mod random;
 mod read_ahead;
 mod repair;
+mod repair_loss;
 mod warm_cache;

@@ -10,6 +10,9 @@ use esker::{Builder, Db, Error};
 
 const KEYS: u32 = 60;
 
+/// A record of one short key in the log: header, number of operations, operation, key and value, up to a whole granule.
+const RECORD_BYTES: u64 = 64;
+
 fn builder(sim: &SimBackend) -> Builder {
     let sizes = Sizes {
         ring_bytes: Some(64 << 10),
@@ -84,15 +87,18 @@ fn a_repair_keeps_everything_before_the_damage_and_reports_the_loss() {
         let refused = builder(&sim).open("/store").unwrap_err();
         assert!(matches!(&refused, Error::Corrupt { file, .. } if file == log), "{refused}");
 
-        let found = builder(&sim).find_damage("/store").unwrap().unwrap();
+        let found = builder(&sim).find_damage("/store").unwrap().log.unwrap();
         assert_eq!(found.error.to_string(), refused.to_string());
         assert_eq!(found.kept_records, group);
         // Each record takes a granule or two; a later group claims each one except the newest.
-        assert!(found.cut_bytes >= (u64::from(KEYS) - 1 - group) * 32, "{found:?}");
+        let lost_bytes = (u64::from(KEYS) - group) * RECORD_BYTES;
+        let least = found.loss.at_least_bytes;
+        assert!((lost_bytes - RECORD_BYTES..=lost_bytes).contains(&least), "{found:?}");
+        assert_eq!(found.loss.at_most_durable_bytes, lost_bytes, "the groups behind it can be read");
         assert_eq!(sim.snapshot().fingerprint(), before, "the check changes no file");
         builder(&sim).open("/store").unwrap_err();
 
-        let cut = builder(&sim).repair("/store").unwrap().unwrap();
+        let cut = builder(&sim).repair("/store").unwrap().log.unwrap();
         assert_eq!(format!("{cut:?}"), format!("{found:?}"));
         let (_, db) = open(&sim.snapshot().power_cut_none());
         assert_eq!(u64::from(kept(&db)), group);
@@ -114,8 +120,11 @@ fn the_ring_replaces_damaged_records_as_far_as_it_reaches() {
         }
         let sim = SimBackend::from_image(damaged, 7);
         builder(&sim).open("/store").unwrap_err();
-        let cut = builder(&sim).repair("/store").unwrap().unwrap();
-        assert_eq!((cut.kept_records, cut.cut_bytes), (u64::from(KEYS), 0), "{cut:?}");
+        let cut = builder(&sim).repair("/store").unwrap().log.unwrap();
+        assert_eq!(cut.kept_records, u64::from(KEYS), "{cut:?}");
+        let loss = (cut.loss.at_least_bytes, cut.loss.at_most_durable_bytes);
+        // Of the last file nobody knows that it did not go on behind its damaged group.
+        assert!(loss.0 == 0 && (loss.1 == 0 || nth == 2), "{cut:?}");
         let (_, db) = open(&sim.snapshot().power_cut_none());
         assert_eq!(kept(&db), KEYS);
     }
@@ -148,7 +157,7 @@ fn a_missing_or_shortened_file_of_the_log_is_repaired_too() {
     ] {
         let sim = SimBackend::from_image(damaged, 7);
         builder(&sim).open("/store").unwrap_err();
-        let cut = builder(&sim).repair("/store").unwrap().unwrap();
+        let cut = builder(&sim).repair("/store").unwrap().log.unwrap();
         assert_eq!(cut.kept_records, u64::from(expected), "{cut:?}");
         let (sim, db) = open(&sim.snapshot().power_cut_none());
         assert_eq!(kept(&db), expected);
@@ -221,9 +230,10 @@ fn a_log_that_ends_before_a_flushed_position_is_damage() {
     let what = "the log ends before the flushed position of a keyspace";
     let found = flushed_unevenly(&sim).open("/store").map(drop);
     assert!(matches!(&found, Err(Error::Corrupt { what: found, .. }) if *found == what), "{found:?}");
-    assert!(flushed_unevenly(&sim).find_damage("/store").unwrap().is_some());
-    let cut = flushed_unevenly(&sim).repair("/store").unwrap().unwrap();
-    assert!(cut.cut_bytes > 1000, "the record of a kilobyte was durable: {cut:?}");
+    assert!(flushed_unevenly(&sim).find_damage("/store").unwrap().log.is_some());
+    let cut = flushed_unevenly(&sim).repair("/store").unwrap().log.unwrap();
+    // The record of a kilobyte is in a segment. Whether others were behind it, nothing shows.
+    assert!(cut.loss.at_least_bytes == 0 && cut.loss.at_most_bytes > 1000, "{cut:?}");
     let db = flushed_unevenly(&sim).open("/store").unwrap();
     let (early, late) = (db.keyspace("early").unwrap(), db.keyspace("late").unwrap());
     assert_eq!(early.get("key").unwrap().as_deref(), Some(&b"in the log alone"[..]));
@@ -255,7 +265,7 @@ fn check_flushed(sim: &SimBackend) {
 #[test]
 fn a_repaired_store_keeps_flushed_records_and_takes_writes_over_them() {
     let sim = SimBackend::from_image(without_its_log(), 7);
-    let cut = flushed_unevenly(&sim).repair("/store").unwrap().unwrap();
+    let cut = flushed_unevenly(&sim).repair("/store").unwrap().log.unwrap();
     assert_eq!(cut.kept_records, 0);
     check_flushed(&sim);
 }
@@ -264,7 +274,7 @@ fn a_repaired_store_keeps_flushed_records_and_takes_writes_over_them() {
 fn a_repair_that_a_crash_interrupts_is_done_or_can_be_done_again() {
     let image = without_its_log();
     let whole = SimBackend::from_image(image.clone(), 7);
-    flushed_unevenly(&whole).repair("/store").unwrap().unwrap();
+    flushed_unevenly(&whole).repair("/store").unwrap().log.unwrap();
     let (mut done, mut again) = (0, 0);
     for event in 0..whole.events() {
         let sim = SimBackend::from_image(image.clone(), 7);
@@ -273,7 +283,7 @@ fn a_repair_that_a_crash_interrupts_is_done_or_can_be_done_again() {
         for left in [sim.snapshot().power_cut_none(), sim.snapshot().power_cut_all()] {
             let sim = SimBackend::from_image(left, 7);
             // The repair was complete before the crash. The store must be right without another one.
-            if flushed_unevenly(&sim).find_damage("/store").unwrap().is_some() {
+            if flushed_unevenly(&sim).find_damage("/store").unwrap().log.is_some() {
                 flushed_unevenly(&sim).repair("/store").unwrap();
                 again += 1;
             } else {
@@ -329,8 +339,9 @@ fn a_log_file_that_was_used_proves_that_the_manifest_has_lost_its_edit() {
         assert!(text.contains("an edit is lost"), "{text}");
         assert_eq!(sim.snapshot().fingerprint(), image.fingerprint(), "a refusal changes nothing");
 
-        let cut = builder(&sim).repair("/store").unwrap().unwrap();
-        assert_eq!((cut.kept_records, cut.cut_bytes), (u64::from(puts), 0), "{cut:?}");
+        let cut = builder(&sim).repair("/store").unwrap().log.unwrap();
+        assert_eq!((cut.kept_records, cut.loss.at_least_bytes), (u64::from(puts), 0), "{cut:?}");
+        assert_eq!(cut.loss.at_most_durable_bytes, 0, "{cut:?}");
         assert_eq!(cut.error.to_string(), text);
         let (sim, db) = open(&sim.snapshot().power_cut_none());
         assert_eq!(kept(&db), puts);
@@ -348,9 +359,11 @@ fn where_a_file_without_its_edit_is_damaged_too_a_repair_takes_the_records_befor
     damaged.flip_bit(&logs(&image)[2], (5 * 4096 + 300) * 8);
     let sim = SimBackend::from_image(damaged, 7);
     builder(&sim).open("/store").unwrap_err();
-    let cut = builder(&sim).repair("/store").unwrap().unwrap();
+    let cut = builder(&sim).repair("/store").unwrap().log.unwrap();
     assert_eq!(cut.kept_records, 37, "{cut:?}");
-    assert!(cut.cut_bytes >= u64::from(puts - 37 - 1) * 32, "{cut:?}");
+    let lost_bytes = u64::from(puts - 37) * RECORD_BYTES;
+    assert!(cut.loss.at_least_bytes >= lost_bytes - RECORD_BYTES, "{cut:?}");
+    assert_eq!(cut.loss.at_most_durable_bytes, lost_bytes, "{cut:?}");
     let (_, db) = open(&sim.snapshot().power_cut_none());
     assert_eq!(kept(&db), 37);
 }
@@ -359,7 +372,7 @@ fn where_a_file_without_its_edit_is_damaged_too_a_repair_takes_the_records_befor
 fn a_crash_while_a_lost_edit_is_made_good_leaves_it_to_do_or_done() {
     let (puts, image) = without_an_activation().pop().unwrap();
     let whole = SimBackend::from_image(image.clone(), 7);
-    builder(&whole).repair("/store").unwrap().unwrap();
+    builder(&whole).repair("/store").unwrap().log.unwrap();
     let (mut done, mut again) = (0, 0);
     for event in 0..whole.events() {
         let sim = SimBackend::from_image(image.clone(), 7);
@@ -368,7 +381,7 @@ fn a_crash_while_a_lost_edit_is_made_good_leaves_it_to_do_or_done() {
         for left in [sim.snapshot().power_cut_none(), sim.snapshot().power_cut_all()] {
             let sim = SimBackend::from_image(left, 7);
             if builder(&sim).open("/store").is_err() {
-                builder(&sim).repair("/store").unwrap().unwrap();
+                builder(&sim).repair("/store").unwrap().log.unwrap();
                 again += 1;
             } else {
                 done += 1;

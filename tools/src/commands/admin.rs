@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::render::{self, Out, Stopwatch};
 use crate::store::{Common, Dir, Missing};
 
@@ -146,7 +146,7 @@ pub(crate) fn checked(report: &esker::VerifyReport) -> Map<String, Value> {
     ])
 }
 
-/// Shows where the log is damaged, or cuts it there.
+/// Shows the damage of log and segments, or cuts the log before its damage.
 #[derive(Args, Debug)]
 pub(crate) struct Repair {
     #[command(flatten)]
@@ -158,23 +158,61 @@ pub(crate) struct Repair {
 
 impl Repair {
     pub(crate) fn run(&self, _: &Common, out: &mut Out) -> Result<()> {
-        let damage = self.dir.log_damage(false)?;
-        if let Some(damage) = damage.as_ref().filter(|_| self.cut) {
+        let mut damage = self.dir.damage()?;
+        let is_cut = self.cut && damage.log.is_some();
+        if let Some(log) = damage.log.as_ref().filter(|_| is_cut) {
             // Printed before the cut, so that the user sees it even if the cut fails.
-            render::note(&format!("cutting the log: {}", damage.error));
-            self.dir.log_damage(true)?;
+            render::note(&format!(
+                "cutting the log before its damage at {}; {}",
+                place(&log.error),
+                log.loss
+            ));
+            damage = self.dir.repair()?;
         }
-        let mut rows = Map::new();
-        rows.insert("log_is_damaged".to_owned(), Value::from(damage.is_some()));
-        if let Some(damage) = damage {
-            rows.insert("damage".to_owned(), Value::from(damage.error.to_string()));
-            rows.insert("kept_records".to_owned(), Value::from(damage.kept_records));
-            rows.insert("cut_bytes_at_least".to_owned(), Value::from(damage.cut_bytes));
-            rows.insert("is_cut".to_owned(), Value::from(self.cut));
-            if !self.cut {
-                render::note("nothing was changed: copy the directory, then run this again with --cut");
-            }
+        out.table(&damaged(&damage, is_cut))?;
+        let dir = self.dir.dir.display();
+        match (&damage.log, damage.segments.as_slice()) {
+            (_, segments @ [_, ..]) => Err(Failure::corrupt(format!(
+                "{dir}: segments are damaged, and no repair can make good for that: {}: keep a copy of the directory, then \
+                 restore a backup",
+                segments.iter().map(place).collect::<Vec<_>>().join("; ")
+            ))),
+            (Some(log), _) if !is_cut => Err(Failure::corrupt(format!(
+                "{dir}: the log is damaged at {}: nothing was changed: copy the directory, then run this again with --cut",
+                place(&log.error)
+            ))),
+            _ => Ok(()),
         }
-        out.table(&rows)
+    }
+}
+
+/// The damage as rows.
+fn damaged(damage: &esker::Damage, is_cut: bool) -> Map<String, Value> {
+    let mut rows = Map::new();
+    rows.insert("log_is_damaged".to_owned(), Value::from(damage.log.is_some()));
+    if let Some(log) = &damage.log {
+        rows.insert("log_damage".to_owned(), Value::from(place(&log.error)));
+        rows.insert("kept_records".to_owned(), Value::from(log.kept_records));
+        rows.insert("loss".to_owned(), Value::from(log.loss.to_string()));
+        rows.insert("lost_bytes_at_least".to_owned(), Value::from(log.loss.at_least_bytes));
+        rows.insert("lost_durable_bytes_at_most".to_owned(), Value::from(log.loss.at_most_durable_bytes));
+        rows.insert("lost_bytes_at_most".to_owned(), Value::from(log.loss.at_most_bytes));
+        rows.insert("is_cut".to_owned(), Value::from(is_cut));
+    }
+    if damage.torn_tail {
+        let tail = "cut off, as by a loss of power: no write of it was acknowledged, unless the device has lost a part of it";
+        rows.insert("log_tail".to_owned(), Value::from(tail));
+    }
+    rows.insert("damaged_segments".to_owned(), damage.segments.iter().map(place).collect());
+    rows
+}
+
+/// The place of damage, without the advice of its error.
+fn place(error: &esker::Error) -> String {
+    match error {
+        esker::Error::Corrupt { file, offset, what, expected, found, .. } => {
+            format!("{}, offset {offset}: {what} (expected {expected}, found {found})", file.display())
+        }
+        other => other.to_string(),
     }
 }

@@ -413,19 +413,23 @@ fn a_damaged_log_is_refused_shown_and_cut() {
     let len_bytes = std::fs::metadata(&ring).unwrap().len();
     std::fs::write(&ring, vec![0; usize::try_from(len_bytes).unwrap()]).unwrap();
 
-    let refused = tool("get", &dir, &["key 0"]);
-    assert_eq!(refused.code, 3, "{refused:?}");
-    assert!(refused.err.contains("kvtool repair"), "{}", refused.err);
+    tool("get", &dir, &["key 0"]).fails(3, &["kvtool repair", "backup", ".log"]);
     for _ in 0..2 {
         let shown = tool("repair", &dir, &["--json"]);
-        assert!(shown.err.contains("--cut"), "{shown:?}");
+        shown.fails(3, &["nothing was changed", "--cut", ".log"]);
         let shown: Value = serde_json::from_str(&shown.out).unwrap();
         assert_eq!((&shown["log_is_damaged"], &shown["is_cut"]), (&true.into(), &false.into()));
         assert_eq!(shown["kept_records"], 3);
-        assert!(shown["damage"].as_str().unwrap().contains(".log"), "{shown}");
-        assert!(shown["cut_bytes_at_least"].as_u64().unwrap() >= 5 * 32, "{shown}");
+        assert!(shown["log_damage"].as_str().unwrap().contains(".log"), "{shown}");
+        assert!(shown["loss"].as_str().unwrap().contains("durable writes are lost"), "{shown}");
+        let bytes = |name: &str| shown[name].as_u64().unwrap();
+        assert!(bytes("lost_bytes_at_least") >= 5 * 32, "{shown}");
+        assert!(bytes("lost_durable_bytes_at_most") >= 6 * 32, "{shown}");
+        assert!(bytes("lost_bytes_at_most") >= bytes("lost_durable_bytes_at_most"), "{shown}");
     }
-    let cut: Value = serde_json::from_str(&tool("repair", &dir, &["--cut", "--json"]).fine()).unwrap();
+    let cut = tool("repair", &dir, &["--cut", "--json"]);
+    assert!(cut.err.contains("cutting the log") && cut.err.contains("durable writes are lost"), "{cut:?}");
+    let cut: Value = serde_json::from_str(&cut.fine()).unwrap();
     assert_eq!(cut["is_cut"], true);
     assert_eq!(tool("scan", &dir, &["--count"]).fine(), "3\n");
     tool("verify", &dir, &[]).fine();

@@ -219,13 +219,16 @@ fn a_flipped_bit_is_found_and_named_with_file_and_offset() {
             let mut damaged = sound.clone();
             damaged[at] ^= 0x10;
             std::fs::write(path, &damaged).unwrap();
-            let ended = tool("verify", &dir, &[]);
-            ended.fails(3, &[path.to_str().unwrap(), "offset", "backup"]);
-            aio::assert_said_once(&ended.err);
+            for command in ["verify", "repair"] {
+                let ended = tool(command, &dir, &[]);
+                ended.fails(3, &[path.to_str().unwrap(), "offset", "backup"]);
+                aio::assert_said_once(&ended.err);
+            }
         }
         std::fs::write(path, &sound).unwrap();
     }
     tool("verify", &dir, &[]).fine();
+    tool("repair", &dir, &["--cut"]).fine();
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use aio::SimBackend;
 use aio::sim::DiskImage;
-use esker::Error;
+use esker::{Error, LogDamage};
 
 use crate::check::compare;
 use crate::model::Bounds;
@@ -86,20 +86,42 @@ impl Sweep {
         Ok(Tally { counts, ..Tally::default() })
     }
 
-    /// A store whose log was refused opens after a repair, with a prefix of its history.
+    /// A store whose log was refused opens after a repair, with a prefix of its history. The announced loss is not smaller than
+    /// the real one.
     fn repair(&self, image: &DiskImage) -> Check {
         let specimen = &self.specimen;
         let sim = SimBackend::from_image(image.clone(), self.seed);
         sim.crash_after_calls(1_000_000);
-        if specimen.repair(&sim)?.is_none() {
+        let Some(LogDamage { loss, .. }) = specimen.repair(&sim)?.log else {
             return Err(Failure::new("found nothing where an open found damage"));
-        }
+        };
         let end = specimen.end();
         let bounds = Bounds { commits: 0..=end.commits, edits: end.edits..=end.edits };
         let db = specimen.open(&sim)?;
         let found = compare(&db, &specimen.model, &bounds);
         sim.crash();
-        found.map(drop)
+        let [durable, all] = specimen.lost_bytes(found?.commits);
+        if durable > loss.at_most_durable_bytes || all > loss.at_most_bytes {
+            return Err(Failure::new(format!(
+                "lost {durable} durable bytes, {all} in all, announced {loss:?}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The damage of a segment is named, and nothing is changed.
+    fn find(&self, image: &DiskImage, damage: &Damage) -> Check {
+        let sim = SimBackend::from_image(image.clone(), self.seed);
+        sim.crash_after_calls(1_000_000);
+        let found = self.specimen.find_damage(&sim)?;
+        let is_hit = |error: &Error| matches!(error, Error::Corrupt { file, .. } if file == damage.path());
+        if !found.segments.iter().any(is_hit) {
+            return Err(Failure::new(format!("a repair does not name the segment: {found:?}")));
+        }
+        if !damage.hits_lock() && sim.snapshot().fingerprint() != image.fingerprint() {
+            return Err(Failure::new("the search for damage has changed something"));
+        }
+        Ok(())
     }
 
     fn category(&self, image: &DiskImage, damage: &Damage) -> Check<&'static str> {
@@ -116,6 +138,8 @@ impl Sweep {
                 }
                 if damage.hits_log() {
                     self.repair(image).map_err(|failure| failure.at("repair"))?;
+                } else if damage.hits_segment() {
+                    self.find(image, damage).map_err(|failure| failure.at("find damage"))?;
                 }
                 return Ok("detected");
             }
@@ -133,6 +157,9 @@ impl Sweep {
             }
             (Ok(_), Some(Err(error))) => {
                 must_be_found(&error).map_err(|failure| failure.at("verify"))?;
+                if damage.hits_segment() {
+                    self.find(image, damage).map_err(|failure| failure.at("find damage"))?;
+                }
                 Ok("detected")
             }
             (Ok(found), _) if found != specimen.end() => Ok("undetectable_by_design"),

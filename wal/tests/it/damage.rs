@@ -11,8 +11,8 @@ use super::support::{Manifest, Random, record};
 use aio::sim::{DiskImage, SimBackend};
 use aio::{Backend, SECTOR_BYTES};
 use wal::{
-    ActiveFile, Background, ChainRules, Error, Log, LogOptions, Place, ReplayInput, Seq, log_file_path,
-    read_chain, replay, replay_to_damage,
+    ActiveFile, Background, Bounds, ChainRules, Error, Log, LogOptions, Place, ReplayInput, Seq, bounds,
+    log_file_path, read_chain, replay, replay_to_damage,
 };
 
 const RING_BYTES: usize = 16 << 10;
@@ -166,19 +166,25 @@ impl Specimen {
         replayed.map(|_| visited)
     }
 
-    /// Replays up to the damage, as a repair does. Returns the number of records, and the end of the stream known
-    /// to have been acknowledged.
-    fn salvage(&self, image: &DiskImage) -> (usize, Seq) {
+    /// Replays up to the damage, as a repair does. Returns the number of records, and the bounds of the loss. The acknowledged
+    /// records must end inside of them.
+    fn salvage(&self, image: &DiskImage) -> (usize, Bounds) {
         let sim = SimBackend::from_image(image.clone(), 1);
         let mut queue = sim.queue(1).unwrap();
         let mut visited = 0;
-        let (replayed, cut) = replay_to_damage(&sim, &mut *queue, &self.input(), &mut |seq, payload| {
+        let (replayed, damage) = replay_to_damage(&sim, &mut *queue, &self.input(), &mut |seq, payload| {
             self.check_record(visited, seq, payload);
             visited += 1;
             Ok(())
         })
         .unwrap();
-        (visited, cut.map_or(replayed.end, |cut| cut.acknowledged))
+        let bounds = bounds(&sim, &mut *queue, &self.input()).unwrap();
+        let (seq, payload) = self.acknowledged.last().unwrap();
+        let end = seq.plus(record(payload).len_bytes());
+        assert!(bounds.least <= end && end <= bounds.durable, "{end:?} is not inside of {bounds:?}");
+        assert!(bounds.durable <= bounds.published, "{bounds:?}");
+        assert!(damage.is_some() || replayed.end == end);
+        (visited, bounds)
     }
 
     fn check_record(&self, nth: usize, seq: Seq, payload: &[u8]) {
@@ -219,8 +225,9 @@ fn with_claim_group() -> Specimen {
 fn a_repair_keeps_everything_before_the_damage() {
     let specimen = with_claim_group();
     let all = specimen.acknowledged.len();
-    let end = specimen.salvage(&specimen.image);
-    assert_eq!(end.0, all);
+    let whole = specimen.salvage(&specimen.image);
+    let end = whole.1.durable;
+    assert_eq!((whole.0, whole.1.least), (all, end));
     let mut kept_most = 0;
     for (file, path) in specimen.paths().iter().enumerate() {
         let ActiveFile { id, epoch, start } = specimen.files[file];
@@ -234,7 +241,7 @@ fn a_repair_keeps_everything_before_the_damage() {
             let offset = (sector * SECTOR_BYTES) as u64;
             let mut image = specimen.image.clone();
             image.flip_bit(path, offset * 8 + 77);
-            let (kept, acknowledged) = specimen.salvage(&image);
+            let (kept, bounds) = specimen.salvage(&image);
             let group = chain.groups.iter().rev().find(|(_, at)| *at <= offset);
             let group_start = group.map_or(start, |(group_start, _)| *group_start);
             let ended = |seq: Seq, payload: &[u8]| seq.plus(record(payload).len_bytes()) <= group_start;
@@ -246,7 +253,8 @@ fn a_repair_keeps_everything_before_the_damage() {
             );
             // The claim group names the whole stream, unless the claim group itself is damaged.
             let is_last = file + 1 == specimen.files.len() && group == chain.groups.last();
-            assert!(is_last || acknowledged >= end.1, "{acknowledged} of {}", end.1);
+            let is_exact = bounds.least == end && bounds.durable == end;
+            assert!(is_last || is_exact, "{bounds:?} of {end}");
             kept_most = kept_most.max(if kept < all { kept } else { 0 });
         }
     }

@@ -198,8 +198,8 @@ fn run(disk: &DiskImage, wanted: &ReplayInput, expected: Option<&[(Seq, Vec<u8>)
     assert!(!sim.has_crashed(), "a replay without end");
     let to_damage = replay_to_damage(&sim, &mut *queue, wanted, &mut |_, _| Ok(()));
     match (&whole, &to_damage) {
-        (Ok(whole), Ok((replayed, cut))) => {
-            assert!(cut.is_none(), "a repair finds damage that a replay does not");
+        (Ok(whole), Ok((replayed, damage))) => {
+            assert!(damage.is_none(), "a repair finds damage that a replay does not");
             assert_eq!((replayed.end, replayed.records), (whole.end, whole.records));
         }
         (Err(wal::Error::Corrupt { .. }), _) => {}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use aio::sim::DiskImage;
 use fastrand::Rng;
 
-use super::specimen::{Loss, SECTOR_BYTES, Size, Specimen, is_log, is_manifest, is_ring};
+use super::specimen::{Loss, SECTOR_BYTES, Size, Specimen, is_log, is_manifest, is_ring, is_segment};
 
 /// One damage to a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +75,7 @@ impl Damage {
         }
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         match self {
             Damage::Bit { path, .. }
             | Damage::Zeroed { path, .. }
@@ -97,7 +97,11 @@ impl Damage {
     }
 
     pub(super) fn hits_log(&self) -> bool {
-        is_log(self.path())
+        is_log(self.path()) || is_ring(self.path())
+    }
+
+    pub(super) fn hits_segment(&self) -> bool {
+        is_segment(self.path())
     }
 
     pub(super) fn hits_lock(&self) -> bool {

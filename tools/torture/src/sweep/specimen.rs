@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use aio::SimBackend;
 use aio::sim::DiskImage;
 use bytes::Bytes;
-use esker::{Db, LogDamage};
+use esker::{Damage, Db};
 use fastrand::Rng;
 
 use crate::config::{Config, ROOT, SWEPT};
@@ -64,6 +64,8 @@ pub(super) struct Specimen {
     power: Prefix,
     /// The content before the newest edit.
     before_newest_edit: Prefix,
+    /// Bytes of each commit in the log.
+    log_bytes: Vec<u64>,
 }
 
 /// Seeds that are tried until a store has every structure. About six of seven do.
@@ -91,7 +93,7 @@ impl Specimen {
     }
 
     fn of(seed: u64, size: Size) -> Check<Specimen> {
-        let (mut world, versions) = build(seed, size, 0)?;
+        let (mut world, versions, log_bytes) = build(seed, size, 0)?;
         let power = world.acks().power;
         let is_cut = size == Size::Cut;
         let mut image = world.crash(CrashKind::Process, seed).0.power_cut_all();
@@ -126,6 +128,7 @@ impl Specimen {
             before_newest_group: before[0],
             before_newest_edit: before[1],
             power,
+            log_bytes,
         })
     }
 
@@ -133,8 +136,17 @@ impl Specimen {
         self.config.open(sim)
     }
 
-    pub(super) fn repair(&self, sim: &SimBackend) -> esker::Result<Option<LogDamage>> {
+    pub(super) fn repair(&self, sim: &SimBackend) -> esker::Result<Damage> {
         self.config.builder(sim).repair(ROOT)
+    }
+
+    pub(super) fn find_damage(&self, sim: &SimBackend) -> esker::Result<Damage> {
+        self.config.builder(sim).find_damage(ROOT)
+    }
+
+    /// The bytes of log that a store lacks which holds the first `commits`: of the durable ones, and of all.
+    pub(super) fn lost_bytes(&self, commits: usize) -> [u64; 2] {
+        [self.power.commits, self.end.commits].map(|end| self.log_bytes.iter().take(end).skip(commits).sum())
     }
 
     /// The content without damage.
@@ -175,7 +187,7 @@ impl Specimen {
         let found = crate::check::compare(&db, &self.model, &self.bounds(None))?;
         let metrics = db.metrics();
         sim.crash();
-        let segments = self.files.keys().filter(|path| ending(path, ".seg")).count();
+        let segments = self.files.keys().filter(|path| is_segment(path)).count();
         let logs = self.files.keys().filter(|path| is_log(path)).count();
         let rolled = self.files.keys().any(|path| is_manifest(path) && !path.ends_with("manifest-000001"));
         let has_ring = (self.power.commits < found.commits) != (self.size == Size::Cut);
@@ -205,12 +217,12 @@ type Versions = Vec<(Prefix, Files)>;
 const FOREIGN: u64 = 1 << 40;
 
 /// Makes a store. `twist` changes the bytes of all values, and nothing else.
-fn build(seed: u64, size: Size, twist: u8) -> Check<(World, Versions)> {
+fn build(seed: u64, size: Size, twist: u8) -> Check<(World, Versions, Vec<u64>)> {
     let mut world = World::new(seed, 0);
     world.config = &SWEPT[size as usize];
     let found = world.open(&Bounds::exactly(Prefix::default()))?;
     world.settle(found)?;
-    let mut versions: Versions = Vec::new();
+    let (mut versions, mut log_bytes): (Versions, Vec<u64>) = Default::default();
     for mut op in script(seed % FOREIGN, size) {
         if let Op::Put { value, .. } = &mut op {
             *value = value.iter().map(|byte| byte ^ twist).collect();
@@ -219,8 +231,21 @@ fn build(seed: u64, size: Size, twist: u8) -> Check<(World, Versions)> {
             Outcome::Refused(error) => return Err(Failure::from(error).at(format!("{op:?}"))),
             _ => versions.push((world.acks().power, files_of(&world.sim.snapshot()))),
         }
+        log_bytes.resize(world.model.end().commits, record_bytes(&op));
     }
-    Ok((world, versions))
+    Ok((world, versions, log_bytes))
+}
+
+/// Bytes of the record that an operation writes.
+fn record_bytes(op: &Op) -> u64 {
+    let write = |key: &Bytes, value: Option<&Bytes>| 7 + key.len() + value.map_or(0, |value| 4 + value.len());
+    let writes = match op {
+        Op::Put { key, value, .. } => write(key, Some(value)),
+        Op::Delete { key, .. } => write(key, None),
+        Op::Batch { writes, .. } => writes.iter().map(|one| write(&one.key, one.value.as_ref())).sum(),
+        _ => 0,
+    };
+    ((8 + 4 + writes) as u64).next_multiple_of(32)
 }
 
 fn files_of(image: &DiskImage) -> Files {
@@ -245,6 +270,10 @@ pub(super) fn is_ring(path: &Path) -> bool {
 
 pub(super) fn is_log(path: &Path) -> bool {
     ending(path, ".log")
+}
+
+pub(super) fn is_segment(path: &Path) -> bool {
+    ending(path, ".seg")
 }
 
 pub(super) fn is_manifest(path: &Path) -> bool {

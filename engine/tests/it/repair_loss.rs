@@ -1,0 +1,335 @@
+//! A repair tells the truth: the loss that it announces is never smaller than the one that a comparison finds, "nothing" is
+//! never said where something is lost, and every damaged file is named.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aio::SimBackend;
+use aio::sim::DiskImage;
+use esker::testing::{Background, BuilderExt, Sizes};
+use esker::{Builder, Damage, Db, Durability, Error, LogDamage};
+
+use super::random::Random;
+
+const ROOT: &str = "/store";
+
+/// The two keyspaces of the stores below.
+const KEYSPACES: [&str; 2] = ["default", "other"];
+
+fn builder(sim: &SimBackend) -> Builder {
+    let sizes = Sizes {
+        ring_bytes: Some(32 << 10),
+        log_file_bytes: Some(32 << 10),
+        memtable_bytes: Some(1 << 20),
+        ..Sizes::default()
+    };
+    Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual).sizes(sizes)
+}
+
+/// A put that was acknowledged.
+struct Put {
+    keyspace: usize,
+    key: String,
+    /// Bytes in the log: header, number of operations, operation, key and value, up to a whole granule.
+    log_bytes: u64,
+}
+
+/// A store, and what it has acknowledged.
+struct Specimen {
+    image: DiskImage,
+    puts: Vec<Put>,
+    /// So many of them were durable.
+    durable: usize,
+}
+
+fn specimen(random: &mut Random, has_ring: bool) -> Specimen {
+    let sim = SimBackend::new(random.below(1 << 30) as u64);
+    let db = builder(&sim).open(ROOT).unwrap();
+    let keyspaces = KEYSPACES.map(|name| db.keyspace(name).unwrap());
+    let (mut puts, mut durable) = (Vec::new(), 0);
+    let count = 40 + random.below(200);
+    // Up to here everything is flushed; the log files of it may stay.
+    let flushed = if random.below(3) == 0 { random.below(count) } else { 0 };
+    for nth in 0..count {
+        let keyspace = random.below(2);
+        let (key, value) = (format!("key {nth:05}"), vec![b'v'; random.below(900)]);
+        let is_durable = random.below(3) > 0;
+        let level = if is_durable { Durability::Power } else { Durability::Process };
+        keyspaces[keyspace].with_durability(level).put(&key, &value).unwrap();
+        let log_bytes = ((8 + 4 + 11 + key.len() + value.len()) as u64).next_multiple_of(32);
+        puts.push(Put { keyspace, key, log_bytes });
+        if is_durable {
+            durable = puts.len();
+        }
+        if nth + 1 == flushed {
+            db.flush().unwrap();
+            durable = puts.len();
+        }
+    }
+    let mut image = sim.snapshot().process_crash(1);
+    if !has_ring {
+        puts.truncate(durable);
+        lose_ring(&mut image);
+    }
+    Specimen { image, puts, durable }
+}
+
+fn files(image: &DiskImage, part: &str) -> Vec<PathBuf> {
+    let names = image.files().into_iter().map(|(path, _)| path);
+    let mut found: Vec<_> = names.filter(|path| path.to_string_lossy().contains(part)).collect();
+    found.sort();
+    found
+}
+
+fn lose_ring(image: &mut DiskImage) {
+    for ring in files(image, "/ring-") {
+        image.damage(&ring, |bytes| bytes.fill(0));
+    }
+}
+
+/// A lost sector of the newest group cannot be told from a write that a loss of power has torn.
+const ZEROED: &str = "lost sector";
+
+/// Damages one file. Says how, for a failure.
+fn damage(image: &mut DiskImage, random: &mut Random) -> String {
+    let (logs, rings, segments) = (files(image, ".log"), files(image, "/ring-"), files(image, ".seg"));
+    let pick = |random: &mut Random, among: &[PathBuf]| among[random.below(among.len())].clone();
+    let kind = random.below(10);
+    let path = match kind {
+        8 if !rings.is_empty() => pick(random, &rings),
+        9 if !segments.is_empty() => pick(random, &segments),
+        _ => pick(random, &logs),
+    };
+    let len = image.read_file(&path).unwrap().len();
+    let said = match random.below(5) {
+        0 => {
+            let used = image.read_file(&path).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0);
+            let bit = random.below((used + 1) * 8);
+            image.flip_bit(&path, bit as u64);
+            format!("bit {bit} flipped")
+        }
+        1 => {
+            let to = random.below(len);
+            image.damage(&path, |bytes| bytes.truncate(to));
+            format!("cut to {to}")
+        }
+        2 => {
+            let used = image.read_file(&path).unwrap().iter().rposition(|byte| *byte != 0).unwrap_or(0);
+            let sector = random.below(used / 512 + 1);
+            image.zero_sector(&path, sector as u64);
+            format!("{ZEROED} {sector}")
+        }
+        3 => {
+            image.remove_file(&path);
+            "missing".to_owned()
+        }
+        _ if path.to_string_lossy().ends_with(".log") => {
+            let other = pick(random, &logs);
+            let (one, two) = (image.read_file(&path).unwrap(), image.read_file(&other).unwrap());
+            image.write_file(&path, &two);
+            image.write_file(&other, &one);
+            format!("exchanged with {}", other.display())
+        }
+        _ => {
+            image.damage(&path, |bytes| bytes[len / 2..].fill(0xa5));
+            "half overwritten".to_owned()
+        }
+    };
+    format!("{} {said}", path.display())
+}
+
+impl Specimen {
+    /// Bytes of the acknowledged puts that the store lacks: of the durable ones, and of all. They must be the last ones, but
+    /// for those that segments have.
+    fn lost_bytes(&self, db: &Db) -> (u64, u64) {
+        let found = KEYSPACES.map(|name| -> BTreeMap<_, _> {
+            db.keyspace(name).unwrap().iter().map(Result::unwrap).collect()
+        });
+        let (mut durable, mut all) = (0, 0);
+        for (nth, put) in self.puts.iter().enumerate() {
+            if !found[put.keyspace].contains_key(put.key.as_bytes()) {
+                all += put.log_bytes;
+                durable += if nth < self.durable { put.log_bytes } else { 0 };
+            }
+        }
+        (durable, all)
+    }
+
+    fn check_announced(&self, log: &LogDamage, db: &Db, how: &str) {
+        let (durable, all) = self.lost_bytes(db);
+        let loss = log.loss;
+        assert!(loss.at_least_bytes <= all, "{how}: {loss:?}, lost are {all}");
+        assert!(durable <= loss.at_most_durable_bytes, "{how}: {loss:?}, lost are {durable} durable bytes");
+        assert!(all <= loss.at_most_bytes, "{how}: {loss:?}, lost are {all} bytes");
+        assert!(durable == 0 || !loss.to_string().contains("no durable write is lost"), "{how}: {loss}");
+    }
+}
+
+#[test]
+fn an_announced_loss_is_never_smaller_than_the_real_one() {
+    let mut random = Random::new(19);
+    let (mut cut, mut unknown, mut sound, mut segments) = (0, 0, 0, 0);
+    for nth in 0..200 {
+        let has_ring = nth % 2 == 0;
+        let specimen = specimen(&mut random, has_ring);
+        let mut image = specimen.image.clone();
+        let count = 1 + random.below(2);
+        let mut how: Vec<_> = (0..count).map(|_| damage(&mut image, &mut random)).collect();
+        how.push(format!("store {nth}, with a ring: {has_ring}"));
+        let how = how.join("; ");
+        let sim = SimBackend::from_image(image.clone(), 7);
+        let found = builder(&sim).find_damage(ROOT).unwrap();
+        let opened = builder(&SimBackend::from_image(image, 7)).open(ROOT);
+        segments += found.segments.len();
+        let Some(log) = found.log else {
+            // Damage in the ring is the end of its records. All other damage to one file is found. Two can hide each other: the
+            // last log file and a new one change places, and then the file with the groups is lost.
+            if found.segments.is_empty() && count == 1 {
+                let (durable, _) = specimen.lost_bytes(&opened.unwrap());
+                assert!(durable == 0 || found.torn_tail && how.contains(ZEROED), "{durable} bytes: {how}");
+                sound += 1;
+            }
+            continue;
+        };
+        assert!(matches!(opened, Err(Error::Corrupt { .. })), "{how}: {opened:?}");
+        let repaired = match builder(&sim).repair(ROOT) {
+            Ok(repaired) => repaired,
+            // The open refuses this segment.
+            Err(error) => {
+                assert!(!found.segments.is_empty(), "{how}: {error}");
+                continue;
+            }
+        };
+        assert_eq!(format!("{:?}", repaired.log), format!("{:?}", Some(&log)), "{how}");
+        if found.segments.is_empty() {
+            let sim = SimBackend::from_image(sim.snapshot().power_cut_none(), 7);
+            specimen.check_announced(&log, &builder(&sim).open(ROOT).unwrap(), &how);
+            cut += 1;
+            unknown += usize::from(log.loss.at_least_bytes == 0 && log.loss.at_most_durable_bytes > 0);
+        }
+    }
+    assert!(cut > 50 && unknown > 0 && segments > 0 && sound > 0, "{cut} {unknown} {sound} {segments}");
+}
+
+/// 200 puts, each durable, in several log files; the ring is lost.
+fn durable_puts() -> Specimen {
+    let sim = SimBackend::new(7);
+    let db = builder(&sim).open(ROOT).unwrap();
+    let keyspace = db.keyspace("default").unwrap();
+    let mut puts = Vec::new();
+    for nth in 0..200 {
+        let key = format!("key {nth:05}");
+        keyspace.put(&key, [b'v'; 900]).unwrap();
+        puts.push(Put { keyspace: 0, key, log_bytes: 960 });
+    }
+    let mut image = sim.snapshot().power_cut_none();
+    lose_ring(&mut image);
+    Specimen { image, puts, durable: 200 }
+}
+
+#[test]
+fn a_loss_that_nothing_proves_is_called_unknown_with_the_most_that_it_can_be() {
+    let specimen = durable_puts();
+    let logs = files(&specimen.image, ".log");
+    // The manifest names all but the spares, which are zero.
+    let used = |path: &&PathBuf| specimen.image.read_file(path).unwrap().iter().any(|byte| *byte != 0);
+    let last = logs.iter().rfind(used).unwrap();
+    for keep in [None, Some(0), Some(4096), Some(9000)] {
+        let mut image = specimen.image.clone();
+        match keep {
+            None => assert!(image.remove_file(last)),
+            Some(len) => image.damage(last, |bytes| bytes.truncate(len)),
+        }
+        let sim = SimBackend::from_image(image, 7);
+        let log = builder(&sim).repair(ROOT).unwrap().log.unwrap();
+        let text = log.loss.to_string();
+        assert!(log.loss.at_least_bytes == 0 && text.contains("unknown"), "{text}");
+        let db = builder(&sim).open(ROOT).unwrap();
+        assert!(specimen.lost_bytes(&db).0 > 0, "{keep:?}");
+        specimen.check_announced(&log, &db, &format!("{keep:?}"));
+    }
+}
+
+#[test]
+fn a_log_file_that_changed_places_with_a_new_one_is_damage() {
+    let specimen = durable_puts();
+    let logs = files(&specimen.image, ".log");
+    let bytes = |path: &PathBuf| specimen.image.read_file(path).unwrap();
+    let is_new = |path: &&PathBuf| bytes(path).iter().all(|byte| *byte == 0);
+    let (new, last) = (logs.iter().find(is_new).unwrap(), logs.iter().rfind(|path| !is_new(path)).unwrap());
+    let mut image = specimen.image.clone();
+    image.write_file(new, &bytes(last));
+    image.write_file(last, &bytes(new));
+    let sim = SimBackend::from_image(image, 7);
+    // The named file looks as if it was never written to.
+    let refused = builder(&sim).open(ROOT).unwrap_err();
+    assert!(matches!(&refused, Error::Corrupt { file, .. } if file == last), "{refused}");
+    assert!(refused.to_string().contains(new.to_str().unwrap()), "{refused}");
+    let log = builder(&sim).repair(ROOT).unwrap().log.unwrap();
+    let db = builder(&sim).open(ROOT).unwrap();
+    assert!(specimen.lost_bytes(&db).0 > 0);
+    specimen.check_announced(&log, &db, "changed places");
+}
+
+#[test]
+fn every_damaged_segment_is_named_and_a_repair_changes_nothing() {
+    let sim = SimBackend::new(7);
+    let db = builder(&sim).open(ROOT).unwrap();
+    for name in ["one", "two", "three"] {
+        db.keyspace(name).unwrap().put("key", vec![b'v'; 5000]).unwrap();
+    }
+    db.close().unwrap();
+    let image = sim.snapshot().power_cut_none();
+    let segments = files(&image, ".seg");
+    assert_eq!(segments.len(), 3);
+    let flip: fn(&mut DiskImage, &Path) = |image, path| image.flip_bit(path, 200 * 8);
+    let remove: fn(&mut DiskImage, &Path) = |image, path| assert!(image.remove_file(path));
+    let shorten: fn(&mut DiskImage, &Path) = |image, path| image.damage(path, |bytes| bytes.truncate(600));
+    for damage in [flip, remove, shorten] {
+        let mut image = image.clone();
+        for path in &segments[..2] {
+            damage(&mut image, path);
+        }
+        let sim = SimBackend::from_image(image.clone(), 7);
+        let named = |damage: &Damage| -> Vec<PathBuf> {
+            let file = |error: &Error| match error {
+                Error::Corrupt { file, .. } => file.clone(),
+                other => panic!("{other:?}"),
+            };
+            assert!(damage.log.is_none() && !damage.is_none());
+            damage.segments.iter().map(file).collect()
+        };
+        for found in [builder(&sim).find_damage(ROOT).unwrap(), builder(&sim).repair(ROOT).unwrap()] {
+            let mut named = named(&found);
+            named.sort();
+            assert_eq!(named, &segments[..2]);
+        }
+        assert_eq!(sim.snapshot().fingerprint(), image.fingerprint());
+    }
+}
+
+#[test]
+fn a_missing_manifest_beside_other_files_is_damage_and_no_missing_store() {
+    let mut image = durable_puts().image;
+    for manifest in files(&image, "/manifest-") {
+        image.remove_file(&manifest);
+    }
+    let mut without_lock = image.clone();
+    without_lock.remove_file(Path::new("/store/LOCK"));
+    for image in [image, without_lock] {
+        let sim = SimBackend::from_image(image.clone(), 7);
+        for refused in [
+            builder(&sim).open(ROOT).map(drop),
+            builder(&sim).create(false).open(ROOT).map(drop),
+            builder(&sim).find_damage(ROOT).map(drop),
+            builder(&sim).repair(ROOT).map(drop),
+        ] {
+            let error = refused.unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, Error::Corrupt { .. }), "{text}");
+            assert!(text.contains("the manifest is missing") && text.contains("backup"), "{text}");
+        }
+        assert_eq!(sim.snapshot().fingerprint(), image.fingerprint(), "a refusal changes nothing");
+    }
+}
