@@ -17,9 +17,9 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::fall_back::FallBack;
 use crate::open_file::File;
+use crate::profile::IoProfile;
 use crate::queue::Queue;
 use crate::reactor::Reactor;
-use crate::trace::IoCounters;
 
 /// How [`Backend::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,6 +252,6 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// where the machine has all that is needed.
     fn fall_backs(&self) -> Vec<FallBack>;
 
-    /// Counts of the operations of all queues so far.
-    fn counters(&self) -> IoCounters;
+    /// The operations of all queues so far, and the syncs as calls.
+    fn profile(&self) -> IoProfile;
 }

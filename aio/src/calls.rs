@@ -12,7 +12,8 @@ use rustix::io::{ReadWriteFlags, retry_on_intr};
 use crate::error::Errno;
 use crate::fall_back::{FallBack, FallBacks};
 use crate::flags::Flags;
-use crate::operation::{Operation, OperationKind};
+use crate::kind::OperationKind;
+use crate::operation::Operation;
 
 /// Does the operation; returns the bytes moved. Blocks as long as the device takes. A poll is [`Errno::INVALID`].
 ///

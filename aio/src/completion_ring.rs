@@ -89,6 +89,26 @@ impl CompletionRing {
         header[HEAD].load(Ordering::Relaxed) == header[TAIL].load(Ordering::Acquire)
     }
 
+    /// How many events the ring holds.
+    pub(crate) fn len(&self) -> usize {
+        let header = self.header();
+        let (head, tail) = (header[HEAD].load(Ordering::Relaxed), header[TAIL].load(Ordering::Acquire));
+        // If the header was overwritten, the system call reaps.
+        let is_sound = head < self.slots && tail < self.slots;
+        let ahead = if head <= tail { tail - head } else { self.slots - head + tail };
+        if is_sound { usize::try_from(ahead).unwrap_or(0) } else { 0 }
+    }
+
+    /// The data of the events, oldest first, which stay in the ring.
+    pub(crate) fn data(&self) -> impl Iterator<Item = u64> {
+        let head = self.header()[HEAD].load(Ordering::Relaxed);
+        let count = u32::try_from(self.len()).unwrap_or(0);
+        (0..count).map(move |nth| {
+            let to_end = self.slots - head;
+            self.event(if nth < to_end { head + nth } else { nth - to_end }).data
+        })
+    }
+
     /// Moves events out of the ring, as many as there are and `events` has room for; returns how many.
     pub(crate) fn drain(&mut self, events: &mut [IoEvent]) -> usize {
         let header = self.header();

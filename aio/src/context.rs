@@ -16,10 +16,10 @@ use crate::error::Result;
 use crate::in_flight::InFlight;
 use crate::operation::{Completion, Operation};
 use crate::probe::device_queue_slots;
+use crate::profile::IoProfile;
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::settings::{BackendState, Reaping, Settings, Waking};
 use crate::signal::SignalSet;
-use crate::trace::IoCounters;
 
 /// Slots of a context that was given neither a number nor a device.
 const DEFAULT_SLOTS: usize = 128;
@@ -287,8 +287,8 @@ impl Context {
         self.0.reads_ring()
     }
 
-    /// Counts of the operations so far.
-    pub fn counters(&self) -> IoCounters {
-        self.0.shared().trace.snapshot()
+    /// The operations so far.
+    pub fn profile(&self) -> IoProfile {
+        self.0.shared().trace.profile()
     }
 }

@@ -116,7 +116,8 @@ fn interrupted_is_not_now(error: Error) -> Error {
 
 /// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
 ///
-/// Space is reserved first, so that a full disk is found out by one call and not by filling the rest of it.
+/// Space is reserved first, so that a full disk is found out by one call and not by filling the rest of it. `kind` names the
+/// kind of the file for the profile, see [`File::set_kind`].
 ///
 /// Space that was written once takes later writes without touching the file system's metadata, so that a sync is
 /// one flush of the device.
@@ -126,11 +127,12 @@ fn interrupted_is_not_now(error: Error) -> Error {
 pub fn create_zeroed(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
-    path: &Path,
+    (path, kind): (&Path, &'static str),
     len_bytes: u64,
 ) -> Result<File> {
     wait_out(backend, || {
         let file = backend.open(path, OpenMode::Create)?;
+        file.set_kind(kind);
         let filled = backend
             .allocate(&file, len_bytes)
             .and_then(|()| zero_fill(queue, &file, 0..len_bytes))

@@ -16,23 +16,28 @@
 //! signal is not an event and does not have this cost.
 #![expect(unsafe_code, reason = "hands buffers to the kernel")]
 
+mod turns;
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::turns::{End, InSlot, Turn};
 use crate::calls::execute;
 use crate::clock;
 use crate::completion_ring::CompletionRing;
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
+use crate::identity::Identities;
+use crate::kind::IoClass;
 use crate::operation::{Completion, Operation};
 use crate::patience::Patience;
 use crate::queue::{Cancel, Wake, WakeUp};
 use crate::settings::{BackendState, Reaping, Settings, Waking};
 use crate::signal::SignalSet;
 use crate::sys::{self, IoEvent, Iocb};
-use crate::trace::{Class, Touch};
+use crate::trace::{Ended, Submitted};
 use crate::waker::{PollWaker, SignalWaker, WAKE_UP, Waker};
 
 /// How long a wait sleeps before it checks the waker, where the kernel has no poll operation.
@@ -46,12 +51,6 @@ const SLICE_BY_RING: Duration = Duration::from_micros(100);
 
 /// A context of this many operations fits any machine's limit on one context.
 const SLOTS_OF_ANY_MACHINE: usize = 1 << 14;
-
-#[derive(Debug)]
-struct InSlot {
-    operation: Operation,
-    submitted_at_nanos: u64,
-}
 
 /// A context and its operations in flight.
 #[derive(Debug)]
@@ -71,6 +70,9 @@ pub(crate) struct InFlight {
     reads_ring: bool,
     /// Operations that were done by system calls and not reaped yet.
     done: Vec<(usize, Completion)>,
+    /// Scratch space of `harvest`.
+    ends: Vec<End>,
+    identities: Identities,
     waker: Waker,
     /// False where the kernel has no poll operation: waits sleep in slices.
     has_poll: bool,
@@ -111,6 +113,8 @@ impl InFlight {
             ring,
             reads_ring,
             done: Vec::new(),
+            ends: Vec::new(),
+            identities: Identities::default(),
             waker,
             has_poll: true,
             woken: false,
@@ -192,7 +196,8 @@ impl InFlight {
         }
         self.shared.fall_backs.note(FallBack::SystemCalls { call: "io_submit", errno });
         let nanos = clock::nanos().saturating_sub(begin_nanos);
-        self.shared.trace.ended(operation.class(), result.ok(), nanos);
+        let (arguments, moved_bytes) = (operation.arguments(None), result.ok());
+        self.shared.trace.ended([Ended { arguments, moved_bytes, nanos, submitted: None }]);
         // It keeps a slot until it is reaped, like every operation.
         let slot = self.free.pop().expect("a slot is free");
         self.done.push((slot, Completion { operation, result }));
@@ -207,6 +212,7 @@ impl InFlight {
         for (operation, &slot) in waiting.iter().zip(&self.batch) {
             self.iocbs[slot] = Iocb { data: slot as u64, ..operation.iocb() };
         }
+        let begin_nanos = clock::nanos();
         // SAFETY: the buffers are owned by the operations (see `Operation::iocb`), which the loop below moves into
         // `slots`; they leave it only when their event was reaped, and no reference to them is given out before. Those
         // that were not taken are not known to the kernel.
@@ -219,16 +225,20 @@ impl InFlight {
         };
         #[cfg(feature = "tracing")]
         tracing::trace!(target: "aio", asked = batch, taken, in_flight = self.len(), "submitted");
-        let submitted_at_nanos = clock::nanos();
-        for operation in waiting.drain(..taken) {
+        let unreaped = self.ring.as_ref().map_or(0, CompletionRing::len);
+        // A clock costs more than the rest of the profile, and the end of a single turn is used only if it was the end.
+        let end_nanos = if taken > 1 || unreaped > 0 { clock::nanos() } else { begin_nanos };
+        for (operation, turn) in waiting.drain(..taken).zip(Turn::all((begin_nanos, end_nanos), taken)) {
             let slot = self.free.pop().expect("a batch is not longer than the free list");
-            if matches!(operation.class(), Class::Read | Class::Write | Class::WriteDurable) {
-                let Iocb { opcode, descriptor, offset, len_bytes, .. } = self.iocbs[slot];
-                self.shared.trace.touched(Touch { opcode, descriptor, offset, len_bytes });
-            }
-            self.slots[slot] = Some(InSlot { operation, submitted_at_nanos });
+            self.slots[slot] = Some(InSlot { operation, turn, is_done: false, submitted: None });
         }
-        self.shared.trace.submitted(self.len());
+        let events = self.ring.iter().flat_map(CompletionRing::data).take(unreaped);
+        let done = turns::mark_done(events, begin_nanos, &mut self.slots);
+        if let Some(&last) = self.batch[..taken].last() {
+            let depth = self.len().saturating_sub(done);
+            self.slots[last].as_mut().expect("it was filled above").submitted =
+                Some(Submitted { operations: taken, depth });
+        }
         Ok(taken)
     }
 
@@ -244,7 +254,7 @@ impl InFlight {
         match sys::cancel(&self.context, &mut self.iocbs[slot]) {
             // Old kernels answered with success and also sent the event.
             Ok(()) | Err(Errno::IN_PROGRESS) => Ok(Cancel::Cancelled),
-            Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) if class == Class::Poll => {
+            Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) if class == IoClass::Poll => {
                 Ok(Cancel::AlreadyDone)
             }
             Err(Errno::INVALID | Errno::NOT_IMPLEMENTED | Errno::AGAIN) => Ok(Cancel::NotCancelable),
@@ -422,43 +432,48 @@ impl InFlight {
 
     /// Ends the operations of the first `count` events.
     fn harvest(&mut self, count: usize, completions: &mut Vec<Completion>) {
-        let now_nanos = clock::nanos();
+        let mut now_nanos = None;
+        let before = completions.len();
         for index in 0..count {
             let event = self.events[index];
             if event.data == WAKE_UP {
                 self.woken = true;
             } else {
-                completions.push(self.complete(event, now_nanos));
+                completions.push(self.complete(event, &mut now_nanos));
             }
         }
+        let reaped = completions[before..].iter().zip(&self.ends);
+        self.shared.trace.ended(reaped.map(|(completion, end)| end.of(completion)));
+        self.ends.clear();
     }
 
-    fn complete(&mut self, event: IoEvent, now_nanos: u64) -> Completion {
+    fn complete(&mut self, event: IoEvent, now_nanos: &mut Option<u64>) -> Completion {
         let slot = usize::try_from(event.data).expect("the event's data is a slot's number");
-        let InSlot { operation, submitted_at_nanos } =
+        let InSlot { mut operation, turn, is_done, submitted } =
             self.slots[slot].take().expect("an event belongs to an operation in flight");
         self.free.push(slot);
         let mut result = usize::try_from(event.result)
             .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
-        let mut operation = operation;
+        let mut end_nanos =
+            if is_done { turn.end_nanos } else { *now_nanos.get_or_insert_with(clock::nanos) };
         if let Err(errno) = result
             && InFlight::may_repeat(&operation, errno)
         {
             result = execute(&mut operation, &self.shared.fall_backs);
+            end_nanos = clock::nanos();
         }
-        let class = operation.class();
-        let moved_bytes = result.ok().map(|moved| if class == Class::Poll { 0 } else { moved });
-        let latency_nanos = now_nanos.saturating_sub(submitted_at_nanos);
-        self.shared.trace.ended(class, moved_bytes, latency_nanos);
+        let nanos = end_nanos.saturating_sub(turn.begin_nanos);
         #[cfg(feature = "tracing")]
-        tracing::trace!(target: "aio", class = class.name(), slot, ?result, latency_nanos, "completed");
+        tracing::trace!(target: "aio", class = operation.class().name(), slot, ?result, nanos, "completed");
+        let file = operation.unknown_file().and_then(|owner| self.identities.of(owner));
+        self.ends.push(End { nanos, submitted, file });
         Completion { operation, result }
     }
 
     /// Whether system calls may succeed with an operation that has failed: a file refuses direct I/O although it took the
     /// flag, or a read met a shortage. Nothing of it was done.
     fn may_repeat(operation: &Operation, errno: Errno) -> bool {
-        let is_short = errno.is_not_now() && operation.class() == Class::Read;
+        let is_short = errno.is_not_now() && operation.class() == IoClass::Read;
         let is_refused = errno.is_refusal() && operation.aligned_file().is_some();
         operation.is_plain() && (is_short || is_refused)
     }
@@ -503,7 +518,7 @@ impl Drop for InFlight {
             let mut endless = 0;
             // Polls may never complete by themselves.
             for slot in 0..self.slots.len() {
-                if self.slots[slot].as_ref().is_some_and(|taken| taken.operation.class() == Class::Poll) {
+                if self.slots[slot].as_ref().is_some_and(|taken| taken.operation.class() == IoClass::Poll) {
                     // A poll that is done cannot be cancelled either; its event is in the ring then. One that a sandbox does
                     // not let cancel may never end, and is leaked below.
                     let cancelled = sys::cancel(&self.context, &mut self.iocbs[slot]);

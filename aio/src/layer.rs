@@ -15,9 +15,9 @@ use crate::error::Result;
 use crate::fall_back::FallBack;
 use crate::open_file::File;
 use crate::operation::{Completion, Operation};
+use crate::profile::IoProfile;
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::reactor::Reactor;
-use crate::trace::IoCounters;
 
 /// Declares the trait, whose methods forward their call, and makes each type that implements it a backend.
 macro_rules! backend_layer {
@@ -83,7 +83,7 @@ backend_layer! {
     park(duration: Duration);
     check_fork() -> Result<()>;
     fall_backs() -> Vec<FallBack>;
-    counters() -> IoCounters;
+    profile() -> IoProfile;
 }
 
 /// A [`Queue`] that wraps another one.

@@ -30,16 +30,18 @@ use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
+use crate::identity::Identity;
 use crate::in_flight::InFlight;
 use crate::insist::named;
 use crate::open_file::{File, FileBody};
 use crate::probe::{self, Access};
+use crate::profile::IoProfile;
 use crate::queue::Queue;
 use crate::reactor::Reactor;
 use crate::settings::{BackendState, Reaping, Settings, Waking};
 use crate::signal::SignalSet;
 use crate::thread_queue::ThreadQueue;
-use crate::trace::{Class, IoCounters};
+use crate::trace::{Arguments, Ended};
 use crate::wait_out::wait_out;
 
 /// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
@@ -102,8 +104,9 @@ impl NativeBackend {
     fn open_file(&self, path: &Path, flags: OFlags) -> Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let first = open_if_free(path, flags | OFlags::DIRECT);
-        let Opened { mut descriptor, size_bytes, refused } =
+        let Opened { mut descriptor, mut stat, refused } =
             open_regular(first, path, flags | OFlags::DIRECT).map_err(no_inodes)?;
+        let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         let has_flag = refused.is_none();
         let direct =
             if has_flag { probe::access(path, descriptor.as_fd(), size_bytes)? } else { Access::BUFFERED };
@@ -118,9 +121,10 @@ impl NativeBackend {
             let flags = flags.difference(OFlags::CREATE | OFlags::EXCL);
             // First, so that this takes no second one.
             drop(descriptor);
-            descriptor = open_regular(open(path, flags), path, flags)?.descriptor;
+            Opened { descriptor, stat, .. } = open_regular(open(path, flags), path, flags)?;
         }
-        Ok(File::new(path, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
+        let identity = Identity::new(stat.st_dev, stat.st_ino, path);
+        Ok(File::new(identity, direct.alignment, direct.is_direct, FileBody::Native(descriptor)))
     }
 
     /// A [`Backend::queue`] that sets the thread's signal mask to `mask` while it waits. A signal that the thread
@@ -182,7 +186,9 @@ impl Backend for NativeBackend {
         // Not retried after any error.
         let synced = rustix::fs::fdatasync(file.descriptor());
         let nanos = clock::nanos().saturating_sub(begin_nanos);
-        self.shared.trace.ended(Class::Sync, synced.ok().map(|()| 0), nanos);
+        let moved_bytes = synced.ok().map(|()| 0);
+        let arguments = Arguments::of_sync(file.identity());
+        self.shared.trace.ended([Ended { arguments, moved_bytes, nanos, submitted: None }]);
         synced.map_err(|errno| Error::failed("fdatasync", file.path(), errno))
     }
 
@@ -257,6 +263,7 @@ impl Backend for NativeBackend {
             None => notes.insert(wait_out(self, || self.context(1, None))?),
         };
         let file = wait_out(self, || self.open_file(path, OFlags::RDWR | OFlags::CREATE))?;
+        file.set_kind("lock");
         Ok(Box::new(NativeLock::take(file, queue.as_mut(), self.shared.process)?))
     }
 
@@ -287,8 +294,8 @@ impl Backend for NativeBackend {
         self.shared.fall_backs.list()
     }
 
-    fn counters(&self) -> IoCounters {
-        self.shared.trace.snapshot()
+    fn profile(&self) -> IoProfile {
+        self.shared.trace.profile()
     }
 }
 
@@ -324,7 +331,7 @@ fn open_once(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
 /// A regular file.
 struct Opened {
     descriptor: OwnedFd,
-    size_bytes: u64,
+    stat: rustix::fs::Stat,
     /// The answer to `O_DIRECT`, if that was refused.
     refused: Option<Errno>,
 }
@@ -354,7 +361,7 @@ fn open_regular(first: Result<OwnedFd>, path: &Path, flags: OFlags) -> Result<Op
     })?;
     let stat = named("fstat", path, || rustix::fs::fstat(&descriptor))?;
     match other_type(stat.st_mode) {
-        None => Ok(Opened { descriptor, size_bytes: u64::try_from(stat.st_size).unwrap_or(0), refused }),
+        None => Ok(Opened { descriptor, stat, refused }),
         Some(found) => Err(not_a_file(found)),
     }
 }

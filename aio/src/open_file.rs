@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 
+use crate::identity::Identity;
+
 /// Bytes that a device writes whole or not at all.
 pub const SECTOR_BYTES: usize = 512;
 
@@ -25,7 +27,7 @@ pub struct Alignment {
 pub struct File(Arc<FileInner>);
 
 struct FileInner {
-    path: Box<Path>,
+    identity: Arc<Identity>,
     alignment: Alignment,
     /// Falls once, when the kernel refuses a direct read or write.
     direct: AtomicBool,
@@ -51,14 +53,15 @@ pub(crate) struct SimHandle {
 }
 
 impl File {
-    pub(crate) fn new(path: &Path, alignment: Alignment, direct: bool, body: FileBody) -> File {
-        File(Arc::new(FileInner { path: path.into(), alignment, direct: AtomicBool::new(direct), body }))
+    pub(crate) fn new(identity: Identity, alignment: Alignment, direct: bool, body: FileBody) -> File {
+        let (identity, direct) = (Arc::new(identity), AtomicBool::new(direct));
+        File(Arc::new(FileInner { identity, alignment, direct, body }))
     }
 
     /// The path that it was opened with.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0.path
+        &self.0.identity.path
     }
 
     /// The alignment that reads and writes need.
@@ -86,6 +89,16 @@ impl File {
             self.0.direct.store(false, Ordering::Relaxed);
         }
         left
+    }
+
+    /// Names the kind of this file, by which a [profile](crate::IoProfile) counts it from now on; the first name stays. A
+    /// profile has seven kinds beside "other", and further ones are counted as that.
+    pub fn set_kind(&self, kind: &'static str) {
+        self.0.identity.set_kind(kind);
+    }
+
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.0.identity
     }
 
     pub(crate) fn body(&self) -> &FileBody {

@@ -19,10 +19,12 @@ use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
 use crate::event_fd::EventFd;
 use crate::flags::{Flags, Priority, Readiness};
+use crate::identity::{Identity, Owner};
+use crate::kind::{IoClass, OperationKind};
 use crate::open_file::{Alignment, File};
 use crate::planted::{Bug, planted};
 use crate::sys::{self, IoVec, Iocb};
-use crate::trace::Class;
+use crate::trace::Arguments;
 
 /// The most buffers that the kernel takes in one operation (`UIO_MAXIOV`).
 const MOST_BUFFERS: usize = 1024;
@@ -97,27 +99,6 @@ impl From<&EventFd> for AnyFile {
     fn from(event: &EventFd) -> AnyFile {
         AnyFile::Descriptor(Arc::clone(&event.0) as Arc<dyn AsFd + Send + Sync>)
     }
-}
-
-/// The kinds of operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OperationKind {
-    /// Fills one buffer (`IOCB_CMD_PREAD`, Linux 2.6).
-    Read,
-    /// Writes one buffer (`IOCB_CMD_PWRITE`, Linux 2.6).
-    Write,
-    /// Fills several buffers from one offset (`IOCB_CMD_PREADV`, Linux 2.6.19).
-    ReadVectored,
-    /// Writes several buffers to one offset (`IOCB_CMD_PWRITEV`, Linux 2.6.19).
-    WriteVectored,
-    /// `fsync` (`IOCB_CMD_FSYNC`, Linux 4.18). Runs in a thread of the kernel.
-    Sync,
-    /// `fdatasync` (`IOCB_CMD_FDSYNC`, Linux 4.18). Runs in a thread of the kernel.
-    DataSync,
-    /// Waits, once, until a descriptor is ready (`IOCB_CMD_POLL`, Linux 4.18, withdrawn until 5.0). The only kind that
-    /// can be cancelled.
-    Poll,
 }
 
 /// One operation.
@@ -353,9 +334,9 @@ impl Operation {
     /// without a wish that they do not know.
     pub(crate) fn is_plain(&self) -> bool {
         let known_flags = match self.class() {
-            Class::Write | Class::WriteDurable => Flags::DATA_SYNC.with(Flags::SYNC),
-            Class::Read | Class::Sync => Flags::NONE,
-            Class::Poll => return false,
+            IoClass::Write | IoClass::WriteDurable => Flags::DATA_SYNC.with(Flags::SYNC),
+            IoClass::Read | IoClass::Sync => Flags::NONE,
+            IoClass::Poll => return false,
         };
         matches!(self.file, AnyFile::File(_))
             && known_flags.contains(self.flags)
@@ -397,20 +378,16 @@ impl Operation {
         first.unwrap_or_else(|| Buf::zeroed(0))
     }
 
-    /// Whether its completion says that the bytes are on stable media.
-    fn is_durable(&self) -> bool {
-        self.flags.contains(Flags::DATA_SYNC) || self.flags.contains(Flags::SYNC)
-    }
-
     /// The name for errors.
     #[must_use]
     pub fn name(&self) -> &'static str {
+        let is_durable = self.class() == IoClass::WriteDurable;
         match self.kind {
             OperationKind::Read => "read",
-            OperationKind::Write if self.is_durable() => "durable write",
+            OperationKind::Write if is_durable => "durable write",
             OperationKind::Write => "write",
             OperationKind::ReadVectored => "vectored read",
-            OperationKind::WriteVectored if self.is_durable() => "durable vectored write",
+            OperationKind::WriteVectored if is_durable => "durable vectored write",
             OperationKind::WriteVectored => "vectored write",
             OperationKind::Sync => "sync",
             OperationKind::DataSync => "data sync",
@@ -477,13 +454,25 @@ impl Operation {
     }
 
     /// The class in which it is counted.
-    pub(crate) fn class(&self) -> Class {
-        match self.kind {
-            OperationKind::Read | OperationKind::ReadVectored => Class::Read,
-            OperationKind::Write | OperationKind::WriteVectored if self.is_durable() => Class::WriteDurable,
-            OperationKind::Write | OperationKind::WriteVectored => Class::Write,
-            OperationKind::Sync | OperationKind::DataSync => Class::Sync,
-            OperationKind::Poll => Class::Poll,
+    pub(crate) fn class(&self) -> IoClass {
+        IoClass::of(self.kind, self.flags)
+    }
+
+    /// Its arguments, for the profile; `other`: the identity of a file that no backend has opened.
+    pub(crate) fn arguments<'a>(&'a self, other: Option<&'a Arc<Identity>>) -> Arguments<'a> {
+        let file = match &self.file {
+            AnyFile::File(file) => Some(file.identity()),
+            AnyFile::Descriptor(_) => other,
+        };
+        let (kind, flags, offset) = (self.kind, self.flags, self.offset);
+        Arguments { file, kind, flags, offset, len_bytes: self.len_bytes() as u64 }
+    }
+
+    /// The owner of its descriptor, if a profile needs the identity of a file that no backend has opened.
+    pub(crate) fn unknown_file(&self) -> Option<&Owner> {
+        match &self.file {
+            AnyFile::Descriptor(owner) if self.kind != OperationKind::Poll => Some(owner),
+            _ => None,
         }
     }
 

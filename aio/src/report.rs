@@ -18,8 +18,9 @@ use crate::fall_back::{FallBack, FallBacks};
 use crate::flags::{Flags, Readiness};
 use crate::in_flight::InFlight;
 use crate::insist::named;
+use crate::kind::OperationKind;
 use crate::open_file::Alignment;
-use crate::operation::{Operation, OperationKind};
+use crate::operation::Operation;
 use crate::probe::{self as facts, Access};
 use crate::settings::{BackendState, Reaping, Settings, Waking};
 

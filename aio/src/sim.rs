@@ -53,8 +53,9 @@ use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
 use crate::holder::Holder;
 use crate::open_file::{Alignment, File, SECTOR_BYTES};
+use crate::profile::IoProfile;
 use crate::queue::Queue;
-use crate::trace::{Class, IoCounters};
+use crate::trace::{Arguments, Ended};
 
 /// A simulated machine. A clone is another handle of the same machine.
 #[derive(Clone)]
@@ -260,11 +261,12 @@ impl Backend for SimBackend {
         let fault = machine.begin(&Call::new(EventKind::Sync, file.path()))?;
         let covers = machine.disk.seq();
         let synced = queue::sync(&mut machine, sim_handle(file).inode, covers, fault);
-        machine.trace.ended(
-            Class::Sync,
-            synced.ok().map(|()| 0),
-            whole_nanos(machine.now.saturating_sub(begun)),
-        );
+        machine.trace.ended([Ended {
+            arguments: Arguments::of_sync(file.identity()),
+            moved_bytes: synced.ok().map(|()| 0),
+            nanos: whole_nanos(machine.now.saturating_sub(begun)),
+            submitted: None,
+        }]);
         synced.map_err(|errno| Error::failed("fdatasync", file.path(), errno))
     }
 
@@ -391,8 +393,8 @@ impl Backend for SimBackend {
         self.machine().fall_backs.list()
     }
 
-    fn counters(&self) -> IoCounters {
-        self.machine().trace.snapshot()
+    fn profile(&self) -> IoProfile {
+        self.machine().trace.profile()
     }
 }
 

@@ -140,6 +140,9 @@ pub(crate) struct KernelContext {
     /// Tests: the answer of a sandbox to every call that submits or reaps; 0 for none.
     #[cfg(test)]
     pub(crate) refusal: std::sync::atomic::AtomicI32,
+    /// Tests: the work that the kernel does inside each call that submits.
+    #[cfg(test)]
+    pub(crate) work_ms: AtomicU64,
 }
 
 impl KernelContext {
@@ -149,6 +152,8 @@ impl KernelContext {
             process: Process::current(),
             #[cfg(test)]
             refusal: std::sync::atomic::AtomicI32::new(0),
+            #[cfg(test)]
+            work_ms: AtomicU64::new(0),
         }
     }
 
@@ -213,6 +218,8 @@ pub(crate) unsafe fn submit(
     assert!(slots.len() <= SUBMIT_MAX, "more operations than one submit takes");
     #[cfg(test)]
     context.check_sandbox()?;
+    #[cfg(test)]
+    std::thread::park_timeout(Duration::from_millis(context.work_ms.load(Ordering::Relaxed)));
     let mut pointers = [ptr::null_mut::<Iocb>(); SUBMIT_MAX];
     let (first, count) = (iocbs.as_mut_ptr(), iocbs.len());
     for (pointer, &slot) in pointers.iter_mut().zip(slots) {

@@ -15,6 +15,7 @@
 //! the call that uses them; a queue that is dropped waits for its operations.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,11 +27,13 @@ use crate::calls::execute;
 use crate::clock::{self, Clock};
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBacks;
+use crate::identity::Identity;
+use crate::kind::IoClass;
 use crate::operation::{Completion, Operation};
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
 use crate::signal::block_all_signals;
 use crate::sys::Process;
-use crate::trace::{Class, Trace};
+use crate::trace::{Ended, Submitted, Trace};
 
 /// As many calls are under way at once. Four reads at a time reach half the rate of most devices.
 const MOST_THREADS: usize = 4;
@@ -65,7 +68,7 @@ struct WorkState {
 #[derive(Debug)]
 struct Task {
     operation: Operation,
-    submitted_at_nanos: u64,
+    begin_nanos: u64,
     owner: Arc<Mailbox>,
 }
 
@@ -128,17 +131,20 @@ impl Queue for ThreadQueue {
         while self.in_flight < self.slots
             && let Some(operation) = operations.pop_front()
         {
+            let begin_nanos = clock::nanos();
             if let Err(errno) = check(&operation) {
                 let refused = operation.refused(errno);
                 operations.push_front(operation);
-                return if taken == 0 { Err(refused) } else { Ok(taken) };
+                if taken == 0 {
+                    return Err(refused);
+                }
+                break;
             }
-            let submitted_at_nanos = clock::nanos();
-            self.crew.take(Task { operation, submitted_at_nanos, owner: Arc::clone(&self.mailbox) });
+            self.crew.take(Task { operation, begin_nanos, owner: Arc::clone(&self.mailbox) });
             self.in_flight += 1;
             taken += 1;
         }
-        self.mailbox.trace.submitted(self.in_flight);
+        self.mailbox.trace.submitted(Submitted { operations: taken, depth: self.in_flight });
         Ok(taken)
     }
 
@@ -203,9 +209,9 @@ impl Drop for ThreadQueue {
 fn check(operation: &Operation) -> std::result::Result<(), Errno> {
     let mode = rustix::fs::fcntl_getfl(operation.descriptor())? & OFlags::RWMODE;
     match operation.class() {
-        Class::Poll => Err(Errno::NOT_IMPLEMENTED),
-        Class::Read if mode == OFlags::WRONLY => Err(Errno::NOT_OPEN),
-        Class::Write | Class::WriteDurable if mode == OFlags::RDONLY => Err(Errno::NOT_OPEN),
+        IoClass::Poll => Err(Errno::NOT_IMPLEMENTED),
+        IoClass::Read if mode == OFlags::WRONLY => Err(Errno::NOT_OPEN),
+        IoClass::Write | IoClass::WriteDurable if mode == OFlags::RDONLY => Err(Errno::NOT_OPEN),
         _ => Ok(()),
     }
 }
@@ -315,10 +321,14 @@ impl Work {
 
 impl Task {
     fn run(self) {
-        let Task { mut operation, submitted_at_nanos, owner } = self;
+        let Task { mut operation, begin_nanos, owner } = self;
         let result = execute(&mut operation, &owner.fall_backs);
-        let nanos = clock::nanos().saturating_sub(submitted_at_nanos);
-        owner.trace.ended(operation.class(), result.ok(), nanos);
+        let nanos = clock::nanos().saturating_sub(begin_nanos);
+        // Asked each time: beside a system call for each operation that is little.
+        let other = operation.unknown_file().and_then(|file| Identity::of_descriptor(file.as_fd()));
+        let other = other.map(Arc::new);
+        let arguments = operation.arguments(other.as_ref());
+        owner.trace.ended([Ended { arguments, moved_bytes: result.ok(), nanos, submitted: None }]);
         operation.notify();
         owner.deliver(Completion { operation, result });
     }

@@ -169,7 +169,8 @@ fn full_trials(kind: &'static Kind, mounted: &Result<PathBuf, String>) -> Vec<Tr
         let backend = NativeBackend::new();
         let mut queue = backend.queue(1).unwrap();
         let file =
-            aio::file::create_zeroed(&backend, &mut *queue, &dir.join("ring"), LEN_BYTES as u64).unwrap();
+            aio::file::create_zeroed(&backend, &mut *queue, (&dir.join("ring"), "ring"), LEN_BYTES as u64)
+                .unwrap();
         let map = backend.map_shared(&file, LEN_BYTES).unwrap();
         assert!(map.is_shared());
         let inside = std::fs::File::options().write(true).open(file.path()).unwrap();

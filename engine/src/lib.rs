@@ -71,7 +71,10 @@ mod tree;
 mod upkeep;
 mod write;
 
-pub use aio::{Errno, FallBack, Full, Holder, IoCounters, LatencyHistogram, OperationCounters};
+pub use aio::{
+    Errno, FallBack, Flags, Full, Holder, IoClass, IoProfile, LatencyBucket, LatencyHistogram, OperationKind,
+    OperationProfile, Place,
+};
 pub use api::batch::Batch;
 pub use api::builder::Builder;
 pub use api::db::Db;

@@ -282,7 +282,7 @@ fn iterators_beside_compactions() {
 #[test]
 fn readers_of_one_cold_block() {
     explore(scenario("readers_of_one_cold_block", &[Shape::Puts], |bed| {
-        let reads = || bed.machine.counters().read.count;
+        let reads = || bed.machine.profile().read().count;
         let before = reads();
         let readers: Vec<_> = (0..3).map(|_| bed.spawn(|bed| bed.look_up(0, (0, 0)))).collect();
         join(readers);

@@ -25,9 +25,9 @@ use std::path::Path;
 use aio::{Backend, Queue, SECTOR_BYTES};
 
 use crate::chain::{ChainRules, read_chain};
-use crate::ended_ring::open_existing;
+use crate::ended_ring::{RING_KIND, open_existing};
 use crate::error::{Error, Result};
-use crate::log_file::{ActiveFile, log_file_path};
+use crate::log_file::{ActiveFile, LOG_KIND, log_file_path};
 use crate::record::{GRANULE, Seq};
 use crate::replay::{ReplayInput, read_whole};
 use crate::seal::{Group, STEP, stream_room_bytes};
@@ -70,7 +70,7 @@ pub fn bounds(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput)
 /// manifest may be lost.
 fn ring_file_bytes(backend: &dyn Backend, input: &ReplayInput) -> Result<u64> {
     let told = input.ring_file_bytes as u64;
-    let found = match open_existing(backend, &input.ring_path, 0) {
+    let found = match open_existing(backend, &input.ring_path, 0, RING_KIND) {
         Ok((file, ..)) => backend.size_bytes(&file)?,
         Err(Error::Corrupt { .. }) => 0,
         Err(other) => return Err(other),
@@ -118,7 +118,7 @@ fn read_there(
     path: &Path,
     len_bytes: usize,
 ) -> Result<Vec<u8>> {
-    match open_existing(backend, path, len_bytes) {
+    match open_existing(backend, path, len_bytes, LOG_KIND) {
         Ok((file, there_bytes, _)) => read_whole(queue, &file, there_bytes),
         Err(Error::Corrupt { .. }) => Ok(Vec::new()),
         Err(other) => Err(other),

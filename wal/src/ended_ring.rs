@@ -14,7 +14,10 @@ use crate::error::{Error, Result};
 /// Bytes of the first read, and of each that follows.
 const READS_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// Opens a file of the log. Returns how many of its first `len_bytes` exist, rounded down to whole sectors, and the
+/// The kind of the ring in a profile.
+pub(crate) const RING_KIND: &str = "ring";
+
+/// Opens a file of the log, of this kind in a profile. Returns how many of its first `len_bytes` exist, rounded down to whole sectors, and the
 /// damage if the file is shorter.
 ///
 /// # Errors
@@ -23,6 +26,7 @@ pub(crate) fn open_existing(
     backend: &dyn Backend,
     path: &Path,
     len_bytes: usize,
+    kind: &'static str,
 ) -> Result<(File, usize, Result<()>)> {
     let file = match aio::wait_out(backend, || backend.open(path, OpenMode::Read)) {
         Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
@@ -30,6 +34,7 @@ pub(crate) fn open_existing(
         }
         opened => opened?,
     };
+    file.set_kind(kind);
     let found = backend.size_bytes(&file)?;
     match usize::try_from(found) {
         Ok(short) if short < len_bytes => {
@@ -74,7 +79,7 @@ impl<'a> EndedRing<'a> {
         path: &Path,
         sizes: RingSizes,
     ) -> Result<(EndedRing<'a>, Result<()>)> {
-        let (file, there_bytes, size) = open_existing(backend, path, sizes.file_bytes)?;
+        let (file, there_bytes, size) = open_existing(backend, path, sizes.file_bytes, RING_KIND)?;
         let ring =
             EndedRing { queue, file, bytes: sizes.bytes, there_bytes, part: None, part_start: 0, reads: 0 };
         Ok((ring, size))

@@ -66,6 +66,9 @@ pub struct ActiveFile {
     pub start: Seq,
 }
 
+/// The kind of log files in a profile.
+pub(crate) const LOG_KIND: &str = "log";
+
 /// The path of a log file.
 #[must_use]
 pub fn log_file_path(directory: &Path, id: u64) -> PathBuf {
@@ -161,7 +164,9 @@ impl LogFiles {
         let recycled = spare.is_some();
         let (id, file) = if let Some(id) = spare {
             let path = log_file_path(&self.directory, id);
-            (id, aio::wait_out(&*self.backend, || self.backend.open(&path, OpenMode::Write))?)
+            let file = aio::wait_out(&*self.backend, || self.backend.open(&path, OpenMode::Write))?;
+            file.set_kind(LOG_KIND);
+            (id, file)
         } else {
             let (id, file) = self.create(queue)?;
             self.lists.lock().spares.push(id);
@@ -230,7 +235,7 @@ impl LogFiles {
     fn create(&self, queue: &mut dyn Queue) -> Result<(u64, File)> {
         let id = self.host.new_file_id();
         let path = log_file_path(&self.directory, id);
-        let file = aio::file::create_zeroed(&*self.backend, queue, &path, self.file_bytes)?;
+        let file = aio::file::create_zeroed(&*self.backend, queue, (&path, LOG_KIND), self.file_bytes)?;
         Ok((id, file))
     }
 

@@ -25,7 +25,7 @@ use aio::{Backend, Buf, File, Operation, Queue};
 use crate::chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 use crate::ended_ring::{EndedRing, RingSizes, open_existing};
 use crate::error::{Error, Result};
-use crate::log_file::{ActiveFile, log_file_path};
+use crate::log_file::{ActiveFile, LOG_KIND, log_file_path};
 use crate::planted::{Bug, planted};
 use crate::record::{Decoded, GRANULE, Seq, StreamOrigin, decode};
 use crate::sector::Place;
@@ -200,7 +200,7 @@ fn read_log_file(
     (input, file): (&ReplayInput, &ActiveFile),
 ) -> Result<(Chain, Result<()>)> {
     let len_bytes = usize::try_from(input.file_bytes).unwrap_or(usize::MAX);
-    let (opened, there_bytes, size) = open_existing(backend, path, len_bytes)?;
+    let (opened, there_bytes, size) = open_existing(backend, path, len_bytes, LOG_KIND)?;
     let bytes = read_whole(queue, &opened, there_bytes)?;
     let place = Place { store_id: input.store_id, file_id: file.id, epoch: file.epoch };
     let chain = read_chain(&bytes, &ChainRules { place, incarnation: input.incarnation, start: file.start });

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use aio::{Backend, Errno, File, OpenMode, Queue, SharedMap};
 
-use crate::ended_ring::RingSizes;
+use crate::ended_ring::{RING_KIND, RingSizes};
 use crate::error::{Error, Result};
 use crate::log_file::Host;
 use crate::planted::{Bug, planted};
@@ -94,10 +94,11 @@ impl Ring {
         let file_bytes = file_bytes.min(bytes);
         let file = match aio::wait_out(backend, || backend.open(path, OpenMode::Write)) {
             Err(error) if error.errno() == Some(Errno::NOT_FOUND) => {
-                aio::file::create_zeroed(backend, queue, path, file_bytes as u64)?
+                aio::file::create_zeroed(backend, queue, (path, RING_KIND), file_bytes as u64)?
             }
             opened => opened?,
         };
+        file.set_kind(RING_KIND);
         let found = backend.size_bytes(&file)?;
         if found < file_bytes as u64 {
             return Err(Error::corrupt(path, found, "size of the ring", &file_bytes, &found));

@@ -16,7 +16,7 @@ use aio::{Backend, Queue, SECTOR_BYTES};
 
 use crate::ended_ring::open_existing;
 use crate::error::Result;
-use crate::log_file::ActiveFile;
+use crate::log_file::{ActiveFile, LOG_KIND};
 use crate::record::GRANULE;
 use crate::replay::read_whole;
 use crate::seal::Group;
@@ -41,7 +41,7 @@ pub fn use_of_file(
     path: &Path,
     id: LogFileId,
 ) -> Result<Option<ActiveFile>> {
-    let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES)?;
+    let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES, LOG_KIND)?;
     // An interrupted open or rotation may have left a shorter file.
     if there_bytes < SECTOR_BYTES {
         return Ok(None);
@@ -61,7 +61,7 @@ pub fn stray_group(
     path: &Path,
     (store_id, named): (u64, &[ActiveFile]),
 ) -> Result<Option<ActiveFile>> {
-    let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES)?;
+    let (file, there_bytes, _) = open_existing(backend, path, SECTOR_BYTES, LOG_KIND)?;
     if there_bytes < SECTOR_BYTES {
         return Ok(None);
     }

@@ -1,4 +1,4 @@
-//! Contexts on kernels without `io_pgetevents` or poll operations.
+//! Contexts on kernels without `io_pgetevents` or poll operations; and times and depths in their profiles.
 
 use super::*;
 use crate::backend::{Backend, OpenMode};
@@ -124,4 +124,98 @@ fn a_shortage_at_submit_that_stays_is_named_and_the_operation_comes_back() {
     let error = queue.submit(&mut waiting).unwrap_err();
     assert!(error.is_not_now() && error.errno() == Some(Errno::AGAIN), "{error}");
     assert_eq!((waiting.len(), queue.len()), (1, 0));
+}
+
+/// The kernel works this long inside each call that submits.
+const WORK: Duration = Duration::from_millis(20);
+
+/// A file that is read through the page cache: the kernel does such reads inside the submit.
+fn buffered_file(dir: &tempfile::TempDir) -> Arc<std::fs::File> {
+    let path = dir.path().join("buffered");
+    std::fs::write(&path, vec![7; 1 << 15]).unwrap();
+    Arc::new(std::fs::OpenOptions::new().read(true).open(path).unwrap())
+}
+
+/// Submits reads of one block each, which must all be taken; returns how long it took.
+#[expect(clippy::disallowed_methods, reason = "the truth that the profile is compared with")]
+fn submit_reads(queue: &mut InFlight, file: &Arc<std::fs::File>, count: u64) -> Duration {
+    let read = |nth| Operation::read(Arc::clone(file), nth * 4096, Buf::zeroed(4096));
+    let mut waiting: VecDeque<Operation> = (0..count).map(read).collect();
+    let begin = std::time::Instant::now();
+    assert_eq!(queue.submit(&mut waiting), Ok(usize::try_from(count).unwrap()));
+    begin.elapsed()
+}
+
+fn eight_slots() -> InFlight {
+    let (reaping, waking) = (Reaping::SystemCall, Waking::Poll);
+    InFlight::new(&Settings { slots: 8, mask: None, reaping, waking }, BackendState::new()).unwrap()
+}
+
+#[test]
+fn the_time_of_a_submit_belongs_to_its_operations_once() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = buffered_file(&dir);
+    for batch in [1, 2, 8] {
+        let mut queue = eight_slots();
+        queue
+            .context
+            .work_ms
+            .store(WORK.as_millis().try_into().unwrap(), std::sync::atomic::Ordering::Relaxed);
+        let took = submit_reads(&mut queue, &file, batch);
+        // They are done, and it is not their time that they are reaped late.
+        std::thread::park_timeout(2 * WORK);
+        let mut done = Vec::new();
+        assert_eq!(queue.wait(usize::try_from(batch).unwrap(), None, &mut done), Ok(Wake::Completed));
+        assert_eq!(done.len() as u64, batch, "all were done in the submit");
+        let reads = queue.shared.trace.profile().read();
+        assert!((WORK..=took).contains(&reads.time), "{:?} of {took:?}, batch of {batch}", reads.time);
+        // Each has an even share.
+        let shares = [reads.latency.buckets[0], *reads.latency.buckets.last().unwrap()];
+        let even = reads.mean();
+        assert!(shares.iter().all(|share| share.from_nanos.abs_diff(nanos_of(even)) * 50 <= nanos_of(even)));
+    }
+}
+
+fn nanos_of(duration: Duration) -> u64 {
+    duration.as_nanos().try_into().unwrap()
+}
+
+#[test]
+fn the_time_of_a_submit_counts_where_the_ring_cannot_be_read() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = buffered_file(&dir);
+    let mut queue = eight_slots();
+    queue.ring = None;
+    queue.context.work_ms.store(WORK.as_millis().try_into().unwrap(), std::sync::atomic::Ordering::Relaxed);
+    let took = submit_reads(&mut queue, &file, 8);
+    assert_eq!(queue.wait(8, None, &mut Vec::new()), Ok(Wake::Completed));
+    let profile = queue.shared.trace.profile();
+    assert!(profile.read().time >= WORK * 9 / 2, "{:?}: each from its own turn to the end", profile.read());
+    assert!(took >= WORK);
+    assert_eq!(profile.depths[3], 1, "8 of them, as far as this queue can see");
+}
+
+#[test]
+fn the_depth_is_that_of_the_device() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = buffered_file(&dir);
+    let mut queue = eight_slots();
+    // Polls of an event stay in flight until it is made.
+    let event = crate::event_fd::EventFd::new().unwrap();
+    let mut polls: VecDeque<Operation> =
+        (0..4).map(|_| Operation::poll(&event, Readiness::READABLE)).collect();
+    assert_eq!(queue.submit(&mut polls), Ok(4));
+    submit_reads(&mut queue, &file, 1);
+    submit_reads(&mut queue, &file, 2);
+    // A wake-up in the ring is no operation.
+    queue.waker().wake();
+    submit_reads(&mut queue, &file, 1);
+    event.add();
+    let mut done = Vec::new();
+    while done.len() < 8 {
+        queue.wait(8 - done.len(), None, &mut done).unwrap();
+    }
+    let profile = queue.shared.trace.profile();
+    assert_eq!((profile.submit_calls, profile.submitted), (4, 8));
+    assert_eq!(profile.depths[..4], [0, 0, 4, 0], "the polls, and none of the reads that are done");
 }

@@ -205,7 +205,8 @@ mod tests {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         let descriptor = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
         let alignment = Alignment { memory_bytes: 512, offset_bytes: 512 };
-        let file = File::new(path, alignment, false, FileBody::Native(descriptor));
+        let identity = crate::identity::Identity::new(0, 0, path);
+        let file = File::new(identity, alignment, false, FileBody::Native(descriptor));
         (file, std::fs::read(path).unwrap())
     }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::hub::{Found, Hub, Outcome, Refused, Reply, Request};
 use crate::error::Error;
-use crate::operation::{Completion, Operation, OperationKind};
+use crate::kind::OperationKind;
+use crate::operation::{Completion, Operation};
 use crate::planted::{Bug, planted};
 use crate::queue::Queue;
 

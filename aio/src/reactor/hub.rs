@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 
 use crate::buf::Buf;
 use crate::error::Error;
-use crate::operation::{AnyFile, Completion, Operation, OperationKind};
+use crate::kind::OperationKind;
+use crate::operation::{AnyFile, Completion, Operation};
 use crate::planted::{Bug, planted};
 use crate::queue::WakeUp;
 use crate::sys::Process;

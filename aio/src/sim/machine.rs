@@ -15,6 +15,7 @@ use super::image::DiskImage;
 use super::rng::{Rng, hash_bytes, mix};
 use crate::error::{Error, Result};
 use crate::fall_back::{FallBack, FallBacks};
+use crate::identity::Identity;
 use crate::open_file::{Alignment, File, FileBody, SECTOR_BYTES, SimHandle};
 use crate::trace::Trace;
 
@@ -167,7 +168,8 @@ impl Machine {
         if self.buffered {
             self.fall_backs.note(FallBack::PageCache { path: path.to_owned(), refused: None });
         }
-        File::new(path, self.alignment, !self.buffered, FileBody::Sim(handle))
+        let identity = Identity::new(0, inode, path);
+        File::new(identity, self.alignment, !self.buffered, FileBody::Sim(handle))
     }
 
     /// Removes files without a name and without an open handle.

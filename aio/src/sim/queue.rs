@@ -16,9 +16,11 @@ use crate::buf::Buf;
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::flags::Flags;
+use crate::kind::OperationKind;
 use crate::open_file::{FileBody, SECTOR_BYTES, SimHandle};
-use crate::operation::{AnyFile, Completion, Operation, OperationKind};
+use crate::operation::{AnyFile, Completion, Operation};
 use crate::queue::{Cancel, Queue, Wake, WakeUp};
+use crate::trace::{Ended, Submitted};
 
 /// The percentage of submits that take fewer operations than there are free slots, as kernels do under memory pressure.
 const PARTIAL_SUBMIT_PERCENT: u64 = 12;
@@ -27,7 +29,7 @@ const PARTIAL_SUBMIT_PERCENT: u64 = 12;
 struct SimOperation {
     id: u64,
     operation: Operation,
-    submitted_at: Duration,
+    begun_at: Duration,
     ready_at: Duration,
     last: bool,
     misaligned: bool,
@@ -86,8 +88,12 @@ impl SimQueue {
     fn complete(&mut self, machine: &mut Machine, at: usize) -> Result<Completion> {
         let result = execute(machine, &mut self.in_flight[at])?;
         let flight = self.in_flight.swap_remove(at);
-        let latency = machine.now.saturating_sub(flight.submitted_at);
-        machine.trace.ended(flight.operation.class(), result.ok(), whole_nanos(latency));
+        machine.trace.ended([Ended {
+            arguments: flight.operation.arguments(None),
+            moved_bytes: result.ok(),
+            nanos: whole_nanos(machine.now.saturating_sub(flight.begun_at)),
+            submitted: None,
+        }]);
         Ok(Completion { operation: flight.operation, result })
     }
 
@@ -106,6 +112,7 @@ impl Queue for SimQueue {
         let machine = &mut *self.machine.lock();
         machine.check()?;
         let Some(front) = operations.front() else { return Ok(0) };
+        let begun_at = machine.now;
         let call = Call::new(EventKind::Submit, front.file().path());
         if let Some(Fault::Errno(errno)) = machine.begin(&call)? {
             return Err(front.refused(errno));
@@ -123,7 +130,12 @@ impl Queue for SimQueue {
             self.in_flight.push(start(machine, operation));
             taken += 1;
         }
-        machine.trace.submitted(self.in_flight.len());
+        // The time of the call is divided evenly among its operations.
+        let share = machine.now.saturating_sub(begun_at) / u32::try_from(taken.max(1)).unwrap_or(u32::MAX);
+        for (turn, flight) in (0..).zip(self.in_flight.iter_mut().rev().take(taken).rev()) {
+            flight.begun_at = begun_at + share * turn;
+        }
+        machine.trace.submitted(Submitted { operations: taken, depth: self.in_flight.len() });
         Ok(taken)
     }
 
@@ -261,7 +273,7 @@ fn start(machine: &mut Machine, operation: Operation) -> SimOperation {
     SimOperation {
         id,
         operation,
-        submitted_at: machine.now,
+        begun_at: machine.now,
         ready_at,
         last,
         misaligned,

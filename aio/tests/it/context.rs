@@ -57,7 +57,7 @@ fn blocks_are_read_back_however_completions_are_fetched() {
             assert!(done.iter().map(|done| done.operation.token()).eq(0..32), "in the order of submission");
             done.into_iter().for_each(assert_block);
         }
-        assert_eq!(context.counters().read.count, 20 * 32);
+        assert_eq!(context.profile().read().count, 20 * 32);
     }
 }
 
@@ -98,7 +98,7 @@ fn several_buffers_are_one_operation() {
     let bufs = run(&mut context, Operation::read_vectored(&file, 0, bufs)).whole().unwrap().into_bufs();
     let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.chunks(BLOCK).map(|block| block[0])).collect();
     assert_eq!(bytes, [0, 7, 8, 9, 9]);
-    assert_eq!((context.counters().write.bytes, context.counters().read.bytes), (4 * 4096, 5 * 4096));
+    assert_eq!((context.profile().write().bytes, context.profile().read().bytes), (4 * 4096, 5 * 4096));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn syncs_complete() {
     for operation in [Operation::sync(&file), Operation::data_sync(&file)] {
         assert_eq!(run(&mut context, operation).whole().unwrap().len_bytes(), 0);
     }
-    assert_eq!(context.counters().sync.count, 2);
+    assert_eq!(context.profile().sync().count, 2);
 }
 
 #[test]
@@ -244,8 +244,8 @@ fn flags_that_the_kernel_knows_are_obeyed() {
         let done = run(&mut context, Operation::write(&file, at(1), block(1)).with_flags(flags));
         assert_eq!(done.result, Ok(BLOCK), "{flags:?}");
     }
-    let durable = context.counters().write_durable.count;
-    assert_eq!((durable, context.counters().write.count), (3, 1));
+    let durable = context.profile().write_durable().count;
+    assert_eq!((durable, context.profile().write().count), (3, 1));
     let appended = Operation::write(&file, 0, block(7)).with_flags(Flags::APPEND);
     run(&mut context, appended).whole().unwrap();
     let found = context.run([read(&file, 0), read(&file, 2)]).unwrap();

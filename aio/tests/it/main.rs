@@ -8,6 +8,7 @@
 mod context;
 mod contract;
 mod native;
+mod profile;
 mod promises;
 mod reactor;
 mod refusals;

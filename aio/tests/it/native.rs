@@ -76,11 +76,11 @@ fn reads_give_back_the_written_bytes() {
     for completion in done {
         assert_block(completion);
     }
-    let counters = fixture.backend.counters();
-    assert_eq!((counters.write.count, counters.write.bytes), (32, 32 * 4096));
-    assert_eq!((counters.read.count, counters.read.errors), (32, 0));
-    assert_eq!(counters.read.latency.buckets.iter().sum::<u64>(), 32);
-    assert!(counters.submit_calls >= 32 + 4, "8 slots take 32 reads in 4 calls at best");
+    let profile = fixture.backend.profile();
+    assert_eq!((profile.write().count, profile.write().bytes), (32, 32 * 4096));
+    assert_eq!((profile.read().count, profile.read().errors), (32, 0));
+    assert_eq!(profile.read().latency.count(), 32);
+    assert!(profile.submit_calls >= 32 + 4, "8 slots take 32 reads in 4 calls at best");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_misaligned_operation_completes_with_invalid() {
         aio::file::run(&mut *queue, operations).unwrap().into_iter().map(|done| done.result).collect();
     assert_eq!(results.iter().filter(|&&result| result == Err(Errno::INVALID)).count(), 2);
     assert_eq!(results.iter().filter(|&&result| result == Ok(4096)).count(), 1);
-    assert_eq!(fixture.backend.counters().write.errors, 2);
+    assert_eq!(fixture.backend.profile().write().errors, 2);
 }
 
 #[test]
@@ -180,8 +180,8 @@ fn syncs_and_durable_writes_complete() {
         completion.whole().unwrap();
     }
     fixture.backend.sync(&file).unwrap();
-    let counters = fixture.backend.counters();
-    assert_eq!((counters.write_durable.count, counters.sync.count), (1, 2));
+    let profile = fixture.backend.profile();
+    assert_eq!((profile.write_durable().count, profile.sync().count), (1, 2));
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn dropping_a_queue_waits_for_operations_in_flight() {
     assert_eq!(queue.submit(&mut operations).unwrap(), 64);
     drop(queue);
     waker.wake();
-    assert_eq!(fixture.backend.counters().write.count, 64 + 64, "all were reaped");
+    assert_eq!(fixture.backend.profile().write().count, 64 + 64, "all were reaped");
     let mut queue = fixture.backend.queue(1).unwrap();
     let bytes = aio::file::read_exact(&mut *queue, &file, 0, 64 * 4096).unwrap();
     assert!(bytes.iter().all(|&byte| byte == 0));
@@ -420,7 +420,7 @@ fn a_second_lock_names_the_holder() {
     drop(lock);
     drop(fixture.backend.lock(&path).unwrap());
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
-    assert_eq!(fixture.backend.counters().write.count, 2, "the note is written by asynchronous I/O");
+    assert_eq!(fixture.backend.profile().write().count, 2, "the note is written by asynchronous I/O");
 }
 
 #[test]
@@ -537,7 +537,7 @@ fn bytes_written_to_a_map_are_in_the_file() {
     let fixture = Fixture::new();
     let mut queue = fixture.backend.queue(1).unwrap();
     let path = fixture.path("ring");
-    let file = aio::file::create_zeroed(&fixture.backend, &mut *queue, &path, 1 << 16).unwrap();
+    let file = aio::file::create_zeroed(&fixture.backend, &mut *queue, (&path, "ring"), 1 << 16).unwrap();
     let map = fixture.backend.map_shared(&file, 1 << 16).unwrap();
     assert_eq!((map.len_bytes(), map.is_shared()), (1 << 16, true));
     map.write(4096 - 8, b"sixteen bytes...");

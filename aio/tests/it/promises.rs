@@ -255,7 +255,8 @@ pub(crate) fn sizes_change_as_asked(fixture: &BackendFixture<'_>) {
     backend.truncate(&f, 0).unwrap();
     backend.truncate(&f, at(2)).unwrap();
     assert_eq!(fixture.first_bytes("f"), [0, 0], "truncating grows too");
-    let zeroed = file::create_zeroed(backend, &mut *fixture.queue(1), &fixture.path("z"), at(3)).unwrap();
+    let zeroed =
+        file::create_zeroed(backend, &mut *fixture.queue(1), (&fixture.path("z"), "z"), at(3)).unwrap();
     assert_eq!(backend.size_bytes(&zeroed).unwrap(), at(3));
     assert_eq!(fixture.first_bytes("z"), [0, 0, 0]);
 }
@@ -376,16 +377,19 @@ pub(crate) fn dropping_a_queue_waits_for_operations_in_flight(fixture: &BackendF
 }
 
 pub(crate) fn everything_is_counted(fixture: &BackendFixture<'_>) {
-    let before = fixture.backend.counters();
+    let before = fixture.backend.profile();
     let f = fixture.numbered("f", 3);
     let mut queue = fixture.queue(4);
     file::run(&mut *queue, numbered([read(&f, 0), read(&f, 2), read(&f, 3)])).unwrap();
     fixture.backend.sync(&f).unwrap();
-    let after = fixture.backend.counters();
-    assert_eq!(after.write.count - before.write.count, 3);
-    assert_eq!(after.write.bytes - before.write.bytes, at(3));
-    assert_eq!((after.read.count - before.read.count, after.read.bytes - before.read.bytes), (3, at(2)));
-    assert_eq!((after.sync.count - before.sync.count, after.sync.errors), (1, 0));
+    let after = fixture.backend.profile();
+    assert_eq!(after.write().count - before.write().count, 3);
+    assert_eq!(after.write().bytes - before.write().bytes, at(3));
+    assert_eq!(
+        (after.read().count - before.read().count, after.read().bytes - before.read().bytes),
+        (3, at(2))
+    );
+    assert_eq!((after.sync().count - before.sync().count, after.sync().errors), (1, 0));
     let batches = after.submit_calls - before.submit_calls;
     assert!((4..=6).contains(&batches), "{batches} submits");
 }

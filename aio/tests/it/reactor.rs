@@ -194,9 +194,9 @@ fn thousands_of_reads_wait_for_a_few_slots() {
         assert!(buf.len() == BLOCK && buf.iter().all(|byte| usize::from(*byte) == at % 64), "read {at}");
     }
     reactor.shutdown();
-    let counters = backend.counters();
-    assert_eq!(counters.read.count, 5000, "they count as the backend's");
-    assert!(counters.depths[3..].iter().all(|count| *count == 0), "{:?}", counters.depths);
+    let profile = backend.profile();
+    assert_eq!(profile.read().count, 5000, "they count as the backend's");
+    assert!(profile.depths[3..].iter().all(|count| *count == 0), "{:?}", profile.depths);
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_future_dropped_before_its_turn_is_never_started() {
     poll.wait().unwrap();
     assert_block(last.wait().unwrap());
     reactor.shutdown();
-    assert_eq!(backend.counters().read.count, 1);
+    assert_eq!(backend.profile().read().count, 1);
 }
 
 /// Drops a reactor's last handle where the reactor wakes tasks.

@@ -349,7 +349,7 @@ fn after_a_crash_nothing_works_and_nothing_changes() {
 fn busy_run(sim: &SimBackend) -> aio::Result<()> {
     sim.make_dir(path("/d"))?;
     let mut queue = sim.queue(8)?;
-    let f = file::create_zeroed(sim, &mut *queue, path("/d/f"), 8 * SECTOR as u64)?;
+    let f = file::create_zeroed(sim, &mut *queue, (path("/d/f"), "ring"), 8 * SECTOR as u64)?;
     let map = sim.map_shared(&f, 4 * SECTOR)?;
     for round in 0..5u8 {
         let writes = (4..8).map(|sector| write(&f, sector, round).with_token(sector));

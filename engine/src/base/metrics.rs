@@ -69,8 +69,9 @@ pub struct Metrics {
     pub aio_slots: usize,
     /// Each keyspace, by name.
     pub keyspaces: Vec<KeyspaceMetrics>,
-    /// Each kind of I/O operation.
-    pub io: aio::IoCounters,
+    /// The operations on the files of the store, of all its contexts: how many, how long they took, and which were made more
+    /// than once. The kinds of files are manifest, ring, log, segment and lock.
+    pub io: aio::IoProfile,
 }
 
 /// Numbers of one keyspace.

@@ -14,6 +14,8 @@
 //!
 //! Invariant: no name is of two kinds.
 
+use std::path::Path;
+
 /// No store makes this many files: a higher number is none of ours, and one more than any of ours can be counted.
 pub(crate) const MAX_FILE: u64 = u64::MAX / 2;
 
@@ -136,6 +138,23 @@ impl FileKind {
                 let number: u64 = name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()?;
                 (number < MAX_FILE && self.name_of(number) == name).then_some(number)
             }
+        }
+    }
+
+    /// The kind of a file of a store; `None` if a store gives no file this name.
+    pub(crate) fn of(path: &Path) -> Option<FileKind> {
+        let name = path.file_name()?.to_str()?;
+        FileKind::ALL.into_iter().find(|kind| kind.number_of(name).is_some())
+    }
+
+    /// Its name in an [`aio::IoProfile`]. The log names its two kinds itself, in the same way.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            FileKind::Lock => "lock",
+            FileKind::Manifest => "manifest",
+            FileKind::Ring => "ring",
+            FileKind::Log => "log",
+            FileKind::Segment => "segment",
         }
     }
 

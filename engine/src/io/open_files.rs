@@ -20,6 +20,7 @@ use aio::{Alignment, Backend, File, OpenMode};
 
 use crate::base::error::Result;
 use crate::base::sync::shared::Mutex;
+use crate::io::kinds::FileKind;
 
 /// Files kept open at most, by default. Half of the descriptors of the process if that is less: the rest is for its other
 /// parts, and for the log and files in the making.
@@ -100,14 +101,18 @@ impl OpenFiles {
     /// # Errors
     /// Those of [`Backend::open`].
     pub(crate) fn open(&self, path: &Path, mode: OpenMode) -> aio::Result<File> {
-        aio::wait_out(&*self.backend, || {
+        let file = aio::wait_out(&*self.backend, || {
             loop {
                 match self.backend.open(path, mode) {
                     Err(error) if error.is_not_now() && self.close_one() => {}
                     answer => return answer,
                 }
             }
-        })
+        })?;
+        if let Some(kind) = FileKind::of(path) {
+            file.set_kind(kind.label());
+        }
+        Ok(file)
     }
 
     /// Files that are kept open now.

@@ -493,7 +493,8 @@ fn write_new(files: &Files, number: u64, version: &mut Version, min_bytes: u64) 
     let path = files.manifest_path(number);
     files.with_job_queue(|queue| {
         let manifest_bytes = version.format.manifest_bytes;
-        let file = aio::file::create_zeroed(files.backend().as_ref(), queue, &path, manifest_bytes)?;
+        let place = (&*path, FileKind::Manifest.label());
+        let file = aio::file::create_zeroed(files.backend().as_ref(), queue, place, manifest_bytes)?;
         let mut writer = Writer { file, number, tried: number, offset: 0, end: Seq::ZERO, groups: 0 };
         match writer.write_group(files, queue, &bytes) {
             Ok(()) => Ok(writer),

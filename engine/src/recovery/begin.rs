@@ -78,7 +78,8 @@ fn make_ring(files: &Files, options: &Options, version: &mut Version) -> Result<
     version.next_file += 1;
     let path = files.path(FileKind::Ring, number);
     files.with_queue(|queue| {
-        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, &path, options.ring_first_bytes())?)
+        let place = (&*path, FileKind::Ring.label());
+        Ok(aio::file::create_zeroed(files.backend().as_ref(), queue, place, options.ring_first_bytes())?)
     })?;
     Ok(number)
 }

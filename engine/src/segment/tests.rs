@@ -567,7 +567,7 @@ fn point_reads_cost_one_device_read_and_then_none_and_misses_none() {
     let entries = random_entries(&mut random, 2000, 200);
     let meta = write(&files, options(8192, false), &entries).unwrap();
     let segment = open(&files, &cache(64 << 20), &meta).unwrap();
-    let reads = || sim.counters().read.count;
+    let reads = || sim.profile().read().count;
     for owned in entries.iter().step_by(50) {
         let before = reads();
         check_get(&segment, &entries, &owned.0, u64::MAX).unwrap();

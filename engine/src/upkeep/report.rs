@@ -31,7 +31,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
         aio_contexts: contexts.contexts,
         aio_slots: contexts.slots,
         keyspaces: trees.iter().map(|tree| keyspace(tree, levels(tree.id))).collect(),
-        io: store.files.backend().counters(),
+        io: store.files.backend().profile(),
         ..Metrics::default()
     };
     metrics.memtable_bytes = metrics.keyspaces.iter().map(|keyspace| keyspace.memtable_bytes).sum();

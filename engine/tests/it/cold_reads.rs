@@ -47,7 +47,7 @@ fn reads(db: &Db, get_all: GetAll<'_>) -> u64 {
     get_all(&keys);
     let after = db.metrics();
     assert!(after.cache_bytes < 3 << 20, "{} bytes in the cache", after.cache_bytes);
-    after.io.read.count - before.io.read.count
+    after.io.read().count - before.io.read().count
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn thousands_in_flight(budget_bytes: u64, is_paged: bool, reads_each: u64) {
     let values = fill(&db, COUNT);
     let ks = db.keyspace("default").unwrap();
     assert_eq!(db.metrics().paged_segments > 0, is_paged);
-    let before = device.native.counters();
+    let before = device.native.profile();
     let shut = device.gate.shut();
     let tasks = Tasks::start((0..COUNT).map(|number| ks.get_async(key(number))));
     assert_eq!(tasks.pending(), COUNT);
@@ -275,8 +275,8 @@ fn thousands_in_flight(budget_bytes: u64, is_paged: bool, reads_each: u64) {
     for (value, expected) in tasks.finish().into_iter().zip(&values) {
         assert_eq!(value.unwrap().as_deref(), Some(&expected[..]));
     }
-    let after = device.native.counters();
-    let reads = after.read.count - before.read.count;
+    let after = device.native.profile();
+    let reads = after.read().count - before.read().count;
     assert!(reads > COUNT as u64 * 3 / 4, "{reads} reads");
     assert!(reads <= reads_each * COUNT as u64, "{reads} reads");
     assert_eq!(after.depths[8..], before.depths[8..], "no more in flight than there are slots");
@@ -293,14 +293,14 @@ fn a_value_in_memory_is_ready_at_the_first_poll() {
     db.flush().unwrap();
     assert!(ks.get("flushed").unwrap().is_some(), "now in the cache");
     ks.put("written", "2").unwrap();
-    let reads = db.metrics().io.read.count;
+    let reads = db.metrics().io.read().count;
     for (key, expected) in [("flushed", Some("1")), ("written", Some("2")), ("missing", None)] {
         let found = Tasks::start([ks.get_async(key)]).outputs.remove(&0).unwrap().unwrap();
         assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{key}");
     }
     let none: [&[u8]; 0] = [];
     assert!(ks.multi_get_async(&none).wait().unwrap().is_empty());
-    assert_eq!(db.metrics().io.read.count, reads);
+    assert_eq!(db.metrics().io.read().count, reads);
 }
 
 #[test]

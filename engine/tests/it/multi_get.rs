@@ -151,10 +151,10 @@ fn all_cold_blocks_up_to_64_are_in_flight_before_any_is_waited_for() {
         let ks = db.keyspace("default").unwrap();
         // The same key twice costs one read.
         keys.extend_from_within(..);
-        let before = backend.counters();
+        let before = backend.profile();
         assert!(ks.multi_get(&keys).unwrap().iter().all(Option::is_some));
-        let after = backend.counters();
-        assert_eq!(after.read.count - before.read.count, count as u64);
+        let after = backend.profile();
+        assert_eq!(after.read().count - before.read().count, count as u64);
         let reached = after.depths[depth] - before.depths[depth];
         if count <= 64 {
             assert_eq!(reached, 1, "{count} blocks: {:?}", after.depths);
@@ -163,7 +163,7 @@ fn all_cold_blocks_up_to_64_are_in_flight_before_any_is_waited_for() {
             assert!(reached >= 2, "{count} blocks: {:?}", after.depths);
         }
         assert!(ks.multi_get(&keys).unwrap().iter().all(Option::is_some));
-        assert_eq!(backend.counters().read.count, after.read.count, "all is in the cache");
+        assert_eq!(backend.profile().read().count, after.read().count, "all is in the cache");
     }
 }
 

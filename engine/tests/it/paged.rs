@@ -176,7 +176,7 @@ fn a_cold_get_makes_few_reads_in_every_run() {
     let Filled { machine, db, ks, content, mut random } = filled(18);
     db.compact().unwrap();
     let runs = db.metrics().keyspaces.iter().map(|keyspace| keyspace.runs as u64).max().unwrap();
-    let reads = || machine.counters().read.count;
+    let reads = || machine.profile().read().count;
     let mut most = 0;
     let before = reads();
     for _ in 0..2000 {

@@ -55,9 +55,9 @@ impl Data {
 
 /// The number of reads during `work`, and their bytes.
 fn cost(db: &Db, work: impl FnOnce()) -> (u64, u64) {
-    let before = db.metrics().io.read;
+    let before = db.metrics().io.read();
     work();
-    let after = db.metrics().io.read;
+    let after = db.metrics().io.read();
     (after.count - before.count, after.bytes - before.bytes)
 }
 
@@ -188,12 +188,12 @@ fn a_seek_reads_the_blocks_of_all_runs_at_once() {
             let ks = db.keyspace("default").unwrap();
             assert_eq!(db.metrics().keyspaces[0].runs, runs);
             let mut iter = if is_forward { ks.range(key(100)..) } else { ks.range(..key(100)) };
-            let before = backend.counters();
+            let before = backend.profile();
             let pair = if is_forward { iter.next_ref() } else { iter.next_back_ref() };
             let wanted = if is_forward { 100 } else { 99 };
             assert_eq!(pair.unwrap().unwrap().0, key(wanted).as_bytes());
-            let after = backend.counters();
-            assert_eq!(after.read.count - before.read.count, runs as u64, "one block of each run");
+            let after = backend.profile();
+            assert_eq!(after.read().count - before.read().count, runs as u64, "one block of each run");
             assert_eq!(after.depths[depth] - before.depths[depth], 1, "{:?}", after.depths);
         }
     }

@@ -55,9 +55,9 @@ fn two_runs(sim: &SimBackend) -> (Db, Keyspace) {
 
 /// The number of device reads for gets of these keys.
 fn reads(db: &Db, ks: &Keyspace, mut keys: impl Iterator<Item = usize>) -> u64 {
-    let before = db.metrics().io.read.count;
+    let before = db.metrics().io.read().count;
     assert!(keys.by_ref().map(key).all(|key| ks.get(key).unwrap().is_some()));
-    db.metrics().io.read.count - before
+    db.metrics().io.read().count - before
 }
 
 /// Brings the hot keys into the cache and finds them there twice.
@@ -107,12 +107,12 @@ fn a_compaction_ends_well_where_bringing_the_hot_blocks_fails() {
         let sim = SimBackend::new(1);
         let (db, ks) = two_runs(&sim);
         heat(&db, &ks);
-        let before = db.metrics().io.read.count;
+        let before = db.metrics().io.read().count;
         if let Some(at) = failing {
             sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Read]).skip(at));
         }
         db.compact().unwrap();
-        let reads = db.metrics().io.read.count - before;
+        let reads = db.metrics().io.read().count - before;
         assert_eq!(sim.faults_struck(), u64::from(failing.is_some()));
         assert_eq!(db.metrics().keyspaces[0].runs, 1);
         assert!((0..KEYS).map(key).all(|key| ks.get(key).unwrap().is_some()));

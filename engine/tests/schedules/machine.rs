@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aio::{
-    Backend, BackendLayer, Completion, DriverThread, File, IoCounters, Operation, Queue, QueueLayer, Reactor,
+    Backend, BackendLayer, Completion, DriverThread, File, IoProfile, Operation, Queue, QueueLayer, Reactor,
     Result, SharedMap, SimBackend, Wake, WakeUp,
 };
 use shuttle::thread;
@@ -83,8 +83,8 @@ impl BackendLayer for Machine {
         self.sim.check_fork()
     }
 
-    fn counters(&self) -> IoCounters {
-        self.sim.counters()
+    fn profile(&self) -> IoProfile {
+        self.sim.profile()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use esker::IoClass;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Failure, Result};
@@ -57,25 +58,22 @@ pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     rows
 }
 
-fn io(counters: &aio::IoCounters) -> Value {
-    let kinds = [
-        ("read", &counters.read),
-        ("write", &counters.write),
-        ("write_durable", &counters.write_durable),
-        ("sync", &counters.sync),
-    ];
-    let kind = |kind: &aio::OperationCounters| {
-        json!({
-            "count": kind.count,
-            "bytes": kind.bytes,
-            "errors": kind.errors,
-            "p50_us": micros(kind.latency.percentile(500)),
-            "p99_us": micros(kind.latency.percentile(990)),
-        })
+fn io(profile: &esker::IoProfile) -> Value {
+    let class = |class: IoClass| {
+        let sum = profile.class(class);
+        let figures = json!({
+            "count": sum.count,
+            "bytes": sum.bytes,
+            "errors": sum.errors,
+            "p50_us": micros(sum.latency.percentile(500)),
+            "p99_us": micros(sum.latency.percentile(990)),
+        });
+        (class.name().to_owned(), figures)
     };
-    let mut all: Map<String, Value> =
-        kinds.into_iter().map(|(name, counted)| (name.to_owned(), kind(counted))).collect();
-    all.insert("submit_calls".to_owned(), Value::from(counters.submit_calls));
+    // A store makes no polls that a user asked for.
+    let classes = IoClass::ALL.into_iter().filter(|class| *class != IoClass::Poll);
+    let mut all: Map<String, Value> = classes.map(class).collect();
+    all.insert("submit_calls".to_owned(), Value::from(profile.submit_calls));
     Value::Object(all)
 }
 

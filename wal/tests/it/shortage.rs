@@ -160,11 +160,11 @@ fn an_interrupted_sync_is_no_failure_and_the_group_is_written_again() {
     let log = machine.log(Background::Manual);
     let first = log.append(&mut record(b"first")).unwrap();
     log.wait_durable(first.end).unwrap();
-    let writes = machine.sim.counters().write.count;
+    let writes = machine.sim.profile().write().count;
     machine.sim.fail(FaultPlan::new(Fault::Errno(Errno::INTERRUPTED)).on(&[EventKind::Sync]).path(".log"));
     let second = log.append(&mut record(b"second")).unwrap();
     log.wait_durable(second.end).unwrap();
-    assert_eq!(machine.sim.counters().write.count - writes, 2, "the same group twice");
+    assert_eq!(machine.sim.profile().write().count - writes, 2, "the same group twice");
     assert!(machine.sim.now() < Duration::from_mins(1));
     log.close().unwrap();
 }

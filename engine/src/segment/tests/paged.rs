@@ -48,7 +48,7 @@ fn a_cold_get_reads_a_filter_an_index_and_a_data_block_and_a_warm_one_less() {
     let (sim, files) = machine();
     let entries = one_entry_a_block();
     let meta = write(&files, options(512, false), &entries).unwrap();
-    let reads = || sim.counters().read.count;
+    let reads = || sim.profile().read().count;
     let before = reads();
     let cold = Form::Paged.open(&files, 0, &meta).unwrap();
     assert_eq!(reads() - before, 2, "footer and top");

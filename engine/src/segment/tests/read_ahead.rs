@@ -15,7 +15,7 @@ fn walk_with_failure(form: Form, nth: u64, is_forward: bool) -> Result<u64> {
             segment.page(number, true).unwrap();
         }
     }
-    let before = sim.counters().read.count;
+    let before = sim.profile().read().count;
     sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).skip(nth));
     let mut cursor = segment.cursor(true);
     if is_forward {
@@ -32,7 +32,7 @@ fn walk_with_failure(form: Form, nth: u64, is_forward: bool) -> Result<u64> {
         }
     }
     assert_eq!(cursor.entry(), None);
-    Ok(sim.counters().read.count - before)
+    Ok(sim.profile().read().count - before)
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn scans_read_ahead_and_leave_the_cache_alone_unless_asked_to_fill_it() {
     let cache = cache(64 << 20);
     let segment = open(&files, &cache, &meta).unwrap();
     let scan = |fill_cache| {
-        let before = sim.counters().read.count;
+        let before = sim.profile().read().count;
         let mut cursor = segment.cursor(fill_cache);
         cursor.seek(b"").unwrap();
         let mut count = 0;
@@ -53,7 +53,7 @@ fn scans_read_ahead_and_leave_the_cache_alone_unless_asked_to_fill_it() {
             cursor.next().unwrap();
         }
         assert_eq!(count, entries.len());
-        sim.counters().read.count - before
+        sim.profile().read().count - before
     };
     let most = meta.size_bytes / (256 << 10) + 6;
     assert!(scan(false) <= most);
@@ -99,7 +99,7 @@ fn cursors_return_the_same_for_every_limit_of_read_ahead() {
         let pieces = if form == Form::Paged { segment.blocks.div_ceil(PIECE_BLOCKS) } else { 0 };
         let blocks = u64::try_from(segment.blocks + pieces).unwrap();
         let mut cursors: Vec<_> = (0..10).map(|_| segment.cursor(true)).collect();
-        let before = sim.counters().read.count;
+        let before = sim.profile().read().count;
         for cursor in &mut cursors {
             cursor.seek(b"").unwrap();
         }
@@ -109,7 +109,7 @@ fn cursors_return_the_same_for_every_limit_of_read_ahead() {
                 cursor.next().unwrap();
             }
         }
-        let reads = sim.counters().read.count - before;
+        let reads = sim.profile().read().count - before;
         assert_eq!(
             reads == 10 * blocks,
             allowance < 40_000,
@@ -127,7 +127,7 @@ fn walk_as_job(form: Form, sim: &SimBackend, files: &Arc<Files>, meta: &SegmentM
     let segment = form.open(files, 1 << 20, meta)?;
     let lane = Lane::new(files)?;
     let mut cursors: Vec<_> = (0..3).map(|_| segment.job_cursor(&lane)).collect();
-    let (mut most, before) = (0, sim.counters().read.count);
+    let (mut most, before) = (0, sim.profile().read().count);
     for cursor in &mut cursors {
         cursor.seek(b"")?;
     }
@@ -137,7 +137,7 @@ fn walk_as_job(form: Form, sim: &SimBackend, files: &Arc<Files>, meta: &SegmentM
         }
         most = most.max(files.leases());
     }
-    Ok((most, sim.counters().read.count - before))
+    Ok((most, sim.profile().read().count - before))
 }
 
 #[test]
