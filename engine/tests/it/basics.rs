@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aio::SimBackend;
 use esker::testing::{Background, BuilderExt, DbExt, Sizes};
-use esker::{Db, Durability, Error};
+use esker::{Db, Durability, Error, IoClass, OperationKind};
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory is writable")
@@ -174,4 +174,45 @@ fn an_idle_keyspace_does_not_let_the_log_grow_without_bound() {
         assert_eq!(idle.get("k").unwrap().as_deref(), Some(&b"v"[..]));
         db.close().unwrap();
     }
+}
+
+#[test]
+fn metrics_tell_the_operations_on_each_kind_of_file_and_repeats_over_reopens() {
+    const OPENS: u64 = 3;
+    let dir = dir();
+    let path = dir.path().join("store");
+    let machine = Arc::new(aio::NativeBackend::new());
+    let open = || Db::builder().backend(Arc::<aio::NativeBackend>::clone(&machine)).open(&path).unwrap();
+    {
+        let db = open();
+        let ks = db.keyspace("default").unwrap();
+        (0..1000).for_each(|i| ks.put(key(i), [1; 100]).unwrap());
+        db.close().unwrap();
+    }
+    for _ in 0..OPENS {
+        let db = open();
+        let ks = db.keyspace("default").unwrap();
+        assert!(ks.get(key(7)).unwrap().is_some());
+        db.close().unwrap();
+    }
+    let db = open();
+    let io = db.metrics().io;
+    let mut kinds: Vec<&str> = io.operations.iter().map(|part| &*part.file_kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert_eq!(kinds, ["lock", "log", "manifest", "ring", "segment"], "and none that nobody named");
+    let bytes = |class, kind: &str| {
+        let part = io.operations.iter().find(|part| (part.class, &*part.file_kind) == (class, kind));
+        part.map_or(0, |part| part.bytes)
+    };
+    assert!(bytes(IoClass::Write, "log") + bytes(IoClass::WriteDurable, "log") > 100_000, "{io:?}");
+    assert!(bytes(IoClass::Write, "segment") + bytes(IoClass::WriteDurable, "segment") > 0, "{io:?}");
+    // Each open read the same top of the segment and then the same block, through other contexts and descriptors.
+    let again =
+        io.places.iter().filter(|place| place.file_kind == "segment" && place.kind == OperationKind::Read);
+    let again: Vec<_> =
+        again.map(|place| (place.calls, place.file.extension().unwrap().to_owned())).collect();
+    assert!(again.iter().any(|(calls, _)| *calls >= OPENS), "{:?}", io.places);
+    assert!(again.iter().all(|(_, extension)| extension == "seg"), "{again:?}");
+    assert!(io.to_json().contains("\"file_kind\":\"segment\""));
 }
