@@ -70,6 +70,8 @@ pub(crate) struct InFlight {
     reads_ring: bool,
     /// Operations that were done by system calls and not reaped yet.
     done: Vec<(usize, Completion)>,
+    /// The slot of the operation that was submitted last.
+    newest: Option<usize>,
     /// Scratch space of `harvest`.
     ends: Vec<End>,
     identities: Identities,
@@ -113,6 +115,7 @@ impl InFlight {
             ring,
             reads_ring,
             done: Vec::new(),
+            newest: None,
             ends: Vec::new(),
             identities: Identities::default(),
             waker,
@@ -226,7 +229,7 @@ impl InFlight {
         #[cfg(feature = "tracing")]
         tracing::trace!(target: "aio", asked = batch, taken, in_flight = self.len(), "submitted");
         let unreaped = self.ring.as_ref().map_or(0, CompletionRing::len);
-        // A clock costs more than the rest of the profile, and the end of a single turn is used only if it was the end.
+        // A clock costs more than most of the profile, and the end of a single turn is used only if it was the end.
         let end_nanos = if taken > 1 || unreaped > 0 { clock::nanos() } else { begin_nanos };
         for (operation, turn) in waiting.drain(..taken).zip(Turn::all((begin_nanos, end_nanos), taken)) {
             let slot = self.free.pop().expect("a batch is not longer than the free list");
@@ -234,10 +237,10 @@ impl InFlight {
         }
         let events = self.ring.iter().flat_map(CompletionRing::data).take(unreaped);
         let done = turns::mark_done(events, begin_nanos, &mut self.slots);
-        if let Some(&last) = self.batch[..taken].last() {
-            let depth = self.len().saturating_sub(done);
-            self.slots[last].as_mut().expect("it was filled above").submitted =
-                Some(Submitted { operations: taken, depth });
+        let submitted = Submitted { operations: taken, depth: self.len().saturating_sub(done) };
+        if let Some(last) = self.batch[..taken].last().and_then(|&slot| self.slots[slot].as_mut()) {
+            last.submitted = Some(submitted);
+            self.newest = self.batch[..taken].last().copied();
         }
         Ok(taken)
     }
@@ -454,8 +457,9 @@ impl InFlight {
         self.free.push(slot);
         let mut result = usize::try_from(event.result)
             .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
-        let mut end_nanos =
-            if is_done { turn.end_nanos } else { *now_nanos.get_or_insert_with(clock::nanos) };
+        let ends_with_turn = is_done && self.newest != Some(slot);
+        let mut now = || *now_nanos.get_or_insert_with(clock::nanos);
+        let mut end_nanos = if ends_with_turn { turn.end_nanos } else { now() };
         if let Err(errno) = result
             && InFlight::may_repeat(&operation, errno)
         {

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! An operation whose event is in the completion ring when the call returns was done inside it, as on a file system
-//! without direct I/O. So the latencies of such operations add up to the time of the calls. (The device gets a batch when
-//! the call ends, and does not finish one before that.)
+//! without direct I/O. (The device gets a batch when the call ends, and does not finish one before that.) It ends with its
+//! turn, except the newest one of the context, which ends when it is reaped. So the latencies of such operations add up to the
+//! time of the calls that submit and wait, and none of it counts twice.
 
 use std::sync::Arc;
 
