@@ -40,12 +40,15 @@ impl Shared {
         } else if state.flusher.as_ref().is_none_or(|flusher| flusher.needs_claim(&self.core)) {
             Purpose::Claim
         } else {
-            state.idle.since = None;
+            state.idle.begin_anew();
             return Due::WhenPublished;
         };
         let now = self.core.backend.now();
         if state.idle.durable != durable {
-            state.idle = DrainInterval { durable, since: None };
+            state.idle = DrainInterval { durable, ..DrainInterval::default() };
+        }
+        if state.idle.is_over {
+            return Due::Now(purpose);
         }
         let waited = now.saturating_sub(*state.idle.since.get_or_insert(now));
         match self.drain_interval.checked_sub(waited) {
@@ -62,13 +65,14 @@ impl Shared {
             match self.due(&mut state) {
                 Due::Now(purpose) => match state.flusher.take() {
                     Some(flusher) => {
-                        state.idle.since = None;
+                        state.idle.begin_anew();
                         state = self.run(state, flusher, purpose, 0);
                     }
                     // The holder of the token notifies `work` if a waiter is left over. The rest has time.
                     None => drop(self.work.wait_for(&mut state, self.drain_interval)),
                 },
-                Due::In(left) => drop(self.work.wait_for(&mut state, left)),
+                // The clock of the backend may stand still while threads sleep, if it is that of a simulation.
+                Due::In(left) => state.idle.is_over = self.work.wait_for(&mut state, left).timed_out(),
                 Due::WhenPublished => {
                     self.parked.store(true, Ordering::SeqCst);
                     let published = self.core.ring.published().get();

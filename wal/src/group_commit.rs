@@ -148,6 +148,15 @@ pub(crate) struct DrainInterval {
     pub(crate) durable: Seq,
     /// By the clock of the backend; `None` while no interval runs.
     pub(crate) since: Option<Duration>,
+    /// The commit thread has slept until its end.
+    pub(crate) is_over: bool,
+}
+
+impl DrainInterval {
+    /// The next interval begins when there is something to write.
+    pub(crate) fn begin_anew(&mut self) {
+        (self.since, self.is_over) = (None, false);
+    }
 }
 
 /// The progress that a waiter needs.

@@ -8,16 +8,13 @@ use std::time::Duration;
 
 use super::support::{Manifest, record};
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
-use aio::{Backend, BackendLayer, Errno, Error, NativeBackend, Operation, Queue, QueueLayer};
+use aio::{Backend, BackendLayer, Errno, Error, Operation, Queue, QueueLayer};
 use wal::{Background, Log, LogOptions, Seq};
 
 /// A machine that refuses submits, opens and new contexts as long as `refusals` says.
 #[derive(Clone, Debug)]
 struct ShortMachine {
     sim: SimBackend,
-    /// The clock. Threads sleep in real time, and the clock of the simulation would stand still meanwhile: then a commit
-    /// thread that waits for its interval after a refusal would wait for ever.
-    clock: Arc<NativeBackend>,
     /// Calls that are still refused.
     refusals: Arc<AtomicUsize>,
 }
@@ -27,7 +24,7 @@ impl ShortMachine {
         let sim = SimBackend::new(1);
         sim.make_dir(Path::new("/wal")).unwrap();
         sim.sync_dir(Path::new("/")).unwrap();
-        ShortMachine { sim, clock: Arc::new(NativeBackend::new()), refusals: Arc::default() }
+        ShortMachine { sim, refusals: Arc::default() }
     }
 
     fn refuse(&self, calls: usize) {
@@ -66,10 +63,6 @@ impl BackendLayer for ShortMachine {
     fn open(&self, path: &Path, mode: aio::OpenMode) -> aio::Result<aio::File> {
         self.check("open")?;
         Backend::open(&self.sim, path, mode)
-    }
-
-    fn now(&self) -> Duration {
-        self.sim.now() + self.clock.now()
     }
 }
 
