@@ -75,6 +75,8 @@ pub(crate) fn case(number: u64) -> (u64, usize) {
 pub(crate) fn workload(seed: u64, way: usize, which: Which, is_over: &dyn Fn() -> bool) -> Check<Tally> {
     let mut case = Case::new(seed)?;
     let way = &WAYS[way];
+    let step = way.step(which.step);
+    let which = Which { first: which.first % step, step, ..which };
     for (for_ever, recovery) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut k = which.at.unwrap_or(which.first);
         case.counts.add("loops", 1);

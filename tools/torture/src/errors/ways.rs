@@ -78,6 +78,15 @@ pub(super) const WAYS: [ErrorWay; 18] = [
     flip("flip_ring", "/ring-"),
 ];
 
+impl ErrorWay {
+    /// The distance of the calls that fail in a sample of every `step`-th. Few calls are syncs, and each matters, so a sample
+    /// takes more of them.
+    pub(super) fn step(&self, step: u64) -> u64 {
+        let is_rare = matches!(self.on, [EventKind::Sync | EventKind::SyncDir]);
+        if is_rare { step.div_ceil(8) } else { step }
+    }
+}
+
 /// A fault that strikes once or permanently from the `k`-th call on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Strike {

@@ -68,7 +68,7 @@ pub(super) struct Specimen {
     log_bytes: Vec<u64>,
 }
 
-/// Seeds that are tried until a store has every structure. About six of seven do.
+/// Seeds that are tried until a store has every structure. Nearly every store has.
 const MOST_DRAWS: usize = 64;
 
 impl Specimen {
