@@ -32,3 +32,4 @@ mod read_ahead;
 mod repair;
 mod repair_loss;
 mod warm_cache;
+mod watched;

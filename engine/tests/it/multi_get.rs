@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::random::Random;
+use crate::watched::Watched;
 use aio::sim::{EventKind, Fault, FaultPlan};
-use aio::{Backend, Errno, NativeBackend, SimBackend};
+use aio::{Backend, Errno, SimBackend};
 use esker::testing::{Background, BuilderExt, Sizes};
 use esker::{Builder, Db, Error, Keyspace, Snapshot};
 
@@ -144,24 +145,23 @@ fn keys_in_blocks(backend: &Arc<dyn Backend>, path: &std::path::Path, count: usi
 #[test]
 fn all_cold_blocks_up_to_64_are_in_flight_before_any_is_waited_for() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    // Powers of two, so that the depth reached has its own class in the histogram.
-    for (count, depth) in [(1, 0), (32, 5), (64, 6), (160, 6)] {
-        let backend: Arc<dyn Backend> = Arc::new(NativeBackend::new());
+    for (count, most) in [(1, 1), (32, 32), (64, 64), (160, 64)] {
+        let watched = Arc::new(Watched::default());
+        let backend: Arc<dyn Backend> = Arc::<Watched>::clone(&watched);
         let (db, mut keys) = keys_in_blocks(&backend, &dir.path().join(count.to_string()), count);
         let ks = db.keyspace("default").unwrap();
         // The same key twice costs one read.
         keys.extend_from_within(..);
         let before = backend.profile();
+        watched.waits();
         assert!(ks.multi_get(&keys).unwrap().iter().all(Option::is_some));
         let after = backend.profile();
         assert_eq!(after.read().count - before.read().count, count as u64);
-        let reached = after.depths[depth] - before.depths[depth];
-        if count <= 64 {
-            assert_eq!(reached, 1, "{count} blocks: {:?}", after.depths);
-        } else {
-            // The window is filled again.
-            assert!(reached >= 2, "{count} blocks: {:?}", after.depths);
-        }
+        let waits = watched.waits();
+        assert_eq!(waits.first(), Some(&most), "{count} blocks: {waits:?}");
+        // With more blocks the window is filled again.
+        let full = waits.iter().filter(|&&in_flight| in_flight == most).count();
+        assert!(count <= 64 || full >= 2, "{count} blocks: {waits:?}");
         assert!(ks.multi_get(&keys).unwrap().iter().all(Option::is_some));
         assert_eq!(backend.profile().read().count, after.read().count, "all is in the cache");
     }
