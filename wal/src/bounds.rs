@@ -10,21 +10,24 @@
 //!   the start of the last file and the highest claim in any file prove a position.
 //! * *durable*: groups are written only to the last file, one behind the other. A sector that was never written in this use
 //!   of the file (*older*) holds none. So the groups end at or before the last sector that is not older: behind the last
-//!   group header that can be read, as much of the stream as fits between. A missing part of the file counts as full, and so
-//!   does a file without any group: it may have changed places with a new one.
+//!   group header that can be read, as much of the stream as fits between. A missing part of the file counts as full. So does
+//!   a file without any group, which may have changed places with a new one. And so does one in which durable sectors are
+//!   known to have become older ones, or no header can be read behind the damage: then other sectors that look unused may
+//!   have been used.
 //! * *published*: the ring takes at most its size beyond the durable position, and in its first lap no more than its file has.
 //!   Nothing is durable that was not published, so this may also lower the second bound.
 //!
 //! A medium that lost the newest group without a trace (its sectors are zero or older) keeps the third bound, because the
 //! group came out of the ring; and the others as far as they can be known.
 //!
-//! Invariant: a bound is never too small for what one damaged file, or a lost ring beside it, can hide.
+//! Invariant: a bound is never too small for what one damaged file, or a lost ring beside it, can hide, if sectors behind the
+//! last readable group that look unused are unused.
 
 use std::path::Path;
 
 use aio::{Backend, Queue, SECTOR_BYTES};
 
-use crate::chain::{ChainRules, read_chain};
+use crate::chain::{ChainRules, Stop, read_chain};
 use crate::ended_ring::{RING_KIND, open_existing};
 use crate::error::{Error, Result};
 use crate::log_file::{ActiveFile, LOG_KIND, log_file_path};
@@ -50,14 +53,15 @@ pub struct Bounds {
 /// [`Error::Io`] if a read failed.
 pub fn bounds(backend: &dyn Backend, queue: &mut dyn Queue, input: &ReplayInput) -> Result<Bounds> {
     let (mut least, mut durable) = (input.from, input.from);
-    for file in &input.files {
-        let found = look_at(backend, queue, input, file)?;
+    for (nth, file) in input.files.iter().enumerate() {
+        let is_last = nth + 1 == input.files.len();
+        let found = look_at(backend, queue, input, (file, is_last))?;
         least = least.max(file.start).max(next_granule(found.claim));
         durable = found.reach;
     }
     let start = input.incarnation_start;
     let ring_file_bytes = ring_file_bytes(backend, input)?;
-    let mut published = durable.plus(input.ring_bytes);
+    let mut published = durable.max(least).plus(input.ring_bytes);
     if ring_file_bytes < input.ring_bytes as u64 {
         published = published.min(Seq::new(start.get().saturating_add(ring_file_bytes)));
     }
@@ -96,7 +100,7 @@ fn look_at(
     backend: &dyn Backend,
     queue: &mut dyn Queue,
     input: &ReplayInput,
-    file: &ActiveFile,
+    (file, is_last): (&ActiveFile, bool),
 ) -> Result<Found> {
     let path = log_file_path(&input.directory, file.id);
     let len_bytes = usize::try_from(input.file_bytes).unwrap_or(usize::MAX);
@@ -106,9 +110,15 @@ fn look_at(
     let chain = read_chain(&bytes, &rules);
     let stop = usize::try_from(chain.stop_offset).unwrap_or(len_bytes);
     let (end, offset) = last_group(&bytes, &rules, (chain.end, stop));
-    let is_known = bytes.len() == len_bytes && offset > 0;
-    let used = if is_known { used_bytes(&bytes, &place, offset) } else { len_bytes };
-    Ok(Found { claim: chain.claim, reach: end.plus(stream_room_bytes(used.saturating_sub(offset))) })
+    let reach = |used: usize| end.plus(stream_room_bytes(used.saturating_sub(offset)));
+    let is_whole = bytes.len() == len_bytes && offset > 0;
+    let is_damaged = matches!(chain.stop, Stop::Damaged { .. });
+    let is_blind = is_damaged && offset == stop;
+    let seen = reach(used_bytes(&bytes, &place, offset));
+    // A claim shows that durable sectors look unused. The replay begins at a durable position.
+    let is_contradicted = !is_damaged && chain.claim > chain.end || is_last && seen < input.from;
+    let reach = if is_whole && !is_blind && !is_contradicted { seen } else { reach(len_bytes) };
+    Ok(Found { claim: chain.claim, reach })
 }
 
 /// The bytes of a file that are there, in whole sectors.
@@ -134,7 +144,7 @@ fn last_group(file: &[u8], rules: &ChainRules, stop: (Seq, usize)) -> (Seq, usiz
             continue;
         }
         let Some(group) = Group::decode(&sector[SECTOR_HEADER_BYTES..]) else { continue };
-        let size_bytes = group.sealed_bytes().filter(|bytes| offset + bytes <= file.len());
+        let size_bytes = group.sealed_bytes().filter(|bytes| *bytes <= file.len() - offset);
         if let (Some(size_bytes), true) = (size_bytes, group.incarnation == rules.incarnation)
             && group.end >= last.0
         {

@@ -139,7 +139,8 @@ impl Builder {
     ///
     /// It does not repair a damaged manifest or segment. One case is an exception: if the manifest has lost its last edit and
     /// that edit named a log file, the file itself replaces the edit. A file with sectors that the device cannot read must be
-    /// copied first, with zeros for those sectors.
+    /// copied first, with bytes that are not zero for those sectors, such as 0xFF: zeros look
+    /// like space that was never used.
     ///
     /// # Durability
     /// The store that is left survives power loss when this returns. A crash in between leaves the log damaged as before, or

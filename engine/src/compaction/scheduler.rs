@@ -210,7 +210,8 @@ fn compact_loop(store: &Writing) {
 /// Makes a spare log file. After a failure it is not requested again until a flush has succeeded; meanwhile the writer that
 /// needs the file tries to make it and gets the error.
 fn make_spare(store: &Writing) {
-    if store.files.with_queue(|queue| Ok(store.log.prepare_spare(queue)?)).is_ok() {
+    // A failed sync of the folder has halted the log, and the listener is to hear of it.
+    if store.latch(store.files.with_queue(|queue| Ok(store.log.prepare_spare(queue)?))).is_ok() {
         store.jobs.spare_asked.store(false, Ordering::Relaxed);
     }
 }

@@ -20,13 +20,14 @@ pub struct Damage {
     /// backup. Reads of other files still work once the store is open, but an open may be refused, too.
     pub segments: Vec<Error>,
     /// The log ends in a group of writes that is cut off, as a loss of power leaves it. None of them was acknowledged as durable,
-    /// unless the medium has lost a part of the group since, which looks the same. This is no damage, and an open drops them.
+    /// unless the medium has lost a part of the group since, which looks the same. This is no damage. An open keeps those that the
+    /// ring still has, and drops the others.
     pub torn_tail: bool,
 }
 
 impl Damage {
-    /// Whether no damage was found. The newest group of log or manifest that a medium has lost without a trace, and damage in
-    /// the ring, cannot be found: they look like the effect of a loss of power.
+    /// Whether no damage was found. The newest groups of log or manifest, to the end of the file, that a medium has lost without
+    /// a trace, and damage in the ring, cannot be found: they look like the effect of a loss of power.
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.log.is_none() && self.segments.is_empty()

@@ -198,7 +198,8 @@ fn damaged(damage: &esker::Damage, is_cut: bool) -> Map<String, Value> {
         rows.insert("is_cut".to_owned(), Value::from(is_cut));
     }
     if damage.torn_tail {
-        let tail = "cut off, as by a loss of power: no write of it was acknowledged, unless the device has lost a part of it";
+        let tail = "cut off, as by a loss of power: no write of it was acknowledged as safe from one, unless the device \
+                    has lost a part of it; an open keeps those that the ring still has";
         rows.insert("log_tail".to_owned(), Value::from(tail));
     }
     rows.insert("damaged_segments".to_owned(), damage.segments.iter().map(place).collect());
