@@ -18,6 +18,8 @@ enum Subject {
     Mapping,
     /// Threads.
     Threads,
+    /// Handlers of signals, of which nothing outside the program is to blame.
+    Signals,
     /// The content or the size of an open file.
     Content,
 }
@@ -31,23 +33,31 @@ impl Subject {
             "flock" => Subject::Lock,
             "mmap" | "touch the mapping" => Subject::Mapping,
             "start thread" => Subject::Threads,
+            "sigaction" => Subject::Signals,
             _ => Subject::Content,
         }
     }
 }
 
+/// Calls that a file system without them answers with EINVAL.
+const MAY_BE_MISSING: [&str; 6] = ["fallocate", "ftruncate", "fsync", "fdatasync", "sync", "data sync"];
+
+const LACKS_THE_CALL: &str = "this file system lacks the call, so use another one, such as ext4 or xfs";
+
 /// The next step of a person after `call` has answered with `code`, as a clause without a full stop.
 pub(crate) fn advice(call: &str, code: i32) -> Option<&'static str> {
     let subject = Subject::of(call);
-    of_refusal(subject, code).or_else(|| of_limit(subject, code)).or_else(|| of_place(call, subject, code))
+    of_refusal(call, subject, code)
+        .or_else(|| of_limit(subject, code))
+        .or_else(|| of_place(call, subject, code))
 }
 
 /// The call itself is forbidden or missing.
-fn of_refusal(subject: Subject, code: i32) -> Option<&'static str> {
+fn of_refusal(call: &str, subject: Subject, code: i32) -> Option<&'static str> {
     Some(match (subject, code) {
         (Subject::Aio, libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP) => {
             "a sandbox (seccomp profile) or the kernel refuses asynchronous I/O, so let it allow io_setup, io_submit, \
-             io_getevents and io_pgetevents"
+             io_getevents, io_pgetevents and eventfd2"
         }
         (_, libc::ENOSYS) => "this kernel lacks the call, or a sandbox (seccomp profile) hides it",
         (Subject::Name, libc::EACCES) => "check owner and permissions of it and of the directories above it",
@@ -58,9 +68,9 @@ fn of_refusal(subject: Subject, code: i32) -> Option<&'static str> {
         (_, libc::EPERM | libc::EACCES) => {
             "a sandbox (seccomp profile) or a security module forbids the call"
         }
-        (Subject::Content, libc::EOPNOTSUPP | libc::EINVAL) => {
-            "this file system lacks the call, so use another one, such as ext4 or xfs"
-        }
+        (Subject::Content, libc::EOPNOTSUPP) => LACKS_THE_CALL,
+        // Of reads and writes it says that an offset, a length or memory is misaligned.
+        (Subject::Content, libc::EINVAL) if MAY_BE_MISSING.contains(&call) => LACKS_THE_CALL,
         _ => return None,
     })
 }
@@ -133,5 +143,20 @@ impl fmt::Display for Full {
             Full::Quota => "the disk quota is used up",
             Full::Inodes => "no inodes left on the file system, although it may have space",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_was_wrong_is_not_blamed_on_the_machine() {
+        for call in ["read", "write", "vectored read", "sigaction"] {
+            assert_eq!(advice(call, libc::EINVAL), None, "{call}");
+        }
+        for call in MAY_BE_MISSING {
+            assert_eq!(advice(call, libc::EINVAL), Some(LACKS_THE_CALL), "{call}");
+        }
     }
 }

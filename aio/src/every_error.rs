@@ -7,7 +7,7 @@ use crate::error::{Errno, Error};
 use crate::holder::Holder;
 
 /// The names of calls and operations in errors.
-const CALLS: [&str; 35] = [
+const CALLS: [&str; 36] = [
     "durable vectored write",
     "durable write",
     "data sync",
@@ -34,6 +34,7 @@ const CALLS: [&str; 35] = [
     "pread",
     "read",
     "readdir",
+    "sigaction",
     "signalfd",
     "start thread",
     "stat",
