@@ -1,7 +1,7 @@
 //! The next step after a refused or failed call: the only place that gives advice about the machine.
 //!
 //! The same code means different things in different calls, so the call decides first. Nothing is advised where the code
-//! says it all, or where nobody outside the program can do anything.
+//! says it all, or where only a change of the program helps.
 
 use std::fmt;
 

@@ -200,7 +200,7 @@ fn metrics_tell_the_operations_on_each_kind_of_file_and_repeats_over_reopens() {
     let mut kinds: Vec<&str> = io.operations.iter().map(|part| &*part.file_kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, ["lock", "log", "manifest", "ring", "segment"], "and none that nobody named");
+    assert_eq!(kinds, ["lock", "log", "manifest", "ring", "segment"], "and no other");
     let bytes = |class, kind: &str| {
         let part = io.operations.iter().find(|part| (part.class, &*part.file_kind) == (class, kind));
         part.map_or(0, |part| part.bytes)

@@ -123,7 +123,7 @@ fn the_ring_replaces_damaged_records_as_far_as_it_reaches() {
         let cut = builder(&sim).repair("/store").unwrap().log.unwrap();
         assert_eq!(cut.kept_records, u64::from(KEYS), "{cut:?}");
         let loss = (cut.loss.at_least_bytes, cut.loss.at_most_durable_bytes);
-        // Of the last file nobody knows that it did not go on behind its damaged group.
+        // Nothing proves that the last file did not go on behind its damaged group.
         assert!(loss.0 == 0 && (loss.1 == 0 || nth == 2), "{cut:?}");
         let (_, db) = open(&sim.snapshot().power_cut_none());
         assert_eq!(kept(&db), KEYS);
