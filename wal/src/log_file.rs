@@ -149,10 +149,13 @@ impl LogFiles {
     }
 
     /// Whether this error of [`LogFiles::prepare`] says that a sync of the folder failed. It may have lost names of other log
-    /// files, and the next sync may report success. A failure at the new file alone is harmless: nothing was promised there.
+    /// files, and the next sync may report success. A failure at the new file alone is harmless, and so is one to open the
+    /// folder: nothing was promised or synced there.
     pub(crate) fn may_have_lost_names(&self, error: &Error) -> bool {
-        let at_folder = matches!(error, Error::Io(aio::Error::Os { path, .. }) if *path == self.directory);
-        at_folder && !error.is_shortage() && !planted(Bug::FolderErrorNotSticky)
+        use aio::Error::{Os, Unsupported};
+        let Error::Io(Os { call, path, .. } | Unsupported { call, path, .. }) = error else { return false };
+        let is_sync = *call == "fsync" && *path == self.directory;
+        is_sync && !error.is_shortage() && !planted(Bug::FolderErrorNotSticky)
     }
 
     /// Opens a spare or a new file as the current one, from `start` on.

@@ -3,11 +3,11 @@
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 
 use super::support::{Manifest, record};
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
-use aio::{Backend, Errno};
+use aio::{Backend, BackendLayer, Errno};
 use wal::{Background, Error, Host, Log, LogOptions, Result, Seq, SyncMethod};
 
 fn open(sim: &SimBackend, background: Background) -> Log {
@@ -15,6 +15,15 @@ fn open(sim: &SimBackend, background: Background) -> Log {
 }
 
 fn open_by(sim: &SimBackend, background: Background, sync_method: SyncMethod, host: Arc<dyn Host>) -> Log {
+    open_on(Arc::new(sim.clone()), sim, (background, sync_method), host)
+}
+
+fn open_on(
+    backend: Arc<dyn Backend>,
+    sim: &SimBackend,
+    (background, sync_method): (Background, SyncMethod),
+    host: Arc<dyn Host>,
+) -> Log {
     sim.make_dir(Path::new("/wal")).unwrap();
     sim.sync_dir(Path::new("/")).unwrap();
     let options = LogOptions {
@@ -25,7 +34,53 @@ fn open_by(sim: &SimBackend, background: Background, sync_method: SyncMethod, ho
         sync_method,
         ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
     };
-    Log::open(Arc::new(sim.clone()), options, host).unwrap()
+    Log::open(backend, options, host).unwrap()
+}
+
+/// A machine on which the sync of a folder gives this error.
+#[derive(Debug)]
+struct ClosedFolders {
+    sim: SimBackend,
+    error: Mutex<Option<aio::Error>>,
+}
+
+impl BackendLayer for ClosedFolders {
+    fn below(&self) -> &dyn Backend {
+        &self.sim
+    }
+
+    fn sync_dir(&self, path: &Path) -> aio::Result<()> {
+        match &*self.error.lock().unwrap() {
+            Some(error) => Err(error.clone()),
+            None => Backend::sync_dir(&self.sim, path),
+        }
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_opened_for_its_sync_has_lost_nothing() {
+    let folder = Path::new("/wal");
+    let (call, errno) = ("fsync", Errno::NOT_PERMITTED);
+    let missing = aio::Error::Unsupported { call, path: folder.to_owned(), needs: String::new(), errno };
+    for (error, halts) in [(aio::Error::call("open", folder, Errno::ACCESS), false), (missing, true)] {
+        let sim = SimBackend::new(1);
+        let machine = Arc::new(ClosedFolders { sim: sim.clone(), error: Mutex::new(None) });
+        let backend: Arc<dyn Backend> = Arc::<ClosedFolders>::clone(&machine);
+        let log = open_on(
+            backend,
+            &sim,
+            (Background::Manual, SyncMethod::Fdatasync),
+            Arc::new(Manifest::default()),
+        );
+        *machine.error.lock().unwrap() = Some(error);
+        let mut queue = sim.queue(8).unwrap();
+        let refused = log.prepare_spare(&mut *queue).unwrap_err();
+        assert_eq!(
+            (matches!(refused, Error::Halted { .. }), log.health().is_err()),
+            (halts, halts),
+            "{refused}"
+        );
+    }
 }
 
 /// Counts the writes and syncs of log files from now on.
