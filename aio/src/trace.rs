@@ -2,9 +2,9 @@
 //!
 //! Invariants: nothing but memory is touched under the lock, so it is held for some ten nanoseconds for each operation; a
 //! profile is copied out in small parts. In a forked child nothing is counted and the profile is empty, since another thread
-//! may have held the lock at the fork. Memory is made when it is needed, about 1.7 MiB in all: 1,024 buckets of places
-//! (584 KiB), their filter (1 MiB, made when a bucket is full), and for each class of operations and kind of file some
-//! rows of a histogram (a few KiB).
+//! may have held the lock at the fork. Memory is made when it is needed: 1,024 buckets of places (584 KiB), their filter
+//! (1 MiB, made when a bucket is full, and cleared as a whole every two million new places), for each class of operations
+//! and kind of file some rows of a histogram (a few KiB, at most 17), and the paths of the files that the places name.
 //!
 //! One lock instead of atomic counters, because the counts of a batch then cost one exchange instead of six for each
 //! operation, and because the places are more than counters.

@@ -8,7 +8,7 @@
 //!                                  '--- set ---------> a repeat: takes the entry with the fewest calls
 //! ```
 //!
-//! Up to some thousand places all of it is exact, and above:
+//! Up to about a thousand places all of it is exact. Up to some thousand the number of repeats is. And above:
 //!
 //! - An entry is taken over as in the algorithm Space-Saving. The new place may have been called as often as the one that it
 //!   replaces, and no more: `missed`. That is at most an eighth of the repeats in this bucket, one of 1,024.
