@@ -137,11 +137,12 @@ pub fn create_zeroed(
             .allocate(&file, len_bytes)
             .and_then(|()| zero_fill(queue, &file, 0..len_bytes))
             .and_then(|()| sync_zeros(backend, &file))
+            .map_err(interrupted_is_not_now)
             .and_then(|()| {
                 let unsynced = planted(Bug::NewFileNameNotSynced);
+                // Not repeated, whatever the error: it may be that of another name, and be told only once.
                 if unsynced { Ok(()) } else { backend.sync_dir(path.parent().unwrap_or(Path::new("."))) }
-            })
-            .map_err(interrupted_is_not_now);
+            });
         // The first error is the one to report; a name that stays behind is removed as an orphan at the next open. It would
         // be in the way of another try.
         filled.map(|()| file).map_err(|error| match backend.remove(path) {

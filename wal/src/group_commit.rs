@@ -54,8 +54,8 @@
 //!
 //! # Invariants
 //! * Lock order: `state`, then a lock of `watermark` or `log_file`. None of them is held across I/O or a call of the host.
-//!   Two locks are, and are taken while no other lock of the log is held: the ring's `growing`, and `preparing` of
-//!   `log_file`, while a spare file is made.
+//!   Two locks are, and are taken while no other lock of the log is held: the ring's `growing`, and `making` of
+//!   `log_file`, while a file is made.
 //! * The flush token is the [`Flusher`] itself. A thread takes it out of the state, runs one round and puts it back. Two
 //!   rounds at a time cannot be expressed, nor a round that ends without waking its waiters: [`HeldToken`] puts it back
 //!   even if the round panics.

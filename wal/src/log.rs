@@ -341,12 +341,10 @@ impl Log {
     fn prepare(&self, queue: &mut dyn aio::Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
         let files = &self.shared.core.files;
         self.health()?;
-        files.prepare(queue, enough).map_err(|error| {
-            if !files.may_have_lost_names(&error) {
-                return error;
+        files.prepare(queue, enough).inspect_err(|error| {
+            if matches!(error, Error::Halted { .. }) {
+                self.shared.halt(error);
             }
-            self.shared.halt(&error);
-            error.halted()
         })
     }
 

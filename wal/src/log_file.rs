@@ -87,8 +87,10 @@ pub(crate) struct LogFiles {
     keep_files: usize,
     /// Never held across I/O.
     lists: Mutex<Lists>,
-    /// Held while a spare is made, across I/O, so that two writers do not make one each. Taken before `lists`.
-    preparing: Mutex<()>,
+    /// Held while a file is made, across I/O: two threads do not make one each, and a failed sync of the folder can only have
+    /// lost the name of the file at hand. That error stays here, and no file is made any more: the next sync may report
+    /// success although the name is lost. Taken before `lists`.
+    making: Mutex<Option<Error>>,
     /// Free bytes in the current file and the spares. Raised after a file is added and lowered before one is left, so a
     /// reader may see less than there is.
     room_bytes: AtomicU64,
@@ -124,7 +126,7 @@ impl LogFiles {
             file_bytes,
             keep_files,
             lists: Mutex::new(Lists::default()),
-            preparing: Mutex::new(()),
+            making: Mutex::new(None),
             room_bytes: AtomicU64::new(0),
         }
     }
@@ -134,12 +136,15 @@ impl LogFiles {
     }
 
     /// Makes a spare, unless `enough` is true or [`MAX_SPARES_AHEAD`] exist. Returns whether there is one more.
+    ///
+    /// # Errors
+    /// Those of [`LogFiles::create`].
     pub(crate) fn prepare(&self, queue: &mut dyn Queue, enough: &dyn Fn() -> bool) -> Result<bool> {
-        let _one = self.preparing.lock();
+        let mut making = self.making.lock();
         if enough() || self.lists.lock().spares.len() >= MAX_SPARES_AHEAD {
             return Ok(false);
         }
-        let (id, _) = self.create(queue)?;
+        let (id, _) = self.create(queue, &mut making)?;
         let kept = self.keep_as_spare(id);
         if !kept {
             // Other files retired meanwhile and became spares.
@@ -148,39 +153,43 @@ impl LogFiles {
         Ok(kept)
     }
 
-    /// Whether this error of [`LogFiles::prepare`] says that a sync of the folder failed. It may have lost names of other log
-    /// files, and the next sync may report success. A failure at the new file alone is harmless, and so is one to open the
-    /// folder: nothing was promised or synced there.
-    pub(crate) fn may_have_lost_names(&self, error: &Error) -> bool {
-        use aio::Error::{Os, Unsupported};
-        let Error::Io(Os { call, path, .. } | Unsupported { call, path, .. }) = error else { return false };
-        let is_sync = *call == "fsync" && *path == self.directory;
-        is_sync && !error.is_shortage() && !planted(Bug::FolderErrorNotSticky)
-    }
-
     /// Opens a spare or a new file as the current one, from `start` on.
     ///
     /// A file that could not be activated stays a spare. The next round takes it again.
     pub(crate) fn next(&self, queue: &mut dyn Queue, start: Seq) -> Result<OpenLogFile> {
-        // Only the holder of the flush token takes spares, so the one seen here stays until it is taken below.
-        let spare = self.lists.lock().spares.last().copied();
-        let recycled = spare.is_some();
-        let (id, file) = if let Some(id) = spare {
+        let (id, made) = self.spare_or_new(queue)?;
+        let recycled = made.is_none();
+        let file = if let Some(file) = made {
+            file
+        } else {
             let path = log_file_path(&self.directory, id);
             let file = aio::wait_out(&*self.backend, || self.backend.open(&path, OpenMode::Write))?;
             file.set_kind(LOG_KIND);
-            (id, file)
-        } else {
-            let (id, file) = self.create(queue)?;
-            self.lists.lock().spares.push(id);
-            self.added_room();
-            (id, file)
+            file
         };
         let epoch = self.host.activate(id, start)?;
         let mut lists = self.lists.lock();
         lists.spares.retain(|&spare| spare != id);
         lists.active.push(ActiveFile { id, epoch, start });
         Ok(OpenLogFile { file, place: Place { store_id: self.store_id, file_id: id, epoch }, recycled })
+    }
+
+    /// A spare, or a new file, which is a spare from now on as well. Only the holder of the flush token takes spares, so it
+    /// stays one until then.
+    fn spare_or_new(&self, queue: &mut dyn Queue) -> Result<(u64, Option<File>)> {
+        let newest_spare = || self.lists.lock().spares.last().copied();
+        if let Some(spare) = newest_spare() {
+            return Ok((spare, None));
+        }
+        let mut making = self.making.lock();
+        // Another thread may have made one while this one waited.
+        if let Some(spare) = newest_spare() {
+            return Ok((spare, None));
+        }
+        let (id, file) = self.create(queue, &mut making)?;
+        self.lists.lock().spares.push(id);
+        self.added_room();
+        Ok((id, Some(file)))
     }
 
     /// Bytes that can be written before a file has to be made.
@@ -235,11 +244,33 @@ impl LogFiles {
         outcome
     }
 
-    fn create(&self, queue: &mut dyn Queue) -> Result<(u64, File)> {
+    /// Makes a file.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: a sync of the folder failed, now or earlier, and the caller has to stop the log. After any other
+    /// error the log goes on: nothing was promised in the new file, nor where the folder could not be opened.
+    fn create(&self, queue: &mut dyn Queue, making: &mut Option<Error>) -> Result<(u64, File)> {
+        if let Some(cause) = making {
+            return Err(cause.clone());
+        }
         let id = self.host.new_file_id();
         let path = log_file_path(&self.directory, id);
-        let file = aio::file::create_zeroed(&*self.backend, queue, (&path, LOG_KIND), self.file_bytes)?;
-        Ok((id, file))
+        match aio::file::create_zeroed(&*self.backend, queue, (&path, LOG_KIND), self.file_bytes) {
+            Ok(file) => Ok((id, file)),
+            Err(error) => {
+                let error = Error::from(error);
+                if !self.is_sync_of_folder(&error) {
+                    return Err(error);
+                }
+                Err(making.insert(error.halted()).clone())
+            }
+        }
+    }
+
+    fn is_sync_of_folder(&self, error: &Error) -> bool {
+        use aio::Error::{Os, Unsupported};
+        let Error::Io(Os { call, path, .. } | Unsupported { call, path, .. }) = error else { return false };
+        *call == "fsync" && *path == self.directory && !planted(Bug::FolderErrorNotSticky)
     }
 
     /// Adds a file to the spares. False if there are enough.

@@ -140,10 +140,14 @@ fn a_failed_write_or_sync_halts_for_good_and_is_never_retried() {
 #[test]
 fn a_failed_sync_of_the_folder_halts_and_is_not_tried_again() {
     let (io, no_space) = (Errno::IO, Errno::NO_SPACE);
-    // A failure that concerns the new file alone does not halt: nothing was promised there. Nor does a shortage.
+    // A failure that concerns the new file alone does not halt: nothing was promised there.
     for (kind, errno, halts) in [
         (EventKind::SyncDir, io, true),
-        (EventKind::SyncDir, no_space, false),
+        (EventKind::SyncDir, no_space, true),
+        (EventKind::SyncDir, Errno::QUOTA, true),
+        (EventKind::SyncDir, Errno::AGAIN, true),
+        (EventKind::SyncDir, Errno::INTERRUPTED, true),
+        (EventKind::Sync, no_space, false),
         (EventKind::Sync, io, false),
         (EventKind::Write, io, false),
     ] {
@@ -167,6 +171,21 @@ fn a_failed_sync_of_the_folder_halts_and_is_not_tried_again() {
             assert_eq!(log.prepare_spare(&mut *queue), Ok(true), "{kind:?} {errno:?}");
         }
         log.wait_durable(end).unwrap();
+    }
+}
+
+#[test]
+fn a_round_halts_where_its_new_file_has_no_durable_name() {
+    for errno in [Errno::IO, Errno::NO_SPACE, Errno::INTERRUPTED] {
+        let sim = SimBackend::new(1);
+        let log = open(&sim, Background::Manual);
+        sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[EventKind::SyncDir]).path("/wal"));
+        // The first record needs the first file.
+        let end = log.append(&mut record(b"lost?")).unwrap().end;
+        let error = log.wait_durable(end).unwrap_err();
+        assert_eq!(sim.faults_struck(), 1, "not tried again");
+        assert_eq!(log.health().unwrap_err(), error);
+        assert_eq!(log.prepare_spare(&mut *sim.queue(8).unwrap()).unwrap_err(), error);
     }
 }
 

@@ -36,6 +36,10 @@ const fn errno(name: &'static str, errno: Errno, on: &'static [EventKind]) -> Er
     ErrorWay { name, fault: Fault::Errno(errno), on, path: "", may: May::Fail }
 }
 
+const fn sync_folder(name: &'static str, code: Errno) -> ErrorWay {
+    ErrorWay { path: LOG_FOLDER, ..errno(name, code, &[EventKind::SyncDir]) }
+}
+
 const fn flip(name: &'static str, path: &'static str) -> ErrorWay {
     ErrorWay { name, fault: Fault::FlipBit(0), on: &[], path, may: May::FindDamage }
 }
@@ -51,7 +55,7 @@ pub(super) const LOG_FOLDER: &str = "/wal";
 pub(super) const LATE: Duration = Duration::from_secs(10);
 
 /// All of them.
-pub(super) const WAYS: [ErrorWay; 18] = [
+pub(super) const WAYS: [ErrorWay; 20] = [
     errno("eio", Errno::IO, &[]),
     errno("enospc", Errno::NO_SPACE, &[]),
     errno("erofs", Errno::READ_ONLY, &[]),
@@ -61,7 +65,9 @@ pub(super) const WAYS: [ErrorWay; 18] = [
     errno("submit_eio", Errno::IO, &[EventKind::Submit]),
     errno("wait_eio", Errno::IO, &[EventKind::Wait]),
     errno("sync_eio", Errno::IO, &[EventKind::Sync]),
-    ErrorWay { path: LOG_FOLDER, ..errno("sync_folder_eio", Errno::IO, &[EventKind::SyncDir]) },
+    sync_folder("sync_folder_eio", Errno::IO),
+    sync_folder("sync_folder_enospc", Errno::NO_SPACE),
+    sync_folder("sync_folder_eintr", Errno::INTERRUPTED),
     ErrorWay {
         name: "wait_eintr",
         fault: Fault::Errno(Errno::INTERRUPTED),
