@@ -75,7 +75,7 @@
 //!
 //! # Reading order
 //! `log` (the handle), `reservation` (a place in the stream), `commit_thread` (the rounds that are due), `group_commit`
-//! (which thread runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `watermark`, `unnamed`, `bounds`,
+//! (which thread runs a round), `flusher` (the steps of a round), `log_file`, `ring`, `watermark`, `front`, `bounds`,
 //! `replay`, `ended_ring`, `chain`, `seal`, `sector`, `record`.
 
 mod bounds;
@@ -84,6 +84,7 @@ mod commit_thread;
 mod ended_ring;
 mod error;
 mod flusher;
+mod front;
 mod group_commit;
 mod log;
 mod log_file;
@@ -98,7 +99,6 @@ pub mod scheduled;
 mod seal;
 mod sector;
 mod sync;
-mod unnamed;
 mod watermark;
 
 /// Locks of the models, for those of the engine.
@@ -111,6 +111,7 @@ pub use bounds::{Bounds, bounds};
 pub use chain::{Chain, ChainRules, Stop, Verdict, read_chain};
 pub use error::{Error, Result};
 pub use flusher::SyncMethod;
+pub use front::Front;
 pub use log::{Background, Log, LogMetrics, LogOptions};
 pub use log_file::{ActiveFile, Host, log_file_path};
 pub use record::{
@@ -120,5 +121,4 @@ pub use replay::{ReplayInput, Replayed, read_whole, replay, replay_to_damage};
 pub use reservation::{Appended, Reservation};
 pub use seal::{GROUP_HEADER_BYTES, Group, STEP, seal};
 pub use sector::{MAX_EPOCH, Place, SECTOR_PAYLOAD_BYTES, SectorState, classify, seal_sector};
-pub use unnamed::{LogFileId, stray_group, use_of_file};
 pub use watermark::Watermark;

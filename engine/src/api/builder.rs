@@ -123,7 +123,8 @@ impl Builder {
     ///
     /// # Errors
     /// Those of [`Db::open`] with [`Builder::create`]`(false)`, except [`Error::Corrupt`](crate::Error::Corrupt) for log and
-    /// segments: that is one of the manifest, which only a backup replaces.
+    /// segments: that is one of the manifest, which only a backup replaces, or says which files of the log have changed their
+    /// names and must get them back first.
     pub fn find_damage(self, path: impl AsRef<Path>) -> Result<Damage> {
         find_damage(self.machine(), path.as_ref(), &self.options).map_err(Error::of_open)
     }

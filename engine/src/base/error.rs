@@ -45,7 +45,7 @@ pub enum Error {
     },
     /// Bytes on disk are not those that were written. Nothing was changed, and no wrong data was returned. Where
     /// [`Error::is_repairable`], [`Builder::repair`](crate::Builder::repair) cuts the log before the damage. Else restore a
-    /// backup.
+    /// backup, unless the message says that files of the log have to get their names back.
     #[error(
         "{} is damaged at offset {offset}: {what} (expected {expected}, found {found}): nothing was changed{}",
         file.display(), after_damage(file, what)
@@ -233,15 +233,21 @@ fn after_limit(what: &str) -> &'static str {
 /// The failed check of a manifest that lacks an edit, which a repair restores.
 pub(crate) const LOST_EDIT: &str = "an edit is lost";
 
-/// Whether a repair can make good for this damage: it is in the log (a file of it, or as a whole), or in an edit that the log
-/// proves.
+/// The failed check of a log file whose groups have another name.
+pub(crate) const NAMES_EXCHANGED: &str = "the groups of this log file are in another file";
+
+/// Whether a repair can make good for this damage: it is in the log (a file of it, or as a whole) and more than a wrong name,
+/// or in an edit that the log proves.
 fn is_repairable(file: &Path, what: &str) -> bool {
     let is_log = file.ends_with("wal") || file.parent().is_some_and(|parent| parent.ends_with("wal"));
-    is_log || what == LOST_EDIT
+    is_log && what != NAMES_EXCHANGED || what == LOST_EDIT
 }
 
 fn after_damage(file: &Path, what: &str) -> &'static str {
-    if is_repairable(file, what) {
+    if what == NAMES_EXCHANGED {
+        "; keep a copy of the store, then exchange the names of the two files, or, if the first one is missing, give its name \
+         to the other one"
+    } else if is_repairable(file, what) {
         "; keep a copy of the store, then restore a backup, or let a repair (`Builder::repair`) end the log before the damage"
     } else {
         "; keep a copy of the store, then restore a backup"
@@ -311,6 +317,7 @@ mod tests {
         all.extend(machine.into_iter().map(|error| Error::from(error).of_open()));
         for (file, what) in [
             ("/store/wal/000001.log", "sector"),
+            ("/store/wal/000002.log", NAMES_EXCHANGED),
             ("/store/wal", "the log ends before the flushed position"),
             ("/store/manifest-000002", LOST_EDIT),
             ("/store/manifest-000001", "the manifest is missing"),

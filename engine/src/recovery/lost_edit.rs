@@ -1,5 +1,5 @@
-//! Log files that were used but are not in the manifest: the proof that an edit of the manifest is lost, or that files have
-//! changed their names.
+//! Log files that do not fit the manifest: used but not named by it, the proof that an edit of the manifest is lost; or under
+//! each other's names.
 //!
 //! A manifest that has lost its whole newest edit looks like one that never had it. If that edit named a log file, an open
 //! that trusted the manifest would skip acknowledged records in the file and remove it as an orphan. The file itself proves
@@ -12,53 +12,56 @@
 //! spares that were never used (zeros, or shorter), and files of earlier uses and incarnations, with epochs below the
 //! counter.
 //!
-//! Only files that the manifest does not name are examined. If a file is named with an earlier use, its chain meets a
-//! sector of a later epoch, and that is damage (see `wal::sector`).
+//! Only files that the manifest does not name can prove a lost edit. If a file is named with an earlier use, its chain meets
+//! a sector of a later epoch, and that is damage (see `wal::sector`).
+//!
+//! No crash moves a group to another file, since it is sealed for its own. But a person may exchange, rename or copy files. If
+//! the groups of a named file are only in another one, no group is lost, but an open and a repair would remove that file. So
+//! both refuse. A copy beside the file itself holds nothing that is needed, and is an orphan as any other.
 //!
 //! Invariant: no file is changed, and only the first sector of each file is read.
 
-use wal::{ActiveFile, LogFileId, MAX_EPOCH};
+use wal::{ActiveFile, Front, MAX_EPOCH};
 
-use crate::base::error::{Error, LOST_EDIT, Result};
+use crate::base::error::{Error, LOST_EDIT, NAMES_EXCHANGED, Result};
 use crate::io::files::Files;
 use crate::io::kinds::FileKind;
 use crate::manifest::edit_log;
 use crate::manifest::version::Version;
 
-/// The log files whose activation the manifest has lost, in the order of use.
-pub(crate) fn find(files: &Files, version: &Version) -> Result<Vec<ActiveFile>> {
-    // A store that has used up the epochs does not open, so no store has written a sector with the last one.
-    let unknown = version.next_epoch..MAX_EPOCH;
-    let mut lost = Vec::new();
-    for id in files.numbers(FileKind::Log)? {
-        if version.logs.iter().any(|file| file.id == id) {
-            continue;
-        }
+/// The front of each log file in the directory, by its number.
+pub(crate) fn fronts(files: &Files) -> Result<Vec<(u64, Front)>> {
+    let read = |id: u64| {
         let (backend, path) = (files.backend().as_ref(), files.path(FileKind::Log, id));
-        let id = LogFileId { store_id: version.incarnation.store_id, file_id: id };
-        let found = files.with_queue(|queue| Ok(wal::use_of_file(backend, queue, &path, id)?))?;
-        lost.extend(found.filter(|file| unknown.contains(&file.epoch)));
-    }
-    lost.sort_unstable_by_key(|file| file.epoch);
-    Ok(lost)
+        files.with_queue(|queue| Ok((id, Front::read(backend, queue, &path)?)))
+    };
+    files.numbers(FileKind::Log)?.into_iter().map(read).collect()
 }
 
-/// The error of a log file whose groups are in another file, which the manifest does not name. The named one may be a new file
-/// then, without a group, and would look like one that was never written to.
-pub(crate) fn stray(files: &Files, version: &Version) -> Result<Option<Error>> {
-    for id in files.numbers(FileKind::Log)? {
-        if version.logs.iter().any(|file| file.id == id) {
-            continue;
-        }
-        let (backend, path) = (files.backend().as_ref(), files.path(FileKind::Log, id));
-        let named = (version.incarnation.store_id, version.logs.as_slice());
-        if let Some(file) = files.with_queue(|queue| Ok(wal::stray_group(backend, queue, &path, named)?))? {
-            let (own, other) = (files.path(FileKind::Log, file.id), path.display());
-            let what = "the groups of this log file are in another one";
-            return Ok(Some(Error::corrupt(&own, 0, what, "them here", other)));
+/// The log files whose activation the manifest has lost, in the order of use.
+pub(crate) fn find(fronts: &[(u64, Front)], version: &Version) -> Vec<ActiveFile> {
+    let store_id = version.incarnation.store_id;
+    // A store that has used up the epochs does not open, so no store has written a sector with the last one.
+    let unknown = version.next_epoch..MAX_EPOCH;
+    let unnamed = fronts.iter().filter(|(id, _)| version.logs.iter().all(|file| file.id != *id));
+    let used = unnamed.filter_map(|(id, front)| front.newest_use(store_id, *id));
+    let mut lost: Vec<_> = used.filter(|file| unknown.contains(&file.epoch)).collect();
+    lost.sort_unstable_by_key(|file| file.epoch);
+    lost
+}
+
+/// Refuses a log file whose groups are in another file alone. It may be a new file itself then, without a group, and would
+/// look like one that was never written to.
+pub(crate) fn check_names(files: &Files, fronts: &[(u64, Front)], version: &Version) -> Result<()> {
+    for file in &version.logs {
+        let has_groups = |(_, front): &&(u64, Front)| front.is_of(version.incarnation.store_id, file);
+        let holders = || fronts.iter().filter(has_groups).map(|(id, _)| *id);
+        if let (Some(other), false) = (holders().next(), holders().any(|id| id == file.id)) {
+            let [own, other] = [file.id, other].map(|id| files.path(FileKind::Log, id));
+            return Err(Error::corrupt(&own, 0, NAMES_EXCHANGED, "them here", other.display()));
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 /// The error of an open: the manifest lacks the edit that activates this file.

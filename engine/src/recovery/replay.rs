@@ -59,11 +59,11 @@ impl Replay {
                 incarnation.ring_bytes,
             ));
         }
-        let unnamed = lost_edit::find(files, version)?;
-        let mut missing = unnamed.first().map(|file| lost_edit::error(files, file)).transpose()?;
-        if missing.is_none() {
-            missing = lost_edit::stray(files, version)?;
-        }
+        let fronts = lost_edit::fronts(files)?;
+        // A repair would remove the only copy.
+        lost_edit::check_names(files, &fronts, version)?;
+        let unnamed = lost_edit::find(&fronts, version);
+        let missing = unnamed.first().map(|file| lost_edit::error(files, file)).transpose()?;
         if let (Some(missing), false) = (&missing, repair) {
             return Err(missing.clone());
         }

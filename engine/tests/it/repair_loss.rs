@@ -94,6 +94,9 @@ const ZEROED: &str = "lost sector";
 /// A file that is zero from a group to its end cannot be told from one in which that group was never written.
 const ZERO_TAIL: &str = "zero from";
 
+/// The files have only to get their names back.
+const EXCHANGED: &str = "exchanged with";
+
 /// Damages one file. Says how, for a failure.
 fn damage(image: &mut DiskImage, random: &mut Random) -> String {
     let (logs, rings, segments) = (files(image, ".log"), files(image, "/ring-"), files(image, ".seg"));
@@ -138,7 +141,7 @@ fn damage(image: &mut DiskImage, random: &mut Random) -> String {
             let (one, two) = (image.read_file(&path).unwrap(), image.read_file(&other).unwrap());
             image.write_file(&path, &two);
             image.write_file(&other, &one);
-            format!("exchanged with {}", other.display())
+            format!("{EXCHANGED} {}", other.display())
         }
         _ => {
             image.damage(&path, |bytes| bytes[len / 2..].fill(0xa5));
@@ -178,7 +181,7 @@ impl Specimen {
 #[test]
 fn an_announced_loss_is_never_smaller_than_the_real_one() {
     let mut random = Random::new(19);
-    let (mut cut, mut unknown, mut sound, mut segments) = (0, 0, 0, 0);
+    let (mut cut, mut unknown, mut sound, mut segments, mut renamed) = (0, 0, 0, 0, 0);
     for nth in 0..200 {
         let has_ring = nth % 2 == 0;
         let specimen = specimen(&mut random, has_ring);
@@ -188,8 +191,19 @@ fn an_announced_loss_is_never_smaller_than_the_real_one() {
         how.push(format!("store {nth}, with a ring: {has_ring}"));
         let how = how.join("; ");
         let sim = SimBackend::from_image(image.clone(), 7);
-        let found = builder(&sim).find_damage(ROOT).unwrap();
-        let opened = builder(&SimBackend::from_image(image, 7)).open(ROOT);
+        let opened = builder(&SimBackend::from_image(image.clone(), 7)).open(ROOT);
+        let found = match builder(&sim).find_damage(ROOT) {
+            Ok(found) => found,
+            Err(error) => {
+                assert!(how.contains(EXCHANGED) && !error.is_repairable(), "{how}: {error}");
+                let refused =
+                    [opened.map(drop), builder(&sim).repair(ROOT).map(drop)].map(Result::unwrap_err);
+                assert_eq!(refused.map(|error| error.to_string()), [error.to_string(), error.to_string()]);
+                assert_eq!(sim.snapshot().fingerprint(), image.fingerprint(), "{how}");
+                renamed += 1;
+                continue;
+            }
+        };
         segments += found.segments.len();
         let Some(log) = found.log else {
             // Damage in the ring is the end of its records. All other damage to one file is found. Two can hide each other: the
@@ -221,7 +235,8 @@ fn an_announced_loss_is_never_smaller_than_the_real_one() {
             unknown += usize::from(log.loss.at_least_bytes == 0 && log.loss.at_most_durable_bytes > 0);
         }
     }
-    assert!(cut > 50 && unknown > 0 && segments > 0 && sound > 0, "{cut} {unknown} {sound} {segments}");
+    let counts = [cut, unknown, sound, segments, renamed];
+    assert!(cut > 50 && !counts.contains(&0), "{counts:?}");
 }
 
 /// 200 puts, each durable, in several log files; the ring is lost.
@@ -305,25 +320,80 @@ fn an_end_that_looks_unused_is_not_believed_where_the_file_proves_that_it_has_lo
     }
 }
 
+/// Every call refuses the store, names both files, and changes nothing.
+fn check_names_refused(image: &DiskImage, (named, other): (&Path, &Path)) {
+    let sim = SimBackend::from_image(image.clone(), 7);
+    for refused in [
+        builder(&sim).open(ROOT).map(drop),
+        builder(&sim).find_damage(ROOT).map(drop),
+        builder(&sim).repair(ROOT).map(drop),
+    ] {
+        let error = refused.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(&error, Error::Corrupt { file, .. } if file == named), "{text}");
+        assert!(text.contains(other.to_str().unwrap()) && text.contains("exchange the names"), "{text}");
+        assert!(!error.is_repairable() && !text.contains("epair"), "a cut would lose the groups: {text}");
+    }
+    assert_eq!(sim.snapshot().fingerprint(), image.fingerprint(), "a refusal changes nothing");
+}
+
+/// Nothing is lost, and the next open too finds the store whole.
+fn check_whole(specimen: &Specimen, image: DiskImage, how: &str) {
+    let sim = SimBackend::from_image(image, 7);
+    let db = builder(&sim).open(ROOT).unwrap();
+    assert_eq!(specimen.lost_bytes(&db), (0, 0), "{how}");
+    drop(db);
+    assert_eq!(specimen.lost_bytes(&builder(&sim).open(ROOT).unwrap()), (0, 0), "{how}");
+}
+
 #[test]
-fn a_log_file_that_changed_places_with_a_new_one_is_damage() {
+fn log_files_under_wrong_names_are_refused_until_they_have_their_names_back() {
     let specimen = durable_puts();
     let logs = files(&specimen.image, ".log");
-    let bytes = |path: &PathBuf| specimen.image.read_file(path).unwrap();
+    let bytes = |path: &Path| specimen.image.read_file(path).unwrap();
     let is_new = |path: &&PathBuf| bytes(path).iter().all(|byte| *byte == 0);
-    let (new, last) = (logs.iter().find(is_new).unwrap(), logs.iter().rfind(|path| !is_new(path)).unwrap());
-    let mut image = specimen.image.clone();
-    image.write_file(new, &bytes(last));
-    image.write_file(last, &bytes(new));
-    let sim = SimBackend::from_image(image, 7);
-    // The named file looks as if it was never written to.
-    let refused = builder(&sim).open(ROOT).unwrap_err();
-    assert!(matches!(&refused, Error::Corrupt { file, .. } if file == last), "{refused}");
-    assert!(refused.to_string().contains(new.to_str().unwrap()), "{refused}");
-    let log = builder(&sim).repair(ROOT).unwrap().log.unwrap();
-    let db = builder(&sim).open(ROOT).unwrap();
-    assert!(specimen.lost_bytes(&db).0 > 0);
-    specimen.check_announced(&log, &db, "changed places");
+    let new = logs.iter().find(is_new).unwrap();
+    let used: Vec<&PathBuf> = logs.iter().filter(|path| !is_new(path)).collect();
+    let (first, last) = (used[0], used[used.len() - 1]);
+    // With a new one the named file looks as if it was never written to.
+    for (one, other) in [(last, new), (first, new), (first, last), (used[1], used[2])] {
+        let mut image = specimen.image.clone();
+        image.write_file(other, &bytes(one));
+        image.write_file(one, &bytes(other));
+        check_names_refused(&image, (one, other));
+        image.write_file(one, &bytes(one));
+        image.write_file(other, &bytes(other));
+        check_whole(&specimen, image, &format!("{} and {}", one.display(), other.display()));
+    }
+    let free = Path::new("/store/wal/000900.log");
+    for path in used {
+        let mut image = specimen.image.clone();
+        image.remove_file(path);
+        image.write_file(free, &bytes(path));
+        check_names_refused(&image, (path, free));
+        // A sector that is lost, in the file with the name, beside a copy of the file.
+        image.write_file(path, &bytes(path));
+        image.zero_sector(path, 0);
+        check_names_refused(&image, (path, free));
+        image.remove_file(free);
+        image.write_file(path, &bytes(path));
+        check_whole(&specimen, image, &path.display().to_string());
+    }
+}
+
+#[test]
+fn a_copy_of_a_log_file_beside_a_whole_store_is_an_orphan() {
+    let specimen = durable_puts();
+    let free = Path::new("/store/wal/000900.log");
+    for path in files(&specimen.image, ".log") {
+        let mut image = specimen.image.clone();
+        image.write_file(free, &specimen.image.read_file(&path).unwrap());
+        let sim = SimBackend::from_image(image.clone(), 7);
+        assert!(builder(&sim).find_damage(ROOT).unwrap().is_none());
+        builder(&sim).open(ROOT).unwrap();
+        assert!(!files(&sim.snapshot(), ".log").iter().any(|path| path == free), "an open removes it");
+        check_whole(&specimen, image, &path.display().to_string());
+    }
 }
 
 #[test]
