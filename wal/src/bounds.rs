@@ -12,8 +12,8 @@
 //!   of the file (*older*) holds none. So the groups end at or before the last sector that is not older: behind the last
 //!   group header that can be read, as much of the stream as fits between. A missing part of the file counts as full. So does
 //!   a file without any group, which may have changed places with a new one. And so does one in which durable sectors are
-//!   known to have become older ones, or no header can be read behind the damage: then other sectors that look unused may
-//!   have been used.
+//!   known to have become older ones, or where no header can be read at the damage, or no sector behind it: then other sectors
+//!   that look unused may have been used.
 //! * *published*: the ring takes at most its size beyond the durable position, and in its first lap no more than its file has.
 //!   Nothing is durable that was not published, so this may also lower the second bound.
 //!
@@ -112,11 +112,12 @@ fn look_at(
     let (end, offset) = last_group(&bytes, &rules, (chain.end, stop));
     let reach = |used: usize| end.plus(stream_room_bytes(used.saturating_sub(offset)));
     let is_whole = bytes.len() == len_bytes && offset > 0;
-    let is_damaged = matches!(chain.stop, Stop::Damaged { .. });
-    let is_blind = is_damaged && offset == stop;
+    let damage =
+        if let Stop::Damaged { offset, .. } = chain.stop { usize::try_from(offset).ok() } else { None };
+    let is_blind = damage.is_some_and(|at| offset == stop || !has_current(&bytes, &place, at));
     let seen = reach(used_bytes(&bytes, &place, offset));
     // A claim shows that durable sectors look unused. The replay begins at a durable position.
-    let is_contradicted = !is_damaged && chain.claim > chain.end || is_last && seen < input.from;
+    let is_contradicted = damage.is_none() && chain.claim > chain.end || is_last && seen < input.from;
     let reach = if is_whole && !is_blind && !is_contradicted { seen } else { reach(len_bytes) };
     Ok(Found { claim: chain.claim, reach })
 }
@@ -152,6 +153,13 @@ fn last_group(file: &[u8], rules: &ChainRules, stop: (Seq, usize)) -> (Seq, usiz
         }
     }
     last
+}
+
+/// Whether a sector from `from` on was written in this use of the file.
+fn has_current(file: &[u8], place: &Place, from: usize) -> bool {
+    let rest = file.get(from..).unwrap_or_default().as_chunks::<SECTOR_BYTES>().0;
+    let state = |(nth, sector)| classify(place, index_of(from) + nth as u64, sector);
+    rest.iter().enumerate().any(|found| matches!(state(found), SectorState::Current { .. }))
 }
 
 /// The end of the steps that have been written in this use of the file, or are damaged, from `from` on.

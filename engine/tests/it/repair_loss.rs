@@ -301,10 +301,12 @@ fn one_file(flush_after: Option<usize>) -> Specimen {
 #[test]
 fn an_end_that_looks_unused_is_not_believed_where_the_file_proves_that_it_has_lost_sectors() {
     const STEP: usize = 4096;
-    // A flush behind the end, damage in front of the end, a claim of what is missing.
+    // A flush behind the end, damage in front of the end (in the first sector of a group, and in a later one), a claim of what
+    // is missing.
     for (flush_after, zeros) in [
         (Some(20), [0..0, 10 * STEP..256 << 10]),
         (None, [0..0, 10 * STEP + 300..256 << 10]),
+        (None, [0..0, 10 * STEP + 700..256 << 10]),
         (None, [5 * STEP..6 * STEP, 10 * STEP..256 << 10]),
     ] {
         let specimen = one_file(flush_after);
