@@ -46,14 +46,18 @@ pub struct LogDamage {
     pub loss: Loss,
 }
 
-/// The acknowledged writes that a cut loses, as bytes of the log: keys, values and what frames them. Writes that are in segments
-/// do not count.
+/// The writes that a cut loses, as bytes of the log: keys, values and what frames them. Writes that are in segments do not count.
+///
+/// All bounds are as far as the files show. An end of a log file that looks unused is taken for unused, unless the same file
+/// proves the opposite. So where a medium has lost more files or parts of files than the damaged one, more may be missing.
 ///
 /// It prints as a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Loss {
-    /// As much is lost for certain: the part of the log that can be read proves that it was durable.
+    /// As much is lost for certain of the log that was durable: the part that can be read proves it. Where records ended in it,
+    /// nothing shows. So its last bytes may be of writes that were under way at the crash and never acknowledged, or the durable
+    /// part of a large one.
     pub at_least_bytes: u64,
     /// As much can be lost of the writes that were durable, which are those of [`Durability::Power`](crate::Durability::Power)
     /// and all before them. Where a file is missing or cannot be read, it is taken for full.
@@ -63,16 +67,27 @@ pub struct Loss {
     pub at_most_bytes: u64,
 }
 
+/// Other damage may hide more.
+const SHOWN: &str = " as far as the files show";
+
+/// The proof is of bytes, not of records.
+const UNDER_WAY: &str = " (the last of them may be of a write that was not acknowledged)";
+
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Loss { at_least_bytes: least, at_most_durable_bytes: durable, at_most_bytes: most } = *self;
         match (least, durable) {
-            (_, 0) => write!(f, "no durable write is lost as far as the files show"),
+            (_, 0) => write!(f, "no durable write is lost{SHOWN}"),
             (0, _) => {
-                write!(f, "it is unknown how many durable writes are lost: up to {durable} bytes of log")
+                write!(
+                    f,
+                    "it is unknown how many durable writes are lost: up to {durable} bytes of log{SHOWN}"
+                )
             }
-            (least, durable) if least == durable => write!(f, "{least} bytes of durable writes are lost"),
-            _ => write!(f, "between {least} and {durable} bytes of durable writes are lost"),
+            (least, durable) if least == durable => {
+                write!(f, "{least} bytes of durable log are lost{SHOWN}{UNDER_WAY}")
+            }
+            _ => write!(f, "between {least} and {durable} bytes of durable log are lost{SHOWN}{UNDER_WAY}"),
         }?;
         if most > durable {
             write!(f, "; with newer ones, which only the ring had, it can be up to {most} bytes")?;
@@ -92,10 +107,14 @@ mod tests {
         };
         assert!(text(0, 900, 1000).starts_with("it is unknown"), "{}", text(0, 900, 1000));
         assert!(text(500, 900, 1000).contains("between 500 and 900"));
-        assert!(text(900, 900, 1000).contains("900 bytes of durable writes are lost"));
+        assert!(text(900, 900, 1000).contains("900 bytes of durable log are lost"));
+        for (least, durable) in [(500, 900), (900, 900)] {
+            assert!(text(least, durable, 1000).contains("not acknowledged"), "bytes are no whole writes");
+        }
         for (least, durable) in [(0, 0), (0, 900), (900, 900)] {
             let text = text(least, durable, 1000);
             assert!(text.contains("up to 1000 bytes") && !text.contains("at least 0"), "{text}");
+            assert!(text.contains("as far as the files show"), "{text}");
         }
     }
 }

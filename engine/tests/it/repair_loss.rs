@@ -226,7 +226,7 @@ fn an_announced_loss_is_never_smaller_than_the_real_one() {
             }
         };
         assert_eq!(format!("{:?}", repaired.log), format!("{:?}", Some(&log)), "{how}");
-        // Beside damage to another file, an end that looks unused says nothing.
+        // Beside damage to another file, an end that looks unused is taken for unused: see `Loss`.
         let is_hidden = count > 1 && how.contains(ZERO_TAIL);
         if found.segments.is_empty() && !is_hidden {
             let sim = SimBackend::from_image(sim.snapshot().power_cut_none(), 7);
@@ -320,6 +320,35 @@ fn an_end_that_looks_unused_is_not_believed_where_the_file_proves_that_it_has_lo
         assert!(specimen.lost_bytes(&db).0 > 20_000, "{zeros:?}");
         specimen.check_announced(&damage, &db, &format!("{zeros:?}"));
     }
+}
+
+#[test]
+fn the_least_loss_counts_the_durable_part_of_a_write_that_was_not_acknowledged() {
+    // Takes three steps of a group, and a file has eight.
+    const VALUE: [u8; 8000] = [b'v'; 8000];
+    let record_bytes = (8_u64 + 4 + 11 + 3 + 8000).next_multiple_of(32);
+    let mut parts = 0;
+    for event in 0.. {
+        let sim = SimBackend::new(7);
+        sim.crash_at(event);
+        let Ok(db) = builder(&sim).open(ROOT) else { continue };
+        let Ok(keyspace) = db.keyspace("default") else { continue };
+        let acknowledged = (0..12).take_while(|_| keyspace.put("key", VALUE).is_ok()).count() as u64;
+        let mut image = sim.snapshot().power_cut_all();
+        lose_ring(&mut image);
+        let log = files(&image, ".log").into_iter().next();
+        if let (Some(log), 1..) = (log, acknowledged) {
+            image.flip_bit(&log, 300 * 8);
+            let damage = builder(&SimBackend::from_image(image, 7)).find_damage(ROOT).unwrap();
+            let least = damage.log.unwrap().loss.at_least_bytes;
+            assert!(least <= (acknowledged + 1) * record_bytes, "event {event}: {least} bytes");
+            parts += usize::from(least > acknowledged * record_bytes);
+        }
+        if acknowledged == 12 {
+            break;
+        }
+    }
+    assert!(parts > 0, "no file began within a record");
 }
 
 /// Every call refuses the store, names both files, and changes nothing.

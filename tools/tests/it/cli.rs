@@ -421,14 +421,14 @@ fn a_damaged_log_is_refused_shown_and_cut() {
         assert_eq!((&shown["log_is_damaged"], &shown["is_cut"]), (&true.into(), &false.into()));
         assert_eq!(shown["kept_records"], 3);
         assert!(shown["log_damage"].as_str().unwrap().contains(".log"), "{shown}");
-        assert!(shown["loss"].as_str().unwrap().contains("durable writes are lost"), "{shown}");
+        assert!(shown["loss"].as_str().unwrap().contains("durable log are lost"), "{shown}");
         let bytes = |name: &str| shown[name].as_u64().unwrap();
         assert!(bytes("lost_bytes_at_least") >= 5 * 32, "{shown}");
         assert!(bytes("lost_durable_bytes_at_most") >= 6 * 32, "{shown}");
         assert!(bytes("lost_bytes_at_most") >= bytes("lost_durable_bytes_at_most"), "{shown}");
     }
     let cut = tool("repair", &dir, &["--cut", "--json"]);
-    assert!(cut.err.contains("cutting the log") && cut.err.contains("durable writes are lost"), "{cut:?}");
+    assert!(cut.err.contains("cutting the log") && cut.err.contains("durable log are lost"), "{cut:?}");
     let cut: Value = serde_json::from_str(&cut.fine()).unwrap();
     assert_eq!(cut["is_cut"], true);
     assert_eq!(tool("scan", &dir, &["--count"]).fine(), "3\n");
