@@ -30,6 +30,7 @@
 //! - The mapping ends with the context, so the owner of both stops using the ring first.
 #![expect(unsafe_code, reason = "words of the kernel's ring")]
 
+use std::ops::Range;
 use std::ptr;
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -99,11 +100,11 @@ impl CompletionRing {
         if is_sound { usize::try_from(ahead).unwrap_or(0) } else { 0 }
     }
 
-    /// The data of the events, oldest first, which stay in the ring.
-    pub(crate) fn data(&self) -> impl Iterator<Item = u64> {
+    /// The data of these events, which stay in the ring; the oldest one is number 0. Those that are not there are left out.
+    pub(crate) fn data(&self, events: Range<usize>) -> impl Iterator<Item = u64> {
         let head = self.header()[HEAD].load(Ordering::Relaxed);
-        let count = u32::try_from(self.len()).unwrap_or(0);
-        (0..count).map(move |nth| {
+        let number = |nth: usize| u32::try_from(nth).unwrap_or(u32::MAX);
+        (number(events.start)..number(events.end.min(self.len()))).map(move |nth| {
             let to_end = self.slots - head;
             self.event(if nth < to_end { head + nth } else { nth - to_end }).data
         })

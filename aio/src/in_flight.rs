@@ -16,6 +16,7 @@
 //! signal is not an event and does not have this cost.
 #![expect(unsafe_code, reason = "hands buffers to the kernel")]
 
+mod set_up;
 mod turns;
 
 use std::collections::VecDeque;
@@ -23,7 +24,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::turns::{End, InSlot, Turn};
+use self::set_up::{CONTEXT, context_error, front_refused, set_up};
+use self::turns::{End, InSlot, Looked, Turn};
 use crate::calls::execute;
 use crate::clock;
 use crate::completion_ring::CompletionRing;
@@ -49,9 +51,6 @@ const IDLE_SLICE: Duration = Duration::from_secs(1);
 /// How long a wait sleeps between two looks at the completion ring, where the kernel refuses the calls that reap.
 const SLICE_BY_RING: Duration = Duration::from_micros(100);
 
-/// A context of this many operations fits any machine's limit on one context.
-const SLOTS_OF_ANY_MACHINE: usize = 1 << 14;
-
 /// A context and its operations in flight.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "independent answers of the kernel")]
@@ -72,6 +71,7 @@ pub(crate) struct InFlight {
     done: Vec<(usize, Completion)>,
     /// The slot of the operation that was submitted last.
     newest: Option<usize>,
+    looked: Looked,
     /// Scratch space of `harvest`.
     ends: Vec<End>,
     identities: Identities,
@@ -116,6 +116,7 @@ impl InFlight {
             reads_ring,
             done: Vec::new(),
             newest: None,
+            looked: Looked::default(),
             ends: Vec::new(),
             identities: Identities::default(),
             waker,
@@ -229,14 +230,16 @@ impl InFlight {
         #[cfg(feature = "tracing")]
         tracing::trace!(target: "aio", asked = batch, taken, in_flight = self.len(), "submitted");
         let unreaped = self.ring.as_ref().map_or(0, CompletionRing::len);
+        let fresh = self.looked.fresh(unreaped);
         // A clock costs more than most of the profile, and the end of a single turn is used only if it was the end.
-        let end_nanos = if taken > 1 || unreaped > 0 { clock::nanos() } else { begin_nanos };
+        let end_nanos = if taken > 1 || !fresh.is_empty() { clock::nanos() } else { begin_nanos };
         for (operation, turn) in waiting.drain(..taken).zip(Turn::all((begin_nanos, end_nanos), taken)) {
             let slot = self.free.pop().expect("a batch is not longer than the free list");
             self.slots[slot] = Some(InSlot { operation, turn, is_done: false, submitted: None });
         }
-        let events = self.ring.iter().flat_map(CompletionRing::data).take(unreaped);
-        let done = turns::mark_done(events, begin_nanos, &mut self.slots);
+        let events = self.ring.iter().flat_map(|ring| ring.data(fresh.clone()));
+        self.looked.mark_done(events, begin_nanos, &mut self.slots);
+        let done = self.done.len() + self.looked.operations();
         let submitted = Submitted { operations: taken, depth: self.len().saturating_sub(done) };
         if let Some(last) = self.batch[..taken].last().and_then(|&slot| self.slots[slot].as_mut()) {
             last.submitted = Some(submitted);
@@ -437,6 +440,7 @@ impl InFlight {
     fn harvest(&mut self, count: usize, completions: &mut Vec<Completion>) {
         let mut now_nanos = None;
         let before = completions.len();
+        self.looked = Looked::default();
         for index in 0..count {
             let event = self.events[index];
             if event.data == WAKE_UP {
@@ -444,6 +448,9 @@ impl InFlight {
             } else {
                 completions.push(self.complete(event, &mut now_nanos));
             }
+        }
+        if self.ends.is_empty() {
+            return;
         }
         let reaped = completions[before..].iter().zip(&self.ends);
         self.shared.trace.ended(reaped.map(|(completion, end)| end.of(completion)));
@@ -543,55 +550,6 @@ impl Drop for InFlight {
             std::mem::forget(slot.take());
         }
     }
-}
-
-/// Makes a context of the kernel, and tries its calls without an operation.
-fn set_up(slots: usize) -> Result<sys::KernelContext> {
-    // A number above 32 bits is reported like one above fs.aio-max-nr.
-    let kernel_slots = u32::try_from(slots + 1).map_err(|_| Error::Slots { slots })?;
-    let context = match sys::setup(kernel_slots) {
-        Ok(context) => context,
-        Err(Errno::AGAIN) => return Err(Error::Slots { slots }),
-        // The kernel's answer to a number that no machine has, and a sandbox's to any.
-        Err(Errno::INVALID) if slots > SLOTS_OF_ANY_MACHINE => return Err(Error::Slots { slots }),
-        Err(errno) => return Err(refused("io_setup", errno)),
-    };
-    sys::submit_nothing(&context).map_err(|errno| refused("io_submit", errno))?;
-    let at_once = sys::Wait { at_least: 0, timeout: Some(Duration::ZERO), mask: None };
-    let reaped =
-        sys::reap(&context, &mut [], at_once).or_else(|_| sys::reap_unmasked(&context, &mut [], at_once));
-    match reaped {
-        Ok(_) | Err(Errno::INTERRUPTED) => Ok(context),
-        Err(errno) => Err(refused("io_getevents", errno)),
-    }
-}
-
-/// The error of a call without which there is no native AIO.
-fn refused(call: &'static str, errno: Errno) -> Error {
-    if !errno.is_refusal() {
-        return context_error(call, errno);
-    }
-    let needs = "asynchronous I/O, which a sandbox (seccomp profile) or the kernel refuses: let it allow io_setup, io_submit, \
-                 io_getevents and io_pgetevents";
-    let needs = needs.to_owned();
-    Error::Unsupported { call, path: Path::new(CONTEXT).to_owned(), needs, errno }
-}
-
-/// The error of the operation at the front.
-fn front_refused(waiting: &VecDeque<Operation>, errno: Errno) -> Error {
-    let front = waiting.front().expect("a refused operation stays at the front");
-    if errno.is_not_now() {
-        Error::call("io_submit", front.file().path(), errno)
-    } else {
-        front.refused(errno)
-    }
-}
-
-/// Stands for the path in errors that concern a whole context.
-const CONTEXT: &str = "(asynchronous I/O context)";
-
-fn context_error(call: &'static str, errno: Errno) -> Error {
-    Error::call(call, Path::new(CONTEXT), errno)
 }
 
 #[cfg(test)]

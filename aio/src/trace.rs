@@ -104,6 +104,12 @@ impl Trace {
         self.process.is_current().then(|| self.state.lock())
     }
 
+    /// Keeps everything else from counting, until it is dropped.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> impl Sized {
+        self.lock()
+    }
+
     /// Counts operations that ended.
     #[expect(single_use_lifetimes, reason = "an anonymous one is not stable here")]
     pub(crate) fn ended<'a>(&self, operations: impl IntoIterator<Item = Ended<'a>>) {

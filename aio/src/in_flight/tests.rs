@@ -240,3 +240,65 @@ fn the_depth_is_that_of_the_device() {
     assert_eq!((profile.submit_calls, profile.submitted), (4, 8));
     assert_eq!(profile.depths[..4], [0, 0, 4, 0], "the polls, and none of the reads that are done");
 }
+
+#[test]
+fn the_depth_leaves_out_operations_that_system_calls_have_done() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = file_of_sevens(&dir);
+    let mut queue = eight_slots();
+    let refuse = |queue: &InFlight, errno: Errno| {
+        queue.context.refusal.store(errno.0, std::sync::atomic::Ordering::Relaxed);
+    };
+    refuse(&queue, Errno::NOT_IMPLEMENTED);
+    let reads = (0..3).map(|_| Operation::read(&file, 0, Buf::zeroed(4096)));
+    assert_eq!(queue.submit(&mut reads.collect()), Ok(3));
+    refuse(&queue, Errno(0));
+    let event = crate::event_fd::EventFd::new().unwrap();
+    assert_eq!(queue.submit(&mut VecDeque::from([Operation::poll(&event, Readiness::READABLE)])), Ok(1));
+    event.add();
+    let mut done = Vec::new();
+    while done.len() < 4 {
+        queue.wait(4 - done.len(), None, &mut done).unwrap();
+    }
+    let profile = queue.shared.trace.profile();
+    assert_eq!((profile.submit_calls, &profile.depths[..3]), (1, &[1, 0, 0][..]), "the poll");
+}
+
+#[test]
+fn a_submit_looks_at_each_event_once() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = buffered_file(&dir);
+    let mut queue = eight_slots();
+    for round in 0..3 {
+        for nth in 0..8 {
+            let looked = queue.looked.operations();
+            submit_reads(&mut queue, &file, 1);
+            assert_eq!((looked, queue.looked.operations()), (nth, nth + 1), "round {round}");
+        }
+        assert_eq!(queue.wait(8, None, &mut Vec::new()), Ok(Wake::Completed));
+        assert_eq!(queue.looked.operations(), 0, "round {round}");
+    }
+}
+
+#[test]
+fn a_wait_without_completions_does_not_take_the_lock_of_the_profile() {
+    let mut queue = eight_slots();
+    let trace = Arc::clone(&queue.shared.trace);
+    let (waits_are_over, is_over) = std::sync::mpsc::channel();
+    let (lock_is_held, is_held) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let holder = scope.spawn(move || {
+            let held = trace.hold();
+            lock_is_held.send(()).unwrap();
+            let is_over = is_over.recv_timeout(Duration::from_mins(1));
+            drop(held);
+            is_over
+        });
+        is_held.recv().unwrap();
+        assert_eq!(queue.wait(0, None, &mut Vec::new()), Ok(Wake::Completed));
+        queue.waker().wake();
+        assert_eq!(queue.wait(1, None, &mut Vec::new()), Ok(Wake::Woken));
+        waits_are_over.send(()).ok();
+        assert_eq!(holder.join().unwrap(), Ok(()), "a wait has waited for the lock");
+    });
+}

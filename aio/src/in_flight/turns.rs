@@ -14,6 +14,7 @@
 //! turn, except the newest one of the context, which ends when it is reaped. So the latencies of such operations add up to the
 //! time of the calls that submit and wait, and none of it counts twice.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::identity::Identity;
@@ -53,22 +54,40 @@ impl Turn {
     }
 }
 
-/// Marks the operations of the call that began at `begin_nanos` whose events are in the ring. Returns how many operations the
-/// events end, those of earlier calls included.
-pub(super) fn mark_done(
-    events: impl Iterator<Item = u64>,
-    begin_nanos: u64,
-    slots: &mut [Option<InSlot>],
-) -> usize {
-    let mut done = 0;
-    for data in events.filter(|data| *data != WAKE_UP) {
-        done += 1;
-        let slot = usize::try_from(data).ok().and_then(|slot| slots.get_mut(slot)?.as_mut());
-        if let Some(taken) = slot {
-            taken.is_done |= taken.turn.begin_nanos >= begin_nanos;
+/// The oldest events of the ring, which a submit has looked at. Each is looked at once: else the cost of operations that are
+/// done inside their calls would grow with the square of their number. A reap takes all of them, or they are looked at again.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    events: usize,
+    operations: usize,
+}
+
+impl Looked {
+    /// Of `unreaped` events, those that are new. They count as looked at then.
+    pub(super) fn fresh(&mut self, unreaped: usize) -> Range<usize> {
+        std::mem::replace(&mut self.events, unreaped)..unreaped
+    }
+
+    /// Marks the operations of the call that began at `begin_nanos` whose events are among these new ones.
+    pub(super) fn mark_done(
+        &mut self,
+        events: impl Iterator<Item = u64>,
+        begin_nanos: u64,
+        slots: &mut [Option<InSlot>],
+    ) {
+        for data in events.filter(|data| *data != WAKE_UP) {
+            self.operations += 1;
+            let slot = usize::try_from(data).ok().and_then(|slot| slots.get_mut(slot)?.as_mut());
+            if let Some(taken) = slot {
+                taken.is_done |= taken.turn.begin_nanos >= begin_nanos;
+            }
         }
     }
-    done
+
+    /// How many operations the events end that were looked at, those of earlier calls included.
+    pub(super) fn operations(&self) -> usize {
+        self.operations
+    }
 }
 
 /// The parts of an ended operation's profile that its completion does not tell.
@@ -103,5 +122,13 @@ mod tests {
         let shares = turns.iter().map(|turn| turn.end_nanos - turn.begin_nanos);
         assert!(shares.eq([3, 3, 3, 3, 3, 3, 3, 10]), "{turns:?}");
         assert_eq!(Turn::all((5, 5), 0).count(), 0);
+    }
+
+    #[test]
+    fn an_event_is_looked_at_once() {
+        let mut looked = Looked::default();
+        assert_eq!([2, 2, 5].map(|unreaped| looked.fresh(unreaped)), [0..2, 2..2, 2..5]);
+        looked.mark_done([0, WAKE_UP, 1].into_iter(), 0, &mut []);
+        assert_eq!(looked.operations(), 2);
     }
 }
