@@ -1,7 +1,8 @@
 //! The process that holds the lock of a store, as far as another one can tell.
 //!
 //! A process id alone says little: in another PID namespace it names another process, in each container there is a process
-//! 1, and on another machine it is a number. So a holder leaves its namespace and its boot beside its id.
+//! 1, and on another machine it is a number. Later, another process of the same machine may have it. So a holder writes its
+//! namespace, its boot and its start beside its id.
 
 use std::fmt;
 
@@ -9,7 +10,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Holder {
-    /// This process.
+    /// This process. Wrong only for a moment and only where the start of a process cannot be read: if the last holder was killed,
+    /// had the id that this process has now, and the next holder is just taking the lock.
     ThisProcess,
     /// A process with this id.
     Process(u32),

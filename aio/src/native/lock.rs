@@ -1,21 +1,23 @@
 //! The lock file of a store: a `flock` on it is the lock, its content only names the holder.
 //!
 //! ```text
-//!   +-----------------+---------------+----------+-----------------------+
-//!   | decimal pid, \n | namespace, \n | boot, \n | zero padding          |
-//!   +-----------------+---------------+----------+-----------------------+
-//!   0                                                                 4096
+//!   +-----------------+---------------+----------+-----------+------------+
+//!   | decimal pid, \n | namespace, \n | boot, \n | start, \n | zeros      |
+//!   +-----------------+---------------+----------+-----------+------------+
+//!   0                                                                  4096
 //!
 //!   OFFSET  SIZE  FIELD
-//!        0   <11  process id of the last holder, ASCII digits
+//!        0   <11  process id of the holder, ASCII digits
 //!      ...   ...  its PID namespace, as `/proc/self/ns/pid` names it; `-` if it could not be read
 //!      ...   ...  the boot of its machine, as `/proc/sys/kernel/random/boot_id` has it; `-` if it could not be read
+//!      ...   <21  the start of its process in ticks since the boot, ASCII digits; `-` if it could not be read. Older
+//!                 versions have left it out
 //!      ...   ...  zeros; each field ends with a line feed
 //! ```
 //!
-//! Invariants: the note is written by asynchronous I/O like all other data, and only while the lock is held. It
-//! outlives its holder, so it is valid only if the lock is taken. Between taking the lock and writing the note, readers
-//! see the note of the previous holder.
+//! Invariants: the note is written by asynchronous I/O like all other data, and it is changed only while the lock is held.
+//! A holder removes its note before it releases the lock. One that was killed leaves it, so a note is valid only if the lock
+//! is taken. Between taking the lock and writing the note, readers see no note, or that of a killed holder.
 //!
 //! A child that was forked while the lock was held shares it: dropping its copy does not release the parent's, and the
 //! lock is free when the parent has dropped it or both processes have ended.
@@ -78,6 +80,8 @@ impl Drop for NativeLock {
         // An unlock by a child would release its parent's lock. Closing the descriptor, which comes next, also releases
         // the lock if no child has inherited it.
         if self.process.is_current() {
+            // The next holder must not be taken for this one before it has written its own note.
+            let _ = rustix::fs::ftruncate(self.file.descriptor(), 0);
             let _ = rustix::fs::flock(self.file.descriptor(), FlockOperation::Unlock);
         }
     }
@@ -89,6 +93,8 @@ struct Note {
     pid: u32,
     namespace: String,
     boot: String,
+    /// Tells processes apart that had the same id one after the other. `None` if it is not known.
+    start_ticks: Option<u64>,
 }
 
 /// Stands for a namespace or a boot that could not be read.
@@ -108,6 +114,7 @@ impl Note {
             pid: std::process::id(),
             namespace: known(namespace.map(|path| path.to_string_lossy().into_owned())),
             boot: known(boot),
+            start_ticks: start_ticks(std::process::id()),
         }
     }
 
@@ -123,16 +130,21 @@ impl Note {
         if self.namespace != ours.namespace {
             return Holder::OtherNamespace(self.pid);
         }
-        if self.pid == ours.pid {
-            return Holder::ThisProcess;
+        let is_ours = self.pid == ours.pid;
+        let start_ticks = if is_ours { ours.start_ticks } else { start_ticks(self.pid) };
+        let is_another = self.start_ticks.zip(start_ticks).is_some_and(|(noted, found)| noted != found);
+        match (is_ours, is_another) {
+            (true, false) => Holder::ThisProcess,
+            (false, false) if is_there(self.pid) => Holder::Process(self.pid),
+            _ => Holder::Ended(self.pid),
         }
-        if is_there(self.pid) { Holder::Process(self.pid) } else { Holder::Ended(self.pid) }
     }
 }
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}\n{}\n{}\n", self.pid, self.namespace, self.boot)
+        let start_ticks = self.start_ticks.map_or_else(|| UNKNOWN.to_owned(), |ticks| ticks.to_string());
+        write!(f, "{}\n{}\n{}\n{start_ticks}\n", self.pid, self.namespace, self.boot)
     }
 }
 
@@ -142,13 +154,23 @@ fn is_there(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-/// `None` if the file has no such note. Every holder but the first finds that of the holder before.
+/// When the process with this id has started, since the boot; `None` if it cannot be known.
+fn start_ticks(pid: u32) -> Option<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = insist(|| std::fs::read(&path).map_err(|error| Errno::from(&error))).ok()?;
+    // The name of the program is in parentheses, and may have some itself. The start is the 20th field after it.
+    let after_name = stat.rsplit(|byte| *byte == b')').next()?;
+    std::str::from_utf8(after_name).ok()?.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// `None` if the file has no such note.
 fn read_note(file: &File) -> Option<Note> {
     let mut bytes = Buf::zeroed(NOTE_BYTES);
     let found = rustix::io::pread(file.descriptor(), &mut bytes[..], 0).ok()?;
     let mut lines = std::str::from_utf8(&bytes[..found]).ok()?.split('\n');
     let mut line = || lines.next().map(ToOwned::to_owned);
-    Some(Note { pid: line()?.parse().ok()?, namespace: line()?, boot: line()? })
+    let (pid, namespace, boot) = (line()?.parse().ok()?, line()?, line()?);
+    Some(Note { pid, namespace, boot, start_ticks: line().and_then(|ticks| ticks.parse().ok()) })
 }
 
 #[cfg(test)]
@@ -156,16 +178,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_id_counts_only_in_its_own_namespace_and_boot() {
+    fn a_process_id_counts_only_in_its_own_namespace_and_boot_and_for_its_own_process() {
         let ours = Note::ours();
         let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get().cast_unsigned());
-        let with = |pid| Note { pid, ..ours.clone() };
+        let with = |pid| Note { pid, start_ticks: None, ..ours.clone() };
+        let starts = |pid, start_ticks| Note { start_ticks, ..with(pid) };
+        let (own, parents) = (start_ticks(ours.pid).unwrap(), start_ticks(parent).unwrap());
         let container = Note { namespace: "pid:[1]".to_owned(), ..with(1) };
         let machine = Note { boot: "another".to_owned(), ..container.clone() };
         let blind = Note { boot: UNKNOWN.to_owned(), ..with(1) };
         for (note, holder) in [
             (ours.clone(), Holder::ThisProcess),
+            (with(ours.pid), Holder::ThisProcess),
+            (starts(ours.pid, Some(own - 1)), Holder::Ended(ours.pid)),
             (with(parent), Holder::Process(parent)),
+            (starts(parent, Some(parents)), Holder::Process(parent)),
+            (starts(parent, Some(parents + 1)), Holder::Ended(parent)),
             (with(u32::MAX), Holder::Ended(u32::MAX)),
             (container, Holder::OtherNamespace(1)),
             (machine, Holder::OtherMachine(1)),

@@ -99,8 +99,9 @@ pub enum Error {
     },
     /// The store is already open, in another process or in this one. Only one open may hold it.
     ///
-    /// [`Holder::ThisProcess`] is certain: the same process id, PID namespace and boot of the machine are in the lock file. A
-    /// process of another container has another namespace: its id means nothing here ([`Holder::OtherNamespace`]).
+    /// [`Holder::ThisProcess`] means that the process id, the PID namespace, the boot of the machine and the start of the process
+    /// in the lock file are those of this process. A process of another container has another namespace: its id means nothing
+    /// here ([`Holder::OtherNamespace`]).
     #[error("the store is open in {holder}: {} ({})", holder.advice(), lock.display())]
     #[non_exhaustive]
     Locked {
