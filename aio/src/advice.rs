@@ -10,6 +10,8 @@ use std::fmt;
 enum Subject {
     /// Contexts of native AIO.
     Aio,
+    /// The real-time priority of an operation.
+    Priority,
     /// The name of an entry, which may be new.
     Name,
     /// A lock of a file.
@@ -20,6 +22,8 @@ enum Subject {
     Threads,
     /// Handlers of signals, of which nothing outside the program is to blame.
     Signals,
+    /// Standard input or output, or a file that is read like one: a terminal, a pipe, a socket, a device or a regular file.
+    Stream,
     /// The content or the size of an open file.
     Content,
 }
@@ -29,15 +33,20 @@ impl Subject {
         match call {
             "io_setup" | "io_destroy" | "io_submit" | "io_getevents" | "io_pgetevents" | "io_cancel"
             | "eventfd" => Subject::Aio,
+            SUBMIT_IN_REAL_TIME => Subject::Priority,
             "open" | "stat" | "readdir" | "mkdir" | "link" | "unlink" => Subject::Name,
             "flock" => Subject::Lock,
             "mmap" | "touch the mapping" => Subject::Mapping,
             "start thread" => Subject::Threads,
             "sigaction" => Subject::Signals,
+            "read stream" | "write stream" => Subject::Stream,
             _ => Subject::Content,
         }
     }
 }
+
+/// The submit of an operation whose priority a process may be refused.
+pub(crate) const SUBMIT_IN_REAL_TIME: &str = "io_submit with a real-time priority";
 
 /// Calls that a file system without them answers with EINVAL.
 const MAY_BE_MISSING: [&str; 6] = ["fallocate", "ftruncate", "fsync", "fdatasync", "sync", "data sync"];
@@ -58,6 +67,9 @@ fn of_refusal(call: &str, subject: Subject, code: i32) -> Option<&'static str> {
         (Subject::Aio, libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP) => {
             "a sandbox (seccomp profile) or the kernel refuses asynchronous I/O, so let it allow io_setup, io_submit, \
              io_getevents, io_pgetevents and eventfd2"
+        }
+        (Subject::Priority, libc::EPERM) => {
+            "give the process the capability CAP_SYS_NICE, or the operation another priority"
         }
         (_, libc::ENOSYS) => "this kernel lacks the call, or a sandbox (seccomp profile) hides it",
         (Subject::Name, libc::EACCES) => "check owner and permissions of it and of the directories above it",
@@ -102,9 +114,20 @@ fn of_limit(subject: Subject, code: i32) -> Option<&'static str> {
 fn of_place(call: &str, subject: Subject, code: i32) -> Option<&'static str> {
     Some(match (subject, code) {
         (_, libc::EROFS) => "mount the file system for writing",
+        // A terminal that is closed may not say that it is one.
+        (Subject::Stream, libc::EIO) => {
+            "if it is a terminal, it is gone or this process is in its background; if it is a file, its device has failed, see \
+             the log of the kernel (`dmesg`)"
+        }
+        (Subject::Stream, libc::ENODEV | libc::ENXIO | libc::ENOTCONN | libc::ESHUTDOWN) => {
+            "there is no terminal, device or connection behind it, so redirect it"
+        }
         (_, libc::EIO) => "the device or its file system has failed, see the log of the kernel (`dmesg`)",
         (Subject::Name, libc::ENOENT) if call == "mkdir" => "make the directory above it first",
         (Subject::Name, libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG | libc::ELOOP) => "check the path",
+        (Subject::Name, libc::ENXIO) => {
+            "it is a socket, a FIFO without a reader or the name of a device that is gone, so give the path of a file or directory"
+        }
         (_, libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM) => "the device is gone, attach it again",
         (_, libc::ENOTCONN | libc::ESHUTDOWN) => "the server of the file system has ended, mount it again",
         (_, libc::ESTALE) => "the network file system has changed below, mount it again",
@@ -152,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_call_that_was_wrong_is_not_blamed_on_the_machine() {
-        for call in ["read", "write", "vectored read", "sigaction"] {
+        for call in ["read", "write", "vectored read", "sigaction", "read stream", "write stream"] {
             assert_eq!(advice(call, libc::EINVAL), None, "{call}");
         }
         for call in MAY_BE_MISSING {

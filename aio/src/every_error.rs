@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::advice::Full;
+use crate::advice::{Full, SUBMIT_IN_REAL_TIME};
 use crate::error::{Errno, Error};
 use crate::holder::Holder;
 
 /// The names of calls and operations in errors.
-const CALLS: [&str; 36] = [
+const CALLS: [&str; 39] = [
     "durable vectored write",
     "durable write",
     "data sync",
@@ -26,6 +26,7 @@ const CALLS: [&str; 36] = [
     "io_pgetevents",
     "io_setup",
     "io_submit",
+    SUBMIT_IN_REAL_TIME,
     "link",
     "mkdir",
     "mmap",
@@ -33,6 +34,7 @@ const CALLS: [&str; 36] = [
     "poll",
     "pread",
     "read",
+    "read stream",
     "readdir",
     "sigaction",
     "signalfd",
@@ -44,6 +46,7 @@ const CALLS: [&str; 36] = [
     "vectored read",
     "vectored write",
     "write",
+    "write stream",
 ];
 
 /// More than the codes that Linux has.
@@ -155,6 +158,19 @@ mod tests {
         says(&Error::call("open", path, Errno::ACCESS), &["owner"], &["sandbox"]);
         says(&Error::call("open", path, Errno::NOT_PERMITTED), &["immutable"], &["owner"]);
         says(&Error::call("fdatasync", path, Errno::NOT_PERMITTED), &["sandbox"], &["owner"]);
+        says(
+            &Error::call(SUBMIT_IN_REAL_TIME, path, Errno::NOT_PERMITTED),
+            &["CAP_SYS_NICE"],
+            &["sandbox", "owner"],
+        );
+        for call in ["read stream", "write stream"] {
+            says(&Error::call(call, path, Errno::IO), &["terminal", "dmesg"], &["file system"]);
+            says(&Error::call(call, path, Errno(libc::ENXIO)), &["terminal"], &["attach"]);
+            says(&Error::call(call, path, Errno(libc::ENOTCONN)), &["connection"], &["mount"]);
+        }
+        says(&Error::call("open", path, Errno(libc::ENXIO)), &["socket", "FIFO"], &["attach"]);
+        says(&Error::call("open", path, Errno(libc::ENODEV)), &["attach"], &[]);
+        says(&Error::call("read", path, Errno::IO), &["device", "dmesg"], &["terminal"]);
         says(&Error::call("start thread", path, Errno::AGAIN), &["ulimit -u"], &["aio"]);
         says(&Error::call("mkdir", path, Errno::NOT_FOUND), &["above it first"], &["check the path"]);
     }

@@ -119,6 +119,10 @@ impl Priority {
         Priority::of(1, level)
     }
 
+    pub(crate) fn is_real_time(self) -> bool {
+        self.0 >> 13 == 1
+    }
+
     const fn of(class: i16, level: u8) -> Priority {
         assert!(level <= 7, "levels are 0 to 7");
         Priority(class << 13 | level as i16)

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::advice::SUBMIT_IN_REAL_TIME;
 use crate::buf::Buf;
 use crate::error::{Errno, Error, Result};
 use crate::event_fd::EventFd;
@@ -450,7 +451,9 @@ impl Operation {
 
     /// The error of an operation that was refused at submit.
     pub(crate) fn refused(&self, errno: Errno) -> Error {
-        self.failed("io_submit", errno)
+        let call =
+            if self.priority.is_some_and(Priority::is_real_time) { SUBMIT_IN_REAL_TIME } else { "io_submit" };
+        self.failed(call, errno)
     }
 
     /// The class in which it is counted.

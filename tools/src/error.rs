@@ -71,9 +71,9 @@ impl Failure {
         Failure::environment(format!("{}: {}", path.display(), of_machine("open", error)))
     }
 
-    /// A failed read of standard input.
-    pub(crate) fn input_stream(error: &std::io::Error) -> Failure {
-        Failure::environment(format!("standard input: {}", of_machine("read", error)))
+    /// A failed read of standard input, or of a file that is read like it.
+    pub(crate) fn input_stream(name: &Path, error: &std::io::Error) -> Failure {
+        Failure::environment(format!("{}: {}", name.display(), of_machine("read stream", error)))
     }
 
     /// A failed write to standard output. A closed pipe is normal: `head` closes it when it has enough lines.
@@ -81,7 +81,7 @@ impl Failure {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Failure::new(Kind::Quiet, "");
         }
-        Failure::environment(format!("standard output: {}", of_machine("write", error)))
+        Failure::environment(format!("standard output: {}", of_machine("write stream", error)))
     }
 
     /// An error of the store in `dir`. It says its next step itself; only what this tool can do is added.
@@ -155,9 +155,17 @@ mod tests {
             if let Some(errno) = error.errno() {
                 let error = std::io::Error::from_raw_os_error(errno.0);
                 aio::assert_said_once(Failure::file(dir, &error).message());
-                aio::assert_said_once(Failure::input_stream(&error).message());
+                aio::assert_said_once(Failure::input_stream(dir, &error).message());
                 aio::assert_said_once(Failure::output(&error).message());
             }
+        }
+    }
+
+    #[test]
+    fn a_terminal_that_is_gone_is_not_a_failed_disk() {
+        let error = std::io::Error::from_raw_os_error(esker::Errno::IO.0);
+        for failure in [Failure::output(&error), Failure::input_stream(Path::new("standard input"), &error)] {
+            assert!(failure.message().contains("if it is a terminal, it is gone"), "{}", failure.message());
         }
     }
 

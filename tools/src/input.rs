@@ -111,7 +111,7 @@ impl Lines {
 
     fn new(name: PathBuf, input: impl Read + 'static, bar: ProgressBar) -> Result<Lines> {
         let mut input = BufReader::with_capacity(1 << 16, input);
-        let start = input.fill_buf().map_err(|error| Failure::file(&name, &error))?;
+        let start = input.fill_buf().map_err(|error| Failure::input_stream(&name, &error))?;
         let packed = start.starts_with(&GZIP_MAGIC);
         if !packed && !start.is_empty() && name.extension().is_some_and(|end| end == "gz") {
             return Err(Failure::input(format!(
@@ -159,7 +159,7 @@ impl Lines {
             Io::InvalidData | Io::InvalidInput => {
                 self.malformed(format!("the gzip file is damaged: {error}"))
             }
-            _ => Failure::file(&self.name, error),
+            _ => Failure::input_stream(&self.name, error),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::backend::{Backend, OpenMode};
 use crate::buf::Buf;
 use crate::file;
-use crate::flags::Readiness;
+use crate::flags::{Priority, Readiness};
 use crate::native::NativeBackend;
 use crate::open_file::File;
 
@@ -301,4 +301,18 @@ fn a_wait_without_completions_does_not_take_the_lock_of_the_profile() {
         waits_are_over.send(()).ok();
         assert_eq!(holder.join().unwrap(), Ok(()), "a wait has waited for the lock");
     });
+}
+
+#[test]
+fn only_a_real_time_priority_is_named_as_the_cause_of_a_refusal() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = file_of_sevens(&dir);
+    let mut queue = old_kernel(true, true);
+    queue.context.refusal.store(libc::EPERM, std::sync::atomic::Ordering::Relaxed);
+    for (priority, word) in [(Priority::real_time(7), "CAP_SYS_NICE"), (Priority::best_effort(0), "sandbox")]
+    {
+        let read = Operation::read(&file, 0, Buf::zeroed(4096)).with_priority(priority);
+        let refused = queue.submit(&mut VecDeque::from([read])).unwrap_err().to_string();
+        assert!(refused.contains(word), "{refused}");
+    }
 }

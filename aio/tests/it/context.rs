@@ -296,6 +296,7 @@ fn priorities_are_taken() {
     let mut operations = VecDeque::from([read(&file, 0).with_priority(Priority::real_time(0))]);
     if let Err(refused) = context.submit(&mut operations) {
         assert_eq!(refused.errno(), Some(Errno(libc::EPERM)));
+        assert!(refused.to_string().contains("real-time priority"), "{refused}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `put`, `get`, `del`: one key at a time.
 
 use std::io::Read;
+use std::path::Path;
 
 use clap::Args;
 use serde_json::{Map, Value};
@@ -32,7 +33,9 @@ impl Put {
         }
         let value = if self.value == "-" {
             let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).map_err(|error| Failure::input_stream(&error))?;
+            std::io::stdin()
+                .read_to_end(&mut bytes)
+                .map_err(|error| Failure::input_stream(Path::new("standard input"), &error))?;
             bytes
         } else {
             common.bytes("value", &self.value)?
