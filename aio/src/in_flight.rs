@@ -464,7 +464,7 @@ impl InFlight {
         self.free.push(slot);
         let mut result = usize::try_from(event.result)
             .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
-        let ends_with_turn = is_done && self.newest != Some(slot);
+        let ends_with_turn = is_done && (self.newest != Some(slot) || operation.is_direct());
         let mut now = || *now_nanos.get_or_insert_with(clock::nanos);
         let mut end_nanos = if ends_with_turn { turn.end_nanos } else { now() };
         if let Err(errno) = result

@@ -346,6 +346,11 @@ impl Operation {
             && self.notify.is_none()
     }
 
+    /// Whether a device does it, and not the page cache, as far as it is known.
+    pub(crate) fn is_direct(&self) -> bool {
+        matches!(&self.file, AnyFile::File(file) if file.is_direct())
+    }
+
     /// The file of a read or write that is aligned as the file asks for: a refusal of it is one of direct I/O, if the file has
     /// that.
     pub(crate) fn aligned_file(&self) -> Option<&File> {

@@ -218,8 +218,6 @@ pub(crate) unsafe fn submit(
     assert!(slots.len() <= SUBMIT_MAX, "more operations than one submit takes");
     #[cfg(test)]
     context.check_sandbox()?;
-    #[cfg(test)]
-    std::thread::park_timeout(Duration::from_millis(context.work_ms.load(Ordering::Relaxed)));
     let mut pointers = [ptr::null_mut::<Iocb>(); SUBMIT_MAX];
     let (first, count) = (iocbs.as_mut_ptr(), iocbs.len());
     for (pointer, &slot) in pointers.iter_mut().zip(slots) {
@@ -229,7 +227,11 @@ pub(crate) unsafe fn submit(
     // SAFETY: the first `slots.len()` pointers point to `iocbs` that are alive; the kernel copies them and writes
     // `key`. The caller guarantees the buffers that they name.
     let answer = unsafe { libc::syscall(libc::SYS_io_submit, context.id, slots.len(), pointers.as_ptr()) };
-    check(answer)
+    let answer = check(answer);
+    // After the call, so that a device is done within it.
+    #[cfg(test)]
+    std::thread::park_timeout(Duration::from_millis(context.work_ms.load(Ordering::Relaxed)));
+    answer
 }
 
 /// Hands over no operation: tells whether the call is there at all.

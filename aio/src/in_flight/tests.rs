@@ -202,6 +202,41 @@ fn an_operation_that_a_submit_has_done_is_not_longer_because_it_is_reaped_late()
     );
 }
 
+/// The latency of the newest operation of a file, which was done inside the submit and reaped long after it; and the time that the
+/// submit took.
+#[expect(clippy::disallowed_methods, reason = "the truth that the profile is compared with")]
+fn done_and_reaped_late(file: &File) -> (Duration, Duration) {
+    for _ in 0..100 {
+        let mut queue = busy_queue();
+        let mut waiting = VecDeque::from([Operation::read(file, 0, Buf::zeroed(4096))]);
+        let begin = std::time::Instant::now();
+        assert_eq!(queue.submit(&mut waiting), Ok(1));
+        let took = begin.elapsed();
+        // A device that is busy may take longer than the submit.
+        let is_done = queue.slots.iter().flatten().all(|taken| taken.is_done);
+        std::thread::park_timeout(WORK);
+        assert_eq!(queue.wait(1, None, &mut Vec::new()), Ok(Wake::Completed));
+        if is_done {
+            return (queue.shared.trace.profile().read().time, took);
+        }
+    }
+    panic!("no read of 100 was done inside the submit");
+}
+
+#[test]
+fn an_operation_on_a_direct_file_that_a_submit_has_done_ends_with_it() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = file_of_sevens(&dir);
+    let (latency, took) = done_and_reaped_late(&file);
+    assert_eq!(latency <= took + took / 100, file.is_direct(), "{latency:?} of {took:?}");
+    file.leave_direct();
+    let (latency, took) = done_and_reaped_late(&file);
+    assert!(
+        latency > took + took / 100,
+        "{latency:?} of {took:?}: through the page cache it ends when it is reaped"
+    );
+}
+
 #[test]
 fn the_time_of_a_submit_counts_where_the_ring_cannot_be_read() {
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
