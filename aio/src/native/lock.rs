@@ -10,8 +10,7 @@
 //!        0   <11  process id of the holder, ASCII digits
 //!      ...   ...  its PID namespace, as `/proc/self/ns/pid` names it; `-` if it could not be read
 //!      ...   ...  the boot of its machine, as `/proc/sys/kernel/random/boot_id` has it; `-` if it could not be read
-//!      ...   <21  the start of its process in ticks since the boot, ASCII digits; `-` if it could not be read. Older
-//!                 versions have left it out
+//!      ...   <21  the start of its process in ticks since the boot, ASCII digits; `-` if it could not be read
 //!      ...   ...  zeros; each field ends with a line feed
 //! ```
 //!
