@@ -69,7 +69,7 @@ fn of_refusal(call: &str, subject: Subject, code: i32) -> Option<&'static str> {
              io_getevents, io_pgetevents and eventfd2"
         }
         (Subject::Priority, libc::EPERM) => {
-            "give the process the capability CAP_SYS_NICE, or the operation another priority"
+            "give the process the capability CAP_SYS_NICE (old kernels: CAP_SYS_ADMIN), or the operation another priority"
         }
         (_, libc::ENOSYS) => "this kernel lacks the call, or a sandbox (seccomp profile) hides it",
         (Subject::Name, libc::EACCES) => "check owner and permissions of it and of the directories above it",

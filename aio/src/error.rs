@@ -291,6 +291,18 @@ impl Error {
         matches!(self, Error::NotNow { .. } | Error::Slots { .. })
     }
 
+    /// Whether a sync of this folder failed, and not the open of the folder for it. Then names of any files in it may be lost,
+    /// and the next sync may report success.
+    #[must_use]
+    pub fn is_failed_sync_of(&self, folder: &Path) -> bool {
+        match self {
+            Error::Os { call, path, .. } | Error::Unsupported { call, path, .. } => {
+                *call == "fsync" && path == folder
+            }
+            _ => false,
+        }
+    }
+
     /// The same error for a call that had done something before it.
     pub(crate) fn into_failure(self) -> Error {
         match self {

@@ -110,7 +110,7 @@ impl Priority {
         Priority::of(2, level)
     }
 
-    /// Served before the other classes. Needs `CAP_SYS_NICE`; without it the submit is refused with `EPERM`.
+    /// Served before the other classes. Needs `CAP_SYS_NICE` (old kernels: `CAP_SYS_ADMIN`); without it the submit is refused with `EPERM`.
     ///
     /// # Panics
     /// If the level is above 7.

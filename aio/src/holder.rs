@@ -10,8 +10,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Holder {
-    /// This process. Wrong only for a moment and only where the start of a process cannot be read: if the last holder was killed,
-    /// had the id that this process has now, and the next holder is just taking the lock.
+    /// This process, by its id, namespace, boot and start. Or a child that it forked while it had the lock, if it has executed
+    /// another program since.
     ThisProcess,
     /// A process with this id.
     Process(u32),
@@ -22,7 +22,7 @@ pub enum Holder {
     OtherNamespace(u32),
     /// A process of another machine that shares the file system. It has this id there.
     OtherMachine(u32),
-    /// A process that has left no id.
+    /// A process that has left no id, or has not left it yet: perhaps this one.
     Unknown,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Holder {
                 write!(f, "another container or PID namespace, by the process that has id {pid} there")
             }
             Holder::OtherMachine(pid) => write!(f, "another machine, by the process that has id {pid} there"),
-            Holder::Unknown => f.write_str("another process"),
+            Holder::Unknown => f.write_str("this process or another one"),
         }
     }
 }

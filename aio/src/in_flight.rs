@@ -235,7 +235,9 @@ impl InFlight {
         let end_nanos = if taken > 1 || !fresh.is_empty() { clock::nanos() } else { begin_nanos };
         for (operation, turn) in waiting.drain(..taken).zip(Turn::all((begin_nanos, end_nanos), taken)) {
             let slot = self.free.pop().expect("a batch is not longer than the free list");
-            self.slots[slot] = Some(InSlot { operation, turn, is_done: false, submitted: None });
+            let call_end_nanos = end_nanos;
+            self.slots[slot] =
+                Some(InSlot { operation, turn, call_end_nanos, is_done: false, submitted: None });
         }
         let events = self.ring.iter().flat_map(|ring| ring.data(fresh.clone()));
         self.looked.mark_done(events, begin_nanos, &mut self.slots);
@@ -459,14 +461,17 @@ impl InFlight {
 
     fn complete(&mut self, event: IoEvent, now_nanos: &mut Option<u64>) -> Completion {
         let slot = usize::try_from(event.data).expect("the event's data is a slot's number");
-        let InSlot { mut operation, turn, is_done, submitted } =
+        let InSlot { mut operation, turn, call_end_nanos, is_done, submitted } =
             self.slots[slot].take().expect("an event belongs to an operation in flight");
         self.free.push(slot);
         let mut result = usize::try_from(event.result)
             .map_err(|_| Errno(i32::try_from(-event.result).unwrap_or(libc::EIO)));
-        let ends_with_turn = is_done && (self.newest != Some(slot) || operation.is_direct());
         let mut now = || *now_nanos.get_or_insert_with(clock::nanos);
-        let mut end_nanos = if ends_with_turn { turn.end_nanos } else { now() };
+        let mut end_nanos = match is_done {
+            true if operation.is_direct() => call_end_nanos,
+            true if self.newest != Some(slot) => turn.end_nanos,
+            _ => now(),
+        };
         if let Err(errno) = result
             && InFlight::may_repeat(&operation, errno)
         {

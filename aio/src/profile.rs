@@ -62,7 +62,7 @@ pub struct OperationProfile {
     ///
     /// The latency begins before the call that hands the operation to the kernel. The time of a call with several operations is
     /// divided evenly among them: the second one begins when the first one's share ends. An operation ends when it is reaped; one
-    /// that the kernel did inside the call ends with its share, if the file is direct or another one was submitted after it.
+    /// that was done inside the call ends with it if the file is direct, else with its share if another one was submitted after it.
     pub time: Duration,
     /// Operations with the same arguments as an earlier one: the same kind, file, offset, length and flags. Not counted for
     /// polls.

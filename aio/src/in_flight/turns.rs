@@ -10,10 +10,11 @@
 //! ```
 //!
 //! An operation whose event is in the completion ring when the call returns was done inside it, as on a file system
-//! without direct I/O. (The device gets a batch when the call ends, and does not finish one before that.) It ends with its
-//! turn, except the newest one of the context, unless that is on a direct file: it ends when it is reaped. So the latencies of
-//! operations of the page cache add up to the time of the calls that submit and wait, and none of it counts twice. On a
-//! direct file the latency is that of the device, and the call that reaps is no part of it.
+//! without direct I/O. It ends with its turn, except the newest one of the context, which ends when it is reaped. So the
+//! latencies of such operations add up to the time of the calls that submit and wait, and none of it counts twice.
+//!
+//! On a direct file a device has done it, at the same time as others. It ends with the call, and the call that reaps is no
+//! part of its latency.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use crate::waker::WAKE_UP;
 pub(super) struct InSlot {
     pub(super) operation: Operation,
     pub(super) turn: Turn,
+    /// When the call that submitted it returned.
+    pub(super) call_end_nanos: u64,
     /// Whether the call that submitted it has done it.
     pub(super) is_done: bool,
     /// Of the last operation of a call: the call.

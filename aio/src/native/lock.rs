@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Invariants: the note is written by asynchronous I/O like all other data, and it is changed only while the lock is held.
-//! A holder removes its note before it releases the lock. One that was killed leaves it, so a note is valid only if the lock
+//! A holder overwrites its note with zeros before it releases the lock. One that was killed leaves it, so a note is valid only if the lock
 //! is taken. Between taking the lock and writing the note, readers see no note, or that of a killed holder.
 //!
 //! A child that was forked while the lock was held shares it: dropping its copy does not release the parent's, and the
@@ -79,8 +79,9 @@ impl Drop for NativeLock {
         // An unlock by a child would release its parent's lock. Closing the descriptor, which comes next, also releases
         // the lock if no child has inherited it.
         if self.process.is_current() {
-            // The next holder must not be taken for this one before it has written its own note.
-            let _ = rustix::fs::ftruncate(self.file.descriptor(), 0);
+            // The next holder must not be taken for this one before it has written its own note. The space stays, so that a
+            // full disk has room for the next note.
+            let _ = rustix::io::pwrite(self.file.descriptor(), &Buf::zeroed(NOTE_BYTES), 0);
             let _ = rustix::fs::flock(self.file.descriptor(), FlockOperation::Unlock);
         }
     }
@@ -113,7 +114,7 @@ impl Note {
             pid: std::process::id(),
             namespace: known(namespace.map(|path| path.to_string_lossy().into_owned())),
             boot: known(boot),
-            start_ticks: start_ticks(std::process::id()),
+            start_ticks: start_ticks("self"),
         }
     }
 
@@ -130,7 +131,7 @@ impl Note {
             return Holder::OtherNamespace(self.pid);
         }
         let is_ours = self.pid == ours.pid;
-        let start_ticks = if is_ours { ours.start_ticks } else { start_ticks(self.pid) };
+        let start_ticks = if is_ours { ours.start_ticks } else { start_ticks(&self.pid.to_string()) };
         let is_another = self.start_ticks.zip(start_ticks).is_some_and(|(noted, found)| noted != found);
         match (is_ours, is_another) {
             (true, false) => Holder::ThisProcess,
@@ -153,9 +154,9 @@ fn is_there(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-/// When the process with this id has started, since the boot; `None` if it cannot be known.
-fn start_ticks(pid: u32) -> Option<u64> {
-    let path = format!("/proc/{pid}/stat");
+/// When a process has started, since the boot; `None` if it cannot be known.
+fn start_ticks(process: &str) -> Option<u64> {
+    let path = format!("/proc/{process}/stat");
     let stat = insist(|| std::fs::read(&path).map_err(|error| Errno::from(&error))).ok()?;
     // The name of the program is in parentheses, and may have some itself. The start is the 20th field after it.
     let after_name = stat.rsplit(|byte| *byte == b')').next()?;
@@ -182,7 +183,7 @@ mod tests {
         let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get().cast_unsigned());
         let with = |pid| Note { pid, start_ticks: None, ..ours.clone() };
         let starts = |pid, start_ticks| Note { start_ticks, ..with(pid) };
-        let (own, parents) = (start_ticks(ours.pid).unwrap(), start_ticks(parent).unwrap());
+        let (own, parents) = (start_ticks("self").unwrap(), start_ticks(&parent.to_string()).unwrap());
         let container = Note { namespace: "pid:[1]".to_owned(), ..with(1) };
         let machine = Note { boot: "another".to_owned(), ..container.clone() };
         let blind = Note { boot: UNKNOWN.to_owned(), ..with(1) };
