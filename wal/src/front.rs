@@ -48,6 +48,13 @@ impl Front {
         classify(&place, 0, &self.sector) == (SectorState::Current { first: true })
     }
 
+    /// Whether this is no sector of this file: neither of this use nor of an earlier one, nor unused.
+    #[must_use]
+    pub fn is_damaged(&self, store_id: u64, file: &ActiveFile) -> bool {
+        let place = Place { store_id, file_id: file.id, epoch: file.epoch };
+        classify(&place, 0, &self.sector) == SectorState::Damaged
+    }
+
     /// The newest use of the file with this number; `None` if no valid group of it stands here.
     #[must_use]
     pub fn newest_use(&self, store_id: u64, file_id: u64) -> Option<ActiveFile> {

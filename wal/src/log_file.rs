@@ -248,7 +248,7 @@ impl LogFiles {
     ///
     /// # Errors
     /// [`Error::Halted`]: a sync of the folder failed, now or earlier, and the caller has to stop the log. After any other
-    /// error the log goes on: nothing was promised in the new file, nor where the folder could not be opened.
+    /// error no name is lost, and nothing was promised in the new file.
     fn create(&self, queue: &mut dyn Queue, making: &mut Option<Error>) -> Result<(u64, File)> {
         if let Some(cause) = making {
             return Err(cause.clone());
@@ -257,20 +257,11 @@ impl LogFiles {
         let path = log_file_path(&self.directory, id);
         match aio::file::create_zeroed(&*self.backend, queue, (&path, LOG_KIND), self.file_bytes) {
             Ok(file) => Ok((id, file)),
-            Err(error) => {
-                let error = Error::from(error);
-                if !self.is_sync_of_folder(&error) {
-                    return Err(error);
-                }
-                Err(making.insert(error.halted()).clone())
+            Err(error) if error.is_failed_sync_of(&self.directory) && !planted(Bug::FolderErrorNotSticky) => {
+                Err(making.insert(Error::from(error).halted()).clone())
             }
+            Err(error) => Err(error.into()),
         }
-    }
-
-    fn is_sync_of_folder(&self, error: &Error) -> bool {
-        use aio::Error::{Os, Unsupported};
-        let Error::Io(Os { call, path, .. } | Unsupported { call, path, .. }) = error else { return false };
-        *call == "fsync" && *path == self.directory && !planted(Bug::FolderErrorNotSticky)
     }
 
     /// Adds a file to the spares. False if there are enough.

@@ -52,12 +52,19 @@ pub(crate) fn find(fronts: &[(u64, Front)], version: &Version) -> Vec<ActiveFile
 
 /// Refuses a log file whose groups are in another file alone. It may be a new file itself then, without a group, and would
 /// look like one that was never written to.
+///
+/// A file with a damaged sector is no such file: its groups may go on behind it, and a copy that lies beside it may be older.
 pub(crate) fn check_names(files: &Files, fronts: &[(u64, Front)], version: &Version) -> Result<()> {
+    let store_id = version.incarnation.store_id;
+    let is_of_any = |front: &Front| fronts.iter().any(|(id, _)| front.newest_use(store_id, *id).is_some());
     for file in &version.logs {
-        let has_groups = |(_, front): &&(u64, Front)| front.is_of(version.incarnation.store_id, file);
-        let holders = || fronts.iter().filter(has_groups).map(|(id, _)| *id);
-        if let (Some(other), false) = (holders().next(), holders().any(|id| id == file.id)) {
-            let [own, other] = [file.id, other].map(|id| files.path(FileKind::Log, id));
+        let own = fronts.iter().find(|(id, _)| *id == file.id).map(|(_, front)| front);
+        let is_damaged = |front: &Front| front.is_damaged(store_id, file) && !is_of_any(front);
+        if own.is_some_and(|front| front.is_of(store_id, file) || is_damaged(front)) {
+            continue;
+        }
+        if let Some((other, _)) = fronts.iter().find(|(_, front)| front.is_of(store_id, file)) {
+            let [own, other] = [file.id, *other].map(|id| files.path(FileKind::Log, id));
             return Err(Error::corrupt(&own, 0, NAMES_EXCHANGED, "them here", other.display()));
         }
     }
