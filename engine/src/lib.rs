@@ -12,8 +12,8 @@
 //!   silently.
 //! * A write that has returned is seen by every read that starts later. An [`Iter`] or a [`Snapshot`] shows one moment.
 //!   Later writes do not change it.
-//! * The first failed write or sync of log or manifest stops all writing ([`Error::Halted`]); reads go on. A full disk
-//!   ([`Error::NoSpace`]) is no such failure.
+//! * The first failed write or sync of log or manifest, or sync of the folders of log and segments, stops all writing
+//!   ([`Error::Halted`]); reads go on. A full disk ([`Error::NoSpace`]) is no such failure, unless one of these syncs reports it.
 //!
 //! # Limits
 //! * 64-bit Linux on x86-64 and aarch64, kernel 5.4 or later. Where direct I/O or native AIO is

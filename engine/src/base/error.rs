@@ -86,8 +86,9 @@ pub enum Error {
         /// The resource that is full.
         what: &'static str,
     },
-    /// A write or sync of log or manifest failed, now or earlier. The store takes no more writes; reads still work. Close the
-    /// store and open it again: only a reopen shows which of the unacknowledged writes survived.
+    /// A write or sync of log or manifest failed, or a sync of the folders of log and segments, now or earlier. The store takes
+    /// no more writes; reads still work. Close the store and open it again: only a reopen shows which of the unacknowledged
+    /// writes survived.
     #[error(
         "the store has halted: reads go on, writes need a close and another open; first cause: {}",
         first_cause(cause)
@@ -247,7 +248,7 @@ fn is_repairable(file: &Path, what: &str) -> bool {
 fn after_damage(file: &Path, what: &str) -> &'static str {
     if what == NAMES_EXCHANGED {
         "; keep a copy of the store, then exchange the names of the two files, or, if the first one is missing, give its name \
-         to the other one"
+         to the other one: but not if the other one is an older copy"
     } else if is_repairable(file, what) {
         "; keep a copy of the store, then restore a backup, or let a repair (`Builder::repair`) end the log before the damage"
     } else {

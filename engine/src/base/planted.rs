@@ -9,6 +9,7 @@ aio::planted_bugs! {
         OldManifestCounts: "recovery takes the manifest before the newest",
         SegmentNotSynced: "a segment goes live before its content is on stable media",
         SegmentNameNotSynced: "a segment goes live before its name is on stable media",
+        SegmentFolderErrorNotSticky: "jobs go on after a failed sync of the folder of segments",
         ChunkReusedBeforeItsWrite: "a chunk is filled again while the write of it is in flight",
         FileSyncedBeforeItsWrites: "a segment is synced while writes of it are in flight",
         FlushBeforeDurable: "a segment goes live with records that the log may still lose",

@@ -171,7 +171,7 @@ impl<'a> RunWriter<'a> {
     /// Makes files and names durable.
     fn close(mut self) -> Result<Vec<SegmentMeta>> {
         let stream = self.finish_segment()?;
-        stream.close(&self.output.files.segments_dir())?;
+        stream.close()?;
         Ok(self.written)
     }
 }

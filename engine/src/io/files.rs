@@ -9,6 +9,7 @@ use aio::{Backend, Buf, File, OpenMode, Queue, Reactor};
 
 use crate::base::error::{Error, Result};
 use crate::base::options::Background;
+use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::Mutex;
 use crate::io::contexts::{Contexts, Size};
 use crate::io::kinds::{FileKind, Folder};
@@ -31,6 +32,8 @@ pub(crate) struct Files {
     read_ahead: Arc<Allowance>,
     asynchronous: Mutex<Asynchronous>,
     removals: Arc<Removals>,
+    /// The failed sync of the folder of segments, if there was one. Held across a sync.
+    names_lost: Mutex<Option<Arc<Error>>>,
 }
 
 /// The reactor for asynchronous reads.
@@ -64,6 +67,7 @@ impl Files {
             bufs: BufPool::new(read_ahead_bytes),
             read_ahead: Allowance::new(read_ahead_bytes),
             asynchronous: Mutex::new(Asynchronous::Unused),
+            names_lost: Mutex::new(None),
         }
     }
 
@@ -123,6 +127,26 @@ impl Files {
 
     pub(crate) fn segments_dir(&self) -> PathBuf {
         self.folder(Folder::Segments)
+    }
+
+    /// Makes the names of new segments durable.
+    ///
+    /// # Errors
+    /// [`Error::Halted`] if the sync fails, and from then on. It may have lost the names of another job's segments, and the next
+    /// sync may report success: the store must not go on. Any other error has lost nothing.
+    pub(crate) fn sync_segment_names(&self) -> Result<()> {
+        let mut names_lost = self.names_lost.lock();
+        if let Some(cause) = &*names_lost {
+            return Err(Error::Halted { cause: Arc::clone(cause) });
+        }
+        let folder = self.segments_dir();
+        match self.backend.sync_dir(&folder) {
+            Err(error) if error.is_failed_sync_of(&folder) && !planted(Bug::SegmentFolderErrorNotSticky) => {
+                let cause = Arc::new(Error::from(error));
+                Err(Error::Halted { cause: Arc::clone(names_lost.insert(cause)) })
+            }
+            synced => Ok(synced?),
+        }
     }
 
     pub(crate) fn segment_path(&self, number: u64) -> PathBuf {

@@ -18,7 +18,7 @@
 //! Invariants: a file is synced only after all its writes were reaped, since a sync covers the writes that completed before
 //! it was submitted; the directory is synced after the files.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aio::{Buf, File, OpenMode, Operation};
@@ -151,14 +151,14 @@ impl WriteStream {
         self.advance()
     }
 
-    /// Waits until all files and their names in `dir` are durable.
+    /// Waits until all files and their names in the folder of segments are durable.
     ///
     /// # Errors
-    /// A write or a sync failed: all files were removed.
+    /// A write or a sync failed: all files were removed. [`Halted`](crate::Error::Halted) if it was the sync of the folder.
     ///
     /// # Panics
     /// If a file was not finished.
-    pub(crate) fn close(mut self, dir: &Path) -> Result<()> {
+    pub(crate) fn close(mut self) -> Result<()> {
         assert!(self.filling.is_none(), "a file is finished before the stream is closed");
         self.advance()?;
         while let Some(operation) = self.finished.first_mut().and_then(Finished::next_operation) {
@@ -167,7 +167,7 @@ impl WriteStream {
         }
         assert!(self.finished.is_empty(), "a file that waits for no operation is durable");
         if !self.paths.is_empty() && !planted(Bug::SegmentNameNotSynced) {
-            self.files().backend().sync_dir(dir)?;
+            self.files().sync_segment_names()?;
         }
         self.paths.clear();
         Ok(())

@@ -1,5 +1,6 @@
 //! Writes behind: every order of completions, failing and short writes, streams dropped in the middle, memory.
 
+use std::path::Path;
 use std::time::Duration;
 
 use aio::sim::{EventKind, Fault, FaultPlan};
@@ -51,7 +52,7 @@ fn write(files: &Arc<Files>, most: usize) -> Result<()> {
         assert_eq!(stream.len_bytes(), content(file).len() as u64);
         stream.finish()?;
     }
-    stream.close(&files.segments_dir())
+    stream.close()
 }
 
 fn names(sim: &SimBackend, files: &Files) -> usize {
@@ -166,7 +167,7 @@ fn a_stream_holds_one_chunk_and_those_in_flight() {
         stream.finish().unwrap();
     }
     assert_eq!(most, MOST_WRITES + 1);
-    stream.close(&files.segments_dir()).unwrap();
+    stream.close().unwrap();
     assert_eq!(files.leases(), 0);
 }
 
@@ -178,4 +179,25 @@ fn the_next_file_is_filled_while_the_one_before_is_synced() {
     write(&files, usize::MAX).unwrap();
     let took = sim.now().saturating_sub(before);
     assert!(took < Duration::from_secs(3), "four syncs of a second each took {took:?}");
+}
+
+#[test]
+fn a_failed_sync_of_the_names_ends_all_jobs_whatever_the_next_sync_says() {
+    for errno in [Errno::IO, Errno::NO_SPACE, Errno::INTERRUPTED] {
+        let (sim, files) = machine(seed());
+        let other_job = {
+            let mut stream = WriteStream::new(&Lane::new(&files).unwrap(), CHUNK);
+            stream.begin(files.segment_path(100)).unwrap();
+            stream.append(&[7; CHUNK]).unwrap();
+            stream.finish().unwrap();
+            stream
+        };
+        sim.fail(FaultPlan::new(Fault::Errno(errno)).on(&[EventKind::SyncDir]).path("/segments"));
+        let first = write(&files, usize::MAX).unwrap_err();
+        assert_eq!(sim.faults_struck(), 1, "not tried again");
+        for error in [&first, &other_job.close().unwrap_err(), &write(&files, usize::MAX).unwrap_err()] {
+            assert!(matches!(error, Error::Halted { .. }), "{errno:?}: {error}");
+        }
+        assert_eq!(names(&sim, &files), 0, "the files are removed");
+    }
 }

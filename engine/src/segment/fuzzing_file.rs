@@ -105,7 +105,7 @@ fn sample() -> Result<Sample> {
         writer.add(Entry { key, seq: *seq, kind: *kind, value })?;
     }
     let (meta, stream) = writer.finish()?;
-    stream.close(&files.segments_dir())?;
+    stream.close()?;
     let disk = sim.snapshot().power_cut_all();
     let bytes = disk.read_file(Path::new(FILE)).expect("it was written");
     Ok(Sample { disk, meta, bytes, entries })

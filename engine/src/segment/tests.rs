@@ -121,9 +121,9 @@ fn create(files: &Arc<Files>, options: WriterOptions) -> Result<SegmentWriter> {
 }
 
 /// Ends the segment and its stream.
-fn finish(writer: SegmentWriter, files: &Files) -> Result<SegmentMeta> {
+fn finish(writer: SegmentWriter) -> Result<SegmentMeta> {
     let (meta, stream) = writer.finish()?;
-    stream.close(&files.segments_dir())?;
+    stream.close()?;
     Ok(meta)
 }
 
@@ -133,7 +133,7 @@ fn write(files: &Arc<Files>, options: WriterOptions, entries: &[Owned]) -> Resul
         writer.add(entry(owned))?;
     }
     let estimate = writer.size_bytes();
-    let meta = finish(writer, files)?;
+    let meta = finish(writer)?;
     assert!(meta.size_bytes <= estimate + 64 * 1024 && estimate <= meta.size_bytes * 2 + 64 * 1024);
     Ok(meta)
 }
@@ -277,7 +277,7 @@ fn cursors_keep_the_contract_whether_blocks_are_cached_or_not() {
             for owned in model {
                 writer.add(owned.as_entry()).unwrap();
             }
-            let meta = finish(writer, &files).unwrap();
+            let meta = finish(writer).unwrap();
             Box::new(form.open(&files, 1 << 20, &meta).unwrap().cursor(fill_cache))
         });
     }

@@ -257,8 +257,7 @@ impl Case {
         }
     }
 
-    /// Runs one operation on the open store. If a sync of log, folder of the log or manifest failed in it, the store must
-    /// have halted.
+    /// Runs one operation on the open store. If a sync of log, manifest or a folder failed in it, the store must have halted.
     fn step(&mut self, ran: &mut Ran, strike: Option<Strike>, op: &Op) -> Check {
         let before = ran.world.sim.faults_struck();
         self.answer(ran, strike, op)?;
@@ -268,7 +267,7 @@ impl Case {
         }
         let path = match strike.way.on {
             [EventKind::Sync] => promised(&ran.syncs.lock(), strike.k),
-            // An open store syncs it only for a new log file.
+            // An open store syncs one only for new files in it.
             [EventKind::SyncDir] => Some(strike.way.path.into()),
             _ => None,
         };

@@ -36,8 +36,8 @@ const fn errno(name: &'static str, errno: Errno, on: &'static [EventKind]) -> Er
     ErrorWay { name, fault: Fault::Errno(errno), on, path: "", may: May::Fail }
 }
 
-const fn sync_folder(name: &'static str, code: Errno) -> ErrorWay {
-    ErrorWay { path: LOG_FOLDER, ..errno(name, code, &[EventKind::SyncDir]) }
+const fn sync_folder(name: &'static str, path: &'static str, code: Errno) -> ErrorWay {
+    ErrorWay { path, ..errno(name, code, &[EventKind::SyncDir]) }
 }
 
 const fn flip(name: &'static str, path: &'static str) -> ErrorWay {
@@ -48,14 +48,15 @@ const fn late(name: &'static str, fault: Fault) -> ErrorWay {
     ErrorWay { name, fault, on: &[], path: "", may: May::NotFail }
 }
 
-/// The folder of the log, in every store.
-pub(super) const LOG_FOLDER: &str = "/wal";
+/// The folders of log and segments, in every store.
+const LOG_FOLDER: &str = "/wal";
+const SEGMENTS: &str = "/segments";
 
 /// The delay of a late call.
 pub(super) const LATE: Duration = Duration::from_secs(10);
 
 /// All of them.
-pub(super) const WAYS: [ErrorWay; 20] = [
+pub(super) const WAYS: [ErrorWay; 22] = [
     errno("eio", Errno::IO, &[]),
     errno("enospc", Errno::NO_SPACE, &[]),
     errno("erofs", Errno::READ_ONLY, &[]),
@@ -65,9 +66,11 @@ pub(super) const WAYS: [ErrorWay; 20] = [
     errno("submit_eio", Errno::IO, &[EventKind::Submit]),
     errno("wait_eio", Errno::IO, &[EventKind::Wait]),
     errno("sync_eio", Errno::IO, &[EventKind::Sync]),
-    sync_folder("sync_folder_eio", Errno::IO),
-    sync_folder("sync_folder_enospc", Errno::NO_SPACE),
-    sync_folder("sync_folder_eintr", Errno::INTERRUPTED),
+    sync_folder("sync_log_folder_eio", LOG_FOLDER, Errno::IO),
+    sync_folder("sync_log_folder_enospc", LOG_FOLDER, Errno::NO_SPACE),
+    sync_folder("sync_log_folder_eintr", LOG_FOLDER, Errno::INTERRUPTED),
+    sync_folder("sync_segments_eio", SEGMENTS, Errno::IO),
+    sync_folder("sync_segments_enospc", SEGMENTS, Errno::NO_SPACE),
     ErrorWay {
         name: "wait_eintr",
         fault: Fault::Errno(Errno::INTERRUPTED),
