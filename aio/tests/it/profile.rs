@@ -234,6 +234,9 @@ fn latencies_add_up_to_the_time_that_the_machine_took() {
     assert!(histogram.abs_diff(took) * 100 <= took, "{histogram:?} in the histogram, {took:?}");
 }
 
+/// Bytes of a write that takes so long that the calls around it do not matter, under a sanitizer either.
+const LONG_WRITE_BYTES: u64 = 16 << 20;
+
 /// Through the page cache the kernel does all of the work inside the submit.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the truth that the profile is compared with")]
@@ -245,7 +248,8 @@ fn latencies_of_buffered_writes_add_up_to_the_time_of_their_calls() {
     let mut context = Context::builder().slots(8).build().unwrap();
     let mut batches = |batch: u64| {
         let before = context.profile().write().time;
-        let write = |nth| Operation::write(Arc::clone(&file), nth << 20, Buf::zeroed(1 << 20));
+        let bytes = || Buf::zeroed(usize::try_from(LONG_WRITE_BYTES).unwrap());
+        let write = |nth| Operation::write(Arc::clone(&file), nth * LONG_WRITE_BYTES, bytes());
         let mut took = Duration::ZERO;
         for _ in 0..8 / batch {
             let mut waiting: VecDeque<_> = (0..batch).map(write).collect();
@@ -259,9 +263,14 @@ fn latencies_of_buffered_writes_add_up_to_the_time_of_their_calls() {
         (context.profile().write().time.saturating_sub(before), took)
     };
     for batch in [1, 2, 8] {
+        let mut tries = Vec::new();
         // A machine that is busy with something else between two readings of the clock disturbs a try, not all of them.
-        let tries: Vec<_> = (0..50).map(|_| batches(batch)).collect();
-        assert!(tries.iter().all(|(latencies, took)| *latencies <= *took + *took / 1000), "{tries:?}");
-        assert!(tries.iter().any(|(latencies, took)| *latencies >= *took * 95 / 100), "{tries:?}");
+        let adds_up = (0..50).any(|_| {
+            let (latencies, took) = batches(batch);
+            tries.push((latencies, took));
+            assert!(latencies <= took + took / 1000, "{tries:?}");
+            latencies >= took * 95 / 100
+        });
+        assert!(adds_up, "{tries:?}");
     }
 }
