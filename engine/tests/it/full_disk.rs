@@ -267,7 +267,7 @@ fn space_that_is_missing_at_any_one_call_is_no_halt() {
 
 #[test]
 fn segments_whose_blocks_do_not_fit_are_removed_and_written_again() {
-    for kind in [EventKind::Write, EventKind::Sync, EventKind::SyncDir] {
+    for kind in [EventKind::Write, EventKind::Sync] {
         for skip in 0.. {
             let sim = SimBackend::new(6);
             let mut model = Model::new();

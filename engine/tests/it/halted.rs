@@ -218,9 +218,17 @@ fn each_failing_sync_of_the_manifest_halts_and_is_not_tried_again() {
 }
 
 #[test]
+fn each_failing_sync_of_a_folder_halts_and_is_not_tried_again() {
+    for errno in [Errno::IO, Errno::NO_SPACE, Errno::INTERRUPTED] {
+        for folder in ["/segments", "/wal"] {
+            assert!(fail_each(&[EventKind::SyncDir], folder, Fault::Errno(errno)) > 3, "{folder}");
+        }
+    }
+}
+
+#[test]
 fn segments_that_fail_are_no_halt() {
-    let kinds =
-        [EventKind::Write, EventKind::Sync, EventKind::SyncDir, EventKind::Create, EventKind::Allocate];
+    let kinds = [EventKind::Write, EventKind::Sync, EventKind::Create, EventKind::Allocate];
     assert_eq!(fail_each(&kinds, "segments", Fault::Errno(Errno::IO)), 0);
 }
 
