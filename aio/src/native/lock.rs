@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Invariants: the note is written by asynchronous I/O like all other data, and it is changed only while the lock is held.
-//! A holder overwrites its note with zeros before it releases the lock. One that was killed leaves it, so a note is valid only if the lock
+//! A holder removes its note before it releases the lock. One that was killed leaves it, so a note is valid only if the lock
 //! is taken. Between taking the lock and writing the note, readers see no note, or that of a killed holder.
 //!
 //! A child that was forked while the lock was held shares it: dropping its copy does not release the parent's, and the
@@ -79,9 +79,8 @@ impl Drop for NativeLock {
         // An unlock by a child would release its parent's lock. Closing the descriptor, which comes next, also releases
         // the lock if no child has inherited it.
         if self.process.is_current() {
-            // The next holder must not be taken for this one before it has written its own note. The space stays, so that a
-            // full disk has room for the next note.
-            let _ = rustix::io::pwrite(self.file.descriptor(), &Buf::zeroed(NOTE_BYTES), 0);
+            // The next holder must not be taken for this one before it has written its own note.
+            let _ = rustix::fs::ftruncate(self.file.descriptor(), 0);
             let _ = rustix::fs::flock(self.file.descriptor(), FlockOperation::Unlock);
         }
     }
