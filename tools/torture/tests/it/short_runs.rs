@@ -103,7 +103,11 @@ fn a_store_keeps_everything_acknowledged_when_any_call_fails() {
             "reordered",
             "late",
             "sync_eio",
-            "sync_folder_eio",
+            "sync_log_folder_eio",
+            "sync_log_folder_enospc",
+            "sync_log_folder_eintr",
+            "sync_segments_eio",
+            "sync_segments_enospc",
         ],
     );
     must_be_positive(&counts, &["error_indexes", "recovery_error_indexes", "opens_refused"]);
