@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// What a call works on.
+/// The thing that a call works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     /// Contexts of native AIO.
@@ -135,7 +135,7 @@ fn of_place(call: &str, subject: Subject, code: i32) -> Option<&'static str> {
     })
 }
 
-/// What a file system has no more of.
+/// The resource of a file system that is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Full {

@@ -324,7 +324,7 @@ impl Error {
         }
     }
 
-    /// What is used up, and on which path, if that is why the call failed.
+    /// The resource that is used up, and the path, if that is why the call failed.
     #[must_use]
     pub fn full(&self) -> Option<(Full, &Path)> {
         match self {

@@ -86,7 +86,7 @@ pub fn every_error() -> Vec<Error> {
     all
 }
 
-/// The clauses of a message, and of each the number of times that it stands there. For a test that nothing is said twice.
+/// Checks, for tests, that a message says nothing twice.
 ///
 /// # Panics
 /// If a clause stands there twice, or a subject of advice is touched twice.

@@ -140,7 +140,7 @@ pub fn create_zeroed(
             .map_err(interrupted_is_not_now)
             .and_then(|()| {
                 let unsynced = planted(Bug::NewFileNameNotSynced);
-                // Not repeated, whatever the error: it may be that of another name, and be told only once.
+                // Never repeated: the error may concern another name, and the kernel reports it only once.
                 if unsynced { Ok(()) } else { backend.sync_dir(path.parent().unwrap_or(Path::new("."))) }
             });
         // The first error is the one to report; a name that stays behind is removed as an orphan at the next open. It would

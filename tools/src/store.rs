@@ -127,7 +127,7 @@ impl Dir {
         self.map(Db::builder().repair(&self.dir))
     }
 
-    /// What the directory is on, if that is in memory: then no level survives a power cut.
+    /// The file system of the directory, if that is in memory: then no level survives a power cut.
     pub(crate) fn in_memory(&self) -> Option<&'static str> {
         aio::memory_file_system(&self.dir)
     }

@@ -88,7 +88,7 @@ fn next_granule(at: Seq) -> Seq {
     Seq::new(at.get().checked_next_multiple_of(granule).unwrap_or(u64::MAX / granule * granule))
 }
 
-/// What a log file proves.
+/// The facts that a log file proves.
 struct Found {
     /// The highest claim in it.
     claim: Seq,

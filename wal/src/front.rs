@@ -1,4 +1,4 @@
-//! The front of a log file: whose groups the file holds, whatever its name.
+//! The front of a log file shows which log file the groups in it belong to. Its name may be wrong.
 //!
 //! An epoch is durable in the manifest before the first sector of that use of a file is written, and no epoch is handed
 //! out twice. So a valid sector with an epoch that the manifest has not handed out proves that the manifest has lost an

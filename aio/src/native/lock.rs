@@ -86,7 +86,7 @@ impl Drop for NativeLock {
     }
 }
 
-/// What a holder says about itself.
+/// The statement of a holder about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Note {
     pid: u32,

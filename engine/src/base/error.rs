@@ -74,7 +74,7 @@ pub enum Error {
     NoSpace {
         /// The file that could not be written.
         path: PathBuf,
-        /// What is used up.
+        /// The resource that is used up.
         full: Full,
         /// Whether the store is open. False if it was the open that failed.
         is_open: bool,
@@ -217,7 +217,7 @@ impl Error {
     }
 }
 
-/// What a full or read-only file system means for an open.
+/// The effect of a full or read-only file system on an open.
 const OPEN_WRITES: &str =
     "until then the store cannot be opened, not even to read, since an open writes; nothing is lost";
 

@@ -75,7 +75,7 @@ fn sync_parent(files: &Files) -> Result<()> {
     }
 }
 
-/// What a directory without a manifest has.
+/// The content of a directory without a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
     /// Nothing, or what an open leaves that was interrupted before the first manifest: the lock file with the length of a lock

@@ -1,4 +1,4 @@
-//! What is damaged in a store, and what a repair of the log keeps and loses.
+//! The damage in a store: its description, and the part of the log that a repair keeps.
 //!
 //! An open refuses a damaged log: behind the damage there were acknowledged writes, and a program cannot decide which of
 //! them may be lost. A repair is that decision, made by a person: the log ends with the last whole record before the damage,
