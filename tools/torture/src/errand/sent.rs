@@ -36,7 +36,7 @@ pub(crate) enum End {
 }
 
 /// Its notes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Noted {
     pub(crate) acknowledged: u64,
     /// Acknowledged writes of the writer beside it.

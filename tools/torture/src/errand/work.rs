@@ -18,6 +18,8 @@ use crate::report::{Check, Counts, Failure};
 
 /// Longer than any event that is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// Longer than any number of them.
+const MOST_PATIENCE: Duration = Duration::from_mins(10);
 const POLL: Duration = Duration::from_millis(5);
 
 /// A running errand.
@@ -91,18 +93,25 @@ impl Work {
     /// # Errors
     /// The errand does not note it, or has ended.
     pub(crate) fn until(&mut self, what: &str, is_there: impl Fn(Noted) -> bool) -> Check {
-        let deadline = self.clock.now() + PATIENCE;
-        while !is_there(self.noted()?) {
+        let (mut deadline, last) = (self.clock.now() + PATIENCE, self.clock.now() + MOST_PATIENCE);
+        let mut before = self.noted()?;
+        loop {
+            let noted = self.noted()?;
+            if is_there(noted) {
+                return Ok(());
+            }
+            // A loaded machine makes it slow, but each step is a sign of life.
+            if std::mem::replace(&mut before, noted) != noted {
+                deadline = (self.clock.now() + PATIENCE).min(last);
+            }
             let is_running = self.is_running()?;
             if !is_running || self.clock.now() > deadline {
                 let why = if is_running { "it does not go on" } else { "it has ended" };
-                let noted = self.noted()?;
                 let said = self.sent.said();
                 return Err(Failure::new(format!("waiting for {what}: {why}, after {noted:?}: {said}")));
             }
             self.clock.park(POLL);
         }
-        Ok(())
     }
 
     fn wait(&mut self) -> Check<ExitStatus> {

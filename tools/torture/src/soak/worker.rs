@@ -149,6 +149,11 @@ impl Shared {
             let began = self.clock.now();
             match self.commit(writer, number, level) {
                 Ok(()) => self.board.acknowledge(writer, number).map_err(|error| io(&error))?,
+                Err(error @ Error::Io { .. }) if self.faulty => {
+                    self.must_not_have_happened(writer, number, &error)?;
+                    number -= 1;
+                    continue;
+                }
                 Err(error) => return self.must_stay_halted(writer, number, level, error),
             }
             self.add(Count::Writes);
@@ -162,7 +167,21 @@ impl Shared {
         Ok(())
     }
 
-    /// After an error every write is refused. The same write is tried each time, because it is unknown whether it happened:
+    /// A new log file could not be made: the write was refused before it had a place in the log, and the store goes on.
+    fn must_not_have_happened(&self, writer: usize, number: u64, error: &Error) -> Check {
+        let key = key(writer, slot_of(writer, number).0);
+        for keyspace in &self.keyspaces {
+            let found = keyspace.get(&key)?;
+            if found.is_some_and(|found| number_of(&key, &found) == Ok(number)) {
+                return Err(Failure::new(format!(
+                    "write {number} of writer {writer} happened after {error}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// After a halt every write is refused. The same write is tried each time, because it is unknown whether it happened:
     /// only that one may be in the store.
     fn must_stay_halted(&self, writer: usize, number: u64, level: Durability, error: Error) -> Check {
         if !self.faulty {
