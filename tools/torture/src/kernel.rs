@@ -165,7 +165,12 @@ impl FsRun<'_> {
             Part::Shutdowns => {
                 let fs = self.fs;
                 let end = |lane: &mut Lane, _, seed| shutdown::end(lane, fs, seed);
-                self.cases(part, self.plan.shutdowns, &shutdown::COUNTS, end)?
+                let tally = self.cases(part, self.plan.shutdowns, &shutdown::COUNTS, end)?;
+                let killed = tally.counts.get(shutdown::KILLED);
+                if killed > self.plan.shutdowns.div_ceil(20) {
+                    return Err(Failure::new(format!("the kernel killed {killed} processes by SIGBUS")));
+                }
+                tally
             }
         };
         let took = self.settings.clock.now().saturating_sub(began).as_secs_f64();
@@ -183,7 +188,11 @@ impl FsRun<'_> {
             Part::Shutdowns if self.fs == Fs::Btrfs => {
                 format!("{} copies of living disks opened, none wrong", count("copies_opened"))
             }
-            Part::Shutdowns => format!("{} shutdowns, nothing lost", count("shutdowns")),
+            Part::Shutdowns => format!(
+                "{} shutdowns, nothing lost, {} processes killed by SIGBUS",
+                count("shutdowns"),
+                count(shutdown::KILLED)
+            ),
         };
         say(format!("kernel: {}: {what} ({took:.1} s)", self.fs.name()));
         if part == Part::Cuts {

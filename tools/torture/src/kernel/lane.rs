@@ -7,9 +7,12 @@ use std::fmt::Debug;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use rustix::process::Signal;
 
 use super::device::Device;
 use super::fault::Content;
@@ -60,6 +63,20 @@ impl Lane {
         lane.order(&Order::Format)?;
         lane.formatted = lane.device.image();
         Ok(lane)
+    }
+
+    /// A new lane like this one.
+    ///
+    /// # Errors
+    /// Those of [`Lane::new`].
+    pub(super) fn another(&self) -> Check<Lane> {
+        Lane::new(self.fs, self.seed)
+    }
+
+    /// Whether the kernel has killed the hand because of a mapped file.
+    pub(super) fn is_killed_by_a_map(&mut self) -> bool {
+        let status = self.hand.try_wait().ok().flatten();
+        status.and_then(|status| status.signal()) == Some(Signal::BUS.as_raw())
     }
 
     fn attach(&mut self) -> Check {
