@@ -88,7 +88,7 @@ pub use api::snapshot::Snapshot;
 #[doc(hidden)]
 pub use api::testing;
 pub use base::error::{Error, Result};
-pub use base::events::{Event, Listener};
+pub use base::events::{Event, Listener, Pressure};
 pub use base::key::{MAX_KEY_BYTES, Seq};
 pub use base::metrics::{KeyspaceMetrics, Metrics};
 pub use base::options::Durability;

@@ -50,6 +50,14 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
+    /// The pressure of a keyspace's runs on its writers has changed.
+    #[non_exhaustive]
+    Pressure {
+        /// Name of the keyspace.
+        keyspace: String,
+        /// The pressure from now on.
+        pressure: Pressure,
+    },
     /// A write had to wait for a flush.
     #[non_exhaustive]
     Stalled {
@@ -69,6 +77,19 @@ pub enum Event {
         /// The first cause.
         cause: Error,
     },
+}
+
+/// Whether merges keep up with the writes to a keyspace. Writes to other keyspaces are not slowed by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Pressure {
+    /// They do: writes go on at any rate.
+    #[default]
+    None,
+    /// They have work to do: writes go on at about the rate that merges sustain.
+    Slowed,
+    /// They are far behind: writes go on at a fifth of that rate.
+    Most,
 }
 
 /// Receives events. Called on threads of the store, and inside the call of the application that caused the event: it

@@ -48,6 +48,14 @@ pub struct Metrics {
     pub stalls: u64,
     /// The total time of these waits.
     pub stalled: Duration,
+    /// Writes that slept for up to a millisecond, so that merges and flushes keep up.
+    pub slowed_writes: u64,
+    /// The total time of these sleeps.
+    pub slowed: Duration,
+    /// Bytes per second that merges wrote lately.
+    pub merge_bytes_per_second: u64,
+    /// Bytes of memtables per second that flushes took in lately.
+    pub flush_bytes_per_second: u64,
     /// Block cache: lookups that found their block.
     pub cache_hits: u64,
     /// Block cache: lookups that had to read.
@@ -94,6 +102,11 @@ pub struct KeyspaceMetrics {
     pub raw_bytes: u64,
     /// Memory of its memtables in bytes.
     pub memtable_bytes: u64,
+    /// How far its runs stand above the shape that merges aim at, in percent: 0 at or below it, 120 at most. Writes go at
+    /// any rate at 0, at the rate that merges sustain at 67, at a fifth of it at 120.
+    pub pressure_percent: u64,
+    /// The rate of writes to it in bytes per second, if it is limited.
+    pub write_bytes_per_second: Option<u64>,
 }
 
 /// The counters behind [`Metrics`].
@@ -109,6 +122,8 @@ pub(crate) struct Counters {
     pub(crate) failed_jobs: AtomicU64,
     pub(crate) stalls: AtomicU64,
     pub(crate) stalled_ns: AtomicU64,
+    pub(crate) slowed_writes: AtomicU64,
+    pub(crate) slowed_ns: AtomicU64,
 }
 
 impl Counters {
@@ -137,6 +152,11 @@ impl Counters {
         add(&self.stalled_ns, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    pub(crate) fn slowed(&self, took: Duration) {
+        add(&self.slowed_writes, 1);
+        add(&self.slowed_ns, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     /// Copies the counters; the rest of [`Metrics`] comes from the parts of the store.
     pub(crate) fn fill(&self, metrics: &mut Metrics) {
         metrics.records = get(&self.records);
@@ -149,6 +169,8 @@ impl Counters {
         metrics.failed_jobs = get(&self.failed_jobs);
         metrics.stalls = get(&self.stalls);
         metrics.stalled = Duration::from_nanos(get(&self.stalled_ns));
+        metrics.slowed_writes = get(&self.slowed_writes);
+        metrics.slowed = Duration::from_nanos(get(&self.slowed_ns));
     }
 }
 

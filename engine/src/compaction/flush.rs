@@ -105,9 +105,11 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     }
     let freed: u64 = layers.iter().map(|layer| layer.table().size_bytes() as u64).sum();
     store.note_flushed(freed);
-    store.count_runs();
     store.counters.flushed(bytes);
     let took = store.files.backend().now().saturating_sub(started);
+    store.speeds.flushed(freed, took);
+    tree.pace.flushed(freed);
+    store.adjust_pace(tree);
     store.tell(&Event::Flushed { keyspace: tree.name.clone(), bytes, took });
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::base::events::Event;
 use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
 use crate::compaction::output::{Output, open_segments, remove, write_run};
-use crate::compaction::picker::{Layers, RunShape, pick};
+use crate::compaction::picker::{Layers, MAX_YOUNG_RUNS, RunShape, pick};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::compaction::warm;
 use crate::io::lane::Lane;
@@ -51,21 +51,46 @@ pub(crate) enum Depth {
 /// planned again after the next open.
 pub(crate) fn compact_all(store: &Writing, depth: Depth) -> Result<()> {
     let _one = store.exclude_compactions();
+    if depth == Depth::Full {
+        return store.all_trees().iter().try_for_each(|tree| compact(store, tree, depth));
+    }
+    // One merge of the keyspace that needs it most, so that a busy keyspace does not keep the others waiting.
+    while let Some(tree) = most_urgent(store) {
+        compact(store, &tree, depth)?;
+    }
+    store.check_writable()
+}
+
+/// The keyspace whose runs stand highest above the size at which a merge is due.
+fn most_urgent(store: &Writing) -> Option<Arc<Tree>> {
+    let version = store.manifest.version();
+    let mut most: Option<(u64, Arc<Tree>)> = None;
     for tree in store.all_trees() {
-        loop {
-            store.check_writable()?;
-            let moment = Moment::of(store, &tree);
-            let Some(range) = choose(store, &moment, depth) else { break };
-            let merged = compact_runs(store, &tree, moment, range);
-            // After a failure, too: its output takes space.
-            store.remove_due();
-            store.latch(merged)?;
-            if depth == Depth::Full {
-                break;
-            }
+        let Some(keyspace) = version.keyspaces.get(&tree.id) else { continue };
+        let runs = keyspace.levels.runs();
+        let part_percent = tree.pace.part_percent();
+        if choose(store, runs, part_percent, Depth::Due).is_none() {
+            continue;
+        }
+        let urgency = urgency(runs, part_percent);
+        if most.as_ref().is_none_or(|&(above, _)| urgency > above) {
+            most = Some((urgency, tree));
         }
     }
-    Ok(())
+    most.map(|(_, tree)| tree)
+}
+
+/// One merge of a keyspace, if one is due.
+fn compact(store: &Writing, tree: &Arc<Tree>, depth: Depth) -> Result<()> {
+    store.check_writable()?;
+    let moment = Moment::of(store, tree);
+    let Some(range) = choose(store, moment.runs(), tree.pace.part_percent(), depth) else { return Ok(()) };
+    let merged = compact_runs(store, tree, moment, range);
+    tree.pace.merging(None);
+    store.adjust_pace(tree);
+    // After a failure, too: its output takes space.
+    store.remove_due();
+    store.latch(merged)
 }
 
 /// The levels of a keyspace, and the same runs open, between two installs.
@@ -103,28 +128,33 @@ impl Moment {
     }
 }
 
-fn choose(store: &Writing, moment: &Moment, depth: Depth) -> Option<Range<usize>> {
-    let runs = moment.runs();
+/// The runs to merge; see [`pick`].
+fn choose(store: &Writing, runs: &[RunMeta], part_percent: u64, depth: Depth) -> Option<Range<usize>> {
     // While a snapshot is held tombstones may have to stay, so a merge for their sake could go on for ever.
     let droppable = store.pins.oldest().is_none();
+    let tombstones = |run: &RunMeta| if droppable { run.tombstones() } else { 0 };
     match depth {
         Depth::Due => {
-            let shapes: Vec<RunShape> = runs.iter().map(|run| shape(run, droppable)).collect();
-            pick(&shapes)
+            let shape = |run: &RunMeta| RunShape {
+                bytes: run.size_bytes(),
+                entries: run.entries(),
+                tombstones: tombstones(run),
+            };
+            pick(&runs.iter().map(shape).collect::<Vec<RunShape>>(), part_percent)
         }
         Depth::Full => {
-            let tombstones: u64 = runs.iter().map(|run| shape(run, droppable).tombstones).sum();
+            let tombstones: u64 = runs.iter().map(tombstones).sum();
             (runs.len() > 1 || tombstones > 0).then_some(0..runs.len())
         }
     }
 }
 
-fn shape(run: &RunMeta, droppable: bool) -> RunShape {
-    RunShape {
-        bytes: run.size_bytes(),
-        entries: run.entries(),
-        tombstones: if droppable { run.tombstones() } else { 0 },
-    }
+/// Number and size of the runs, newest first, in percent of those at which a merge is due.
+fn urgency(runs: &[RunMeta], part_percent: u64) -> u64 {
+    let Some((bottom, young)) = runs.split_last() else { return 0 };
+    let young_bytes: u64 = young.iter().map(RunMeta::size_bytes).sum();
+    let by_space = 100 * young_bytes / (bottom.size_bytes() / 100 * part_percent).max(1);
+    by_space.max((100 * young.len() / MAX_YOUNG_RUNS) as u64)
 }
 
 /// The edit for a merge of these runs, still without its output.
@@ -144,7 +174,10 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
     let runs = version.levels(tree.id).runs();
     let merged = describe(runs, &range);
     let is_bottom = merged.oldest == BOTTOM;
-    let bytes_in = runs[range].iter().map(RunMeta::size_bytes).sum();
+    let (bytes_in, entries_in) = sums(&runs[range.clone()]);
+    let young_entries = sums(&runs[range.start..range.end.min(runs.len() - 1)]).1;
+    tree.pace.merging(Some((merged.newest, merged.oldest)));
+    store.adjust_pace(tree);
     // Otherwise the merged run has as many young entries as its inputs, or fewer.
     let layers =
         if is_bottom { Layers::default() } else { Layers::before(0, runs.iter().map(RunMeta::entries)) };
@@ -153,13 +186,14 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
     let output = Output { leaving_bytes, ..store.output(tree.id, layers) };
     let lane = Lane::new(&store.files)?;
     let cursors = inputs.iter().map(|run| run.job_cursor(&lane));
-    let is_bottom = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
-    let tombstones = if is_bottom { Tombstones::Drop } else { Tombstones::Keep };
+    let drops_tombstones = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
+    let tombstones = if drops_tombstones { Tombstones::Drop } else { Tombstones::Keep };
     let retained = if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.pins.retained() };
     let retain = Retain::new(retained, tombstones);
     let (new_number, stop) = (|| store.manifest.new_number(), || store.is_closed());
     let run = write_run(&output, &lane, &new_number, (&mut Merge::new(cursors), retain), &stop)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
+    let entries_out: u64 = run.iter().map(|segment| segment.entries).sum();
     if planted(Bug::InputsRemovedBeforeTheEdit) {
         remove(&store.files, segments_of(&inputs).map(|segment| segment.meta().id));
     }
@@ -181,16 +215,25 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
         }
         return Err(error);
     }
-    store.count_runs();
+    let took = store.files.backend().now().saturating_sub(started);
+    store.speeds.merged(bytes_out, took);
+    tree.pace.merged(bytes_out);
+    if is_bottom && young_entries > 0 {
+        tree.pace.dropped(entries_in.saturating_sub(entries_out), young_entries);
+    }
     // With the last reader of the inputs their blocks in the cache go, and their files are due. A thread that has read and
     // written them all removes them, too: the caller of a compaction wants the space.
     drop(inputs);
     store.remove_due();
     warm::bring(&cooled, &stop);
     store.counters.compacted(bytes_in, bytes_out);
-    let took = store.files.backend().now().saturating_sub(started);
     store.tell(&Event::Compacted { keyspace: tree.name.clone(), bytes_in, bytes_out, took });
     Ok(())
+}
+
+/// Bytes and entries of runs.
+fn sums(runs: &[RunMeta]) -> (u64, u64) {
+    (runs.iter().map(RunMeta::size_bytes).sum(), runs.iter().map(RunMeta::entries).sum())
 }
 
 fn segments_of(runs: &[Run]) -> impl Iterator<Item = &Arc<Segment>> {

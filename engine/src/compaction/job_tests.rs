@@ -26,8 +26,8 @@ fn a_merge_of_young_runs_takes_the_newest_stamp_and_leaves_the_bottom_run() {
     let store = db.handle().writing().unwrap();
     let id = keyspace.tree().id;
     let bottom = store.manifest.version().keyspaces[&id].flushed;
-    // The fourth young run makes a merge due. The young runs are too small for a merge with the bottom run.
-    for value in ["a", "b", "c", "d"] {
+    // The sixth young run makes a merge due. The young runs are too small for a merge with the bottom run.
+    for value in ["a", "b", "c", "d", "e", "f"] {
         keyspace.put("00007", value).unwrap();
         db.flush().unwrap();
     }
@@ -36,8 +36,8 @@ fn a_merge_of_young_runs_takes_the_newest_stamp_and_leaves_the_bottom_run() {
     let stamps: Vec<Seq> = version.levels(id).runs().iter().map(|run| run.stamp).collect();
     assert_eq!(stamps, [version.keyspaces[&id].flushed, bottom]);
     assert_eq!(version.check(), Ok(()), "an open refuses the store");
-    assert_eq!(keyspace.get("00007").unwrap().as_deref(), Some(&b"d"[..]));
+    assert_eq!(keyspace.get("00007").unwrap().as_deref(), Some(&b"f"[..]));
     let again = open(&SimBackend::from_image(sim.snapshot().power_cut_none(), 1));
     let found = again.keyspace("default").unwrap().get("00007").unwrap();
-    assert_eq!(found.as_deref(), Some(&b"d"[..]));
+    assert_eq!(found.as_deref(), Some(&b"f"[..]));
 }

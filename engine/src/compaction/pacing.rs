@@ -1,11 +1,37 @@
-//! Decides when a write may proceed, must wait, or is delayed: pure functions over a few numbers.
+//! Decides when a write may proceed, and how fast writes may go: pure functions over a few numbers.
 //!
-//! A write is delayed briefly by the number of young runs, and waits only when the memtables are full. The compaction debt
-//! is not taken into account.
+//! ```text
+//!   bytes per second
+//!   any |------+
+//!       |      | 2 R/W                         R: bytes per second that merges write
+//!       |      .  `-.                          W: bytes that merges write for one byte of a user
+//!   R/W |      .     `-.                       so R/W is the rate that merges sustain
+//!       |      .        `-.__________ R/W / 5
+//!       +------+---------+-----+-------> pressure
+//!              0 %      67 %  120 %
+//! ```
+//!
+//! The *pressure* says how far the runs of a keyspace stand above the shape that the picker aims at. It is zero while the
+//! picker has nothing to do, so a burst is free. A write pays for the keyspace that it writes to, and for no other. Besides,
+//! writes slow down while the last quarter of the memtables' memory fills, so that they wait as a last resort only.
+//!
+//! Rejected: a rate by *debt*, the bytes that all due merges would write. It jumps with each flush, the pressure does not.
 
 use std::time::Duration;
 
 use crate::compaction::picker::MAX_YOUNG_RUNS;
+
+/// No limit on the rate of writes, in bytes per second.
+pub(crate) const ANY_RATE: u64 = u64::MAX;
+
+/// The highest pressure, in percent: from here on writes have a fifth of the rate that merges sustain.
+pub(crate) const MOST_PRESSURE: u64 = 120;
+
+/// A writer sleeps only if it is at least this far ahead: so one in a hundred writes sleeps, and not each.
+pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
+
+/// The longest sleep of a write. The rest is paid by later ones.
+pub(crate) const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// The action that a writer must take before it may reserve space in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,49 +51,130 @@ pub(crate) struct MemtableUsage {
     pub(crate) frozen: u64,
     /// The limit for active tables. Above it the largest one is frozen.
     pub(crate) freeze_at: u64,
-    /// The limit for frozen tables and those that are full, at the moment of a freeze.
+    /// The limit for all tables.
     pub(crate) limit: u64,
 }
 
-/// Decides by memory. A table is frozen only if `frozen + freeze_at` is within `limit`. So frozen tables stay within `limit`,
-/// and all tables within `limit + freeze_at`, each plus one record for each writer.
+/// Decides by memory. All tables stay within `limit`, plus one record for each writer.
 pub(crate) fn admit(memory: MemtableUsage) -> Admission {
-    if memory.active < memory.freeze_at {
-        Admission::Go
-    } else if memory.frozen + memory.freeze_at <= memory.limit {
+    let MemtableUsage { active, frozen, freeze_at, limit } = memory;
+    if frozen > 0 && active + frozen >= limit {
+        Admission::Wait
+    } else if active >= freeze_at {
         Admission::Freeze
     } else {
-        Admission::Wait
+        Admission::Go
     }
 }
 
-/// The delay of a write, so that compaction keeps up. It is zero up to `2 * MAX_YOUNG_RUNS` runs, and then grows with every
-/// run to at most one millisecond.
-pub(crate) fn delay(most_runs: usize) -> Duration {
-    const STEP: Duration = Duration::from_micros(50);
-    const MOST: Duration = Duration::from_millis(1);
-    let excess = most_runs.saturating_sub(2 * MAX_YOUNG_RUNS);
-    MOST.min(STEP * u32::try_from(excess).unwrap_or(u32::MAX))
+/// The rate that the memory of the memtables allows, in bytes per second: falling from twice the rate of flushes at three
+/// quarters to a fiftieth of it, so that the waiting for a flush is spread over many writes.
+pub(crate) fn rate_by_memory(memory: MemtableUsage, flush_rate: u64) -> u64 {
+    let used = memory.active + memory.frozen;
+    let begin = memory.limit - memory.limit / 4;
+    if used <= begin {
+        return ANY_RATE;
+    }
+    let free_percent = 100 * memory.limit.saturating_sub(used) / (memory.limit - begin).max(1);
+    (flush_rate / 100 * (2 * free_percent).max(2)).max(1)
+}
+
+/// The runs of a keyspace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Runs {
+    /// Young runs that no merge takes in now.
+    pub(crate) waiting: usize,
+    /// Bytes of all young runs: those that a merge takes in keep their space until it ends.
+    pub(crate) young_bytes: u64,
+    pub(crate) bottom_bytes: u64,
+    /// The part of the bottom run at which a merge into it is due.
+    pub(crate) part_percent: u64,
+    /// The size of a memtable.
+    pub(crate) flush_bytes: u64,
+}
+
+/// The pressure on a keyspace, in percent.
+pub(crate) fn pressure(runs: Runs) -> u64 {
+    let most_runs = MAX_YOUNG_RUNS as u64;
+    let by_runs = 100 * (runs.waiting as u64).saturating_sub(most_runs) / most_runs;
+    // No merge is due for fewer than these runs.
+    let aim = (runs.bottom_bytes / 100 * runs.part_percent).max(most_runs * runs.flush_bytes).max(1);
+    // Four times as steep as by runs: space is the promise that breaks first. At twice as steep the rate is a tenth
+    // higher, and a store takes a tenth more.
+    let by_space = runs.young_bytes.saturating_sub(aim).saturating_mul(400) / aim;
+    by_runs.max(by_space).min(MOST_PRESSURE)
+}
+
+/// The rate of writes at a pressure, in bytes per second. `sustained` is the rate at which merges keep up.
+pub(crate) fn rate_by_pressure(pressure: u64, sustained: u64) -> u64 {
+    if pressure == 0 {
+        return ANY_RATE;
+    }
+    let percent = 200_u64.saturating_sub(pressure * 3 / 2).max(20);
+    (sustained / 100 * percent).max(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn writers_freeze_while_there_is_room_and_wait_when_there_is_none() {
-        let memory = |active, frozen| MemtableUsage { active, frozen, freeze_at: 50, limit: 100 };
-        assert_eq!(admit(memory(49, 100)), Admission::Go);
-        assert_eq!(admit(memory(50, 0)), Admission::Freeze);
-        assert_eq!(admit(memory(50, 50)), Admission::Freeze);
-        assert_eq!(admit(memory(50, 51)), Admission::Wait);
+    fn memory(active: u64, frozen: u64) -> MemtableUsage {
+        MemtableUsage { active, frozen, freeze_at: 60, limit: 100 }
     }
 
     #[test]
-    fn the_delay_grows_smoothly_and_is_bounded() {
-        assert_eq!(delay(8), Duration::ZERO);
-        assert_eq!(delay(9), Duration::from_micros(50));
-        assert_eq!(delay(10), Duration::from_micros(100));
-        assert_eq!(delay(usize::MAX), Duration::from_millis(1));
+    fn writers_freeze_while_there_is_room_and_wait_when_there_is_none() {
+        for (active, frozen, expected) in [
+            (59, 0, Admission::Go),
+            (59, 40, Admission::Go),
+            (60, 0, Admission::Freeze),
+            (120, 0, Admission::Freeze),
+            (60, 39, Admission::Freeze),
+            (40, 60, Admission::Wait),
+            (0, 100, Admission::Wait),
+        ] {
+            assert_eq!(admit(memory(active, frozen)), expected, "{active} active, {frozen} frozen");
+        }
+    }
+
+    #[test]
+    fn the_last_quarter_of_the_memory_bends_the_rate() {
+        for (used, expected) in
+            [(0, ANY_RATE), (75, ANY_RATE), (76, 1920), (90, 800), (99, 80), (100, 20), (200, 20)]
+        {
+            assert_eq!(rate_by_memory(memory(used, 0), 1000), expected, "{used} used");
+            assert_eq!(rate_by_memory(memory(0, used), 1000), expected, "{used} used");
+        }
+    }
+
+    /// A merge into the bottom run is due at a third of it; a memtable has 8 bytes.
+    fn check(waiting: usize, young_bytes: u64, bottom_bytes: u64, expected: u64) {
+        let runs = Runs { waiting, young_bytes, bottom_bytes, part_percent: 33, flush_bytes: 8 };
+        assert_eq!(pressure(runs), expected, "{runs:?}");
+    }
+
+    #[test]
+    fn the_pressure_is_zero_in_shape_and_grows_with_runs_and_bytes() {
+        check(0, 0, 0, 0);
+        check(6, 48, 1000, 0);
+        check(6, 48, 8, 0);
+        check(9, 72, 1000, 50);
+        check(10, 80, 1000, 66);
+        check(60, 80, 1000, 120);
+        check(0, 330, 1000, 0);
+        check(0, 363, 1000, 40);
+        check(10, 363, 1000, 66);
+        check(1, 500, 1000, 120);
+        check(6, 54, 8, 50);
+    }
+
+    #[test]
+    fn the_rate_is_free_without_pressure_and_sustained_at_two_thirds() {
+        assert_eq!(rate_by_pressure(0, 1_000_000), ANY_RATE);
+        assert_eq!(rate_by_pressure(67, 1_000_000), 1_000_000);
+        assert_eq!(rate_by_pressure(MOST_PRESSURE, 1_000_000), 200_000);
+        assert_eq!(rate_by_pressure(MOST_PRESSURE, 0), 1);
+        let rates: Vec<u64> = (0..=12).map(|tenth| rate_by_pressure(tenth * 10, 1_000_000)).collect();
+        assert!(rates.is_sorted_by(|a, b| a > b), "{rates:?}");
     }
 }

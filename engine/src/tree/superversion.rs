@@ -13,6 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::key::{Kind, Seq, key_hash};
 use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::{AtomicBool, AtomicU64, Mutex, MutexGuard, turn};
+use crate::compaction::pace::Pace;
 use crate::manifest::levels::Levels;
 use crate::memtable::{ArenaPool, Memtable};
 use crate::segment::Segment;
@@ -121,6 +122,8 @@ impl Superversion {
 pub(crate) struct Tree {
     pub(crate) id: u32,
     pub(crate) name: String,
+    /// How fast writes may go.
+    pub(crate) pace: Pace,
     pool: Arc<ArenaPool>,
     current: ArcSwap<Superversion>,
     /// See [`Tree::number`].
@@ -138,6 +141,7 @@ impl Tree {
         Tree {
             id,
             name: name.to_owned(),
+            pace: Pace::new(),
             pool: Arc::clone(pool),
             current: ArcSwap::from_pointee(first),
             number: AtomicU64::new(0),

@@ -19,8 +19,9 @@ use wal::Log;
 
 use crate::base::error::{Error, Result};
 use crate::base::events::Event;
-use crate::base::sync::shared::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, RwLock};
+use crate::base::sync::shared::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, RwLock};
 use crate::compaction::output::{Output, Site};
+use crate::compaction::pace::Speeds;
 use crate::compaction::picker::Layers;
 use crate::io::removals::Remover;
 use crate::manifest::edit_log::Manifest;
@@ -90,8 +91,8 @@ pub(crate) struct Writing {
     compacting: Mutex<()>,
     active_bytes: AtomicU64,
     frozen_bytes: AtomicU64,
-    /// Runs of the keyspace that has most.
-    most_runs: AtomicUsize,
+    /// How fast flushes and merges are.
+    pub(crate) speeds: Speeds,
     /// Bytes written to log files when the last freeze cut the log, for the limit on the log.
     last_cut: AtomicU64,
     /// The listener knows that the store has halted.
@@ -121,7 +122,7 @@ impl Writing {
             compacting: Mutex::new(()),
             active_bytes: AtomicU64::new(0),
             frozen_bytes: AtomicU64::new(0),
-            most_runs: AtomicUsize::new(0),
+            speeds: Speeds::new(),
             last_cut: AtomicU64::new(0),
             halt_told: AtomicBool::new(false),
         }
@@ -236,17 +237,19 @@ impl Writing {
         files * self.options.log_file_bytes() > self.options.log_limit_bytes()
     }
 
-    /// Runs of the keyspace that has most, as they were last counted.
-    #[inline]
-    pub(crate) fn most_runs(&self) -> usize {
-        self.most_runs.load(Ordering::Relaxed)
-    }
-
-    /// Counts the runs again, after they changed.
-    pub(crate) fn count_runs(&self) {
+    /// Computes the rate of writes to a keyspace anew, after its runs have changed or a merge of them has begun.
+    ///
+    /// No lock may be held but those of flushes and compactions.
+    pub(crate) fn adjust_pace(&self, tree: &Tree) {
         let version = self.version();
-        let most = version.keyspaces.values().map(|keyspace| keyspace.levels.runs().len()).max();
-        self.most_runs.store(most.unwrap_or(0), Ordering::Relaxed);
+        let Some(state) = version.keyspaces.get(&tree.id) else { return };
+        let Some((bottom, young)) = state.levels.runs().split_last() else { return };
+        let young = young.iter().map(|run| (run.stamp, run.size_bytes()));
+        let flush_bytes = self.options.freeze_bytes();
+        let merge_rate = self.speeds.merge_rate();
+        if let Some(pressure) = tree.pace.adjust(young, bottom.size_bytes(), flush_bytes, merge_rate) {
+            self.tell(&Event::Pressure { keyspace: tree.name.clone(), pressure });
+        }
     }
 
     /// Freezes the active tables of keyspaces that `choose` picks and that are not empty.

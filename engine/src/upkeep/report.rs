@@ -3,6 +3,7 @@
 //! Invariant: it does no I/O and stops no thread. Each lock is held only for a copy.
 
 use crate::base::metrics::{KeyspaceMetrics, Metrics};
+use crate::compaction::pacing::ANY_RATE;
 use crate::manifest::levels::Levels;
 use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
@@ -51,6 +52,8 @@ fn add_writing(metrics: &mut Metrics, store: &Writing) {
     metrics.log_bytes = store.log.published().since(horizon);
     metrics.log_groups = log.groups;
     metrics.log_syncs = log.syncs;
+    metrics.merge_bytes_per_second = store.speeds.merge_rate();
+    metrics.flush_bytes_per_second = store.speeds.flush_rate();
     let MemtableBytes { active, frozen } = store.memtable_bytes();
     metrics.memtable_bytes = active + frozen;
     metrics.flush_error = store.jobs.requests.lock().flush_error.as_ref().map(ToString::to_string);
@@ -73,5 +76,7 @@ fn keyspace(tree: &Tree, levels: Option<&Levels>) -> KeyspaceMetrics {
         tombstones: metas().map(|meta| meta.tombstones).sum(),
         raw_bytes: metas().map(|meta| meta.raw_bytes).sum(),
         memtable_bytes: (current.active.size_bytes() + current.layer_bytes()) as u64,
+        pressure_percent: tree.pace.pressure_percent(),
+        write_bytes_per_second: Some(tree.pace.rate()).filter(|&rate| rate != ANY_RATE),
     }
 }

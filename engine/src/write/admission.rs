@@ -1,17 +1,20 @@
 //! Admission, the first step of a commit: a write goes on when memory, log files and merges allow it.
 //!
-//! It waits while the memtables are full, and while the log is made longer if no spare file is ready. A freeze waits for
-//! the writers under way and for an install. Otherwise it asks for work, or pays a delay of at most a millisecond. The next log file is made before the current one is full, so a full disk refuses a write here, before it
-//! has a place in the log, and not after.
+//! Before, it may sleep for at most a millisecond, so that merges and flushes keep up. It waits while the memtables are full,
+//! and while the log is made longer if no spare file is ready. A freeze waits for the writers under way and for an install.
+//! The next log file is made before the current one is full, so a full disk refuses a write here, before it has a place in
+//! the log, and not after.
 //!
 //! [`Room`] is all that admission sees of a store, so that it can be tested without one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::error::Result;
 use crate::base::events::Event;
-use crate::compaction::pacing::{self, Admission, MemtableUsage};
+use crate::compaction::pacing::{self, ANY_RATE, Admission, LONGEST_SLEEP, MemtableUsage, PATIENCE};
 use crate::compaction::scheduler;
+use crate::tree::superversion::Tree;
 use crate::tree::writing::{MemtableBytes, Writing};
 
 /// The side of a store that admission works on.
@@ -48,19 +51,39 @@ pub(crate) trait Room {
 
     /// Freezes all memtables and asks for their flush, if the log is over its limit.
     fn release_old_log(&self);
-
-    /// Pauses so that merges keep up.
-    fn slow_down(&self);
 }
 
-/// Waits, slows down or makes room, as memtables, log and runs demand, before a write of `len_bytes`.
+/// Lets the caller sleep, so that merges keep up with the writes to these keyspaces and flushes with all writes.
+///
+/// A write pays for its own keyspaces only. It sleeps when it has run ahead by [`PATIENCE`], so most writes do not.
+#[inline]
+pub(crate) fn slow_down(store: &Writing, trees: &[Arc<Tree>], len_bytes: usize) {
+    let rate_by_memory = pacing::rate_by_memory(store.memory(), store.speeds.flush_rate());
+    for tree in trees {
+        let rate = tree.pace.rate().min(rate_by_memory);
+        if rate != ANY_RATE {
+            sleep(store, tree, (len_bytes / trees.len()) as u64, rate);
+        }
+    }
+}
+
+#[cold]
+fn sleep(store: &Writing, tree: &Tree, len_bytes: u64, rate: u64) {
+    let ahead = tree.pace.charge(store.now(), len_bytes, rate);
+    if ahead >= PATIENCE {
+        let ahead = ahead.min(LONGEST_SLEEP);
+        store.counters.slowed(ahead);
+        store.files.backend().park(ahead);
+    }
+}
+
+/// Waits or makes room, as memtables and log demand, before a write of `len_bytes`.
 ///
 /// # Errors
 /// There is no room and none can be made: the disk is full, or the store is closed or halted.
 pub(crate) fn admit(room: &impl Room, len_bytes: usize) -> Result<()> {
     wait_for_memory(room)?;
     room.release_old_log();
-    room.slow_down();
     if !room.has_log_room(len_bytes) {
         return room.make_log_room(len_bytes);
     }
@@ -145,14 +168,6 @@ impl Room for Writing {
         if self.is_log_over_limit() {
             self.freeze(|_| true);
             scheduler::request_flush(self);
-        }
-    }
-
-    #[inline]
-    fn slow_down(&self) {
-        let delay = pacing::delay(self.most_runs());
-        if !delay.is_zero() {
-            self.files.backend().park(delay);
         }
     }
 }

@@ -41,7 +41,7 @@ impl Room for Script {
     fn memory(&self) -> MemtableUsage {
         let mut memory = self.memory.borrow_mut();
         let (active, frozen) = if memory.len() > 1 { memory.remove(0) } else { memory[0] };
-        MemtableUsage { active, frozen, freeze_at: 50, limit: 100 }
+        MemtableUsage { active, frozen, freeze_at: 60, limit: 100 }
     }
 
     fn freeze_largest(&self) {
@@ -79,29 +79,25 @@ impl Room for Script {
     fn release_old_log(&self) {
         self.note("old log");
     }
-
-    fn slow_down(&self) {
-        self.note("slow down");
-    }
 }
 
 #[test]
 fn a_write_with_room_goes_on_at_once() {
-    let (outcome, calls) = Script::of(&[(49, 0)]).admitted();
+    let (outcome, calls) = Script::of(&[(59, 0)]).admitted();
     outcome.unwrap();
-    assert_eq!(calls, ["old log", "slow down", "spare"]);
+    assert_eq!(calls, ["old log", "spare"]);
 }
 
 #[test]
 fn a_full_table_is_frozen_and_full_memory_waits_until_a_flush_has_freed_some() {
-    let (outcome, calls) = Script::of(&[(50, 50), (50, 51), (50, 51), (49, 51)]).admitted();
+    let (outcome, calls) = Script::of(&[(60, 0), (40, 60), (40, 60), (40, 0)]).admitted();
     outcome.unwrap();
-    assert_eq!(calls, ["freeze", "wait", "wait", "stalled 2s", "old log", "slow down", "spare"]);
+    assert_eq!(calls, ["freeze", "wait", "wait", "stalled 2s", "old log", "spare"]);
 }
 
 #[test]
 fn a_flush_that_fails_refuses_the_write() {
-    let script = Script { flush_error: Some(Error::Closed), ..Script::of(&[(50, 51)]) };
+    let script = Script { flush_error: Some(Error::Closed), ..Script::of(&[(40, 60)]) };
     let (outcome, calls) = script.admitted();
     assert!(matches!(outcome, Err(Error::Closed)));
     assert_eq!(calls, ["wait"]);
@@ -112,7 +108,7 @@ fn a_log_without_room_is_given_some_or_refuses_the_write() {
     let script = Script { lacks_log_room: Cell::new(true), ..Script::of(&[(0, 0)]) };
     let (outcome, calls) = script.admitted();
     outcome.unwrap();
-    assert_eq!(calls, ["old log", "slow down", "room for 100"]);
+    assert_eq!(calls, ["old log", "room for 100"]);
     let script = Script { log_error: Some(Error::invalid("no space")), ..script };
     assert!(matches!(script.admitted().0, Err(Error::InvalidArgument { .. })));
 }

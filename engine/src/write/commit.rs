@@ -27,7 +27,7 @@ use crate::base::options::Durability;
 use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::Writing;
-use crate::write::admission::admit;
+use crate::write::admission::{admit, slow_down};
 use crate::write::ops;
 use crate::write::reserved::Reserved;
 
@@ -54,6 +54,7 @@ fn steps(
     trees: &[Arc<Tree>],
     durability: Durability,
 ) -> Result<Seq> {
+    slow_down(store, trees, record.len_bytes());
     // A halted store reports why it halted, not the failure that followed from it.
     admit(store, record.len_bytes()).map_err(|error| store.health().err().unwrap_or(error))?;
     let place = write(store, record, trees)?;

@@ -81,6 +81,5 @@ pub(crate) fn drop_keyspace(store: &Writing, name: &str) -> Result<()> {
     last.zones.pieces().for_each(|piece| piece.segment.retire());
     tree.empty();
     drop(last);
-    store.count_runs();
     Ok(())
 }

@@ -209,7 +209,7 @@ fn close_in_the_middle(runs_before: usize, start: fn(&Db) -> Option<thread::Join
 
 #[test]
 fn a_close_ends_a_merge_of_the_background() {
-    close_in_the_middle(4, |db| {
+    close_in_the_middle(6, |db| {
         // Another flush makes the merge due.
         db.keyspace("default").unwrap().put(key(0), "again").unwrap();
         db.flush().unwrap();
@@ -230,7 +230,7 @@ fn a_close_ends_a_compaction_of_another_thread() {
 #[test]
 fn a_close_on_a_full_disk_flushes_into_the_space_of_the_merge_that_it_ends() {
     let sim = SimBackend::new(1);
-    runs(&sim, 4);
+    runs(&sim, 6);
     let (machine, in_the_middle) = stopping(&sim);
     let merging = Arc::clone(&machine.merging);
     let db = builder(machine, Background::Threads).open("/store").unwrap();

@@ -203,7 +203,10 @@ fn a_damaged_index_or_filter_block_is_reported_by_the_reads_that_need_it() {
         .filter(|(path, _)| path.extension().is_some_and(|end| end == "seg"))
         .collect();
     let mut struck = 0;
-    for (path, size_bytes) in segments.iter().rev().take(3) {
+    for (path, size_bytes) in segments.iter().rev() {
+        if struck == 3 {
+            break;
+        }
         let bytes = image.read_file(path).unwrap();
         let footer = &bytes[bytes.len() - 4096..];
         let word = |at: usize| u64::from_le_bytes(*footer[at..].first_chunk().unwrap());
