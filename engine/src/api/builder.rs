@@ -110,6 +110,17 @@ impl Builder {
         self
     }
 
+    /// The most bytes per second that flushes and merges read and write together; no limit by default. Less than 1 MiB counts
+    /// as 1 MiB.
+    ///
+    /// It leaves the device to others. Merges wait for it, and writes slow down to the rate that merges then sustain: about a
+    /// tenth of the limit. Flushes count, but do not wait, since writers wait for them. Reads and the log do not count. A
+    /// close does not wait for it.
+    pub fn background_bytes_per_second(mut self, bytes: u64) -> Builder {
+        self.options.background_bytes_per_second = Some(bytes.max(1 << 20));
+        self
+    }
+
     /// Opens or creates the store with these options. See [`Db::open`].
     ///
     /// # Errors

@@ -81,6 +81,7 @@ impl OpenStore {
             let _alone = self.writing.as_ref().map(|writing| writing.hold_gate_alone());
             self.store.mark_closed();
         }
+        self.store.files.background().end();
         self.store.all_trees().iter().for_each(|tree| tree.retire());
         if let Some(writing) = &self.writing {
             ending.threads.stop(writing);

@@ -1,5 +1,6 @@
 //! Types for all other parts: errors, keys, options, coding, locks.
 
+pub(crate) mod clock;
 pub(crate) mod coding;
 pub(crate) mod error;
 pub(crate) mod events;

@@ -86,6 +86,7 @@ pub(crate) struct Options {
     pub(crate) sizes: Sizes,
     pub(crate) compress: bool,
     pub(crate) max_open_files: Option<usize>,
+    pub(crate) background_bytes_per_second: Option<u64>,
     /// A damaged log is cut before the damage instead of being refused.
     pub(crate) repair: bool,
 }
@@ -104,6 +105,7 @@ impl Default for Options {
             sizes: Sizes::default(),
             compress: true,
             max_open_files: None,
+            background_bytes_per_second: None,
             repair: false,
         }
     }

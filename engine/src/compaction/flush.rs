@@ -17,6 +17,7 @@ use crate::base::planted::{Bug, planted};
 use crate::compaction::output::{NEVER, open_segments, remove, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
+use crate::io::background::JobKind;
 use crate::io::lane::Lane;
 use crate::manifest::levels::{PieceMeta, RunMeta};
 use crate::manifest::version::Edit;
@@ -77,7 +78,7 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     let retain = Retain::new(store.pins.retained(), Tombstones::Keep);
     let run = write_run(
         &output,
-        &Lane::new(&store.files)?,
+        &Lane::new(&store.files, JobKind::Flush)?,
         &|| store.manifest.new_number(),
         (&mut Merge::new(inputs), retain),
         NEVER,

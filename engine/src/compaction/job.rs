@@ -25,6 +25,7 @@ use crate::compaction::output::{Output, open_segments, remove, write_run};
 use crate::compaction::picker::{Layers, MAX_YOUNG_RUNS, RunShape, pick};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::compaction::warm;
+use crate::io::background::JobKind;
 use crate::io::lane::Lane;
 use crate::manifest::levels::{BOTTOM, Levels, Merged, PieceMeta, RunMeta};
 use crate::manifest::version::{Edit, Version};
@@ -184,7 +185,7 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
 
     let leaving_bytes = inputs.iter().map(Run::memory_bytes).sum();
     let output = Output { leaving_bytes, ..store.output(tree.id, layers) };
-    let lane = Lane::new(&store.files)?;
+    let lane = Lane::new(&store.files, JobKind::Merge)?;
     let cursors = inputs.iter().map(|run| run.job_cursor(&lane));
     let drops_tombstones = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if drops_tombstones { Tombstones::Drop } else { Tombstones::Keep };

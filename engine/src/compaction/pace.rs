@@ -2,11 +2,11 @@
 //!
 //! Writers read two atomics. Everything else is behind locks that only jobs take, when they begin and end.
 //!
-//! A [`Pace`] has a virtual clock: a write of n bytes moves it by n / rate, and a writer that finds it ahead of the time
-//! sleeps. The clock never falls behind by more than [`LONGEST_SLEEP`], so a pause earns no burst.
+//! A [`Pace`] has a virtual clock. A writer that finds it ahead of the time sleeps.
 
 use std::time::Duration;
 
+use crate::base::clock::Clock;
 use crate::base::events::Pressure;
 use crate::base::key::Seq;
 use crate::base::sync::Ordering;
@@ -25,8 +25,7 @@ const MEMORY: u64 = 8;
 pub(crate) struct Pace {
     /// Bytes per second, or [`ANY_RATE`].
     rate: AtomicU64,
-    /// The virtual clock, in nanoseconds.
-    clock_ns: AtomicU64,
+    clock: Clock,
     state: Mutex<PaceState>,
 }
 
@@ -52,7 +51,7 @@ impl Pace {
             merged_bytes: 0,
             pressure: 0,
         };
-        Pace { rate: AtomicU64::new(ANY_RATE), clock_ns: AtomicU64::new(0), state: Mutex::new(state) }
+        Pace { rate: AtomicU64::new(ANY_RATE), clock: Clock::new(), state: Mutex::new(state) }
     }
 
     /// The rate of writes in bytes per second, or [`ANY_RATE`].
@@ -61,18 +60,9 @@ impl Pace {
         self.rate.load(Ordering::Relaxed)
     }
 
-    /// Moves the clock by a write of `len_bytes` at `rate`, and returns how far it is ahead of `now`.
+    /// Counts a write of `len_bytes` at `rate`, and returns how far the writers are ahead of `now`.
     pub(crate) fn charge(&self, now: Duration, len_bytes: u64, rate: u64) -> Duration {
-        let now_ns = nanos(now);
-        let least_ns = now_ns.saturating_sub(nanos(LONGEST_SLEEP));
-        let cost_ns = u64::try_from(u128::from(len_bytes) * 1_000_000_000 / u128::from(rate.max(1)))
-            .unwrap_or(u64::MAX)
-            // A minute: one huge write at a low rate must not stop all others for long.
-            .min(60_000_000_000);
-        let moved = |clock_ns: u64| Some(clock_ns.max(least_ns).saturating_add(cost_ns));
-        let before = self.clock_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved);
-        let before = before.unwrap_or_else(|clock_ns| clock_ns);
-        Duration::from_nanos(moved(before).map_or(0, |clock_ns| clock_ns.saturating_sub(now_ns)))
+        self.clock.charge(now, len_bytes, rate, LONGEST_SLEEP)
     }
 
     /// A merge of the runs from stamp `newest` to stamp `oldest` begins, or (`None`) the one under way has ended.
@@ -227,34 +217,9 @@ impl Speeds {
     }
 }
 
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn a_writer_runs_ahead_by_the_time_of_its_bytes_and_a_pause_earns_a_millisecond() {
-        let pace = Pace::new();
-        let now = Duration::from_secs(5);
-        // The clock began a millisecond behind.
-        assert_eq!(pace.charge(now, 3000, 1_000_000), 2 * MS);
-        assert_eq!(pace.charge(now, 1000, 1_000_000), 3 * MS);
-        assert_eq!(pace.charge(now + 3 * MS, 1000, 1_000_000), MS);
-        assert_eq!(pace.charge(now + 100 * MS, 1000, 1_000_000), Duration::ZERO);
-        assert_eq!(pace.charge(now + 100 * MS, 500, 1_000_000), MS / 2);
-    }
-
-    #[test]
-    fn one_huge_write_does_not_stop_the_others_for_ever() {
-        let pace = Pace::new();
-        let ahead = pace.charge(Duration::ZERO, u64::MAX, 1);
-        assert_eq!(ahead, Duration::from_mins(1));
-    }
 
     fn adjust(pace: &Pace, runs: u64) -> Option<Pressure> {
         let young = (0..runs).rev().map(|nth| (Seq::new(100 + nth), 8));

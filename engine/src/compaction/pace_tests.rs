@@ -168,7 +168,7 @@ impl Machine {
                 let ahead = self.pace.charge(Duration::from_nanos(now_ns), ENTRY, rate);
                 if ahead >= PATIENCE {
                     self.seen.slept += 1;
-                    now_ns += nanos(ahead.min(LONGEST_SLEEP)) + 60_000;
+                    now_ns += u64::try_from(ahead.min(LONGEST_SLEEP).as_nanos()).unwrap() + 60_000;
                 }
             }
         }

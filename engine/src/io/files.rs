@@ -11,6 +11,7 @@ use crate::base::error::{Error, Result};
 use crate::base::options::Background;
 use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::Mutex;
+use crate::io::background::BackgroundIo;
 use crate::io::contexts::{Contexts, Size};
 use crate::io::kinds::{FileKind, Folder};
 use crate::io::open_files::{CachedFile, OpenFiles};
@@ -34,6 +35,7 @@ pub(crate) struct Files {
     removals: Arc<Removals>,
     /// The failed sync of the folder of segments, if there was one. Held across a sync.
     names_lost: Mutex<Option<Arc<Error>>>,
+    background: BackgroundIo,
 }
 
 /// The reactor for asynchronous reads.
@@ -48,15 +50,15 @@ enum Asynchronous {
 impl Files {
     /// `read_ahead_bytes`: memory for the windows that scans read ahead, and for idle buffers.
     pub(crate) fn new(backend: Arc<dyn Backend>, root: &Path, read_ahead_bytes: usize) -> Files {
-        Files::with_most_open(backend, root, read_ahead_bytes, None)
+        Files::with_limits(backend, root, read_ahead_bytes, (None, None))
     }
 
-    /// `most_open`: segments kept open, if that is to be less than the default.
-    pub(crate) fn with_most_open(
+    /// `most_open`: segments kept open, if that is to be less than the default. `background_rate`: see [`BackgroundIo`].
+    pub(crate) fn with_limits(
         backend: Arc<dyn Backend>,
         root: &Path,
         read_ahead_bytes: usize,
-        most_open: Option<usize>,
+        (most_open, background_rate): (Option<usize>, Option<u64>),
     ) -> Files {
         Files {
             removals: Arc::new(Removals::new(Arc::clone(&backend))),
@@ -66,6 +68,7 @@ impl Files {
             root: root.to_owned(),
             bufs: BufPool::new(read_ahead_bytes),
             read_ahead: Allowance::new(read_ahead_bytes),
+            background: BackgroundIo::new(background_rate),
             asynchronous: Mutex::new(Asynchronous::Unused),
             names_lost: Mutex::new(None),
         }
@@ -200,12 +203,23 @@ impl Files {
 
     /// Reads from a file that is opened if it is not open. Only a reader that has a context needs a descriptor.
     pub(crate) fn read_cached(&self, file: &CachedFile, offset: u64, len_bytes: usize) -> Result<Buf> {
+        self.note_read();
         self.with_queue(|queue| Ok(aio::file::read_into(queue, &file.get()?, offset, self.buf(len_bytes))?))
     }
 
     /// Fills the buffer from `offset`, both aligned for direct I/O.
     pub(crate) fn read_into(&self, file: &File, offset: u64, buf: Buf) -> Result<Buf> {
         self.with_queue(|queue| Ok(aio::file::read_into(queue, file, offset, buf)?))
+    }
+
+    /// What limits the I/O of jobs.
+    pub(crate) fn background(&self) -> &BackgroundIo {
+        &self.background
+    }
+
+    /// A user's read goes to the device.
+    pub(crate) fn note_read(&self) {
+        self.background.note_read(self.backend.now());
     }
 
     /// A grant of memory for one scan that reads ahead.

@@ -22,6 +22,7 @@ use aio::{Completion, Operation};
 
 use crate::base::error::{Error, Result};
 use crate::base::sync::shared::Mutex;
+use crate::io::background::JobKind;
 use crate::io::contexts::{Holder, Lent, Size};
 use crate::io::files::Files;
 
@@ -29,6 +30,8 @@ use crate::io::files::Files;
 #[derive(Debug)]
 pub(crate) struct Lane {
     files: Arc<Files>,
+    /// `None`: a scan.
+    job: Option<JobKind>,
     state: Mutex<LaneState>,
 }
 
@@ -61,25 +64,25 @@ pub(crate) struct Ticket {
 }
 
 impl Lane {
-    /// A lane of a job.
+    /// A lane of a job. Its operations give way, see [`BackgroundIo`](crate::io::background::BackgroundIo).
     ///
     /// # Errors
     /// Those of [`Contexts::lend_to_job`](crate::io::contexts::Contexts::lend_to_job).
-    pub(crate) fn new(files: &Arc<Files>) -> Result<Arc<Lane>> {
-        Ok(Lane::on(files, files.contexts().lend_to_job(Size::Wide)?))
+    pub(crate) fn new(files: &Arc<Files>, job: JobKind) -> Result<Arc<Lane>> {
+        Ok(Lane::on(files, Some(job), files.contexts().lend_to_job(Size::Wide)?))
     }
 
     /// A lane that a scan may hold while its user does something else; `None` if the scan should read without one.
     pub(crate) fn of_scan(files: &Arc<Files>, operations: usize) -> Option<Arc<Lane>> {
-        let lane = Lane::on(files, files.contexts().try_lend(Size::of(operations))?);
+        let lane = Lane::on(files, None, files.contexts().try_lend(Size::of(operations))?);
         let holder: Arc<dyn Holder> = Arc::<Lane>::clone(&lane);
         files.contexts().register(Arc::downgrade(&holder));
         Some(lane)
     }
 
-    fn on(files: &Arc<Files>, queue: Lent) -> Arc<Lane> {
+    fn on(files: &Arc<Files>, job: Option<JobKind>, queue: Lent) -> Arc<Lane> {
         let state = LaneState { queue: Some(queue), slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
-        Arc::new(Lane { files: Arc::clone(files), state: Mutex::new(state) })
+        Arc::new(Lane { files: Arc::clone(files), job, state: Mutex::new(state) })
     }
 
     /// The files that its operations work on.
@@ -87,18 +90,36 @@ impl Lane {
         &self.files
     }
 
-    /// Hands an operation to the kernel; waits only if the context is full.
+    /// Hands an operation to the kernel. Waits while the context is full, or a job has to give way.
     ///
     /// # Errors
     /// It was refused, or the context is dead.
     pub(crate) fn submit(self: &Arc<Self>, operation: Operation) -> Result<Ticket> {
-        let slot = self.state.lock().submit(operation)?;
+        let depth = self.give_way(&operation);
+        let mut state = self.state.lock();
+        while state.in_flight() >= depth {
+            state.reap(1)?;
+        }
+        let slot = state.submit(operation)?;
         Ok(Ticket { lane: Arc::clone(self), slot: Some(slot) })
+    }
+
+    /// Waits for the limit on background I/O; returns how many operations may be in flight.
+    fn give_way(&self, operation: &Operation) -> usize {
+        let backend = &**self.files.backend();
+        let Some(job) = self.job else {
+            self.files.note_read();
+            return usize::MAX;
+        };
+        let background = self.files.background();
+        background.keep_to_limit(backend, job, operation.len_bytes());
+        background.depth(backend.now())
     }
 
     /// Hands several operations to the kernel at once. Fewer tickets than operations come back if one was refused, or if
     /// the context is full; operations behind that one are dropped.
     pub(crate) fn submit_all(self: &Arc<Self>, operations: impl Iterator<Item = Operation>) -> Vec<Ticket> {
+        self.files.note_read();
         let slots = self.state.lock().submit_all(operations);
         slots.into_iter().map(|slot| Ticket { lane: Arc::clone(self), slot: Some(slot) }).collect()
     }

@@ -1,5 +1,6 @@
 //! Files, direct I/O above the backend, and streams over it.
 
+pub(crate) mod background;
 pub(crate) mod contexts;
 pub(crate) mod files;
 pub(crate) mod kinds;

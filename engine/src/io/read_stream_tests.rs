@@ -7,6 +7,7 @@ use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, OpenMode, SimBackend};
 
 use super::*;
+use crate::io::background::JobKind;
 use crate::read::cursor_contract::seed;
 
 const BLOCK: usize = 4096;
@@ -81,7 +82,7 @@ fn walk(streams: &mut [ReadStream], files: &Arc<Files>, inputs: &[CachedFile], m
 
 fn streams(files: &Arc<Files>, is_job: bool) -> Vec<ReadStream> {
     if is_job {
-        let lane = Lane::new(files).unwrap();
+        let lane = Lane::new(files, JobKind::Merge).unwrap();
         return (0..FILES).map(|_| ReadStream::of_job(&lane)).collect();
     }
     (0..FILES).map(|_| ReadStream::of_scan()).collect()

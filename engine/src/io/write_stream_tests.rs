@@ -8,6 +8,7 @@ use aio::{Backend, Errno, SimBackend};
 
 use super::*;
 use crate::base::error::Error;
+use crate::io::background::JobKind;
 use crate::read::cursor_contract::seed;
 
 const ROOT: &str = "/store";
@@ -38,7 +39,7 @@ fn path(files: &Files, file: usize) -> PathBuf {
 
 /// Writes all files in appends of an odd length; gives up after `most` of them.
 fn write(files: &Arc<Files>, most: usize) -> Result<()> {
-    let mut stream = WriteStream::new(&Lane::new(files)?, CHUNK);
+    let mut stream = WriteStream::new(&Lane::new(files, JobKind::Flush)?, CHUNK);
     let mut appends = 0;
     for file in 0..PAGES.len() {
         stream.begin(path(files, file))?;
@@ -141,7 +142,7 @@ fn file_beside(sim: &SimBackend) -> PathBuf {
 fn a_panic_while_writes_are_in_flight_leaks_no_lease() {
     let (sim, files) = machine(1);
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let mut stream = WriteStream::new(&Lane::new(&files).unwrap(), CHUNK);
+        let mut stream = WriteStream::new(&Lane::new(&files, JobKind::Flush).unwrap(), CHUNK);
         stream.begin(path(&files, 0)).unwrap();
         stream.append(&content(0)).unwrap();
         // A page is missing in the rest.
@@ -156,7 +157,7 @@ fn a_panic_while_writes_are_in_flight_leaks_no_lease() {
 fn a_stream_holds_one_chunk_and_those_in_flight() {
     let (sim, files) = machine(1);
     sim.fail(FaultPlan::new(Fault::Delay(Duration::from_secs(1))).on(&[EventKind::Write]).forever());
-    let mut stream = WriteStream::new(&Lane::new(&files).unwrap(), CHUNK);
+    let mut stream = WriteStream::new(&Lane::new(&files, JobKind::Flush).unwrap(), CHUNK);
     let mut most = 0;
     for file in [0, 2] {
         stream.begin(path(&files, file)).unwrap();
@@ -186,7 +187,7 @@ fn a_failed_sync_of_the_names_ends_all_jobs_whatever_the_next_sync_says() {
     for errno in [Errno::IO, Errno::NO_SPACE, Errno::INTERRUPTED] {
         let (sim, files) = machine(seed());
         let other_job = {
-            let mut stream = WriteStream::new(&Lane::new(&files).unwrap(), CHUNK);
+            let mut stream = WriteStream::new(&Lane::new(&files, JobKind::Flush).unwrap(), CHUNK);
             stream.begin(files.segment_path(100)).unwrap();
             stream.append(&[7; CHUNK]).unwrap();
             stream.finish().unwrap();

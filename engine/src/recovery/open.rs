@@ -52,7 +52,12 @@ pub(crate) struct Opened {
 
 /// Opens or creates the store in `root`.
 pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> Result<Opened> {
-    let files = Files::with_most_open(backend, root, options.read_ahead_bytes(), options.max_open_files);
+    let files = Files::with_limits(
+        backend,
+        root,
+        options.read_ahead_bytes(),
+        (options.max_open_files, options.background_bytes_per_second),
+    );
     let files = Arc::new(files);
     let lock = enter(&files, options.create)?;
     check_entries(&files)?;

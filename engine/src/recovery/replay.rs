@@ -16,6 +16,7 @@ use crate::base::sync::shared::AtomicU64;
 use crate::compaction::output::{NEVER, open_segments, write_run};
 use crate::compaction::picker::Layers;
 use crate::compaction::retain::{Retain, Tombstones};
+use crate::io::background::JobKind;
 use crate::io::files::Files;
 use crate::io::lane::Lane;
 use crate::manifest::levels::{PieceMeta, RunMeta};
@@ -156,7 +157,7 @@ impl Replay {
                 let retain = Retain::new(Vec::new(), Tombstones::Keep);
                 run = write_run(
                     &output,
-                    &Lane::new(output.files)?,
+                    &Lane::new(output.files, JobKind::Flush)?,
                     &number,
                     (&mut table.cursor(), retain),
                     NEVER,

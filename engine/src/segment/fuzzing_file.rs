@@ -26,6 +26,7 @@ use super::writer::{SegmentWriter, WriterOptions};
 use crate::base::coding::Reader;
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
+use crate::io::background::JobKind;
 use crate::io::files::Files;
 use crate::io::lane::Lane;
 use crate::io::write_stream::WriteStream;
@@ -93,7 +94,7 @@ fn sample() -> Result<Sample> {
         compress: true,
         filter_bits_per_key: 14,
     };
-    let stream = WriteStream::new(&Lane::new(&files)?, 4096);
+    let stream = WriteStream::new(&Lane::new(&files, JobKind::Flush)?, 4096);
     let mut writer = SegmentWriter::create(stream, options)?;
     // Several blocks, versions of one key across two of them, tombstones, values that shrink and ones that do not.
     let noise: Vec<u8> = (0..=255_u8).map(|byte| byte.wrapping_mul(167) ^ 0x2d).collect();

@@ -321,12 +321,13 @@ impl Segment {
         self.handle(aim).padded_bytes()
     }
 
-    /// The read for the block: file, offset and length.
+    /// The read for the block, which the caller submits: file, offset and length.
     ///
     /// # Errors
     /// No such read is possible, or the file cannot be opened.
     pub(crate) fn range_of(&self, aim: Aim) -> Result<(File, u64, usize)> {
         let (offset, len_bytes) = self.extent_of(&self.handle(aim))?;
+        self.files.note_read();
         Ok((self.file.get()?, offset, len_bytes))
     }
 

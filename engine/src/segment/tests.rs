@@ -13,6 +13,7 @@ use aio::{Alignment, Backend, Errno, NativeBackend, SimBackend};
 use super::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
+use crate::io::background::JobKind;
 use crate::io::files::Files;
 use crate::io::lane::Lane;
 use crate::io::write_stream::WriteStream;
@@ -117,7 +118,7 @@ fn options(block_bytes: usize, compress: bool) -> WriterOptions {
 }
 
 fn create(files: &Arc<Files>, options: WriterOptions) -> Result<SegmentWriter> {
-    SegmentWriter::create(WriteStream::new(&Lane::new(files)?, 64 << 10), options)
+    SegmentWriter::create(WriteStream::new(&Lane::new(files, JobKind::Flush)?, 64 << 10), options)
 }
 
 /// Ends the segment and its stream.

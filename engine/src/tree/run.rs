@@ -304,6 +304,7 @@ mod tests {
     use crate::base::range::KeyBounds;
     use crate::compaction::output::{NEVER, Output, open_segments, write_run};
     use crate::compaction::retain::{Retain, Tombstones};
+    use crate::io::background::JobKind;
     use crate::io::files::Files;
     use crate::read::cursor_contract::{Owned, VecCursor, any_entries, check, check_all, runner};
     use crate::segment::BlockCache;
@@ -343,7 +344,7 @@ mod tests {
         let retain = Retain::new((0..=1001).map(Seq::new).collect(), Tombstones::Keep);
         let metas = write_run(
             &output,
-            &Lane::new(&files).unwrap(),
+            &Lane::new(&files, JobKind::Flush).unwrap(),
             &next,
             (&mut VecCursor::new(entries.to_vec()), retain),
             NEVER,

@@ -14,6 +14,7 @@ use crate::base::range::KeyBounds;
 use crate::compaction::job;
 use crate::compaction::output::{NEVER, Output, open_segments, write_run};
 use crate::compaction::retain::{Retain, Tombstones};
+use crate::io::background::JobKind;
 use crate::io::files::Files;
 use crate::io::lane::Lane;
 use crate::manifest::levels::{Levels, Merged, PieceMeta};
@@ -75,7 +76,7 @@ impl Model {
         let number = || self.numbers.replace(self.numbers.get() + 1);
         let metas: Vec<SegmentMeta> = write_run(
             &output,
-            &Lane::new(output.files).unwrap(),
+            &Lane::new(output.files, JobKind::Flush).unwrap(),
             &number,
             (&mut VecCursor::new(entries), keep_all()),
             NEVER,

@@ -25,6 +25,7 @@ mod halted;
 mod multi_get;
 mod obsolete_files;
 mod open;
+mod pacing;
 mod paged;
 mod power_cuts;
 mod random;

@@ -2,6 +2,7 @@
 
 use super::super::pages::PIECE_BLOCKS;
 use super::*;
+use crate::io::background::JobKind;
 
 /// Steps through a whole segment while the `nth` read fails. Returns the number of reads.
 fn walk_with_failure(form: Form, nth: u64, is_forward: bool) -> Result<u64> {
@@ -125,7 +126,7 @@ fn cursors_return_the_same_for_every_limit_of_read_ahead() {
 /// Walks the inputs of a job in turns; the buffers that they held at most, and the reads that they made.
 fn walk_as_job(form: Form, sim: &SimBackend, files: &Arc<Files>, meta: &SegmentMeta) -> Result<(usize, u64)> {
     let segment = form.open(files, 1 << 20, meta)?;
-    let lane = Lane::new(files)?;
+    let lane = Lane::new(files, JobKind::Merge)?;
     let mut cursors: Vec<_> = (0..3).map(|_| segment.job_cursor(&lane)).collect();
     let (mut most, before) = (0, sim.profile().read().count);
     for cursor in &mut cursors {
