@@ -80,7 +80,7 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
         &output,
         &Lane::new(&store.files, JobKind::Flush)?,
         &|| store.manifest.new_number(),
-        (&mut Merge::new(inputs), retain),
+        (Merge::new(inputs), retain),
         NEVER,
     )?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();

@@ -192,7 +192,7 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
     let retained = if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.pins.retained() };
     let retain = Retain::new(retained, tombstones);
     let (new_number, stop) = (|| store.manifest.new_number(), || store.is_closed());
-    let run = write_run(&output, &lane, &new_number, (&mut Merge::new(cursors), retain), &stop)?;
+    let run = write_run(&output, &lane, &new_number, (Merge::new(cursors), retain), &stop)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
     let entries_out: u64 = run.iter().map(|segment| segment.entries).sum();
     if planted(Bug::InputsRemovedBeforeTheEdit) {

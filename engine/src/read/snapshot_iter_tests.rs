@@ -58,7 +58,7 @@ impl MemorySource {
         }
         sort(&mut entries);
         let mut retain = Retain::new(self.snapshots.retained(), Tombstones::Drop);
-        entries.retain(|entry| retain.keep(&entry.as_entry()));
+        entries.retain(|entry| retain.judge(&entry.as_entry()).is_some());
         *tables = (Arc::new(Memtable::new()), entries);
         self.generation.fetch_add(1, Ordering::SeqCst);
     }

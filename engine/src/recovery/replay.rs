@@ -159,7 +159,7 @@ impl Replay {
                     &output,
                     &Lane::new(output.files, JobKind::Flush)?,
                     &number,
-                    (&mut table.cursor(), retain),
+                    (table.cursor(), retain),
                     NEVER,
                 )?;
                 opened = open_segments(&output, &run, NEVER)?;

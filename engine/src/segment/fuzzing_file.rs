@@ -26,6 +26,7 @@ use super::writer::{SegmentWriter, WriterOptions};
 use crate::base::coding::Reader;
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
+use crate::compaction::retain::Kept;
 use crate::io::background::JobKind;
 use crate::io::files::Files;
 use crate::io::lane::Lane;
@@ -102,8 +103,11 @@ fn sample() -> Result<Sample> {
     entries
         .extend((0..40).map(|seq| (vec![0xff, 0xff], Seq::new(400 - seq), Kind::Put, noise[..24].to_vec())));
     entries.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+    let mut last_key: &[u8] = &[];
     for (key, seq, kind, value) in &entries {
-        writer.add(Entry { key, seq: *seq, kind: *kind, value })?;
+        let kept = if last_key == key { Kept::SameKey } else { Kept::NewKey };
+        writer.add(Entry { key, seq: *seq, kind: *kind, value }, kept)?;
+        last_key = key;
     }
     let (meta, stream) = writer.finish()?;
     stream.close()?;

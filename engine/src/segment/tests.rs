@@ -13,6 +13,7 @@ use aio::{Alignment, Backend, Errno, NativeBackend, SimBackend};
 use super::{BlockCache, Opening, Segment, SegmentMeta, SegmentWriter, WriterOptions};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Entry, Kind, Seq, key_hash};
+use crate::compaction::retain::Kept;
 use crate::io::background::JobKind;
 use crate::io::files::Files;
 use crate::io::lane::Lane;
@@ -121,6 +122,17 @@ fn create(files: &Arc<Files>, options: WriterOptions) -> Result<SegmentWriter> {
     SegmentWriter::create(WriteStream::new(&Lane::new(files, JobKind::Flush)?, 64 << 10), options)
 }
 
+/// Adds all entries, which are in order.
+fn add_all(writer: &mut SegmentWriter, entries: &[Entry<'_>]) -> Result<()> {
+    let mut last_key: &[u8] = &[];
+    for &entry in entries {
+        let kept = if entry.key == last_key { Kept::SameKey } else { Kept::NewKey };
+        writer.add(entry, kept)?;
+        last_key = entry.key;
+    }
+    Ok(())
+}
+
 /// Ends the segment and its stream.
 fn finish(writer: SegmentWriter) -> Result<SegmentMeta> {
     let (meta, stream) = writer.finish()?;
@@ -130,9 +142,7 @@ fn finish(writer: SegmentWriter) -> Result<SegmentMeta> {
 
 fn write(files: &Arc<Files>, options: WriterOptions, entries: &[Owned]) -> Result<SegmentMeta> {
     let mut writer = create(files, options)?;
-    for owned in entries {
-        writer.add(entry(owned))?;
-    }
+    add_all(&mut writer, &entries.iter().map(entry).collect::<Vec<_>>())?;
     let estimate = writer.size_bytes();
     let meta = finish(writer)?;
     assert!(meta.size_bytes <= estimate + 64 * 1024 && estimate <= meta.size_bytes * 2 + 64 * 1024);
@@ -275,9 +285,7 @@ fn cursors_keep_the_contract_whether_blocks_are_cached_or_not() {
             }
             let (_, files) = machine();
             let mut writer = create(&files, options(512, true)).unwrap();
-            for owned in model {
-                writer.add(owned.as_entry()).unwrap();
-            }
+            add_all(&mut writer, &model.iter().map(|owned| owned.as_entry()).collect::<Vec<_>>()).unwrap();
             let meta = finish(writer).unwrap();
             Box::new(form.open(&files, 1 << 20, &meta).unwrap().cursor(fill_cache))
         });
@@ -511,21 +519,11 @@ fn a_dropped_writer_leaves_no_file() {
     let (sim, files) = machine();
     let mut writer = create(&files, options(512, true)).unwrap();
     assert!(writer.is_empty());
-    writer.add(entry(&small_entries()[0])).unwrap();
+    writer.add(entry(&small_entries()[0]), Kept::NewKey).unwrap();
     assert!(!writer.is_empty());
     assert_eq!(sim.list(&files.segments_dir()).unwrap().len(), 1);
     drop(writer);
     assert!(sim.list(&files.segments_dir()).unwrap().is_empty());
-}
-
-#[test]
-#[should_panic(expected = "newest first")]
-fn the_writer_insists_on_the_internal_order() {
-    let (_, files) = machine();
-    let mut writer = create(&files, options(512, true)).unwrap();
-    for seq in [7, 7] {
-        writer.add(entry(&(b"key".to_vec(), seq, Kind::Put, vec![]))).unwrap();
-    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! # Crash
 //! Until the stream is closed and a manifest edit names the file, it is an orphan that the next open removes.
 //!
-//! Invariant: entries rise strictly in internal order.
+//! Invariant: entries rise strictly in internal order. The caller compares the keys, so that each is compared once.
 
 use bytes::Bytes;
 
@@ -18,6 +18,7 @@ use super::pages::{PIECE_BLOCKS, filter_blocks, index_blocks};
 use super::top::TopBuilder;
 use crate::base::error::Result;
 use crate::base::key::{Entry, MAX_KEY_BYTES, Seq, key_hash};
+use crate::compaction::retain::Kept;
 use crate::io::write_stream::WriteStream;
 
 /// A read of this size takes one page of memory. The device is faster with it than with two pages: it did a tenth to a seventh
@@ -73,8 +74,8 @@ pub(crate) struct SegmentWriter {
     index: IndexBuilder,
     hashes: Vec<u64>,
     smallest: Bytes,
+    /// The last key of the last finished block.
     last_key: Vec<u8>,
-    last_seq: Seq,
     totals: Totals,
 }
 
@@ -96,27 +97,22 @@ impl SegmentWriter {
             hashes: Vec::new(),
             smallest: Bytes::new(),
             last_key: Vec::new(),
-            last_seq: Seq::new(0),
             totals: Totals::default(),
         })
     }
 
-    /// Adds the next entry; in strict internal order (key ascending, then newest first).
+    /// Adds the next entry; in strict internal order (key ascending, then newest first). `kept` says whether it has the key
+    /// of the entry before.
     ///
     /// # Errors
     /// The disk is full or failing: drop the writer.
     ///
     /// # Panics
-    /// If the order is broken, the key is empty or too long, or a tombstone has a value.
-    pub(crate) fn add(&mut self, entry: Entry<'_>) -> Result<()> {
+    /// If the key is empty or too long, or a tombstone has a value.
+    #[inline]
+    pub(crate) fn add(&mut self, entry: Entry<'_>, kept: Kept) -> Result<()> {
         assert!((1..=MAX_KEY_BYTES).contains(&entry.key.len()), "key length out of range");
         assert!(entry.kind.allows_value_bytes(entry.value.len()), "this kind of entry has no value");
-        let first = self.is_empty();
-        let new_key = first || entry.key != self.last_key;
-        if !first {
-            assert!(entry.key >= self.last_key.as_slice(), "keys fall");
-            assert!(new_key || entry.seq < self.last_seq, "entries of one key come newest first");
-        }
         if !self.builder.has_room(&entry, self.full_bytes) {
             self.finish_block()?;
         }
@@ -124,18 +120,15 @@ impl SegmentWriter {
             self.index.add(handle, &self.last_key, Some(entry.key));
         }
         let hash = match self.hashes.last() {
-            Some(&hash) if !new_key => hash,
+            Some(&hash) if kept == Kept::SameKey => hash,
             _ => key_hash(entry.key),
         };
-        if new_key {
+        if kept == Kept::NewKey {
             self.hashes.push(hash);
-            self.last_key.clear();
-            self.last_key.extend_from_slice(entry.key);
         }
-        if first {
+        if self.is_empty() {
             self.smallest = Bytes::copy_from_slice(entry.key);
         }
-        self.last_seq = entry.seq;
         self.totals.count(&entry);
         self.builder.add(&entry, hash);
         Ok(())
@@ -205,6 +198,8 @@ impl SegmentWriter {
     }
 
     fn finish_block(&mut self) -> Result<()> {
+        self.last_key.clear();
+        self.last_key.extend_from_slice(self.builder.last_key());
         let raw_bytes = self.builder.raw_bytes();
         let encoded = self.builder.finish(self.options.compress);
         self.full_bytes = next_full_bytes(self.options.block_bytes, raw_bytes, encoded.len_bytes);

@@ -346,7 +346,7 @@ mod tests {
             &output,
             &Lane::new(&files, JobKind::Flush).unwrap(),
             &next,
-            (&mut VecCursor::new(entries.to_vec()), retain),
+            (VecCursor::new(entries.to_vec()), retain),
             NEVER,
         )
         .unwrap();
