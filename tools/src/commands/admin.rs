@@ -46,6 +46,7 @@ pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     row("flushes", Value::from(metrics.flushes));
     row("compactions", Value::from(metrics.compactions));
     row("stalls", Value::from(metrics.stalls));
+    row("slowed_writes", Value::from(metrics.slowed_writes));
     row("failed_jobs", Value::from(metrics.failed_jobs));
     if let Some(error) = metrics.flush_error {
         row("flush_error", Value::from(error));
@@ -91,6 +92,7 @@ fn keyspace(keyspace: &esker::KeyspaceMetrics) -> Value {
         "tombstones": keyspace.tombstones,
         "raw_bytes": keyspace.raw_bytes,
         "memtable_bytes": keyspace.memtable_bytes,
+        "pressure_percent": keyspace.pressure_percent,
     })
 }
 
