@@ -154,6 +154,9 @@ mod read_only;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use aio::SimBackend;
 
     use super::*;
@@ -195,6 +198,31 @@ mod tests {
         assert!(matches!(create_drop::drop_keyspace(&store, "default"), Err(Error::Closed)));
         assert!(matches!(verify::verify(store.shared(), Some(&store)), Err(Error::Closed)));
         assert_eq!(sim.events(), events);
+    }
+
+    /// Writers wait for flushes, so a call that waits for a merge must not keep flushes from running.
+    #[test]
+    fn who_needs_both_locks_of_jobs_takes_that_of_compactions_first() {
+        let (_sim, db, store) = two_runs();
+        db.keyspace("other").unwrap();
+        let calls: [&(dyn Fn() -> Result<()> + Sync); 2] =
+            [&|| db.drop_keyspace("other"), &|| db.verify().map(drop)];
+        for call in calls {
+            std::thread::scope(|scope| {
+                let flushing = store.exclude_flushes();
+                let called = scope.spawn(call);
+                // A minute in all.
+                let (_sender, pause) = mpsc::channel::<()>();
+                let mut looks = (0..6000).map(|_| {
+                    let _ = pause.recv_timeout(Duration::from_millis(10));
+                    store.has_compaction()
+                });
+                let is_first = looks.any(|has_compaction| has_compaction);
+                drop(flushing);
+                called.join().unwrap().unwrap();
+                assert!(is_first);
+            });
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! # Locks
 //! ARCHITECTURE.md has the order of all locks. Of those here:
-//! * `flushing` and `compacting` let one flush and one compaction run at a time, across their I/O.
+//! * `compacting` and `flushing` let one compaction and one flush run at a time, across their I/O. A caller that needs both
+//!   takes `compacting` first: a compaction may take long, and writers wait for flushes.
 //! * Writers hold the write gate shared from reserving a place in the log until their entries are in the memtables. A freeze
 //!   holds it alone, so every record below the cut is in the old tables. It is never held across a flush.
 //!
@@ -179,6 +180,12 @@ impl Writing {
     /// No other flush runs while this is held.
     pub(crate) fn exclude_flushes(&self) -> MutexGuard<'_, ()> {
         self.flushing.lock()
+    }
+
+    /// Whether a compaction is under way or excluded.
+    #[cfg(test)]
+    pub(crate) fn has_compaction(&self) -> bool {
+        self.compacting.try_lock().is_none()
     }
 
     /// No other compaction runs while this is held.

@@ -33,7 +33,7 @@ pub struct VerifyReport {
 ///
 /// A store without a writing part checks segments only: it has no open log, and its manifest was checked when it was read.
 pub(crate) fn verify(store: &Store, writing: Option<&Writing>) -> Result<VerifyReport> {
-    let _no_job = writing.map(|writing| (writing.exclude_flushes(), writing.exclude_compactions()));
+    let _no_job = writing.map(|writing| (writing.exclude_compactions(), writing.exclude_flushes()));
     store.check_open()?;
     let _held = store.files.removals().hold();
     let mut report = VerifyReport::default();

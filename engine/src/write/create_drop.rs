@@ -55,8 +55,9 @@ pub(crate) fn drop_keyspace(store: &Writing, name: &str) -> Result<()> {
     if name == DEFAULT_KEYSPACE {
         return Err(Error::invalid(format!("the keyspace {name:?} cannot be dropped: every store has it")));
     }
-    let _no_flush = store.exclude_flushes();
+    // Writers wait for flushes, so those go on while this waits for a merge.
     let _no_compaction = store.exclude_compactions();
+    let _no_flush = store.exclude_flushes();
     let tree =
         store.find_tree(name).ok_or_else(|| Error::invalid(format!("there is no keyspace {name:?}")))?;
     let dropped = {
