@@ -48,14 +48,16 @@ pub struct Metrics {
     pub stalls: u64,
     /// The total time of these waits.
     pub stalled: Duration,
-    /// Writes that slept for up to a millisecond, so that merges and flushes keep up.
+    /// Writes that slept, so that merges and flushes keep up: small ones for at most 4 ms, any for at most 100.
     pub slowed_writes: u64,
     /// The total time of these sleeps.
     pub slowed: Duration,
-    /// Bytes per second that merges wrote lately.
+    /// Bytes per second that merges wrote lately, small ones aside.
     pub merge_bytes_per_second: u64,
-    /// Bytes of memtables per second that flushes took in lately.
+    /// Bytes per second that flushes took in lately, small ones aside: keys and values, as in records of the log.
     pub flush_bytes_per_second: u64,
+    /// Operations on the device that all flushes and merges together may have in flight now.
+    pub background_depth: usize,
     /// Block cache: lookups that found their block.
     pub cache_hits: u64,
     /// Block cache: lookups that had to read.

@@ -45,7 +45,12 @@ fn flush_trees(store: &Writing) -> Result<()> {
     store.health()?;
     let trees = store.all_trees();
     let mut waiting = trees.iter().filter(|tree| !tree.load().layers.is_empty());
-    let flushed = waiting.try_for_each(|tree| flush_tree(store, tree));
+    let (started, mut bytes) = (store.files.backend().now(), 0);
+    let flushed = waiting.try_for_each(|tree| {
+        bytes += flush_tree(store, tree)?;
+        Ok(())
+    });
+    store.speeds.flushed(bytes, store.files.backend().now().saturating_sub(started));
     // After a failure, too: the keyspaces that were flushed before it may free space.
     let released = if flushed.is_ok() || store.health().is_ok() { release_log(store) } else { Ok(()) };
     store.latch(flushed.and(released))
@@ -63,24 +68,25 @@ pub(crate) fn release_log(store: &Writing) -> Result<()> {
     Ok(())
 }
 
-fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
+/// Flushes the frozen memtables of a keyspace. Returns the bytes of their entries, as operations.
+fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<u64> {
     let started = store.files.backend().now();
     let before = tree.load();
     let layers = before.layers.clone();
     drop(before);
-    let Some(cut) = layers.first().map(Layer::cut) else { return Ok(()) };
+    let Some(cut) = layers.first().map(Layer::cut) else { return Ok(0) };
     let entries = layers.iter().map(|layer| layer.table().len() as u64).sum();
     let version = store.manifest.version();
     let runs = version.levels(tree.id).runs();
     let output = store.output(tree.id, Layers::before(entries, runs.iter().map(RunMeta::entries)));
     let taken = if planted(Bug::FlushForgetsOldestTable) { layers.len().div_ceil(2) } else { layers.len() };
     let inputs = layers.iter().take(taken).map(|layer| layer.table().cursor());
-    let retain = Retain::new(store.pins.retained(), Tombstones::Keep);
+    let mut retain = Retain::new(store.pins.retained(), Tombstones::Keep);
     let run = write_run(
         &output,
         &Lane::new(&store.files, JobKind::Flush)?,
         &|| store.manifest.new_number(),
-        (Merge::new(inputs), retain),
+        (Merge::new(inputs), &mut retain),
         NEVER,
     )?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
@@ -108,11 +114,10 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<()> {
     store.note_flushed(freed);
     store.counters.flushed(bytes);
     let took = store.files.backend().now().saturating_sub(started);
-    store.speeds.flushed(freed, took);
-    tree.pace.flushed(freed);
+    tree.pace.flushed(retain.judged_bytes());
     store.adjust_pace(tree);
     store.tell(&Event::Flushed { keyspace: tree.name.clone(), bytes, took });
-    Ok(())
+    Ok(retain.judged_bytes())
 }
 
 /// The position below which every entry is in segments. It is a record boundary at or below the durable end.

@@ -13,15 +13,18 @@
 //! failure. Nothing has changed, the output is due for removal, and a later merge begins again. Rejected: to go on from the
 //! part that was written. It would have to be named in the manifest together with the rest of the inputs.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::error::{Error, Result};
 use crate::base::events::Event;
 use crate::base::planted::{Bug, planted};
 use crate::base::range::KeyBounds;
 use crate::compaction::output::{Output, open_segments, remove, write_run};
+use crate::compaction::pace::STEP_BYTES;
 use crate::compaction::picker::{Layers, MAX_YOUNG_RUNS, RunShape, pick};
 use crate::compaction::retain::{Retain, Tombstones};
 use crate::compaction::warm;
@@ -167,7 +170,6 @@ fn describe(runs: &[RunMeta], range: &Range<usize>) -> Merged {
 }
 
 fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<usize>) -> Result<()> {
-    let started = store.files.backend().now();
     let inputs = moment.inputs(&range);
     let Moment { version, zones, .. } = moment;
     // They would keep the inputs alive while the cache is warmed.
@@ -186,13 +188,18 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
     let leaving_bytes = inputs.iter().map(Run::memory_bytes).sum();
     let output = Output { leaving_bytes, ..store.output(tree.id, layers) };
     let lane = Lane::new(&store.files, JobKind::Merge)?;
+    let progress = Progress::begin(store, tree, &lane);
     let cursors = inputs.iter().map(|run| run.job_cursor(&lane));
     let drops_tombstones = is_bottom || planted(Bug::TombstonesDroppedTooEarly);
     let tombstones = if drops_tombstones { Tombstones::Drop } else { Tombstones::Keep };
     let retained = if planted(Bug::SnapshotsIgnoredByMerge) { Vec::new() } else { store.pins.retained() };
-    let retain = Retain::new(retained, tombstones);
+    let mut retain = Retain::new(retained, tombstones);
     let (new_number, stop) = (|| store.manifest.new_number(), || store.is_closed());
-    let run = write_run(&output, &lane, &new_number, (Merge::new(cursors), retain), &stop)?;
+    let watch = || {
+        progress.step();
+        stop()
+    };
+    let run = write_run(&output, &lane, &new_number, (Merge::new(cursors), &mut retain), &watch)?;
     let bytes_out = run.iter().map(|segment| segment.size_bytes).sum();
     let entries_out: u64 = run.iter().map(|segment| segment.entries).sum();
     if planted(Bug::InputsRemovedBeforeTheEdit) {
@@ -216,9 +223,7 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
         }
         return Err(error);
     }
-    let took = store.files.backend().now().saturating_sub(started);
-    store.speeds.merged(bytes_out, took);
-    tree.pace.merged(bytes_out);
+    let took = progress.end();
     if is_bottom && young_entries > 0 {
         tree.pace.dropped(entries_in.saturating_sub(entries_out), young_entries);
     }
@@ -226,10 +231,52 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
     // written them all removes them, too: the caller of a compaction wants the space.
     drop(inputs);
     store.remove_due();
-    warm::bring(&cooled, &stop);
+    warm::bring(&cooled, &|| store.is_closed());
     store.counters.compacted(bytes_in, bytes_out);
     store.tell(&Event::Compacted { keyspace: tree.name.clone(), bytes_in, bytes_out, took });
-    Ok(())
+}
+
+/// Tells the pace of writes how far a merge is, so that it counts while it is under way.
+struct Progress<'a> {
+    store: &'a Writing,
+    tree: &'a Tree,
+    lane: &'a Lane,
+    began: Duration,
+    /// When the pace was told last, and the bytes that the merge had moved and written by then.
+    told: Cell<(Duration, u64, u64)>,
+}
+
+impl<'a> Progress<'a> {
+    fn begin(store: &'a Writing, tree: &'a Tree, lane: &'a Lane) -> Progress<'a> {
+        let began = store.files.backend().now();
+        Progress { store, tree, lane, began, told: Cell::new((began, 0, 0)) }
+    }
+
+    /// The merge is between two entries. Costs a load, but once in [`STEP_BYTES`].
+    fn step(&self) {
+        if self.lane.moved_bytes() >= self.told.get().1 + STEP_BYTES {
+            self.tell();
+            self.store.adjust_pace(self.tree);
+        }
+    }
+
+    /// The merge has ended; returns how long it took.
+    fn end(&self) -> Duration {
+        if self.told.get().1 > 0 {
+            self.tell();
+        } else {
+            self.tree.pace.merged(self.lane.written_bytes());
+        }
+        self.store.files.backend().now().saturating_sub(self.began)
+    }
+
+    fn tell(&self) {
+        let now = self.store.files.backend().now();
+        let (moved, written) = (self.lane.moved_bytes(), self.lane.written_bytes());
+        let (then, _, written_then) = self.told.replace((now, moved, written));
+        self.store.speeds.merged(written - written_then, now.saturating_sub(then));
+        self.tree.pace.merged(written - written_then);
+    }
 }
 
 /// Bytes and entries of runs.

@@ -79,7 +79,7 @@ pub(crate) fn write_run(
     output: &Output<'_>,
     lane: &Arc<Lane>,
     number: &dyn Fn() -> u64,
-    (mut input, mut retain): (impl Cursor, Retain),
+    (mut input, retain): (impl Cursor, &mut Retain),
     stop: Stop<'_>,
 ) -> Result<Vec<SegmentMeta>> {
     let mut run = RunWriter::new(output, lane);

@@ -1,31 +1,60 @@
 //! The pace of the writes to one keyspace, and the speeds of jobs that it follows from.
 //!
-//! Writers read two atomics. Everything else is behind locks that only jobs take, when they begin and end.
+//! Writers read two atomics. Everything else is behind locks that only jobs take: when they begin and end, and a merge at each
+//! step in between. So a long merge counts while it runs.
 //!
-//! A [`Pace`] has a virtual clock. A writer that finds it ahead of the time sleeps.
+//! A [`Pace`] has a virtual clock, and so has the memory of all memtables. A writer that finds one ahead of the time sleeps.
 
 use std::time::Duration;
 
-use crate::base::clock::Clock;
+use crate::base::clock::{Clock, time_of};
 use crate::base::events::Pressure;
 use crate::base::key::Seq;
 use crate::base::sync::Ordering;
 use crate::base::sync::shared::{AtomicU64, Mutex};
-use crate::compaction::pacing::{ANY_RATE, LONGEST_SLEEP, MOST_PRESSURE, Runs, pressure, rate_by_pressure};
+use crate::compaction::pacing::{
+    ANY_RATE, LONGEST_SLEEP, MOST_CREDIT, MOST_PRESSURE, Runs, pressure, rate_by_pressure, sleep_time,
+};
 use crate::compaction::picker::{FIRST_PART_PERCENT, part_percent};
 
 /// Bytes that merges write for one byte of a user, before they have been measured.
 const FIRST_AMPLIFICATION: u64 = 5;
 
-/// Flushes, and merges into the bottom run, over which a ratio is measured.
-const MEMORY: u64 = 8;
+/// Bytes that merges write for one byte of a user, at most: a merge that takes long must not stop writers.
+const MOST_AMPLIFICATION: u64 = 40;
+
+/// Flushes over which the amplification is measured. A merge into the bottom run takes the time of many flushes: over 8 of
+/// them the rate follows that of the flushes themselves, and falls to a fourth of what it does over 32.
+const FLUSHES: u64 = 32;
+
+/// Merges into the bottom run over which their yield is measured.
+const MERGES: u64 = 8;
+
+/// The bytes that a merge reads and writes between two reports of its progress. Jobs that move less say nothing about speed:
+/// most of their time are syncs.
+pub(crate) const STEP_BYTES: u64 = 1 << 20;
+
+/// The clock of writers.
+#[derive(Debug)]
+pub(crate) struct WriteClock(Clock);
+
+impl WriteClock {
+    pub(crate) fn new() -> WriteClock {
+        WriteClock(Clock::new(MOST_CREDIT, LONGEST_SLEEP))
+    }
+
+    /// Counts a write of `len_bytes` at `rate`, and returns how long the writer is to sleep.
+    pub(crate) fn charge(&self, now: Duration, len_bytes: u64, rate: u64) -> Duration {
+        sleep_time(self.0.charge(now, len_bytes, rate), time_of(len_bytes, rate))
+    }
+}
 
 /// The pace of one keyspace.
 #[derive(Debug)]
 pub(crate) struct Pace {
     /// Bytes per second, or [`ANY_RATE`].
     rate: AtomicU64,
-    clock: Clock,
+    clock: WriteClock,
     state: Mutex<PaceState>,
 }
 
@@ -35,7 +64,7 @@ struct PaceState {
     merging: Option<(Seq, Seq)>,
     /// See [`Pace::part_percent`].
     part_percent: u64,
-    /// Bytes of memtables that were flushed, the newest [`MEMORY`] flushes counting most.
+    /// Bytes of entries that were flushed, as operations, the newest [`FLUSHES`] counting most.
     flushed_bytes: u64,
     /// Bytes that merges wrote in that time.
     merged_bytes: u64,
@@ -51,7 +80,7 @@ impl Pace {
             merged_bytes: 0,
             pressure: 0,
         };
-        Pace { rate: AtomicU64::new(ANY_RATE), clock: Clock::new(), state: Mutex::new(state) }
+        Pace { rate: AtomicU64::new(ANY_RATE), clock: WriteClock::new(), state: Mutex::new(state) }
     }
 
     /// The rate of writes in bytes per second, or [`ANY_RATE`].
@@ -60,9 +89,9 @@ impl Pace {
         self.rate.load(Ordering::Relaxed)
     }
 
-    /// Counts a write of `len_bytes` at `rate`, and returns how far the writers are ahead of `now`.
+    /// Counts a write of `len_bytes` at `rate`, and returns how long the writer is to sleep.
     pub(crate) fn charge(&self, now: Duration, len_bytes: u64, rate: u64) -> Duration {
-        self.clock.charge(now, len_bytes, rate, LONGEST_SLEEP)
+        self.clock.charge(now, len_bytes, rate)
     }
 
     /// A merge of the runs from stamp `newest` to stamp `oldest` begins, or (`None`) the one under way has ended.
@@ -70,26 +99,28 @@ impl Pace {
         self.state.lock().merging = stamps;
     }
 
-    /// Memtables of this many bytes are in segments now.
-    pub(crate) fn flushed(&self, table_bytes: u64) {
+    /// Entries of this many bytes, as operations, are in segments now.
+    pub(crate) fn flushed(&self, entry_bytes: u64) {
         let mut state = self.state.lock();
         if state.flushed_bytes == 0 {
-            state.flushed_bytes = MEMORY * table_bytes;
-            state.merged_bytes = MEMORY * table_bytes * FIRST_AMPLIFICATION;
+            state.flushed_bytes = FLUSHES * entry_bytes;
+            state.merged_bytes = FLUSHES * entry_bytes * FIRST_AMPLIFICATION;
+            return;
         }
-        state.flushed_bytes = state.flushed_bytes / MEMORY * (MEMORY - 1) + table_bytes;
-        state.merged_bytes = state.merged_bytes / MEMORY * (MEMORY - 1);
+        state.flushed_bytes = state.flushed_bytes / FLUSHES * (FLUSHES - 1) + entry_bytes;
+        state.merged_bytes = state.merged_bytes / FLUSHES * (FLUSHES - 1);
     }
 
-    /// A merge has written this many bytes.
+    /// A merge, which may be under way, has written this many bytes more.
     pub(crate) fn merged(&self, bytes_out: u64) {
-        self.state.lock().merged_bytes += bytes_out;
+        let mut state = self.state.lock();
+        state.merged_bytes = (state.merged_bytes + bytes_out).min(MOST_AMPLIFICATION * state.flushed_bytes);
     }
 
     /// A merge into the bottom run dropped `dropped` entries while it took in `young` young ones.
     pub(crate) fn dropped(&self, dropped: u64, young: u64) {
         let mut state = self.state.lock();
-        state.part_percent = (state.part_percent * (MEMORY - 1) + part_percent(dropped, young)) / MEMORY;
+        state.part_percent = (state.part_percent * (MERGES - 1) + part_percent(dropped, young)) / MERGES;
     }
 
     /// The part of the bottom run at which young runs are merged into it.
@@ -102,34 +133,53 @@ impl Pace {
         self.state.lock().pressure
     }
 
-    /// Computes pressure and rate anew. `young` are the stamps and bytes of the young runs. Returns the pressure for the
-    /// listener, if it has changed.
+    /// Computes pressure and rate anew, and tells the listener of the pressure, if it has changed.
+    ///
+    /// `standing` is called under the lock of this pace: so of two jobs that end at once the last one computes from what both
+    /// have left, and the listener hears of the changes in their order.
     pub(crate) fn adjust(
         &self,
-        young: impl Iterator<Item = (Seq, u64)>,
-        bottom_bytes: u64,
+        standing: impl FnOnce() -> Standing,
         flush_bytes: u64,
         merge_rate: u64,
-    ) -> Option<Pressure> {
+        tell: impl FnOnce(Pressure),
+    ) {
         let mut state = self.state.lock();
-        let mut runs =
-            Runs { waiting: 0, young_bytes: 0, bottom_bytes, part_percent: state.part_percent, flush_bytes };
-        for (stamp, bytes) in young {
-            let is_input = state.merging.is_some_and(|(newest, oldest)| (oldest..=newest).contains(&stamp));
-            runs.waiting += usize::from(!is_input);
-            runs.young_bytes += bytes;
-        }
-        let pressure = pressure(runs);
-        let sustained = if state.flushed_bytes > 0 {
-            let merged_kib = (state.merged_bytes >> 10).max(state.flushed_bytes >> 10).max(1);
-            merge_rate / 1000 * (state.flushed_bytes >> 10).saturating_mul(1000) / merged_kib
-        } else {
-            merge_rate / FIRST_AMPLIFICATION
-        };
+        let Standing { young, bottom_bytes } = standing();
+        let is_input =
+            |stamp: Seq| state.merging.is_some_and(|(newest, oldest)| (oldest..=newest).contains(&stamp));
+        let pressure = pressure(Runs {
+            young: young.len(),
+            waiting: young.iter().filter(|&&(stamp, _)| !is_input(stamp)).count(),
+            is_merging: state.merging.is_some(),
+            young_bytes: young.iter().map(|&(_, bytes)| bytes).sum(),
+            bottom_bytes,
+            part_percent: state.part_percent,
+            flush_bytes,
+        });
+        let sustained = merge_rate * 100 / state.amplification_percent();
         self.rate.store(rate_by_pressure(pressure, sustained), Ordering::Relaxed);
         let (before, now) = (level(state.pressure), level(pressure));
         state.pressure = pressure;
-        (before != now).then_some(now)
+        if before != now {
+            tell(now);
+        }
+    }
+}
+
+/// The runs of a keyspace, as they stand above each other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    /// The stamps and bytes of the young runs.
+    pub(crate) young: Vec<(Seq, u64)>,
+    pub(crate) bottom_bytes: u64,
+}
+
+impl PaceState {
+    /// Bytes that merges write for a byte of a user, in percent.
+    fn amplification_percent(&self) -> u64 {
+        let percent = (100 * self.merged_bytes).checked_div(self.flushed_bytes);
+        percent.unwrap_or(100 * FIRST_AMPLIFICATION).clamp(100, 100 * MOST_AMPLIFICATION)
     }
 }
 
@@ -149,6 +199,8 @@ fn level(pressure: u64) -> Pressure {
 pub(crate) struct Speeds {
     flush: Mutex<Speed>,
     merge: Mutex<Speed>,
+    /// The most that merges can write per second.
+    most_merged: u64,
     /// That of `flush`, for writers.
     flush_rate: AtomicU64,
 }
@@ -186,26 +238,32 @@ impl Speed {
 }
 
 impl Speeds {
-    pub(crate) fn new() -> Speeds {
+    /// `background_rate`: the limit on the bytes that jobs read and write.
+    pub(crate) fn new(background_rate: Option<u64>) -> Speeds {
         // Guesses, until jobs have been timed.
         let (flush, merge) = (Speed::guessed(100_000_000), Speed::guessed(200_000_000));
         let flush_rate = AtomicU64::new(flush.rate());
-        Speeds { flush: Mutex::new(flush), merge: Mutex::new(merge), flush_rate }
+        // A merge reads at least as much as it writes.
+        let most_merged = background_rate.map_or(u64::MAX, |rate| rate / 2);
+        Speeds { flush: Mutex::new(flush), merge: Mutex::new(merge), most_merged, flush_rate }
     }
 
-    /// A flush took in `table_bytes` of memtables.
-    pub(crate) fn flushed(&self, table_bytes: u64, took: Duration) {
+    /// Flushes took in entries of so many bytes, as operations.
+    pub(crate) fn flushed(&self, entry_bytes: u64, took: Duration) {
+        if entry_bytes < STEP_BYTES {
+            return;
+        }
         let mut flush = self.flush.lock();
-        flush.add(table_bytes, took);
+        flush.add(entry_bytes, took);
         self.flush_rate.store(flush.rate(), Ordering::Relaxed);
     }
 
-    /// A merge has written `bytes_out`.
+    /// A merge, which may be under way, has written `bytes_out` in this time.
     pub(crate) fn merged(&self, bytes_out: u64, took: Duration) {
         self.merge.lock().add(bytes_out, took);
     }
 
-    /// Bytes of memtables that a flush takes in, per second.
+    /// Bytes of entries, as operations, that flushes take in per second.
     #[inline]
     pub(crate) fn flush_rate(&self) -> u64 {
         self.flush_rate.load(Ordering::Relaxed)
@@ -213,7 +271,7 @@ impl Speeds {
 
     /// Bytes that a merge writes, per second.
     pub(crate) fn merge_rate(&self) -> u64 {
-        self.merge.lock().rate()
+        self.merge.lock().rate().min(self.most_merged)
     }
 }
 
@@ -222,8 +280,11 @@ mod tests {
     use super::*;
 
     fn adjust(pace: &Pace, runs: u64) -> Option<Pressure> {
-        let young = (0..runs).rev().map(|nth| (Seq::new(100 + nth), 8));
-        pace.adjust(young, 1000, 8, 50_000_000)
+        let young = (0..runs).rev().map(|nth| (Seq::new(100 + nth), 8)).collect();
+        let mut told = None;
+        let standing = || Standing { young, bottom_bytes: 1000 };
+        pace.adjust(standing, 8, 50_000_000, |pressure| told = Some(pressure));
+        told
     }
 
     #[test]
@@ -249,7 +310,7 @@ mod tests {
     fn the_rate_follows_the_bytes_that_merges_write_for_a_byte() {
         let rate_at = |merged_bytes: u64| {
             let pace = Pace::new();
-            for _ in 0..100 {
+            for _ in 0..1000 {
                 pace.flushed(1 << 20);
                 pace.merged(merged_bytes);
             }
@@ -259,11 +320,46 @@ mod tests {
         let (twice, eightfold) = (rate_at(2 << 20), rate_at(8 << 20));
         assert!((390..410).contains(&(100 * twice / eightfold)), "{twice} {eightfold}");
         assert_eq!(rate_at(0), 50_500_000, "at least one byte for one");
+        assert_eq!(rate_at(1 << 30), 50_500_000 / 40, "at most 40");
+    }
+
+    /// Rates of writers as a share of the one that they should have, in percent.
+    fn kept_percent(threads: u32, len_bytes: u64) -> u64 {
+        const RATE: u64 = 8_000_000;
+        let (clock, mut now, mut bytes) = (WriteClock::new(), Duration::ZERO, 0);
+        let mut free_at = vec![Duration::ZERO; threads as usize];
+        while now < Duration::from_secs(10) {
+            let next = (0..free_at.len()).min_by_key(|&thread| free_at[thread]).unwrap();
+            now = now.max(free_at[next]);
+            free_at[next] = now + Duration::from_micros(1) + clock.charge(now, len_bytes, RATE);
+            bytes += len_bytes;
+        }
+        bytes * 10 / RATE
+    }
+
+    #[test]
+    fn writes_of_any_size_keep_to_the_rate() {
+        for (threads, len_bytes) in [(1, 116), (1, 64 << 10), (1, 700 << 10), (8, 64 << 10), (64, 116)] {
+            let percent = kept_percent(threads, len_bytes);
+            assert!((95..=105).contains(&percent), "{threads} x {len_bytes}: {percent} %");
+        }
+    }
+
+    #[test]
+    fn a_small_write_sleeps_shortly_after_any_number_of_large_ones() {
+        let clock = WriteClock::new();
+        let now = Duration::from_secs(1);
+        for _ in 0..1000 {
+            clock.charge(now, 1 << 20, 1_000_000);
+        }
+        assert!(clock.charge(now, 116, 8_000_000) <= Duration::from_millis(4));
+        let later = now + Duration::from_millis(101);
+        assert_eq!(clock.charge(later, 116, 8_000_000), Duration::ZERO);
     }
 
     #[test]
     fn speeds_follow_the_jobs_of_the_last_seconds() {
-        let speeds = Speeds::new();
+        let speeds = Speeds::new(None);
         speeds.merged(50_000_000, Duration::from_secs(1));
         assert!((60_000_000..100_000_000).contains(&speeds.merge_rate()), "{}", speeds.merge_rate());
         for _ in 0..10 {
@@ -274,6 +370,18 @@ mod tests {
         assert!((29_000_000..31_000_000).contains(&speeds.flush_rate()));
         speeds.merged(1, Duration::ZERO);
         assert!(speeds.merge_rate() < 51_000_000);
+        (0..1000).for_each(|_| speeds.flushed(50_000, Duration::from_millis(30)));
+        assert!(speeds.flush_rate() > 29_000_000, "flushes of other, small keyspaces are mostly syncs");
+    }
+
+    #[test]
+    fn merges_are_never_taken_for_faster_than_the_limit_lets_them_be() {
+        let speeds = Speeds::new(Some(10_000_000));
+        assert_eq!(speeds.merge_rate(), 5_000_000);
+        speeds.merged(50_000_000, Duration::from_secs(1));
+        assert_eq!(speeds.merge_rate(), 5_000_000);
+        speeds.merged(8_000_000, Duration::from_secs(100));
+        assert_eq!(speeds.merge_rate(), 1_000_000);
     }
 }
 

@@ -27,11 +27,26 @@ pub(crate) const ANY_RATE: u64 = u64::MAX;
 /// The highest pressure, in percent: from here on writes have a fifth of the rate that merges sustain.
 pub(crate) const MOST_PRESSURE: u64 = 120;
 
-/// A writer sleeps only if it is at least this far ahead: so one in a hundred writes sleeps, and not each.
-pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
+/// A writer sleeps only if it is at least this far ahead: so one write of 100 bytes in a hundred sleeps, and not each.
+const PATIENCE: Duration = Duration::from_micros(500);
 
-/// The longest sleep of a write. The rest is paid by later ones.
-pub(crate) const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+/// The longest sleep of a write whose bytes take little time. The rest is paid by later ones.
+const SHORT_SLEEP: Duration = Duration::from_millis(4);
+
+/// Large writes of so many threads side by side keep to the rate.
+const LARGE_WRITES: u32 = 16;
+
+/// The longest sleep of any write, and the most that the clock of writers may be ahead.
+pub(crate) const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+
+/// The time for which the clock of writers may be behind: a pause earns no burst beyond it.
+pub(crate) const MOST_CREDIT: Duration = Duration::from_millis(1);
+
+/// The sleep of a write that has moved the clock of writers by `own`, so that it is `ahead` of the time.
+pub(crate) fn sleep_time(ahead: Duration, own: Duration) -> Duration {
+    let most = SHORT_SLEEP.max(LARGE_WRITES * own).min(LONGEST_SLEEP);
+    if ahead < PATIENCE { Duration::ZERO } else { ahead.min(most) }
+}
 
 /// The action that a writer must take before it may reserve space in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +97,12 @@ pub(crate) fn rate_by_memory(memory: MemtableUsage, flush_rate: u64) -> u64 {
 /// The runs of a keyspace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Runs {
-    /// Young runs that no merge takes in now.
+    /// Young runs.
+    pub(crate) young: usize,
+    /// Those that no merge takes in now.
     pub(crate) waiting: usize,
+    /// Whether a merge is under way.
+    pub(crate) is_merging: bool,
     /// Bytes of all young runs: those that a merge takes in keep their space until it ends.
     pub(crate) young_bytes: u64,
     pub(crate) bottom_bytes: u64,
@@ -95,6 +114,10 @@ pub(crate) struct Runs {
 
 /// The pressure on a keyspace, in percent.
 pub(crate) fn pressure(runs: Runs) -> u64 {
+    if runs.young < MAX_YOUNG_RUNS && !runs.is_merging {
+        // No merge is due, so to wait would bring nothing.
+        return 0;
+    }
     let most_runs = MAX_YOUNG_RUNS as u64;
     let by_runs = 100 * (runs.waiting as u64).saturating_sub(most_runs) / most_runs;
     // No merge is due for fewer than these runs.
@@ -116,7 +139,14 @@ pub(crate) fn rate_by_pressure(pressure: u64, sustained: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::compaction::picker::{RunShape, pick};
+    use crate::read::cursor_contract::runner;
 
     fn memory(active: u64, frozen: u64) -> MemtableUsage {
         MemtableUsage { active, frozen, freeze_at: 60, limit: 100 }
@@ -138,6 +168,24 @@ mod tests {
     }
 
     #[test]
+    fn a_small_write_sleeps_shortly_and_a_large_one_for_its_own_bytes() {
+        const US: Duration = Duration::from_micros(1);
+        for (ahead, own, expected) in [
+            (499, 14, 0),
+            (500, 14, 500),
+            (3_000, 14, 3_000),
+            (90_000, 14, 4_000),
+            (8_000, 8_000, 8_000),
+            (90_000, 8_000, 90_000),
+            (90_000, 1_000, 16_000),
+            (300_000, 200_000, 100_000),
+            (60_000_000, 60_000_000, 100_000),
+        ] {
+            assert_eq!(sleep_time(ahead * US, own * US), expected * US, "{ahead} ahead, {own} by itself");
+        }
+    }
+
+    #[test]
     fn the_last_quarter_of_the_memory_bends_the_rate() {
         for (used, expected) in
             [(0, ANY_RATE), (75, ANY_RATE), (76, 1920), (90, 800), (99, 80), (100, 20), (200, 20)]
@@ -148,24 +196,59 @@ mod tests {
     }
 
     /// A merge into the bottom run is due at a third of it; a memtable has 8 bytes.
-    fn check(waiting: usize, young_bytes: u64, bottom_bytes: u64, expected: u64) {
-        let runs = Runs { waiting, young_bytes, bottom_bytes, part_percent: 33, flush_bytes: 8 };
-        assert_eq!(pressure(runs), expected, "{runs:?}");
+    fn runs(young: usize, young_bytes: u64, bottom_bytes: u64) -> Runs {
+        Runs {
+            young,
+            waiting: young,
+            is_merging: false,
+            young_bytes,
+            bottom_bytes,
+            part_percent: 33,
+            flush_bytes: 8,
+        }
     }
 
     #[test]
-    fn the_pressure_is_zero_in_shape_and_grows_with_runs_and_bytes() {
-        check(0, 0, 0, 0);
-        check(6, 48, 1000, 0);
-        check(6, 48, 8, 0);
-        check(9, 72, 1000, 50);
-        check(10, 80, 1000, 66);
-        check(60, 80, 1000, 120);
-        check(0, 330, 1000, 0);
-        check(0, 363, 1000, 40);
-        check(10, 363, 1000, 66);
-        check(1, 500, 1000, 120);
-        check(6, 54, 8, 50);
+    fn the_pressure_grows_with_runs_and_bytes() {
+        for (runs, expected) in [
+            (runs(6, 48, 1000), 0),
+            (runs(6, 48, 8), 0),
+            (runs(9, 72, 1000), 50),
+            (runs(10, 80, 1000), 66),
+            (runs(60, 80, 1000), 120),
+            (runs(6, 330, 1000), 0),
+            (runs(6, 363, 1000), 40),
+            (runs(10, 363, 1000), 66),
+            (runs(6, 500, 1000), 120),
+            (runs(6, 54, 8), 50),
+            (Runs { waiting: 0, is_merging: true, ..runs(5, 363, 1000) }, 40),
+            (Runs { waiting: 0, is_merging: true, ..runs(20, 160, 1000) }, 0),
+        ] {
+            assert_eq!(pressure(runs), expected, "{runs:?}");
+        }
+    }
+
+    /// For runs of all sizes, as merges, bursts and dropped entries leave them.
+    #[test]
+    fn the_pressure_is_zero_where_no_merge_is_due_and_none_is_under_way() {
+        let size = prop_oneof![1..20_u64, 1..2000_u64, 1..2_000_000_u64];
+        let cases = (vec(size, 0..16), 33..=100_u64, 1..1000_u64);
+        let idle = Cell::new(0);
+        runner(4000)
+            .run(&cases, |(sizes, part_percent, flush_bytes)| {
+                let shape = |&bytes: &u64| RunShape { bytes, entries: bytes, tombstones: 0 };
+                let shapes: Vec<RunShape> = sizes.iter().map(shape).collect();
+                let (&bottom_bytes, young) = sizes.split_last().unwrap_or((&0, &[]));
+                let runs =
+                    Runs { part_percent, flush_bytes, ..runs(young.len(), young.iter().sum(), bottom_bytes) };
+                if pick(&shapes, part_percent).is_none() {
+                    idle.set(idle.get() + 1);
+                    assert_eq!(pressure(runs), 0, "{runs:?}");
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(idle.get() > 100);
     }
 
     #[test]

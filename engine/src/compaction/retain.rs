@@ -16,6 +16,7 @@ use std::cmp::Ordering;
 
 use crate::base::key::{Entry, Seq};
 use crate::base::planted::{Bug, planted};
+use crate::write::ops::Op;
 
 /// Whether a tombstone may be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub(crate) struct Retain {
     newer: Option<Seq>,
     /// An entry of this key is in the output.
     has_kept: bool,
+    /// See [`Retain::judged_bytes`].
+    judged_bytes: u64,
 }
 
 impl Retain {
@@ -53,12 +56,17 @@ impl Retain {
     /// chosen: any snapshot pinned later sees all of the inputs.
     pub(crate) fn new(mut snapshots: Vec<Seq>, tombstones: Tombstones) -> Retain {
         snapshots.sort_unstable();
-        Retain { snapshots, tombstones, key: Vec::new(), newer: None, has_kept: false }
+        Retain { snapshots, tombstones, key: Vec::new(), newer: None, has_kept: false, judged_bytes: 0 }
+    }
+
+    /// Bytes of all entries so far, as operations in records of the log: the unit in which writers are charged.
+    pub(crate) fn judged_bytes(&self) -> u64 {
+        self.judged_bytes
     }
 
     /// Whether `entry` goes into the output; `None`: no. Entries must come in internal order, all versions of a key.
     ///
-    /// A job compares keys here, once for each entry, and nowhere else.
+    /// Besides the merge of the inputs, a job compares keys here only, once for each entry.
     ///
     /// # Panics
     /// If the order is broken: the output would be a segment in which searches fail.
@@ -77,6 +85,7 @@ impl Retain {
             self.has_kept = false;
         }
         self.newer = Some(entry.seq);
+        self.judged_bytes += Op::bytes_of(entry) as u64;
         let seen = newer.is_none_or(|newer| self.snapshot_in(entry.seq, newer));
         let seen = if planted(Bug::NewestVersionDropped) {
             newer.is_some() || !entry.seq.get().is_multiple_of(96)

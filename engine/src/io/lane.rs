@@ -18,10 +18,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use aio::{Completion, Operation};
+use aio::{Completion, Operation, OperationKind};
 
 use crate::base::error::{Error, Result};
-use crate::base::sync::shared::Mutex;
+use crate::base::sync::Ordering;
+use crate::base::sync::shared::{AtomicU64, Mutex};
 use crate::io::background::JobKind;
 use crate::io::contexts::{Holder, Lent, Size};
 use crate::io::files::Files;
@@ -32,7 +33,16 @@ pub(crate) struct Lane {
     files: Arc<Files>,
     /// `None`: a scan.
     job: Option<JobKind>,
+    /// Bytes of operations that a job has submitted.
+    moved: Moved,
     state: Mutex<LaneState>,
+}
+
+/// See [`Lane::moved_bytes`] and [`Lane::written_bytes`].
+#[derive(Debug, Default)]
+struct Moved {
+    all: AtomicU64,
+    written: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -69,7 +79,9 @@ impl Lane {
     /// # Errors
     /// Those of [`Contexts::lend_to_job`](crate::io::contexts::Contexts::lend_to_job).
     pub(crate) fn new(files: &Arc<Files>, job: JobKind) -> Result<Arc<Lane>> {
-        Ok(Lane::on(files, Some(job), files.contexts().lend_to_job(Size::Wide)?))
+        let queue = files.contexts().lend_to_job(Size::Wide)?;
+        files.background().begin_job();
+        Ok(Lane::on(files, Some(job), queue))
     }
 
     /// A lane that a scan may hold while its user does something else; `None` if the scan should read without one.
@@ -82,12 +94,22 @@ impl Lane {
 
     fn on(files: &Arc<Files>, job: Option<JobKind>, queue: Lent) -> Arc<Lane> {
         let state = LaneState { queue: Some(queue), slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
-        Arc::new(Lane { files: Arc::clone(files), job, state: Mutex::new(state) })
+        Arc::new(Lane { files: Arc::clone(files), job, moved: Moved::default(), state: Mutex::new(state) })
     }
 
     /// The files that its operations work on.
     pub(crate) fn files(&self) -> &Arc<Files> {
         &self.files
+    }
+
+    /// Bytes that the job has read and written so far, those in flight included.
+    pub(crate) fn moved_bytes(&self) -> u64 {
+        self.moved.all.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the job has written so far, those in flight included.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.moved.written.load(Ordering::Relaxed)
     }
 
     /// Hands an operation to the kernel. Waits while the context is full, or a job has to give way.
@@ -111,6 +133,11 @@ impl Lane {
             self.files.note_read();
             return usize::MAX;
         };
+        let len_bytes = operation.len_bytes() as u64;
+        self.moved.all.fetch_add(len_bytes, Ordering::Relaxed);
+        if operation.kind() == OperationKind::Write {
+            self.moved.written.fetch_add(len_bytes, Ordering::Relaxed);
+        }
         let background = self.files.background();
         background.keep_to_limit(backend, job, operation.len_bytes());
         background.depth(backend.now())
@@ -268,6 +295,9 @@ impl Holder for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        if self.job.is_some() {
+            self.files.background().end_job();
+        }
         // A context that fails is not lent again. Dropping it waits for the operations in flight.
         let _ = self.state.lock().settle();
     }

@@ -154,12 +154,12 @@ impl Replay {
                 let layers = Layers::before(table.len() as u64, runs.iter().map(RunMeta::entries));
                 let output = site.output(keyspace, layers);
                 let number = || next.fetch_add(1, Ordering::Relaxed);
-                let retain = Retain::new(Vec::new(), Tombstones::Keep);
+                let mut retain = Retain::new(Vec::new(), Tombstones::Keep);
                 run = write_run(
                     &output,
                     &Lane::new(output.files, JobKind::Flush)?,
                     &number,
-                    (table.cursor(), retain),
+                    (table.cursor(), &mut retain),
                     NEVER,
                 )?;
                 opened = open_segments(&output, &run, NEVER)?;

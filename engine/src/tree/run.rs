@@ -341,12 +341,12 @@ mod tests {
         let number = std::cell::Cell::new(1);
         let next = || number.replace(number.get() + 1);
         // Every position has a snapshot, so nothing is dropped.
-        let retain = Retain::new((0..=1001).map(Seq::new).collect(), Tombstones::Keep);
+        let mut retain = Retain::new((0..=1001).map(Seq::new).collect(), Tombstones::Keep);
         let metas = write_run(
             &output,
             &Lane::new(&files, JobKind::Flush).unwrap(),
             &next,
-            (VecCursor::new(entries.to_vec()), retain),
+            (VecCursor::new(entries.to_vec()), &mut retain),
             NEVER,
         )
         .unwrap();

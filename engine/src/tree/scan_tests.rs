@@ -78,7 +78,7 @@ impl Model {
             &output,
             &Lane::new(output.files, JobKind::Flush).unwrap(),
             &number,
-            (VecCursor::new(entries), keep_all()),
+            (VecCursor::new(entries), &mut keep_all()),
             NEVER,
         )
         .unwrap();

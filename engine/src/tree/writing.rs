@@ -22,7 +22,7 @@ use crate::base::error::{Error, Result};
 use crate::base::events::Event;
 use crate::base::sync::shared::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, RwLock};
 use crate::compaction::output::{Output, Site};
-use crate::compaction::pace::Speeds;
+use crate::compaction::pace::{Speeds, Standing, WriteClock};
 use crate::compaction::picker::Layers;
 use crate::io::removals::Remover;
 use crate::manifest::edit_log::Manifest;
@@ -94,6 +94,8 @@ pub(crate) struct Writing {
     frozen_bytes: AtomicU64,
     /// How fast flushes and merges are.
     pub(crate) speeds: Speeds,
+    /// The clock of writers for the memory of the memtables.
+    pub(crate) memory_clock: WriteClock,
     /// Bytes written to log files when the last freeze cut the log, for the limit on the log.
     last_cut: AtomicU64,
     /// The listener knows that the store has halted.
@@ -112,6 +114,7 @@ impl Deref for Writing {
 impl Writing {
     /// `manifest` and `log` are those of `store`; `pool` has the memory of its memtables.
     pub(crate) fn new(store: Arc<Store>, manifest: Arc<Manifest>, log: Log, pool: Arc<ArenaPool>) -> Writing {
+        let speeds = Speeds::new(store.options.background_bytes_per_second);
         Writing {
             store,
             log,
@@ -123,7 +126,8 @@ impl Writing {
             compacting: Mutex::new(()),
             active_bytes: AtomicU64::new(0),
             frozen_bytes: AtomicU64::new(0),
-            speeds: Speeds::new(),
+            speeds,
+            memory_clock: WriteClock::new(),
             last_cut: AtomicU64::new(0),
             halt_told: AtomicBool::new(false),
         }
@@ -248,15 +252,17 @@ impl Writing {
     ///
     /// No lock may be held but those of flushes and compactions.
     pub(crate) fn adjust_pace(&self, tree: &Tree) {
-        let version = self.version();
-        let Some(state) = version.keyspaces.get(&tree.id) else { return };
-        let Some((bottom, young)) = state.levels.runs().split_last() else { return };
-        let young = young.iter().map(|run| (run.stamp, run.size_bytes()));
-        let flush_bytes = self.options.freeze_bytes();
-        let merge_rate = self.speeds.merge_rate();
-        if let Some(pressure) = tree.pace.adjust(young, bottom.size_bytes(), flush_bytes, merge_rate) {
+        let standing = || {
+            let version = self.version();
+            let runs =
+                version.keyspaces.get(&tree.id).and_then(|keyspace| keyspace.levels.runs().split_last());
+            let Some((bottom, young)) = runs else { return Standing::default() };
+            let young = young.iter().map(|run| (run.stamp, run.size_bytes())).collect();
+            Standing { young, bottom_bytes: bottom.size_bytes() }
+        };
+        tree.pace.adjust(standing, self.options.freeze_bytes(), self.speeds.merge_rate(), |pressure| {
             self.tell(&Event::Pressure { keyspace: tree.name.clone(), pressure });
-        }
+        });
     }
 
     /// Freezes the active tables of keyspaces that `choose` picks and that are not empty.

@@ -1,7 +1,8 @@
 //! Admission, the first step of a commit: a write goes on when memory, log files and merges allow it.
 //!
-//! Before, it may sleep for at most a millisecond, so that merges and flushes keep up. It waits while the memtables are full,
-//! and while the log is made longer if no spare file is ready. A freeze waits for the writers under way and for an install.
+//! Before, it may sleep, so that merges and flushes keep up: a small write for at most 4 ms, any write for at most 100. It
+//! waits while the memtables are full, and while the log is made longer if no spare file is ready. A freeze waits for the
+//! writers under way and for an install.
 //! The next log file is made before the current one is full, so a full disk refuses a write here, before it has a place in
 //! the log, and not after.
 //!
@@ -10,12 +11,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use wal::RecordBuf;
+
+use crate::base::clock;
 use crate::base::error::Result;
 use crate::base::events::Event;
-use crate::compaction::pacing::{self, ANY_RATE, Admission, LONGEST_SLEEP, MemtableUsage, PATIENCE};
+use crate::compaction::pacing::{self, ANY_RATE, Admission, MemtableUsage};
 use crate::compaction::scheduler;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::{MemtableBytes, Writing};
+use crate::write::ops;
 
 /// The side of a store that admission works on.
 pub(crate) trait Room {
@@ -55,26 +60,46 @@ pub(crate) trait Room {
 
 /// Lets the caller sleep, so that merges keep up with the writes to these keyspaces and flushes with all writes.
 ///
-/// A write pays for its own keyspaces only. It sleeps when it has run ahead by [`PATIENCE`], so most writes do not.
+/// A write pays for its own keyspaces only, and sleeps once. Close and halt end the sleep.
 #[inline]
-pub(crate) fn slow_down(store: &Writing, trees: &[Arc<Tree>], len_bytes: usize) {
+pub(crate) fn slow_down(store: &Writing, trees: &[Arc<Tree>], record: &RecordBuf) {
     let rate_by_memory = pacing::rate_by_memory(store.memory(), store.speeds.flush_rate());
-    for tree in trees {
-        let rate = tree.pace.rate().min(rate_by_memory);
-        if rate != ANY_RATE {
-            sleep(store, tree, (len_bytes / trees.len()) as u64, rate);
-        }
+    if rate_by_memory != ANY_RATE || trees.iter().any(|tree| tree.pace.rate() != ANY_RATE) {
+        pay(store, trees, record.payload(), rate_by_memory);
     }
 }
 
 #[cold]
-fn sleep(store: &Writing, tree: &Tree, len_bytes: u64, rate: u64) {
-    let ahead = tree.pace.charge(store.now(), len_bytes, rate);
-    if ahead >= PATIENCE {
-        let ahead = ahead.min(LONGEST_SLEEP);
-        store.counters.slowed(ahead);
-        store.files.backend().park(ahead);
+fn pay(store: &Writing, trees: &[Arc<Tree>], payload: &[u8], rate_by_memory: u64) {
+    let now = store.now();
+    let mut time = Duration::ZERO;
+    if rate_by_memory != ANY_RATE {
+        time = store.memory_clock.charge(now, payload.len() as u64, rate_by_memory);
     }
+    for (tree, bytes) in trees.iter().zip(bytes_of_each(trees, payload)) {
+        let rate = tree.pace.rate();
+        if rate != ANY_RATE {
+            time = time.max(tree.pace.charge(now, bytes, rate));
+        }
+    }
+    if !time.is_zero() {
+        clock::sleep(&**store.files.backend(), time, &|| store.check_writable().is_err());
+        store.counters.slowed(store.now().saturating_sub(now));
+    }
+}
+
+/// The bytes of each keyspace in a payload.
+fn bytes_of_each(trees: &[Arc<Tree>], payload: &[u8]) -> Vec<u64> {
+    if trees.len() == 1 {
+        return vec![payload.len() as u64];
+    }
+    let mut bytes = vec![0; trees.len()];
+    for op in ops::ops(payload) {
+        let op = op.expect("the record was encoded by this process");
+        let at = trees.iter().position(|tree| tree.id == op.keyspace);
+        bytes[at.expect("a batch holds the keyspaces it names")] += op.size_bytes() as u64;
+    }
+    bytes
 }
 
 /// Waits or makes room, as memtables and log demand, before a write of `len_bytes`.

@@ -54,7 +54,7 @@ fn steps(
     trees: &[Arc<Tree>],
     durability: Durability,
 ) -> Result<Seq> {
-    slow_down(store, trees, record.len_bytes());
+    slow_down(store, trees, record);
     // A halted store reports why it halted, not the failure that followed from it.
     admit(store, record.len_bytes()).map_err(|error| store.health().err().unwrap_or(error))?;
     let place = write(store, record, trees)?;

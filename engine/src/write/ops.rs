@@ -30,7 +30,7 @@ use std::ops::Range;
 
 use crate::base::coding::{Put, Reader};
 use crate::base::error::Error;
-use crate::base::key::{Kind, MAX_KEY_BYTES, key_hash};
+use crate::base::key::{self, Kind, MAX_KEY_BYTES, key_hash};
 
 const COUNT_BYTES: usize = 4;
 
@@ -51,6 +51,11 @@ impl<'a> Op<'a> {
 
     pub(crate) fn delete(keyspace: u32, key: &'a [u8]) -> Op<'a> {
         Op { keyspace, kind: Kind::Delete, key, value: &[] }
+    }
+
+    /// Bytes that the operation of an entry takes in a payload.
+    pub(crate) fn bytes_of(entry: &key::Entry<'_>) -> usize {
+        Op { keyspace: 0, kind: entry.kind, key: entry.key, value: entry.value }.size_bytes()
     }
 
     /// Bytes it takes in a payload.
