@@ -38,6 +38,14 @@ pub enum Event {
         /// How long it took.
         took: Duration,
     },
+    /// A merge of runs begins. [`Event::Compacted`] follows, unless the merge fails or a close ends it.
+    #[non_exhaustive]
+    Compacting {
+        /// Name of the keyspace.
+        keyspace: String,
+        /// Bytes of the runs.
+        bytes: u64,
+    },
     /// Runs were merged.
     #[non_exhaustive]
     Compacted {

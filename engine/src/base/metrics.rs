@@ -107,8 +107,13 @@ pub struct KeyspaceMetrics {
     /// How far its runs stand above the shape that merges aim at, in percent: 0 at or below it, 120 at most. Writes go at
     /// any rate at 0, at the rate that merges sustain at 67, at a fifth of it at 120.
     pub pressure_percent: u64,
-    /// The rate of writes to it in bytes per second, if it is limited.
+    /// The rate of writes to it in bytes per second, if its runs limit it. While the memory of the memtables fills, writes to
+    /// all keyspaces may be slower.
     pub write_bytes_per_second: Option<u64>,
+    /// Bytes that merges wrote lately for a byte that was flushed, in percent.
+    pub merge_amplification_percent: u64,
+    /// Bytes that the merge which is due would read; 0 if none is due.
+    pub due_bytes: u64,
 }
 
 /// The counters behind [`Metrics`].

@@ -27,7 +27,7 @@ use crate::compaction::output::{Output, open_segments, remove, write_run};
 use crate::compaction::pace::STEP_BYTES;
 use crate::compaction::picker::{Layers, MAX_YOUNG_RUNS, RunShape, pick};
 use crate::compaction::retain::{Retain, Tombstones};
-use crate::compaction::warm;
+use crate::compaction::warm::{self, Span};
 use crate::io::background::JobKind;
 use crate::io::lane::Lane;
 use crate::manifest::levels::{BOTTOM, Levels, Merged, PieceMeta, RunMeta};
@@ -35,6 +35,7 @@ use crate::manifest::version::{Edit, Version};
 use crate::read::merge::Merge;
 use crate::segment::Segment;
 use crate::tree::run::Run;
+use crate::tree::store::Store;
 use crate::tree::superversion::Tree;
 use crate::tree::writing::Writing;
 use crate::tree::zones::Zones;
@@ -58,18 +59,24 @@ pub(crate) fn compact_all(store: &Writing, depth: Depth) -> Result<()> {
     if depth == Depth::Full {
         return store.all_trees().iter().try_for_each(|tree| compact(store, tree, depth));
     }
-    // One merge of the keyspace that needs it most, so that a busy keyspace does not keep the others waiting.
-    while let Some(tree) = most_urgent(store) {
-        compact(store, &tree, depth)?;
+    // One merge of the keyspace that needs it most, so that a busy keyspace does not keep the others waiting. Neither does
+    // one whose merge fails: its turn comes again with the next call.
+    let (mut failed, mut result) = (BTreeSet::new(), Ok(()));
+    while let Some(tree) = most_urgent(store, &failed) {
+        if let Err(error) = compact(store, &tree, depth) {
+            store.check_writable()?;
+            failed.insert(tree.id);
+            result = result.and(Err(error));
+        }
     }
-    store.check_writable()
+    store.check_writable().and(result)
 }
 
-/// The keyspace whose runs stand highest above the size at which a merge is due.
-fn most_urgent(store: &Writing) -> Option<Arc<Tree>> {
+/// The keyspace whose runs stand highest above the size at which a merge is due, `failed` ones aside.
+fn most_urgent(store: &Writing, failed: &BTreeSet<u32>) -> Option<Arc<Tree>> {
     let version = store.manifest.version();
     let mut most: Option<(u64, Arc<Tree>)> = None;
-    for tree in store.all_trees() {
+    for tree in store.all_trees().into_iter().filter(|tree| !failed.contains(&tree.id)) {
         let Some(keyspace) = version.keyspaces.get(&tree.id) else { continue };
         let runs = keyspace.levels.runs();
         let part_percent = tree.pace.part_percent();
@@ -89,12 +96,16 @@ fn compact(store: &Writing, tree: &Arc<Tree>, depth: Depth) -> Result<()> {
     store.check_writable()?;
     let moment = Moment::of(store, tree);
     let Some(range) = choose(store, moment.runs(), tree.pace.part_percent(), depth) else { return Ok(()) };
-    let merged = compact_runs(store, tree, moment, range);
+    let bytes = sums(&moment.runs()[range.clone()]).0;
+    store.tell(&Event::Compacting { keyspace: tree.name.clone(), bytes });
+    let done = merge(store, tree, moment, range);
+    // Before the rest, which may take long.
     tree.pace.merging(None);
     store.adjust_pace(tree);
+    let finished = done.map(|done| finish(store, tree, done));
     // After a failure, too: its output takes space.
     store.remove_due();
-    store.latch(merged)
+    store.latch(finished)
 }
 
 /// The levels of a keyspace, and the same runs open, between two installs.
@@ -132,8 +143,14 @@ impl Moment {
     }
 }
 
+/// Bytes that the merge which is due would read; 0 if none is due.
+pub(crate) fn due_bytes(store: &Store, levels: &Levels, part_percent: u64) -> u64 {
+    let runs = levels.runs();
+    choose(store, runs, part_percent, Depth::Due).map_or(0, |range| sums(&runs[range]).0)
+}
+
 /// The runs to merge; see [`pick`].
-fn choose(store: &Writing, runs: &[RunMeta], part_percent: u64, depth: Depth) -> Option<Range<usize>> {
+fn choose(store: &Store, runs: &[RunMeta], part_percent: u64, depth: Depth) -> Option<Range<usize>> {
     // While a snapshot is held tombstones may have to stay, so a merge for their sake could go on for ever.
     let droppable = store.pins.oldest().is_none();
     let tombstones = |run: &RunMeta| if droppable { run.tombstones() } else { 0 };
@@ -169,7 +186,16 @@ fn describe(runs: &[RunMeta], range: &Range<usize>) -> Merged {
     Merged { stretch: KeyBounds::all(), newest, oldest, into, out: Vec::new() }
 }
 
-fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<usize>) -> Result<()> {
+/// A merge that is installed.
+struct Done {
+    inputs: Vec<Run>,
+    cooled: Vec<Span>,
+    bytes_in: u64,
+    bytes_out: u64,
+    took: Duration,
+}
+
+fn merge(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<usize>) -> Result<Done> {
     let inputs = moment.inputs(&range);
     let Moment { version, zones, .. } = moment;
     // They would keep the inputs alive while the cache is warmed.
@@ -227,6 +253,12 @@ fn compact_runs(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<
     if is_bottom && young_entries > 0 {
         tree.pace.dropped(entries_in.saturating_sub(entries_out), young_entries);
     }
+    Ok(Done { inputs, cooled, bytes_in, bytes_out, took })
+}
+
+/// The part of a merge that may fail without harm.
+fn finish(store: &Writing, tree: &Tree, done: Done) {
+    let Done { inputs, cooled, bytes_in, bytes_out, took } = done;
     // With the last reader of the inputs their blocks in the cache go, and their files are due. A thread that has read and
     // written them all removes them, too: the caller of a compaction wants the space.
     drop(inputs);

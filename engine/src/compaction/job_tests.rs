@@ -1,14 +1,41 @@
 //! Whole jobs on a store on the simulated disk.
 
-use aio::SimBackend;
+use aio::sim::{EventKind, Fault, FaultPlan};
+use aio::{Errno, SimBackend};
 
 use super::*;
-use crate::Db;
 use crate::base::key::{Seq, key_hash};
 use crate::testing::{Background, BuilderExt};
+use crate::{Db, Keyspace};
 
 fn open(sim: &SimBackend) -> Db {
     Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual).open("/store").unwrap()
+}
+
+/// One run of so many keys, with values of 104 bytes that do not compress.
+fn flush_keys(db: &Db, keyspace: &Keyspace, keys: u32) {
+    for i in 0..keys {
+        let value: Vec<u8> =
+            (0..13u32).flat_map(|n| key_hash(&(i * 13 + n).to_le_bytes()).to_le_bytes()).collect();
+        keyspace.put(format!("{i:05}"), value).unwrap();
+    }
+    db.flush().unwrap();
+}
+
+/// The pace of writes must follow a merge that takes hours. This one does not even come to its end.
+#[test]
+fn a_merge_counts_while_it_is_under_way() {
+    let sim = SimBackend::new(1);
+    let db = open(&sim);
+    let keyspace = db.keyspace("default").unwrap();
+    (0..2).for_each(|_| flush_keys(&db, &keyspace, 50_000));
+    let store = db.handle().writing().unwrap();
+    let seen = || (store.speeds.merge_rate(), keyspace.tree().pace.amplification_percent());
+    let before = seen();
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Sync]).path("segments").times(1));
+    assert!(matches!(compact_all(store, Depth::Full), Err(Error::NoSpace { .. })));
+    let after = seen();
+    assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, then {after:?}");
 }
 
 #[test]
@@ -16,13 +43,7 @@ fn a_merge_of_young_runs_takes_the_newest_stamp_and_leaves_the_bottom_run() {
     let sim = SimBackend::new(1);
     let db = open(&sim);
     let keyspace = db.keyspace("default").unwrap();
-    for i in 0..2000u32 {
-        // Does not compress.
-        let value: Vec<u8> =
-            (0..13u32).flat_map(|n| key_hash(&(i * 13 + n).to_le_bytes()).to_le_bytes()).collect();
-        keyspace.put(format!("{i:05}"), value).unwrap();
-    }
-    db.flush().unwrap();
+    flush_keys(&db, &keyspace, 2000);
     let store = db.handle().writing().unwrap();
     let id = keyspace.tree().id;
     let bottom = store.manifest.version().keyspaces[&id].flushed;

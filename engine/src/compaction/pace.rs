@@ -128,6 +128,11 @@ impl Pace {
         self.state.lock().part_percent
     }
 
+    /// Bytes that merges write for a byte that was flushed, in percent.
+    pub(crate) fn amplification_percent(&self) -> u64 {
+        self.state.lock().amplification_percent()
+    }
+
     /// The pressure on this keyspace.
     pub(crate) fn pressure_percent(&self) -> u64 {
         self.state.lock().pressure

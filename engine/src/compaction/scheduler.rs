@@ -33,9 +33,11 @@ pub(crate) struct Threads {
     handles: Vec<JoinHandle<()>>,
 }
 
-/// Starts the background threads; none in manual mode.
+/// Sets the pace of writes, and starts the background threads; none in manual mode.
 pub(crate) fn start(store: &Arc<Writing>) -> Result<Threads> {
     let mut threads = Threads::default();
+    // The last incarnation may have left more runs than the shape has.
+    store.all_trees().iter().for_each(|tree| store.adjust_pace(tree));
     if store.options.background == Background::Manual {
         return Ok(threads);
     }

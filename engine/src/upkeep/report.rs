@@ -3,6 +3,7 @@
 //! Invariant: it does no I/O and stops no thread. Each lock is held only for a copy.
 
 use crate::base::metrics::{KeyspaceMetrics, Metrics};
+use crate::compaction::job::due_bytes;
 use crate::compaction::pacing::ANY_RATE;
 use crate::manifest::levels::Levels;
 use crate::tree::store::Store;
@@ -18,6 +19,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
     let levels = |keyspace| version.keyspaces.get(&keyspace).map(|keyspace| &keyspace.levels);
     let mut metrics = Metrics {
         direct_io: store.is_direct(),
+        background_depth: store.files.background().depth_of_all(store.files.backend().now()),
         fall_backs: store.files.backend().fall_backs(),
         incarnation: version.incarnation.number,
         log_bytes: store.visible().since(version.horizon),
@@ -31,7 +33,7 @@ pub(crate) fn metrics(store: &Store, writing: Option<&Writing>) -> Metrics {
         open_files: store.files.open_files().count(),
         aio_contexts: contexts.contexts,
         aio_slots: contexts.slots,
-        keyspaces: trees.iter().map(|tree| keyspace(tree, levels(tree.id))).collect(),
+        keyspaces: trees.iter().map(|tree| keyspace(store, tree, levels(tree.id))).collect(),
         io: store.files.backend().profile(),
         ..Metrics::default()
     };
@@ -64,7 +66,7 @@ fn paged_segments(tree: &Tree) -> usize {
     tree.load().zones.segments().iter().filter(|segment| segment.is_paged()).count()
 }
 
-fn keyspace(tree: &Tree, levels: Option<&Levels>) -> KeyspaceMetrics {
+fn keyspace(store: &Store, tree: &Tree, levels: Option<&Levels>) -> KeyspaceMetrics {
     let current = tree.load();
     let metas = || levels.into_iter().flat_map(Levels::segments);
     KeyspaceMetrics {
@@ -78,5 +80,7 @@ fn keyspace(tree: &Tree, levels: Option<&Levels>) -> KeyspaceMetrics {
         memtable_bytes: (current.active.size_bytes() + current.layer_bytes()) as u64,
         pressure_percent: tree.pace.pressure_percent(),
         write_bytes_per_second: Some(tree.pace.rate()).filter(|&rate| rate != ANY_RATE),
+        merge_amplification_percent: tree.pace.amplification_percent(),
+        due_bytes: levels.map_or(0, |levels| due_bytes(store, levels, tree.pace.part_percent())),
     }
 }

@@ -90,7 +90,7 @@ struct Events(Arc<Mutex<Vec<Event>>>);
 
 impl Listener for Events {
     fn event(&self, event: &Event) {
-        if !matches!(event, Event::Opened { .. } | Event::Flushed { .. }) {
+        if !matches!(event, Event::Opened { .. } | Event::Flushed { .. } | Event::Compacting { .. }) {
             self.0.lock().unwrap().push(event.clone());
         }
     }

@@ -1,8 +1,10 @@
 //! Writes pay for the merges of their own keyspace, and for no other.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use aio::SimBackend;
+use aio::sim::{EventKind, Fault, FaultPlan};
+use aio::{Backend, Errno, SimBackend};
 use esker::testing::{Background, BuilderExt, DbExt};
 use esker::{Db, Durability, Event, Keyspace, KeyspaceMetrics, Listener, Pressure};
 
@@ -27,7 +29,11 @@ impl Listener for Told {
 
 /// A store without threads, whose merges wait until they are let go.
 fn held_store(told: &Told) -> Db {
-    let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
+    held_store_on(&SimBackend::new(1), told)
+}
+
+fn held_store_on(sim: &SimBackend, told: &Told) -> Db {
+    let builder = Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual);
     let db = builder.durability(Durability::Process).listener(told.clone()).open("/store").unwrap();
     db.hold_jobs(true);
     db
@@ -88,4 +94,93 @@ fn the_keyspace_that_needs_it_most_is_merged_first() {
     }
     db.hold_jobs(false);
     assert_eq!(*told.merged.lock().unwrap(), ["b", "c", "a"]);
+}
+
+#[test]
+fn a_keyspace_whose_merge_fails_does_not_stop_the_others() {
+    let (sim, told) = (SimBackend::new(1), Told::default());
+    let db = held_store_on(&sim, &told);
+    for (name, runs) in [("a", 8), ("b", 12), ("c", 10)] {
+        add_runs(&db, &db.keyspace(name).unwrap(), runs);
+    }
+    sim.fail(
+        FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Create]).path("segments").times(1),
+    );
+    db.hold_jobs(false);
+    assert_eq!(*told.merged.lock().unwrap(), ["c", "a"]);
+    assert!(of(&db, "b").due_bytes > 0 && of(&db, "a").due_bytes == 0);
+    db.freeze().unwrap();
+    assert_eq!(*told.merged.lock().unwrap(), ["c", "a", "b"]);
+    assert_eq!(of(&db, "b").due_bytes, 0);
+}
+
+#[test]
+fn a_merge_that_leaves_no_run_leaves_no_pressure() {
+    let told = Told::default();
+    let db = held_store(&told);
+    let keyspace = db.keyspace("default").unwrap();
+    for run in 0..20_u32 {
+        keyspace.delete(run.to_be_bytes()).unwrap();
+        db.flush().unwrap();
+    }
+    assert_eq!(of(&db, "default").pressure_percent, 120);
+    db.hold_jobs(false);
+    let metrics = of(&db, "default");
+    assert_eq!((metrics.runs, metrics.pressure_percent, metrics.write_bytes_per_second), (0, 0, None));
+}
+
+#[test]
+fn writes_have_their_pace_from_the_open_on() {
+    let (sim, told) = (SimBackend::new(1), Told::default());
+    let db = held_store_on(&sim, &told);
+    add_runs(&db, &db.keyspace("busy").unwrap(), 20);
+    db.close().unwrap();
+    let told = Told::default();
+    let db = held_store_on(&sim, &told);
+    assert_eq!(of(&db, "busy").pressure_percent, 120);
+    assert!(of(&db, "busy").write_bytes_per_second.is_some());
+    assert_eq!(*told.pressures.lock().unwrap(), [("busy".to_owned(), Pressure::Most)]);
+}
+
+#[test]
+fn large_records_keep_to_the_rate() {
+    let (sim, told) = (SimBackend::new(1), Told::default());
+    let db = held_store_on(&sim, &told);
+    let keyspace = db.keyspace("busy").unwrap();
+    add_runs(&db, &keyspace, 20);
+    let rate = of(&db, "busy").write_bytes_per_second.unwrap();
+    let before = (sim.now(), db.metrics().slowed_writes);
+    (0..40_u32).for_each(|number| keyspace.put(number.to_be_bytes(), vec![7; 128 << 10]).unwrap());
+    let took = sim.now().checked_sub(before.0).unwrap();
+    let least = Duration::from_millis(40 * (128 << 10) * 900 / rate);
+    assert!(took >= least, "{took:?} instead of {least:?} at {rate}");
+    assert!(db.metrics().slowed_writes - before.1 <= 40, "one sleep for each");
+}
+
+#[test]
+fn a_batch_pays_for_its_own_bytes_in_each_keyspace_and_sleeps_once() {
+    let db = held_store(&Told::default());
+    let names: Vec<String> = (0..10).map(|number| format!("busy {number}")).collect();
+    let busy: Vec<Keyspace> = names.iter().map(|name| db.keyspace(name).unwrap()).collect();
+    for keyspace in &busy {
+        add_runs(&db, keyspace, 20);
+    }
+    let quiet = db.keyspace("quiet").unwrap();
+    let slowed_by = |large: &[&Keyspace]| {
+        let before = db.metrics();
+        let mut batch = db.batch();
+        for keyspace in busy.iter().chain([&quiet]) {
+            let is_large = large.iter().any(|large| large.name() == keyspace.name());
+            batch.put(keyspace, "key", vec![7; if is_large { 100 << 10 } else { 10 }]);
+        }
+        batch.commit().unwrap();
+        let after = db.metrics();
+        (after.slowed_writes - before.slowed_writes, after.slowed.saturating_sub(before.slowed))
+    };
+    assert_eq!(slowed_by(&[&quiet]).0, 0);
+    let (sleeps, one) = slowed_by(&[&busy[0]]);
+    assert_eq!(sleeps, 1);
+    let (sleeps, all) = slowed_by(&busy.iter().collect::<Vec<_>>());
+    assert_eq!(sleeps, 1);
+    assert!(all < one * 2, "{all:?} for ten, {one:?} for one");
 }
