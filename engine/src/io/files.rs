@@ -11,7 +11,7 @@ use crate::base::error::{Error, Result};
 use crate::base::options::Background;
 use crate::base::planted::{Bug, planted};
 use crate::base::sync::shared::Mutex;
-use crate::io::background::BackgroundIo;
+use crate::io::background::{BackgroundIo, JobKind};
 use crate::io::contexts::{Contexts, Size};
 use crate::io::kinds::{FileKind, Folder};
 use crate::io::open_files::{CachedFile, OpenFiles};
@@ -202,8 +202,19 @@ impl Files {
     }
 
     /// Reads from a file that is opened if it is not open. Only a reader that has a context needs a descriptor.
-    pub(crate) fn read_cached(&self, file: &CachedFile, offset: u64, len_bytes: usize) -> Result<Buf> {
-        self.note_read();
+    ///
+    /// `None` reads for a user, to whom jobs give way. A job keeps to its limit.
+    pub(crate) fn read_cached(
+        &self,
+        job: Option<JobKind>,
+        file: &CachedFile,
+        offset: u64,
+        len_bytes: usize,
+    ) -> Result<Buf> {
+        match job {
+            None => self.note_read(),
+            Some(job) => self.background.keep_to_limit(&*self.backend, job, len_bytes),
+        }
         self.with_queue(|queue| Ok(aio::file::read_into(queue, &file.get()?, offset, self.buf(len_bytes))?))
     }
 

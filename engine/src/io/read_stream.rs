@@ -138,7 +138,7 @@ impl ReadStream {
                 self.use_window(extent, read)
             }
             LaneOf::Scan(None) => {
-                let buf = files.read_cached(file, extent.offset, extent.len_bytes)?;
+                let buf = files.read_cached(None, file, extent.offset, extent.len_bytes)?;
                 self.window = Some(Box::new(Window { blocks: extent.blocks, offset: extent.offset, buf }));
                 Ok(())
             }

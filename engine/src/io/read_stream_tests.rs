@@ -152,7 +152,7 @@ fn streams_dropped_or_cleared_in_the_middle_leak_no_lease() {
         drop(streams);
         assert_eq!(files.leases(), 0, "after {most} blocks");
         // The context that comes next is idle.
-        files.read_cached(&inputs[0], 0, BLOCK).unwrap();
+        files.read_cached(None, &inputs[0], 0, BLOCK).unwrap();
     }
 }
 

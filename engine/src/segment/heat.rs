@@ -8,6 +8,7 @@ use super::block::Block;
 use super::index::{Index, Part};
 use super::reader::{Form, Segment, first_block};
 use crate::base::error::Result;
+use crate::io::background::JobKind;
 use crate::memory::cache::{Use, is_hot};
 
 impl Segment {
@@ -73,7 +74,8 @@ impl Segment {
     /// The read failed, or a block is damaged; those before it are in the cache.
     pub(crate) fn load_into_cache(&self, blocks: &Range<usize>) -> Result<()> {
         let Some(index) = self.pinned() else { return Ok(()) };
-        let window = self.read_window(self.extent(Part::whole(index), blocks.clone())?)?;
+        let window =
+            self.read_window(Some(JobKind::Merge), self.extent(Part::whole(index), blocks.clone())?)?;
         for number in blocks.clone() {
             let Some(handle) = index.handle(number) else { break };
             let frame = self.decode(number, &handle, &window)?;

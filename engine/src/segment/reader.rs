@@ -28,6 +28,7 @@ use super::top::{Role, Top};
 use crate::base::error::{Error, Result};
 use crate::base::key::{Kind, Seq};
 use crate::base::planted::{Bug, planted};
+use crate::io::background::JobKind;
 use crate::io::files::Files;
 use crate::io::open_files::CachedFile;
 use crate::io::read_stream::{Extent, Window};
@@ -375,26 +376,27 @@ impl Segment {
             return Ok(BlockRef::Cached(held));
         }
         let read = || {
-            let frame = self.read_block(aim)?;
+            let frame = self.read_block(None, aim)?;
             let bytes = Block::of(&frame).memory_bytes();
             Ok((frame, bytes))
         };
         self.cache.load(&self.slots, aim.number, read).map(BlockRef::Read)
     }
 
-    /// The block, from the device.
-    fn read_block(&self, aim: Aim) -> Result<Frame> {
+    /// The block, from the device, for a job or a user.
+    fn read_block(&self, job: Option<JobKind>, aim: Aim) -> Result<Frame> {
         let handle = self.handle(aim);
         let (offset, len_bytes) = self.extent_of(&handle)?;
-        let window = self.read_window(Extent { blocks: aim.number..aim.number + 1, offset, len_bytes })?;
+        let extent = Extent { blocks: aim.number..aim.number + 1, offset, len_bytes };
+        let window = self.read_window(job, extent)?;
         self.decode(aim.number, &handle, &window)
     }
 
-    /// The index block with this number; it comes into the cache only with `fill_cache`.
+    /// The index block with this number; it comes into the cache only with `fill_cache`. Only merges leave it out.
     pub(super) fn page(&self, number: usize, fill_cache: bool) -> Result<Frame> {
         if !fill_cache {
             let cached = self.slots.peek(number);
-            return cached.map_or_else(|| self.read_block(Aim::key(number)), Ok);
+            return cached.map_or_else(|| self.read_block(Some(JobKind::Merge), Aim::key(number)), Ok);
         }
         Ok(match self.block(Aim::key(number))? {
             BlockRef::Cached(held) => held.as_ref().expect("it was found").clone(),
@@ -448,9 +450,9 @@ impl Segment {
         aligned((&self.path, self.file.alignment()), start, stop)
     }
 
-    /// Reads these blocks at once.
-    pub(super) fn read_window(&self, extent: Extent) -> Result<Window> {
-        let buf = self.files.read_cached(&self.file, extent.offset, extent.len_bytes)?;
+    /// Reads these blocks at once, for a job or a user.
+    pub(super) fn read_window(&self, job: Option<JobKind>, extent: Extent) -> Result<Window> {
+        let buf = self.files.read_cached(job, &self.file, extent.offset, extent.len_bytes)?;
         Ok(Window { blocks: extent.blocks, offset: extent.offset, buf })
     }
 

@@ -33,7 +33,7 @@ impl Segment {
         let mut next = 0;
         while next < index.blocks() {
             let ahead = self.blocks_ahead(part, next, Direction::Forward, limit);
-            let window = self.read_window(self.extent(part, ahead)?)?;
+            let window = self.read_window(None, self.extent(part, ahead)?)?;
             while next < window.blocks.end {
                 let handle = part.handle(next).expect("it is below the number of blocks");
                 let block = self.decode(next, &handle, &window)?;

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::random::Random;
 use aio::sim::{EventKind, Fault, FaultPlan};
@@ -77,10 +78,12 @@ fn a_compaction_keeps_the_hot_blocks_and_no_others_in_the_cache() {
     // Each of these blocks is used once, so it is not hot.
     let once = (5000..6000).step_by(10);
     assert!(reads(&db, &ks, once.clone()) > 50);
+    sim.advance(Duration::from_secs(1));
     let before = db.metrics();
     db.compact().unwrap();
     let after = db.metrics();
     assert_eq!(after.keyspaces[0].runs, 1);
+    assert_eq!(after.background_depth, 8, "jobs do not give way to the reads of a compaction");
     let hot_bytes = (HOT.len() * VALUE_BYTES) as u64;
     eprintln!(
         "{} bytes in the cache, {} after the compaction, {hot_bytes} hot",
