@@ -114,8 +114,9 @@ impl Builder {
     /// as 1 MiB.
     ///
     /// It leaves the device to others. Merges wait for it, and writes slow down to the rate that merges then sustain: about a
-    /// tenth of the limit. Flushes count, but do not wait, since writers wait for them. Reads and the log do not count. A
-    /// close does not wait for it.
+    /// tenth of the limit. Flushes count, but do not wait, since writers wait for them: while they alone are above the limit,
+    /// merges go on slowly. Reads and the log do not count, nor does the hundredth of the bytes that opens new files. A close
+    /// does not wait for it; [`Db::compact`], [`Db::verify`] and [`Db::drop_keyspace`] wait for a merge under way.
     pub fn background_bytes_per_second(mut self, bytes: u64) -> Builder {
         self.options.background_bytes_per_second = Some(bytes.max(1 << 20));
         self
