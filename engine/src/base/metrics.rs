@@ -105,7 +105,7 @@ pub struct KeyspaceMetrics {
     /// Memory of its memtables in bytes.
     pub memtable_bytes: u64,
     /// How far its runs stand above the shape that merges aim at, in percent: 0 at or below it, 120 at most. Writes go at
-    /// any rate at 0, at the rate that merges sustain at 67, at a fifth of it at 120.
+    /// any rate at 0, at the rate that merges sustain at 67, at a fifth of it at 120; at any rate while merges fail.
     pub pressure_percent: u64,
     /// The rate of writes to it in bytes per second, if its runs limit it. While the memory of the memtables fills, writes to
     /// all keyspaces may be slower.

@@ -100,7 +100,7 @@ fn compact(store: &Writing, tree: &Arc<Tree>, depth: Depth) -> Result<()> {
     store.tell(&Event::Compacting { keyspace: tree.name.clone(), bytes });
     let done = merge(store, tree, moment, range);
     // Before the rest, which may take long.
-    tree.pace.merging(None);
+    tree.pace.ended(done.is_err());
     store.adjust_pace(tree);
     let finished = done.map(|done| finish(store, tree, done));
     // After a failure, too: its output takes space.
@@ -205,7 +205,7 @@ fn merge(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<usize>)
     let is_bottom = merged.oldest == BOTTOM;
     let (bytes_in, entries_in) = sums(&runs[range.clone()]);
     let young_entries = sums(&runs[range.start..range.end.min(runs.len() - 1)]).1;
-    tree.pace.merging(Some((merged.newest, merged.oldest)));
+    tree.pace.merging(merged.newest, merged.oldest);
     store.adjust_pace(tree);
     // Otherwise the merged run has as many young entries as its inputs, or fewer.
     let layers =

@@ -62,6 +62,10 @@ pub(crate) struct Pace {
 struct PaceState {
     /// The newest and the oldest stamp of the merge that is under way.
     merging: Option<(Seq, Seq)>,
+    /// Bytes that it has written.
+    merging_bytes: u64,
+    /// The last merge failed, perhaps since the disk has no room for its output.
+    has_failed: bool,
     /// See [`Pace::part_percent`].
     part_percent: u64,
     /// Bytes of entries that were flushed, as operations, the newest [`FLUSHES`] counting most.
@@ -75,6 +79,8 @@ impl Pace {
     pub(crate) fn new() -> Pace {
         let state = PaceState {
             merging: None,
+            merging_bytes: 0,
+            has_failed: false,
             part_percent: FIRST_PART_PERCENT,
             flushed_bytes: 0,
             merged_bytes: 0,
@@ -94,9 +100,21 @@ impl Pace {
         self.clock.charge(now, len_bytes, rate)
     }
 
-    /// A merge of the runs from stamp `newest` to stamp `oldest` begins, or (`None`) the one under way has ended.
-    pub(crate) fn merging(&self, stamps: Option<(Seq, Seq)>) {
-        self.state.lock().merging = stamps;
+    /// A merge of the runs from stamp `newest` to stamp `oldest` begins.
+    pub(crate) fn merging(&self, newest: Seq, oldest: Seq) {
+        let mut state = self.state.lock();
+        state.merging = Some((newest, oldest));
+        state.merging_bytes = 0;
+    }
+
+    /// The merge under way has ended. What one that failed has written does not count: its work is done again.
+    pub(crate) fn ended(&self, has_failed: bool) {
+        let mut state = self.state.lock();
+        state.merging = None;
+        state.has_failed = has_failed;
+        if has_failed {
+            state.merged_bytes = state.merged_bytes.saturating_sub(state.merging_bytes);
+        }
     }
 
     /// Entries of this many bytes, as operations, are in segments now.
@@ -114,6 +132,7 @@ impl Pace {
     /// A merge, which may be under way, has written this many bytes more.
     pub(crate) fn merged(&self, bytes_out: u64) {
         let mut state = self.state.lock();
+        state.merging_bytes += bytes_out;
         state.merged_bytes = (state.merged_bytes + bytes_out).min(MOST_AMPLIFICATION * state.flushed_bytes);
     }
 
@@ -163,7 +182,9 @@ impl Pace {
             flush_bytes,
         });
         let sustained = merge_rate * 100 / state.amplification_percent();
-        self.rate.store(rate_by_pressure(pressure, sustained), Ordering::Relaxed);
+        // While merges fail, to wait for them would bring nothing.
+        let rate = if state.has_failed { ANY_RATE } else { rate_by_pressure(pressure, sustained) };
+        self.rate.store(rate, Ordering::Relaxed);
         let (before, now) = (level(state.pressure), level(pressure));
         state.pressure = pressure;
         if before != now {
@@ -305,10 +326,24 @@ mod tests {
     #[test]
     fn runs_that_a_merge_takes_in_do_not_press() {
         let pace = Pace::new();
-        pace.merging(Some((Seq::new(110), Seq::ZERO)));
+        pace.merging(Seq::new(110), Seq::ZERO);
         assert_eq!((adjust(&pace, 17), pace.rate()), (None, ANY_RATE));
-        pace.merging(None);
+        pace.ended(false);
         assert_eq!(adjust(&pace, 17), Some(Pressure::Most));
+    }
+
+    #[test]
+    fn a_merge_that_fails_slows_no_write_and_leaves_no_bytes() {
+        let pace = Pace::new();
+        pace.flushed(1 << 20);
+        let rates = [false, true, false].map(|has_failed| {
+            pace.merging(Seq::new(110), Seq::ZERO);
+            pace.merged(if has_failed { 1 << 22 } else { 0 });
+            pace.ended(has_failed);
+            adjust(&pace, 10);
+            (pace.rate(), pace.amplification_percent())
+        });
+        assert_eq!(rates, [(10_100_000, 500), (ANY_RATE, 500), (10_100_000, 500)]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Machine {
         {
             let bytes_in: u64 = self.shapes()[inputs.clone()].iter().map(|run| run.bytes).sum();
             let last = self.young.get(inputs.end - 1).map_or(0, |&(stamp, _)| stamp);
-            self.pace.merging(Some((Seq::new(self.young[inputs.start].0), Seq::new(last))));
+            self.pace.merging(Seq::new(self.young[inputs.start].0), Seq::new(last));
             self.adjust();
             let work_ns = (bytes_in / ENTRY * MERGE_NS) as f64;
             let bytes_out = if inputs.end > self.young.len() {
@@ -191,7 +191,7 @@ impl Machine {
             } else {
                 self.young.insert(inputs.start, (stamp, written));
             }
-            self.pace.merging(None);
+            self.pace.ended(false);
             self.adjust();
         }
     }
