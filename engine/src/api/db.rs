@@ -9,7 +9,7 @@ use crate::api::keyspace::Keyspace;
 use crate::api::snapshot::Snapshot;
 use crate::base::error::{Error, Result};
 use crate::base::metrics::Metrics;
-use crate::compaction::job::{Depth, compact_all};
+use crate::compaction::job::compact_fully;
 use crate::compaction::scheduler;
 use crate::tree::writing::Writing;
 use crate::upkeep::report;
@@ -164,14 +164,15 @@ impl Db {
     /// inputs are removed after their output is live. Entries that a snapshot sees are kept.
     ///
     /// # Concurrency
-    /// Waits for a compaction under way. Reads, writes and flushes go on meanwhile. A close ends it at once: it fails with
+    /// Waits for a merge under way. Reads, writes and flushes go on meanwhile. A close ends it at once: it fails with
     /// [`Error::Closed`](crate::Error::Closed) then.
     ///
     /// # Errors
-    /// Those of [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged.
+    /// Those of [`Db::flush`], and [`Error::Corrupt`](crate::Error::Corrupt) if a segment is damaged. Where one keyspace fails, the
+    /// others are merged all the same.
     pub fn compact(&self) -> Result<()> {
         self.flush()?;
-        let compacted = compact_all(self.handle.writing()?, Depth::Full);
+        let compacted = compact_fully(self.handle.writing()?);
         self.handle.store().tell_fall_backs();
         compacted
     }

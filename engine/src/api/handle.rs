@@ -157,12 +157,13 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use aio::SimBackend;
+    use aio::{Backend, SimBackend};
 
     use super::*;
     use crate::api::db::Db;
     use crate::compaction::flush::flush_frozen;
-    use crate::compaction::job::{Depth, compact_all};
+    use crate::compaction::job::compact_fully;
+    use crate::io::background::JobKind;
     use crate::testing::{Background, BuilderExt, Sizes};
     use crate::upkeep::verify;
     use crate::write::create_drop;
@@ -192,12 +193,28 @@ mod tests {
         assert_eq!(store.cache.stats().values, 0, "memory is given back though there are handles");
         // Called as by threads that had found the store open before.
         let events = sim.events();
-        assert!(matches!(compact_all(&store, Depth::Full), Err(Error::Closed)));
+        assert!(matches!(compact_fully(&store), Err(Error::Closed)));
         flush_frozen(&store).unwrap();
         assert!(matches!(create_drop::create(&store, "new"), Err(Error::Closed)));
         assert!(matches!(create_drop::drop_keyspace(&store, "default"), Err(Error::Closed)));
         assert!(matches!(verify::verify(store.shared(), Some(&store)), Err(Error::Closed)));
         assert_eq!(sim.events(), events);
+    }
+
+    #[test]
+    fn a_close_does_not_wait_for_the_limit_on_background_io() {
+        let sim = SimBackend::new(1);
+        let builder = Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual);
+        let db = builder.background_bytes_per_second(1 << 20).open("/store").unwrap();
+        let store = Arc::clone(db.handle().store());
+        let waits = || {
+            let before = sim.now();
+            store.files.background().keep_to_limit(&sim, JobKind::Merge, 10 << 20);
+            sim.now() > before
+        };
+        assert!(waits());
+        db.close().unwrap();
+        assert!(!waits());
     }
 
     /// Writers wait for flushes, so a call that waits for a merge must not keep flushes from running.

@@ -48,7 +48,8 @@ pub struct Metrics {
     pub stalls: u64,
     /// The total time of these waits.
     pub stalled: Duration,
-    /// Writes that slept, so that merges and flushes keep up: small ones for at most 4 ms, any for at most 100.
+    /// Writes that slept, so that merges and flushes keep up: for at most 4 ms, or the time of 16 such writes at the rate that
+    /// they have, and never longer than 100 ms.
     pub slowed_writes: u64,
     /// The total time of these sleeps.
     pub slowed: Duration,

@@ -114,7 +114,7 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<u64> {
     store.note_flushed(freed);
     store.counters.flushed(bytes);
     let took = store.files.backend().now().saturating_sub(started);
-    tree.pace.flushed(retain.judged_bytes());
+    tree.pace.flushed(retain.judged_bytes(), store.options.freeze_bytes());
     store.adjust_pace(tree);
     store.tell(&Event::Flushed { keyspace: tree.name.clone(), bytes, took });
     Ok(retain.judged_bytes())

@@ -40,43 +40,53 @@ use crate::tree::superversion::Tree;
 use crate::tree::writing::Writing;
 use crate::tree::zones::Zones;
 
-/// How far a compaction goes.
+/// How far a merge goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
-    /// Every merge that the picker finds due.
+enum Depth {
+    /// The merge that the picker finds due.
     Due,
-    /// Until each keyspace is one run without anything dead in it.
+    /// To one run without anything dead in it.
     Full,
 }
 
-/// Merges until no merge is due. One caller at a time; the others wait.
+/// The end of [`merge_next`].
+#[derive(Debug)]
+pub(crate) enum Next {
+    NoneDue,
+    Merged,
+    /// The merge of this keyspace failed, and changed nothing.
+    Failed(u32, Error),
+}
+
+/// One merge, of the keyspace that needs it most, those aside whose number is `set_aside`. One caller at a time: the others
+/// wait for one merge, not for all that are due.
+///
+/// It fails with [`Error::Closed`] when the store closes: a merge under way is given up, and planned again after the next open.
+pub(crate) fn merge_next(store: &Writing, set_aside: impl Fn(u32) -> bool) -> Next {
+    let _one = store.exclude_compactions();
+    let Some(tree) = most_urgent(store, set_aside) else { return Next::NoneDue };
+    compact(store, &tree, Depth::Due).map_or_else(|error| Next::Failed(tree.id, error), |()| Next::Merged)
+}
+
+/// Merges each keyspace to one run.
 ///
 /// # Errors
-/// Those of a merge, which changed nothing then. [`Error::Closed`] when the store closes: a merge under way is given up, and
-/// planned again after the next open.
-pub(crate) fn compact_all(store: &Writing, depth: Depth) -> Result<()> {
-    let _one = store.exclude_compactions();
-    if depth == Depth::Full {
-        return store.all_trees().iter().try_for_each(|tree| compact(store, tree, depth));
-    }
-    // One merge of the keyspace that needs it most, so that a busy keyspace does not keep the others waiting. Neither does
-    // one whose merge fails: its turn comes again with the next call.
-    let (mut failed, mut result) = (BTreeSet::new(), Ok(()));
-    while let Some(tree) = most_urgent(store, &failed) {
-        if let Err(error) = compact(store, &tree, depth) {
-            store.check_writable()?;
-            failed.insert(tree.id);
-            result = result.and(Err(error));
-        }
+/// The first of those of the merges; the other keyspaces were merged all the same, unless the store has halted or closes.
+pub(crate) fn compact_fully(store: &Writing) -> Result<()> {
+    let mut result = Ok(());
+    for tree in store.all_trees() {
+        let _one = store.exclude_compactions();
+        store.check_writable()?;
+        result = result.and(compact(store, &tree, Depth::Full));
     }
     store.check_writable().and(result)
 }
 
-/// The keyspace whose runs stand highest above the size at which a merge is due, `failed` ones aside.
-fn most_urgent(store: &Writing, failed: &BTreeSet<u32>) -> Option<Arc<Tree>> {
+/// The keyspace whose runs stand highest above the size at which a merge is due.
+fn most_urgent(store: &Writing, set_aside: impl Fn(u32) -> bool) -> Option<Arc<Tree>> {
     let version = store.manifest.version();
     let mut most: Option<(u64, Arc<Tree>)> = None;
-    for tree in store.all_trees().into_iter().filter(|tree| !failed.contains(&tree.id)) {
+    for tree in store.all_trees().into_iter().filter(|tree| !set_aside(tree.id)) {
         let Some(keyspace) = version.keyspaces.get(&tree.id) else { continue };
         let runs = keyspace.levels.runs();
         let part_percent = tree.pace.part_percent();
@@ -170,12 +180,13 @@ fn choose(store: &Store, runs: &[RunMeta], part_percent: u64, depth: Depth) -> O
     }
 }
 
-/// Number and size of the runs, newest first, in percent of those at which a merge is due.
+/// Number and size of the runs of a due merge, newest first, in percent of those at which it is due. A bottom run of
+/// tombstones alone is as urgent as one that just came to be due.
 fn urgency(runs: &[RunMeta], part_percent: u64) -> u64 {
     let Some((bottom, young)) = runs.split_last() else { return 0 };
     let young_bytes: u64 = young.iter().map(RunMeta::size_bytes).sum();
     let by_space = 100 * young_bytes / (bottom.size_bytes() / 100 * part_percent).max(1);
-    by_space.max((100 * young.len() / MAX_YOUNG_RUNS) as u64)
+    by_space.max((100 * young.len() / MAX_YOUNG_RUNS) as u64).max(100)
 }
 
 /// The edit for a merge of these runs, still without its output.

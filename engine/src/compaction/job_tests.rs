@@ -5,7 +5,7 @@ use aio::{Errno, SimBackend};
 
 use super::*;
 use crate::base::key::{Seq, key_hash};
-use crate::testing::{Background, BuilderExt};
+use crate::testing::{Background, BuilderExt, Sizes};
 use crate::{Db, Keyspace};
 
 fn open(sim: &SimBackend) -> Db {
@@ -32,8 +32,22 @@ fn a_merge_counts_while_it_is_under_way() {
     let store = db.handle().writing().unwrap();
     let before = store.speeds.merge_rate();
     sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Sync]).path("segments").times(1));
-    assert!(matches!(compact_all(store, Depth::Full), Err(Error::NoSpace { .. })));
+    assert!(matches!(compact_fully(store), Err(Error::NoSpace { .. })));
     assert!(store.speeds.merge_rate() > before, "{before}, then {}", store.speeds.merge_rate());
+}
+
+/// Otherwise the rate of writes would not follow from merges at all.
+#[test]
+fn the_bytes_of_merges_count_for_their_keyspace() {
+    let sizes = Sizes { memtable_bytes: Some(1 << 20), ..Sizes::default() };
+    let builder = Db::builder().backend(Arc::new(SimBackend::new(1))).background(Background::Manual);
+    let db = builder.sizes(sizes).open("/store").unwrap();
+    let keyspace = db.keyspace("default").unwrap();
+    (0..2).for_each(|_| flush_keys(&db, &keyspace, 50_000));
+    let amplification = || db.metrics().keyspaces[0].merge_amplification_percent;
+    let before = amplification();
+    db.compact().unwrap();
+    assert!(amplification() > before, "{before}, then {}", amplification());
 }
 
 #[test]
@@ -50,7 +64,7 @@ fn a_merge_of_young_runs_takes_the_newest_stamp_and_leaves_the_bottom_run() {
         keyspace.put("00007", value).unwrap();
         db.flush().unwrap();
     }
-    compact_all(store, Depth::Due).unwrap();
+    assert!(matches!(merge_next(store, |_| false), Next::NoneDue));
     let version = store.manifest.version();
     let stamps: Vec<Seq> = version.levels(id).runs().iter().map(|run| run.stamp).collect();
     assert_eq!(stamps, [version.keyspaces[&id].flushed, bottom]);

@@ -8,6 +8,7 @@
 //! kept for the writers (`NoSpace`) and reported to the listener. A job that panics halts the store: its work is half done,
 //! and no thread would complete it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::base::events::Event;
 use crate::base::options::Background;
 use crate::base::sync::shared::thread::{self, JoinHandle};
 use crate::compaction::flush::flush_frozen;
-use crate::compaction::job::{Depth, compact_all};
+use crate::compaction::job::{Next, merge_next};
 use crate::io::removals::Remover;
 use crate::tree::writing::{Requests, Writing};
 
@@ -177,7 +178,7 @@ fn run_pending(store: &Writing) {
         if flush {
             finish_flush(store, flush_frozen(store));
         } else if compact {
-            finish_compaction(store, compact_all(store, Depth::Due));
+            merge_due(store);
         } else {
             return;
         }
@@ -203,7 +204,7 @@ fn flush_loop(store: &Writing) {
 
 fn compact_loop(store: &Writing) {
     while wait_for_work(store, |requests| std::mem::take(&mut requests.compact)) {
-        if finish_compaction(store, compact_all(store, Depth::Due)) {
+        if merge_due(store) {
             retry_later(store, |requests| &mut requests.compact);
         }
     }
@@ -266,12 +267,37 @@ fn finish_flush(store: &Writing, result: Result<()>) -> bool {
     failed
 }
 
-/// Stores the result of a compaction; true if a retry may succeed.
-fn finish_compaction(store: &Writing, result: Result<()>) -> bool {
-    let again = matches!(result, Err(Error::NoSpace { .. } | Error::Io { .. }));
-    store.jobs.changed.notify_all();
-    report(store, result);
-    again
+/// Merges until no merge is due; true if one has failed that may succeed later.
+///
+/// A keyspace whose merge fails does not stop the others. With threads its turn comes again while they go on: they may do so
+/// for ever.
+fn merge_due(store: &Writing) -> bool {
+    let now = || store.files.backend().now();
+    // When they may be tried again.
+    let mut failed: BTreeMap<u32, Duration> = BTreeMap::new();
+    loop {
+        if let Err(error) = store.check_writable() {
+            report(store, Err(error));
+            return false;
+        }
+        let began = now();
+        let set_aside = |keyspace| failed.get(&keyspace).is_some_and(|&until| began < until);
+        let next = merge_next(store, set_aside);
+        store.jobs.changed.notify_all();
+        match next {
+            Next::NoneDue => return failed.values().any(|&until| until < Duration::MAX),
+            Next::Merged => report(store, Ok(())),
+            Next::Failed(keyspace, error) => {
+                let may_pass = matches!(error, Error::NoSpace { .. } | Error::Io { .. });
+                let has_thread = store.options.background == Background::Threads;
+                let now = now();
+                // So merges that fail take half of the time at most.
+                let pause = RETRY_AFTER.max(now.saturating_sub(began));
+                failed.insert(keyspace, if may_pass && has_thread { now + pause } else { Duration::MAX });
+                report(store, Err(error));
+            }
+        }
+    }
 }
 
 /// Counts a failed job and tells the listener, except of a halt, which was reported already. A job that a close ended has not

@@ -51,6 +51,8 @@ struct LaneState {
     queue: Option<Lent>,
     slots: Vec<OperationState>,
     free: Vec<usize>,
+    /// Syncs in flight. They do not count in the depth: one of them may take as long as all other operations of the job.
+    syncs: usize,
     /// Room for completions.
     reaped: Vec<Completion>,
 }
@@ -93,7 +95,8 @@ impl Lane {
     }
 
     fn on(files: &Arc<Files>, job: Option<JobKind>, queue: Lent) -> Arc<Lane> {
-        let state = LaneState { queue: Some(queue), slots: Vec::new(), free: Vec::new(), reaped: Vec::new() };
+        let (slots, free, reaped) = (Vec::new(), Vec::new(), Vec::new());
+        let state = LaneState { queue: Some(queue), slots, free, syncs: 0, reaped };
         Arc::new(Lane { files: Arc::clone(files), job, moved: Moved::default(), state: Mutex::new(state) })
     }
 
@@ -118,11 +121,13 @@ impl Lane {
     /// It was refused, or the context is dead.
     pub(crate) fn submit(self: &Arc<Self>, operation: Operation) -> Result<Ticket> {
         let depth = self.give_way(&operation);
+        let is_sync = is_sync(&operation);
         let mut state = self.state.lock();
-        while state.in_flight() >= depth {
+        while !is_sync && state.in_flight() - state.syncs >= depth {
             state.reap(1)?;
         }
         let slot = state.submit(operation)?;
+        state.syncs += usize::from(is_sync);
         Ok(Ticket { lane: Arc::clone(self), slot: Some(slot) })
     }
 
@@ -232,6 +237,7 @@ impl LaneState {
         let mut reaped = std::mem::take(&mut self.reaped);
         let result = self.queue()?.wait(at_least, None, &mut reaped);
         for completion in reaped.drain(..) {
+            self.syncs -= usize::from(is_sync(&completion.operation));
             self.file(completion);
         }
         self.reaped = reaped;
@@ -281,6 +287,10 @@ impl LaneState {
         }
         Ok(())
     }
+}
+
+fn is_sync(operation: &Operation) -> bool {
+    matches!(operation.kind(), OperationKind::Sync | OperationKind::DataSync)
 }
 
 impl Holder for Lane {

@@ -22,7 +22,7 @@ use crate::base::error::{Error, Result};
 use crate::base::events::Event;
 use crate::base::sync::shared::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, RwLock};
 use crate::compaction::output::{Output, Site};
-use crate::compaction::pace::{Speeds, Standing, WriteClock};
+use crate::compaction::pace::{Speeds, Standing};
 use crate::compaction::picker::Layers;
 use crate::io::removals::Remover;
 use crate::manifest::edit_log::Manifest;
@@ -94,8 +94,6 @@ pub(crate) struct Writing {
     frozen_bytes: AtomicU64,
     /// How fast flushes and merges are.
     pub(crate) speeds: Speeds,
-    /// The clock of writers for the memory of the memtables.
-    pub(crate) memory_clock: WriteClock,
     /// Bytes written to log files when the last freeze cut the log, for the limit on the log.
     last_cut: AtomicU64,
     /// The listener knows that the store has halted.
@@ -127,7 +125,6 @@ impl Writing {
             active_bytes: AtomicU64::new(0),
             frozen_bytes: AtomicU64::new(0),
             speeds,
-            memory_clock: WriteClock::new(),
             last_cut: AtomicU64::new(0),
             halt_told: AtomicBool::new(false),
         }

@@ -1,6 +1,7 @@
 //! Admission, the first step of a commit: a write goes on when memory, log files and merges allow it.
 //!
-//! Before, it may sleep, so that merges and flushes keep up: a small write for at most 4 ms, any write for at most 100. It
+//! Before, it may sleep, so that merges and flushes keep up: for [`SHORT_SLEEP`](crate::compaction::pacing) at most where its
+//! bytes take little time, and for 100 ms at most in any case. It
 //! waits while the memtables are full, and while the log is made longer if no spare file is ready. A freeze waits for the
 //! writers under way and for an install.
 //! The next log file is made before the current one is full, so a full disk refuses a write here, before it has a place in
@@ -60,7 +61,8 @@ pub(crate) trait Room {
 
 /// Lets the caller sleep, so that merges keep up with the writes to these keyspaces and flushes with all writes.
 ///
-/// A write pays for its own keyspaces only, and sleeps once. Close and halt end the sleep.
+/// A write pays for its own keyspaces only, and sleeps once. Where memory is short each keyspace has the same rate: those that
+/// write more than that sleep, and the rate falls until all together go as fast as flushes. Close and halt end the sleep.
 #[inline]
 pub(crate) fn slow_down(store: &Writing, trees: &[Arc<Tree>], record: &RecordBuf) {
     let rate_by_memory = pacing::rate_by_memory(store.memory(), store.speeds.flush_rate());
@@ -73,11 +75,8 @@ pub(crate) fn slow_down(store: &Writing, trees: &[Arc<Tree>], record: &RecordBuf
 fn pay(store: &Writing, trees: &[Arc<Tree>], payload: &[u8], rate_by_memory: u64) {
     let now = store.now();
     let mut time = Duration::ZERO;
-    if rate_by_memory != ANY_RATE {
-        time = store.memory_clock.charge(now, payload.len() as u64, rate_by_memory);
-    }
     for (tree, bytes) in trees.iter().zip(bytes_of_each(trees, payload)) {
-        let rate = tree.pace.rate();
+        let rate = tree.pace.rate().min(rate_by_memory);
         if rate != ANY_RATE {
             time = time.max(tree.pace.charge(now, bytes, rate));
         }

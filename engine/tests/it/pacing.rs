@@ -6,7 +6,7 @@ use std::time::Duration;
 use aio::sim::{EventKind, Fault, FaultPlan};
 use aio::{Backend, Errno, SimBackend};
 use esker::testing::{Background, BuilderExt, DbExt};
-use esker::{Db, Durability, Event, Keyspace, KeyspaceMetrics, Listener, Pressure};
+use esker::{Db, Durability, Error, Event, Keyspace, KeyspaceMetrics, Listener, Pressure};
 
 /// Keeps the changes of pressure, and the keyspaces that were merged.
 #[derive(Clone, Debug, Default)]
@@ -114,6 +114,48 @@ fn a_keyspace_whose_merge_fails_does_not_stop_the_others() {
     db.freeze().unwrap();
     assert_eq!(*told.merged.lock().unwrap(), ["c", "a", "b"]);
     assert_eq!(of(&db, "b").due_bytes, 0);
+}
+
+#[test]
+fn a_compaction_goes_on_with_the_other_keyspaces_where_one_fails() {
+    let (sim, told) = (SimBackend::new(1), Told::default());
+    let db = held_store_on(&sim, &told);
+    for name in ["a", "b", "c"] {
+        add_runs(&db, &db.keyspace(name).unwrap(), 2);
+    }
+    sim.fail(
+        FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Create]).path("segments").times(1),
+    );
+    assert!(matches!(db.compact(), Err(Error::NoSpace { .. })));
+    let runs = ["a", "b", "c"].map(|name| of(&db, name).runs);
+    assert_eq!((runs.iter().sum::<usize>(), runs.iter().filter(|&&runs| runs == 2).count()), (4, 1));
+}
+
+#[test]
+fn jobs_keep_to_the_limit_on_background_io() {
+    let took = |limit: Option<u64>| {
+        let sim = SimBackend::new(1);
+        let builder = Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual);
+        let builder = builder.compress(false);
+        let builder =
+            if let Some(limit) = limit { builder.background_bytes_per_second(limit) } else { builder };
+        let db = builder.open("/store").unwrap();
+        let keyspace = db.keyspace("default").unwrap();
+        for run in 0..2_u32 {
+            (0..20_u32).for_each(|number| {
+                keyspace.put([run, number].map(u32::to_be_bytes).concat(), vec![7; 100 << 10]).unwrap()
+            });
+            db.flush().unwrap();
+        }
+        let before = sim.now();
+        db.compact().unwrap();
+        let took = sim.now().checked_sub(before).unwrap();
+        (took, db.metrics().compacted_bytes_in + db.metrics().compacted_bytes_out)
+    };
+    let (free, bytes) = took(None);
+    let (limited, _) = took(Some(1 << 20));
+    let least = Duration::from_millis(1000 * bytes >> 20);
+    assert!(free < Duration::from_secs(1) && limited >= least * 9 / 10, "{free:?}, {limited:?}, {least:?}");
 }
 
 #[test]

@@ -97,6 +97,25 @@ fn a_compaction_keeps_the_hot_blocks_and_no_others_in_the_cache() {
 }
 
 #[test]
+fn jobs_give_way_to_every_kind_of_read_from_the_device() {
+    let sim = SimBackend::new(1);
+    let (db, ks) = two_runs(&sim);
+    let depth = || db.metrics().background_depth;
+    let reads: [&dyn Fn(); 4] = [
+        &|| assert!(ks.get(key(1)).unwrap().is_some()),
+        &|| assert!(ks.multi_get(&[key(3000), key(4000)]).unwrap().iter().all(Option::is_some)),
+        &|| assert!(ks.iter().skip(1000).next().unwrap().is_ok()),
+        &|| assert!(ks.get(key(KEYS - 1)).unwrap().is_some()),
+    ];
+    for (number, read) in reads.iter().enumerate() {
+        sim.advance(Duration::from_secs(1));
+        assert_eq!(depth(), 8);
+        read();
+        assert_eq!(depth(), 2, "read {number}");
+    }
+}
+
+#[test]
 fn a_compaction_of_data_that_are_not_read_fills_no_cache() {
     let sim = SimBackend::new(1);
     let (db, _ks) = two_runs(&sim);

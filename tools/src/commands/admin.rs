@@ -47,6 +47,8 @@ pub(crate) fn statistics(db: &esker::Db) -> Map<String, Value> {
     row("compactions", Value::from(metrics.compactions));
     row("stalls", Value::from(metrics.stalls));
     row("slowed_writes", Value::from(metrics.slowed_writes));
+    row("merge_bytes_per_second", Value::from(metrics.merge_bytes_per_second));
+    row("flush_bytes_per_second", Value::from(metrics.flush_bytes_per_second));
     row("failed_jobs", Value::from(metrics.failed_jobs));
     if let Some(error) = metrics.flush_error {
         row("flush_error", Value::from(error));
@@ -93,6 +95,8 @@ fn keyspace(keyspace: &esker::KeyspaceMetrics) -> Value {
         "raw_bytes": keyspace.raw_bytes,
         "memtable_bytes": keyspace.memtable_bytes,
         "pressure_percent": keyspace.pressure_percent,
+        "merge_amplification_percent": keyspace.merge_amplification_percent,
+        "due_bytes": keyspace.due_bytes,
     })
 }
 
