@@ -285,7 +285,7 @@ fn merge_due(store: &Writing) -> bool {
         let next = merge_next(store, set_aside);
         store.jobs.changed.notify_all();
         match next {
-            Next::NoneDue => return failed.values().any(|&until| until < Duration::MAX),
+            Next::NoneDue => return failed.values().any(|&until| began < until && until < Duration::MAX),
             Next::Merged => report(store, Ok(())),
             Next::Failed(keyspace, error) => {
                 let may_pass = matches!(error, Error::NoSpace { .. } | Error::Io { .. });
@@ -316,12 +316,18 @@ fn report(store: &Writing, result: Result<()>) {
 
 #[cfg(test)]
 mod tests {
-    use aio::SimBackend;
+    use std::sync::Mutex;
+
+    use aio::sim::{EventKind, Fault, FaultPlan};
+    use aio::{Errno, SimBackend};
 
     use super::*;
+    use crate::base::events::Listener;
     use crate::base::key::{Kind, Seq};
     use crate::base::options::{Options, Sizes};
     use crate::recovery::open;
+    use crate::testing::{BuilderExt, DbExt};
+    use crate::{Db, Durability};
 
     #[test]
     fn a_writer_does_not_wait_for_threads_that_have_ended() {
@@ -337,6 +343,53 @@ mod tests {
         assert!(store.memtable_bytes().frozen > 0);
         store.jobs.requests.lock().ended = Some(Error::Closed);
         assert!(matches!(wait_for_flush(&store), Err(Error::Closed)));
+        store.log.close().unwrap();
+    }
+
+    /// A second passes with each merge.
+    #[derive(Debug)]
+    struct Slow {
+        sim: SimBackend,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Listener for Slow {
+        fn event(&self, event: &Event) {
+            let text = match event {
+                Event::Compacted { keyspace, .. } => keyspace.clone(),
+                Event::BackgroundError { error } => format!("{error:?}")[..7].to_owned(),
+                _ => return,
+            };
+            self.told.lock().unwrap().push(text);
+            self.sim.advance(Duration::from_secs(1));
+        }
+    }
+
+    /// Under sustained writing a round of merges never ends.
+    #[test]
+    fn a_keyspace_whose_merge_failed_has_its_turn_again_in_the_same_round() {
+        let sim = SimBackend::new(1);
+        let builder = Db::builder().backend(Arc::new(sim.clone())).background(Background::Manual);
+        let db = builder.durability(Durability::Process).open("/store").unwrap();
+        db.hold_jobs(true);
+        for (name, runs) in [("a", 12_u32), ("b", 9), ("c", 7)] {
+            let keyspace = db.keyspace(name).unwrap();
+            for run in 0..runs {
+                keyspace.put(run.to_be_bytes(), "value").unwrap();
+                db.flush().unwrap();
+            }
+        }
+        db.close().unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let listener: Arc<dyn Listener> = Arc::new(Slow { sim: sim.clone(), told: Arc::clone(&told) });
+        let options =
+            Options { background: Background::Threads, listener: Some(listener), ..Options::default() };
+        let opened = open::open(Arc::new(sim.clone()), "/store".as_ref(), options).unwrap();
+        let (store, _lock) = (opened.store, opened.lock);
+        let plan = FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Create]);
+        sim.fail(plan.path("segments").times(1));
+        assert!(!merge_due(&store), "nothing is left that failed");
+        assert_eq!(*told.lock().unwrap(), ["NoSpace", "a", "b", "c"]);
         store.log.close().unwrap();
     }
 }
