@@ -375,7 +375,7 @@ mod tests {
         for (name, runs) in [("a", 12_u32), ("b", 9), ("c", 7)] {
             let keyspace = db.keyspace(name).unwrap();
             for run in 0..runs {
-                keyspace.put(run.to_be_bytes(), "value").unwrap();
+                keyspace.put(format!("{run}"), "value").unwrap();
                 db.flush().unwrap();
             }
         }
