@@ -77,7 +77,10 @@ pub(crate) fn compact_fully(store: &Writing) -> Result<()> {
     for tree in store.all_trees() {
         let _one = store.exclude_compactions();
         store.check_writable()?;
-        result = result.and(compact(store, &tree, Depth::Full));
+        // Dropped meanwhile?
+        if store.version().keyspaces.contains_key(&tree.id) {
+            result = result.and(compact(store, &tree, Depth::Full));
+        }
     }
     store.check_writable().and(result)
 }

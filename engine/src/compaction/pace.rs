@@ -1,10 +1,10 @@
 //! The pace of the writes to one keyspace, and the speeds of jobs that it follows from.
 //!
-//! Writers read two atomics. Everything else is behind locks that jobs take when they begin and end, and a merge at each
-//! step in between: so a long merge counts while it runs.
+//! Writers read two atomics. Everything else is behind locks that jobs take when they begin and end, and a merge at each step
+//! in between: so a long merge counts while it runs.
 //!
-//! A [`Pace`] has a virtual clock. A writer that finds it ahead of the time sleeps. The clock of a keyspace counts its own writes
-//! only, even where the memory of all memtables sets the rate: so a keyspace with few writes does not sleep for a busy one.
+//! A [`Pace`] has a virtual clock. A writer that finds it ahead of the time sleeps. The clock counts the writes of its keyspace
+//! only, even where the memory of all memtables sets the rate: a keyspace with few writes does not sleep for a busy one.
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ const FIRST_AMPLIFICATION: u64 = 5;
 /// Bytes that merges write for one byte of a user, at most: a merge that takes long must not stop writers.
 const MOST_AMPLIFICATION: u64 = 40;
 
-/// Full memtables over whose bytes the amplification is measured. A merge into the bottom run takes the time of many flushes: over 8 of
-/// them the rate follows that of the flushes themselves, and falls to a fourth of what it does over 32.
+/// Full memtables over whose bytes the amplification is measured. A merge into the bottom run takes the time of many flushes:
+/// over 8 of them the rate follows that of the flushes themselves, and falls to a fourth of what it does over 32.
 const FLUSHES: u64 = 32;
 
 /// Merges into the bottom run over which their yield is measured.
@@ -42,8 +42,8 @@ pub(crate) struct Pace {
     rate: AtomicU64,
     clock: Clock,
     state: Mutex<PaceState>,
-    /// The pressure as the listener knows it. Held while it is told, so that it hears of the changes in their order. Before `state`, which
-    /// is free by then: the listener may ask for metrics.
+    /// The pressure as the listener knows it. Held while it is told, so that it hears of the changes in their order. Taken
+    /// before `state`, which is free then: metrics do not wait for a listener.
     told: Mutex<Pressure>,
 }
 

@@ -178,7 +178,7 @@ fn run_pending(store: &Writing) {
         if flush {
             finish_flush(store, flush_frozen(store));
         } else if compact {
-            merge_due(store);
+            merge_due(store, &mut BTreeMap::new());
         } else {
             return;
         }
@@ -203,8 +203,9 @@ fn flush_loop(store: &Writing) {
 }
 
 fn compact_loop(store: &Writing) {
+    let mut failed = BTreeMap::new();
     while wait_for_work(store, |requests| std::mem::take(&mut requests.compact)) {
-        if merge_due(store) {
+        if merge_due(store, &mut failed) {
             retry_later(store, |requests| &mut requests.compact);
         }
     }
@@ -238,9 +239,11 @@ fn retry_later(store: &Writing, flag: impl Fn(&mut Requests) -> &mut bool) {
     if store.health().is_err() {
         return;
     }
+    let until = store.files.backend().now() + RETRY_AFTER;
     let mut requests = store.jobs.requests.lock();
     while requests.ended.is_none() && !*flag(&mut requests) {
-        if store.jobs.changed.wait_for(&mut requests, RETRY_AFTER).timed_out() {
+        let left = until.saturating_sub(store.files.backend().now());
+        if left.is_zero() || store.jobs.changed.wait_for(&mut requests, left).timed_out() {
             *flag(&mut requests) = true;
         }
     }
@@ -267,34 +270,43 @@ fn finish_flush(store: &Writing, result: Result<()>) -> bool {
     failed
 }
 
-/// Merges until no merge is due; true if one has failed that may succeed later.
+/// A keyspace whose merge has failed.
+struct FailedMerge {
+    /// It is not tried again before.
+    until: Duration,
+    /// Whether to try again without another cause.
+    may_pass: bool,
+}
+
+/// Merges until no merge is due; true if one is to be tried again later.
 ///
-/// A keyspace whose merge fails does not stop the others. With threads its turn comes again while they go on: they may do so
-/// for ever.
-fn merge_due(store: &Writing) -> bool {
+/// A keyspace whose merge fails does not stop the others. With a thread its turn comes again while they go on: they may do so
+/// for ever. Without one it is with the next call, which begins with an empty `failed`.
+fn merge_due(store: &Writing, failed: &mut BTreeMap<u32, FailedMerge>) -> bool {
     let now = || store.files.backend().now();
-    // When they may be tried again.
-    let mut failed: BTreeMap<u32, Duration> = BTreeMap::new();
     loop {
         if let Err(error) = store.check_writable() {
             report(store, Err(error));
             return false;
         }
         let began = now();
-        let set_aside = |keyspace| failed.get(&keyspace).is_some_and(|&until| began < until);
-        let next = merge_next(store, set_aside);
+        failed.retain(|_, merge| began < merge.until);
+        let next = merge_next(store, |keyspace| failed.contains_key(&keyspace));
         store.jobs.changed.notify_all();
         match next {
-            Next::NoneDue => return failed.values().any(|&until| began < until && until < Duration::MAX),
+            Next::NoneDue => return failed.values().any(|merge| merge.may_pass),
             Next::Merged => report(store, Ok(())),
             Next::Failed(keyspace, error) => {
                 let may_pass = matches!(error, Error::NoSpace { .. } | Error::Io { .. });
-                let has_thread = store.options.background == Background::Threads;
-                let now = now();
-                // So merges that fail take half of the time at most.
-                let pause = RETRY_AFTER.max(now.saturating_sub(began));
-                failed.insert(keyspace, if may_pass && has_thread { now + pause } else { Duration::MAX });
                 report(store, Err(error));
+                if store.check_writable().is_err() {
+                    return false;
+                }
+                // So merges that fail take half of the time at most.
+                let pause = RETRY_AFTER.max(now().saturating_sub(began));
+                let has_thread = store.options.background == Background::Threads;
+                let until = if has_thread { now() + pause } else { Duration::MAX };
+                failed.insert(keyspace, FailedMerge { until, may_pass });
             }
         }
     }
@@ -346,7 +358,7 @@ mod tests {
         store.log.close().unwrap();
     }
 
-    /// A second passes with each merge.
+    /// Time passes with each merge.
     #[derive(Debug)]
     struct Slow {
         sim: SimBackend,
@@ -361,7 +373,9 @@ mod tests {
                 _ => return,
             };
             self.told.lock().unwrap().push(text);
-            self.sim.advance(Duration::from_secs(1));
+            if matches!(event, Event::Compacted { .. }) {
+                self.sim.advance(RETRY_AFTER * 3 / 4);
+            }
         }
     }
 
@@ -388,8 +402,12 @@ mod tests {
         let (store, _lock) = (opened.store, opened.lock);
         let plan = FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::Create]);
         sim.fail(plan.path("segments").times(1));
-        assert!(!merge_due(&store), "nothing is left that failed");
-        assert_eq!(*told.lock().unwrap(), ["NoSpace", "a", "b", "c"]);
+        assert!(!merge_due(&store, &mut BTreeMap::new()), "nothing is left that failed");
+        assert_eq!(
+            *told.lock().unwrap(),
+            ["NoSpace", "b", "c", "a"],
+            "not at once, and before the round ends"
+        );
         store.log.close().unwrap();
     }
 }

@@ -1,9 +1,8 @@
 //! Admission, the first step of a commit: a write goes on when memory, log files and merges allow it.
 //!
-//! Before, it may sleep, so that merges and flushes keep up: for [`SHORT_SLEEP`](crate::compaction::pacing) at most where its
-//! bytes take little time, and for 100 ms at most in any case. It
-//! waits while the memtables are full, and while the log is made longer if no spare file is ready. A freeze waits for the
-//! writers under way and for an install.
+//! Before, it may sleep, so that merges and flushes keep up: a few ms, and 100 ms at most. It waits while the memtables are
+//! full, and while the log is made longer if no spare file is ready. A freeze waits for the writers under way and for an
+//! install.
 //! The next log file is made before the current one is full, so a full disk refuses a write here, before it has a place in
 //! the log, and not after.
 //!
@@ -62,7 +61,8 @@ pub(crate) trait Room {
 /// Lets the caller sleep, so that merges keep up with the writes to these keyspaces and flushes with all writes.
 ///
 /// A write pays for its own keyspaces only, and sleeps once. Where memory is short each keyspace has the same rate: those that
-/// write more than that sleep, and the rate falls until all together go as fast as flushes. Close and halt end the sleep.
+/// write more sleep, and the rate falls until all together go as fast as flushes. More than fifty busy ones, or batches over as
+/// many, have to wait for memory instead: the rate stops at a fiftieth of that of flushes. Close and halt end the sleep.
 #[inline]
 pub(crate) fn slow_down(store: &Writing, trees: &[Arc<Tree>], record: &RecordBuf) {
     let rate_by_memory = pacing::rate_by_memory(store.memory(), store.speeds.flush_rate());
