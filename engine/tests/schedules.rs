@@ -362,6 +362,60 @@ fn a_keyspace_dropped_beside_readers() {
     }));
 }
 
+/// A flush releases the log while a keyspace is made and written to. The keyspace needs its records.
+#[test]
+fn a_keyspace_made_beside_flushes() {
+    explore(scenario("a_keyspace_made_beside_flushes", &[Shape::Puts], |bed| {
+        let mut tasks = writing(bed, 2, 1);
+        tasks.push(bed.spawn(|bed| (0..2).for_each(|_| bed.sync_by(esker::Db::flush))));
+        bed.history(|history| history.temporary = None);
+        let made = bed.db.keyspace(TEMPORARY);
+        if let Some(keyspace) = bed.alive(made) {
+            bed.history(|history| history.temporary = Some(true));
+            let written = keyspace.put("key", "value");
+            if bed.alive(written).is_some() {
+                bed.history(|history| history.temporary_keys = 1);
+            }
+        }
+        join(tasks);
+    }));
+}
+
+/// Another process may own the files after a close, and it writes to the same log files. In every other run the log has
+/// failed before.
+#[test]
+fn nothing_is_written_after_a_close() {
+    const TINY: Sizes = Sizes { log_file_bytes: Some(4 << 10), ..SMALL };
+    let tiny = scenario("nothing_is_written_after_a_close", &[Shape::Puts; 3], |bed| {
+        if chance(2) {
+            let kinds = [EventKind::Sync, EventKind::Write];
+            let kind = kinds[usize::from(chance(2))];
+            let fault = FaultPlan::new(Fault::Errno(Errno::IO)).on(&[kind]).path(".log");
+            bed.machine.sim.fail(fault.skip(below(6)));
+        }
+        let tasks: Vec<_> = (1..3)
+            .map(|writer| {
+                bed.spawn(move |bed| {
+                    for _ in 0..4 {
+                        let level = if chance(3) { Durability::Process } else { Durability::Power };
+                        let written = bed.write(writer, level);
+                        if matches!(written, Err(Error::Closed)) || bed.alive(written).is_none() {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        bed.write_all(0, 1 + below(3), 2);
+        let closed = bed.db.clone().close();
+        let events = bed.machine.sim.events();
+        bed.alive(closed);
+        join(tasks);
+        assert_eq!(bed.machine.sim.events(), events, "something was written after the close");
+    });
+    explore(Scenario { sizes: TINY, ..tiny });
+}
+
 /// The log or the manifest fails at one call. Every later call returns the error, and no task hangs.
 #[test]
 fn a_failing_log_halts_all_writers() {

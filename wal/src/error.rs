@@ -51,6 +51,10 @@ pub enum Error {
         /// The message of the host.
         message: String,
     },
+    /// The files of the log have no room for the record, and no more may be made: files have to be retired first. Nothing was
+    /// written.
+    #[error("the log is at its limit")]
+    AtLimit,
     /// The log was closed.
     #[error("the log is closed")]
     Closed,

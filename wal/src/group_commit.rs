@@ -37,7 +37,8 @@
 //!   +----+----+
 //!        +-> `stop`: has_thread = false, wake all; from then on the waiters run the rounds
 //!
-//!   CLOSE: `closed` (appends fail), `stop`, join the thread, wait for all records as a waiter, run a last claim round
+//!   CLOSE: `closed` (appends fail), `stop`, join the thread, wait for all records as a waiter, run a last claim round, take
+//!   the token for good, in a halted log, too: `has_ended`
 //! ```
 //!
 //! # The fields
@@ -48,6 +49,7 @@
 //! * Halt: `halted`; the atomic of the same name repeats it for appends, which take no lock.
 //! * Waiters: `wanted` is the highest `end` waited for or requested. `sleepers` counts the sleepers of even and of odd
 //!   rounds. `crowd` says that the last data round with a waiter acknowledged two or more.
+//! * End: `has_ended` when a close has taken the token. The next incarnation may own the files then.
 //! * Commit thread: `has_thread` while it runs. `stop` asks it to end. `idle` is the drain interval: it starts when there
 //!   is something to write, and starts again when `durable` rises. Two atomics spare an append the lock: `parked` (the
 //!   thread sleeps until a record is published) and `drain_asked` (the thread knows that `drain_bytes` are waiting).
@@ -122,6 +124,7 @@ pub(crate) struct Shared {
 
 /// The states of the protocol. The module draws them and explains the fields.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each changes by itself")]
 pub(crate) struct CommitState {
     pub(crate) flusher: Option<Box<Flusher>>,
 
@@ -138,6 +141,7 @@ pub(crate) struct CommitState {
 
     pub(crate) has_thread: bool,
     pub(crate) stop: bool,
+    pub(crate) has_ended: bool,
     pub(crate) idle: DrainInterval,
 }
 
@@ -233,6 +237,10 @@ impl Shared {
             if let Some(cause) = &state.halted {
                 return Err(cause.halted());
             }
+            if state.has_ended {
+                // Only a round that was refused has left records behind.
+                return Err(state.refused.clone().unwrap_or(Error::Closed));
+            }
             // Refusals before this call do not count: each caller has at least one round tried for it.
             if state.refusals != refusals
                 && let Some(refused) = &state.refused
@@ -283,6 +291,7 @@ impl Shared {
         let grown = core.ring.grow(&*core.backend, queue, &*self.host, len_bytes);
         if let Err(cause) = &grown
             && !cause.is_shortage()
+            && *cause != Error::Closed
         {
             // The size of the file on the device is unknown now. Nothing is retried.
             self.halt(cause);
@@ -309,6 +318,7 @@ impl Shared {
         self.host.progressed(self.core.durable());
         let mut state = self.state.lock();
         state.flusher = token.flusher.take();
+        self.tell_close(&state);
         if let Ok(refused) = &outcome {
             state.refused.clone_from(refused);
         }
@@ -362,6 +372,36 @@ impl Shared {
         }
     }
 
+    /// Takes the token for good, after the round that is under way. Runs a last claim round, unless the log has halted or
+    /// `claims` is false. When this returns no I/O on log files is under way, and none begins.
+    pub(crate) fn end(&self, mut claims: bool) {
+        let mut state = self.state.lock();
+        while !state.has_ended {
+            match state.flusher.take() {
+                Some(flusher) if claims && state.halted.is_none() => {
+                    claims = false;
+                    state = self.run(state, flusher, Purpose::Claim, 0);
+                }
+                Some(flusher) => {
+                    // The drop waits for operations that a failed round has left behind.
+                    drop(flusher);
+                    state.has_ended = true;
+                }
+                None if planted(Bug::RoundAfterTheClose) => break,
+                None => self.work.wait(&mut state),
+            }
+        }
+        drop(state);
+        self.wake_waiters();
+    }
+
+    /// The token is back: a close may wait for it.
+    fn tell_close(&self, state: &CommitState) {
+        if state.stop {
+            self.work.notify_all();
+        }
+    }
+
     pub(crate) fn wake_waiters(&self) {
         for round in &self.rounds {
             round.announce();
@@ -401,6 +441,7 @@ impl CommitState {
             crowd: false,
             has_thread: false,
             stop: false,
+            has_ended: false,
             idle: DrainInterval::default(),
         }
     }
@@ -449,7 +490,10 @@ impl HeldToken<'_> {
 impl Drop for HeldToken<'_> {
     fn drop(&mut self) {
         if let Some(flusher) = self.flusher.take() {
-            self.shared.state.lock().flusher = Some(flusher);
+            let mut state = self.shared.state.lock();
+            state.flusher = Some(flusher);
+            self.shared.tell_close(&state);
+            drop(state);
             self.shared.halt(&Error::Host { message: "a flush round of the log panicked".to_owned() });
         }
     }

@@ -113,7 +113,7 @@ pub use error::{Error, Result};
 pub use flusher::SyncMethod;
 pub use front::Front;
 pub use log::{Background, Log, LogMetrics, LogOptions};
-pub use log_file::{ActiveFile, Host, log_file_path};
+pub use log_file::{ActiveFile, Host, KeptFiles, log_file_path};
 pub use record::{
     Decoded, GRANULE, Prepared, RECORD_HEADER_BYTES, RecordBuf, Seq, StreamOrigin, decode, void_header,
 };

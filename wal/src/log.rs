@@ -13,9 +13,9 @@ use aio::Backend;
 use crate::commit_thread::{Due, start_thread};
 use crate::ended_ring::RingSizes;
 use crate::error::{Error, Result};
-use crate::flusher::{Core, Flusher, LogCounters, Purpose, QUEUE_SLOTS, SyncMethod, count};
+use crate::flusher::{Core, Flusher, LogCounters, QUEUE_SLOTS, SyncMethod, count};
 use crate::group_commit::{Level, Shared};
-use crate::log_file::{ActiveFile, Host, LogFiles};
+use crate::log_file::{ActiveFile, FileSizes, Host, KeptFiles, LEAST_FILES, LogFiles};
 use crate::record::{GRANULE, RecordBuf, Seq, StreamOrigin};
 use crate::reservation::{Appended, Reservation};
 use crate::ring::{Full, Ring};
@@ -55,10 +55,15 @@ pub struct LogOptions {
     pub ring_file_bytes: usize,
     /// Size of a log file in bytes, a multiple of [`STEP`].
     pub file_bytes: u64,
+    /// The most files, in use and spare together, at least 4; one more at times. A record for which they have no room is
+    /// refused with [`Error::AtLimit`]. By default there is no limit.
+    pub max_files: usize,
     /// The number of files, in use and spare together, up to which a retired file becomes a spare. Two spares are
-    /// always kept. A new file is written twice, the first time with zeros. So this should be the number of files that
-    /// the log fills between two retirements.
+    /// kept if `max_files` allows. A new file is written twice, the first time with zeros. So this should be the number of
+    /// files that the log fills between two retirements.
     pub keep_files: usize,
+    /// Files to use before a new one is made. The manifest that has forgotten them is durable.
+    pub kept: KeptFiles,
     /// A round starts when this many bytes are published and not durable.
     pub drain_bytes: u64,
     /// A round starts when bytes have been published and not durable for this long.
@@ -83,7 +88,9 @@ impl LogOptions {
             ring_bytes: 16 << 20,
             ring_file_bytes: 16 << 20,
             file_bytes: 16 << 20,
+            max_files: usize::MAX,
             keep_files: 4,
+            kept: KeptFiles::default(),
             drain_bytes: 1 << 20,
             drain_interval: Duration::from_millis(10),
             sync_method: SyncMethod::default(),
@@ -154,6 +161,7 @@ impl Log {
         assert!(options.ring_file_bytes > 0, "a ring begins with something");
         assert!(options.ring_file_bytes.is_multiple_of(STEP), "a ring is whole steps");
         assert!(options.file_bytes > 0, "a log file is not empty");
+        assert!(options.max_files >= LEAST_FILES, "a record fits beside the current file");
         assert!(options.file_bytes.is_multiple_of(STEP as u64), "a log file is whole steps");
         let start = options.start;
         let mut queue = aio::wait_out(&*backend, || backend.queue(QUEUE_SLOTS))?;
@@ -163,7 +171,12 @@ impl Log {
             (Arc::clone(&backend), Arc::clone(&host)),
             options.directory,
             options.store_id,
-            (options.file_bytes, options.keep_files),
+            FileSizes {
+                file_bytes: options.file_bytes,
+                max_files: options.max_files,
+                keep_files: options.keep_files,
+            },
+            options.kept,
         );
         let position = || AtomicU64::new(start.get());
         let core = Core {
@@ -192,7 +205,7 @@ impl Log {
     /// Waits while the ring has no space, that is for a round.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Halted`], [`Error::Closed`], a fork, or, when the ring is full, the
+    /// [`Error::TooLarge`], [`Error::AtLimit`], [`Error::Halted`], [`Error::Closed`], a fork, or, when the ring is full, the
     /// [shortage](Error::is_shortage) of [`Log::wait_durable`]: nothing was reserved, the record is unchanged.
     pub fn reserve<'a>(&'a self, record: &'a mut RecordBuf) -> Result<Reservation<'a>> {
         let shared = &*self.shared;
@@ -205,13 +218,15 @@ impl Log {
         let prepared = record.prepare();
         loop {
             shared.check_open()?;
-            match shared.core.ring.reserve(len_bytes, shared.core.durable()) {
+            let durable = shared.core.durable();
+            match shared.core.ring.reserve(len_bytes, durable, || shared.core.end_in_files()) {
                 Ok(seq) => return Ok(Reservation::new(shared, prepared, seq)),
                 Err(Full::Until(needed)) => {
                     count(&shared.core.counters.space_waits, 1);
                     shared.wait(Level::Durable, needed)?;
                 }
                 Err(Full::Small) => shared.grow_ring(len_bytes as u64)?,
+                Err(Full::Files) => return Err(Error::AtLimit),
                 Err(Full::Unsure) => shared.core.ring.make_room(&*shared.core.backend, len_bytes)?,
             }
         }
@@ -327,8 +342,17 @@ impl Log {
         self.shared.core.files.retire(ids)
     }
 
-    /// Makes a spare log file if the current file and the spares have room for less than one file. Uses the queue of
-    /// the caller, so no commit waits for it. Returns whether it made one.
+    /// Removes log files until `most` are left for the next incarnation. To be called after [`Log::close`], when the manifest
+    /// has durably forgotten all files of this log.
+    ///
+    /// # Errors
+    /// A file could not be removed.
+    pub fn leave_files(&self, most: usize) -> Result<()> {
+        self.shared.core.files.leave(most)
+    }
+
+    /// Makes a spare log file if the current file and the spares have room for less than one file, and the log is below its
+    /// limit. Uses the queue of the caller, so no commit waits for it. Returns whether it made one.
     ///
     /// # Errors
     /// The file could not be created: the log goes on. [`Error::Halted`]: the folder of the log could not be synced.
@@ -348,42 +372,59 @@ impl Log {
         })
     }
 
-    /// Whether a spare should be made soon: less than half a file can be written without one.
+    /// Whether a spare should be made soon: less than half a file can be written without one, and one may be made.
     pub fn wants_spare(&self) -> bool {
-        let files = &self.shared.core.files;
-        files.room_bytes() < files.file_bytes() / 2
+        self.shared.core.files.wants_spare()
     }
 
-    /// Whether the existing files have room for a record of `len_bytes` and for everything that is published and not
-    /// durable. Then the record can be written even if the disk is full. A few loads.
+    /// Whether the existing files have room for a record of `len_bytes` and for everything that is reserved and not
+    /// written, within the limit. Then the record can be written even if the disk is full. A few loads.
     ///
-    /// An eighth of a file (at least four times [`STEP`], at most half a file) is reserved for claim groups and for the
+    /// An eighth of a file (at least 16 KiB, at most half a file) is reserved for claim groups and for the
     /// records that other threads append before this one. The answer holds while those fit into the reserve.
     pub fn has_room(&self, len_bytes: usize) -> bool {
         let (core, files) = (&self.shared.core, &self.shared.core.files);
-        let stream_bytes = core.ring.published().get().since(core.durable()).saturating_add(len_bytes as u64);
-        // Sector headers take one byte for 63 of the stream. The header and the padding of a group take at most two
-        // steps.
-        let needed_bytes = stream_bytes.saturating_add(stream_bytes / 32).saturating_add(2 * STEP as u64);
-        files.room_bytes() >= needed_bytes.saturating_add(files.slack_bytes())
+        let stream_bytes = core.ring.reserved().since(core.written()).saturating_add(len_bytes as u64);
+        files.room_bytes() >= files.needed_bytes(stream_bytes)
             && core.ring.has_grown_for(len_bytes as u64)
+            && !self.is_at_limit(len_bytes)
     }
 
-    /// Makes spares and lets the ring grow until [`Log::has_room`]. Waits while another thread does so.
+    /// Whether a record of `len_bytes` has to wait until files are retired.
+    pub fn is_at_limit(&self, len_bytes: usize) -> bool {
+        self.shared.core.is_at_limit(len_bytes)
+    }
+
+    /// Makes spares and lets the ring grow until [`Log::has_room`]. Waits while another thread does so. False if the log is
+    /// at its limit: then files have to be retired first.
     ///
     /// If the ring is larger than three files, and full, the most spares that are ever kept may not be enough.
     ///
     /// # Errors
     /// There is no space to create a log file or to let the ring's file grow: the log goes on. [`Error::Halted`]: the
     /// ring's file could not be written, or the folder of the log not synced.
-    pub fn make_room(&self, len_bytes: usize, queue: &mut dyn aio::Queue) -> Result<()> {
+    pub fn make_room(&self, len_bytes: usize, queue: &mut dyn aio::Queue) -> Result<bool> {
         self.shared.grow_ring_by(len_bytes as u64, queue)?;
         while !self.has_room(len_bytes) {
+            if self.is_at_limit(len_bytes) {
+                return Ok(false);
+            }
             if !self.prepare(queue, &|| self.has_room(len_bytes))? {
                 break;
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether more than three quarters of the files that may exist are used: time to retire some.
+    pub fn is_nearly_full(&self) -> bool {
+        self.shared.core.files.is_nearly_full()
+    }
+
+    /// Where the older half of the files in use ends: when nothing below is needed, [`Log::retirable`] has files. `None` if
+    /// only the current file is in use.
+    pub fn older_half_end(&self) -> Option<Seq> {
+        self.shared.core.files.older_half_end()
     }
 
     /// The first failure, if the log has stopped.
@@ -437,6 +478,9 @@ impl Log {
 
     /// Takes no more records, makes everything durable, and ends the commit thread. Later calls do nothing.
     ///
+    /// When this returns, also with an error, no thread writes to the files of the log or makes one any more. So the next
+    /// incarnation may use them.
+    ///
     /// # Errors
     /// [`Error::Halted`], or a [shortage](Error::is_shortage): not everything could be made durable. The
     /// records in a shared ring survive the process all the same.
@@ -446,19 +490,21 @@ impl Log {
         shared.closed.store(true, Ordering::SeqCst);
         {
             let mut state = shared.state.lock();
+            if state.has_ended {
+                return state.halted.as_ref().map_or(Ok(()), |cause| Err(cause.halted()));
+            }
             state.stop = true;
-            shared.work.notify_one();
+            shared.work.notify_all();
         }
         if let Some(thread) = self.thread.lock().take() {
             // A panic of the thread has stopped the log, and `state` has the error.
             let _ = thread.join();
         }
-        self.sync()?;
-        let mut state = shared.state.lock();
-        if let Some(flusher) = state.flusher.take() {
-            state = shared.run(state, flusher, Purpose::Claim, 0);
-        }
-        state.halted.as_ref().map_or(Ok(()), |cause| Err(cause.halted()))
+        let synced = self.sync();
+        shared.end(synced.is_ok());
+        shared.core.files.end();
+        shared.core.ring.end_growth();
+        synced.and(self.health())
     }
 }
 

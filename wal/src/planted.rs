@@ -17,6 +17,7 @@ aio::planted_bugs! {
         RingReusedTooEarly: "ring space is reused before its bytes are durable",
         RingNotReplayed: "recovery does not look into the ring",
         RingUsedBeforeTheManifest: "records go where the manifest does not know of the ring",
+        LogLimitIgnored: "log files are made without regard to their limit",
         LogFileRetiredTooEarly: "a log file is recycled while a memtable still needs it",
     }
     IN_SCHEDULES {
@@ -27,6 +28,9 @@ aio::planted_bugs! {
     IN_UNITS {
         ReservationNotVoided: "a place in the log that its writer gives up stays empty",
         RingWithoutRoom: "a record goes to a page of the ring that may need space, without a call that asks for it",
+        KeptFileTrusted: "a log file of an earlier life is used as it is found",
+        RoundAfterTheClose: "a close does not wait for the round that a waiter runs",
+        FilesMadeAfterTheClose: "a file of the log is made or grows beside a close and after it",
         VoidReplayed: "replay takes a place that was given up for a record",
     }
 }

@@ -59,8 +59,8 @@ pub(crate) struct Ring {
     start: Seq,
     /// Bytes of the file that can be used. Stored with release after the file has them.
     grown: AtomicUsize,
-    /// Held while the file grows or gets room, across I/O.
-    growing: Mutex<()>,
+    /// Held while the file grows or gets room, across I/O. True when it grows no more.
+    growing: Mutex<bool>,
     /// End of the bytes that have room; 0 when that is to be found out again.
     sure: AtomicU64,
     /// When `sure` was found, in nanoseconds of the backend's clock.
@@ -79,6 +79,8 @@ pub(crate) enum Full {
     Small,
     /// The mapping has to get room first.
     Unsure,
+    /// The log files that may exist have no room.
+    Files,
 }
 
 impl Ring {
@@ -111,7 +113,7 @@ impl Ring {
             bytes,
             start,
             grown: AtomicUsize::new(file_bytes),
-            growing: Mutex::new(()),
+            growing: Mutex::new(false),
             sure: AtomicU64::new(0),
             sure_since_nanos: AtomicU64::new(0),
             reserved: AtomicU64::new(start.get()),
@@ -133,7 +135,10 @@ impl Ring {
         host: &dyn Host,
         len_bytes: u64,
     ) -> Result<()> {
-        let _one = self.growing.lock();
+        let has_ended = self.growing.lock();
+        if *has_ended && !planted(Bug::FilesMadeAfterTheClose) {
+            return Err(Error::Closed);
+        }
         let before = self.grown.load(Ordering::Acquire);
         let needed = self.reserved().since(self.start).saturating_add(len_bytes);
         let mut grown = before;
@@ -151,6 +156,11 @@ impl Ring {
         assert!(self.map.len_bytes() >= grown, "the mapping covers the file");
         self.grown.store(grown, Ordering::Release);
         Ok(())
+    }
+
+    /// The file does not grow any more: the next incarnation may use it.
+    pub(crate) fn end_growth(&self) {
+        *self.growing.lock() = true;
     }
 
     /// Makes room for `len_bytes` more, and for a window behind them.
@@ -207,10 +217,15 @@ impl Ring {
     }
 
     /// Reserves the next `len_bytes`. `durable` is the durable end of the log; [`Full::Until`] is the one that is
-    /// needed.
+    /// needed. The records end at or before `end_in_files`, which is called after the end of all earlier records is known.
     ///
     /// The caller has loaded `durable` with acquire, so the flusher has read the bytes that are overwritten.
-    pub(crate) fn reserve(&self, len_bytes: usize, durable: Seq) -> std::result::Result<Seq, Full> {
+    pub(crate) fn reserve(
+        &self,
+        len_bytes: usize,
+        durable: Seq,
+        end_in_files: impl Fn() -> Seq,
+    ) -> std::result::Result<Seq, Full> {
         let slack = if planted(Bug::RingReusedTooEarly) { self.bytes } else { 0 };
         let limit = durable.plus(self.bytes + slack).get();
         // Acquire: the bytes below `grown` are mapped before they are written.
@@ -220,6 +235,9 @@ impl Ring {
         let mut at = self.reserved.load(Ordering::SeqCst);
         loop {
             let end = at.saturating_add(len_bytes as u64);
+            if end > end_in_files().get() {
+                return Err(Full::Files);
+            }
             if end > there {
                 return Err(Full::Small);
             }

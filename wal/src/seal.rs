@@ -39,6 +39,9 @@ use crate::sector::{Place, SECTOR_HEADER_BYTES, SECTOR_PAYLOAD_BYTES, seal_secto
 /// Groups start at multiples of this many bytes, or of the alignment of the file where that is larger.
 pub const STEP: usize = 4096;
 
+/// A group is padded by less than this.
+pub(crate) const MOST_PADDING_BYTES: usize = 4096;
+
 /// Bytes of a group header; it lies in the first sector.
 pub const GROUP_HEADER_BYTES: usize = 64;
 
@@ -46,6 +49,7 @@ const MAGIC: [u8; 8] = *b"ESKERGRP";
 
 const _: () = assert!(GROUP_HEADER_BYTES < SECTOR_PAYLOAD_BYTES);
 const _: () = assert!(STEP.is_multiple_of(SECTOR_BYTES));
+const _: () = assert!(STEP <= MOST_PADDING_BYTES);
 
 /// The header of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -141,11 +141,18 @@ fn flush_all(store: &Writing) -> Result<()> {
     flush_at_close(store)
 }
 
+/// A closed store has no more log files than one that has just taken its first writes: one for the next life to write to, and
+/// a spare.
+const LOG_FILES_LEFT: usize = 2;
+
 /// After a clean close the log holds nothing that is not in segments, so the next open need not read it.
 fn forget_log(store: &Writing) -> Result<()> {
     let end = store.log.published();
     let retired = store.manifest.version().logs.iter().map(|file| file.id).collect();
-    store.manifest.append(&[Edit::Horizon { at: end, retired }]).map(drop)
+    store.manifest.append(&[Edit::Horizon { at: end, retired }])?;
+    // A file that cannot be removed does no harm.
+    let _ = store.log.leave_files(LOG_FILES_LEFT);
+    Ok(())
 }
 
 #[cfg(test)]

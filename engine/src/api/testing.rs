@@ -59,6 +59,12 @@ pub trait DbExt {
     /// # Errors
     /// The store is closed or has halted.
     fn freeze(&self) -> Result<()>;
+
+    /// Size of a log file in bytes.
+    fn log_file_bytes(&self) -> u64;
+
+    /// The limit on the bytes of all log files.
+    fn log_limit_bytes(&self) -> u64;
 }
 
 impl DbExt for Db {
@@ -74,5 +80,13 @@ impl DbExt for Db {
         store.freeze(|_| true);
         scheduler::request_flush(store);
         Ok(())
+    }
+
+    fn log_file_bytes(&self) -> u64 {
+        self.handle().store().options.log_file_bytes()
+    }
+
+    fn log_limit_bytes(&self) -> u64 {
+        self.handle().store().options.log_limit_bytes()
     }
 }

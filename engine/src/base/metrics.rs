@@ -44,7 +44,7 @@ pub struct Metrics {
     pub flush_error: Option<String>,
     /// The first cause, if the store has halted.
     pub halted: Option<String>,
-    /// Writes that had to wait for memory.
+    /// Writes that had to wait for memory, or for room in the log.
     pub stalls: u64,
     /// The total time of these waits.
     pub stalled: Duration,

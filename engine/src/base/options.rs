@@ -149,15 +149,16 @@ impl Options {
         self.memtables_bytes() / 5 * 3
     }
 
-    /// Bytes of log files in use above which all keyspaces are flushed, so that the oldest files can be used again.
+    /// The limit on the bytes of all log files, spare ones included. A log that uses more than three quarters of it lets the
+    /// keyspaces be flushed that need its oldest files. At the limit writes wait for that. Twice the memtables, so that these fill first
+    /// unless the log has much padding; and never so low that a record does not fit beside the current file.
     pub(crate) fn log_limit_bytes(&self) -> u64 {
         (self.memtables_bytes() * 2).max(self.log_file_bytes() * 4)
     }
 
-    /// Log files kept for reuse, those in use included: as many as a log at its limit has, and those written while it is cut.
-    /// So the log needs no new space once it has reached this size.
-    pub(crate) fn log_files_kept(&self) -> u64 {
-        self.log_limit_bytes() / self.log_file_bytes() + 2
+    /// The log files within the limit.
+    pub(crate) fn max_log_files(&self) -> u64 {
+        self.log_limit_bytes() / self.log_file_bytes()
     }
 
     /// The block cache and the pinned memory of open segments: the rest of the budget. The ring counts with a quarter more

@@ -139,17 +139,23 @@ pub(crate) fn flush_now(store: &Writing) -> Result<()> {
     result
 }
 
-/// Waits until a flush has ended since this call began. In manual mode this thread flushes.
+/// Waits until a flush has ended since this call began, if one `is_needed` still. If not, frozen memtables are flushed all
+/// the same. In manual mode this thread flushes.
 ///
 /// # Errors
 /// The error of the flush: the disk is full, or the store has halted. `Closed` while the store closes.
-pub(crate) fn wait_for_flush(store: &Writing) -> Result<()> {
+pub(crate) fn wait_for_flush(store: &Writing, is_needed: impl Fn() -> bool) -> Result<()> {
     if store.options.background == Background::Manual {
         finish_flush(store, flush_frozen(store));
         run_pending(store);
     }
     let mut requests = store.jobs.requests.lock();
-    if store.options.background == Background::Threads && store.memtable_bytes().frozen > 0 {
+    let by_thread = store.options.background == Background::Threads;
+    if by_thread && !is_needed() {
+        if store.memtable_bytes().frozen > 0 && !std::mem::replace(&mut requests.flush, true) {
+            store.jobs.changed.notify_all();
+        }
+    } else if by_thread {
         // Also after a failed flush: this writer's request tests whether there is space again. A flush that already ran
         // may fail for a cause that is gone, so only the failure of a second one is returned.
         let before = requests.attempts;
@@ -354,7 +360,11 @@ mod tests {
         store.freeze(|_| true);
         assert!(store.memtable_bytes().frozen > 0);
         store.jobs.requests.lock().ended = Some(Error::Closed);
-        assert!(matches!(wait_for_flush(&store), Err(Error::Closed)));
+        assert!(matches!(wait_for_flush(&store, || true), Err(Error::Closed)));
+        // Another flush may have made the wait needless before it began, and the tables may have been frozen after that one.
+        assert!(!std::mem::take(&mut store.jobs.requests.lock().flush));
+        wait_for_flush(&store, || false).unwrap();
+        assert!(store.jobs.requests.lock().flush, "the frozen table is flushed");
         store.log.close().unwrap();
     }
 

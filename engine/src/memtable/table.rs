@@ -3,7 +3,7 @@
 //! Cost: an insert copies key and value once, into the arena, and takes one lock, that of a leaf. A lookup takes no lock
 //! and copies nothing; the lookup of a missing key mostly ends at the filter.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::filter::MemtableFilter;
@@ -27,9 +27,12 @@ pub(crate) struct Memtable {
     /// Made by the first insert.
     filter: OnceLock<MemtableFilter>,
     expected: usize,
-    /// Both counters decide when to freeze and how large the next filter is; they publish nothing, so relaxed is enough.
+    /// These decide when to freeze, how large the next filter is, and how much of the log is needed. They publish nothing, so
+    /// relaxed is enough.
     len: AtomicUsize,
     size_bytes: AtomicUsize,
+    /// The lowest position; the highest number while there is none.
+    first: AtomicU64,
 }
 
 impl Memtable {
@@ -41,6 +44,7 @@ impl Memtable {
             expected,
             len: AtomicUsize::new(0),
             size_bytes: AtomicUsize::new(0),
+            first: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -59,6 +63,9 @@ impl Memtable {
     /// [`Memtable::size_bytes`].
     pub(crate) fn insert(&self, key: &[u8], seq: Seq, kind: Kind, value: &[u8]) -> usize {
         debug_assert!(kind.allows_value_bytes(value.len()), "this kind of entry has no value");
+        if seq.get() < self.first.load(Ordering::Relaxed) {
+            self.first.fetch_min(seq.get(), Ordering::Relaxed);
+        }
         let mut grown_bytes = 0;
         let filter = self.filter.get_or_init(|| {
             let filter = self.new_filter();
@@ -94,6 +101,11 @@ impl Memtable {
     /// Number of versions of all keys, tombstones included.
     pub(crate) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
+    }
+
+    /// The lowest position of an entry; `None` if there is none. Insertions that are under way may be missing.
+    pub(crate) fn first_seq(&self) -> Option<Seq> {
+        Some(self.first.load(Ordering::Relaxed)).filter(|&first| first != u64::MAX).map(Seq::new)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

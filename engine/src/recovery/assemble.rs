@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wal::{Host, Log, LogOptions, Watermark};
+use wal::{Host, KeptFiles, Log, LogOptions, Watermark};
 
 use crate::base::error::Result;
 use crate::base::options::{Background, Options};
@@ -17,12 +17,12 @@ use crate::tree::writing::Writing;
 /// With `Process`, power loss takes at most this much of the log (or the records of one drain interval).
 const DRAIN_BYTES: u64 = 1 << 20;
 
-/// Makes the store of these parts, without the threads of flushes and compactions.
+/// Makes the store of these parts, without the threads of flushes and compactions. `kept`: log files to use again.
 pub(crate) fn assemble(
     files: Arc<Files>,
     memory: SharedMemory,
     options: Options,
-    manifest: Manifest,
+    (manifest, kept): (Manifest, KeptFiles),
     trees: Trees,
 ) -> Result<Arc<Writing>> {
     let manifest = Arc::new(manifest);
@@ -30,7 +30,8 @@ pub(crate) fn assemble(
     let incarnation_start = version.incarnation.start;
     let ring_bytes = to_usize(version.incarnation.ring_bytes);
     let host = Arc::clone(&manifest) as Arc<dyn Host>;
-    let log = Log::open(Arc::clone(files.backend()), log_options(&files, &options, &version), host)?;
+    let log_options = LogOptions { kept, ..log_options(&files, &options, &version) };
+    let log = Log::open(Arc::clone(files.backend()), log_options, host)?;
     let store = Store::new(StoreParts {
         files,
         cache: memory.cache,
@@ -55,7 +56,9 @@ fn log_options(files: &Files, options: &Options, version: &Version) -> LogOption
         ring_bytes: to_usize(incarnation.ring_bytes),
         ring_file_bytes: to_usize(version.ring_file_bytes),
         file_bytes: incarnation.log_file_bytes,
-        keep_files: log_files_kept(options),
+        max_files: to_usize(options.max_log_files()),
+        keep_files: to_usize(log_files_kept(options)),
+        kept: KeptFiles::default(),
         drain_bytes: DRAIN_BYTES.min(incarnation.ring_bytes / 2),
         drain_interval: options.drain_interval,
         sync_method: options.sync_method,
@@ -68,7 +71,7 @@ fn log_options(files: &Files, options: &Options, version: &Version) -> LogOption
 
 /// On a full disk a spare is of use only if a manifest that cannot be replaced still takes its activation. Two of the last
 /// edits that it takes are for the ends of keyspaces; the current file, which is counted here, needs no activation.
-fn log_files_kept(options: &Options) -> usize {
+fn log_files_kept(options: &Options) -> u64 {
     let most = edit_log::reserve_steps(options.manifest_bytes()).saturating_sub(1);
-    to_usize(options.log_files_kept().min(most))
+    options.max_log_files().min(most)
 }

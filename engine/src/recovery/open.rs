@@ -5,7 +5,8 @@
 //!    were made, so a refused open changes no data); 5. `replay`: write the replayed records to segments, synced; 6. `begin`:
 //!    begin a new incarnation in the version, which forgets the old log, and make its ring unless the old one serves;
 //!    `Manifest::create` writes that version as a new manifest; 7. `assemble`: open the log, which starts the commit thread,
-//!    and put the store together; 8. `orphans`: remove the files that the manifest does not name.
+//!    and put the store together; 8. `orphans`: remove the files that the manifest does not name, but for the log files that
+//!    the new log uses again.
 //!
 //! An open that fails in steps 5 to 7 takes back what it has written (`orphans::take_back`), the new manifest too. So the
 //! tries of a service that restarts for ever add no files and begin no incarnations. What stays of a first open is the lock
@@ -15,7 +16,7 @@
 //! After a crash before the end of step 6 the old manifest is in force, and there may be files that it does not name. After
 //! a later crash the new manifest is in force. A repeated recovery gives the same store, so a crash during recovery has the
 //! same effect as one before it. Replayed records go to segments and not to a log: after a failed write the blocks of the
-//! old log may be in the device's cache only, and an incarnation never continues in a file of another incarnation.
+//! old log may be in the device's cache only, and an incarnation never continues in a file of another incarnation: it begins a new use of it, from its start.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use crate::recovery::begin::{
 };
 use crate::recovery::enter::{check_entries, enter, make_folders, no_store};
 use crate::recovery::load::{Loading, SharedMemory, open_trees};
-use crate::recovery::orphans::{Begun, number_above_all, remove_orphans, take_back};
+use crate::recovery::orphans::{Begun, kept_logs, number_above_all, remove_orphans, take_back};
 use crate::recovery::repair::LogDamage;
 use crate::recovery::replay::Replay;
 use crate::tree::store::{Store, Trees};
@@ -82,9 +83,12 @@ pub(crate) fn open(backend: Arc<dyn Backend>, root: &Path, options: Options) -> 
     let step = Switch { loading, trees: &trees, replay: &replay, replayed: replayed.as_ref(), is_new };
     let (begun, manifest) = step.switch(version)?;
     let damage = replay.finish();
-    let assembled = assemble(Arc::clone(&files), memory, options, manifest, trees);
+    // After a repair no log file is kept: the damage may be in it.
+    let most = if options.repair { 0 } else { options.max_log_files() };
+    let kept = kept_logs(&files, &manifest.version(), most);
+    let assembled = assemble(Arc::clone(&files), memory, options, (manifest, kept.clone()), trees);
     let store = assembled.inspect_err(|_| take_back(&files, begun, true))?;
-    let cleaned = remove_orphans(&files, &store.version(), begun.manifest);
+    let cleaned = remove_orphans(&files, &store.version(), begun.manifest, &kept);
     announce(&store, replayed.as_ref(), cleaned);
     Ok(Opened { store, lock, damage })
 }

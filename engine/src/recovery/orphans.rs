@@ -1,12 +1,15 @@
-//! Files that no manifest names: the file numbers that they use, and their removal.
+//! Files that no manifest names: the file numbers that they use, their removal, and the log files that are used again.
 //!
 //! Invariant: a file is removed as an orphan only after the manifest that does not name it is durable, and the store is
-//! open.
+//! open. A log file is kept for the new incarnation only after that, too: until then the old manifest may name it.
+
+use wal::KeptFiles;
 
 use crate::base::error::Result;
 use crate::base::planted::{Bug, planted};
 use crate::io::files::Files;
 use crate::io::kinds::FileKind;
+use crate::manifest::replay_input::to_usize;
 use crate::manifest::version::Version;
 
 /// One more than every file number in use, orphans included.
@@ -51,16 +54,37 @@ fn withdraw(files: &Files, manifest: u64) -> Result<()> {
     Ok(files.backend().sync_dir(files.root())?)
 }
 
-/// Removes files that the manifest with this number does not name. This manifest is durable, so no older one can come into
-/// force again.
+/// The log files of earlier incarnations that the new one, whose version is durable, may use again: at most `most`, and only
+/// of its size. The log looks at each before it uses it.
+pub(crate) fn kept_logs(files: &Files, version: &Version, most: u64) -> KeptFiles {
+    let is_whole = |id: &u64| {
+        let stat = files.backend().stat(&files.path(FileKind::Log, *id));
+        stat.is_ok_and(|stat| stat.is_some_and(|stat| stat.size_bytes == version.incarnation.log_file_bytes))
+    };
+    let numbers = files.numbers(FileKind::Log).unwrap_or_default();
+    let ids = numbers.into_iter().filter(is_whole).take(to_usize(most)).collect();
+    KeptFiles { ids, next_epoch: version.next_epoch }
+}
+
+/// Removes files that the manifest with this number does not name, but for `kept` log files. This manifest is durable, so no
+/// older one can come into force again.
 ///
 /// # Errors
 /// The first one; the other files were removed all the same. It is no reason to fail the open: a file that cannot be removed
 /// does no harm, and at the next try it is as before.
-pub(crate) fn remove_orphans(files: &Files, version: &Version, manifest: u64) -> Result<()> {
+pub(crate) fn remove_orphans(
+    files: &Files,
+    version: &Version,
+    manifest: u64,
+    kept: &KeptFiles,
+) -> Result<()> {
     let mut outcome = Ok(());
     for kind in FileKind::ALL {
-        outcome = outcome.and(remove_orphans_of(files, kind, &live(kind, version, manifest)));
+        let mut stay = live(kind, version, manifest);
+        if kind == FileKind::Log {
+            stay.extend(&kept.ids);
+        }
+        outcome = outcome.and(remove_orphans_of(files, kind, &stay));
     }
     outcome
 }

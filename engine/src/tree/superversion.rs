@@ -107,9 +107,10 @@ impl Superversion {
         self.layers.iter().map(|layer| layer.table().size_bytes()).sum()
     }
 
-    /// Whether nothing waits for a flush.
-    pub(crate) fn is_flushed(&self) -> bool {
-        self.active.is_empty() && self.layers.is_empty()
+    /// The lowest position of an entry that is in no segment; `None` if there is none.
+    pub(crate) fn first_unflushed(&self) -> Option<Seq> {
+        let tables = self.layers.iter().map(Layer::table).chain([&self.active]);
+        tables.filter_map(|table| table.first_seq()).min()
     }
 }
 

@@ -94,7 +94,7 @@ pub(crate) struct Writing {
     frozen_bytes: AtomicU64,
     /// How fast flushes and merges are.
     pub(crate) speeds: Speeds,
-    /// Bytes written to log files when the last freeze cut the log, for the limit on the log.
+    /// Bytes written to log files when the last freeze cut the log.
     last_cut: AtomicU64,
     /// The listener knows that the store has halted.
     halt_told: AtomicBool,
@@ -238,13 +238,6 @@ impl Writing {
         self.log.written_bytes().saturating_sub(self.last_cut.load(Ordering::Relaxed))
     }
 
-    /// Whether the log files in use take more bytes than the limit on the log. Counts bytes of files, not of records: a
-    /// small durable write takes a whole step of a file.
-    pub(crate) fn is_log_over_limit(&self) -> bool {
-        let files = self.manifest.version().logs.len() as u64;
-        files * self.options.log_file_bytes() > self.options.log_limit_bytes()
-    }
-
     /// Computes the rate of writes to a keyspace anew, after its runs have changed or a merge of them has begun.
     ///
     /// No lock may be held but those of flushes and compactions.
@@ -288,21 +281,31 @@ impl Writing {
         self.last_cut.store(self.log.written_bytes(), Ordering::Relaxed);
     }
 
-    /// Freezes the largest active table, which frees most memory. While the log is over its limit, freezes all tables: a
-    /// small one of an idle keyspace may hold the oldest log file.
+    /// Freezes the tables that have records in the older half of the log, a small one of an idle keyspace, too. Not while
+    /// a flush is under way or fails: it may free enough, and more frozen tables would take memory without a bound.
+    pub(crate) fn freeze_oldest(&self) {
+        let _alone = self.hold_gate_alone();
+        if self.memtable_bytes().frozen == 0 {
+            self.freeze_chosen(self.holds_older_half());
+        }
+    }
+
+    /// Picks the keyspaces whose active tables have records in the older half of the log; all if the log has one file.
+    fn holds_older_half(&self) -> impl Fn(&Tree) -> bool + use<> {
+        let end = self.log.older_half_end();
+        move |tree| end.is_none_or(|end| tree.active().first_seq().is_some_and(|first| first < end))
+    }
+
+    /// Freezes the largest active table, which frees most memory, and those that hold old log files if the log is nearly full.
     pub(crate) fn freeze_largest(&self) {
         let _alone = self.hold_gate_alone();
         // Several writers may have found the tables full at once. The first makes room for all of them.
         if self.memtable_bytes().active < self.options.freeze_bytes() {
             return;
         }
-        if self.is_log_over_limit() {
-            self.freeze_chosen(|_| true);
-            return;
-        }
         let largest = self.all_trees().into_iter().max_by_key(|tree| tree.active().size_bytes());
-        if let Some(largest) = largest {
-            self.freeze_chosen(|tree| tree.id == largest.id);
-        }
+        let is_largest = |tree: &Tree| largest.as_ref().is_some_and(|largest| tree.id == largest.id);
+        let holds_log = self.log.is_nearly_full().then(|| self.holds_older_half());
+        self.freeze_chosen(|tree| is_largest(tree) || holds_log.as_ref().is_some_and(|holds| holds(tree)));
     }
 }

@@ -1,8 +1,8 @@
 //! Admission, the first step of a commit: a write goes on when memory, log files and merges allow it.
 //!
 //! Before, it may sleep, so that merges and flushes keep up: a few ms, and 100 ms at most. It waits while the memtables are
-//! full, and while the log is made longer if no spare file is ready. A freeze waits for the writers under way and for an
-//! install.
+//! full or the log is at its limit, and while the log is made longer if no spare file is ready. A freeze waits for the writers
+//! under way and for an install.
 //! The next log file is made before the current one is full, so a full disk refuses a write here, before it has a place in
 //! the log, and not after.
 //!
@@ -27,7 +27,8 @@ pub(crate) trait Room {
     /// The memory of the memtables and its limits.
     fn memory(&self) -> MemtableUsage;
 
-    /// Freezes the largest active memtable, or all if the log is over its limit, and asks for their flush.
+    /// Freezes the largest active memtable, and those that hold old log files if the log is nearly full, and asks for their
+    /// flush.
     fn freeze_largest(&self);
 
     /// Returns when a flush has ended.
@@ -36,7 +37,7 @@ pub(crate) trait Room {
     /// The flush failed, or the store is closed or halted.
     fn wait_for_flush(&self) -> Result<()>;
 
-    /// A write has waited this long for memory.
+    /// A write has waited this long for memory, or for the log.
     fn stalled(&self, took: Duration);
 
     /// Time since some moment.
@@ -45,16 +46,24 @@ pub(crate) trait Room {
     /// Whether the log has a place for `len_bytes` more, even if the disk is full by then.
     fn has_log_room(&self, len_bytes: usize) -> bool;
 
-    /// Makes log files, or lets the ring grow, until the log has a place for `len_bytes` more.
+    /// Makes log files, or lets the ring grow, until the log has a place for `len_bytes` more. False if the log is at its
+    /// limit.
     ///
     /// # Errors
     /// The disk is full, or the log has halted.
-    fn make_log_room(&self, len_bytes: usize) -> Result<()>;
+    fn make_log_room(&self, len_bytes: usize) -> Result<bool>;
+
+    /// Freezes the memtables that hold the oldest log files, and returns when a flush has ended.
+    ///
+    /// # Errors
+    /// Those of [`Room::wait_for_flush`].
+    fn wait_for_log(&self, len_bytes: usize) -> Result<()>;
 
     /// Asks for a spare log file if one is needed soon.
     fn prepare_spare(&self);
 
-    /// Freezes all memtables and asks for their flush, if the log is over its limit.
+    /// Freezes the memtables that hold the oldest log files and asks for their flush, if the log is nearly full: so that no
+    /// write has to wait for that.
     fn release_old_log(&self);
 }
 
@@ -109,9 +118,22 @@ pub(crate) fn admit(room: &impl Room, len_bytes: usize) -> Result<()> {
     wait_for_memory(room)?;
     room.release_old_log();
     if !room.has_log_room(len_bytes) {
-        return room.make_log_room(len_bytes);
+        return wait_for_log(room, len_bytes);
     }
     room.prepare_spare();
+    Ok(())
+}
+
+#[cold]
+fn wait_for_log(room: &impl Room, len_bytes: usize) -> Result<()> {
+    let mut waiting_since = None;
+    while !room.make_log_room(len_bytes)? {
+        waiting_since.get_or_insert_with(|| room.now());
+        room.wait_for_log(len_bytes)?;
+    }
+    if let Some(since) = waiting_since {
+        room.stalled(room.now().saturating_sub(since));
+    }
     Ok(())
 }
 
@@ -152,7 +174,7 @@ impl Room for Writing {
     }
 
     fn wait_for_flush(&self) -> Result<()> {
-        scheduler::wait_for_flush(self)?;
+        scheduler::wait_for_flush(self, || self.memtable_bytes().frozen > 0)?;
         self.check_open()
     }
 
@@ -169,8 +191,18 @@ impl Room for Writing {
         self.log.has_room(len_bytes)
     }
 
-    fn make_log_room(&self, len_bytes: usize) -> Result<()> {
+    fn make_log_room(&self, len_bytes: usize) -> Result<bool> {
         self.files.with_queue(|queue| Ok(self.log.make_room(len_bytes, queue)?))
+    }
+
+    fn wait_for_log(&self, len_bytes: usize) -> Result<()> {
+        self.freeze_oldest();
+        if self.memtable_bytes().frozen == 0 {
+            // Only keyspaces that were dropped have records in these files. The files can go when the records are durable.
+            self.log.sync()?;
+        }
+        scheduler::wait_for_flush(self, || self.log.is_at_limit(len_bytes))?;
+        self.check_open()
     }
 
     fn prepare_spare(&self) {
@@ -180,17 +212,10 @@ impl Room for Writing {
     }
 
     fn release_old_log(&self) {
-        // The tables of the last freeze are on their way already. If it froze only the largest one, that is no harm: while
-        // the log is over its limit, the next freeze of that kind takes all tables.
-        if self.log_bytes_since_cut() <= self.options.log_limit_bytes() / 2 {
-            return;
-        }
-        // While a flush is under way, or fails, more frozen tables would free nothing and take memory without a bound.
-        if self.memtable_bytes().frozen > 0 {
-            return;
-        }
-        if self.is_log_over_limit() {
-            self.freeze(|_| true);
+        // At most once for each file: if that does not help, the limit does.
+        let is_due = self.log.is_nearly_full() && self.log_bytes_since_cut() >= self.options.log_file_bytes();
+        if is_due && self.memtable_bytes().frozen == 0 {
+            self.freeze_oldest();
             scheduler::request_flush(self);
         }
     }

@@ -12,6 +12,8 @@ struct Script {
     memory: RefCell<Vec<(u64, u64)>>,
     flush_error: Option<Error>,
     lacks_log_room: Cell<bool>,
+    /// Flushes until the log is below its limit.
+    flushes_to_limit: Cell<u32>,
     log_error: Option<Error>,
     /// Grows by one second with each flush that was waited for.
     clock: Cell<Duration>,
@@ -67,9 +69,16 @@ impl Room for Script {
         !self.lacks_log_room.get()
     }
 
-    fn make_log_room(&self, len_bytes: usize) -> Result<()> {
+    fn make_log_room(&self, len_bytes: usize) -> Result<bool> {
         self.note(&format!("room for {len_bytes}"));
-        result(self.log_error.as_ref())
+        result(self.log_error.as_ref()).map(|()| self.flushes_to_limit.get() == 0)
+    }
+
+    fn wait_for_log(&self, len_bytes: usize) -> Result<()> {
+        assert_eq!(len_bytes, 100);
+        self.note("freeze oldest");
+        self.flushes_to_limit.set(self.flushes_to_limit.get().saturating_sub(1));
+        self.wait_for_flush()
     }
 
     fn prepare_spare(&self) {
@@ -111,4 +120,19 @@ fn a_log_without_room_is_given_some_or_refuses_the_write() {
     assert_eq!(calls, ["old log", "room for 100"]);
     let script = Script { log_error: Some(Error::invalid("no space")), ..script };
     assert!(matches!(script.admitted().0, Err(Error::InvalidArgument { .. })));
+}
+
+#[test]
+fn a_log_at_its_limit_waits_until_a_flush_has_freed_a_file() {
+    let script =
+        Script { lacks_log_room: Cell::new(true), flushes_to_limit: Cell::new(2), ..Script::of(&[(0, 0)]) };
+    let (outcome, calls) = script.admitted();
+    outcome.unwrap();
+    let round = ["room for 100", "freeze oldest", "wait"];
+    assert_eq!(calls, [&["old log"][..], &round, &round, &["room for 100", "stalled 2s"]].concat());
+    // A flush that fails gives its error.
+    let script = Script { flushes_to_limit: Cell::new(2), flush_error: Some(Error::Closed), ..script };
+    let (outcome, calls) = script.admitted();
+    assert!(matches!(outcome, Err(Error::Closed)));
+    assert_eq!(calls, [&["old log"][..], &round].concat());
 }

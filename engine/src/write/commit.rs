@@ -55,9 +55,14 @@ fn steps(
     durability: Durability,
 ) -> Result<Seq> {
     slow_down(store, trees, record);
-    // A halted store reports why it halted, not the failure that followed from it.
-    admit(store, record.len_bytes()).map_err(|error| store.health().err().unwrap_or(error))?;
-    let place = write(store, record, trees)?;
+    let place = loop {
+        // A halted store reports why it halted, not the failure that followed from it.
+        admit(store, record.len_bytes()).map_err(|error| store.health().err().unwrap_or(error))?;
+        if let Some(place) = write(store, record, trees)? {
+            break place;
+        }
+        // Others that were admitted at the same moment took the last room in the log.
+    };
     settle(&store.log, &store.visible, place, durability)?;
     Ok(place.seq)
 }
@@ -71,21 +76,22 @@ pub(crate) fn check_size(store: &Store, len_bytes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Reserves and publishes, under the shared gate.
-fn write(store: &Writing, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<Appended> {
+/// Reserves and publishes, under the shared gate. `None`: the log is at its limit.
+fn write(store: &Writing, record: &mut RecordBuf, trees: &[Arc<Tree>]) -> Result<Option<Appended>> {
     let _gate = store.share_gate();
     for tree in trees {
         tree.check()?;
     }
     store.check_open()?;
     store.manifest.health()?;
-    let logged = Reserved::new(&store.log, &store.visible, record)?.publish();
+    let Some(reserved) = Reserved::new(&store.log, &store.visible, record)? else { return Ok(None) };
+    let logged = reserved.publish();
     let place = logged.place();
     let grown_bytes = insert(record.payload(), place.seq, trees);
     store.note_inserted(grown_bytes);
     store.counters.wrote(record.len_bytes());
     logged.complete();
-    Ok(place)
+    Ok(Some(place))
 }
 
 /// Inserts the operations of a record into the memtables. Returns how much these grew, in bytes.

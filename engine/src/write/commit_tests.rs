@@ -8,6 +8,7 @@ use aio::sim::DiskImage;
 
 use super::*;
 use crate::api::db::Db;
+use crate::compaction::flush::release_log;
 use crate::testing::{Background, BuilderExt};
 use crate::write::ops::{Op, OpsBuilder};
 
@@ -51,7 +52,7 @@ fn a_panic_between_reserve_and_publish_holds_nothing_up_and_leaves_nothing() {
     let mut record = put(&store, b"lost", b"0");
     unwind(|| {
         let _gate = store.share_gate();
-        let _reserved = Reserved::new(&store.log, &store.visible, &mut record).unwrap();
+        let _reserved = Reserved::new(&store.log, &store.visible, &mut record).unwrap().unwrap();
         resume_unwind(Box::new("between reserve and publish"));
     });
     // Acknowledged at power loss, by the same thread and by another.
@@ -80,7 +81,7 @@ fn a_write_behind_a_place_that_is_given_up_is_acknowledged() {
     let store = Arc::clone(db.handle().writing().unwrap());
     let mut record = put(&store, b"lost", b"0");
     std::thread::scope(|scope| {
-        let reserved = Reserved::new(&store.log, &store.visible, &mut record).unwrap();
+        let reserved = Reserved::new(&store.log, &store.visible, &mut record).unwrap().unwrap();
         let before = store.visible();
         let writer = scope.spawn(|| keyspace.put("behind", "1"));
         while store.log.metrics().records == 0 {
@@ -103,9 +104,10 @@ fn a_panic_between_log_and_memtables_halts_the_store_and_the_next_open_has_the_r
     let mut record = put(&store, b"half", b"2");
     unwind(|| {
         let _gate = store.share_gate();
-        let _logged = Reserved::new(&store.log, &store.visible, &mut record).unwrap().publish();
+        let _logged = Reserved::new(&store.log, &store.visible, &mut record).unwrap().unwrap().publish();
         resume_unwind(Box::new("between publish and complete"));
     });
+    assert!(matches!(release_log(&store), Err(Error::Halted { .. })), "the log keeps the record");
     assert!(matches!(keyspace.put("after", "3"), Err(Error::Halted { .. })));
     assert!(matches!(db.flush(), Err(Error::Halted { .. })), "a flush would make the loss permanent");
     assert_eq!(keyspace.get("before").unwrap().as_deref(), Some(&b"1"[..]), "reads go on");

@@ -50,7 +50,7 @@ impl<'store, 'record> Reserved<'store, 'record>
 where
     'store: 'record,
 {
-    /// Reserves the place of `record`. Waits while the ring is full.
+    /// Reserves the place of `record`. Waits while the ring is full. `None`: the log is at its limit, and nothing was reserved.
     ///
     /// # Errors
     /// Those of [`Log::reserve`]: nothing was reserved.
@@ -58,10 +58,14 @@ where
         log: &'store Log,
         visible: &'store Watermark,
         record: &'record mut RecordBuf,
-    ) -> Result<Reserved<'store, 'record>> {
-        let reservation = log.reserve(record)?;
+    ) -> Result<Option<Reserved<'store, 'record>>> {
+        let reservation = match log.reserve(record) {
+            Ok(reservation) => reservation,
+            Err(wal::Error::AtLimit) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         let turn = Turn { visible, place: reservation.place() };
-        Ok(Reserved { log, reservation, turn })
+        Ok(Some(Reserved { log, reservation, turn }))
     }
 
     /// Puts the record into the log. The caller inserts it into the memtables next.

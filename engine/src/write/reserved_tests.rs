@@ -65,7 +65,7 @@ impl Bed {
     /// Writes a record to the end; `None` if the log refuses it.
     fn write(&self, payload: &[u8]) -> Option<Appended> {
         let mut record = record(payload);
-        let logged = Reserved::new(&self.log, &self.visible, &mut record).ok()?.publish();
+        let logged = Reserved::new(&self.log, &self.visible, &mut record).ok()??.publish();
         let place = logged.place();
         assert!(self.visible.get() <= place.seq, "not visible before the memtables have it");
         logged.complete();
@@ -111,7 +111,7 @@ fn a_panic_before_the_log_leaves_a_void_and_later_writes_go_on() {
     let first = bed.write(b"first").unwrap();
     let mut lost = record(&[0xee; 5000]);
     unwind(|| {
-        let _reserved = Reserved::new(&bed.log, &bed.visible, &mut lost).unwrap();
+        let _reserved = Reserved::new(&bed.log, &bed.visible, &mut lost).unwrap().unwrap();
         resume_unwind(Box::new("between reserve and publish"));
     });
     assert_eq!(bed.visible.get(), bed.log.published(), "both watermarks have passed the place");
@@ -128,7 +128,7 @@ fn a_panic_between_log_and_memtables_halts_the_log_which_keeps_the_record() {
     let bed = bed();
     let mut half = record(b"half inserted");
     unwind(|| {
-        let _logged = Reserved::new(&bed.log, &bed.visible, &mut half).unwrap().publish();
+        let _logged = Reserved::new(&bed.log, &bed.visible, &mut half).unwrap().unwrap().publish();
         resume_unwind(Box::new("between publish and complete"));
     });
     assert_eq!(bed.visible.get(), bed.log.published(), "no thread waits for the place");

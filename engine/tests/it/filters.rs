@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aio::SimBackend;
 use esker::testing::{Background, BuilderExt};
-use esker::{Db, Keyspace};
+use esker::{Db, Durability, Keyspace};
 
 const BOTTOM: u32 = 60_000;
 const YOUNG: u32 = 4000;
@@ -35,6 +35,8 @@ fn looks(db: &Db, numbers: std::ops::Range<u32>, ks: &Keyspace, is_there: bool) 
 fn young_runs_have_better_filters_within_the_same_memory() {
     let sim = SimBackend::new(1);
     let builder = Db::builder().backend(Arc::new(sim)).background(Background::Manual);
+    // Durable ones would fill the log with padding, and be flushed for that.
+    let builder = builder.durability(Durability::Process);
     let db = builder.memory_budget_bytes(64 << 20).open("/store").unwrap();
     let ks = db.keyspace("default").unwrap();
     put_all(&ks, 0..BOTTOM);

@@ -22,6 +22,7 @@ mod full_disk;
 mod get_async;
 mod golden;
 mod halted;
+mod log_files;
 mod multi_get;
 mod obsolete_files;
 mod open;

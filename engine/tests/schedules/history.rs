@@ -97,6 +97,8 @@ pub(crate) struct History {
     pub(crate) pending: u64,
     /// Whether the temporary keyspace must exist. `None` while that is open.
     pub(crate) temporary: Option<bool>,
+    /// The least number of its keys, if it exists.
+    pub(crate) temporary_keys: usize,
 }
 
 impl History {
@@ -109,6 +111,7 @@ impl History {
             futures: 0,
             pending: 0,
             temporary: Some(false),
+            temporary_keys: 0,
         }
     }
 

@@ -375,7 +375,7 @@ fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tall
         CrashKind::Process => history.ended(),
         CrashKind::Power => history.durable(),
     };
-    if let Err(why) = reopened(scenario, image, history.temporary)
+    if let Err(why) = reopened(scenario, image, (history.temporary, history.temporary_keys))
         .and_then(|seen| history.judge(&seen, &least, &history.sent()))
     {
         panic!("after {end:?}: {why}\n{history:?}");
@@ -388,7 +388,11 @@ fn run(scenario: &Scenario, image: &DiskImage, crash_below: Option<u64>) -> Tall
 }
 
 /// Opens the disk with the production recovery and reads all contents.
-fn reopened(scenario: &Scenario, image: DiskImage, temporary: Option<bool>) -> Result<Vec<Seen>, String> {
+fn reopened(
+    scenario: &Scenario,
+    image: DiskImage,
+    (temporary, temporary_keys): (Option<bool>, usize),
+) -> Result<Vec<Seen>, String> {
     let backend = Arc::new(SimBackend::from_image(image, 1));
     backend.stop_tracing();
     let builder = builder(scenario).background(Background::Manual).create(false).backend(backend);
@@ -396,6 +400,9 @@ fn reopened(scenario: &Scenario, image: DiskImage, temporary: Option<bool>) -> R
     let is_there = db.keyspaces().iter().any(|name| name == TEMPORARY);
     if temporary.is_some_and(|expected| expected != is_there) {
         return Err(format!("the keyspace {TEMPORARY} is there: {is_there}"));
+    }
+    if is_there && db.keyspace(TEMPORARY).map_or(0, |keyspace| keyspace.iter().count()) < temporary_keys {
+        return Err(format!("the keyspace {TEMPORARY} has lost keys"));
     }
     let mut seen = vec![Seen::new(); scenario.writers.len()];
     let mut all = || {

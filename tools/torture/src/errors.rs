@@ -460,14 +460,15 @@ fn check_time(sim: &SimBackend, strike: Strike, calls: u64) -> Check {
     if took > most { Err(Failure::new(format!("took {took:?}, at most {most:?} were due"))) } else { Ok(()) }
 }
 
-/// Creations and syncs of files, in order.
+/// Creations and syncs of files, in order, and the allocations by which a file begins or a log file of an earlier life is used
+/// again.
 type Syncs = Arc<Mutex<Vec<(EventKind, std::path::PathBuf)>>>;
 
 fn watch_syncs(sim: &SimBackend) -> Syncs {
     let syncs = Syncs::default();
     let seen = Arc::clone(&syncs);
     sim.on_event(move |event, _| {
-        if matches!(event.kind, EventKind::Sync | EventKind::Create) {
+        if matches!(event.kind, EventKind::Sync | EventKind::Create | EventKind::Allocate) {
             seen.lock().push((event.kind, event.path.to_owned()));
         }
     });
@@ -493,7 +494,7 @@ fn check_syncs(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Check {
 }
 
 /// The file of the `k`-th sync, if it belongs to the log or the manifest and was synced before in this use: then its
-/// content was promised. (The first sync of a new file covers zeros only.)
+/// content was promised. (The first sync of a new file covers zeros only, that of a kept log file what is no more needed.)
 fn promised(events: &[(EventKind, std::path::PathBuf)], k: u64) -> Option<std::path::PathBuf> {
     let mut syncs = events.iter().enumerate().filter(|(_, (kind, _))| *kind == EventKind::Sync);
     let (at, (_, path)) = syncs.nth(usize::try_from(k).ok()?)?;

@@ -53,7 +53,8 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
         configs: CONFIGS.len(),
     };
     let mut generator = Generator::new(rng.u64(..), mix);
-    let mut world = World::new(rng.u64(..), rng.usize(..CONFIGS.len()));
+    let mut config = rng.usize(..CONFIGS.len());
+    let mut world = World::new(rng.u64(..), config);
     let points = Points::default();
     world.watch(&points);
     let mut is_cut = false;
@@ -62,6 +63,7 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
         tally.counts.add("incarnations", 1);
         let bounds = world.acks().after_process_crash();
         let found = world.open(&bounds).map_err(|failure| failure.at("opening an incarnation"))?;
+        tally.counts.add("log_files_kept", world.log_files());
         explore(&recovery_points(&points, is_cut.then_some(found)), &world)?;
         world.settle(found)?;
         let futures = generator.futures();
@@ -74,7 +76,11 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
         hash = u64::rotate_left(hash, 7) ^ world.sim.trace_hash();
         let chosen = if rng.u8(..4) == 0 { incarnation.len() - 1 } else { rng.usize(..incarnation.len()) };
         is_cut = rng.bool();
-        crash(&mut world, &incarnation[chosen], is_cut, &mut rng);
+        if rng.bool() {
+            // Otherwise the next incarnation may use the log files again: they have its size.
+            config = rng.usize(..CONFIGS.len());
+        }
+        crash(&mut world, &incarnation[chosen], is_cut, config, &mut rng);
         points.lock().clear();
     }
     tally.counts.add("futures", world.held.futures);
@@ -83,13 +89,13 @@ fn play(seed: u64, tally: &mut Tally, explore: &mut dyn FnMut(&[CrashPoint], &Wo
 }
 
 /// Continues on the remains of a crash at this point.
-fn crash(world: &mut World, point: &CrashPoint, is_cut: bool, rng: &mut Rng) {
+fn crash(world: &mut World, point: &CrashPoint, is_cut: bool, config: usize, rng: &mut Rng) {
     let seed = rng.u64(..);
     let _ = world.crash(CrashKind::Process, seed);
     let image: DiskImage =
         if is_cut { point.image.power_cut_random(seed) } else { point.image.process_crash(seed) };
     world.set_acks(if is_cut { point.acks.cut() } else { point.acks });
-    world.restart(image, seed, rng.usize(..CONFIGS.len()));
+    world.restart(image, seed, config);
 }
 
 /// The crash points of an open. Everything that recovery read after a power cut was durable, so each recovery must find the

@@ -3,10 +3,12 @@
 #![expect(clippy::print_stdout, reason = "seeds and counts are for the reader of a failed run")]
 
 mod chain;
+mod closing;
 mod codec;
 mod crash;
 mod damage;
 mod faults;
+mod kept;
 mod native;
 mod shortage;
 mod space;

@@ -344,3 +344,134 @@ fn a_ring_that_could_not_be_synced_while_it_grew_stops_the_log() {
     assert!(matches!(log.make_room(3000, &mut *queue).unwrap_err(), Error::Halted { .. }));
     assert_eq!((log.published(), sim.events()), (first, events));
 }
+
+#[test]
+fn records_that_are_reserved_together_find_room_within_the_limit() {
+    let (sim, host, log) = limited(4, 4);
+    let files = || log_files(&sim);
+    let mut queue = sim.queue(1).unwrap();
+    for _ in 0..10 {
+        // None of them is written before all have a place.
+        let mut taken = 0;
+        while !log.is_at_limit(1900) {
+            log.append(&mut record(&[7; 1800])).unwrap();
+            taken += 1;
+        }
+        assert!(taken >= 30, "{taken} records use too little of the limit");
+        assert_eq!(log.append(&mut record(&[7; 1900])).unwrap_err(), Error::AtLimit);
+        assert_eq!(log.make_room(1900, &mut *queue), Ok(false));
+        log.sync().unwrap();
+        assert!(log.is_nearly_full());
+        assert_eq!(files(), 4);
+        let end = log.older_half_end().unwrap();
+        let older = log.retirable(end);
+        assert_eq!(older.len(), 2);
+        for retired in [older, log.retirable(log.durable())] {
+            let retired: Vec<u64> =
+                retired.into_iter().filter(|id| host.files().iter().any(|file| file.id == *id)).collect();
+            host.forget(&retired);
+            log.retire(&retired).unwrap();
+        }
+        assert_eq!((files(), log.active_files().len(), log.older_half_end()), (4, 1, None));
+    }
+    log.close().unwrap();
+}
+
+/// A log of small files on a machine of its own, whose files `keep` at most are kept.
+fn limited(max_files: usize, keep_files: usize) -> (SimBackend, Arc<Manifest>, Log) {
+    let sim = SimBackend::new(1);
+    sim.make_dir(Path::new("/wal")).unwrap();
+    sim.sync_dir(Path::new("/")).unwrap();
+    let host = Arc::new(Manifest::default());
+    let options = LogOptions {
+        ring_bytes: 1 << 20,
+        ring_file_bytes: 1 << 20,
+        file_bytes: FILE_BYTES,
+        max_files,
+        keep_files,
+        background: Background::Manual,
+        ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
+    };
+    let log = Log::open(Arc::new(sim.clone()), options, Arc::<Manifest>::clone(&host)).unwrap();
+    (sim, host, log)
+}
+
+fn log_files(sim: &SimBackend) -> usize {
+    sim.list(Path::new("/wal")).unwrap().iter().filter(|name| name.contains(".log")).count()
+}
+
+fn put_durably(log: &Log) {
+    log.append(&mut record(&[7; 100])).unwrap();
+    log.sync().unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_be_removed_counts() {
+    const MAX_FILES: usize = 12;
+    let (sim, host, log) = limited(MAX_FILES, 2);
+    while !log.is_at_limit(100) {
+        put_durably(&log);
+    }
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Remove]).path(".log").times(3));
+    let oldest = log.retirable(log.active_files()[5].start);
+    assert_eq!(oldest.len(), 5);
+    host.forget(&oldest);
+    log.retire(&oldest).unwrap_err();
+    assert_eq!(sim.faults_struck(), 3, "two of the five are kept");
+    while !log.is_at_limit(100) {
+        put_durably(&log);
+        assert!(log_files(&sim) <= MAX_FILES + 1, "{}", log_files(&sim));
+    }
+    assert!(log.active_files().len() >= 7, "the rest of the limit is used");
+    log.close().unwrap();
+}
+
+/// Each record is published when the one before is in a group of its own, or when a round waits for it.
+#[test]
+fn many_writers_that_reserve_together_keep_to_the_limit() {
+    const WRITERS: usize = 60;
+    let (sim, _host, log) = limited(4, 4);
+    let mut records: Vec<_> = (0..WRITERS).map(|_| record(&[7; 40])).collect();
+    while !log.is_at_limit(WRITERS * 100) {
+        put_durably(&log);
+    }
+    let reservations: Vec<_> = records.iter_mut().map(|record| log.reserve(record).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for reservation in reservations {
+            let end = reservation.publish().end;
+            let log = &log;
+            scope.spawn(move || log.wait_durable(end).unwrap());
+            for _ in 0..3000 {
+                if log.durable() >= end {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+    });
+    assert!(log_files(&sim) <= 5, "{}", log_files(&sim));
+    log.close().unwrap();
+}
+
+#[test]
+fn a_group_counts_once_between_its_write_and_its_sync() {
+    let (sim, _host, log) = limited(8, 8);
+    let log = Arc::new(log);
+    let (weak, seen) = (Arc::downgrade(&log), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let note = Arc::clone(&seen);
+    sim.on_event(move |event, _| {
+        if event.kind == EventKind::Sync && event.path.extension().is_some_and(|name| name == "log") {
+            // There is room for so much more. A group of a whole file that counts twice would take it.
+            note.lock().unwrap().extend(weak.upgrade().map(|log| log.is_at_limit(4000)));
+        }
+    });
+    while !log.is_at_limit(12_000) {
+        log.append(&mut record(&[7; 4000])).unwrap();
+    }
+    log.sync().unwrap();
+    sim.stop_observing();
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() >= 5 && seen.iter().all(|is_at_limit| !is_at_limit), "{seen:?}");
+    drop(seen);
+    log.close().unwrap();
+}

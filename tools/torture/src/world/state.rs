@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use aio::SimBackend;
 use aio::sim::{DiskImage, EventKind};
-use esker::testing::Background;
+use esker::testing::{Background, DbExt};
 use esker::{Db, Error, Keyspace, Seq};
 use parking_lot::Mutex;
 
@@ -243,7 +243,30 @@ impl World {
             | Op::IsEmpty { .. } => self.run_read(op),
             _ => self.run_held(op),
         };
-        outcome.map_err(|failure| failure.at(format!("{op:?}")))
+        let checked = outcome.and_then(|outcome| self.check_log().map(|()| outcome));
+        checked.map_err(|failure| failure.at(format!("{op:?}")))
+    }
+
+    /// The number of log files on the simulated disk.
+    pub(crate) fn log_files(&self) -> u64 {
+        self.log_sizes().count() as u64
+    }
+
+    fn log_sizes(&self) -> impl Iterator<Item = u64> {
+        let files = self.sim.snapshot().files();
+        files.into_iter().filter(|(path, _)| path.to_string_lossy().contains(".log")).map(|(_, bytes)| bytes)
+    }
+
+    /// The files of the log are within the limit and one file.
+    fn check_log(&self) -> Check {
+        let Some(db) = self.db.as_ref().filter(|_| self.real.is_none()) else { return Ok(()) };
+        let bytes: u64 = self.log_sizes().sum();
+        let most = db.log_limit_bytes() + db.log_file_bytes();
+        // A file that cannot be removed stays until the next open.
+        if bytes > most && self.sim.faults_struck() == 0 {
+            return Err(Failure::new(format!("{bytes} bytes of log files, above {most}")));
+        }
+        Ok(())
     }
 
     /// States that reads may show now.
@@ -277,7 +300,12 @@ fn check_files(sim: &SimBackend, db: &Db) -> Check {
     let metrics = db.metrics();
     let segments = metrics.keyspaces.iter().map(|keyspace| keyspace.segments).sum();
     let files = sim.snapshot().files();
-    for (part, due) in [("/manifest-", 1), ("/ring-", 1), (".log", metrics.log_files), (".seg", segments)] {
+    // Log files of earlier incarnations are kept, and have the size that they need.
+    let log_bytes = db.log_file_bytes();
+    let kept = |bytes: u64| metrics.log_files == 0 && bytes == log_bytes;
+    let logs =
+        files.iter().filter(|(path, bytes)| path.to_string_lossy().contains(".log") && kept(*bytes)).count();
+    for (part, due) in [("/manifest-", 1), ("/ring-", 1), (".log", logs), (".seg", segments)] {
         let names: Vec<_> = files.iter().filter(|(path, _)| path.to_string_lossy().contains(part)).collect();
         if names.len() != due {
             return Err(Failure::new(format!(
