@@ -6,10 +6,12 @@
 //! # The effects of a crash
 //! *Process crash*: the process dies, the machine continues. Completed operations are kept, in order; operations in
 //! flight may or may not take effect. *Power cut*: volatile caches are lost as well. Each method documents which part
-//! of its effect may remain after a power cut. A sector has 512 bytes and is never torn.
+//! of its effect may remain after a power cut. A sector has 512 bytes and is never torn. A physical block may be larger,
+//! and a write of a part of it may destroy the rest, see [`Backend::physical_block_bytes`].
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,6 +155,18 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// The call failed.
     fn size_bytes(&self, file: &File) -> Result<u64>;
 
+    /// The physical block of the device below the file, in bytes, as far as it is known: the unit that the device changes on its
+    /// medium. It reads and rewrites the rest of a block of which it gets a part, so a *power cut* during a write can destroy
+    /// everything in the blocks that the write touches, also bytes that were durable.
+    ///
+    /// A power of two from [`SECTOR_BYTES`](crate::SECTOR_BYTES) to [`Buf::ALIGN`](crate::Buf::ALIGN), the smallest only where the
+    /// device is proved to write sectors. The largest stands for all that is not known, for larger blocks, for partitions that
+    /// begin inside a block, and for files that go through the page cache, which writes whole pages. In a larger block, or in
+    /// one that the partition cuts, a write can destroy other bytes than those of its page.
+    ///
+    /// A few system calls. The answer holds until the volume is moved to other devices, so ask again for each file.
+    fn physical_block_bytes(&self, file: &File) -> usize;
+
     /// Makes every completed write to the file, and its size, durable (`fdatasync`). After an error any earlier
     /// un-synced write may be lost, and a second call that succeeds proves nothing: never retry.
     ///
@@ -167,6 +181,17 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// # Errors
     /// [`Errno::NO_SPACE`](crate::Errno::NO_SPACE) and others; part of the space may have been reserved.
     fn allocate(&self, file: &File, len_bytes: u64) -> Result<()>;
+
+    /// Makes a range of the file zeros that count as written, without a transfer of them: the device marks its blocks as zeros.
+    /// Makes the file at least so long. False where that is not possible or has failed: the caller has to reserve and to
+    /// write, and finds any part of the range zeroed or not. A device that is thin may still have to find space for a later write.
+    ///
+    /// *Power cut*: size and bytes are old or new until synced.
+    ///
+    /// # Errors
+    /// There is no room (space, quota, the limit on file sizes), or the kernel lacks a resource for the moment. Part of the range
+    /// may be zeros.
+    fn zero_range(&self, file: &File, range: Range<u64>) -> Result<bool>;
 
     /// Cuts the file to `len_bytes`.
     ///

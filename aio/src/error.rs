@@ -89,6 +89,12 @@ impl Errno {
         codes.contains(&self.0)
     }
 
+    /// Whether there is no room for bytes, now or at all: of the disk, a quota, the size of a file, or a resource of the
+    /// moment. Another way to write them gets the same answer.
+    pub(crate) fn is_no_room(self) -> bool {
+        self.is_no_space() || self.0 == libc::EFBIG || self.is_not_now()
+    }
+
     /// Whether the kernel lacks a call (or a flag of it), or a sandbox forbids it. No two sandboxes agree on the code. The
     /// same codes have other meanings too, so this only says that another way is worth a try.
     #[must_use]

@@ -116,8 +116,9 @@ fn interrupted_is_not_now(error: Error) -> Error {
 
 /// Creates a file of `len_bytes` written zeros and makes data and name durable. On error the file is removed again.
 ///
-/// Space is reserved first, so that a full disk is found out by one call and not by filling the rest of it. `kind` names the
-/// kind of the file for the profile, see [`File::set_kind`].
+/// The device makes the zeros by itself where it can. Elsewhere they are written, and space is reserved first, so that a full
+/// disk is found out by one call and not by filling the rest of it. `kind` names the kind of the file for the profile, see
+/// [`File::set_kind`].
 ///
 /// Space that was written once takes later writes without touching the file system's metadata, so that a sync is
 /// one flush of the device.
@@ -133,9 +134,7 @@ pub fn create_zeroed(
     wait_out(backend, || {
         let file = backend.open(path, OpenMode::Create)?;
         file.set_kind(kind);
-        let filled = backend
-            .allocate(&file, len_bytes)
-            .and_then(|()| zero_fill(queue, &file, 0..len_bytes))
+        let filled = zero(backend, queue, &file, 0..len_bytes)
             .and_then(|()| sync_zeros(backend, &file))
             .map_err(interrupted_is_not_now)
             .and_then(|()| {
@@ -152,7 +151,7 @@ pub fn create_zeroed(
     })
 }
 
-/// Writes zeros to `range`, which begins at the end of the file, and makes them durable. The range is whole pages.
+/// Zeroes `range`, which begins at the end of the file, and makes the zeros durable. The range is whole pages.
 ///
 /// After an error the file may have any size up to the end of the range: only success says that the bytes are there.
 ///
@@ -165,14 +164,22 @@ pub fn extend_zeroed(
     range: Range<u64>,
 ) -> Result<()> {
     wait_out(backend, || {
-        backend.allocate(file, range.end)?;
-        zero_fill(queue, file, range.clone())?;
+        zero(backend, queue, file, range.clone())?;
         sync_zeros(backend, file).map_err(interrupted_is_not_now)
     })
 }
 
 fn sync_zeros(backend: &dyn Backend, file: &File) -> Result<()> {
     if planted(Bug::NewFileContentNotSynced) { Ok(()) } else { backend.sync(file) }
+}
+
+/// Zeroes a range at the end of a file, by the device where it can.
+fn zero(backend: &dyn Backend, queue: &mut dyn Queue, file: &File, range: Range<u64>) -> Result<()> {
+    if backend.zero_range(file, range.clone())? || planted(Bug::RefusedZerosTakenAsWritten) {
+        return Ok(());
+    }
+    backend.allocate(file, range.end)?;
+    zero_fill(queue, file, range)
 }
 
 fn zero_fill(queue: &mut dyn Queue, file: &File, range: Range<u64>) -> Result<()> {

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,8 +68,10 @@ backend_layer! {
     descriptor_limit() -> Option<u64>;
     open(path: &Path, mode: OpenMode) -> Result<File>;
     size_bytes(file: &File) -> Result<u64>;
+    physical_block_bytes(file: &File) -> usize;
     sync(file: &File) -> Result<()>;
     allocate(file: &File, len_bytes: u64) -> Result<()>;
+    zero_range(file: &File, range: Range<u64>) -> Result<bool>;
     truncate(file: &File, len_bytes: u64) -> Result<()>;
     link(from: &Path, to: &Path) -> Result<()>;
     remove(path: &Path) -> Result<()>;

@@ -14,6 +14,7 @@ mod calls;
 mod clock;
 mod completion_ring;
 mod context;
+mod device;
 mod error;
 mod event_fd;
 mod every_error;

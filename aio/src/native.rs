@@ -14,6 +14,7 @@ mod limits;
 mod lock;
 mod map;
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use self::lock::NativeLock;
 use self::map::NativeMap;
 use crate::advice::Full;
 use crate::backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
+use crate::buf::Buf;
 use crate::clock;
 use crate::context::Context;
 use crate::error::{Errno, Error, Result};
@@ -43,6 +45,10 @@ use crate::signal::SignalSet;
 use crate::thread_queue::ThreadQueue;
 use crate::trace::{Arguments, Ended};
 use crate::wait_out::wait_out;
+
+/// `FALLOC_FL_WRITE_ZEROES` of Linux 6.17, which the library does not name yet: written blocks of zeros, where the device makes
+/// them without a transfer. Refused everywhere else. ext4 has it in 6.17, other file systems do not.
+const WRITE_ZEROES: FallocateFlags = FallocateFlags::from_bits_retain(0x80);
 
 /// Linux: files opened for direct I/O, contexts of native AIO, the monotonic clock.
 ///
@@ -181,6 +187,10 @@ impl Backend for NativeBackend {
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
 
+    fn physical_block_bytes(&self, file: &File) -> usize {
+        if file.is_direct() { probe::physical_block_bytes(file.descriptor().as_fd()) } else { Buf::ALIGN }
+    }
+
     fn sync(&self, file: &File) -> Result<()> {
         let begin_nanos = clock::nanos();
         // Not retried after any error.
@@ -203,6 +213,16 @@ impl Backend for NativeBackend {
                 if self.size_bytes(file)? < len_bytes { self.truncate(file, len_bytes) } else { Ok(()) }
             }
             reserved => reserved,
+        }
+    }
+
+    fn zero_range(&self, file: &File, range: Range<u64>) -> Result<bool> {
+        let len_bytes = range.end - range.start;
+        match named("fallocate", file.path(), || {
+            rustix::fs::fallocate(file.descriptor(), WRITE_ZEROES, range.start, len_bytes)
+        }) {
+            Err(error) if !error.errno().is_some_and(Errno::is_no_room) => Ok(false),
+            zeroed => zeroed.map(|()| true),
         }
     }
 

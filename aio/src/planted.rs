@@ -76,6 +76,7 @@ pub fn is_enabled(name: &str) -> bool {
 planted_bugs! {
     ALL {
         NewFileContentNotSynced: "a zero-filled file is used before its content is on stable media",
+        RefusedZerosTakenAsWritten: "a new file counts as filled with zeros, although the machine has refused to zero it",
         NewFileNameNotSynced: "a new file is used before its name is on stable media",
         ShortTransferTakenAsWhole: "a short read or write counts as complete",
         FailedOperationTakenAsDone: "a failed write counts as done",

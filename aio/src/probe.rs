@@ -1,4 +1,4 @@
-//! Properties of one file: direct I/O, its alignment, shared mappings, its device's queue.
+//! Properties of one file: direct I/O, its alignment, shared mappings, its device's queue and physical block.
 //!
 //! No version number is trusted. The kernel reports for each file the alignment that direct I/O needs (`statx`,
 //! `STATX_DIOALIGN`, since Linux 6.1). The flag `O_DIRECT` alone proves nothing: several file systems accept it and use the
@@ -8,7 +8,7 @@
 //! it counts as direct if its type of file system always is.
 //!
 //! So a file may have a smaller alignment when it is opened again than when it was made. No format depends on that: stores
-//! write in units of their own, each of at least a page, which is the largest alignment.
+//! write in units of their own, each of at least a page, which is the largest alignment, or say in the bytes how large they are.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -16,9 +16,11 @@ use std::path::Path;
 use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::buf::Buf;
+use crate::device;
 use crate::error::{Errno, Error, Result};
 use crate::insist::insist;
 use crate::open_file::{Alignment, SECTOR_BYTES};
+use crate::sys;
 
 /// Used where the alignment is not known: every device accepts a page.
 pub(crate) const UNKNOWN: Alignment = Alignment { memory_bytes: Buf::ALIGN, offset_bytes: Buf::ALIGN };
@@ -135,6 +137,29 @@ pub(crate) fn device_queue_slots(descriptor: BorrowedFd<'_>) -> Option<usize> {
     })
 }
 
+/// The physical block of the device below a file, see [`Backend::physical_block_bytes`](crate::Backend::physical_block_bytes).
+/// Not remembered: the calls cost some 20 µs, the number of a device may be given to another one, and volumes move.
+pub(crate) fn physical_block_bytes(descriptor: BorrowedFd<'_>) -> usize {
+    let is_on_device = magic(descriptor)
+        .is_ok_and(|magic| writes_its_device_in_place(magic, || sys::extended_flags(descriptor)));
+    let device = rustix::fs::fstat(descriptor).ok().filter(|_| is_on_device).map(|stat| stat.st_dev);
+    device.map_or(Buf::ALIGN, |device| device::physical_block_bytes(Path::new("/sys"), device))
+}
+
+/// Whether a file system writes the blocks of a file where they are, on the one device that it names. The realtime part of an
+/// XFS is on another one.
+fn writes_its_device_in_place(
+    magic: u64,
+    extended_flags: impl FnOnce() -> std::result::Result<u32, Errno>,
+) -> bool {
+    const REALTIME: u32 = 1;
+    match magic {
+        EXT => true,
+        XFS => extended_flags().is_ok_and(|flags| flags & REALTIME == 0),
+        _ => false,
+    }
+}
+
 const EXT: u64 = 0xEF53;
 const XFS: u64 = 0x5846_5342;
 const TMPFS: u64 = 0x0102_1994;
@@ -191,6 +216,10 @@ pub(crate) fn file_system_name(magic: u64) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     #[test]
@@ -198,6 +227,45 @@ mod tests {
         assert_eq!(memory_file_system(Path::new("/dev/shm")), Some("tmpfs"));
         assert_eq!(memory_file_system(Path::new("/proc/self")), None);
         assert_eq!(memory_file_system(Path::new("/proc/self/absent")), None);
+    }
+
+    #[test]
+    fn only_file_systems_that_write_their_one_device_in_place_are_asked_for_it() {
+        for (magic, flags, expected) in [
+            (EXT, Err(Errno::NOT_SUPPORTED), true),
+            (XFS, Ok(0), true),
+            (XFS, Ok(2), true),
+            // On the realtime device.
+            (XFS, Ok(1), false),
+            (XFS, Ok(3), false),
+            (XFS, Err(Errno::NOT_PERMITTED), false),
+            (TMPFS, Ok(0), false),
+            (0x9123_683E, Ok(0), false),
+            (0, Ok(0), false),
+        ] {
+            assert_eq!(writes_its_device_in_place(magic, || flags), expected, "{magic:x} {flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_files_physical_block_is_a_sector_or_a_page() {
+        for dir in [std::env::temp_dir(), std::env::current_dir().unwrap()] {
+            let file = tempfile::tempfile_in(&dir).unwrap();
+            let found = physical_block_bytes(file.as_fd());
+            assert!([SECTOR_BYTES, Buf::ALIGN].contains(&found), "{found}");
+        }
+        let in_memory = rustix::fs::open("/proc/self/status", OFlags::RDONLY, Mode::empty()).unwrap();
+        assert_eq!(physical_block_bytes(in_memory.as_fd()), Buf::ALIGN);
+    }
+
+    /// Skips a directory whose file system has no such flags.
+    #[test]
+    fn the_flags_of_a_new_file_say_that_it_is_not_on_a_realtime_device() {
+        let file = tempfile::tempfile_in(std::env::current_dir().unwrap()).unwrap();
+        match sys::extended_flags(file.as_fd()) {
+            Ok(flags) => assert_eq!(flags & 1, 0, "{flags:x}"),
+            Err(errno) => assert!([Errno::NOT_SUPPORTED, Errno(libc::ENOTTY)].contains(&errno), "{errno}"),
+        }
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub struct Probe {
     pub reason: &'static str,
     /// The alignment that direct reads and writes need.
     pub alignment: Alignment,
+    /// The unit that the device changes on its medium, as far as it is known, see
+    /// [`Backend::physical_block_bytes`](crate::Backend::physical_block_bytes).
+    pub physical_block_bytes: usize,
     /// Whether a mapping may be shared with a file that is also written directly.
     pub maps_are_shared: bool,
     /// Whether completions can be read in user space.
@@ -75,6 +78,7 @@ impl fmt::Display for Probe {
         writeln!(f, "because      {}", self.reason)?;
         let Alignment { memory_bytes, offset_bytes } = self.alignment;
         writeln!(f, "alignment    memory {memory_bytes}, offset and length {offset_bytes}")?;
+        writeln!(f, "block        {} bytes", self.physical_block_bytes)?;
         writeln!(f, "ring         {}", self.has_ring)?;
         if let Some(slots) = self.device_queue_slots {
             writeln!(f, "device queue {slots}")?;
@@ -115,6 +119,7 @@ pub fn probe(dir: &Path) -> Result<Probe> {
         is_asynchronous: facts::always_direct(magic) && context.is_some(),
         reason: "no scratch file can be made there, so this is known from the type of the file system",
         alignment: facts::UNKNOWN,
+        physical_block_bytes: facts::physical_block_bytes(opened.as_fd()),
         maps_are_shared: facts::shares_maps(magic),
         has_ring: context.as_ref().is_some_and(Context::reads_ring),
         device_queue_slots: facts::device_queue_slots(opened.as_fd()),

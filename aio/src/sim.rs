@@ -16,6 +16,9 @@
 //! completed before it was submitted, in its own file only; names take a directory sync. Not simulated: sparse space
 //! accounting, access rights.
 //!
+//! The physical blocks of the device are sectors, or [larger](SimBackend::set_physical_block_bytes). Until a write of a part
+//! of such a block is synced, a power cut may destroy the whole block: all its bytes are garbage then.
+//!
 //! # Concurrency
 //! All state is behind one lock, so handles may be used from several threads, but waiting never blocks: a wait that
 //! only another thread could end panics.
@@ -31,6 +34,7 @@ mod pending;
 mod queue;
 mod rng;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +52,7 @@ use map::{MapSizes, SimLock, SimMap};
 use queue::SimQueue;
 
 use crate::backend::{AioSlots, Backend, Lock, OpenMode, SharedMap, Stat};
+use crate::buf::Buf;
 use crate::clock::whole_nanos;
 use crate::error::{Errno, Error, Result};
 use crate::fall_back::FallBack;
@@ -206,6 +211,24 @@ impl SimBackend {
         self.machine().alignment = alignment;
     }
 
+    /// Sets the physical block of the disk, initially a sector. Images of this disk keep it. See
+    /// [`Backend::physical_block_bytes`].
+    ///
+    /// # Panics
+    /// If it is not a power of two from [`SECTOR_BYTES`] to [`Buf::ALIGN`].
+    pub fn set_physical_block_bytes(&self, bytes: usize) {
+        assert!(
+            bytes.is_power_of_two() && (SECTOR_BYTES..=Buf::ALIGN).contains(&bytes),
+            "a block of {bytes} bytes"
+        );
+        self.machine().disk.set_physical_block_bytes(bytes);
+    }
+
+    /// Sets whether the device makes zeros by itself, see [`Backend::zero_range`]. Initially not. Images of this disk keep it.
+    pub fn set_zeroes_ranges(&self, zeroes_ranges: bool) {
+        self.machine().disk.set_zeroes_ranges(zeroes_ranges);
+    }
+
     /// Sets whether files opened from now on are on a file system without direct I/O. Their operations work as before,
     /// [`File::is_direct`] is false, and their maps are private memory, as on such file systems of a real machine.
     pub fn set_buffered(&self, buffered: bool) {
@@ -255,6 +278,10 @@ impl Backend for SimBackend {
         Ok(machine.disk.inode(sim_handle(file).inode).size_bytes())
     }
 
+    fn physical_block_bytes(&self, file: &File) -> usize {
+        if file.is_direct() { self.machine().disk.physical_block_bytes() } else { Buf::ALIGN }
+    }
+
     fn sync(&self, file: &File) -> Result<()> {
         let mut machine = self.machine();
         let begun = machine.now;
@@ -272,6 +299,31 @@ impl Backend for SimBackend {
 
     fn allocate(&self, file: &File, len_bytes: u64) -> Result<()> {
         self.resize("fallocate", EventKind::Allocate, file, len_bytes)
+    }
+
+    fn zero_range(&self, file: &File, range: Range<u64>) -> Result<bool> {
+        let mut machine = self.machine();
+        machine.check()?;
+        if !machine.disk.zeroes_ranges() {
+            return Ok(false);
+        }
+        let inode = sim_handle(file).inode;
+        let call = Call {
+            offset: range.start,
+            bytes: &range.end.to_le_bytes(),
+            ..Call::new(EventKind::ZeroRange, file.path())
+        };
+        match machine.begin(&call)? {
+            Some(Fault::Errno(errno)) if !errno.is_no_room() => return Ok(false),
+            Some(Fault::Errno(errno)) => return Err(Error::call("fallocate", file.path(), errno)),
+            _ => {}
+        }
+        if !machine.has_room(inode, range.end) {
+            return Err(Error::call("fallocate", file.path(), Errno::NO_SPACE));
+        }
+        let seq = machine.disk.next_seq();
+        machine.disk.inode_mut(inode).zero(seq, range);
+        Ok(true)
     }
 
     fn truncate(&self, file: &File, len_bytes: u64) -> Result<()> {

@@ -336,6 +336,14 @@ fn check(answer: c_long) -> Result<usize, Errno> {
     usize::try_from(answer).map_err(|_| Errno::last())
 }
 
+/// The flags of `struct fsxattr`, which ext4, XFS and some others have (`FS_IOC_FSGETXATTR`).
+pub(crate) fn extended_flags(descriptor: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let mut words = [0_u32; 7];
+    // SAFETY: the kernel writes 28 bytes, which `words` has.
+    check(unsafe { libc::ioctl(descriptor.as_raw_fd(), 0x801C_581F, words.as_mut_ptr()) }.into())?;
+    Ok(words[0])
+}
+
 /// Whether [`ticks`] reads a counter.
 #[cfg(test)]
 pub(crate) const HAS_TICKS: bool = cfg!(target_arch = "x86_64");
@@ -362,8 +370,7 @@ pub(crate) fn is_mapped(address: usize, len_bytes: usize) -> bool {
     let mut resident = vec![0_u8; len_bytes.div_ceil(page)];
     let first = ptr::with_exposed_provenance_mut(address);
     // SAFETY: the kernel writes one byte for each page of the range, and does not access the range itself.
-    let answer = unsafe { libc::mincore(first, len_bytes, resident.as_mut_ptr()) };
-    answer == 0
+    unsafe { libc::mincore(first, len_bytes, resident.as_mut_ptr()) == 0 }
 }
 
 /// Keeps pages out of forked children; false if the kernel refuses.

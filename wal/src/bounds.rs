@@ -34,7 +34,7 @@ use crate::log_file::{ActiveFile, LOG_KIND, log_file_path};
 use crate::record::{GRANULE, Seq};
 use crate::replay::{ReplayInput, read_whole};
 use crate::seal::{Group, STEP, stream_room_bytes};
-use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify};
+use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify, is_first};
 
 /// Positions between which the acknowledged records of a log ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,9 +139,9 @@ fn read_there(
 /// End in the stream, and in the file in bytes, of the last group whose header can be read, at or behind the stop of the chain.
 fn last_group(file: &[u8], rules: &ChainRules, stop: (Seq, usize)) -> (Seq, usize) {
     let mut last = stop;
-    for offset in (stop.1..file.len()).step_by(STEP) {
+    for offset in (stop.1..file.len()).step_by(SECTOR_BYTES) {
         let Some(sector) = file.get(offset..).and_then(|rest| rest.first_chunk()) else { break };
-        if classify(&rules.place, index_of(offset), sector) != (SectorState::Current { first: true }) {
+        if !is_first(&rules.place, index_of(offset), sector) {
             continue;
         }
         let Some(group) = Group::decode(&sector[SECTOR_HEADER_BYTES..]) else { continue };
@@ -162,7 +162,8 @@ fn has_current(file: &[u8], place: &Place, from: usize) -> bool {
     rest.iter().enumerate().any(|found| matches!(state(found), SectorState::Current { .. }))
 }
 
-/// The end of the steps that have been written in this use of the file, or are damaged, from `from` on.
+/// The end of the steps that have been written in this use of the file, or are damaged, from `from` on. Of the largest steps,
+/// since no group there tells its own.
 fn used_bytes(file: &[u8], place: &Place, from: usize) -> usize {
     let rest = file.get(from..).unwrap_or_default().as_chunks::<SECTOR_BYTES>().0;
     let is_used = |(nth, sector)| classify(place, index_of(from) + nth as u64, sector) != SectorState::Older;

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::planted::{Bug, planted};
 use crate::record::Seq;
 use crate::seal::{GROUP_HEADER_BYTES, Group, STEP};
-use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify};
+use crate::sector::{Place, SECTOR_HEADER_BYTES, SectorState, classify, is_first};
 
 /// The values that every group of a chain must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct Chain {
     pub stop: Stop,
     /// The highest claim of any group header in the file, also behind the stop: the stream below was durable.
     pub claim: Seq,
-    /// Whether a sector of this use of the file was found in the step at the stop, or a group header behind it.
+    /// Whether a sector of this use of the file was found close behind the stop, or a group header anywhere behind it.
     pub more_behind: bool,
 }
 
@@ -227,12 +227,11 @@ fn take_stream(sectors: &[u8], stream_bytes: u64, stream: &mut Vec<u8>) {
     }
 }
 
-/// The chain does not lead to groups behind the stop, so this reads the header at every step.
+/// The chain does not lead to groups behind the stop, and their step is not known, so this looks at every sector.
 fn look_for_claims(file: &[u8], stop: usize, chain: &mut Chain, rules: &ChainRules) {
-    for offset in (stop..file.len()).step_by(STEP) {
+    for offset in (stop..file.len()).step_by(SECTOR_BYTES) {
         let Some(sector) = sector_at(file, offset) else { break };
-        let state = classify(&rules.place, index_of(offset), sector);
-        if state != (SectorState::Current { first: true }) {
+        if !is_first(&rules.place, index_of(offset), sector) {
             continue;
         }
         let Some(group) = Group::decode(&sector[SECTOR_HEADER_BYTES..]) else { continue };

@@ -18,7 +18,7 @@ use crate::log_file::{LogFiles, OpenLogFile};
 use crate::planted::{Bug, planted};
 use crate::record::{GRANULE, Seq, StreamOrigin};
 use crate::ring::Ring;
-use crate::seal::{Group, STEP, seal, stream_room_bytes};
+use crate::seal::{Group, seal, step_of, stream_room_bytes};
 use crate::sync::{Arc, AtomicU64, Ordering, Statistic};
 
 /// The most stream bytes in one group. Large enough for the full bandwidth of a device, and small enough that the
@@ -263,8 +263,8 @@ impl Flusher {
         let opened = core.files.next(&mut *self.queue, start)?;
         count(&core.counters.activations, 1);
         count(&core.counters.recycled, u64::from(opened.recycled));
-        let step_bytes = opened.file.alignment().offset_bytes.max(STEP);
-        let step_bytes = u32::try_from(step_bytes).expect("an alignment is small");
+        // Not remembered from the file before: the volume may have moved to other devices.
+        let step_bytes = step_of(&*core.backend, &opened.file);
         self.current = Some(Current { opened, offset: 0, step_bytes, groups: 0 });
         Ok(())
     }

@@ -18,6 +18,7 @@ aio::planted_bugs! {
         RingNotReplayed: "recovery does not look into the ring",
         RingUsedBeforeTheManifest: "records go where the manifest does not know of the ring",
         LogLimitIgnored: "log files are made without regard to their limit",
+        PaddingBelowThePhysicalBlock: "a group shares a physical block of the device with an acknowledged one",
         LogFileRetiredTooEarly: "a log file is recycled while a memtable still needs it",
     }
     IN_SCHEDULES {

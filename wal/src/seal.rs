@@ -15,7 +15,7 @@
 //!   OFFSET  SIZE  FIELD OF THE GROUP HEADER
 //!        0     8  magic "ESKERGRP"
 //!        8     4  incarnation
-//!       12     4  step: the group starts at a multiple of it and is padded to one, a power of two from 4096 up
+//!       12     4  step: the group starts at a multiple of it and is padded to one, a power of two from 512 up
 //!       16     8  number: groups before this one in this use of the file
 //!       24     8  start: stream position of the first byte
 //!       32     8  end: stream position after the last byte
@@ -28,15 +28,22 @@
 //! group*, written only for its `durable` field. Padding sectors are sealed like all others, so every sector of a group is
 //! checked.
 //!
-//! Invariant: a durable sector is never rewritten, since no two groups share a step.
+//! Invariant: a durable group is never in danger while another one is written, since no two groups share a step, and a step
+//! is whole physical blocks as far as the backend knows them: 512 bytes where the device is proved to write single sectors,
+//! which makes a small group an eighth as large, and a page elsewhere. A device that gets a part of a physical block rewrites
+//! the rest of it, and a power cut can destroy that. So blocks above a page, and partitions that begin inside a block, keep no
+//! such promise. The step is asked for whenever a file is taken into use: a volume that moves to other devices meanwhile goes
+//! on with the old one to the end of that file.
 //! Written by `flusher` and by the engine's manifest, read by `chain`.
 
-use aio::{Buf, SECTOR_BYTES};
+use aio::{Backend, Buf, File, SECTOR_BYTES};
 
+use crate::planted::{Bug, planted};
 use crate::record::Seq;
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SECTOR_PAYLOAD_BYTES, seal_sector};
 
-/// Groups start at multiples of this many bytes, or of the alignment of the file where that is larger.
+/// The largest step that a file needs, in bytes. Files of the log are whole steps of this size, so that any step divides
+/// them.
 pub const STEP: usize = 4096;
 
 /// A group is padded by less than this.
@@ -64,7 +71,7 @@ pub struct Group {
     pub end: Seq,
     /// The claim: all stream bytes below were on stable media when the group was sealed.
     pub durable: Seq,
-    /// Alignment and padding in bytes: [`STEP`], or the alignment of the file where that is larger.
+    /// Alignment and padding in bytes: the larger of the file's alignment and the physical block of the device below it.
     pub step_bytes: u32,
 }
 
@@ -116,8 +123,18 @@ impl Group {
     }
 
     fn has_valid_step(&self) -> bool {
-        self.step().is_some_and(|step| step >= STEP && step.is_power_of_two())
+        self.step().is_some_and(|step| step >= SECTOR_BYTES && step.is_power_of_two())
     }
+}
+
+/// The step for groups that are written to this file, in bytes: the larger of its alignment and the physical block below it.
+/// A power of two from [`SECTOR_BYTES`] to [`STEP`].
+pub(crate) fn step_of(backend: &dyn Backend, file: &File) -> u32 {
+    let block_bytes = backend.physical_block_bytes(file);
+    let block_bytes = if planted(Bug::PaddingBelowThePhysicalBlock) { SECTOR_BYTES } else { block_bytes };
+    let step = file.alignment().offset_bytes.max(block_bytes).max(SECTOR_BYTES);
+    assert!(step <= STEP, "alignments and physical blocks are at most a page");
+    u32::try_from(step).expect("a step is small")
 }
 
 /// The maximum of stream bytes for a group in `room_bytes` of a file, which is a multiple of the step. May be 0.
@@ -132,7 +149,7 @@ pub(crate) fn stream_room_bytes(room_bytes: usize) -> usize {
 /// the length of the stream is a multiple of 8 bytes, so are `at` and the length of `bytes`.
 ///
 /// # Panics
-/// If the step is not a power of two from [`STEP`] up, the offset is no multiple of it, or the group is larger than the
+/// If the step is not a power of two from [`SECTOR_BYTES`] up, the offset is no multiple of it, or the group is larger than the
 /// capacity of `buf`.
 pub fn seal(
     place: &Place,
@@ -141,7 +158,7 @@ pub fn seal(
     buf: &mut Buf,
     fill: &mut dyn FnMut(usize, &mut [u8]),
 ) {
-    assert!(group.has_valid_step(), "a step is a power of two from 4096 up");
+    assert!(group.has_valid_step(), "a step is a power of two from 512 up");
     assert!(offset.is_multiple_of(u64::from(group.step_bytes)), "groups start at a step");
     assert!(group.start <= group.end, "a group does not end before it starts");
     let stream_bytes = usize::try_from(group.end.since(group.start)).expect("a group fits into memory");

@@ -92,6 +92,12 @@ pub fn classify(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> Secto
     }
 }
 
+/// Whether it is the first sector of a group in this use of the file. Most sectors of another use cost one comparison.
+pub(crate) fn is_first(place: &Place, index: u64, sector: &[u8; SECTOR_BYTES]) -> bool {
+    epoch_of(sector) == place.epoch
+        && classify(place, index, sector) == (SectorState::Current { first: true })
+}
+
 /// The epoch field of a sector, unchecked: trust it only after [`classify`] with it. 0 if the field is empty.
 pub(crate) fn epoch_of(sector: &[u8; SECTOR_BYTES]) -> u32 {
     let [_, _, _, _, e0, e1, e2, e3, ..] = *sector;

@@ -53,6 +53,8 @@ pub enum EventKind {
     Wait,
     /// Space is made behind a part of a mapped file.
     MakeRoom,
+    /// A range is zeroed without a write.
+    ZeroRange,
 }
 
 impl EventKind {
@@ -61,6 +63,7 @@ impl EventKind {
     pub fn changes_disk(self) -> bool {
         use EventKind::{
             Allocate, Create, Link, MakeDir, MapWrite, Remove, Sync, SyncDir, Truncate, Write, WriteDurable,
+            ZeroRange,
         };
         matches!(
             self,
@@ -69,6 +72,7 @@ impl EventKind {
                 | Sync
                 | Create
                 | Allocate
+                | ZeroRange
                 | Truncate
                 | Link
                 | Remove

@@ -28,6 +28,8 @@ pub struct DiskImage {
     dirs: Dirs,
     next_inode: u64,
     seq: u64,
+    physical_block_bytes: usize,
+    zeroes_ranges: bool,
 }
 
 impl Default for DiskImage {
@@ -41,7 +43,14 @@ impl DiskImage {
     #[must_use]
     pub fn new() -> DiskImage {
         let roots = ["/", ""].map(|path| (Arc::from(OsStr::new(path)), Arc::new(Dir::default())));
-        DiskImage { inodes: BTreeMap::new(), dirs: BTreeMap::from(roots), next_inode: 1, seq: 0 }
+        DiskImage {
+            inodes: BTreeMap::new(),
+            dirs: BTreeMap::from(roots),
+            next_inode: 1,
+            seq: 0,
+            physical_block_bytes: SECTOR_BYTES,
+            zeroes_ranges: false,
+        }
     }
 
     /// The disk after a power cut. Calls `keep` once for every un-synced unit. The order of the units is the same for
@@ -68,13 +77,19 @@ impl DiskImage {
             let left = if inode.is_settled() {
                 Arc::clone(inode)
             } else {
-                Arc::new(Inode::durable(inode.power_cut(number, keep)))
+                Arc::new(Inode::durable(inode.power_cut(number, self.physical_block_bytes as u64, keep)))
             };
             if reachable.binary_search(&number).is_ok() {
                 inodes.insert(number, left);
             }
         }
-        DiskImage { inodes, dirs, next_inode: self.next_inode, seq: self.seq }
+        DiskImage { inodes, dirs, ..*self }
+    }
+
+    /// The physical block of the disk, in bytes.
+    #[must_use]
+    pub fn physical_block_bytes(&self) -> usize {
+        self.physical_block_bytes
     }
 
     /// A power cut that loses all un-synced units.
@@ -256,6 +271,18 @@ impl DiskImage {
 
 /// Operations of the machine on its disk. Errors are those of the kernel.
 impl DiskImage {
+    pub(crate) fn set_physical_block_bytes(&mut self, bytes: usize) {
+        self.physical_block_bytes = bytes;
+    }
+
+    pub(crate) fn zeroes_ranges(&self) -> bool {
+        self.zeroes_ranges
+    }
+
+    pub(crate) fn set_zeroes_ranges(&mut self, zeroes_ranges: bool) {
+        self.zeroes_ranges = zeroes_ranges;
+    }
+
     /// The next position in the order of all changes.
     pub(crate) fn next_seq(&mut self) -> u64 {
         self.seq += 1;

@@ -5,6 +5,7 @@
 //! crash is not pending.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::pages::{Contents, to_usize};
@@ -18,8 +19,11 @@ const MAP_VERSIONS: usize = 3;
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 
-/// The unit in which space is given to a file and taken from it.
+/// The unit in which space is given to a file and taken from it. No physical block is larger.
 const BLOCK: u64 = 4096;
+
+/// Every byte of a block that a power cut has destroyed.
+const GARBAGE: u8 = 0xDB;
 
 /// A run of whole sectors and their bytes, cheap to clone and to slice.
 #[derive(Clone, Debug)]
@@ -81,8 +85,31 @@ impl Sectors {
 
 #[derive(Clone, Debug)]
 enum Effect {
-    Write { extent: Sectors, mapped: bool },
-    Size { size_bytes: u64, shrinks: bool },
+    Write {
+        extent: Sectors,
+        mapped: bool,
+    },
+    /// The place of a write that covers some block in part, whatever its bytes. A page that is mapped is written whole.
+    Place(Range<u64>),
+    Size {
+        size_bytes: u64,
+        shrinks: bool,
+    },
+}
+
+impl Effect {
+    /// The place of a write by an operation, if it covers some block in part.
+    fn place(extent: &Sectors) -> Option<Effect> {
+        let place = extent.offset..extent.end();
+        let is_whole = [place.start, place.end].iter().all(|at| at.is_multiple_of(BLOCK));
+        (!is_whole).then_some(Effect::Place(place))
+    }
+}
+
+/// The offsets of the blocks of which a write covers a part only: the first, the last, or none.
+fn blocks_in_part(place: &Range<u64>, block_bytes: u64) -> impl Iterator<Item = u64> + use<> {
+    let blocks = [place.start, place.end].map(|at| (at % block_bytes != 0).then_some(at - at % block_bytes));
+    blocks.into_iter().flatten()
 }
 
 #[derive(Clone, Debug)]
@@ -161,9 +188,23 @@ impl Inode {
         self.volatile.write(extent.offset, extent.bytes());
         let end = extent.end();
         self.give_space(extent.offset, end);
+        self.pending.extend(Effect::place(&extent).map(|effect| Change { seq, lost: false, effect }));
         self.add_pending(seq, extent, false);
         if end > self.size_bytes() {
             self.resize(seq, end);
+        }
+    }
+
+    /// The device has zeroed a part, and the file has grown to its end.
+    pub(crate) fn zero(&mut self, seq: u64, range: Range<u64>) {
+        let there =
+            range.start.min(self.size_bytes())..range.end.min(self.size_bytes()).next_multiple_of(SECTOR);
+        self.give_space(range.start, range.end);
+        if !there.is_empty() {
+            self.write(seq, Sectors::new(there.start, &vec![0; to_usize(there.end - there.start)]));
+        }
+        if range.end > self.size_bytes() {
+            self.resize(seq, range.end);
         }
     }
 
@@ -174,8 +215,9 @@ impl Inode {
                 self.volatile.write(offset, bytes);
             }
         }
-        let effect = Effect::Write { extent, mapped: false };
-        self.pending.push(Change { seq, lost: true, effect });
+        let effects = [Effect::place(&extent), Some(Effect::Write { extent, mapped: false })];
+        let effects = effects.into_iter().flatten();
+        self.pending.extend(effects.map(|effect| Change { seq, lost: true, effect }));
     }
 
     /// A durable write has completed: its bytes are on stable media, and so is a size that includes them.
@@ -228,6 +270,7 @@ impl Inode {
             }
             match change.effect {
                 Effect::Write { extent, .. } => self.persist(&extent, change.seq),
+                Effect::Place(_) => {}
                 Effect::Size { size_bytes, shrinks } => self.persist_size(size_bytes, shrinks, change.seq),
             }
         }
@@ -241,7 +284,12 @@ impl Inode {
     }
 
     /// The contents after a power cut. Calls `keep` once for each unit, in order.
-    pub(crate) fn power_cut(&self, inode: u64, keep: &mut dyn FnMut(PendingUnit<'_>) -> bool) -> Contents {
+    pub(crate) fn power_cut(
+        &self,
+        inode: u64,
+        block_bytes: u64,
+        keep: &mut dyn FnMut(PendingUnit<'_>) -> bool,
+    ) -> Contents {
         let mut left = self.durable.clone();
         let mut size_bytes = left.size_bytes();
         let mut sizes_go_on = true;
@@ -249,9 +297,11 @@ impl Inode {
         let flights = self.in_flight.iter().flat_map(|(_, extent)| {
             let size = Effect::Size { size_bytes: extent.end(), shrinks: false };
             let grows = (extent.end() > self.size_bytes()).then_some(size);
-            [Some(Effect::Write { extent: extent.clone(), mapped: false }), grows]
+            let write = Effect::Write { extent: extent.clone(), mapped: false };
+            [Some(write), Effect::place(extent), grows]
         });
         let flights: Vec<Effect> = flights.flatten().collect();
+        let mut in_part = BTreeSet::new();
         for effect in self.pending.iter().map(|change| &change.effect).chain(&flights) {
             match effect {
                 Effect::Write { extent, .. } => {
@@ -262,6 +312,7 @@ impl Inode {
                         }
                     }
                 }
+                Effect::Place(place) => in_part.extend(blocks_in_part(place, block_bytes)),
                 Effect::Size { size_bytes: new, shrinks } => {
                     sizes_go_on = keep(PendingUnit::Size { inode, size_bytes: *new }) && sizes_go_on;
                     match (sizes_go_on, shrinks) {
@@ -274,6 +325,11 @@ impl Inode {
                         size_bytes = *new;
                     }
                 }
+            }
+        }
+        for offset in in_part {
+            if !keep(PendingUnit::Block { inode, offset }) {
+                left.write(offset, &vec![GARBAGE; to_usize(block_bytes)]);
             }
         }
         left.set_size(size_bytes);
@@ -298,6 +354,7 @@ impl Inode {
     fn add_pending(&mut self, seq: u64, extent: Sectors, mapped: bool) {
         let contested = self.pending.iter().any(|change| match &change.effect {
             Effect::Write { extent: other, .. } => other.overlaps(&extent),
+            Effect::Place(_) => false,
             Effect::Size { shrinks, .. } => *shrinks,
         });
         if contested || mapped {
@@ -350,7 +407,7 @@ impl Inode {
             .iter()
             .filter_map(|change| match change.effect {
                 Effect::Size { size_bytes, shrinks } => Some((size_bytes, shrinks, change.seq)),
-                Effect::Write { .. } => None,
+                Effect::Write { .. } | Effect::Place(_) => None,
             })
             .collect();
         for (size_bytes, shrinks, seq) in sizes {
@@ -358,24 +415,22 @@ impl Inode {
         }
     }
 
-    /// Removes `from..to` from every pending write up to `seq`.
+    /// Removes `from..to` from every pending write up to `seq`, and all places inside of it.
     fn drop_older(&mut self, from: u64, to: u64, seq: u64) {
         let touched = |change: &Change| match &change.effect {
             Effect::Write { extent, .. } => change.seq <= seq && extent.offset < to && from < extent.end(),
+            Effect::Place(place) => change.seq <= seq && from <= place.start && place.end <= to,
             Effect::Size { .. } => false,
         };
         if !self.pending.iter().any(touched) {
             return;
         }
         for change in std::mem::take(&mut self.pending) {
-            let Effect::Write { extent, mapped } = &change.effect else {
-                self.pending.push(change);
-                continue;
-            };
             if !touched(&change) {
                 self.pending.push(change);
                 continue;
             }
+            let Effect::Write { extent, mapped } = &change.effect else { continue };
             let (before, after) = (extent.part(0, from), extent.part(to, u64::MAX));
             for part in [before, after] {
                 if !part.is_empty() {

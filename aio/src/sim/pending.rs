@@ -17,6 +17,14 @@ pub enum PendingUnit<'a> {
         /// Offset of the sector in the file, in bytes.
         offset: u64,
     },
+    /// A physical block that was written in part since the last sync. Dropping it destroys all of its bytes. Comes after the
+    /// sectors of its file.
+    Block {
+        /// Number of the file.
+        inode: u64,
+        /// Offset of the block in the file, in bytes.
+        offset: u64,
+    },
     /// One change of a file's size. Dropping it drops the later ones of this file as well.
     Size {
         /// Number of the file.
@@ -38,7 +46,9 @@ impl PendingUnit<'_> {
     /// A number that is the same for all units of one file or directory.
     pub(crate) fn owner(&self) -> u64 {
         match self {
-            PendingUnit::Sector { inode, .. } | PendingUnit::Size { inode, .. } => *inode,
+            PendingUnit::Sector { inode, .. }
+            | PendingUnit::Block { inode, .. }
+            | PendingUnit::Size { inode, .. } => *inode,
             PendingUnit::Name { dir, .. } => hash_bytes(dir.as_os_str().as_encoded_bytes()),
         }
     }

@@ -259,6 +259,9 @@ pub(crate) fn sizes_change_as_asked(fixture: &BackendFixture<'_>) {
         file::create_zeroed(backend, &mut *fixture.queue(1), (&fixture.path("z"), "z"), at(3)).unwrap();
     assert_eq!(backend.size_bytes(&zeroed).unwrap(), at(3));
     assert_eq!(fixture.first_bytes("z"), [0, 0, 0]);
+    let g = fixture.numbered("g", 3);
+    let expected: &[u8] = if backend.zero_range(&g, at(1)..at(2)).unwrap() { &[1, 0, 3] } else { &[1, 2, 3] };
+    assert_eq!(fixture.first_bytes("g"), expected, "a refusal changes nothing here");
 }
 
 pub(crate) fn links_share_and_removal_spares_open_files(fixture: &BackendFixture<'_>) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
@@ -347,6 +347,122 @@ fn room_in_a_map_can_be_refused_by_a_fault() {
     sim.fail(FaultPlan::new(Fault::Errno(Errno::NO_SPACE)).on(&[EventKind::MakeRoom]));
     assert_eq!(errno(map.make_room(0, 8)), Some(Errno::NO_SPACE));
     map.make_room(0, 8).unwrap();
+}
+
+/// A write of whole blocks leaves each sector old or new. After a write of a part all of the block may be garbage.
+#[test]
+fn a_power_cut_may_destroy_a_physical_block_of_which_a_part_is_written() {
+    const GARBAGE: u8 = 0xDB;
+    let (sim, mut queue, f) = machine(19, 16);
+    sim.set_physical_block_bytes(BLOCK);
+    assert_eq!(sim.physical_block_bytes(&f), BLOCK);
+    assert_eq!(run(&mut *queue, write(&f, 0, 16, 2)).result, Ok(2 * BLOCK));
+    assert!(left(&sim).iter().flatten().all(|byte| [1, 2].contains(byte)), "whole blocks are in no danger");
+    sim.sync(&f).unwrap();
+    assert_eq!(run(&mut *queue, write(&f, 7, 1, 3)).result, Ok(SECTOR));
+    let old_or_new = |first: &[u8]| first[..7] == [2; 7] && [2, 3].contains(&first[7]);
+    for sectors in left(&sim) {
+        let (first, second) = sectors.split_at(8);
+        assert!(first.iter().all(|byte| *byte == GARBAGE) || old_or_new(first), "{sectors:?}");
+        assert_eq!(second, [2; 8], "no other block is touched");
+    }
+    assert!(left(&sim).iter().any(|sectors| sectors[0] == GARBAGE), "durable bytes beside it are destroyed");
+    assert_eq!(seen(&sim)[..8], [2, 2, 2, 2, 2, 2, 2, 3], "the machine goes on with all of them");
+    sim.sync(&f).unwrap();
+    assert_eq!(left(&sim).len(), 1);
+    let again = SimBackend::from_image(sim.snapshot().power_cut_none(), 1);
+    let f = again.open(path("/f"), OpenMode::Write).unwrap();
+    assert_eq!(again.physical_block_bytes(&f), BLOCK, "the block is a property of the disk");
+    // In flight, and failed.
+    let mut queue = again.queue(4).unwrap();
+    queue.submit(&mut numbered([write(&f, 8, 1, 4)])).unwrap();
+    assert!(left(&again).iter().any(|sectors| sectors[15] == GARBAGE));
+    let mut done = Vec::new();
+    queue.wait(1, None, &mut done).unwrap();
+    again.sync(&f).unwrap();
+    again.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Write]));
+    assert_eq!(run(&mut *queue, write(&f, 1, 1, 5)).result, Err(Errno::IO));
+    assert!(left(&again).iter().any(|sectors| sectors[0] == GARBAGE));
+}
+
+/// Bytes that stay the same are no less written: the device rewrites the block that they are in.
+#[test]
+fn a_write_of_the_same_bytes_endangers_a_physical_block_too() {
+    const GARBAGE: u8 = 0xDB;
+    for (first, count, second_block) in [(6, 2, false), (7, 2, true), (0, 9, true), (15, 1, true)] {
+        let (sim, mut queue, f) = machine(22, 16);
+        sim.set_physical_block_bytes(BLOCK);
+        assert_eq!(run(&mut *queue, write(&f, first, count, 1)).result, Ok(count * SECTOR));
+        let left = left(&sim);
+        let destroyed = |sector: usize| left.iter().any(|sectors| sectors[sector] == GARBAGE);
+        let first_block = first < 8 && count < 9;
+        assert_eq!((destroyed(0), destroyed(15)), (first_block, second_block), "{first} {count}");
+        assert!(left.contains(&vec![1; 16]), "or nothing happens");
+        sim.sync(&f).unwrap();
+        assert!(sim.snapshot().power_cut_none().read_file(path("/f")).unwrap().iter().all(|byte| *byte == 1));
+    }
+    // Whole blocks are in no danger, and blocks of a sector are always whole.
+    for (block_bytes, first, count) in [(BLOCK, 8, 8), (SECTOR, 7, 2)] {
+        let (sim, mut queue, f) = machine(23, 16);
+        sim.set_physical_block_bytes(block_bytes);
+        assert_eq!(run(&mut *queue, write(&f, first, count, 1)).result, Ok(count * SECTOR));
+        assert_eq!(left(&sim), BTreeSet::from([vec![1; 16]]), "{block_bytes}");
+    }
+}
+
+/// Zeros that the device makes take no write, and the file is as if they had been written. Refused and failed ones are written.
+#[test]
+fn a_device_that_zeroes_saves_the_writes_of_a_new_file() {
+    let refusals = [
+        libc::EOPNOTSUPP,
+        libc::EINVAL,
+        libc::EPERM,
+        libc::EACCES,
+        libc::ENOSYS,
+        libc::EIO,
+        libc::ENODEV,
+        libc::ENOTTY,
+        libc::EREMOTEIO,
+    ];
+    for refusal in std::iter::once(None).chain(refusals.map(Some)) {
+        let (sim, mut queue, f) = machine(20, 4);
+        sim.set_zeroes_ranges(true);
+        if let Some(errno) = refusal {
+            sim.fail(FaultPlan::new(Fault::Errno(Errno(errno))).on(&[EventKind::ZeroRange]).forever());
+        }
+        let kinds = Arc::new(Mutex::new(Vec::new()));
+        let seen_kinds = Arc::clone(&kinds);
+        sim.on_event(move |event, _| seen_kinds.lock().unwrap().push(event.kind));
+        let z = file::create_zeroed(&sim, &mut *queue, (path("/z"), "z"), 4 * BLOCK as u64).unwrap();
+        file::extend_zeroed(&sim, &mut *queue, &z, 4 * BLOCK as u64..6 * BLOCK as u64).unwrap();
+        sim.stop_observing();
+        let is_written = kinds.lock().unwrap().contains(&EventKind::Write);
+        assert_eq!(is_written, refusal.is_some(), "{refusal:?}");
+        let left = sim.snapshot().power_cut_none();
+        assert_eq!(left.read_file(path("/z")), Some(vec![0; 6 * BLOCK]), "{refusal:?}");
+        assert_eq!(sim.zero_range(&f, SECTOR as u64..BLOCK as u64), Ok(refusal.is_none()));
+        let expected: &[u8] = if refusal.is_none() { &[1, 0, 0, 0, 0, 0, 0, 0] } else { &[1; 4] };
+        assert_eq!(seen(&sim), expected);
+    }
+}
+
+#[test]
+fn a_device_that_zeroes_may_be_full_and_leaves_no_file() {
+    let (sim, mut queue, _f) = machine(21, 4);
+    sim.set_zeroes_ranges(true);
+    let mut create = || errno(file::create_zeroed(&sim, &mut *queue, (path("/z"), "z"), 4 * BLOCK as u64));
+    for kind in [Errno::NO_SPACE, Errno::QUOTA, Errno(libc::EFBIG)] {
+        sim.fail(FaultPlan::new(Fault::Errno(kind)).on(&[EventKind::ZeroRange]));
+        assert_eq!(create(), Some(kind));
+        assert_eq!(sim.stat(path("/z")), Ok(None));
+    }
+    sim.set_capacity_bytes(3 * BLOCK as u64);
+    assert_eq!(create(), Some(Errno::NO_SPACE));
+    assert_eq!(sim.stat(path("/z")), Ok(None));
+    sim.set_capacity_bytes(u64::MAX);
+    sim.fail(FaultPlan::new(Fault::Errno(Errno(libc::ENOMEM))).on(&[EventKind::ZeroRange]));
+    sim.fail(FaultPlan::new(Fault::Errno(Errno::IO)).on(&[EventKind::Write]));
+    assert_eq!(create(), None, "a shortage of the moment is waited out, and nothing is written");
 }
 
 #[test]

@@ -42,8 +42,9 @@ use crate::manifest::edit;
 use crate::manifest::version::{Edit, Version};
 
 /// The one version of manifest, log and ring.
-pub(crate) const FORMAT_VERSION: u32 = 5;
+pub(crate) const FORMAT_VERSION: u32 = 6;
 
+/// The largest step of a group, on any device: edits are rare, and a program of any version finds its gate in the first group.
 const STEP_BYTES: u32 = 4096;
 const _: () = assert!(STEP_BYTES as usize == STEP);
 

@@ -15,7 +15,8 @@ const KIB: u64 = 1 << 10;
 fn builder(backend: &SimBackend, background: Background) -> Builder {
     let sizes = Sizes {
         ring_bytes: Some(64 * KIB),
-        log_file_bytes: Some(64 * KIB),
+        // Of groups of a step.
+        log_file_bytes: Some(16 * backend.snapshot().physical_block_bytes() as u64),
         memtable_bytes: Some(32 * KIB),
         segment_bytes: Some(64 * KIB),
         manifest_bytes: Some(32 * KIB),
@@ -154,11 +155,19 @@ impl CreateOrErr for Db {
     }
 }
 
-/// Fails the k-th call of these kinds on paths with this part, for all k; returns how many runs halted.
+/// The physical blocks of the disks.
+const BLOCKS: [usize; 2] = [512, 4096];
+
+/// Fails the k-th call of these kinds on paths with this part, for all k, on each disk; returns how many runs halted, at least.
 fn fail_each(kinds: &[EventKind], part: &str, fault: Fault) -> usize {
+    BLOCKS.map(|block_bytes| fail_each_on(block_bytes, kinds, part, fault)).into_iter().min().unwrap()
+}
+
+fn fail_each_on(block_bytes: usize, kinds: &[EventKind], part: &str, fault: Fault) -> usize {
     let mut halts = 0;
     for skip in 0.. {
         let sim = SimBackend::new(skip);
+        sim.set_physical_block_bytes(block_bytes);
         let told = Arc::new(Mutex::new(Vec::new()));
         let db = builder(&sim, Background::Manual).listener(Halts(Arc::clone(&told))).open("/store").unwrap();
         let mut model = Model::new();
@@ -166,7 +175,7 @@ fn fail_each(kinds: &[EventKind], part: &str, fault: Fault) -> usize {
         let (halted, other) = incarnation(&db, &mut model);
         let struck = sim.faults_struck() > 0;
         sim.clear_faults();
-        let context = format!("{fault:?} of {kinds:?} {skip} on {part:?}");
+        let context = format!("{fault:?} of {kinds:?} {skip} on {part:?}, blocks of {block_bytes}");
         if let Some(first) = &halted {
             halts += 1;
             assert!(struck);
@@ -204,7 +213,11 @@ fn each_failing_sync_of_the_log_halts_and_is_not_tried_again() {
 
 #[test]
 fn each_short_write_of_the_log_halts() {
-    assert!(fail_each(&[EventKind::Write], ".log", Fault::Short(512)) > 90);
+    for block_bytes in BLOCKS {
+        // All sectors but the last one, of the smallest group.
+        let short = Fault::Short(block_bytes - 512);
+        assert!(fail_each_on(block_bytes, &[EventKind::Write], ".log", short) > 90, "{block_bytes}");
+    }
 }
 
 #[test]

@@ -20,6 +20,10 @@ struct Log {
 impl Log {
     /// Seals one group for each length, one behind the other, over the bytes of `old`.
     fn new(place: &Place, old: Vec<u8>, lens: &[usize]) -> Log {
+        Log::with_step(STEP, place, old, lens)
+    }
+
+    fn with_step(step_bytes: usize, place: &Place, old: Vec<u8>, lens: &[usize]) -> Log {
         let mut log = Log { file: old, stream: Vec::new(), groups: Vec::new() };
         let (mut offset, mut start) = (0, RULES.start);
         for (number, &len) in lens.iter().enumerate() {
@@ -30,7 +34,7 @@ impl Log {
                 start,
                 end: start.plus(len),
                 durable: start,
-                step_bytes: u32::try_from(STEP).unwrap(),
+                step_bytes: u32::try_from(step_bytes).unwrap(),
             };
             let mut buf = Buf::zeroed(group.sealed_bytes().unwrap());
             seal(place, offset as u64, &group, &mut buf, &mut |at, into| {
@@ -68,6 +72,42 @@ fn a_whole_log_comes_back() {
     assert_eq!(chain.claim, RULES.start.plus(7296));
     let full = Log::new(&PLACE, vec![0; 2 * STEP], &[96, 3968]);
     assert_eq!(full.check(&full.file).unwrap().0.stop, Stop::EndOfFile);
+}
+
+/// Over an earlier use with another step: a lost sector of the newest group is a torn tail, and of any other one damage.
+#[test]
+fn groups_of_every_step_keep_the_promises() {
+    for step in [512, 1024, 2048, 4096] {
+        let earlier = Place { epoch: 4, ..PLACE };
+        let old =
+            Log::with_step(if step == 512 { 1024 } else { 512 }, &earlier, vec![0; 8 * STEP], &[300; 6]);
+        let log = Log::with_step(step, &PLACE, old.file.clone(), &[96, 900, 0, 424, 1400]);
+        let (chain, verdict) = log.check(&log.file).unwrap();
+        assert_eq!((chain.stream.len(), chain.groups.len(), verdict), (log.stream.len(), 5, Verdict::Clean));
+        assert!(chain.groups.iter().all(|(_, offset)| offset.is_multiple_of(step as u64)));
+        let (begin, acknowledged) = log.groups[4];
+        let end = usize::try_from(chain.stop_offset).unwrap();
+        for at in (0..end).step_by(SECTOR_BYTES) {
+            for lost in [&vec![0; old.file.len()], &old.file] {
+                let mut file = log.file.clone();
+                file[at..at + SECTOR_BYTES].copy_from_slice(&lost[at..at + SECTOR_BYTES]);
+                match log.check(&file) {
+                    Ok((chain, _)) => {
+                        assert!(at >= begin && chain.stream.len() == acknowledged, "{step}: {at}");
+                    }
+                    Err(error) => assert!(at < begin, "{step}: {at}: {error}"),
+                }
+            }
+        }
+        for bit in 0..end * 8 {
+            let mut file = log.file.clone();
+            file[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                matches!(log.check(&file), Err(Error::Corrupt { .. })),
+                "{step}: bit {bit} was not noticed"
+            );
+        }
+    }
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::support::{Manifest, RING_FIRST_BYTES, Random, record, seed};
 use aio::sim::{DiskImage, SimBackend};
-use aio::{Backend, SECTOR_BYTES};
+use aio::{Alignment, Backend, SECTOR_BYTES};
 use wal::{
-    ActiveFile, Appended, Background, Error, Log, LogOptions, ReplayInput, Replayed, Seq, Verdict,
+    ActiveFile, Appended, Background, Error, Log, LogOptions, ReplayInput, Replayed, STEP, Seq, Verdict,
     log_file_path, replay,
 };
 
@@ -183,10 +183,18 @@ fn check(image: &DiskImage, incarnation: &Incarnation, manifest: &Manifest, ackn
 /// incarnation.
 #[test]
 fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
+    for block_bytes in [SECTOR_BYTES, STEP] {
+        every_crash_on(block_bytes);
+    }
+}
+
+/// On a disk of which every write changes blocks of this size.
+fn every_crash_on(block_bytes: usize) {
     let seed = seed();
     // The first incarnation is the same each time, and closes.
     let first_manifest = || {
         let (sim, manifest) = (SimBackend::from_image(disk(), seed), Arc::new(Manifest::default()));
+        sim.set_physical_block_bytes(block_bytes);
         let mut incarnation = Incarnation { number: 1, ..Incarnation::default() };
         live(&sim, &manifest, &mut incarnation, 40);
         assert!(incarnation.closed);
@@ -230,8 +238,11 @@ fn every_crash_leaves_a_prefix_with_everything_acknowledged() {
         }
         next_incarnation(left, (&incarnation, &manifest), &mut random);
     }
-    println!("{} crash points, {torn} torn tails, {from_ring} bytes from the ring", k - before);
-    assert!(recycled > 4, "retired files are used again: {recycled}");
+    println!(
+        "blocks of {block_bytes}: {} crash points, {torn} torn tails, {from_ring} bytes from the ring",
+        k - before
+    );
+    assert!(recycled > 2, "retired files are used again: {recycled}");
     assert!(torn > 0, "some crash tears a group");
     assert!(from_ring > 0, "some process crash leaves records that only the ring has");
 }
@@ -386,6 +397,34 @@ fn drains_run_after_the_interval_and_leave_a_claim_group() {
     assert_eq!(log.metrics().claim_groups, 1);
     sim.advance(Duration::from_millis(10));
     assert!(!log.run_due().unwrap(), "one claim group is enough");
+}
+
+/// A group takes whole alignments of the file and whole physical blocks of the device, and no more.
+#[test]
+fn groups_are_padded_to_the_alignment_and_to_the_physical_block() {
+    for (alignment, block, buffered, step) in [
+        (512, 512, false, 512),
+        (512, 4096, false, 4096),
+        (2048, 512, false, 2048),
+        (4096, 512, false, 4096),
+        (512, 512, true, 4096),
+    ] {
+        let (sim, manifest) = (SimBackend::from_image(disk(), 3), Arc::new(Manifest::default()));
+        sim.set_alignment(Alignment { memory_bytes: 512, offset_bytes: alignment });
+        sim.set_physical_block_bytes(block);
+        sim.set_buffered(buffered);
+        let log = Log::open(Arc::new(sim.clone()), options(1, Seq::ZERO), manifest).unwrap();
+        for _ in 0..3 {
+            let end = log.append(&mut record(b"one")).unwrap().end;
+            log.wait_durable(end).unwrap();
+        }
+        assert_eq!(
+            (log.metrics().groups, log.metrics().written_bytes),
+            (3, 3 * step),
+            "{alignment}, {block}, {buffered}"
+        );
+        log.close().unwrap();
+    }
 }
 
 #[test]

@@ -16,11 +16,44 @@ use wal::{
 };
 
 const RING_BYTES: usize = 16 << 10;
-const FILE_BYTES: usize = 16 << 10;
-const SECTORS: usize = FILE_BYTES / SECTOR_BYTES;
+
+/// A disk, its log files, and records for it. No group is cut by the end of a file: each is a step or two, as said here.
+struct Disk {
+    /// The physical block, and so the step.
+    block_bytes: usize,
+    file_bytes: usize,
+    /// The payload of a record that takes a quarter of a file, in bytes.
+    quarter: usize,
+    /// Records that take a step or two together.
+    several: [usize; 3],
+    /// Two records that take many sectors together.
+    large: [usize; 2],
+}
+
+static DISKS: [Disk; 2] = [
+    Disk { block_bytes: 512, file_bytes: 4 << 10, quarter: 700, several: [300, 0, 500], large: [1500, 1500] },
+    Disk {
+        block_bytes: 4096,
+        file_bytes: 16 << 10,
+        quarter: 1000,
+        several: [300, 0, 2000],
+        large: [2800, 2800],
+    },
+];
+
+impl Disk {
+    fn sectors(&self) -> usize {
+        self.file_bytes / SECTOR_BYTES
+    }
+
+    fn options(&self) -> LogOptions {
+        LogOptions { file_bytes: self.file_bytes as u64, ..options() }
+    }
+}
 
 /// A disk image with a log, and the acknowledged records.
 struct Specimen {
+    disk: &'static Disk,
     image: DiskImage,
     /// The disk after each round, the newest last.
     after_rounds: Vec<DiskImage>,
@@ -41,7 +74,6 @@ fn options() -> LogOptions {
     LogOptions {
         ring_bytes: RING_BYTES,
         ring_file_bytes: RING_BYTES,
-        file_bytes: FILE_BYTES as u64,
         background: Background::Manual,
         ..LogOptions::new("/wal", 7, 1, Seq::ZERO)
     }
@@ -49,6 +81,7 @@ fn options() -> LogOptions {
 
 /// A log on a simulated disk, while records are written.
 struct Writer {
+    disk: &'static Disk,
     sim: SimBackend,
     manifest: Arc<Manifest>,
     log: Log,
@@ -60,19 +93,21 @@ struct Writer {
 
 impl Writer {
     /// A log whose files are all in their second use: each older sector is a valid one of the first use.
-    fn on_recycled_files() -> Writer {
+    fn on_recycled_files(disk: &'static Disk) -> Writer {
         let sim = SimBackend::new(1);
+        sim.set_physical_block_bytes(disk.block_bytes);
         sim.make_dir(Path::new("/wal")).unwrap();
         sim.sync_dir(Path::new("/")).unwrap();
         let manifest = Arc::new(Manifest::default());
         let host: Arc<Manifest> = Arc::clone(&manifest);
-        let log = Log::open(Arc::new(sim.clone()), options(), host).unwrap();
+        let log = Log::open(Arc::new(sim.clone()), disk.options(), host).unwrap();
         let random = Random::new(1);
         let (after_rounds, from) = (Vec::new(), Seq::ZERO);
-        let mut writer = Writer { sim, manifest, log, random, after_rounds, from, acknowledged: Vec::new() };
+        let mut writer =
+            Writer { disk, sim, manifest, log, random, after_rounds, from, acknowledged: Vec::new() };
         for _ in 0..2 {
             for _ in 0..14 {
-                writer.group(&[1000]);
+                writer.group(&[disk.quarter]);
             }
             writer.retire();
         }
@@ -91,7 +126,7 @@ impl Writer {
         self.log.sync().unwrap();
         assert_eq!(self.log.metrics().groups, groups + 1);
         self.acknowledged.append(&mut records);
-        self.after_rounds.push(self.disk());
+        self.after_rounds.push(self.image());
     }
 
     /// Retires all log files, as if all records were in segments.
@@ -111,11 +146,11 @@ impl Writer {
             self.sim.advance(Duration::from_millis(20));
         }
         assert_eq!(self.log.metrics().claim_groups, before + 1);
-        self.after_rounds.push(self.disk());
+        self.after_rounds.push(self.image());
     }
 
     /// The disk after a power cut that kept no unsynced write, with a zeroed ring.
-    fn disk(&self) -> DiskImage {
+    fn image(&self) -> DiskImage {
         let mut image = self.sim.snapshot().power_cut_none();
         image.damage(&options().ring_path, |ring| ring.fill(0));
         image
@@ -123,7 +158,8 @@ impl Writer {
 
     fn specimen(self) -> Specimen {
         Specimen {
-            image: self.disk(),
+            disk: self.disk,
+            image: self.image(),
             after_rounds: self.after_rounds,
             files: self.manifest.files(),
             from: self.from,
@@ -138,7 +174,7 @@ impl Specimen {
     }
 
     fn input(&self) -> ReplayInput {
-        let options = options();
+        let options = self.disk.options();
         ReplayInput {
             directory: options.directory,
             store_id: options.store_id,
@@ -209,10 +245,10 @@ impl Specimen {
 }
 
 /// At least 12 groups in recycled files, and the claim group behind the last one.
-fn with_claim_group() -> Specimen {
-    let mut writer = Writer::on_recycled_files();
+fn with_claim_group(disk: &'static Disk) -> Specimen {
+    let mut writer = Writer::on_recycled_files(disk);
     for nth in 0..13 {
-        writer.group(if nth % 3 == 2 { &[300, 0, 2000] } else { &[40] });
+        writer.group(if nth % 3 == 2 { &disk.several } else { &[40] });
     }
     writer.claim_group();
     let specimen = writer.specimen();
@@ -223,7 +259,11 @@ fn with_claim_group() -> Specimen {
 /// A repair keeps every record that ends before the damaged group, and knows the acknowledged end behind it.
 #[test]
 fn a_repair_keeps_everything_before_the_damage() {
-    let specimen = with_claim_group();
+    DISKS.iter().for_each(check_repair);
+}
+
+fn check_repair(disk: &'static Disk) {
+    let specimen = with_claim_group(disk);
     let all = specimen.acknowledged.len();
     let whole = specimen.salvage(&specimen.image);
     let end = whole.1.durable;
@@ -237,7 +277,7 @@ fn a_repair_keeps_everything_before_the_damage() {
             start,
         };
         let chain = read_chain(&specimen.image.read_file(path).unwrap(), &rules);
-        for sector in 0..SECTORS {
+        for sector in 0..disk.sectors() {
             let offset = (sector * SECTOR_BYTES) as u64;
             let mut image = specimen.image.clone();
             image.flip_bit(path, offset * 8 + 77);
@@ -275,7 +315,11 @@ fn tally(specimen: &Specimen, damage: impl Fn(usize) -> Vec<Outcome> + Sync) -> 
 
 #[test]
 fn no_flipped_bit_loses_a_record_silently() {
-    let specimen = with_claim_group();
+    DISKS.iter().for_each(check_flips);
+}
+
+fn check_flips(disk: &'static Disk) {
+    let specimen = with_claim_group(disk);
     let paths = specimen.paths();
     let [whole, refused] = tally(&specimen, |file| {
         let path = &paths[file];
@@ -284,23 +328,27 @@ fn no_flipped_bit_loses_a_record_silently() {
             image.flip_bit(path, bit);
             specimen.outcome(&image, &|| format!("bit {bit} of {}", path.display()))
         };
-        (0..FILE_BYTES as u64 * 8).map(flip).collect()
+        (0..disk.file_bytes as u64 * 8).map(flip).collect()
     });
     println!("{} files, {whole} flips did no harm, {refused} were refused, none was silent", paths.len());
-    assert_eq!(whole + refused, paths.len() * FILE_BYTES * 8);
+    assert_eq!(whole + refused, paths.len() * disk.file_bytes * 8);
     // 13 groups of a step or more each, before the claim group.
-    assert!(refused >= 13 * 4096 * 8, "{refused}");
+    assert!(refused >= 13 * disk.block_bytes * 8, "{refused}");
 }
 
 #[test]
 fn no_replaced_or_swapped_sector_loses_a_record_silently() {
-    let specimen = with_claim_group();
+    DISKS.iter().for_each(check_replaced);
+}
+
+fn check_replaced(disk: &'static Disk) {
+    let specimen = with_claim_group(disk);
     let paths = specimen.paths();
     let contents: Vec<Vec<u8>> = paths.iter().map(|path| specimen.image.read_file(path).unwrap()).collect();
     let sector = |file: usize, nth: usize| &contents[file][nth * SECTOR_BYTES..(nth + 1) * SECTOR_BYTES];
     let [whole, refused] = tally(&specimen, |file| {
         let mut outcomes = Vec::new();
-        for nth in 0..SECTORS {
+        for nth in 0..disk.sectors() {
             let mut put = |bytes: &[u8], what: &str, back: Option<(usize, usize)>| {
                 let mut image = specimen.image.clone();
                 let mut put_at = |file: usize, nth: usize, bytes: &[u8]| {
@@ -322,7 +370,7 @@ fn no_replaced_or_swapped_sector_loses_a_record_silently() {
             }
             for other in file..paths.len() {
                 let first = if other == file { nth + 1 } else { 0 };
-                for other_nth in first..SECTORS {
+                for other_nth in first..disk.sectors() {
                     let what = format!("exchanged with {other_nth} of file {other}");
                     put(sector(other, other_nth), &what, Some((other, other_nth)));
                 }
@@ -332,26 +380,31 @@ fn no_replaced_or_swapped_sector_loses_a_record_silently() {
     });
     println!("{whole} changed sectors did no harm, {refused} were refused, none was silent");
     assert!(whole > 0, "some replacements equal the sector");
-    assert!(refused > 13 * SECTORS, "{refused}");
+    assert!(refused > 13 * disk.sectors(), "{refused}");
 }
 
 /// A power cut keeps any subset of the sectors of the newest group, which was not acknowledged.
 #[test]
 fn every_torn_newest_group_opens_without_it() {
-    for lengths in [&[100][..], &[2800, 2800][..]] {
-        let mut writer = Writer::on_recycled_files();
+    DISKS.iter().for_each(check_torn);
+}
+
+fn check_torn(disk: &'static Disk) {
+    for lengths in [&[disk.quarter][..], &disk.large] {
+        let mut writer = Writer::on_recycled_files(disk);
         writer.group(&[40]);
-        let before = writer.disk();
+        let before = writer.image();
         let known = writer.acknowledged.len();
         writer.group(lengths);
         let specimen = writer.specimen();
         let path = specimen.paths().pop().unwrap();
         let (old, new) = (before.read_file(&path).unwrap(), specimen.image.read_file(&path).unwrap());
-        let changed: Vec<usize> = (0..FILE_BYTES)
+        let changed: Vec<usize> = (0..disk.file_bytes)
             .step_by(SECTOR_BYTES)
             .filter(|&at| old[at..at + SECTOR_BYTES] != new[at..at + SECTOR_BYTES])
             .collect();
-        assert!(changed.len() == 8 || changed.len() == 16, "{} sectors", changed.len());
+        let expected = if disk.block_bytes == 512 { [2, 7] } else { [8, 16] };
+        assert!(expected.contains(&changed.len()), "{} sectors", changed.len());
         let states = 1_u32 << changed.len();
         for kept in 0..states {
             let mut image = before.clone();

@@ -118,7 +118,7 @@ fn a_failed_write_or_sync_halts_for_good_and_is_never_retried() {
         let first = log.append(&mut record(b"durable")).unwrap();
         log.wait_durable(first.end).unwrap();
         sim.fail(FaultPlan::new(fault).on(&[kind]).path(".log"));
-        let second = log.append(&mut record(b"lost?")).unwrap();
+        let second = log.append(&mut record(&[7; 700])).unwrap();
         let counter = count_io(&sim);
         let error = log.wait_durable(second.end).unwrap_err();
         let seen = counter.load(Ordering::SeqCst);

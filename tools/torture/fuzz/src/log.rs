@@ -192,7 +192,9 @@ fn must_be_sound(bytes: &[u8], rules: &ChainRules) {
 /// Groups as a log writes them, and then one change. Everything acknowledged is there, or the damage is reported.
 fn built_chain(input: &mut Input<'_>, rules: &ChainRules) {
     let (mut file, mut stream, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-    for number in 0..u64::from(input.u8() % 4) {
+    let shape = input.u8();
+    let step_bytes = 512 << (shape / 4 % 4);
+    for number in 0..u64::from(shape % 4) {
         let len = usize::from(input.u16()) % 5000;
         let part: Vec<u8> = input.bytes(len.min(64)).iter().copied().cycle().take(len).collect();
         let start = rules.start.plus(stream.len());
@@ -202,7 +204,7 @@ fn built_chain(input: &mut Input<'_>, rules: &ChainRules) {
             start,
             end: start.plus(part.len()),
             durable: start,
-            step_bytes: 4096,
+            step_bytes,
         };
         let mut buf = Buf::zeroed(group.sealed_bytes().expect("it is small"));
         seal(&rules.place, file.len() as u64, &group, &mut buf, &mut |at, into| {

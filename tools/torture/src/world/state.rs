@@ -8,8 +8,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aio::SimBackend;
 use aio::sim::{DiskImage, EventKind};
+use aio::{Buf, SECTOR_BYTES, SimBackend};
 use esker::testing::{Background, DbExt};
 use esker::{Db, Error, Keyspace, Seq};
 use parking_lot::Mutex;
@@ -69,10 +69,13 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A machine with nothing on it. [`World::open`] makes the store.
+    /// A machine with nothing on it, whose disk has small or large physical blocks, and zeroes or not. [`World::open`] makes the store.
     pub(crate) fn new(seed: u64, config: usize) -> World {
+        let sim = SimBackend::new(seed);
+        sim.set_physical_block_bytes(if seed.is_multiple_of(2) { SECTOR_BYTES } else { Buf::ALIGN });
+        sim.set_zeroes_ranges(seed & 2 == 0);
         World {
-            sim: SimBackend::new(seed),
+            sim,
             real: None,
             config: &CONFIGS[config],
             model: Model::new(),
