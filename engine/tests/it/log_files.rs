@@ -12,6 +12,13 @@ use esker::{Builder, Db, Durability, Error};
 
 use super::random::Random;
 
+/// A disk on which a small durable write takes this many bytes of the log.
+fn disk(block_bytes: usize) -> SimBackend {
+    let sim = SimBackend::new(1);
+    sim.set_physical_block_bytes(block_bytes);
+    sim
+}
+
 const KIB: u64 = 1 << 10;
 const FILE_BYTES: u64 = 16 * KIB;
 
@@ -69,7 +76,7 @@ fn cut_off(sim: &SimBackend) -> DiskImage {
 
 /// A store that was cut off with log files in use, and the number of its keys.
 fn first_life() -> (DiskImage, u32) {
-    let sim = SimBackend::new(1);
+    let sim = disk(4096);
     let db = open(&sim);
     put(&db, 0..10);
     (cut_off(&sim), 10)
@@ -192,7 +199,7 @@ impl Highest {
 #[test]
 fn a_small_keyspace_without_writes_does_not_hold_the_log() {
     for background in [Background::Manual, Background::Threads] {
-        let (sim, highest) = (SimBackend::new(1), Highest::default());
+        let (sim, highest) = (disk(4096), Highest::default());
         highest.watch(&sim);
         let db = limited(&sim, background);
         db.keyspace("idle").unwrap().put("key", "value").unwrap();
@@ -208,7 +215,7 @@ fn a_small_keyspace_without_writes_does_not_hold_the_log() {
 /// Each put takes a step of the log, a quarter of a file.
 #[test]
 fn only_keyspaces_with_records_in_the_older_half_of_the_log_are_flushed() {
-    let (sim, highest) = (SimBackend::new(1), Highest::default());
+    let (sim, highest) = (disk(4096), Highest::default());
     highest.watch(&sim);
     let db = limited(&sim, Background::Manual);
     let runs = |nth: u32| {
@@ -234,7 +241,7 @@ fn only_keyspaces_with_records_in_the_older_half_of_the_log_are_flushed() {
 
 #[test]
 fn a_lone_writer_of_small_durable_records_is_flushed_when_three_quarters_of_the_log_are_full() {
-    let sim = SimBackend::new(1);
+    let sim = disk(4096);
     let db = limited(&sim, Background::Manual);
     put(&db, 0..1000);
     // Four groups for each file; the one that is written to stays.
@@ -245,7 +252,7 @@ fn a_lone_writer_of_small_durable_records_is_flushed_when_three_quarters_of_the_
 
 #[test]
 fn a_flush_with_nothing_to_do_writes_no_log_and_releases_files() {
-    let sim = SimBackend::new(1);
+    let sim = disk(4096);
     let db = limited(&sim, Background::Manual);
     let dropped = db.keyspace("dropped").unwrap();
     for key in 0..20_u32 {
@@ -267,7 +274,7 @@ fn a_flush_with_nothing_to_do_writes_no_log_and_releases_files() {
 /// Each group takes a whole file, so each file was the current one when the log was released the last time.
 #[test]
 fn the_smallest_log_goes_on() {
-    let (sim, highest) = (SimBackend::new(1), Highest::default());
+    let (sim, highest) = (disk(4096), Highest::default());
     highest.watch(&sim);
     let sizes = Sizes {
         ring_bytes: Some(8 * KIB),
@@ -288,7 +295,7 @@ fn the_smallest_log_goes_on() {
 
 #[test]
 fn a_dropped_keyspace_does_not_hold_the_log() {
-    let (sim, highest) = (SimBackend::new(1), Highest::default());
+    let (sim, highest) = (disk(4096), Highest::default());
     highest.watch(&sim);
     let db = limited(&sim, Background::Manual);
     db.hold_jobs(true);
@@ -311,7 +318,7 @@ fn a_dropped_keyspace_does_not_hold_the_log() {
 #[test]
 fn at_its_limit_the_log_gives_the_error_of_a_flush_that_fails_and_goes_on_later() {
     for background in [Background::Manual, Background::Threads] {
-        let (sim, highest) = (SimBackend::new(1), Highest::default());
+        let (sim, highest) = (disk(4096), Highest::default());
         highest.watch(&sim);
         let db = limited(&sim, background);
         sim.fail(
@@ -340,7 +347,7 @@ fn at_its_limit_the_log_gives_the_error_of_a_flush_that_fails_and_goes_on_later(
 #[test]
 fn many_writers_of_large_batches_and_small_puts_keep_to_the_limit() {
     for durability in [Durability::Power, Durability::Process] {
-        let (sim, highest) = (SimBackend::new(1), Highest::default());
+        let (sim, highest) = (disk(4096), Highest::default());
         highest.watch(&sim);
         let db = limited(&sim, Background::Threads);
         std::thread::scope(|scope| {
@@ -371,7 +378,7 @@ fn many_writers_of_large_batches_and_small_puts_keep_to_the_limit() {
 fn any_mix_of_writes_keeps_to_the_limit() {
     for case in 0..6 {
         let mut random = Random::new(case);
-        let (mut sim, highest) = (SimBackend::new(case), Highest::default());
+        let (mut sim, highest) = (disk([512, 4096][usize::try_from(case % 2).unwrap()]), Highest::default());
         let mut model = BTreeMap::new();
         for _life in 0..5 {
             highest.watch(&sim);

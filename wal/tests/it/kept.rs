@@ -27,6 +27,8 @@ fn path(id: u64) -> PathBuf {
 /// A life that has written to files 1 and 2, and its manifest, which has forgotten them.
 fn first_life() -> (DiskImage, Arc<Manifest>, Seq) {
     let sim = SimBackend::new(1);
+    // Each record takes one.
+    sim.set_physical_block_bytes(4096);
     sim.make_dir(Path::new("/wal")).unwrap();
     sim.sync_dir(Path::new("/")).unwrap();
     let manifest = Arc::new(Manifest::default());
