@@ -479,7 +479,7 @@ impl Log {
     /// Takes no more records, makes everything durable, and ends the commit thread. Later calls do nothing.
     ///
     /// When this returns, also with an error, no thread writes to the files of the log or makes one any more. So the next
-    /// incarnation may use them.
+    /// incarnation may use them. The caller sees to it that no append is under way, and no other close.
     ///
     /// # Errors
     /// [`Error::Halted`], or a [shortage](Error::is_shortage): not everything could be made durable. The

@@ -14,7 +14,8 @@ use crate::record::{Prepared, RECORD_HEADER_BYTES, Seq, void_header, zeros};
 
 /// A place in the order of writes, from [`Log::reserve`](crate::Log::reserve).
 ///
-/// Publish it soon: writes that reserved later are acknowledged only after this one is published or dropped.
+/// Publish it soon: writes that reserved later are acknowledged only after this one is published or dropped. Its thread must
+/// not wait for the log before that: a round at the limit on files waits for it.
 #[derive(Debug)]
 #[must_use = "a reservation that is dropped leaves a void"]
 pub struct Reservation<'a> {

@@ -345,6 +345,7 @@ fn write(
         return Err(Errno::NO_SPACE);
     }
     let seq = machine.disk.next_seq();
+    let block_bytes = machine.disk.physical_block_bytes() as u64;
     let mut whole = extent.clone();
     match fault {
         Some(Fault::Errno(errno)) => {
@@ -353,8 +354,11 @@ fn write(
             return Err(errno);
         }
         Some(Fault::Short(bytes)) => {
-            let sectors = bytes / SECTOR_BYTES;
-            whole = extent.part(extent.offset(), extent.offset() + (sectors * SECTOR_BYTES) as u64);
+            let end = extent.offset() + bytes as u64;
+            // The kernel splits a write at physical blocks (`get_max_io_size` in block/blk-merge.c).
+            let is_whole = extent.end().is_multiple_of(block_bytes);
+            let unit = if is_whole { block_bytes } else { SECTOR_BYTES as u64 };
+            whole = extent.part(extent.offset(), (end - end % unit).max(extent.offset()));
         }
         Some(Fault::Dropped) => return Ok(extent.end() - extent.offset()),
         Some(Fault::Misdirected(offset)) => whole = extent.moved_to(offset),

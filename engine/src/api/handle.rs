@@ -121,6 +121,8 @@ fn end_writing(store: &Writing) -> Result<()> {
         let lacks_space = matches!(error, Error::NoSpace { .. });
         if lacks_space && store.files.removals().remove_all() { flush_all(store) } else { Err(error) }
     });
+    // A flush of another thread may still remove log files, by names that the next open may use again. No other begins.
+    drop(store.exclude_flushes());
     let closed = store.latch(store.log.close().map_err(Error::from));
     let forgotten = if flushed.is_ok() && closed.is_ok() { forget_log(store) } else { Ok(()) };
     // A disk too full for segments or a manifest is no reason to report a failed close: the log has everything.

@@ -150,8 +150,8 @@ impl Options {
     }
 
     /// The limit on the bytes of all log files, spare ones included. A log that uses more than three quarters of it lets the
-    /// keyspaces be flushed that need its oldest files. At the limit writes wait for that. Twice the memtables, so that these fill first
-    /// unless the log has much padding; and never so low that a record does not fit beside the current file.
+    /// keyspaces be flushed that need its oldest files. At the limit writes wait for that. Twice the memtables, so that these
+    /// fill first unless the log has much padding; and never so low that a record does not fit beside the current file.
     pub(crate) fn log_limit_bytes(&self) -> u64 {
         (self.memtables_bytes() * 2).max(self.log_file_bytes() * 4)
     }

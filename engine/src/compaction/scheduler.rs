@@ -139,8 +139,8 @@ pub(crate) fn flush_now(store: &Writing) -> Result<()> {
     result
 }
 
-/// Waits until a flush has ended since this call began, if one `is_needed` still. If not, frozen memtables are flushed all
-/// the same. In manual mode this thread flushes.
+/// Waits until a flush has ended since this call began, or none `is_needed` any more: then frozen memtables are flushed all the
+/// same. In manual mode this thread flushes.
 ///
 /// # Errors
 /// The error of the flush: the disk is full, or the store has halted. `Closed` while the store closes.
@@ -155,7 +155,9 @@ pub(crate) fn wait_for_flush(store: &Writing, is_needed: impl Fn() -> bool) -> R
         if store.memtable_bytes().frozen > 0 && !std::mem::replace(&mut requests.flush, true) {
             store.jobs.changed.notify_all();
         }
-    } else if by_thread {
+        return Ok(());
+    }
+    if by_thread {
         // Also after a failed flush: this writer's request tests whether there is space again. A flush that already ran
         // may fail for a cause that is gone, so only the failure of a second one is returned.
         let before = requests.attempts;
@@ -169,9 +171,13 @@ pub(crate) fn wait_for_flush(store: &Writing, is_needed: impl Fn() -> bool) -> R
                 store.jobs.changed.notify_all();
             }
             store.jobs.changed.wait(&mut requests);
+            // Another keyspace's flush may have failed.
+            if !is_needed() {
+                return Ok(());
+            }
         }
     }
-    requests.flush_error.clone().map_or(Ok(()), Err)
+    if is_needed() { requests.flush_error.clone().map_or(Ok(()), Err) } else { Ok(()) }
 }
 
 /// Manual mode: does all requested work in this thread, unless it is held back.

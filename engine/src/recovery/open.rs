@@ -16,7 +16,8 @@
 //! After a crash before the end of step 6 the old manifest is in force, and there may be files that it does not name. After
 //! a later crash the new manifest is in force. A repeated recovery gives the same store, so a crash during recovery has the
 //! same effect as one before it. Replayed records go to segments and not to a log: after a failed write the blocks of the
-//! old log may be in the device's cache only, and an incarnation never continues in a file of another incarnation: it begins a new use of it, from its start.
+//! old log may be in the device's cache only, and an incarnation never continues in a file of another one: it begins a new use
+//! of it, from its start.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -63,7 +63,7 @@ fn logs(image: &DiskImage) -> Vec<(PathBuf, u64)> {
     files
 }
 
-/// The disk after a power cut that keeps nothing unsynced, without the ring, and the number of durable keys.
+/// The disk after a power cut that keeps nothing unsynced, without the ring.
 fn cut_off(sim: &SimBackend) -> DiskImage {
     let mut image = sim.snapshot().power_cut_none();
     for (path, _) in image.files() {
