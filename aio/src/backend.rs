@@ -160,7 +160,7 @@ pub trait Backend: Any + Send + Sync + fmt::Debug {
     /// everything in the blocks that the write touches, also bytes that were durable.
     ///
     /// A power of two from [`SECTOR_BYTES`](crate::SECTOR_BYTES) to [`Buf::ALIGN`](crate::Buf::ALIGN), the smallest only where the
-    /// device is proved to write sectors. The largest stands for all that is not known, for larger blocks, for partitions that
+    /// device is believed to write sectors. The largest stands for all that is not known, for larger blocks, for partitions that
     /// begin inside a block, and for files that go through the page cache, which writes whole pages. In a larger block, or in
     /// one that the partition cuts, a write can destroy other bytes than those of its page.
     ///

@@ -1,10 +1,13 @@
-//! The physical block of a device, as far as sysfs proves it.
+//! The physical block of a device, as far as sysfs can tell.
 //!
-//! The kernel says 512 bytes also of a device that tells it nothing, and a virtual disk hides the block of the disk below it. If
-//! the block is larger than that, a power cut can destroy acknowledged groups beside a write. So sectors are believed of few
-//! devices only: of `NVMe` drives on PCI Express that a known maker of drives has made, alone or below device mapper and RAID. Their
-//! sizes are those of the drive, and their specification promises that a power cut during a write changes no other logical block.
-//! All others count as if they had blocks of a page.
+//! The kernel says 512 bytes also of a device that tells it nothing, and a virtual disk hides the block of the disk below it.
+//! If the block is larger than that, a power cut can destroy acknowledged groups beside a write. So sectors are believed of
+//! few devices only: of `NVMe` drives on PCI Express that a known maker of drives has made, alone or below device mapper and
+//! RAID. All others count as if they had blocks of a page.
+//!
+//! That is no proof. Such a drive may leave its preferred unit untold (bit 4 of `NSFEAT`), and the kernel takes its logical
+//! block for it. But flash is never rewritten in place, as it is on the disks with large blocks that took small writes first. A
+//! program that poses as such a drive (the kernel's `NVMe` endpoint target) is believed, too, unless its model says Linux.
 //!
 //! Rejected: SCSI and ATA disks. Hypervisors, RAID controllers and bridges of USB make up their names and sizes, and the first
 //! disks with blocks of 4096 bytes said 512. Loop devices: the file below may be anywhere.
@@ -15,7 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::buf::Buf;
 use crate::open_file::SECTOR_BYTES;
 
-/// PCI vendors that make drives and nothing virtual. Clouds and hypervisors have numbers of their own, but QEMU may use Intel's,
+/// PCI vendors that make drives. Clouds and hypervisors have numbers of their own, but QEMU may use Intel's,
 /// so that is not here.
 const MAKERS: [&str; 11] = [
     "0x025e", // Solidigm
@@ -75,7 +78,9 @@ fn is_drive(device: &Path) -> bool {
     controllers.retain(|folder| folder.join("transport").exists());
     let is_known = |controller: &PathBuf| {
         let maker = fact(controller, "device/vendor");
-        fact(controller, "transport").is_some_and(|transport| transport == "pcie")
+        let poses = fact(controller, "model").is_none_or(|model| model.starts_with("Linux"));
+        !poses
+            && fact(controller, "transport").is_some_and(|transport| transport == "pcie")
             && maker.is_some_and(|maker| MAKERS.contains(&maker.as_str()))
     };
     !controllers.is_empty() && controllers.iter().all(is_known)
@@ -130,6 +135,7 @@ mod tests {
         fn controller(&self, number: u32, vendor: &str, transport: &str) -> String {
             let folder = format!("devices/pci/{number}/nvme/nvme{number}");
             self.write(&format!("{folder}/transport"), transport);
+            self.write(&format!("{folder}/model"), "A drive of 1 TB");
             self.write(&format!("devices/pci/{number}/vendor"), vendor);
             self.link(&format!("{folder}/device"), &format!("devices/pci/{number}"));
             folder
@@ -210,6 +216,10 @@ mod tests {
             assert_eq!(sysfs.block_bytes(minor), 4096, "{name} with more facts");
         }
         assert_eq!(sysfs.block_bytes(99), 4096, "no such device");
+        sysfs.drive(30, MAKER, "pcie", [512, 512]);
+        assert_eq!(sysfs.block_bytes(30), 512);
+        sysfs.write("devices/pci/30/nvme/nvme30/model", "Linux");
+        assert_eq!(sysfs.block_bytes(30), 4096, "a program that poses as a drive");
     }
 
     #[test]

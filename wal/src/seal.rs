@@ -29,7 +29,7 @@
 //! checked.
 //!
 //! Invariant: a durable group is never in danger while another one is written, since no two groups share a step, and a step
-//! is whole physical blocks as far as the backend knows them: 512 bytes where the device is proved to write single sectors,
+//! is whole physical blocks as far as the backend knows them: 512 bytes where the device is believed to write single sectors,
 //! which makes a small group an eighth as large, and a page elsewhere. A device that gets a part of a physical block rewrites
 //! the rest of it, and a power cut can destroy that. So blocks above a page, and partitions that begin inside a block, keep no
 //! such promise. The step is asked for whenever a file is taken into use: a volume that moves to other devices meanwhile goes
