@@ -393,7 +393,7 @@ fn nothing_is_written_after_a_close() {
             let fault = FaultPlan::new(Fault::Errno(Errno::IO)).on(&[kind]).path(".log");
             bed.machine.sim.fail(fault.skip(below(6)));
         }
-        let tasks: Vec<_> = (1..3)
+        let mut tasks: Vec<_> = (1..3)
             .map(|writer| {
                 bed.spawn(move |bed| {
                     for _ in 0..4 {
@@ -407,6 +407,12 @@ fn nothing_is_written_after_a_close() {
             })
             .collect();
         bed.write_all(0, 1 + below(3), 2);
+        tasks.push(bed.spawn(|bed| {
+            let flushed = bed.db.flush();
+            if !matches!(flushed, Err(Error::Closed)) {
+                bed.alive(flushed);
+            }
+        }));
         let closed = bed.db.clone().close();
         let events = bed.machine.sim.events();
         bed.alive(closed);

@@ -153,7 +153,9 @@ impl Bed {
     pub(crate) fn sync_by(&self, call: impl FnOnce(&Db) -> esker::Result<()>) {
         let ended = self.history(|history| history.ended());
         let result = call(&self.db);
-        if self.alive(result).is_some() {
+        let is_alive = self.alive(result).is_some();
+        // A second close succeeds, whatever the first one said.
+        if is_alive && !self.history(|history| history.has_halted) {
             self.history(|history| history.synced(&ended));
         }
     }
