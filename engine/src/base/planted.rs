@@ -34,7 +34,6 @@ aio::planted_bugs! {
     }
     IN_SCHEDULES {
         MergePlannedDuringInstall: "a merge is planned between the two steps of a flush's install, and drops the new run",
-        HorizonPassesNewKeyspaces: "the log is released up to a position that was taken after the keyspaces were listed",
         VisibleBeforeTheMemtable: "a write is announced to readers before it is in the memtable",
     }
     IN_UNITS {
