@@ -168,7 +168,7 @@ mod tests {
     fn a_drive_of_a_known_maker_is_believed_if_it_prefers_no_larger_unit() {
         for (blocks, expected) in [
             ([512, 512], 512),
-            // What it rewrites is larger than what is atomic.
+            // It rewrites a larger unit than it writes at once.
             ([512, 4096], 4096),
             ([4096, 4096], 4096),
             ([4096, 512], 4096),

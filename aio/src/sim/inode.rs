@@ -89,7 +89,7 @@ enum Effect {
         extent: Sectors,
         mapped: bool,
     },
-    /// The place of a write that covers some block in part, whatever its bytes. A page that is mapped is written whole.
+    /// The place of a write that covers some block in part, also where it changes no byte. A page that is mapped is written whole.
     Place(Range<u64>),
     Size {
         size_bytes: u64,

@@ -63,7 +63,7 @@ struct Machine {
     seen: Seen,
 }
 
-/// What came of it.
+/// The outcome.
 #[derive(Debug, Default)]
 struct Seen {
     puts: u64,

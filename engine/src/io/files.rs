@@ -223,7 +223,7 @@ impl Files {
         self.with_queue(|queue| Ok(aio::file::read_into(queue, file, offset, buf)?))
     }
 
-    /// What limits the I/O of jobs.
+    /// The limits on the I/O of jobs.
     pub(crate) fn background(&self) -> &BackgroundIo {
         &self.background
     }

@@ -123,7 +123,7 @@ impl Lane {
         let depth = self.give_way(&operation);
         let is_sync = is_sync(&operation);
         let mut state = self.state.lock();
-        while !is_sync && state.in_flight() - state.syncs >= depth {
+        while !is_sync && state.in_flight() >= depth.saturating_add(state.syncs) {
             state.reap(1)?;
         }
         let slot = state.submit(operation)?;

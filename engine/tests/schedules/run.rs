@@ -154,7 +154,7 @@ impl Bed {
         let ended = self.history(|history| history.ended());
         let result = call(&self.db);
         let is_alive = self.alive(result).is_some();
-        // A second close succeeds, whatever the first one said.
+        // A second close succeeds, also after a first one that failed.
         if is_alive && !self.history(|history| history.has_halted) {
             self.history(|history| history.synced(&ended));
         }
