@@ -35,7 +35,7 @@ use aio::{Backend, Buf, File, OpenMode, Queue, SECTOR_BYTES};
 use crate::error::{Error, Result};
 use crate::planted::{Bug, planted};
 use crate::record::Seq;
-use crate::seal::MOST_PADDING_BYTES;
+use crate::seal::STEP;
 use crate::sector::{Place, SectorState, classify};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
 
@@ -336,7 +336,7 @@ impl LogFiles {
     /// The room kept free: for the header and the padding of the next group, and for small groups: claim groups, and single
     /// records of other writers.
     fn reserve_bytes(&self) -> u64 {
-        let padding_bytes = MOST_PADDING_BYTES as u64;
+        let padding_bytes = STEP as u64;
         2 * padding_bytes + (self.file_bytes / 8).max(4 * padding_bytes).min(self.file_bytes / 2)
     }
 

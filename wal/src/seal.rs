@@ -43,11 +43,8 @@ use crate::record::Seq;
 use crate::sector::{Place, SECTOR_HEADER_BYTES, SECTOR_PAYLOAD_BYTES, seal_sector};
 
 /// The largest step that a file needs, in bytes. Files of the log are whole steps of this size, so that any step divides
-/// them.
+/// them. A group is padded by less than it.
 pub const STEP: usize = 4096;
-
-/// A group is padded by less than this.
-pub(crate) const MOST_PADDING_BYTES: usize = 4096;
 
 /// Bytes of a group header; it lies in the first sector.
 pub const GROUP_HEADER_BYTES: usize = 64;
@@ -56,7 +53,6 @@ const MAGIC: [u8; 8] = *b"ESKERGRP";
 
 const _: () = assert!(GROUP_HEADER_BYTES < SECTOR_PAYLOAD_BYTES);
 const _: () = assert!(STEP.is_multiple_of(SECTOR_BYTES));
-const _: () = assert!(STEP <= MOST_PADDING_BYTES);
 
 /// The header of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
