@@ -218,6 +218,7 @@ impl Log {
         let prepared = record.prepare();
         loop {
             shared.check_open()?;
+            shared.core.ring.make_room_early(&*shared.core.backend, len_bytes)?;
             let durable = shared.core.durable();
             match shared.core.ring.reserve(len_bytes, durable, || shared.core.end_in_files()) {
                 Ok(seq) => return Ok(Reservation::new(shared, prepared, seq)),

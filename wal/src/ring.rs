@@ -22,8 +22,9 @@
 //! copy of the open store may share it. A store there has to allocate, and on a full disk the kernel kills the process for
 //! it. So a reservation ends at or below `sure`: up to there each page has had a write fault by a system call
 //! ([`SharedMap::make_room`]), which answers with an error instead. `sure` moves ahead by [`WINDOW_BYTES`] at a time, before
-//! anything is reserved. It is forgotten by the first round that ends a second after it was found ([`Ring::doubt`]), because
-//! a copy that is made later shares the blocks again.
+//! anything is reserved: by the first writer that finds half of that left, while the others go on. It is forgotten by the
+//! first round that ends a second after it was found ([`Ring::doubt`]), because a copy that is made later shares the blocks
+//! again.
 //!
 //! Invariants: `reserved - durable <= size`, so bytes are overwritten only when the log files have them on stable
 //! media; in the first lap `reserved - start <= grown`; `published <= reserved`; the host knows of every byte below
@@ -39,12 +40,16 @@ use crate::error::{Error, Result};
 use crate::log_file::Host;
 use crate::planted::{Bug, planted};
 use crate::record::Seq;
-use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::watermark::Watermark;
 
 /// Bytes behind the reserved ones that get room at a time. A call for 64 pages takes 26 us where all is well, so 10 ns for a
 /// record of 100 bytes.
 const WINDOW_BYTES: usize = 256 << 10;
+
+/// A writer that finds fewer bytes with room makes more, in a ring of 1 MiB or larger. If all waited until it has, they would
+/// wait for milliseconds when it loses its CPU meanwhile: one put in sixty, beside a thread that writes as fast as it can.
+const LOW_BYTES: usize = WINDOW_BYTES / 2;
 
 /// How long a page is trusted to have its room.
 pub(crate) const TRUST: Duration = Duration::from_secs(1);
@@ -63,7 +68,7 @@ pub(crate) struct Ring {
     growing: Mutex<bool>,
     /// End of the bytes that have room; 0 when that is to be found out again.
     sure: AtomicU64,
-    /// When `sure` was found, in nanoseconds of the backend's clock.
+    /// When the oldest part of that was found, in nanoseconds of the backend's clock.
     sure_since_nanos: AtomicU64,
     /// Position of the next record. The compare-and-swap only hands out ranges and publishes nothing.
     reserved: AtomicU64,
@@ -163,14 +168,28 @@ impl Ring {
         *self.growing.lock() = true;
     }
 
-    /// Makes room for `len_bytes` more, and for a window behind them.
+    /// Makes room for `len_bytes` more, and for a window behind them. Waits while another thread does so.
     pub(crate) fn make_room(&self, backend: &dyn Backend, len_bytes: usize) -> Result<()> {
-        let _one = self.growing.lock();
-        let from = self.reserved();
-        let has_room = from.plus(len_bytes).get() <= self.sure.load(Ordering::Acquire);
-        if has_room {
-            return Ok(());
+        let one = self.growing.lock();
+        let has_room = self.reserved().plus(len_bytes).get() <= self.sure.load(Ordering::Acquire);
+        if has_room { Ok(()) } else { self.move_sure(&one, backend, len_bytes) }
+    }
+
+    /// Makes room if little is left for a record of `len_bytes`, and no other thread does so.
+    pub(crate) fn make_room_early(&self, backend: &dyn Backend, len_bytes: usize) -> Result<()> {
+        let low_bytes = LOW_BYTES.min(self.bytes / 8);
+        let is_low = || self.reserved().plus(len_bytes + low_bytes).get() > self.sure.load(Ordering::Acquire);
+        if is_low()
+            && let Some(one) = self.growing.try_lock()
+            && is_low()
+        {
+            return self.move_sure(&one, backend, len_bytes);
         }
+        Ok(())
+    }
+
+    fn move_sure(&self, _one: &MutexGuard<'_, bool>, backend: &dyn Backend, len_bytes: usize) -> Result<()> {
+        let from = self.reserved();
         // Not behind the end of the file in the first lap, and no byte twice.
         let grown = self.grown.load(Ordering::Acquire);
         let there = if grown == self.bytes {
@@ -178,16 +197,24 @@ impl Ring {
         } else {
             usize::try_from(self.start.plus(grown).get().saturating_sub(from.get())).unwrap_or(0)
         };
-        let room_bytes = (len_bytes + WINDOW_BYTES).min(there);
+        let end = from.plus((len_bytes + WINDOW_BYTES).min(there));
         let since = backend.now();
-        let at = self.offset(from);
+        let sure = Seq::new(self.sure.load(Ordering::Acquire));
+        let begin = sure.max(from);
+        if begin >= end {
+            return Ok(());
+        }
+        let room_bytes = usize::try_from(end.since(begin)).expect("a window is in memory");
+        let at = self.offset(begin);
         let head_bytes = room_bytes.min(self.bytes - at);
         if !planted(Bug::RingWithoutRoom) {
             self.map.make_room(at, head_bytes)?;
             self.map.make_room(0, room_bytes - head_bytes)?;
         }
-        self.sure_since_nanos.store(nanos(since), Ordering::Relaxed);
-        self.sure.store(from.plus(room_bytes).get(), Ordering::Release);
+        if sure <= from {
+            self.sure_since_nanos.store(nanos(since), Ordering::Relaxed);
+        }
+        self.sure.store(end.get(), Ordering::Release);
         Ok(())
     }
 

@@ -40,8 +40,7 @@ const SPINS: u32 = if cfg!(any(loom, shuttle)) { 0 } else { 100 };
 pub struct Watermark {
     position: AtomicU64,
     table: Box<[AtomicU32]>,
-    /// Threads that sleep or are about to.
-    waiters: AtomicUsize,
+    waiters: Waiters,
     /// Guards the decision to sleep, and no data.
     sleep: Mutex<()>,
     moved: Condvar,
@@ -61,7 +60,7 @@ impl Watermark {
         Watermark {
             position: AtomicU64::new(start.get()),
             table: (0..ring_bytes / GRANULE).map(|_| AtomicU32::new(0)).collect(),
-            waiters: AtomicUsize::new(0),
+            waiters: Waiters(AtomicUsize::new(0)),
             sleep: Mutex::new(()),
             moved: Condvar::new(),
         }
@@ -94,11 +93,18 @@ impl Watermark {
         }
         let length = u32::try_from(granules).expect("a lap fits into an entry");
         self.entry(seq.get()).store(length | self.lap(seq.get()), Ordering::SeqCst);
-        if self.advance() && self.waiters.load(Ordering::SeqCst) > 0 {
+        if self.advance() && self.waiters.0.load(Ordering::SeqCst) > 0 {
             // A waiter holds this lock from its decision until it sleeps.
             drop(self.sleep.lock());
             self.moved.notify_all();
         }
+    }
+
+    /// Whether a thread sleeps in [`Watermark::wait_for`], or is about to: others should leave it the processor, since the
+    /// thread that it waits for may have none.
+    #[inline]
+    pub fn is_awaited(&self) -> bool {
+        self.waiters.0.load(Ordering::Relaxed) > 0
     }
 
     /// Blocks until every range below `end` is complete: spins shortly, then sleeps.
@@ -114,12 +120,12 @@ impl Watermark {
             std::hint::spin_loop();
         }
         let mut sleep = self.sleep.lock();
-        self.waiters.fetch_add(1, Ordering::SeqCst);
+        self.waiters.0.fetch_add(1, Ordering::SeqCst);
         // Either this loads the new position, or the thread that moved it loads the new count of waiters.
         while self.get() < end {
             self.moved.wait(&mut sleep);
         }
-        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        self.waiters.0.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Advances the position over complete ranges. Returns whether it moved.
@@ -157,6 +163,10 @@ impl Watermark {
         (self.table.len() * GRANULE) as u64
     }
 }
+
+/// Threads that sleep or are about to. Not in a cache line that every write changes: jobs look at it after each entry.
+#[repr(align(128))]
+struct Waiters(AtomicUsize);
 
 impl fmt::Debug for Watermark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

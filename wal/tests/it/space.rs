@@ -1,12 +1,13 @@
 //! A full disk: a round without space for its file is refused, and the log goes on when there is space again.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use super::support::{Manifest, RING_FIRST_BYTES, record};
 use aio::sim::{EventKind, Fault, FaultPlan, SimBackend};
-use aio::{Backend, Errno};
+use aio::{Backend, BackendLayer, Errno, File, SharedMap};
 use wal::{Background, Error, Host, Log, LogOptions, Seq};
 
 const FILE_BYTES: u64 = 32 << 10;
@@ -88,12 +89,12 @@ fn the_commit_thread_writes_refused_records_without_a_waiter() {
     // Simulated time passes only by calls. Each refused round makes some, so this also shows the retries.
     while sim.calls() < attempts + 20 {
         sim.advance(step);
-        std::thread::yield_now();
+        thread::yield_now();
     }
     sim.set_capacity_bytes(u64::MAX);
     while log.durable() < end {
         sim.advance(step);
-        std::thread::yield_now();
+        thread::yield_now();
     }
 }
 
@@ -129,7 +130,7 @@ fn every_waiter_gets_the_error_of_the_full_disk() {
     let threads: Vec<_> = (0..8)
         .map(|_| {
             let log = Arc::clone(&log);
-            std::thread::Builder::new()
+            thread::Builder::new()
                 .spawn(move || {
                     loop {
                         let result =
@@ -436,7 +437,7 @@ fn many_writers_that_reserve_together_keep_to_the_limit() {
         put_durably(&log);
     }
     let reservations: Vec<_> = records.iter_mut().map(|record| log.reserve(record).unwrap()).collect();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for reservation in reservations {
             let end = reservation.publish().end;
             let log = &log;
@@ -445,7 +446,7 @@ fn many_writers_that_reserve_together_keep_to_the_limit() {
                 if log.durable() >= end {
                     break;
                 }
-                std::thread::yield_now();
+                thread::yield_now();
             }
         }
     });
@@ -457,7 +458,7 @@ fn many_writers_that_reserve_together_keep_to_the_limit() {
 fn a_group_counts_once_between_its_write_and_its_sync() {
     let (sim, _host, log) = limited(8, 8);
     let log = Arc::new(log);
-    let (weak, seen) = (Arc::downgrade(&log), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let (weak, seen) = (Arc::downgrade(&log), Arc::new(Mutex::new(Vec::new())));
     let note = Arc::clone(&seen);
     sim.on_event(move |event, _| {
         if event.kind == EventKind::Sync && event.path.extension().is_some_and(|name| name == "log") {
@@ -474,4 +475,116 @@ fn a_group_counts_once_between_its_write_and_its_sync() {
     assert!(seen.len() >= 5 && seen.iter().all(|is_at_limit| !is_at_limit), "{seen:?}");
     drop(seen);
     log.close().unwrap();
+}
+
+/// A machine on which the ring gets room as late as a test wants.
+#[derive(Debug)]
+struct SlowRoom {
+    sim: SimBackend,
+    gate: Arc<Gate>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    /// The next call is held, and whether one is.
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        if state.0 {
+            *state = (false, true);
+            self.changed.notify_all();
+            drop(self.changed.wait_while(state, |state| state.1).unwrap());
+        }
+    }
+
+    fn set(&self, state: (bool, bool)) {
+        *self.state.lock().unwrap() = state;
+        self.changed.notify_all();
+    }
+}
+
+impl BackendLayer for SlowRoom {
+    fn below(&self) -> &dyn Backend {
+        &self.sim
+    }
+
+    fn map_shared(&self, file: &File, len_bytes: usize) -> aio::Result<Arc<dyn SharedMap>> {
+        let map = Backend::map_shared(&self.sim, file, len_bytes)?;
+        Ok(Arc::new(SlowMap { map, gate: Arc::clone(&self.gate) }))
+    }
+}
+
+#[derive(Debug)]
+struct SlowMap {
+    map: Arc<dyn SharedMap>,
+    gate: Arc<Gate>,
+}
+
+impl SharedMap for SlowMap {
+    fn len_bytes(&self) -> usize {
+        self.map.len_bytes()
+    }
+
+    fn extend(&self) -> aio::Result<()> {
+        self.map.extend()
+    }
+
+    fn make_room(&self, offset: usize, len_bytes: usize) -> aio::Result<()> {
+        self.gate.pass();
+        self.map.make_room(offset, len_bytes)
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) {
+        self.map.write(offset, bytes);
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        self.map.read(offset, into);
+    }
+
+    fn is_shared(&self) -> bool {
+        self.map.is_shared()
+    }
+}
+
+#[test]
+fn writers_go_on_while_another_one_makes_room_in_the_ring() {
+    let sim = SimBackend::new(1);
+    sim.make_dir(Path::new("/wal")).unwrap();
+    let gate = Arc::new(Gate::default());
+    let options = LogOptions {
+        ring_bytes: 1 << 20,
+        ring_file_bytes: 1 << 20,
+        file_bytes: 1 << 20,
+        background: Background::Manual,
+        ..LogOptions::new("/wal", 1, 1, Seq::ZERO)
+    };
+    let backend = Arc::new(SlowRoom { sim, gate: Arc::clone(&gate) });
+    let log = Log::open(backend, options, Arc::new(Manifest::default())).unwrap();
+    let append = || log.append(&mut record(&[7; 1000])).map(|_| ());
+    append().unwrap();
+    gate.set((true, false));
+    thread::scope(|scope| {
+        // One of them is held.
+        let maker = scope.spawn(|| (0..400).try_for_each(|_| append()));
+        drop(gate.changed.wait_while(gate.state.lock().unwrap(), |state| !state.1).unwrap());
+        let other = scope.spawn(|| (0..20).try_for_each(|_| append()));
+        // A writer that does not wait has the time to return.
+        for _ in 0..100_000 {
+            if other.is_finished() {
+                break;
+            }
+            thread::yield_now();
+        }
+        let went_on = other.is_finished();
+        assert!(!maker.is_finished());
+        gate.set((false, false));
+        other.join().unwrap().unwrap();
+        maker.join().unwrap().unwrap();
+        assert!(went_on, "a writer waited for the room of others");
+    });
 }

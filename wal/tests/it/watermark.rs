@@ -76,3 +76,18 @@ fn threads_complete_in_any_order_and_no_range_is_left_behind() {
     }
     assert_eq!(watermark.get(), Seq::new(reserved.load(Ordering::SeqCst)));
 }
+
+#[test]
+fn a_thread_that_sleeps_for_the_watermark_is_seen_until_it_goes_on() {
+    let watermark = Watermark::new(Seq::ZERO, 256);
+    assert!(!watermark.is_awaited());
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| watermark.wait_for(Seq::new(64)));
+        while !watermark.is_awaited() {
+            std::thread::yield_now();
+        }
+        watermark.complete(Seq::ZERO, Seq::new(64));
+        waiter.join().unwrap();
+    });
+    assert!(!watermark.is_awaited());
+}
