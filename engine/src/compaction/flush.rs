@@ -88,13 +88,13 @@ fn flush_tree(store: &Writing, tree: &Arc<Tree>) -> Result<u64> {
     let taken = if planted(Bug::FlushForgetsOldestTable) { layers.len().div_ceil(2) } else { layers.len() };
     let inputs = layers.iter().take(taken).map(|layer| layer.table().cursor());
     let mut retain = Retain::new(store.pins.retained(), Tombstones::Keep);
-    let run = write_run(
-        &output,
-        &Lane::new(&store.files, JobKind::Flush)?,
-        &|| store.manifest.new_number(),
-        (Merge::new(inputs), &mut retain),
-        NEVER,
-    )?;
+    let watch = || {
+        store.give_way();
+        false
+    };
+    let lane = Lane::new(&store.files, JobKind::Flush)?;
+    let new_number = || store.manifest.new_number();
+    let run = write_run(&output, &lane, &new_number, (Merge::new(inputs), &mut retain), &watch)?;
     let bytes: u64 = run.iter().map(|segment| segment.size_bytes).sum();
 
     // A log that has halted may hold a record of which the memtables lack a part.

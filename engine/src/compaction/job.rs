@@ -237,6 +237,7 @@ fn merge(store: &Writing, tree: &Arc<Tree>, moment: Moment, range: Range<usize>)
     let (new_number, stop) = (|| store.manifest.new_number(), || store.is_closed());
     let watch = || {
         progress.step();
+        store.give_way();
         stop()
     };
     let run = write_run(&output, &lane, &new_number, (Merge::new(cursors), &mut retain), &watch)?;

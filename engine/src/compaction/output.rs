@@ -63,7 +63,7 @@ pub(crate) struct Output<'a> {
     pub(crate) leaving_bytes: u64,
 }
 
-/// Asked between two entries whether the work is to be given up. Must cost nothing but a load.
+/// Called between two entries: whether the work is to be given up. Must cost nothing but loads.
 pub(crate) type Stop<'a> = &'a dyn Fn() -> bool;
 
 /// For work that is never given up.

@@ -18,7 +18,7 @@ use crate::base::events::Event;
 use crate::base::key::Seq;
 use crate::base::metrics::Counters;
 use crate::base::options::Options;
-use crate::base::sync::shared::{AtomicBool, AtomicUsize, RwLock, turn};
+use crate::base::sync::shared::{AtomicBool, AtomicUsize, RwLock, thread, turn};
 use crate::io::files::Files;
 use crate::manifest::version::Version;
 use crate::segment::BlockCache;
@@ -93,6 +93,15 @@ impl Store {
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// A job is between two entries. It leaves its processor to the writers while one of them waits for another, which may have
+    /// lost its own: until that one goes on, all writes wait. Costs a load otherwise.
+    #[inline]
+    pub(crate) fn give_way(&self) {
+        if self.visible.is_awaited() {
+            thread::yield_now();
+        }
     }
 
     /// From now on every call says `Closed`. The caller holds the write gate alone, if there is one.
