@@ -87,10 +87,18 @@ fn mix(mut word: u64) -> u64 {
 
 /// The key of record `number`: hexadecimal, in an order that does not depend on the numbers.
 pub fn key(number: u64) -> Key {
+    // The lowest digit first, as in all reports so far.
+    let mut key = sorted_key(mix(number));
+    key.reverse();
+    key
+}
+
+/// The key of record `number`: hexadecimal, in the order of the numbers.
+pub fn sorted_key(number: u64) -> Key {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
     let mut key = [0; KEY_BYTES];
-    let mut word = mix(number);
-    for digit in &mut key {
+    let mut word = number;
+    for digit in key.iter_mut().rev() {
         *digit = DIGITS.get(usize::try_from(word & 15).unwrap_or(0)).copied().unwrap_or(b'0');
         word >>= 4;
     }
@@ -149,6 +157,13 @@ mod tests {
             assert!(!is_for(&key(number + 1), &value, VALUE_BYTES));
         }
         assert_ne!(value(b"k", 1), value(b"k", 2));
+    }
+
+    #[test]
+    fn sorted_keys_are_in_the_order_of_their_numbers() {
+        let keys: Vec<_> = [0, 1, 15, 16, 255, 1 << 32, u64::MAX].map(sorted_key).to_vec();
+        assert!(keys.is_sorted());
+        assert_eq!(&sorted_key(0x1f), b"000000000000001f");
     }
 
     #[test]

@@ -237,7 +237,7 @@ impl<'a> Worker<'a> {
     fn step(&mut self) -> Result<u64> {
         match self.plan.workload.step {
             Step::Put => self.put_new(),
-            Step::Load => self.load(),
+            Step::Load | Step::LoadSorted => self.load(),
             Step::Get => {
                 let number = self.random.below(self.plan.records);
                 self.get(number)
@@ -288,7 +288,7 @@ impl<'a> Worker<'a> {
     fn load(&mut self) -> Result<u64> {
         let mut batch = std::mem::take(&mut self.batch);
         for (slot, value) in &mut batch {
-            *slot = key(self.new_number());
+            *slot = self.plan.workload.key(self.new_number());
             make_value(value, self.value_bytes(), slot, 0);
         }
         self.store.put_batch(&batch)?;
@@ -298,7 +298,7 @@ impl<'a> Worker<'a> {
     }
 
     fn get(&mut self, number: u64) -> Result<u64> {
-        get_and_check((self.name, self.store), number, self.value_bytes())?;
+        get_and_check((self.name, self.store), &key(number), self.value_bytes())?;
         Ok(1)
     }
 
@@ -400,15 +400,14 @@ impl<'a> Worker<'a> {
 ///
 /// # Errors
 /// The store failed, or the record is missing or wrong.
-pub fn get_and_check(store: (&str, &dyn Store), number: u64, len_bytes: usize) -> Result<()> {
-    let key = key(number);
+pub fn get_and_check(store: (&str, &dyn Store), key: &Key, len_bytes: usize) -> Result<()> {
     let mut is_right = false;
-    let found = store.1.get(&key, &mut |value| is_right = is_for(&key, value, len_bytes))?;
+    let found = store.1.get(key, &mut |value| is_right = is_for(key, value, len_bytes))?;
     if found && is_right {
         return Ok(());
     }
     let what = if found { "has a wrong value" } else { "is missing" };
-    Err(Error::Wrong { store: store.0.to_owned(), what: format!("record {number} {what}") })
+    Err(Error::Wrong { store: store.0.to_owned(), what: format!("record {} {what}", key.escape_ascii()) })
 }
 
 /// Writes the records `0..records` of a data set in batches, then waits until the store has settled.
@@ -439,10 +438,10 @@ pub fn check_sample(store: (&str, &dyn Store), plan: &Plan, outcome: &Outcome) -
     let mut random = Random::new(plan.seed ^ 0x5a);
     for _ in 0..1000 {
         let number = match plan.workload.step {
-            Step::Put | Step::Load => plan.first_new + random.below(outcome.all_new_below),
+            Step::Put | Step::Load | Step::LoadSorted => plan.first_new + random.below(outcome.all_new_below),
             _ => random.below(plan.records),
         };
-        get_and_check(store, number, plan.workload.value_bytes)?;
+        get_and_check(store, &plan.workload.key(number), plan.workload.value_bytes)?;
     }
     Ok(())
 }

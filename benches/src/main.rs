@@ -34,7 +34,7 @@ struct Args {
     /// Seconds of each run at least. Default: 2.5, with --quick 1. Less if the time is too short.
     #[arg(long)]
     seconds: Option<f64>,
-    /// Minutes that all of it takes at most. Default: 57; with --quick 5.7, or 1.9 for each store if there are more.
+    /// Minutes that all of it takes at most. Default: 57; with --quick 6, or 2 for each store if there are more.
     #[arg(long)]
     minutes: Option<f64>,
     /// A first impression: smaller data, one short round.
@@ -75,7 +75,7 @@ fn run(args: Args) -> Result<()> {
     let count = u32::try_from(stores.len()).map_or(f64::MAX, f64::from);
     let (size, seconds, rounds, minutes) = match (args.smoke, args.quick) {
         (true, _) => (Size::Smoke, 0.2, 1, 57.0),
-        (_, true) => (Size::Quick, 1.0, 1, 5.7_f64.max(1.9 * count)),
+        (_, true) => (Size::Quick, 1.0, 1, 6.0_f64.max(2.0 * count)),
         _ => (Size::Full, 2.5, 3, 57.0),
     };
     let seconds = args.seconds.unwrap_or(seconds);

@@ -3,6 +3,7 @@
 //! Workloads of a family share a data set that is loaded once per store. The family [`Family::Fresh`] has none: each
 //! run begins with an empty store. Memory means everything together: caches, write buffers, the page cache of the system.
 
+use crate::data::{Key, key, sorted_key};
 use crate::error::{Error, Result};
 
 /// The data of a workload.
@@ -41,6 +42,8 @@ pub enum Step {
     Put,
     /// Puts a batch of new keys atomically.
     Load,
+    /// The same, with each key above all before it.
+    LoadSorted,
     /// Gets a key that is there.
     Get,
     /// Gets a key that is not there.
@@ -104,7 +107,7 @@ const fn mix(reads: u64, updates: u64, read_modify_writes: u64, scans: u64) -> S
 
 const fn workload(name: &'static str, step: Step, threads: u16, goal: f64) -> Workload {
     let family = match step {
-        Step::Put | Step::Load => Family::Fresh,
+        Step::Put | Step::Load | Step::LoadSorted => Family::Fresh,
         Step::Ycsb(_) => Family::Ycsb,
         Step::Overwrite => Family::Overwrite,
         _ => Family::Hot,
@@ -116,7 +119,7 @@ const fn workload(name: &'static str, step: Step, threads: u16, goal: f64) -> Wo
     };
     let unit = match step {
         Step::Put | Step::Overwrite => "puts",
-        Step::Load => "records",
+        Step::Load | Step::LoadSorted => "records",
         Step::Get | Step::GetMissing | Step::GetAsync => "gets",
         Step::MultiGet => "keys",
         Step::ScanShort => "scans",
@@ -131,13 +134,14 @@ const fn cold(name: &'static str, step: Step, threads: u16) -> Workload {
 }
 
 /// All workloads, in the order in which they run.
-pub const ALL: [Workload; 23] = [
+pub const ALL: [Workload; 24] = [
     workload("durable_put/1", Step::Put, 1, 1.0),
     workload("durable_put/8", Step::Put, 8, 1.5),
-    workload("durable_put/64", Step::Put, 64, 2.5),
-    workload("put/1", Step::Put, 1, 3.0),
-    workload("put/4", Step::Put, 4, 5.0),
+    workload("durable_put/64", Step::Put, 64, 2.0),
+    workload("put/1", Step::Put, 1, 2.5),
+    workload("put/4", Step::Put, 4, 3.0),
     workload("load", Step::Load, 1, 2.5),
+    workload("load_sorted", Step::LoadSorted, 1, 3.0),
     workload("get_hot/1", Step::Get, 1, 1.5),
     workload("get_hot/4", Step::Get, 4, 1.5),
     workload("get_missing", Step::GetMissing, 1, 1.5),
@@ -149,11 +153,11 @@ pub const ALL: [Workload; 23] = [
     cold("get_cold/32", Step::Get, 32),
     cold("multi_get_cold", Step::MultiGet, 1),
     cold("get_async_cold", Step::GetAsync, 1),
-    workload("ycsb_a", mix(50, 50, 0, 0), 4, 2.5),
+    workload("ycsb_a", mix(50, 50, 0, 0), 4, 2.0),
     workload("ycsb_b", mix(95, 5, 0, 0), 4, 2.0),
     workload("ycsb_c", mix(100, 0, 0, 0), 4, 1.25),
     workload("ycsb_e", mix(0, 0, 0, 95), 4, 1.5),
-    workload("ycsb_f", mix(50, 0, 50, 0), 4, 2.5),
+    workload("ycsb_f", mix(50, 0, 50, 0), 4, 2.0),
     workload("overwrite", Step::Overwrite, 2, 2.5),
 ];
 
@@ -185,7 +189,7 @@ impl Workload {
     /// Whether it writes at all.
     pub fn writes(&self) -> bool {
         match self.step {
-            Step::Put | Step::Load | Step::Overwrite => true,
+            Step::Put | Step::Load | Step::LoadSorted | Step::Overwrite => true,
             Step::Ycsb(mix) => mix.reads < 100,
             _ => false,
         }
@@ -209,7 +213,12 @@ impl Workload {
 
     /// Whether it must write several times the memory, so that it does not only fill buffers.
     pub fn fills_memory(&self) -> bool {
-        !self.is_durable() && matches!(self.step, Step::Put | Step::Load | Step::Overwrite)
+        !self.is_durable() && matches!(self.step, Step::Put | Step::Load | Step::LoadSorted | Step::Overwrite)
+    }
+
+    /// The key of record `number`.
+    pub fn key(&self, number: u64) -> Key {
+        if self.step == Step::LoadSorted { sorted_key(number) } else { key(number) }
     }
 }
 
@@ -284,7 +293,7 @@ mod tests {
         let names =
             |list| parse(list).map(|all| all.iter().map(|workload| workload.name).collect::<Vec<_>>());
         assert_eq!(names("overwrite, put/1").ok(), Some(vec!["put/1", "overwrite"]));
-        assert_eq!(names("all").map(|names| names.len()).ok(), Some(23));
+        assert_eq!(names("all").map(|names| names.len()).ok(), Some(24));
         let error = names("put/1,put/3").expect_err("there is no put/3").to_string();
         assert!(error.contains("`put/3`"), "{error}");
         assert!(error.contains("durable_put/64"), "{error}");
