@@ -88,7 +88,8 @@ impl Keyspace {
     ///
     /// # Concurrency
     /// Writers wait for each other only to become visible in order. Writers at [`Durability::Power`] that wait at the same
-    /// time share one sync. A write waits while the memtables are full, and up to a millisecond while compaction is behind.
+    /// time share one sync. A write waits while the memtables are full or the log is at its limit. While merges of its keyspace,
+    /// or flushes, are behind, some writes sleep: a few ms, and 100 ms at most.
     ///
     /// # Errors
     /// * [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an empty key,

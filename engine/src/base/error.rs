@@ -31,8 +31,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A system call failed. If a resource is used up (file handles, memory), nothing was written, and the same call can be
-    /// repeated when the resource is available. A read can be repeated.
+    /// A system call failed. If a resource is used up (file handles, memory), nothing was written, but for a rare case that
+    /// [`Keyspace::put`](crate::Keyspace::put) names, and the same call can be repeated when the resource is available. A read
+    /// can be repeated.
     #[error("{message}")]
     #[non_exhaustive]
     Io {
