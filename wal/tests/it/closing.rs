@@ -2,13 +2,17 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use super::support::{Manifest, record};
 use aio::sim::SimBackend;
 use aio::{Backend, BackendLayer, File};
 use wal::{Background, Error, Log, LogOptions, Seq};
+
+/// A close that does not wait returns in this time: also on a busy machine, where planted bugs have to be found.
+const TIME_TO_RETURN: Duration = Duration::from_millis(if cfg!(planted) { 2000 } else { 100 });
 
 /// A machine on which a sync takes as long as a test wants.
 #[derive(Debug)]
@@ -94,18 +98,15 @@ fn close_beside<T: Send>(slow: &Slow, log: &Log, halts: bool, call: impl FnOnce(
         if halts {
             log.halt(&Error::Host { message: "of the test".to_owned() });
         }
-        let closed = scope.spawn(|| {
+        let (tell, told) = mpsc::channel();
+        let closed = scope.spawn(move || {
             assert_eq!(log.close().is_err(), halts);
             let events = slow.sim.events();
-            (*slow.pace.lock().unwrap() != Pace::Held, events)
+            let waited = *slow.pace.lock().unwrap() != Pace::Held;
+            tell.send(()).unwrap();
+            (waited, events)
         });
-        // A close that does not wait has the time to return.
-        for _ in 0..100_000 {
-            if closed.is_finished() {
-                break;
-            }
-            thread::yield_now();
-        }
+        let _ = told.recv_timeout(TIME_TO_RETURN);
         slow.set(Pace::Fast);
         let (waited, events) = closed.join().unwrap();
         let result = called.join().unwrap();
