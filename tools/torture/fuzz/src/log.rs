@@ -224,17 +224,16 @@ fn built_chain(input: &mut Input<'_>, rules: &ChainRules) {
     overwrite(&mut file, at, input.bytes(700));
     let damaged = read_chain(&file, rules);
     must_be_sound(&file, rules);
-    // Only zeros look like a power cut, and only at the end: a group confirms all before it. With groups of one sector the
-    // change may take the newest and the one that it confirms.
+    // Only zeros look like a power cut, and only at the end: the first sector of a group confirms all groups before it. With
+    // groups of one sector a change may take the newest one and the one that it confirms.
     if damaged.check("fuzzed".as_ref()).is_ok() && file != before {
         let begin = |nth: usize| nth.checked_sub(1).map_or((0, 0), |nth| ends[nth]);
-        let is_whole = |nth: &usize| {
-            let place = begin(*nth).0..ends[*nth].0;
-            file[place.clone()] == before[place]
-        };
-        let in_front = (0..groups).take_while(is_whole).last().map_or(0, |nth| ends[nth].1);
-        let confirmed = (0..groups).rev().find(is_whole).map_or(0, |nth| begin(nth).1);
-        assert!(damaged.stream.len() >= in_front.max(confirmed), "a group is lost that another one confirms");
+        let is_same = |from: usize, upto: usize| file[from..upto] == before[from..upto];
+        let whole = (0..groups).take_while(|&nth| is_same(begin(nth).0, ends[nth].0)).count();
+        let confirms = |&nth: &usize| is_same(begin(nth).0, begin(nth).0 + SECTOR_BYTES);
+        let confirmed = (0..groups).rev().find(confirms).unwrap_or(0);
+        let least = begin(whole.max(confirmed)).1;
+        assert!(damaged.stream.len() >= least, "a group is lost that another one confirms");
         assert!(stream.starts_with(&damaged.stream), "accepted bytes were never written");
     }
 }
