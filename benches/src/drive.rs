@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::machine::{now, pause};
 use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::workload::{BATCH_RECORDS, Mix, READS_IN_FLIGHT, SCAN_RECORDS, Step, Workload};
+use crate::workload::{BATCH_RECORDS, Family, Mix, READS_IN_FLIGHT, SCAN_RECORDS, Step, Workload};
 
 /// The length of a run, and its data.
 #[derive(Clone, Debug)]
@@ -437,8 +437,8 @@ pub fn load(store: &dyn Store, records: u64, value_bytes: usize) -> Result<()> {
 pub fn check_sample(store: (&str, &dyn Store), plan: &Plan, outcome: &Outcome) -> Result<()> {
     let mut random = Random::new(plan.seed ^ 0x5a);
     for _ in 0..1000 {
-        let number = match plan.workload.step {
-            Step::Put | Step::Load | Step::LoadSorted => plan.first_new + random.below(outcome.all_new_below),
+        let number = match plan.workload.family {
+            Family::Fresh => plan.first_new + random.below(outcome.all_new_below),
             _ => random.below(plan.records),
         };
         get_and_check(store, &plan.workload.key(number), plan.workload.value_bytes)?;

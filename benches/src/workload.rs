@@ -189,9 +189,8 @@ impl Workload {
     /// Whether it writes at all.
     pub fn writes(&self) -> bool {
         match self.step {
-            Step::Put | Step::Load | Step::LoadSorted | Step::Overwrite => true,
             Step::Ycsb(mix) => mix.reads < 100,
-            _ => false,
+            _ => matches!(self.family, Family::Fresh | Family::Overwrite),
         }
     }
 
@@ -213,7 +212,7 @@ impl Workload {
 
     /// Whether it must write several times the memory, so that it does not only fill buffers.
     pub fn fills_memory(&self) -> bool {
-        !self.is_durable() && matches!(self.step, Step::Put | Step::Load | Step::LoadSorted | Step::Overwrite)
+        !self.is_durable() && matches!(self.family, Family::Fresh | Family::Overwrite)
     }
 
     /// The key of record `number`.
