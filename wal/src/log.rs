@@ -205,8 +205,9 @@ impl Log {
     /// Waits while the ring has no space, that is for a round.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::AtLimit`], [`Error::Halted`], [`Error::Closed`], a fork, or, when the ring is full, the
-    /// [shortage](Error::is_shortage) of [`Log::wait_durable`]: nothing was reserved, the record is unchanged.
+    /// [`Error::TooLarge`], [`Error::AtLimit`], [`Error::Halted`], [`Error::Closed`], a fork, the [`Error::Io`] of a full disk
+    /// where a copy of the store took blocks of the ring, or, when the ring is full, the [shortage](Error::is_shortage) of
+    /// [`Log::wait_durable`]: nothing was reserved, the record is unchanged.
     pub fn reserve<'a>(&'a self, record: &'a mut RecordBuf) -> Result<Reservation<'a>> {
         let shared = &*self.shared;
         let (len_bytes, max_bytes) = (record.len_bytes(), self.max_record_bytes());

@@ -211,6 +211,7 @@ impl Ring {
             self.map.make_room(at, head_bytes)?;
             self.map.make_room(0, room_bytes - head_bytes)?;
         }
+        // A window that goes on is as old as its oldest part: no page is trusted for longer than `TRUST`.
         if sure <= from {
             self.sure_since_nanos.store(nanos(since), Ordering::Relaxed);
         }
